@@ -1,0 +1,175 @@
+"""The command line of data-prep: run, tokenizer, shards, verify, stats."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import FrameType
+
+from data_prep import config as configuration
+from data_prep import report, shards
+from data_prep.config import Config
+from data_prep.inputs import InputChangedError
+from data_prep.settings import SettingsError
+from data_prep.shards import DataError
+from data_prep.tokenizer import TokenizerError
+from data_prep.workspace import WorkspaceError
+
+_EXAMPLES = """examples:
+  data-prep run configs/data/stdlib.yaml output=data/stdlib
+  data-prep run configs/data/novels_train.yaml root=corpus output=data/novels workers=8
+  data-prep verify data/novels
+  data-prep stats data/novels --json
+
+A run that was stopped or killed continues when the same command is given again.
+"""
+_SIGNAL_EXIT = 128
+
+
+class _StoppedError(Exception):
+    """A signal asked the run to end."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command. 0: done; 1: a damaged data set, a full disk, a lost worker; 2: a mistake."""
+    parsed = _parser().parse_args(arguments)
+    act: Callable[[argparse.Namespace], int] = parsed.act
+    try:
+        return act(parsed)
+    except (SettingsError, TokenizerError, WorkspaceError, InputChangedError) as error:
+        return _tell(_one_message(error), 2)
+    except DataError as error:
+        return _tell(str(error), 1)
+
+
+def _one_message(error: ValueError) -> str:
+    return (
+        f"the configuration cannot work\n{error}"
+        if isinstance(error, SettingsError)
+        else str(error)
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="data-prep",
+        description="Turn text into tokenized, shuffled, checksummed shards for training.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="COMMAND")
+    keys = "configuration keys:\n  " + "\n  ".join(configuration.describe())
+    for name, text in (
+        ("run", "make a data set, or continue making it"),
+        ("tokenizer", "train or copy the tokenizer alone"),
+        ("shards", "make the rest, with the tokenizer that is there"),
+    ):
+        verb = verbs.add_parser(
+            name,
+            help=text,
+            description=text,
+            epilog=f"{keys}\n\n{_EXAMPLES}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        verb.add_argument("config", type=Path, metavar="CONFIG", help="YAML file")
+        verb.add_argument(
+            "overrides", nargs="*", metavar="key=value", help="settings on top of the file"
+        )
+        verb.set_defaults(act=_make)
+    verify = verbs.add_parser("verify", help="read a data set and list every problem")
+    verify.add_argument("directory", type=_data_set, metavar="DIR")
+    verify.set_defaults(act=_verify)
+    stats = verbs.add_parser("stats", help="count what a data set holds")
+    stats.add_argument("directory", type=_data_set, metavar="DIR")
+    stats.add_argument("--json", action="store_true", help="as one JSON object")
+    stats.set_defaults(act=_stats)
+    return parser
+
+
+def _make(parsed: argparse.Namespace) -> int:
+    wanted = configuration.load(parsed.config, parsed.overrides)
+    signal.signal(signal.SIGTERM, _stop)
+    signal.signal(signal.SIGINT, _stop)
+    # datatrove takes its time to import: mistakes in the configuration are told before.
+    from data_prep.engine import WorkerLostError
+
+    try:
+        return _run(parsed.verb, wanted)
+    except _StoppedError as stopped:
+        code = _SIGNAL_EXIT + stopped.number
+        return _tell("stopped; what is done is kept, the same command continues", code)
+    except WorkerLostError as error:
+        return _tell(str(error), 1)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        remedy = "when that is mended, the same command continues"
+        return _tell(f"{where}{error.strerror or error}; {remedy}", 1)
+
+
+def _run(verb: str, wanted: Config) -> int:
+    from data_prep import pipeline
+
+    if verb == "tokenizer":
+        path = pipeline.run_tokenizer(wanted)
+        print(f"tokenizer: {path}")
+        print("next: data-prep shards with the same configuration")
+        return 0
+    outcome = pipeline.run(wanted, "shards" if verb == "shards" else "all")
+    output = Path(wanted.output).expanduser()
+    if outcome.already:
+        print(f"{output} is finished already, from the same configuration: nothing to do")
+    print("\n".join(report.closing(output, outcome.manifest, outcome.seconds)))
+    return 0
+
+
+def _verify(parsed: argparse.Namespace) -> int:
+    problems = shards.verify(parsed.directory)
+    if problems:
+        count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
+        return _tell("\n".join([f"{parsed.directory}: {count}", *problems]), 1)
+    manifest = shards.read_manifest(parsed.directory)
+    print(
+        f"{parsed.directory}: whole: {manifest.documents:,} documents, {manifest.tokens:,} tokens, "
+        f"{len(manifest.shards):,} shards, every checksum right"
+    )
+    return 0
+
+
+def _stats(parsed: argparse.Namespace) -> int:
+    found = report.stats(parsed.directory)
+    if parsed.json:
+        print(json.dumps(dataclasses.asdict(found), indent=1))
+    else:
+        print("\n".join(report.lines(found)))
+    return 0
+
+
+def _data_set(word: str) -> Path:
+    path = Path(word)
+    if not path.is_dir():
+        raise argparse.ArgumentTypeError(f"{path} is not a directory")
+    return path
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    # Once: a second one would interrupt the clearing up.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    raise _StoppedError(number)
+
+
+def _tell(message: str, code: int) -> int:
+    print(f"data-prep: {message}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,93 @@
+"""How far a stage is: a bar on a terminal, a plain line every few seconds elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from ctypes import c_int64
+from multiprocessing.context import ForkContext
+from typing import Any, TextIO
+
+from tqdm import tqdm
+
+_LINE_SECONDS = 5.0
+
+# Shared with the workers through fork; None where nobody watches, as in a Slurm array.
+_counters: Any = None
+
+
+def shared_counters(context: ForkContext) -> Any:
+    """Counters of bytes and tokens that workers add to."""
+    return context.Array(c_int64, 2)
+
+
+def watch(counters: Any) -> None:
+    """Make `count` add to these counters, in this process."""
+    global _counters
+    _counters = counters
+
+
+def count(read: int, tokens: int = 0) -> None:
+    """Add bytes (of what the stage reads) and tokens to what is done."""
+    if _counters is not None:
+        with _counters.get_lock():
+            _counters[0] += read
+            _counters[1] += tokens
+
+
+class Progress:
+    """Shows one stage on `stream`; `total` and `done` are bytes, `done` by an earlier run.
+
+    A stage of no size (`total` 0) shows the time alone.
+    """
+
+    def __init__(self, label: str, total: int, done: int, stream: TextIO | None = None) -> None:
+        self._stream = sys.stderr if stream is None else stream
+        self._label, self._total, self._before = label, total, done
+        self._begun = self._shown = time.monotonic()
+        self._bar: Any = None
+        if self._stream.isatty():
+            # Its watcher is a thread, and the workers are forked from this process.
+            tqdm.monitor_interval = 0
+            self._bar = tqdm(
+                desc=label,
+                bar_format=None if total else "{desc}: {elapsed}",
+                total=total,
+                initial=done,
+                unit="B",
+                unit_scale=True,
+                dynamic_ncols=True,
+                file=self._stream,
+            )
+
+    def show(self, read: int, tokens: int) -> None:
+        """Tell what this run has done by now."""
+        seconds = max(time.monotonic() - self._begun, 1e-9)
+        if self._bar is not None:
+            if tokens:
+                self._bar.set_postfix_str(f"{tokens / seconds:,.0f} tokens/s", refresh=False)
+            self._bar.n = min(self._before + read, self._total)
+            self._bar.refresh()
+        elif time.monotonic() - self._shown >= _LINE_SECONDS:
+            self._shown = time.monotonic()
+            print(self._line(read, tokens, seconds), file=self._stream, flush=True)
+
+    def _line(self, read: int, tokens: int, seconds: float) -> str:
+        if not self._total:
+            return f"{self._label}: {seconds:,.0f} s"
+        rate = read / seconds
+        left = (self._total - self._before - read) / rate if rate else float("inf")
+        parts = [
+            f"{self._label}: {(self._before + read) / 1e6:,.1f} of {self._total / 1e6:,.1f} MB",
+            f"{rate / 1e6:,.1f} MB/s",
+        ]
+        if tokens:
+            parts.append(f"{tokens / seconds:,.0f} tokens/s")
+        if left != float("inf"):
+            parts.append(f"{max(left, 0):,.0f} s left")
+        return ", ".join(parts)
+
+    def close(self) -> None:
+        """Leave the stage's last line."""
+        if self._bar is not None:
+            self._bar.close()

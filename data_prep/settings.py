@@ -1,0 +1,254 @@
+"""Configuration in three layers: dataclass defaults, a YAML with what differs, `key=value` words.
+
+Every mistake of a user is found before anything runs and all of them are told at once. OmegaConf
+parses, merges and interpolates; the check against the dataclasses is ours, since OmegaConf stops at
+the first mistake. Only `${other.key}` may be interpolated: resolvers such as `${oc.env:KEY}` would
+carry secrets into every file that stores the configuration, so they are refused.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import difflib
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
+
+T = TypeVar("T")
+
+_RESOLVER = re.compile(r"\$\{\s*[\w.]+\s*:")
+
+
+class SettingsError(ValueError):
+    """A configuration that cannot work; `problems` holds every mistake, one sentence each."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        self.problems = list(problems)
+        super().__init__("\n".join(f"  - {problem}" for problem in self.problems))
+
+
+def setting(default: Any, doc: str, *, low: float | None = None, high: float | None = None) -> Any:
+    """A dataclass field: its default (a list or dict is copied), unit, meaning, closed bounds."""
+    metadata = {"doc": doc, "low": low, "high": high}
+    if isinstance(default, list | dict):
+        return dataclasses.field(default_factory=lambda: type(default)(default), metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def group(schema: type[T]) -> T:
+    """A dataclass field that holds a group of settings, all at their defaults."""
+    return dataclasses.field(default_factory=schema)
+
+
+def load(schema: type[T], path: Path | None, overrides: Sequence[str] = ()) -> T:
+    """The configuration of the YAML at `path` with `key=value` words on top.
+
+    Raises SettingsError with every unknown key, wrong type, value out of bounds, and with each
+    sentence that a dataclass's own `problems()` returns. Those sentences start with the key.
+    """
+    raw, problems = _read(path, overrides)
+    built = _build(schema, raw, "", problems)
+    # A wrong value's place is held by its default: what is said of that would mislead.
+    wrong = [problem.partition(":")[0] for problem in problems]
+    problems += [
+        problem
+        for problem in _own_problems(built, "")
+        if not any(key and key in problem for key in wrong)
+    ]
+    if problems:
+        raise SettingsError(problems)
+    return built
+
+
+def from_plain(schema: type[T], value: Mapping[str, Any]) -> T:
+    """The configuration that `to_plain` wrote, checked again. Raises SettingsError."""
+    problems: list[str] = []
+    built = _build(schema, value, "", problems)
+    if problems:
+        raise SettingsError(problems)
+    return built
+
+
+def to_plain(config: Any) -> dict[str, Any]:
+    """The resolved configuration as JSON-able dicts, lists and scalars."""
+    return dataclasses.asdict(config)
+
+
+def to_yaml(config: Any) -> str:
+    """The resolved configuration as YAML that `load` reads back to an equal configuration."""
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_yaml(OmegaConf.create(to_plain(config)))
+
+
+def describe(schema: type[Any], prefix: str = "") -> list[str]:
+    """A line for each key: name, default, meaning; for `--help`."""
+    lines = []
+    hints = get_type_hints(schema)
+    for field in dataclasses.fields(schema):
+        name = f"{prefix}{field.name}"
+        if dataclasses.is_dataclass(hints[field.name]):
+            lines += describe(hints[field.name], f"{name}.")
+        else:
+            default = field.default
+            if field.default_factory is not dataclasses.MISSING:
+                default = field.default_factory()
+            lines.append(f"{name} = {default!r}  {field.metadata.get('doc', '')}")
+    return lines
+
+
+def _read(path: Path | None, overrides: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    from omegaconf import DictConfig, OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    problems: list[str] = []
+    layers: list[Any] = []
+    if path is not None:
+        try:
+            text = path.read_text(encoding="utf-8")
+            loaded = OmegaConf.create(text)
+            if not isinstance(loaded, DictConfig):
+                raise SettingsError([f"{path}: expected keys with values, found a list"])
+            layers.append(loaded)
+        except OSError as error:
+            raise SettingsError([f"{path}: cannot be read ({error.strerror})"]) from None
+        except UnicodeDecodeError:
+            raise SettingsError([f"{path}: is not UTF-8 text"]) from None
+        except (YAMLError, OmegaConfBaseException) as error:
+            raise SettingsError([f"{path}: is not valid YAML: {error}"]) from None
+    for word in overrides:
+        key, equals, _ = word.partition("=")
+        if not equals or not re.fullmatch(r"\w+(\.\w+)*", key):
+            problems.append(f"{word!r}: expected key=value, for example train.steps=100")
+            continue
+        try:
+            layers.append(OmegaConf.from_dotlist([word]))
+        except (YAMLError, OmegaConfBaseException, ValueError) as error:
+            problems.append(f"{word!r}: the value is not valid YAML: {error}")
+    return _merge(layers, problems), problems
+
+
+def _merge(layers: list[Any], problems: list[str]) -> dict[str, Any]:
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        merged = OmegaConf.merge(*layers) if layers else OmegaConf.create({})
+        plain = OmegaConf.to_container(merged, resolve=False)
+        allowed = OmegaConf.create(_without_resolvers(plain, "", problems))
+        resolved = OmegaConf.to_container(allowed, resolve=True)
+    except OmegaConfBaseException as error:
+        raise SettingsError([*problems, str(error).splitlines()[0]]) from None
+    assert isinstance(resolved, dict)
+    return {str(key): value for key, value in resolved.items()}
+
+
+def _without_resolvers(value: Any, key: str, problems: list[str]) -> Any:
+    """`value` with each text that uses a resolver emptied, and told of in `problems`."""
+    if isinstance(value, dict):
+        return {
+            name: _without_resolvers(item, f"{key}.{name}" if key else str(name), problems)
+            for name, item in value.items()
+        }
+    if isinstance(value, list):
+        return [
+            _without_resolvers(item, f"{key}[{index}]", problems)
+            for index, item in enumerate(value)
+        ]
+    if isinstance(value, str) and _RESOLVER.search(value):
+        problems.append(
+            f"{key}: {value!r} uses a resolver, which would store what it reads; only "
+            f'${{other.key}} is resolved. Pass the value on the command line: {key}="$NAME"'
+        )
+        return ""
+    return value
+
+
+def _build(schema: type[T], raw: Any, prefix: str, problems: list[str]) -> T:
+    """The dataclass made of `raw`. Of a wrong value, told of in `problems`, the default stays."""
+    if not isinstance(raw, Mapping):
+        problems.append(f"{prefix.rstrip('.') or 'configuration'}: expected keys, found {raw!r}")
+        return schema()
+    hints = get_type_hints(schema)
+    fields = {field.name: field for field in dataclasses.fields(schema)}  # type: ignore[arg-type]
+    for key in raw:
+        if key not in fields:
+            near = difflib.get_close_matches(str(key), fields, n=1)
+            known = f"did you mean {prefix}{near[0]}?" if near else f"known: {', '.join(fields)}"
+            problems.append(f"{prefix}{key}: unknown key; {known}")
+    values = {}
+    for name, field in fields.items():
+        if name in raw:
+            place, bounds = f"{prefix}{name}", field.metadata
+            with contextlib.suppress(_WrongValueError):
+                values[name] = _value(hints[name], raw[name], place, bounds, problems)
+    return schema(**values)
+
+
+class _WrongValueError(Exception):
+    """A value of the wrong type; why has been told in `problems`."""
+
+
+def _wrong(problem: str, problems: list[str]) -> NoReturn:
+    problems.append(problem)
+    raise _WrongValueError
+
+
+def _value(kind: Any, raw: Any, key: str, bounds: Mapping[str, Any], problems: list[str]) -> Any:
+    """`raw` as the type `kind`. Raises _WrongValueError."""
+    origin, arguments = get_origin(kind), get_args(kind)
+    if dataclasses.is_dataclass(kind):
+        return _build(kind, raw, f"{key}.", problems)  # type: ignore[arg-type]
+    if origin is Literal:
+        if raw not in arguments or type(raw) not in {type(choice) for choice in arguments}:
+            choices = ", ".join(str(choice) for choice in arguments)
+            _wrong(f"{key}: expected one of {choices}; found {raw!r}", problems)
+        return raw
+    if origin is list:
+        if not isinstance(raw, list):
+            _wrong(f"{key}: expected a list, found {raw!r}", problems)
+        items = []
+        for index, item in enumerate(raw):
+            with contextlib.suppress(_WrongValueError):
+                items.append(_value(arguments[0], item, f"{key}[{index}]", bounds, problems))
+        if len(items) < len(raw):
+            raise _WrongValueError
+        return items
+    return _scalar(kind, raw, key, bounds, problems)
+
+
+def _scalar(
+    kind: type[Any], raw: Any, key: str, bounds: Mapping[str, Any], problems: list[str]
+) -> Any:
+    # YAML 1.1 reads 1e-4 (no dot) as text: users mean the number.
+    if kind is float and isinstance(raw, str):
+        with contextlib.suppress(ValueError):
+            raw = float(raw)
+    if kind is float and isinstance(raw, int) and not isinstance(raw, bool):
+        raw = float(raw)
+    if not isinstance(raw, kind) or (kind is int and isinstance(raw, bool)):
+        names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+        _wrong(f"{key}: expected {names[kind]}, found {raw!r}", problems)
+    if kind is float and not math.isfinite(raw):
+        _wrong(f"{key}: expected a finite number, found {raw!r}", problems)
+    low, high = bounds.get("low"), bounds.get("high")
+    if (low is not None and raw < low) or (high is not None and raw > high):
+        wanted = f"at least {low}" if high is None else f"{low} to {high}"
+        _wrong(f"{key}: expected {wanted}, found {raw!r}", problems)
+    return raw
+
+
+def _own_problems(config: Any, prefix: str) -> list[str]:
+    found = []
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        for index, item in enumerate(value if isinstance(value, list) else [value]):
+            if dataclasses.is_dataclass(item):
+                place = f"[{index}]" if isinstance(value, list) else ""
+                found += _own_problems(item, f"{prefix}{field.name}{place}.")
+    own = getattr(config, "problems", None)
+    return found + ([f"{prefix}{problem}" for problem in own()] if own is not None else [])

@@ -1,0 +1,219 @@
+"""The work directory of a data set in the making: what is to be done and what is done.
+
+It makes a killed run continue: every unit of work leaves a marker, written durably after what it
+stands for, so a unit is done or not begun. Units are laid down once and depend on the input files
+alone, never on the number of workers or tasks.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from data_prep import durable, inputs
+from data_prep.config import Config, differences
+from data_prep.documents import Survey
+from data_prep.inputs import InputFile
+
+# Units have this size, or what makes _UNITS of the corpus if that is more.
+CUT_BYTES = 1 << 20
+_UNITS = 4096
+# Reading from inside of a compressed file decompresses all before: at most so many times.
+_COMPRESSED_PARTS = 8
+_SURVEY_BYTES = 256 << 20
+_SURVEY_FILES = 512
+_VERSION = 1
+_LOCK_SECONDS = 10.0
+
+
+class WorkspaceError(ValueError):
+    """The output directory belongs to another configuration, corpus or process."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Records of one file that begin in [offset, stop); `line` is the number of the first."""
+
+    file: int
+    offset: int
+    line: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class Work:
+    """Paths and tables of a work directory, and the input files in their order."""
+
+    output: Path
+    files: list[InputFile]
+
+    @property
+    def directory(self) -> Path:
+        """The work directory, inside of the output directory."""
+        return self.output / "work"
+
+    @property
+    def tokenizer(self) -> Path:
+        """The data set's copy of the tokenizer."""
+        return self.output / "tokenizer.model"
+
+    def marker(self, stage: str, unit: int) -> Path:
+        """The file that stands for a unit being done, and says what it found."""
+        return self.directory / stage / f"{unit:06d}.json"
+
+    def read(self, stage: str, unit: int) -> Any:
+        """What the marker of a finished unit says."""
+        return json.loads(self.marker(stage, unit).read_bytes())
+
+    def finish(self, stage: str, unit: int, value: Any) -> None:
+        """Mark a unit as done. What it stands for must be durable already."""
+        path = self.marker(stage, unit)
+        path.parent.mkdir(exist_ok=True)
+        durable.write_json(path, value)
+
+    def tokens(self, unit: int) -> Path:
+        """The tokens of a unit's documents, one after the other."""
+        return self.directory / "tokenize" / f"{unit:06d}.tokens"
+
+    @cached_property
+    def survey_units(self) -> list[range]:
+        """Runs of consecutive input files that are surveyed together."""
+        units, first, size = [], 0, 0
+        for index, file in enumerate(self.files):
+            size += file.path.stat().st_size
+            if size >= _SURVEY_BYTES or index + 1 - first >= _SURVEY_FILES:
+                units.append(range(first, index + 1))
+                first, size = index + 1, 0
+        return [*units, range(first, len(self.files))] if first < len(self.files) else units
+
+    @cached_property
+    def surveys(self) -> list[Survey]:
+        """What each input file is, after the survey."""
+        plain = (
+            item for unit in range(len(self.survey_units)) for item in self.read("survey", unit)
+        )
+        return [
+            Survey(**{**item, "cuts": [(offset, line) for offset, line in item["cuts"]]})
+            for item in plain
+        ]
+
+    @cached_property
+    def units(self) -> list[list[Part]]:
+        """Parts of files in the order of the corpus, of about equal size together."""
+        least = max(CUT_BYTES, sum(found.size for found in self.surveys) // _UNITS)
+        units: list[list[Part]] = []
+        open_bytes = least
+        for index, found in enumerate(self.surveys):
+            for part in _parts(index, self.files[index], found, least):
+                if open_bytes >= least:
+                    units.append([])
+                    open_bytes = 0
+                units[-1].append(part)
+                open_bytes += part.stop - part.offset
+        return units
+
+    def unit_sizes(self) -> list[int]:
+        """Bytes that each unit reads, after decompression."""
+        return [sum(part.stop - part.offset for part in unit) for unit in self.units]
+
+
+def _parts(index: int, file: InputFile, found: Survey, least: int) -> list[Part]:
+    if file.compression:
+        least = max(least, found.size // _COMPRESSED_PARTS)
+    starts = [found.cuts[0]]
+    for cut in found.cuts[1:]:
+        if cut[0] - starts[-1][0] >= least:
+            starts.append(cut)
+    stops = [*(offset for offset, _ in starts[1:]), found.size]
+    return [
+        Part(index, offset, line, stop) for (offset, line), stop in zip(starts, stops, strict=True)
+    ]
+
+
+@contextmanager
+def claimed(work: Work) -> Iterator[None]:
+    """Keep other processes out of the output directory. Raises WorkspaceError."""
+    work.directory.mkdir(parents=True, exist_ok=True)
+    with (work.directory / "lock").open("w") as file:
+        # Workers hold the lock with their parent: a killed run's last ones end within moments.
+        deadline = time.monotonic() + _LOCK_SECONDS
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise WorkspaceError(
+                        f"{work.output}: another data-prep is at work in this directory"
+                    ) from None
+                time.sleep(0.1)
+        yield
+
+
+def begin(work: Work, config: Config) -> None:
+    """Note what this data set is, or refuse to continue another one. Raises WorkspaceError."""
+    path = work.directory / "begun.json"
+    ours: dict[str, Any] = {
+        # What is done rests on how the corpus is cut into units.
+        "version": [_VERSION, CUT_BYTES, _UNITS, _COMPRESSED_PARTS],
+        "configuration": config.identity(),
+        "files": [[file.name, str(file.path)] for file in work.files],
+    }
+    if path.exists():
+        theirs = json.loads(path.read_bytes())
+        if theirs["version"] != ours["version"]:
+            raise WorkspaceError(
+                f"{work.output}: was begun by another version of data-prep; finish it with that "
+                "one, or give another output"
+            )
+        _take_over(work, theirs["configuration"], ours["configuration"])
+        refuse_other(work.output, config, theirs["configuration"])
+        if theirs != ours:
+            raise WorkspaceError(
+                f"{work.output}: was begun with other input files; give them again, or another "
+                "output"
+            )
+    durable.write_json(path, ours)
+
+
+def _take_over(work: Work, theirs: dict[str, Any], ours: dict[str, Any]) -> None:
+    """Let a user mend settings that what is done does not rest on, or that let it fail."""
+    if theirs["shards"] != ours["shards"]:
+        theirs["shards"] = ours["shards"]
+        for stage in ("shards", "recipes"):
+            shutil.rmtree(work.directory / stage, ignore_errors=True)
+        for path in work.output.glob("shard-*.tar*"):
+            path.unlink()
+    if theirs["tokenizer"] != ours["tokenizer"] and not work.marker("train", 0).exists():
+        theirs["tokenizer"] = ours["tokenizer"]
+        shutil.rmtree(work.directory / "sample", ignore_errors=True)
+
+
+def refuse_other(output: Path, config: Config, theirs: dict[str, Any]) -> None:
+    """Raise WorkspaceError, naming what differs, unless `theirs` is this configuration."""
+    if found := differences(config.identity(), theirs):
+        raise WorkspaceError(
+            f"{output}: holds a data set of another configuration ({'; '.join(found)}); give "
+            "another output, or remove this one"
+        )
+
+
+def check_inputs(work: Work) -> None:
+    """Raise InputChangedError unless every surveyed file is still the same."""
+    for file, found in zip(work.files, work.surveys, strict=True):
+        status = file.path.stat()
+        if (status.st_size, status.st_mtime_ns) != (found.bytes, found.mtime_ns):
+            raise inputs.changed(file.path)
+
+
+def clear(work: Work) -> None:
+    """Remove the work directory of a finished data set."""
+    shutil.rmtree(work.directory, ignore_errors=True)

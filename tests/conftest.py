@@ -1,0 +1,106 @@
+"""Fixtures that several test files use."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import pytest
+
+from data_prep import shards
+from data_prep.shards import Document, Manifest, TokenizerInfo
+
+
+class WriteDataSet(Protocol):
+    """The signature of `write_data_set`."""
+
+    def __call__(
+        self,
+        directory: Path,
+        documents: Sequence[Any],
+        shards: int,
+        vocab_size: int,
+        *,
+        bos_id: int | None = 1,
+        eos_id: int | None = 2,
+        tokenizer: Path | None = None,
+    ) -> Manifest: ...
+
+
+@pytest.fixture(scope="session")
+def write_data_set() -> WriteDataSet:
+    """Write a whole data set without the pipeline.
+
+    `documents` are Documents or sequences of token ids (no BOS, no EOS); blocks of them, as equal
+    as can be, become the shards, in order. `tokenizer` is a model to copy into the data set;
+    without it a stand-in lies there, which no test may open.
+    """
+
+    def write(
+        directory: Path,
+        documents: Sequence[Any],
+        shards: int,
+        vocab_size: int,
+        *,
+        bos_id: int | None = 1,
+        eos_id: int | None = 2,
+        tokenizer: Path | None = None,
+    ) -> Manifest:
+        directory.mkdir(parents=True, exist_ok=True)
+        model = directory / "tokenizer.model"
+        if tokenizer is None:
+            model.write_bytes(b"stand-in")
+        else:
+            shutil.copyfile(tokenizer, model)
+        info = TokenizerInfo(
+            file=model.name,
+            sha256=hashlib.sha256(model.read_bytes()).hexdigest(),
+            vocab_size=vocab_size,
+            bos_id=bos_id,
+            eos_id=eos_id,
+            pad_id=None,
+            unk_id=0,
+        )
+        return _write(directory, [_document(*pair) for pair in enumerate(documents)], shards, info)
+
+    return write
+
+
+def _document(number: int, given: Any) -> Document:
+    if isinstance(given, Document):
+        return given
+    tokens = np.asarray(given, dtype=np.int64)
+    return Document(f"document-{number}", "test", len(tokens), tokens)
+
+
+def _write(
+    directory: Path, documents: list[Document], count: int, tokenizer: TokenizerInfo
+) -> Manifest:
+    dtype = shards.dtype_of(tokenizer.vocab_size)
+    edges = [len(documents) * index // count for index in range(count + 1)]
+    infos = [
+        shards.write_shard(
+            directory / shards.shard_name(index),
+            documents[edges[index] : edges[index + 1]],
+            dtype,
+        )
+        for index in range(count)
+    ]
+    manifest = Manifest(
+        format_version=shards.FORMAT_VERSION,
+        tokenizer=tokenizer,
+        dtype=dtype,
+        configuration={},
+        inputs=[],
+        shards=infos,
+        documents=len(documents),
+        tokens=sum(info.tokens for info in infos),
+        text_bytes=sum(document.bytes for document in documents),
+        rejected=0,
+    )
+    shards.write_manifest(directory, manifest)
+    return manifest

@@ -1,0 +1,191 @@
+"""Commands, exit codes and messages, as a person meets them."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from data_prep import cli
+
+SOURCES = "sources: [{name: s, paths: ['*.jsonl', '*.txt']}]\n"
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A corpus, its configuration and a finished data set, in one directory."""
+    home = tmp_path_factory.mktemp("cli")
+    lines = [
+        json.dumps({"text": f"document {n} reads and writes {n * n}. " * 20}) for n in range(60)
+    ]
+    (home / "a.jsonl").write_text("\n".join([*lines, "[]", ""]))
+    (home / "c.yaml").write_text(
+        f"root: {home}\noutput: {home / 'set'}\n{SOURCES.replace(', ' + repr('*.txt'), '')}"
+        "tokenizer: {vocab_size: 320}\nshards: {count: 3}\n"
+    )
+    assert cli.main(["run", str(home / "c.yaml")]) == 0
+    return home
+
+
+def test_the_whole_way_by_the_installed_command(home: Path, tmp_path: Path) -> None:
+    output = str(tmp_path / "set")
+    made = data_prep("run", str(home / "c.yaml"), f"output={output}", "workers=2")
+    assert made.returncode == 0
+    assert "61 records in: 60 documents out, 1 rejected" in made.stdout
+    assert f"data set: {output}" in made.stdout
+    assert f"next: data-prep stats {output}" in made.stdout
+    assert "datatrove" not in made.stderr
+    again = data_prep("run", str(home / "c.yaml"), f"output={output}")
+    assert again.returncode == 0
+    assert "is finished already, from the same configuration: nothing to do" in again.stdout
+
+
+def data_prep(*words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "data_prep.cli", *words]
+    return subprocess.run(command, check=False, capture_output=True, text=True)
+
+
+def test_in_two_steps(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [str(home / "c.yaml"), f"output={tmp_path / 'set'}"]
+    assert cli.main(["tokenizer", *words]) == 0
+    assert f"tokenizer: {tmp_path / 'set' / 'tokenizer.model'}" in capsys.readouterr().out
+    assert cli.main(["shards", *words]) == 0
+    manifest = (tmp_path / "set" / "manifest.json").read_bytes()
+    assert manifest == (home / "set" / "manifest.json").read_bytes()
+
+
+def test_stats_in_words_and_as_json(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["stats", str(home / "set")]) == 0
+    assert "rejected" in capsys.readouterr().out
+    assert cli.main(["stats", "--json", str(home / "set")]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["documents"], found["rejected_by_reason"]) == (60, {"not an object": 1})
+
+
+def test_verify_tells_damage_with_exit_code_1(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["verify", str(home / "set")]) == 0
+    assert "whole: 60 documents" in capsys.readouterr().out
+    for path in (home / "set").iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    shard = tmp_path / "shard-00001.tar"
+    shard.write_bytes(shard.read_bytes()[:-2048])
+    (tmp_path / "shard-00002.tar").unlink()
+    assert cli.main(["verify", str(tmp_path)]) == 1
+    error = capsys.readouterr().err
+    assert f"data-prep: {tmp_path}: 2 problems" in error
+    assert "shard-00001.tar: is cut" in error
+    assert "shard-00002.tar: is missing" in error
+    assert cli.main(["stats", str(tmp_path)]) == 1
+
+
+def test_all_mistakes_are_told_at_once_without_torch(home: Path) -> None:
+    code = (
+        "import sys\nfrom data_prep import cli\ncode = cli.main(sys.argv[1:])\n"
+        "assert not {'torch', 'datatrove', 'pretrain'} & set(sys.modules)\nsys.exit(code)"
+    )
+    words = ["sed=1", "seed=x", "workers=-1", "tokenizer.vocab_size=1", "shards.count=many"]
+    told = subprocess.run(
+        [sys.executable, "-c", code, "run", str(home / "c.yaml"), *words],
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert told.returncode == 2
+    assert told.stdout == ""
+    assert told.stderr.splitlines() == [
+        "data-prep: the configuration cannot work",
+        "  - sed: unknown key; did you mean seed?",
+        "  - seed: expected a whole number, found 'x'",
+        "  - workers: expected at least 0, found -1",
+        "  - tokenizer.vocab_size: expected 300 to 1048576, found 1",
+        "  - shards.count: expected a whole number, found 'many'",
+    ]
+
+
+def test_missing_files_are_told_together(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "c.yaml").write_text(SOURCES)
+    (tmp_path / "file").touch()
+    words = [f"root={home}", f"output={tmp_path / 'file'}", "tokenizer.path=nowhere.model"]
+    assert cli.main(["run", str(tmp_path / "c.yaml"), *words]) == 2
+    assert capsys.readouterr().err.splitlines() == [
+        "data-prep: the configuration cannot work",
+        f"  - output: {tmp_path / 'file'} is a file; give a directory",
+        "  - tokenizer.path: nowhere.model does not exist; prepare or copy it first",
+        f"  - sources[0].paths[1]: no file matches '*.txt' below {home}",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["run", "nowhere.yaml"], "nowhere.yaml: cannot be read (No such file or directory)"),
+        (["run", "{home}/c.yaml", "seed=9"], "another configuration (seed: 1 there, 9 now)"),
+        (["run", "{home}/c.yaml", "shards.count=4"], "(shards.count: 3 there, 4 now)"),
+        (["shards", "{home}/c.yaml", "output={home}/new"], "run `data-prep tokenizer`"),
+        (["run", "{home}/c.yaml", "output={home}/big", "shards.count=99"], "at most 60"),
+        (
+            ["tokenizer", "{home}/c.yaml", "output={home}/v", "tokenizer.vocab_size=9999"],
+            "lower it",
+        ),
+    ],
+)
+def test_a_mistake_is_one_message_and_exit_code_2(
+    words: list[str], message: str, home: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main([word.format(home=home) for word in words]) == 2
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert err.startswith("data-prep: ")
+    assert message in err
+    assert "Traceback" not in err
+
+
+def test_usage_mistakes_are_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in ([], ["rnu"], ["verify", "nowhere"], ["stats", ".", " extra"]):
+        with pytest.raises(SystemExit) as stopped:
+            cli.main(words)
+        assert stopped.value.code == 2
+    assert "nowhere is not a directory" in capsys.readouterr().err
+
+
+def test_help_names_every_key_and_shows_examples(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["run", "--help"])
+    assert stopped.value.code == 0
+    told = capsys.readouterr().out
+    for words in ("tokenizer.sample_bytes = 20000000", "sources[].paths", "examples:", "continues"):
+        assert words in told
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_with_one_line_and_the_command_continues(
+    number: signal.Signals, home: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "set"
+    # Small units: there is time to be interrupted.
+    code = (
+        "import sys\nfrom data_prep import cli, workspace\nworkspace.CUT_BYTES = 3000\n"
+        "sys.exit(cli.main(sys.argv[1:]))"
+    )
+    words = ["run", str(home / "c.yaml"), f"output={output}", "workers=2"]
+    command = [sys.executable, "-c", code, *words]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    while not list((output / "work" / "sample").glob("*.json")):
+        assert process.poll() is None
+        time.sleep(0.002)
+    process.send_signal(number)
+    _, told = process.communicate(timeout=60)
+    assert told == "data-prep: stopped; what is done is kept, the same command continues\n"
+    assert process.returncode == 128 + number
+    assert cli.main(words) == 2  # units of another size: what is done would not fit
+    assert subprocess.run(command, check=False).returncode == 0
+    assert (output / "manifest.json").read_bytes() == (home / "set/manifest.json").read_bytes()

@@ -1,0 +1,58 @@
+"""The configuration of a data set, and the files shipped with the project."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from data_prep import config
+from data_prep.config import Config
+from data_prep.settings import SettingsError
+
+CONFIGS = sorted((Path(__file__).parents[2] / "configs" / "data").glob("*.yaml"))
+SOURCE = "sources=[{name: s, paths: ['*.txt']}]"
+
+
+def test_there_are_shipped_configurations() -> None:
+    assert {path.stem for path in CONFIGS} >= {"stdlib", "novels_train", "novels_val"}
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_a_shipped_configuration_is_sound(path: Path) -> None:
+    config.load(path)
+
+
+def test_what_is_missing_is_told_at_once() -> None:
+    with pytest.raises(SettingsError) as caught:
+        config.load(None, ["sources=[{}, {name: a, paths: [x]}, {name: a, paths: [y]}]"])
+    assert [problem.split(";")[0] for problem in caught.value.problems] == [
+        "sources[0].name: not set",
+        "sources[0].paths: not set",
+        "output: not set",
+        "sources: the name 'a' is given twice",
+    ]
+
+
+def test_place_and_speed_are_no_part_of_the_identity() -> None:
+    one = config.load(None, [SOURCE, "output=a"])
+    other = config.load(None, [SOURCE, "output=b", "workers=7", "root=/elsewhere"])
+    assert one.identity() == other.identity()
+    assert config.load(None, [SOURCE, "output=a", "seed=2"]).identity() != one.identity()
+
+
+def test_differences_are_named_with_both_values() -> None:
+    one = config.load(None, [SOURCE, "output=a"])
+    other = config.load(None, [SOURCE.replace("txt", "md"), "output=a", "seed=2", "shards.count=3"])
+    assert config.differences(other.identity(), one.identity()) == [
+        "seed: 1 there, 2 now",
+        "shards.count: 0 there, 3 now",
+        "sources[0].paths[0]: '*.txt' there, '*.md' now",
+    ]
+    assert config.differences(one.identity(), one.identity()) == []
+
+
+def test_every_key_is_described() -> None:
+    names = [line.split(" ")[0] for line in config.describe()]
+    assert {"output", "workers", "tokenizer.vocab_size", "sources[].paths"} <= set(names)
+    assert set(Config.__dataclass_fields__) <= {name.split(".")[0] for name in names}

@@ -1,0 +1,434 @@
+"""The bytes of a data set depend on corpus, configuration and seed; nothing is lost on the way."""
+
+from __future__ import annotations
+
+import errno
+import gzip
+import hashlib
+import itertools
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import sentencepiece
+import zstandard
+
+from data_prep import config, pipeline, shards, workspace
+from data_prep.config import Config
+from data_prep.inputs import InputChangedError
+from data_prep.settings import SettingsError
+from data_prep.shards import Document
+from data_prep.tokenizer import Tokenizer, TokenizerError
+from data_prep.workspace import WorkspaceError
+
+WORDS = [
+    *("the", "memory", "of", "a", "segment", "reads", "before", "it", "writes", "12", "-", "\n"),
+    *("\u00fcber", "\u65e5\u672c", "\u2581", "\0", "\r\n", "\t", "  ", "\ufeff", "\U0001f600"),
+]
+BAD_LINES = [
+    b'{"text": "a\xff"}',
+    b'{"text": ',
+    b"[1]",
+    b'{"txt": "a"}',
+    b'{"text": 4}',
+    b'{"text": ""}',
+    b"",
+    b'{"text": "\\udc00"}',
+]
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A directory of input files and what is in them, by hand."""
+
+    root: Path
+    texts: Counter[str]
+    rejected: Counter[str]
+
+
+def story(source: random.Random, words: int) -> str:
+    return "".join(
+        source.choice(WORDS) + source.choice(("", " ")) for _ in range(source.randrange(1, words))
+    ) + str(source.random())
+
+
+def lines_of(texts: list[str], source: random.Random) -> bytes:
+    lines = [
+        json.dumps({"text": text, "id": f"id {n % 50}"} if n % 3 else {"text": text}).encode()
+        for n, text in enumerate(texts)
+    ]
+    lines += BAD_LINES
+    source.shuffle(lines)
+    return b"\n".join(lines) + b"\n"
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    root = tmp_path_factory.mktemp("corpus")
+    source = random.Random(5)
+    groups = [[story(source, 200) for _ in range(120)] for _ in range(3)]
+    (root / "a.jsonl").write_bytes(lines_of(groups[0], source))
+    (root / "b.jsonl.gz").write_bytes(gzip.compress(lines_of(groups[1], source), mtime=0))
+    (root / "c.jsonl.zst").write_bytes(
+        zstandard.ZstdCompressor().compress(lines_of(groups[2], source))
+    )
+    files = [story(source, 300) for _ in range(20)]
+    for number, text in enumerate(files):
+        (root / f"{number}.txt").write_bytes(text.encode())
+    (root / "empty.txt").touch()
+    (root / "latin.txt").write_bytes(b"caf\xe9")
+    (root / "cut.jsonl.gz").write_bytes(gzip.compress(b'{"text": "lost"}\n')[:-4])
+    reasons = Counter(
+        {
+            "invalid UTF-8": 4,
+            "broken JSON": 3,
+            "not an object": 3,
+            "text missing": 3,
+            "text not a string": 3,
+            "empty text": 4,
+            "blank line": 3,
+            "lone surrogate": 3,
+            "truncated file": 1,
+        }
+    )
+    return Corpus(root, Counter([*itertools.chain(*groups), *files, "lost"]), reasons)
+
+
+def configured(corpus: Corpus, output: Path, *words: str) -> Config:
+    sources = "sources=[{name: lines, paths: ['*.jsonl*']}, {name: files, paths: ['*.txt']}]"
+    # The sample is a part of the corpus, so that what is drawn matters.
+    model = ["tokenizer.vocab_size=400", "tokenizer.sample_bytes=30000"]
+    defaults = [*model, "shards.count=7", "workers=2"]
+    places = [f"root={corpus.root}", f"output={output}"]
+    return config.load(None, [*places, sources, *defaults, *words])
+
+
+def hashes(directory: Path) -> dict[str, str]:
+    return {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in directory.iterdir()
+    }
+
+
+def documents_of(directory: Path) -> list[Document]:
+    manifest = shards.read_manifest(directory)
+    return [
+        document
+        for info in manifest.shards
+        for document in shards.read_shard(directory / info.name, info)
+    ]
+
+
+@pytest.fixture(scope="module")
+def made(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data set of the corpus, made by one worker."""
+    output = tmp_path_factory.mktemp("made") / "set"
+    outcome = pipeline.run(configured(corpus, output, "workers=1"))
+    assert not outcome.already
+    return output
+
+
+def test_the_data_set_is_whole_and_alone_in_its_directory(made: Path) -> None:
+    assert shards.verify(made) == []
+    names = {shards.shard_name(number) for number in range(7)}
+    assert {path.name for path in made.iterdir()} == names | {
+        *("manifest.json", "rejects.jsonl", "tokenizer.model")
+    }
+
+
+def test_every_record_is_a_document_or_a_reject(corpus: Corpus, made: Path) -> None:
+    manifest = shards.read_manifest(made)
+    rejects = [json.loads(line) for line in (made / "rejects.jsonl").read_text().splitlines()]
+    assert Counter(reject["reason"] for reject in rejects) == corpus.rejected
+    places = [(reject["file"], reject["line"]) for reject in rejects]
+    assert places == sorted(places)
+    assert manifest.rejected == corpus.rejected.total()
+    assert manifest.documents == corpus.texts.total()
+
+
+def test_every_text_comes_back_from_the_shards(corpus: Corpus, made: Path) -> None:
+    model = Tokenizer(made / "tokenizer.model")
+    documents = documents_of(made)
+    texts = [model.decode(document.tokens) for document in documents]
+    assert Counter(texts) == corpus.texts
+    assert [document.bytes for document in documents] == [len(text.encode()) for text in texts]
+    assert {document.source for document in documents} == {"lines", "files"}
+
+
+def test_ids_are_unique(made: Path) -> None:
+    ids = [document.id for document in documents_of(made)]
+    assert len(set(ids)) == len(ids)
+    assert {"id 1", "id 1#2", "0.txt"} <= set(ids)
+
+
+def test_a_reject_names_the_place(corpus: Corpus, made: Path) -> None:
+    for line in (made / "rejects.jsonl").read_text().splitlines():
+        reject = json.loads(line)
+        if reject["file"] == "lines/a.jsonl":
+            data = (corpus.root / "a.jsonl").read_bytes()
+            assert data[: reject["offset"]].count(b"\n") == reject["line"] - 1
+            assert data[reject["offset"] :].split(b"\n")[0] in BAD_LINES
+
+
+@pytest.mark.parametrize(("workers", "cut_bytes"), [(2, 1 << 20), (5, 2000)])
+def test_workers_and_units_change_no_byte(
+    workers: int,
+    cut_bytes: int,
+    corpus: Corpus,
+    made: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(workspace, "CUT_BYTES", cut_bytes)
+    pipeline.run(configured(corpus, tmp_path / "set", f"workers={workers}"))
+    assert hashes(tmp_path / "set") == hashes(made)
+
+
+def test_the_seed_changes_order_and_nothing_else(
+    corpus: Corpus, made: Path, tmp_path: Path
+) -> None:
+    # The seed draws the sample too, so both are made with one tokenizer.
+    model = f"tokenizer.path={made / 'tokenizer.model'}"
+    pipeline.run(configured(corpus, tmp_path / "set", "seed=2", model))
+    ours = [(doc.id, doc.tokens.tolist()) for doc in documents_of(tmp_path / "set")]
+    theirs = [(doc.id, doc.tokens.tolist()) for doc in documents_of(made)]
+    assert ours != theirs
+    assert sorted(ours) == sorted(theirs)
+
+
+def test_a_finished_data_set_is_left_alone(corpus: Corpus, made: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in [made, *made.iterdir()]}
+    assert pipeline.run(configured(corpus, made, "workers=5")).already
+    assert {path: path.stat().st_mtime_ns for path in [made, *made.iterdir()]} == before
+
+
+def test_another_configuration_is_refused_by_name(corpus: Corpus, made: Path) -> None:
+    before = hashes(made)
+    with pytest.raises(WorkspaceError, match=r"seed: 1 there, 3 now; shards.count: 7 there, 5"):
+        pipeline.run(configured(corpus, made, "seed=3", "shards.count=5"))
+    assert hashes(made) == before
+
+
+def test_other_inputs_are_refused(corpus: Corpus, made: Path, tmp_path: Path) -> None:
+    for path in corpus.root.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    with (tmp_path / "a.jsonl").open("ab") as file:
+        file.write(b'{"text": "one more"}\n')
+    changed = Corpus(tmp_path, corpus.texts, corpus.rejected)
+    with pytest.raises(WorkspaceError, match=r"other input files: lines/a\.jsonl"):
+        pipeline.run(configured(changed, made))
+
+
+def test_a_killed_run_ends_with_the_same_bytes(
+    corpus: Corpus, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output, source = tmp_path / "set", random.Random()
+    killed_at = set()
+    for _ in range(8):
+        process = start(corpus, output, workers=source.randrange(1, 5))
+        # Small units: some hundred marks in all, and a kill after a few more of them.
+        goal = marks(output) + source.randrange(60)
+        while process.poll() is None and marks(output) < goal:
+            time.sleep(0.005)
+        killed_at |= {path.parent.name for path in (output / "work").glob("*/*.json")}
+        process.kill()
+        process.wait()
+        assert process.returncode in (0, -signal.SIGKILL)
+        if (output / "manifest.json").exists():
+            assert hashes(output).items() >= hashes(made).items()
+    monkeypatch.setattr(workspace, "CUT_BYTES", 1000)
+    pipeline.run(configured(corpus, output, "workers=2"))
+    assert hashes(output) == hashes(made)
+    assert killed_at >= {"survey", "sample"}
+
+
+def start(corpus: Corpus, output: Path, workers: int) -> subprocess.Popen[bytes]:
+    code = (
+        "import sys\nfrom data_prep import config, pipeline, workspace\n"
+        "workspace.CUT_BYTES = 1000\npipeline.run(config.load(None, sys.argv[1:]))"
+    )
+    words = [
+        "sources=[{name: lines, paths: ['*.jsonl*']}, {name: files, paths: ['*.txt']}]",
+        *("tokenizer.vocab_size=400", "tokenizer.sample_bytes=30000", "shards.count=7"),
+        f"workers={workers}",
+        *(f"root={corpus.root}", f"output={output}"),
+    ]
+    return subprocess.Popen([sys.executable, "-c", code, *words])
+
+
+def marks(output: Path) -> int:
+    return len(list((output / "work").glob("*/*.json")))
+
+
+def test_workers_end_with_their_parent(corpus: Corpus, tmp_path: Path) -> None:
+    big = Corpus(tmp_path / "in", corpus.texts, corpus.rejected)
+    big.root.mkdir()
+    (big.root / "a.jsonl").write_bytes((corpus.root / "a.jsonl").read_bytes() * 200)
+    (big.root / "b.txt").write_text("b")
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom data_prep import config, pipeline\n"
+        "pipeline.run(config.load(None, sys.argv[1:]))"
+    )
+    words = [
+        *(f"root={big.root}", f"output={tmp_path / 'set'}", "workers=3"),
+        *("sources=[{name: s, paths: ['*']}]", "tokenizer.vocab_size=400"),
+    ]
+    process = subprocess.Popen([sys.executable, "-c", code, *words])
+    children = wait_for_children(process.pid, 3)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    deadline = time.monotonic() + 5
+    while any(is_running(child) for child in children):
+        assert time.monotonic() < deadline, "workers outlived their parent"
+        time.sleep(0.02)
+
+
+def wait_for_children(pid: int, count: int) -> list[int]:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+        if len(children := [int(child) for child in text.split()]) >= count:
+            return children
+        time.sleep(0.02)
+    raise AssertionError("the workers never came")
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_shards_may_be_counted_anew_before_the_end(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(SettingsError, match=r"shards\.count: 1000 shards cannot be made of 381"):
+        pipeline.run(configured(corpus, tmp_path / "set", "shards.count=1000"))
+    assert list((tmp_path / "set/work/tokenize").glob("*.json"))
+    # Shards that a run left, which ended before its manifest, are dropped too.
+    with monkeypatch.context() as failing:
+        failing.setattr(shards, "write_manifest", full_disk)
+        with pytest.raises(OSError, match="No space"):
+            pipeline.run(configured(corpus, tmp_path / "set", "shards.count=9"))
+    assert len(list((tmp_path / "set").glob("*.tar"))) == 9
+    outcome = pipeline.run(configured(corpus, tmp_path / "set", "shards.count=3"))
+    assert len(outcome.manifest.shards) == 3
+    assert shards.verify(tmp_path / "set") == []
+
+
+def full_disk(*arguments: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_vocabulary_that_does_not_fit_may_be_mended(corpus: Corpus, tmp_path: Path) -> None:
+    with pytest.raises(TokenizerError, match=r"tokenizer\.vocab_size: 100000 does not fit"):
+        pipeline.run(configured(corpus, tmp_path / "set", "tokenizer.vocab_size=100000"))
+    path = pipeline.run_tokenizer(configured(corpus, tmp_path / "set"))
+    assert Tokenizer(path).vocab_size == 400
+
+
+def test_in_two_steps_it_is_the_same_data_set(corpus: Corpus, made: Path, tmp_path: Path) -> None:
+    wanted = configured(corpus, tmp_path / "set")
+    with pytest.raises(WorkspaceError, match="has no tokenizer yet"):
+        pipeline.run(wanted, "shards")
+    pipeline.run_tokenizer(wanted)
+    with pytest.raises(WorkspaceError, match="seed: 1 there, 2 now"):
+        pipeline.run(configured(corpus, tmp_path / "set", "seed=2"), "shards")
+    pipeline.run(wanted, "shards")
+    assert hashes(tmp_path / "set") == hashes(made)
+
+
+def test_a_given_tokenizer_is_copied(corpus: Corpus, made: Path, tmp_path: Path) -> None:
+    given = tmp_path / "given.model"
+    given.write_bytes((made / "tokenizer.model").read_bytes())
+    wanted = configured(corpus, tmp_path / "set", f"tokenizer.path={given}")
+    manifest = pipeline.run(wanted).manifest
+    assert manifest.tokenizer == shards.read_manifest(made).tokenizer
+    assert {doc.id for doc in documents_of(tmp_path / "set")} == {
+        doc.id for doc in documents_of(made)
+    }
+    given.write_bytes(given.read_bytes() + b"\0")
+    with pytest.raises(ValueError, match="tokenizer"):
+        pipeline.run(wanted)
+
+
+def test_a_tokenizer_that_changes_text_is_refused(corpus: Corpus, tmp_path: Path) -> None:
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["some words of a text"] * 20),
+        model_prefix=str(tmp_path / "nfkc"),
+        vocab_size=30,
+        hard_vocab_limit=False,
+        minloglevel=2,
+    )
+    with pytest.raises(TokenizerError, match=r"nfkc\.model changes white space"):
+        pipeline.run(configured(corpus, tmp_path / "s", f"tokenizer.path={tmp_path}/nfkc.model"))
+
+
+def test_what_a_tokenizer_cannot_give_back_is_rejected(corpus: Corpus, tmp_path: Path) -> None:
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["abc def\tx\r", "cab fed"] * 20),
+        model_prefix=str(tmp_path / "m"),
+        model_type="char",
+        vocab_size=20,
+        hard_vocab_limit=False,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        user_defined_symbols=["\n", "\r", "\t"],
+        minloglevel=2,
+    )
+    root = tmp_path / "in"
+    root.mkdir()
+    (root / "a.jsonl").write_text('{"text": "abc"}\n{"text": "xyz"}\n{"text": "fed"}\n')
+    words = [
+        *(f"root={root}", f"output={tmp_path / 'set'}", f"tokenizer.path={tmp_path}/m.model"),
+        "sources=[{name: s, paths: ['*']}]",
+    ]
+    manifest = pipeline.run(config.load(None, words)).manifest
+    assert (manifest.documents, manifest.rejected) == (2, 1)
+    (reject,) = (tmp_path / "set/rejects.jsonl").read_text().splitlines()
+    assert json.loads(reject)["reason"] == "not lossless"
+    assert (json.loads(reject)["line"], json.loads(reject)["offset"]) == (2, 16)
+
+
+def test_an_input_that_changes_meanwhile_stops_the_run(corpus: Corpus, tmp_path: Path) -> None:
+    root = tmp_path / "in"
+    root.mkdir()
+    for path in corpus.root.iterdir():
+        (root / path.name).write_bytes(path.read_bytes())
+    wanted = configured(Corpus(root, corpus.texts, corpus.rejected), tmp_path / "set")
+    pipeline.run_tokenizer(wanted)
+    (root / "a.jsonl").write_bytes(b'{"text": "other"}\n')
+    with pytest.raises(InputChangedError, match=r"a\.jsonl: changed since"):
+        pipeline.run(wanted)
+    assert not (tmp_path / "set/manifest.json").exists()
+
+
+def test_a_corpus_of_rejects_is_told_with_its_list(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(b'{"text": ""}\n[]\n')
+    words = [
+        f"root={tmp_path}",
+        f"output={tmp_path / 'set'}",
+        "sources=[{name: s, paths: ['*.jsonl']}]",
+    ]
+    with pytest.raises(TokenizerError, match="every document was rejected"):
+        pipeline.run(config.load(None, words))
+
+
+def test_two_runs_on_one_directory_are_kept_apart(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workspace, "_LOCK_SECONDS", 0.2)
+    wanted = configured(corpus, tmp_path / "set")
+    with (
+        workspace.claimed(workspace.Work(tmp_path / "set", [])),
+        pytest.raises(WorkspaceError, match="another data-prep is at work"),
+    ):
+        pipeline.run(wanted)

@@ -1,0 +1,161 @@
+"""The tokenizer gives every text back, and tells what it cannot do."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import sentencepiece
+
+from data_prep import tokenizer
+from data_prep.tokenizer import StreamDecoder, Tokenizer, TokenizerError
+
+TEXT = "".join(
+    f"def method_{n}(self, value={n}):\n    return value * {n}  # the {n}th of them\n\n"
+    for n in range(300)
+)
+SIZE = 340
+# What normalisers, SentencePiece's own signs and careless readers change.
+NASTY = [
+    *("a", "b ", " ", "  ", "\n", "\r\n", "\t", "\0", "\x85", "\u2028", "\u200b", "\ufeff"),
+    *("\u2581", "\u2585", "\u2047", "\ufffd", "\uffff", "\u00e9", "e\u0301", "\u65e5\u672c"),
+    *("\U0001f600", "<s>", "</s>", "<unk>", "<0x0A>", "self.", "12", "\u00bd", "\ufb01"),
+]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.model"
+    tokenizer.train([TEXT], path, SIZE)
+    return Tokenizer(path)
+
+
+def llama_like(directory: Path) -> Tokenizer:
+    """A model as Llama 2's: identity, byte fallback, and a space put before every text."""
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(TEXT.split("\n")),
+        model_prefix=str(directory / "llama"),
+        model_type="bpe",
+        vocab_size=400,
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        add_dummy_prefix=True,
+        minloglevel=2,
+    )
+    return Tokenizer(directory / "llama.model")
+
+
+def nasty_texts(count: int) -> list[str]:
+    random_source = random.Random(3)
+    lengths = [random_source.randrange(40) for _ in range(count)] + [5000]
+    return ["".join(random_source.choices(NASTY, k=length)) for length in lengths]
+
+
+def test_every_text_comes_back_exactly(model: Tokenizer) -> None:
+    for text in nasty_texts(1000):
+        ids = model.encode(text)
+        assert ids.dtype == np.int32
+        assert ids.ndim == 1
+        assert model.decode(ids) == text
+        assert model.decode(ids.tolist()) == text
+        assert model.decode_bytes(ids) == text.encode()
+
+
+def test_chunked_encoding_is_sentencepieces_own(model: Tokenizer) -> None:
+    peer = sentencepiece.SentencePieceProcessor(model_file=str(model.path))
+    for text in [TEXT * 3, "x" * 20_000, *nasty_texts(300)]:
+        if "\u2581" not in text:
+            assert model.encode(text).tolist() == peer.encode(text)
+
+
+def test_a_literal_u2581_is_three_byte_pieces(model: Tokenizer) -> None:
+    ids = model.encode("a\u2581b").tolist()
+    assert ids[-4:-1] == [model.byte_tokens[byte] for byte in b"\xe2\x96\x81"]
+
+
+def test_streamed_tokens_give_the_same_text(model: Tokenizer) -> None:
+    for text in nasty_texts(300):
+        decoder = StreamDecoder(model)
+        streamed = "".join(decoder.push(int(id)) for id in model.encode(text))
+        assert streamed + decoder.finish() == text
+
+
+def test_a_stream_holds_back_half_a_character(model: Tokenizer) -> None:
+    decoder = StreamDecoder(model)
+    first, *middle, last = model.encode("\U0001f600").tolist()
+    assert [decoder.push(id) for id in (first, *middle)] == ["", "", ""]
+    assert decoder.push(last) == "\U0001f600"
+    decoder.push(first)
+    assert decoder.finish() == "\ufffd"
+
+
+def test_special_ids_are_the_models_and_decode_to_nothing(model: Tokenizer) -> None:
+    assert (model.unk_id, model.bos_id, model.eos_id, model.pad_id) == (0, 1, 2, None)
+    assert model.vocab_size == SIZE
+    assert model.decode([1, *model.encode("a b").tolist(), 2]) == "a b"
+    assert model.decode_bytes([1, *model.encode("a b").tolist(), 2]) == b"a b"
+
+
+def test_byte_tokens_are_in_the_order_of_bytes(model: Tokenizer) -> None:
+    assert model.byte_tokens.shape == (256,)
+    assert model.decode_bytes(model.byte_tokens) == bytes(range(256))
+
+
+def test_a_model_that_prefixes_a_space_is_read_as_it_is(tmp_path: Path) -> None:
+    model = llama_like(tmp_path)
+    peer = sentencepiece.SentencePieceProcessor(model_file=str(model.path))
+    assert model.strips_first_space
+    for text in nasty_texts(200):
+        ids = model.encode(text)
+        assert ids.tolist() == peer.encode(text)
+        if "\u2581" not in text:
+            decoder = StreamDecoder(model)
+            streamed = "".join(decoder.push(int(id)) for id in ids) + decoder.finish()
+            assert model.decode(ids) == text == streamed
+            assert model.decode_bytes(ids).decode() == text
+
+
+def test_training_is_reproducible(model: Tokenizer, tmp_path: Path) -> None:
+    tokenizer.train([TEXT], tmp_path / "again.model", SIZE)
+    assert (tmp_path / "again.model").read_bytes() == model.path.read_bytes()
+
+
+def test_long_lines_are_trained_on(tmp_path: Path) -> None:
+    # SentencePiece skips sentences over its limit: a corpus of one line would teach nothing.
+    tokenizer.train([TEXT.replace("\n", " ")], tmp_path / "m.model", SIZE)
+    model = Tokenizer(tmp_path / "m.model")
+    assert len(model.encode(TEXT)) < len(TEXT) / 2
+
+
+def test_lines_with_the_sign_for_the_unknown_are_trained_on(tmp_path: Path) -> None:
+    tokenizer.train([TEXT.replace("\n", "\u2585\n")], tmp_path / "m.model", SIZE)
+    assert len(Tokenizer(tmp_path / "m.model").encode(TEXT)) < len(TEXT) / 2
+
+
+@pytest.mark.parametrize(
+    ("texts", "size", "words"),
+    [
+        (["a b c"], 2000, "2000 does not fit the training text; the text carries at most 26"),
+        ([TEXT], 260, "bytes and characters alone need more than"),
+        ([], SIZE, "no text to train on"),
+    ],
+)
+def test_a_vocabulary_that_does_not_fit_is_told(
+    texts: list[str], size: int, words: str, tmp_path: Path
+) -> None:
+    with pytest.raises(TokenizerError, match=words):
+        tokenizer.train(texts, tmp_path / "m.model", size)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_not_a_model_is_refused(model: Tokenizer, tmp_path: Path) -> None:
+    whole = model.path.read_bytes()
+    for name, data in (("text", b"hello"), ("empty", b""), ("cut", whole[: len(whole) // 2])):
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(TokenizerError, match=f"{name}: is not a SentencePiece model"):
+            Tokenizer(tmp_path / name)
+    with pytest.raises(TokenizerError, match="cannot be read"):
+        Tokenizer(tmp_path / "absent")
