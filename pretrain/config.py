@@ -1,0 +1,240 @@
+"""The one configuration of a training run. Free of torch, so that a mistake is told at once.
+
+Names: a *segment* is what local attention sees, a *window* is `train.window_segments` segments and
+is covered by one forward and backward, a *lane* is an endless stream of documents. One optimizer
+step consumes one window from each of `data.lanes` lanes, whatever the number of ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from data_prep import settings
+from data_prep.settings import group, setting
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Where a run lives and what makes it reproducible."""
+
+    directory: str = setting("", "run directory; the same command on it resumes the run")
+    seed: int = setting(
+        1, "seed of initial weights and of the order of shards", low=0, high=2**63 - 1
+    )
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What is read, and how lanes are fed."""
+
+    train: str = setting("", "data set directory (of data-prep) to train on")
+    validation: str = setting("", "data set directory to validate on; empty: no validation")
+    lanes: int = setting(8, "lanes G: windows in a step, whatever the number of ranks", low=1)
+    workers: int = setting(1, "threads of a rank that read shards ahead", low=1)
+    prefetch: int = setting(4, "batches that a rank reads ahead", low=1)
+
+
+@dataclass(frozen=True)
+class MemoryConfig:
+    """The compressive memory of each attention layer."""
+
+    kind: Literal["linear", "delta", "none"] = setting(
+        "delta", "update rule (equations 8 and 9); none: local attention alone"
+    )
+    normaliser: Literal["paper", "inclusive"] = setting(
+        "inclusive", "what delta divides by: z before the segment (paper) or after it (inclusive)"
+    )
+    initial_gate: float = setting(0.0, "initial beta of the gates (equation 10)")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The shape of the Llama-like Infini-Transformer; its vocabulary is the data set's."""
+
+    d_model: int = setting(256, "width of the residual stream", low=1)
+    n_layers: int = setting(4, "blocks", low=1)
+    n_heads: int = setting(4, "query heads", low=1)
+    n_kv_heads: int = setting(4, "key/value heads, each with a memory of its own", low=1)
+    d_head: int = setting(64, "size of a head", low=2)
+    d_ff: int = setting(688, "hidden size of the SwiGLU feed-forward", low=1)
+    segment: int = setting(256, "tokens of a segment N, the reach of local attention", low=1)
+    rope_theta: float = setting(10000.0, "base of the rotary embedding", low=1.0)
+    norm_eps: float = setting(1e-5, "epsilon of RMSNorm", low=0.0)
+    tied_embeddings: bool = setting(True, "the output projection is the embedding's weight")
+    init_std: float = setting(0.02, "standard deviation of the initial weights", low=0.0)
+    memory: MemoryConfig = group(MemoryConfig)
+    local_attention: Literal["auto", "flash", "sdpa"] = setting(
+        "auto", "kernel of the local attention; auto: flash-attn where it can run, else SDPA"
+    )
+
+    def problems(self) -> list[str]:
+        """Combinations that cannot work."""
+        found = []
+        if self.n_heads % self.n_kv_heads:
+            found.append(
+                f"n_heads: {self.n_heads} query heads cannot share {self.n_kv_heads} key/value "
+                "heads; choose a multiple of n_kv_heads"
+            )
+        if self.d_head % 2:
+            found.append(f"d_head: rotary embedding needs an even size, found {self.d_head}")
+        return found
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Length, precision and rhythm of training."""
+
+    steps: int = setting(1000, "optimizer steps", low=1)
+    window_segments: int = setting(16, "segments W of a window, the back-propagated length", low=1)
+    micro_batch: int = setting(0, "lanes of a rank per forward and backward; 0: all of them", low=0)
+    precision: Literal["float32", "bf16"] = setting("float32", "dtype of weights and activations")
+    activation_checkpointing: Literal["none", "full"] = setting(
+        "none", "full: a block keeps its input alone and is computed again in the backward"
+    )
+    clip_norm: float = setting(1.0, "global gradient norm to clip to; 0: no clipping", low=0.0)
+    max_skipped: int = setting(5, "non-finite steps in a row after which the run stops", low=1)
+    log_every: int = setting(10, "steps between log lines", low=1)
+    validate_every: int = setting(200, "steps between validations; 0: none but the last", low=0)
+    validation_windows: int = setting(8, "windows of each validation lane", low=1)
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW and its schedule; rates are per optimizer step."""
+
+    lr: float = setting(1e-3, "peak learning rate", low=0.0)
+    gate_lr: float = setting(0.01, "peak learning rate of the gates, which have no decay", low=0.0)
+    beta1: float = setting(0.9, "decay of the first moment", low=0.0, high=1.0)
+    beta2: float = setting(0.95, "decay of the second moment", low=0.0, high=1.0)
+    eps: float = setting(1e-8, "epsilon of AdamW", low=0.0)
+    weight_decay: float = setting(0.1, "decoupled decay of the matrices", low=0.0)
+    schedule: Literal["cosine", "wsd"] = setting(
+        "cosine", "after warm-up: cosine, or stable and then linear decay (wsd)"
+    )
+    warmup_steps: int = setting(100, "steps of linear warm-up", low=0)
+    decay_steps: int = setting(200, "last steps over which wsd decays", low=0)
+    final_fraction: float = setting(0.1, "last rate as a fraction of the peak", low=0.0, high=1.0)
+
+
+@dataclass(frozen=True)
+class ZeroConfig:
+    """What DeepSpeed partitions over the ranks."""
+
+    stage: Literal[0, 1, 2, 3] = setting(
+        3, "0: nothing, 1: optimizer, 2: and gradients, 3: and weights"
+    )
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """When checkpoints are written and which are kept."""
+
+    every: int = setting(200, "steps between checkpoints", low=1)
+    keep_last: int = setting(2, "newest checkpoints that are kept", low=2)
+    keep_every: int = setting(
+        0, "checkpoints at multiples of this are kept for good; 0: none", low=0
+    )
+
+
+@dataclass(frozen=True)
+class LaunchConfig:
+    """Ranks that `pretrain train` starts by itself; unused under torchrun or srun."""
+
+    device: Literal["auto", "cpu", "cuda"] = setting("auto", "auto: cuda where there is one")
+    ranks: int = setting(0, "ranks to start; 0: one a GPU, or one on CPU", low=0)
+
+
+@dataclass(frozen=True)
+class WandbConfig:
+    """Tracking with Weights & Biases; the key is read from the environment and never stored."""
+
+    mode: Literal["offline", "online", "disabled"] = setting(
+        "offline", "offline: files in the run directory, for `wandb sync`"
+    )
+    project: str = setting("infini-pretrain", "project")
+    entity: str = setting("", "team or user; empty: your default")
+    name: str = setting("", "display name; empty: the run directory's name")
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that `pretrain train` needs to know."""
+
+    run: RunConfig = group(RunConfig)
+    data: DataConfig = group(DataConfig)
+    model: ModelConfig = group(ModelConfig)
+    train: TrainConfig = group(TrainConfig)
+    optim: OptimConfig = group(OptimConfig)
+    zero: ZeroConfig = group(ZeroConfig)
+    checkpoint: CheckpointConfig = group(CheckpointConfig)
+    launch: LaunchConfig = group(LaunchConfig)
+    wandb: WandbConfig = group(WandbConfig)
+
+    @property
+    def window(self) -> int:
+        """Tokens of a window."""
+        return self.model.segment * self.train.window_segments
+
+    def lanes_of_rank(self, rank: int, ranks: int) -> range:
+        """The lanes that `rank` owns: a block of G / ranks."""
+        share = self.data.lanes // ranks
+        return range(rank * share, (rank + 1) * share)
+
+    def problems(self) -> list[str]:
+        """Combinations that cannot work, checkable without data and devices."""
+        found = []
+        if not self.run.directory:
+            found.append("run.directory: not set; it says where the run lives, e.g. runs/first")
+        if not self.data.train:
+            found.append("data.train: not set; give the directory that data-prep wrote")
+        if self.launch.ranks:
+            found += self.rank_problems(self.launch.ranks)
+        if self.model.local_attention == "flash" and self.train.precision != "bf16":
+            found.append(
+                "model.local_attention: flash-attn computes in bf16; set "
+                "train.precision=bf16, or local_attention=sdpa"
+            )
+        if self.model.local_attention == "flash" and self.launch.device == "cpu":
+            found.append("model.local_attention: flash-attn needs a GPU; set it to sdpa or auto")
+        if self.zero.stage == 0 and self.train.precision == "bf16":
+            found.append(
+                "zero.stage: 0 has no float32 master weights, which bf16 needs; choose 1 to 3"
+            )
+        if self.optim.warmup_steps > self.train.steps:
+            found.append(
+                f"optim.warmup_steps: {self.optim.warmup_steps} is more than "
+                f"train.steps={self.train.steps}"
+            )
+        if (
+            self.optim.schedule == "wsd"
+            and self.optim.warmup_steps + self.optim.decay_steps > self.train.steps
+        ):
+            found.append(
+                "optim.decay_steps: warm-up and decay together are longer than "
+                f"train.steps={self.train.steps}"
+            )
+        return found
+
+    def rank_problems(self, ranks: int) -> list[str]:
+        """Why the lanes cannot be shared by so many ranks; empty where they can."""
+        lanes, micro = self.data.lanes, self.train.micro_batch
+        if lanes % ranks:
+            fits = [count for count in range(1, lanes + 1) if lanes % count == 0]
+            return [
+                f"data.lanes: {lanes} lanes cannot be shared evenly by {ranks} ranks; choose "
+                f"a multiple of {ranks}, or {', '.join(map(str, fits))} ranks"
+            ]
+        if micro and (lanes // ranks) % micro:
+            return [
+                f"train.micro_batch: {lanes // ranks} lanes a rank do not divide into "
+                f"micro-batches of {micro}"
+            ]
+        return []
+
+
+def load(path: Path | None, overrides: Sequence[str] = ()) -> Config:
+    """The configuration of a YAML file and `key=value` words. Raises SettingsError with all."""
+    return settings.load(Config, path, overrides)

@@ -1,0 +1,238 @@
+"""Infini-attention: exact attention inside a segment, gated with a memory of the segments before.
+
+A layer sees the whole window at once; only the memory's small states run over segments. Shapes: B
+lanes, T tokens, S segments, N tokens of a segment, H query heads, K key/value heads, G = H / K
+query heads that share one, D size of a head.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pretrain.config import ModelConfig
+from pretrain.model import local_attention, memory
+from pretrain.model.local_attention import Attend, Kernel
+from pretrain.model.memory import MemoryState, Resets, resets
+from pretrain.model.rotary import Rotary, rotary, rotate
+
+
+@dataclass(frozen=True)
+class Window:
+    """How a window's tokens fall into segments and documents; the same for every layer.
+
+    A token's document is readable if the memory before the segment holds it (no document starts at
+    or before the token within its segment), writable if it is still open at the segment's end (none
+    starts after the token). `reset` marks segments in which a document starts.
+    """
+
+    tokens: int
+    attend: Attend
+    positions: Rotary
+    readable: Tensor
+    """[B, S, N] bool."""
+    writable: Tensor
+    """[B, S, N] bool; False for the padding of a short last segment."""
+    reset: Resets
+
+    @classmethod
+    def of(cls, starts: Tensor, config: ModelConfig, kernel: Kernel, dtype: torch.dtype) -> Window:
+        """The layout of `starts` [B, T] bool, True at each document's first token."""
+        lanes, tokens = starts.shape
+        # One segment shorter than N is computed at its own length instead of being padded.
+        length = min(config.segment, tokens)
+        segments = math.ceil(tokens / length)
+        padded = F.pad(starts, (0, segments * length - tokens)).view(lanes, segments, length)
+        present = torch.arange(segments * length, device=starts.device) < tokens
+        started = padded.cumsum(dim=2)
+        in_segment = started[:, :, -1:]
+        return cls(
+            tokens=tokens,
+            attend=kernel(padded.flatten(0, 1)),
+            positions=rotary(0, length, config.d_head, config.rope_theta, starts.device, dtype),
+            readable=started == 0,
+            writable=(started == in_segment) & present.view(segments, length),
+            reset=resets(in_segment.squeeze(2) > 0),
+        )
+
+    def segmented(self, x: Tensor) -> Tensor:
+        """[B, T, heads, D] -> [B, S, N, heads, D], the last segment padded with 0."""
+        _, segments, length = self.readable.shape
+        if self.tokens < segments * length:
+            x = F.pad(x, (0, 0, 0, 0, 0, segments * length - self.tokens))
+        return torch.unflatten(x, 1, (segments, length))
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """The next tokens of an open segment, in streaming; one document, no boundary."""
+
+    positions: Rotary
+    closes: bool
+    """True where these tokens fill the segment, so that it is written to the memory."""
+
+
+class OpenSegment(NamedTuple):
+    """What streaming keeps of a layer: memory, and keys and values of the segment not yet full."""
+
+    memory: MemoryState | None
+    keys: Tensor
+    """[B, n, K, D] without positions, for the memory."""
+    turned_keys: Tensor
+    """[B, n, K, D] with rotary positions, for the local attention."""
+    values: Tensor
+    """[B, n, K, D]."""
+
+
+class Projection(nn.Linear):
+    """A linear map without bias, drawn from normal(0, std).
+
+    Drawn in the constructor, since ZeRO-3 may partition a module's weights when that returns.
+    """
+
+    def __init__(self, inputs: int, outputs: int, std: float) -> None:
+        self.std = std
+        super().__init__(inputs, outputs, bias=False)
+
+    def reset_parameters(self) -> None:
+        """Draw the weights."""
+        nn.init.normal_(self.weight, std=self.std)
+
+
+class InfiniAttention(nn.Module):
+    """Equations 4 to 11 with grouped-query heads; `memory.kind` none leaves equation 4 and 11."""
+
+    gate: nn.Parameter | None
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        width, heads = config.n_heads * config.d_head, config.n_kv_heads * config.d_head
+        self.q_proj = Projection(config.d_model, width, config.init_std)
+        self.k_proj = Projection(config.d_model, heads, config.init_std)
+        self.v_proj = Projection(config.d_model, heads, config.init_std)
+        residual_std = config.init_std / math.sqrt(2 * config.n_layers)
+        self.o_proj = Projection(width, config.d_model, residual_std)
+        gate = torch.full((config.n_heads,), config.memory.initial_gate, dtype=torch.float32)
+        self.register_parameter(
+            "gate", nn.Parameter(gate) if config.memory.kind != "none" else None
+        )
+
+    def forward(
+        self,
+        x: Tensor,
+        state: MemoryState | OpenSegment | None,
+        *,
+        layout: Window | Continuation,
+        read_memory: bool = True,
+    ) -> tuple[Tensor, MemoryState | OpenSegment | None]:
+        """x [B, T, d_model] -> the same shape, and the state after it.
+
+        A Window takes and returns the memory (None for kind none), a Continuation an OpenSegment.
+        """
+        queries, keys, values = (
+            torch.unflatten(projection(x), 2, (-1, self.config.d_head))
+            for projection in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        after: MemoryState | OpenSegment | None
+        if isinstance(layout, Window):
+            assert not isinstance(state, OpenSegment)
+            heads, after = self._window(queries, keys, values, state, layout, read_memory)
+        else:
+            assert isinstance(state, OpenSegment)
+            heads, after = self._continue(queries, keys, values, state, layout)
+        return self.o_proj(heads.flatten(2)), after
+
+    def _window(
+        self,
+        queries: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        carried: MemoryState | None,
+        window: Window,
+        read_memory: bool,
+    ) -> tuple[Tensor, MemoryState | None]:
+        queries, keys, values = (window.segmented(x) for x in (queries, keys, values))
+        local = window.attend(
+            rotate(queries, window.positions).flatten(0, 1),
+            rotate(keys, window.positions).flatten(0, 1),
+            values.flatten(0, 1),
+        ).view(queries.shape)
+        if carried is None:
+            return self._tokens(local, window), None
+        before, after = self._advance(keys, values, carried, window.writable, window.reset)
+        readable = window.readable & read_memory
+        return self._tokens(self._gated(local, queries, before, readable), window), after
+
+    def _continue(
+        self,
+        queries: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        segment: OpenSegment,
+        layout: Continuation,
+    ) -> tuple[Tensor, OpenSegment]:
+        segment = OpenSegment(
+            segment.memory,
+            torch.cat((segment.keys, keys), dim=1),
+            torch.cat((segment.turned_keys, rotate(keys, layout.positions)), dim=1),
+            torch.cat((segment.values, values), dim=1),
+        )
+        turned = rotate(queries, layout.positions)
+        heads = local_attention.attend_to_end(turned, segment.turned_keys, segment.values)
+        if segment.memory is not None:
+            before = MemoryState(*(part[:, None] for part in segment.memory))
+            new = queries.shape[1]
+            everywhere = torch.ones(1, 1, new, dtype=torch.bool, device=queries.device)
+            heads = self._gated(heads[:, None], queries[:, None], before, everywhere).squeeze(1)
+        return heads, self._close(segment) if layout.closes else segment
+
+    def _close(self, segment: OpenSegment) -> OpenSegment:
+        """The segment that follows a full one, which is written to the memory."""
+        after = segment.memory
+        if after is not None:
+            lanes, length = segment.keys.shape[:2]
+            written = torch.ones(lanes, 1, length, dtype=torch.bool, device=segment.keys.device)
+            _, after = self._advance(
+                segment.keys[:, None], segment.values[:, None], after, written, (None,)
+            )
+        return OpenSegment(after, *(part[:, :0] for part in segment[1:]))
+
+    def _advance(
+        self, keys: Tensor, values: Tensor, carried: MemoryState, writable: Tensor, reset: Resets
+    ) -> tuple[MemoryState, MemoryState]:
+        """keys, values [B, S, N, K, D] into the memory; see `memory.advance`."""
+        features = memory.sigma(keys.transpose(2, 3).contiguous())
+        features = features.mul_(writable[:, :, None, :, None])
+        return memory.advance(
+            features,
+            values.transpose(2, 3).to(features.dtype),
+            carried,
+            reset,
+            self.config.memory,
+        )
+
+    def _gated(
+        self, local: Tensor, queries: Tensor, before: MemoryState, readable: Tensor
+    ) -> Tensor:
+        """Equation 10 over local [B, S, N, H, D] and what queries of that shape retrieve."""
+        assert self.gate is not None
+        group = self.config.n_heads // self.config.n_kv_heads
+        shared = torch.unflatten(queries, 3, (-1, group)).transpose(2, 3).flatten(3, 4)
+        retrieved = memory.retrieve(
+            memory.sigma(shared.contiguous()),
+            before,
+            readable[:, :, None].repeat_interleave(group, dim=3),
+        )
+        retrieved = torch.unflatten(retrieved, 3, (-1, group)).transpose(2, 3).flatten(3, 4)
+        gate = self.gate.to(retrieved.dtype).sigmoid()[:, None]
+        return torch.lerp(local.to(retrieved.dtype), retrieved, gate).to(local.dtype)
+
+    def _tokens(self, heads: Tensor, window: Window) -> Tensor:
+        """[B, S, N, H, D] -> [B, T, H, D]."""
+        return heads.flatten(1, 2)[:, : window.tokens]

@@ -1,0 +1,84 @@
+"""FLOPs and parameters of the model, counted from its shape.
+
+A multiply-add is 2 FLOPs. Matrix products are counted, elementwise work is not; the softmax's
+causal square counts in full, as in PaLM's definition of MFU and in torch's own counter. A backward
+is two forwards; what activation checkpointing and the loss compute again is not useful work.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from pretrain.config import ModelConfig
+
+# Dense peaks, FLOP/s in bf16, from NVIDIA's data sheets (half of the figure "with sparsity"). Names
+# are whole: a slice of a GPU (MIG) or another variant has another rate.
+_PEAKS = {
+    "A100-SXM4-40GB": 312e12,
+    "A100-SXM4-80GB": 312e12,
+    "A100-PCIE-40GB": 312e12,
+    "A100 80GB PCIe": 312e12,
+    "A10": 125e12,
+    "A30": 165e12,
+    "A40": 149.7e12,
+    "L4": 121e12,
+    "L40S": 362e12,
+    "H100 80GB HBM3": 989e12,
+    "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
+    "H200": 989e12,
+    "GH200 120GB": 989e12,
+    "GH200 480GB": 989e12,
+    "B200": 2250e12,
+}
+
+
+def forward_flops(config: ModelConfig, vocab_size: int, window: int) -> dict[str, int]:
+    """FLOPs of one forward over `window` tokens of one lane, by part; their sum is the whole."""
+    layers, width, size = config.n_layers, config.d_model, config.d_head
+    heads, kv_heads = config.n_heads, config.n_kv_heads
+    full, rest = divmod(window, config.segment)
+    squares = full * config.segment**2 + rest**2
+    parts = {
+        "projections": layers * window * 2 * width * size * (2 * heads + 2 * kv_heads),
+        "local_attention": layers * 2 * 2 * squares * heads * size,
+        "feed_forward": layers * window * 2 * 3 * width * config.d_ff,
+        "output_head": window * 2 * width * vocab_size,
+    }
+    if config.memory.kind != "none":
+        # sigma(Q) M with sigma(Q) z, and sigma(K)^T V.
+        parts["memory_read"] = layers * window * 2 * heads * size * (size + 1)
+        parts["memory_write"] = layers * window * 2 * kv_heads * size * size
+    if config.memory.kind == "delta":
+        # sigma(K) z, sigma(K)^T D^-1 sigma(K), and a step of the scan a segment.
+        segments = full + (rest > 0)
+        parts["memory_delta"] = (
+            layers * 2 * kv_heads * (window * size * (size + 1) + segments * size**3)
+        )
+    return parts
+
+
+def training_flops_per_token(config: ModelConfig, vocab_size: int, window: int) -> float:
+    """Useful FLOPs of forward and backward, per token of a window."""
+    return 3 * sum(forward_flops(config, vocab_size, window).values()) / window
+
+
+def peak_flops(device_name: str, dtype: torch.dtype) -> float | None:
+    """The dense peak, FLOP/s, of the GPU that `torch.cuda.get_device_name` names so.
+
+    None for a device that is not known and for any dtype but bf16 (the peak in float32 depends on
+    whether TF32 is on).
+    """
+    if dtype != torch.bfloat16:
+        return None
+    return _PEAKS.get(device_name.removeprefix("NVIDIA "))
+
+
+def parameters(config: ModelConfig, vocab_size: int) -> int:
+    """The number of weights; tied embeddings count once."""
+    width, size = config.d_model, config.d_head
+    attention = width * size * (2 * config.n_heads + 2 * config.n_kv_heads)
+    gates = config.n_heads if config.memory.kind != "none" else 0
+    block = attention + gates + 3 * width * config.d_ff + 2 * width
+    tables = 1 if config.tied_embeddings else 2
+    return config.n_layers * block + tables * vocab_size * width + width

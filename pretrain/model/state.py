@@ -1,0 +1,51 @@
+"""The memories of all layers, as a value that batches of lanes are cut out of and put together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from pretrain.model.memory import MemoryState
+
+ModelState: TypeAlias = tuple[MemoryState, ...]
+"""The memory of each layer, its tensors [lanes, ...]; () for a model without."""
+
+
+def of_lanes(state: ModelState, lanes: slice | list[int]) -> ModelState:
+    """The memories of some of the lanes."""
+    return tuple(MemoryState(*(tensor[lanes] for tensor in layer)) for layer in state)
+
+
+def joined(states: Sequence[ModelState]) -> ModelState:
+    """The states of several batches as one, lanes in order."""
+    return tuple(
+        MemoryState(*(torch.cat(parts) for parts in zip(*layers, strict=True)))
+        for layers in zip(*states, strict=True)
+    )
+
+
+def detached(state: ModelState) -> ModelState:
+    """The state without its history: no gradient flows into the window before."""
+    return tuple(MemoryState(*(tensor.detach() for tensor in layer)) for layer in state)
+
+
+def without_nonfinite(state: ModelState) -> ModelState:
+    """The state with the memory of each lane that is not finite emptied, in all layers.
+
+    A lane that kept it would spoil every step until its document ends.
+    """
+    tensors = [tensor for layer in state for tensor in layer]
+    if not tensors:
+        return state
+    finite = torch.stack([t.flatten(1).isfinite().all(dim=1) for t in tensors]).all(dim=0)
+    return tuple(
+        MemoryState(*(torch.where(_along(finite, tensor), tensor, 0.0) for tensor in layer))
+        for layer in state
+    )
+
+
+def _along(lanes: Tensor, tensor: Tensor) -> Tensor:
+    return lanes.view(-1, *[1] * (tensor.ndim - 1))

@@ -1,0 +1,237 @@
+"""The Infini-Transformer: Llama's blocks with Infini-attention, a window of segments at a time.
+
+Knows tensors and its configuration alone: no ranks, no files, no engine. Every parameter is read
+inside the forward of the module that owns it and every module runs once a forward, whatever the
+data, which is what ZeRO-3 needs. The memory is an argument and a result, never a buffer.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from pretrain.config import ModelConfig
+from pretrain.model import local_attention, memory
+from pretrain.model.attention import (
+    Continuation,
+    InfiniAttention,
+    OpenSegment,
+    Projection,
+    Window,
+)
+from pretrain.model.loss import OutputHead
+from pretrain.model.memory import MemoryState
+from pretrain.model.rotary import rotary
+from pretrain.model.state import ModelState
+
+
+class Output(NamedTuple):
+    """What a window yields."""
+
+    logits: Tensor | None
+    """[B, T, V]; None where targets were given."""
+    losses: Tensor | None
+    """[B, T] float32, in nats, 0 where ignored; None without targets."""
+    state: ModelState
+    """The memory after the window, with its gradient."""
+
+
+class StreamState(NamedTuple):
+    """What generation keeps, of constant size at any length."""
+
+    filled: int
+    """Tokens of the open segment."""
+    layers: tuple[OpenSegment, ...]
+
+
+class FeedForward(nn.Module):
+    """SwiGLU."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.gate_proj = Projection(config.d_model, config.d_ff, config.init_std)
+        self.up_proj = Projection(config.d_model, config.d_ff, config.init_std)
+        residual_std = config.init_std / math.sqrt(2 * config.n_layers)
+        self.down_proj = Projection(config.d_ff, config.d_model, residual_std)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., d_model] -> [..., d_model]."""
+        hidden: Tensor = self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        return hidden
+
+
+class Block(nn.Module):
+    """Infini-attention and feed-forward, each added to the residual stream after RMSNorm."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.attention_norm = nn.RMSNorm(config.d_model, eps=config.norm_eps)
+        self.attention = InfiniAttention(config)
+        self.feed_forward_norm = nn.RMSNorm(config.d_model, eps=config.norm_eps)
+        self.feed_forward = FeedForward(config)
+
+    def forward(
+        self,
+        x: Tensor,
+        state: MemoryState | OpenSegment | None,
+        *,
+        layout: Window | Continuation,
+        read_memory: bool = True,
+    ) -> tuple[Tensor, MemoryState | OpenSegment | None]:
+        """x [B, T, d_model] -> the same shape, and the attention's state after it."""
+        attended, state = self.attention(
+            self.attention_norm(x), state, layout=layout, read_memory=read_memory
+        )
+        x = x + attended
+        return x + self.feed_forward(self.feed_forward_norm(x)), state
+
+
+class TokenEmbedding(nn.Embedding):
+    """Token embeddings, drawn in the constructor as `Projection`'s weights are."""
+
+    weight: nn.Parameter
+
+    def __init__(self, vocab_size: int, d_model: int, std: float) -> None:
+        self.std = std
+        super().__init__(vocab_size, d_model)
+
+    def reset_parameters(self) -> None:
+        """Draw the weights."""
+        nn.init.normal_(self.weight, std=self.std)
+
+
+class Transformer(nn.Module):
+    """The language model. Initial weights follow torch's global seed, which the caller sets."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        vocab_size: int,
+        activation_checkpointing: Literal["none", "full"] = "none",
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.activation_checkpointing = activation_checkpointing
+        self.embedding = TokenEmbedding(vocab_size, config.d_model, config.init_std)
+        self.layers = nn.ModuleList(Block(config) for _ in range(config.n_layers))
+        self.norm = nn.RMSNorm(config.d_model, eps=config.norm_eps)
+        tied = self.embedding.weight if config.tied_embeddings else None
+        self.lm_head = OutputHead(config.d_model, vocab_size, config.init_std, tied)
+
+    def initial_state(self, lanes: int, device: torch.device | str) -> ModelState:
+        """The empty memory of every layer, for `lanes` lanes."""
+        if self.config.memory.kind == "none":
+            return ()
+        dtype = torch.promote_types(torch.float32, self.embedding.weight.dtype)
+        heads, size = self.config.n_kv_heads, self.config.d_head
+        return tuple(
+            memory.empty(lanes, heads, size, torch.device(device), dtype) for _ in self.layers
+        )
+
+    def forward(
+        self,
+        tokens: Tensor,
+        starts: Tensor,
+        state: ModelState,
+        targets: Tensor | None = None,
+        read_memory: bool = True,
+    ) -> Output:
+        """One window of each lane, in parallel over its segments.
+
+        tokens [B, T] int64, of any length T, begins at a segment's start; starts [B, T] bool is
+        True at each document's first token; state is the memory before the window; targets [B, T]
+        int64 asks for losses in place of logits. With `read_memory` False every retrieval reads 0,
+        while the memory is still written.
+        """
+        # A forgotten state would otherwise train a model without memory, in silence.
+        remembers = self.config.memory.kind != "none"
+        assert len(state) == (len(self.layers) if remembers else 0), "initial_state gives a state"
+        x = self.embedding(tokens)
+        kernel = local_attention.choose(self.config.local_attention, x.device.type, x.dtype)
+        layout = Window.of(starts, self.config, kernel, x.dtype)
+        after = []
+        for layer, before in zip(self.layers, state or [None] * len(self.layers), strict=True):
+            x, carried = self._block(layer, x, before, layout, read_memory)
+            after.append(carried)
+        out = self.lm_head(self.norm(x), targets)
+        new_state = tuple(carried for carried in after if carried is not None)
+        if targets is None:
+            return Output(out, None, new_state)
+        return Output(None, out, new_state)
+
+    def _block(
+        self,
+        layer: nn.Module,
+        x: Tensor,
+        state: MemoryState | None,
+        layout: Window,
+        read_memory: bool,
+    ) -> tuple[Tensor, MemoryState | None]:
+        if self.activation_checkpointing == "none" or not torch.is_grad_enabled():
+            result = layer(x, state, layout=layout, read_memory=read_memory)
+        else:
+            result = checkpoint(
+                layer,
+                x,
+                state,
+                layout=layout,
+                read_memory=read_memory,
+                use_reentrant=False,
+                preserve_rng_state=False,
+            )
+        hidden, carried = result
+        return hidden, carried
+
+    def open_stream(self, lanes: int, device: torch.device | str) -> StreamState:
+        """The state before the first token of one document in each of `lanes` lanes."""
+        memories = self.initial_state(lanes, device) or (None,) * len(self.layers)
+        dtype = self.embedding.weight.dtype
+        shape = (lanes, 0, self.config.n_kv_heads, self.config.d_head)
+        nothing = torch.zeros(shape, device=device, dtype=dtype)
+        return StreamState(0, tuple(OpenSegment(m, nothing, nothing, nothing) for m in memories))
+
+    @torch.no_grad()
+    def extend(self, tokens: Tensor, stream: StreamState) -> tuple[Tensor, StreamState]:
+        """The logits [B, n, V] of the next tokens [B, n], n > 0, of each lane's document.
+
+        Equal to the whole document's logits, whatever the chunks it comes in. Whole segments go
+        through in parallel; a caller bounds their number by the length of its chunks.
+        """
+        segment = self.config.segment
+        logits = []
+        while tokens.shape[1]:
+            whole = tokens.shape[1] // segment * segment if stream.filled == 0 else 0
+            taken = whole or min(tokens.shape[1], segment - stream.filled)
+            now, tokens = tokens[:, :taken], tokens[:, taken:]
+            out, stream = self._whole_segments(now, stream) if whole else self._open(now, stream)
+            logits.append(out)
+        return torch.cat(logits, dim=1), stream
+
+    def _whole_segments(self, tokens: Tensor, stream: StreamState) -> tuple[Tensor, StreamState]:
+        state = tuple(layer.memory for layer in stream.layers if layer.memory is not None)
+        # An empty memory reads as 0, so the document's start needs no mark.
+        output = self(tokens, torch.zeros_like(tokens, dtype=torch.bool), state)
+        after = output.state or (None,) * len(stream.layers)
+        layers = (old._replace(memory=new) for old, new in zip(stream.layers, after, strict=True))
+        return output.logits, StreamState(0, tuple(layers))
+
+    def _open(self, tokens: Tensor, stream: StreamState) -> tuple[Tensor, StreamState]:
+        """Tokens that go into the open segment; the memory is written when they fill it."""
+        x = self.embedding(tokens)
+        count, config = tokens.shape[1], self.config
+        filled = stream.filled + count
+        positions = rotary(
+            stream.filled, count, config.d_head, config.rope_theta, x.device, x.dtype
+        )
+        layout = Continuation(positions, closes=filled == config.segment)
+        layers = []
+        for layer, before in zip(self.layers, stream.layers, strict=True):
+            x, after = layer(x, before, layout=layout)
+            layers.append(after)
+        logits = self.lm_head(self.norm(x), None)
+        return logits, StreamState(0 if layout.closes else filled, tuple(layers))

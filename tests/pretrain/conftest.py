@@ -1,0 +1,104 @@
+"""A trained run without training: random weights in the layout that the trainer leaves."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import pytest
+import torch
+from torch import nn
+
+from data_prep import settings, tokenizer
+from pretrain.checkpoint.commit import save
+from pretrain.checkpoint.pieces import Piece
+from pretrain.checkpoint.ranks import SoloRanks
+from pretrain.config import Config, DataConfig, MemoryConfig, ModelConfig, RunConfig, TrainConfig
+from pretrain.model.transformer import Transformer
+
+TEXT = (
+    "It is a truth universally acknowledged, that a single man in possession of a good fortune, "
+    "must be in want of a wife. However little known the feelings or views of such a man may be "
+    "on his first entering a neighbourhood, naïve — or “not”.\n"
+) * 3
+
+
+@pytest.fixture(scope="session")
+def tokenizer_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A SentencePiece model of 320 pieces, bytes among them, with BOS and EOS."""
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.model"
+    tokenizer.train([TEXT], path, 320)
+    return path
+
+
+class WriteRun(Protocol):
+    """The signature of `write_run`."""
+
+    def __call__(
+        self, directory: Path, *, steps: tuple[int, ...] = (7,), **model: Any
+    ) -> Transformer: ...
+
+
+@pytest.fixture
+def write_run(tokenizer_model: Path) -> WriteRun:
+    """Write a run with a checkpoint of each of `steps`; the model that the last one holds.
+
+    `model` are settings of the model that differ from a small one with segments of 16 tokens and
+    a window of 4 segments.
+    """
+
+    def write(directory: Path, *, steps: tuple[int, ...] = (7,), **model: Any) -> Transformer:
+        directory.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(tokenizer_model, directory / "tokenizer.model")
+        config = Config(
+            run=RunConfig(directory=str(directory)),
+            data=DataConfig(train="elsewhere"),
+            model=replace(SMALL, **model),
+            train=TrainConfig(window_segments=4),
+        )
+        built = None
+        for step in steps:
+            torch.manual_seed(step)
+            built = _random_model(config.model)
+            _save(directory, step, config, built)
+        assert built is not None
+        return built
+
+    return write
+
+
+SMALL = ModelConfig(
+    d_model=32,
+    n_layers=2,
+    n_heads=4,
+    n_kv_heads=2,
+    d_head=8,
+    d_ff=48,
+    segment=16,
+    init_std=0.15,
+    memory=MemoryConfig(kind="delta"),
+)
+
+
+def _random_model(config: ModelConfig) -> Transformer:
+    model = Transformer(config, 320).eval()
+    for name, parameter in model.named_parameters():
+        if name.endswith("gate"):
+            nn.init.normal_(parameter)
+    return model
+
+
+def _save(directory: Path, step: int, config: Config, model: Transformer) -> None:
+    pieces = [
+        Piece(f"{name}/{kind}", tuple(parameter.shape), 0, values.detach().reshape(-1))
+        for name, parameter in model.named_parameters()
+        for kind, values in (
+            ("param", parameter),
+            ("exp_avg", torch.zeros_like(parameter)),
+            ("exp_avg_sq", torch.ones_like(parameter)),
+        )
+    ]
+    trainer = {"step": step, "vocab_size": 320, "configuration": settings.to_plain(config)}
+    save(directory / "checkpoints", step, pieces, {}, trainer, SoloRanks(), 2, 0)

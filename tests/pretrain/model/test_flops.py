@@ -1,0 +1,98 @@
+"""FLOPs against torch's own counter, parameters against the module."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from pretrain.config import MemoryConfig, ModelConfig
+from pretrain.model import flops
+from pretrain.model.transformer import Transformer
+
+VOCABULARY = 300
+WINDOW = 256
+KINDS = [
+    MemoryConfig(kind="none"),
+    MemoryConfig(kind="linear"),
+    MemoryConfig(kind="delta", normaliser="paper"),
+    MemoryConfig(kind="delta", normaliser="inclusive"),
+]
+
+
+def config(memory: MemoryConfig, **changes: Any) -> ModelConfig:
+    return ModelConfig(
+        **{
+            "d_model": 48,
+            "n_layers": 3,
+            "n_heads": 4,
+            "n_kv_heads": 2,
+            "d_head": 16,
+            "d_ff": 80,
+            "segment": 32,
+            "memory": memory,
+            "local_attention": "sdpa",
+            **changes,
+        }
+    )
+
+
+def counted(shape: ModelConfig, backward: bool = False) -> int:
+    model = Transformer(shape, VOCABULARY)
+    tokens = torch.randint(VOCABULARY, (1, WINDOW))
+    starts = torch.zeros(1, WINDOW, dtype=torch.bool)
+    # torch counts the products of the plain path, but not those inside its fused CPU kernel.
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        output = model(tokens, starts, model.initial_state(1, "cpu"))
+        if backward:
+            output.logits.sum().backward()
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize("memory", KINDS, ids=str)
+def test_a_forward_has_the_flops_that_torch_counts(memory: MemoryConfig) -> None:
+    # torch does not count sigma(Q) z and sigma(K) z, 1 / d_head of the memory's products.
+    shape = config(memory)
+    ours = sum(flops.forward_flops(shape, VOCABULARY, WINDOW).values())
+    assert counted(shape) <= ours <= 1.01 * counted(shape)
+
+
+@pytest.mark.parametrize("memory", KINDS, ids=str)
+def test_forward_and_backward_are_three_forwards_to_one_percent(memory: MemoryConfig) -> None:
+    shape = config(memory)
+    ours = flops.training_flops_per_token(shape, VOCABULARY, WINDOW) * WINDOW
+    assert ours == pytest.approx(counted(shape, backward=True), rel=0.01)
+
+
+def test_parts_are_the_products_of_their_shapes() -> None:
+    shape = config(MemoryConfig(kind="delta"), n_layers=1)
+    parts = flops.forward_flops(shape, VOCABULARY, 40)  # a whole segment and 8 tokens
+    assert parts == {
+        "projections": 2 * 40 * 48 * (64 + 32 + 32) + 2 * 40 * 64 * 48,
+        "local_attention": 2 * 2 * 4 * 16 * (32 * 32 + 8 * 8),
+        "feed_forward": 3 * 2 * 40 * 48 * 80,
+        "output_head": 2 * 40 * 48 * 300,
+        "memory_read": 2 * 40 * 4 * (16 * 16 + 16),
+        "memory_write": 2 * 40 * 2 * 16 * 16,
+        "memory_delta": 2 * 2 * (40 * (16 + 16 * 16) + 2 * 16**3),
+    }
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("memory", KINDS[:2], ids=str)
+def test_parameters_are_those_of_the_module(memory: MemoryConfig, tied: bool) -> None:
+    shape = config(memory, tied_embeddings=tied)
+    model = Transformer(shape, VOCABULARY)
+    assert flops.parameters(shape, VOCABULARY) == sum(p.numel() for p in model.parameters())
+
+
+def test_peaks_are_dense_and_never_guessed() -> None:
+    assert flops.peak_flops("NVIDIA A100-SXM4-80GB", torch.bfloat16) == 312e12
+    assert flops.peak_flops("NVIDIA H100 80GB HBM3", torch.bfloat16) == 989e12
+    assert flops.peak_flops("NVIDIA H200", torch.bfloat16) == 989e12
+    for unknown in ("cpu", "NVIDIA H100 80GB HBM3 MIG 1g.10gb", "NVIDIA H300"):
+        assert flops.peak_flops(unknown, torch.bfloat16) is None
+    assert flops.peak_flops("NVIDIA H200", torch.float32) is None

@@ -1,0 +1,144 @@
+"""The seam of the local attention: which kernel, and the cuts that each of them makes."""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import logging
+from collections.abc import Iterator
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pretrain.model import local_attention
+
+needs_no_flash = pytest.mark.skipif(
+    importlib.util.find_spec("flash_attn") is not None, reason="flash_attn is installed"
+)
+needs_flash = pytest.mark.skipif(
+    not torch.cuda.is_available() or importlib.util.find_spec("flash_attn") is None,
+    reason="needs a GPU and flash_attn",
+)
+
+STARTS = {
+    "none": [],
+    "a segment's first token": [0, 14],
+    "a segment's last token": [6, 13],
+    "several": [1, 2, 5, 9, 24],
+    "in every segment": [3, 8, 19, 27],
+    "every token": list(range(28)),
+}
+
+
+@pytest.fixture(autouse=True)
+def forget_choices() -> Iterator[None]:
+    local_attention.choose.cache_clear()
+    yield
+    local_attention.choose.cache_clear()
+
+
+def segments(starts: list[int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Starts [4, 7], queries [4, 7, 4, 6], keys and values [4, 7, 2, 6], float64."""
+    generator = torch.manual_seed(1)
+    marks = torch.zeros(28, dtype=torch.bool)
+    marks[starts] = True
+    queries, keys, values = (
+        torch.randn(4, 7, heads, 6, generator=generator, dtype=torch.float64).requires_grad_()
+        for heads in (4, 2, 2)
+    )
+    return marks.view(4, 7), queries, keys, values
+
+
+def piece_by_piece(offsets: list[int], q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """What flash-attn's documentation says of `cu_seqlens`: each sequence by itself, causal."""
+    pieces = []
+    for first, end in itertools.pairwise(offsets):
+        one = (x.flatten(0, 1)[first:end].transpose(0, 1) for x in (q, k, v))
+        attended = F.scaled_dot_product_attention(*one, is_causal=True, enable_gqa=True)
+        pieces.append(attended.transpose(0, 1))
+    return torch.cat(pieces).view(q.shape)
+
+
+@pytest.mark.parametrize("places", STARTS.values(), ids=STARTS)
+def test_the_pieces_of_flash_attn_are_those_of_the_mask(places: list[int]) -> None:
+    starts, *inputs = segments(places)
+    offsets = local_attention.piece_offsets(starts)
+    assert offsets.dtype == torch.int32
+    masked = local_attention.sdpa(starts)(*inputs)
+    pieces = piece_by_piece(offsets.tolist(), *inputs)
+    torch.testing.assert_close(masked, pieces, rtol=1e-12, atol=1e-12)
+    weights = torch.randn(masked.shape, generator=torch.manual_seed(2), dtype=torch.float64)
+    ours = torch.autograd.grad(masked, inputs, weights)
+    theirs = torch.autograd.grad(pieces, inputs, weights)
+    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+
+
+def test_offsets_are_segment_ends_and_document_starts() -> None:
+    starts, *_ = segments([0, 3, 13])
+    assert local_attention.piece_offsets(starts).tolist() == [0, 3, 7, 13, 14, 21, 28]
+
+
+def test_the_mask_lets_a_token_see_its_own_document_before_it() -> None:
+    starts = torch.tensor([[False, False, True, False]])
+    expected = [[1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 1, 1]]
+    assert local_attention.same_document_mask(starts)[0, 0].int().tolist() == expected
+
+
+@pytest.mark.parametrize("new", [1, 2, 7])
+def test_the_newest_tokens_attend_as_in_the_whole_segment(new: int) -> None:
+    starts, queries, keys, values = segments([])
+    whole = local_attention.sdpa(starts)(queries, keys, values)
+    last = local_attention.attend_to_end(queries[:, -new:], keys, values)
+    torch.testing.assert_close(last, whole[:, -new:], rtol=1e-12, atol=1e-12)
+
+
+def test_flash_on_cpu_is_refused_with_what_to_do() -> None:
+    with pytest.raises(ValueError, match=r"needs a CUDA GPU and the model is on cpu.*sdpa.*auto"):
+        local_attention.choose("flash", "cpu", torch.bfloat16)
+
+
+def test_flash_in_float32_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"bf16 or fp16 and the model is in torch\.float32"):
+        local_attention.choose("flash", "cuda", torch.float32)
+
+
+@needs_no_flash
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_flash_that_is_not_installed_is_refused() -> None:
+    with pytest.raises(ValueError, match="flash_attn cannot be imported"):
+        local_attention.choose("flash", "cuda", torch.bfloat16)
+
+
+def test_auto_logs_once_what_it_took(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        taken = [local_attention.choose("auto", "cpu", torch.float32) for _ in range(3)]
+    assert taken == [local_attention.sdpa] * 3
+    (record,) = caplog.records
+    assert "SDPA" in record.getMessage() and "cpu" in record.getMessage()
+
+
+def test_sdpa_asked_for_is_taken_in_silence(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        assert local_attention.choose("sdpa", "cuda", torch.bfloat16) is local_attention.sdpa
+    assert not caplog.records
+
+
+@needs_flash
+@pytest.mark.parametrize("places", STARTS.values(), ids=STARTS)
+def test_flash_attn_equals_sdpa(places: list[int]) -> None:
+    generator = torch.Generator("cuda").manual_seed(1)
+    starts, *_ = segments(places)
+    starts = starts.cuda()
+    inputs = [
+        torch.randn(4, 7, heads, 64, generator=generator, device="cuda").bfloat16()
+        for heads in (4, 2, 2)
+    ]
+    for x in inputs:
+        x.requires_grad_()
+    ours = local_attention.flash(starts)(*inputs)
+    theirs = local_attention.sdpa(starts)(*inputs)
+    torch.testing.assert_close(ours, theirs, rtol=2e-2, atol=2e-2)
+    gradients = (torch.autograd.grad(out.float().square().sum(), inputs) for out in (ours, theirs))
+    torch.testing.assert_close(*gradients, rtol=5e-2, atol=5e-2)

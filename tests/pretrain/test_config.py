@@ -1,0 +1,112 @@
+"""The configuration: shipped files load, and what cannot work is said, all of it at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from data_prep import settings
+from data_prep.settings import SettingsError
+from pretrain.config import Config, load
+
+ROOT = Path(__file__).parents[2]
+MINIMUM = ("run.directory=runs/x", "data.train=data/x")
+
+
+def problems(*words: str, minimum: bool = True) -> list[str]:
+    with pytest.raises(SettingsError) as caught:
+        load(None, [*(MINIMUM if minimum else ()), *words])
+    return caught.value.problems
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda p: p.name)
+def test_every_shipped_configuration_loads(path: Path) -> None:
+    # A path that the user is to give may be left open.
+    load(path, ["run.directory=runs/x", "data.train=data/x"])
+
+
+def test_the_defaults_need_a_directory_and_a_data_set_and_nothing_else() -> None:
+    assert [problem.split(":")[0] for problem in problems(minimum=False)] == [
+        "run.directory", "data.train"
+    ]  # fmt: skip
+    assert load(None, MINIMUM).model == Config().model
+
+
+def test_a_word_goes_before_the_file_and_the_file_before_the_default(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("data: {train: x, lanes: 6}\ntrain: {steps: 7}\nrun: {directory: r}\n")
+    config = load(path, ["train.steps=8", "optim.warmup_steps=2"])
+    assert (config.train.steps, config.data.lanes, config.train.log_every) == (8, 6, 10)
+
+
+def test_the_resolved_configuration_reads_back_as_itself(tmp_path: Path) -> None:
+    config = load(None, [*MINIMUM, "optim.lr=1e-4", "model.memory.kind=linear", "zero.stage=1"])
+    path = tmp_path / "config.yaml"
+    path.write_text(settings.to_yaml(config))
+    assert load(path) == config
+    assert settings.from_plain(Config, settings.to_plain(config)) == config
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["train.stpes=3"], "train.stpes: unknown key; did you mean train.steps?"),
+        (["model.memory.knd=none"], "model.memory.knd: unknown key; did you mean"),
+        (["train.steps=many"], "train.steps: expected a whole number, found 'many'"),
+        (["train.steps=2.5"], "train.steps: expected a whole number, found 2.5"),
+        (["model.tied_embeddings=1"], "model.tied_embeddings: expected true or false, found 1"),
+        (["optim.lr=nan"], "optim.lr: expected a finite number, found nan"),
+        (["optim.beta1=1.5"], "optim.beta1: expected 0.0 to 1.0, found 1.5"),
+        (["train.steps=0", "optim.warmup_steps=0"], "train.steps: expected at least 1, found 0"),
+        (["checkpoint.keep_last=1"], "checkpoint.keep_last: expected at least 2, found 1"),
+        (["zero.stage=4"], "zero.stage: expected one of 0, 1, 2, 3; found 4"),
+        (["model.memory.kind=dleta"], "expected one of linear, delta, none; found 'dleta'"),
+        (["model.n_heads=4", "model.n_kv_heads=3"], "n_heads: 4 query heads cannot share 3"),
+        (["model.d_head=7"], "d_head: rotary embedding needs an even size, found 7"),
+        (["data.lanes=8", "launch.ranks=3"], "data.lanes: 8 lanes cannot be shared evenly by 3"),
+        (["data.lanes=8", "launch.ranks=2", "train.micro_batch=3"], "train.micro_batch: 4 lanes"),
+        (["zero.stage=0", "train.precision=bf16"], "zero.stage: 0 has no float32 master weights"),
+        (["model.local_attention=flash"], "model.local_attention: flash-attn computes in bf16"),
+        (
+            ["model.local_attention=flash", "train.precision=bf16", "launch.device=cpu"],
+            "model.local_attention: flash-attn needs a GPU",
+        ),
+        (["train.steps=10"], "optim.warmup_steps: 100 is more than train.steps=10"),
+        (
+            ["optim.schedule=wsd", "train.steps=250"],
+            "optim.decay_steps: warm-up and decay together are longer than train.steps=250",
+        ),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_said_in_one_sentence(words: list[str], said: str) -> None:
+    (problem,) = problems(*words)
+    assert said in problem
+
+
+def test_mistakes_are_said_all_at_once() -> None:
+    found = problems(
+        "train.stpes=3", "optim.lr=fast", "zero.stage=7", "modle.d_model=3", "data.lanes=0"
+    )
+    assert sorted(problem.split(":")[0] for problem in found) == [
+        "data.lanes", "modle", "optim.lr", "train.stpes", "zero.stage"
+    ]  # fmt: skip
+
+
+def test_a_resolver_that_could_store_a_secret_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOME_TOKEN", "hunter2")
+    (problem,) = problems("wandb.name=${oc.env:SOME_TOKEN}")
+    assert problem.startswith("wandb.name:") and "hunter2" not in problem
+
+
+def test_lanes_are_blocks_of_equal_size() -> None:
+    config = load(None, [*MINIMUM, "data.lanes=12"])
+    assert [list(config.lanes_of_rank(rank, 3)) for rank in range(3)] == [
+        [0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]
+    ]  # fmt: skip
+    assert config.rank_problems(3) == []
+    assert "choose a multiple of 5, or 1, 2, 3, 4, 6, 12 ranks" in config.rank_problems(5)[0]
+
+
+def test_a_window_is_its_segments() -> None:
+    assert load(None, [*MINIMUM, "model.segment=8", "train.window_segments=3"]).window == 24
