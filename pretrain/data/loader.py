@@ -1,0 +1,174 @@
+"""The loader: a rank's lanes, read ahead by threads, as batches of windows.
+
+Threads serve, since hashing, reading and copying release the interpreter's lock. They touch numpy
+alone: a thread that the interpreter's end finds inside torch can abort the process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import threading
+import time
+import weakref
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+import torch
+
+from data_prep.shards import DataError
+from pretrain.data.lanes import START, Dataset, Lane, LanePlace
+
+# A thread that hashes a shard cannot be interrupted. It only reads, and dies with the process.
+_JOIN_SECONDS = 1.0
+_POLL_SECONDS = 0.05
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A window of each of a rank's lanes: tensors [lanes, length] on the CPU.
+
+    `tokens` and `targets` are int64, `starts` bool, as `Lane.window` says. `places` are the lanes'
+    places after this batch: with them a new loader goes on with the next one.
+    """
+
+    tokens: torch.Tensor
+    targets: torch.Tensor
+    starts: torch.Tensor
+    places: list[LanePlace]
+
+
+_Window = tuple[np.ndarray, np.ndarray, np.ndarray, LanePlace]
+_Part = list[_Window] | BaseException
+
+
+class Loader(Iterator[Batch]):
+    """Batches of `lanes` (of `total_lanes`), forever; the same for any `workers` and `prefetch`.
+
+    `places` are where each lane of `lanes` goes on; None: at the start. `workers` threads share
+    the lanes and keep at most `prefetch` batches ready. Raises DataError where a lane cannot
+    start; what fails in a thread is raised, once, in place of the batch that it was to be part of.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        lanes: range,
+        total_lanes: int,
+        length: int,
+        seed: int,
+        places: Sequence[LanePlace] | None,
+        prefetch: int,
+        workers: int,
+    ) -> None:
+        starts = [START] * len(lanes) if places is None else places
+        own = [
+            Lane(dataset, index, total_lanes, seed, place)
+            for index, place in zip(lanes, starts, strict=True)
+        ]
+        workers = min(workers, len(own))
+        self._shares = [range(worker, len(own), workers) for worker in range(workers)]
+        shares = [[own[row] for row in share] for share in self._shares]
+        self._team = _Team(dataset, shares, length, prefetch)
+        # Also where nobody closes: on collection, and before the interpreter takes itself apart.
+        self._finalizer = weakref.finalize(self, self._team.stop)
+
+    def __next__(self) -> Batch:
+        if not self._finalizer.alive:
+            raise RuntimeError("the loader is closed")
+        try:
+            windows: dict[int, _Window] = {}
+            for share, part in zip(self._shares, self._team.parts(), strict=True):
+                if isinstance(part, BaseException):
+                    raise part
+                windows.update(zip(share, part, strict=True))
+        except BaseException:
+            # An interrupt too: the threads' windows are no longer of the same step.
+            self.close()
+            raise
+        tokens, targets, starts, places = zip(
+            *(windows[row] for row in sorted(windows)), strict=True
+        )
+        return Batch(
+            torch.from_numpy(np.stack(tokens)),
+            torch.from_numpy(np.stack(targets)),
+            torch.from_numpy(np.stack(starts)),
+            list(places),
+        )
+
+    def close(self) -> None:
+        """End the threads; may be called again."""
+        self._finalizer()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class _Team:
+    """A loader's threads and queues; apart from the loader, so that it can be collected."""
+
+    def __init__(
+        self, dataset: Dataset, shares: list[list[Lane]], length: int, prefetch: int
+    ) -> None:
+        self._dataset = dataset
+        self._length = length
+        self._stopped = False
+        self._upcoming: queue.SimpleQueue[int | None] = queue.SimpleQueue()
+        self._ready: list[queue.Queue[_Part]] = [queue.Queue(prefetch) for _ in shares]
+        self._threads = [
+            threading.Thread(target=self._work, args=pair, name="loader-read", daemon=True)
+            for pair in zip(shares, self._ready, strict=True)
+        ]
+        self._threads.append(threading.Thread(target=self._check, name="loader-check", daemon=True))
+        for thread in self._threads:
+            thread.start()
+
+    def parts(self) -> Iterator[_Part]:
+        """The next windows of each thread's lanes, or what went wrong there."""
+        for ready in self._ready:
+            yield ready.get()
+
+    def stop(self) -> None:
+        # Takes no lock that a thread of ours may hold: the collector may call it in any thread.
+        self._stopped = True
+        self._upcoming.put(None)
+        end = time.monotonic() + _JOIN_SECONDS
+        for thread in self._threads:
+            if thread is not threading.current_thread():
+                thread.join(max(0.0, end - time.monotonic()))
+
+    def _work(self, lanes: list[Lane], ready: queue.Queue[_Part]) -> None:
+        announced: set[int] = set()
+        try:
+            while not self._stopped:
+                part = [(*lane.window(self._length), lane.place) for lane in lanes]
+                for shard in {lane.next_shard for lane in lanes} - announced:
+                    self._upcoming.put(shard)
+                    announced.add(shard)
+                self._hand_over(part, ready)
+        except BaseException as error:
+            self._hand_over(error, ready)
+
+    def _hand_over(self, part: _Part, ready: queue.Queue[_Part]) -> None:
+        while not self._stopped:
+            with contextlib.suppress(queue.Full):
+                ready.put(part, timeout=_POLL_SECONDS)
+                return
+
+    def _check(self) -> None:
+        """Check shards before their lanes open them, so that no window waits for a sha256."""
+        while (shard := self._upcoming.get()) is not None and not self._stopped:
+            # The lane that opens the shard meets the error at the place where it belongs.
+            with contextlib.suppress(DataError):
+                self._dataset.check(shard)
