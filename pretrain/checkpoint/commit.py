@@ -1,0 +1,231 @@
+"""Writing a checkpoint so that it is whole or absent, whatever is killed, full or without power.
+
+    step-00000100.writing   every rank's files, then the manifest; all synced
+    step-00000100           by one rename, synced; from here on it is a checkpoint
+    step-00000050.trash     a pruned one, renamed before its files are deleted
+
+Only names of the middle form are ever loaded, so a killed save or a killed pruning leaves nothing
+that could be mistaken for a checkpoint; the next save removes what it left.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from data_prep import durable
+from pretrain.checkpoint.manifest import (
+    FileInfo,
+    Manifest,
+    json_bytes,
+    layout_file,
+    step_name,
+    step_of,
+    tensor_file,
+    write_manifest,
+)
+from pretrain.checkpoint.pieces import (
+    Extent,
+    LaneRecord,
+    Piece,
+    extent_of,
+    lane_key,
+    whole_tensors,
+    write_tensors,
+)
+from pretrain.checkpoint.ranks import CheckpointError, Ranks, agreed
+from pretrain.checkpoint.verify import remember, still_good, verify
+
+_WRITING = ".writing"
+_TRASH = ".trash"
+
+_log = logging.getLogger(__name__)
+
+
+def save(
+    root: Path,
+    step: int,
+    pieces: Iterable[Piece],
+    lanes: Mapping[int, LaneRecord],
+    trainer: Mapping[str, Any],
+    ranks: Ranks,
+    keep_last: int,
+    keep_every: int,
+) -> Path:
+    """Commit a checkpoint of `step` under `root` and prune older ones; its directory.
+
+    Every rank calls it with its own pieces and lanes; together they must hold every element of
+    every tensor exactly once, and every lane from 0 on. `trainer` is rank 0's, plain JSON.
+
+    Raises CheckpointError, the same on every rank, if any rank fails; then nothing that was there
+    before has been touched. A good checkpoint of this step that is already there is kept and
+    returned: the state of a run after a step is one. A damaged one is replaced.
+
+    Pruning keeps the `keep_last` (2 or more) newest good checkpoints and, for good, those whose
+    step is a multiple of `keep_every` (0: none). Good are those that this process committed or
+    verified at loading, as long as none of their files is missing or cut; others never count
+    among `keep_last`, and are deleted once so many good ones are newer.
+    """
+    assert keep_last >= 2 and keep_every >= 0
+    held: list[Piece] = []
+    manifest = _plan(step, pieces, held, lanes, trainer, ranks)
+    final = root / step_name(step)
+    if ranks.gather(final.exists())[0] and verify(final, ranks) is None:
+        return final
+    writing = root / (final.name + _WRITING)
+    agreed(ranks, lambda: _prepare(root, writing) if ranks.rank == 0 else None)
+    try:
+        written = agreed(ranks, lambda: _write_rank(writing, held, lanes, ranks))
+        files = {name: FileInfo(**info) for one in written for name, info in one.items()}
+        manifest = dataclasses.replace(manifest, files=files)
+        digests = agreed(ranks, lambda: _commit(writing, manifest) if ranks.rank == 0 else "")
+    except CheckpointError as error:
+        if ranks.rank == 0:
+            shutil.rmtree(writing, ignore_errors=True)
+        raise CheckpointError(
+            f"{final} could not be saved: {error}; earlier checkpoints are untouched"
+        ) from error
+    remember(final, digests[0])
+    if ranks.rank == 0:
+        _prune(root, keep_last, keep_every)
+    return final
+
+
+def _plan(
+    step: int,
+    pieces: Iterable[Piece],
+    held: list[Piece],
+    lanes: Mapping[int, LaneRecord],
+    trainer: Mapping[str, Any],
+    ranks: Ranks,
+) -> Manifest:
+    """The manifest but for its files, checked by all ranks before a byte is written.
+
+    The pieces are drawn into `held` here, where an error of theirs reaches all ranks.
+    """
+
+    def mine() -> dict[str, Any]:
+        if json.loads(json_bytes(trainer)) != trainer:
+            raise CheckpointError(
+                "trainer has tuples, or keys that are not text: JSON would bring it back changed"
+            )
+        held.extend(pieces)
+        extents = [dataclasses.astuple(extent_of(piece)) for piece in held]
+        return {"step": step, "extents": extents, "lanes": sorted(lanes)}
+
+    plans = agreed(ranks, mine)
+    if len({plan["step"] for plan in plans}) > 1:
+        raise CheckpointError(f"the ranks save different steps: {[p['step'] for p in plans]}")
+    tensors = whole_tensors(
+        Extent(name, dtype, tuple(shape), offset, length)
+        for plan in plans
+        for name, dtype, shape, offset, length in plan["extents"]
+    )
+    owners = [(lane, rank) for rank, plan in enumerate(plans) for lane in plan["lanes"]]
+    if sorted(lane for lane, _ in owners) != list(range(len(owners))):
+        raise CheckpointError(
+            f"expected every lane from 0 on once, found (lane, rank) {sorted(owners)}"
+        )
+    return Manifest(step, ranks.size, {}, tensors, dict(owners), trainer)
+
+
+def _prepare(root: Path, writing: Path) -> None:
+    """An empty directory to write in; what a killed save left is removed first, for its space.
+
+    Trash that a killed pruning left goes before the save only if a checkpoint is known to be good.
+    """
+    created = [directory for directory in (root, *root.parents) if not directory.exists()]
+    root.mkdir(parents=True, exist_ok=True)
+    for directory in created:
+        durable.sync_directory(directory.parent)
+    _remove_all(root, _WRITING)
+    if any(still_good(directory) for _, directory in _checkpoints(root)):
+        _remove_all(root, _TRASH)
+    writing.mkdir()
+
+
+def _write_rank(
+    writing: Path, held: Iterable[Piece], lanes: Mapping[int, LaneRecord], ranks: Ranks
+) -> dict[str, dict[str, Any]]:
+    """Write this rank's two files; {name: FileInfo as a dict}."""
+    stored = [(extent, piece.values) for piece in held if (extent := extent_of(piece)).length]
+    tensors = {extent.key: values for extent, values in stored}
+    for lane, record in lanes.items():
+        tensors |= {lane_key(lane, name): value for name, value in record.tensors.items()}
+    assert len(tensors) == len(stored) + sum(len(record.tensors) for record in lanes.values())
+    layout = json_bytes(
+        {
+            "pieces": [[extent.name, extent.offset, extent.length] for extent, _ in stored],
+            "lanes": {
+                str(lane): {"place": dict(record.place), "tensors": sorted(record.tensors)}
+                for lane, record in lanes.items()
+            },
+        }
+    )
+    layout_name = layout_file(ranks.rank, ranks.size)
+    tensor_name = tensor_file(ranks.rank, ranks.size)
+    tensor_info = write_tensors(writing / tensor_name, tensors)
+    durable.write_bytes(writing / layout_name, layout)
+    layout_info = FileInfo(len(layout), hashlib.sha256(layout).hexdigest())
+    return {
+        layout_name: dataclasses.asdict(layout_info),
+        tensor_name: dataclasses.asdict(tensor_info),
+    }
+
+
+def _commit(writing: Path, manifest: Manifest) -> str:
+    """Write the manifest and give the directory its name; the manifest's sha256."""
+    digest = write_manifest(writing, manifest)
+    final = writing.with_name(step_name(manifest.step))
+    if final.exists():
+        _discard([final])
+    writing.rename(final)
+    durable.sync_directory(final.parent)
+    return digest
+
+
+def _prune(root: Path, keep_last: int, keep_every: int) -> None:
+    """Delete what need not be kept. A failure is logged: the save is done, the next one retries."""
+    checkpoints = _checkpoints(root)
+    good = [step for step, directory in checkpoints if still_good(directory)]
+    oldest_kept = good[keep_last - 1] if len(good) >= keep_last else 0
+    try:
+        _remove_all(root, _TRASH)
+        _discard(
+            [
+                directory
+                for step, directory in checkpoints
+                if step < oldest_kept and not (keep_every and step % keep_every == 0)
+            ]
+        )
+    except OSError as error:
+        _log.warning("%s: old checkpoints could not all be deleted: %s", root, error)
+
+
+def _checkpoints(root: Path) -> list[tuple[int, Path]]:
+    """(step, directory) of every name that is a checkpoint's, newest first."""
+    named = [(step_of(entry.name), entry) for entry in root.iterdir()]
+    return sorted([(step, entry) for step, entry in named if step is not None], reverse=True)
+
+
+def _discard(directories: Iterable[Path]) -> None:
+    """Take the directories' names away, durably, then delete them."""
+    for directory in directories:
+        trash = directory.with_name(directory.name + _TRASH)
+        if trash.exists():
+            shutil.rmtree(trash)
+        directory.rename(trash)
+        durable.sync_directory(directory.parent)
+        shutil.rmtree(trash)
+
+
+def _remove_all(root: Path, suffix: str) -> None:
+    for entry in root.iterdir():
+        if entry.suffix == suffix and step_of(entry.stem) is not None:
+            shutil.rmtree(entry)

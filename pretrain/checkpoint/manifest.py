@@ -1,0 +1,156 @@
+"""The manifest: what a checkpoint consists of, and the checksum of every byte of it.
+
+`manifest.json` is the last file written. It lists every other file with size and sha256;
+`manifest.sha256` holds its own, in the form that `sha256sum -c` reads, so that a damaged manifest
+is found before it is parsed. A checksum finds damage, not malice.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data_prep import durable
+from pretrain.checkpoint.ranks import CheckpointError
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+CHECKSUM = "manifest.sha256"
+
+_STEP_NAME = re.compile(r"step-(\d{8,})")
+
+
+@dataclass(frozen=True)
+class FileInfo:
+    """Size and hex sha256 of a file."""
+
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """A whole tensor: safetensors' name of its dtype, and its shape."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A checkpoint of `ranks` writers after `step` optimizer steps.
+
+    `lanes` maps each lane to the rank that stored it; `trainer` is the trainer's own (schedule,
+    counters, configuration).
+    """
+
+    step: int
+    ranks: int
+    files: Mapping[str, FileInfo]
+    tensors: Mapping[str, TensorInfo]
+    lanes: Mapping[int, int]
+    trainer: Mapping[str, Any]
+
+
+def step_name(step: int) -> str:
+    """The name of the checkpoint's directory."""
+    return f"step-{step:08d}"
+
+
+def step_of(name: str) -> int | None:
+    """The step of a checkpoint directory's name; None for any other name."""
+    match = _STEP_NAME.fullmatch(name)
+    return int(match[1]) if match and step_name(int(match[1])) == name else None
+
+
+def layout_file(rank: int, ranks: int) -> str:
+    """The JSON that says which pieces and lanes lie in the rank's tensor file."""
+    return f"rank-{rank:05d}-of-{ranks:05d}.json"
+
+
+def tensor_file(rank: int, ranks: int) -> str:
+    """The rank's safetensors file."""
+    return f"rank-{rank:05d}-of-{ranks:05d}.safetensors"
+
+
+def files_of(ranks: int) -> set[str]:
+    """The names of all files that `ranks` writers leave, the manifest's two apart."""
+    return {name(rank, ranks) for rank in range(ranks) for name in (layout_file, tensor_file)}
+
+
+def json_bytes(value: Any) -> bytes:
+    """JSON with sorted keys. CheckpointError for what JSON cannot hold, NaN and infinity too."""
+    try:
+        text = json.dumps(value, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"not storable as JSON: {error}") from error
+    return (text + "\n").encode()
+
+
+def write_manifest(directory: Path, manifest: Manifest) -> str:
+    """Write both files durably, `manifest.json` last; its hex sha256."""
+    data = json_bytes({"format_version": FORMAT_VERSION, **dataclasses.asdict(manifest)})
+    digest = hashlib.sha256(data).hexdigest()
+    durable.write_bytes(directory / CHECKSUM, _checksum_line(digest))
+    durable.write_bytes(directory / MANIFEST, data)
+    return digest
+
+
+def read_manifest(directory: Path) -> tuple[Manifest, str]:
+    """The directory's manifest and its sha256, which is checked before a byte is parsed.
+
+    Raises CheckpointError where it is missing, damaged, of another format version, or of another
+    step than the directory's name says.
+    """
+    for name in (MANIFEST, CHECKSUM):
+        if not (directory / name).is_file():
+            raise CheckpointError(f"{name} is missing: not a finished checkpoint")
+    data = (directory / MANIFEST).read_bytes()
+    digest = hashlib.sha256(data).hexdigest()
+    if (directory / CHECKSUM).read_bytes() != _checksum_line(digest):
+        raise CheckpointError(f"{MANIFEST} differs from its checksum in {CHECKSUM}")
+    manifest = _parse(data)
+    if step_of(directory.name) not in (manifest.step, None):
+        raise CheckpointError(f"{MANIFEST} is of step {manifest.step}, not of this directory")
+    return manifest, digest
+
+
+def _checksum_line(digest: str) -> bytes:
+    return f"{digest}  {MANIFEST}\n".encode()
+
+
+def _parse(data: bytes) -> Manifest:
+    try:
+        raw = json.loads(data)
+        version = raw["format_version"]
+        manifest = None if version != FORMAT_VERSION else _from_json(raw)
+    except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{MANIFEST} is not a manifest ({error!r})") from None
+    if manifest is None:
+        raise CheckpointError(
+            f"{MANIFEST} has format version {version}; this program reads {FORMAT_VERSION}"
+        )
+    return manifest
+
+
+def _from_json(raw: Mapping[str, Any]) -> Manifest:
+    return Manifest(
+        step=int(raw["step"]),
+        ranks=int(raw["ranks"]),
+        files={
+            name: FileInfo(int(info["bytes"]), str(info["sha256"]))
+            for name, info in raw["files"].items()
+        },
+        tensors={
+            name: TensorInfo(str(info["dtype"]), tuple(map(int, info["shape"])))
+            for name, info in raw["tensors"].items()
+        },
+        lanes={int(lane): int(rank) for lane, rank in raw["lanes"].items()},
+        trainer=dict(raw["trainer"]),
+    )

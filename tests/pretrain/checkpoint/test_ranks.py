@@ -1,0 +1,95 @@
+"""An error on one rank reaches all; run as a script it is one of two gloo ranks."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pretrain.checkpoint.ranks import CheckpointError, GroupRanks, Ranks, SoloRanks, agreed
+
+
+def fail_on(*failing: int) -> Any:
+    def work(ranks: Ranks) -> list[int]:
+        def action() -> int:
+            if ranks.rank in failing:
+                raise OSError(28, "No space left on device", "state.safetensors")
+            return ranks.rank * 10
+
+        return agreed(ranks, action)
+
+    return work
+
+
+def test_every_rank_gets_every_result_by_rank(run_ranks: Any) -> None:
+    assert run_ranks(3, fail_on()) == [[0, 10, 20]] * 3
+    assert agreed(SoloRanks(), lambda: 7) == [7]
+
+
+def test_an_error_on_one_rank_is_raised_on_all_in_the_same_words(run_ranks: Any) -> None:
+    errors = run_ranks(3, fail_on(1))
+    assert [type(error) for error in errors] == [CheckpointError] * 3
+    told = {str(error) for error in errors}
+    assert told == {"state.safetensors: No space left on device (rank 1)"}
+    assert isinstance(errors[1].__cause__, OSError)
+
+
+def test_what_all_ranks_say_is_said_once(run_ranks: Any) -> None:
+    errors = run_ranks(2, fail_on(0, 1))
+    assert {str(error) for error in errors} == {"state.safetensors: No space left on device"}
+    errors = run_ranks(3, fail_on(0, 2))
+    assert {str(error) for error in errors} == {
+        "state.safetensors: No space left on device (rank 0, 2)"
+    }
+
+
+def test_a_bug_on_one_rank_is_no_hang_on_the_others(run_ranks: Any) -> None:
+    def work(ranks: Ranks) -> list[float]:
+        return agreed(ranks, lambda: 1 / ranks.rank)
+
+    errors = run_ranks(2, work)
+    assert {str(error) for error in errors} == {"ZeroDivisionError('division by zero') (rank 0)"}
+
+
+@pytest.mark.timeout(120)
+def test_a_process_group_gathers_json_of_any_length(tmp_path: Path) -> None:
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, __file__, str(rank), str(tmp_path / "store")], stdout=subprocess.PIPE
+        )
+        for rank in range(2)
+    ]
+    outputs = [json.loads(rank.communicate()[0]) for rank in ranks]
+    values: list[Any] = [[], {"rank": 1, "text": "ü" * 1000, "none": None, "list": [1.5, True]}]
+    assert outputs == [[values, "nothing left (rank 1)"]] * 2
+
+
+def _gloo_rank(rank: int, store: str) -> None:
+    import os
+
+    import torch.distributed as dist
+
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    dist.init_process_group("gloo", store=dist.FileStore(store, 2), rank=rank, world_size=2)
+    ranks = GroupRanks()
+    mine: Any = {"rank": 1, "text": "ü" * 1000, "none": None, "list": (1.5, True)} if rank else []
+    gathered = ranks.gather(mine)
+
+    def action() -> None:
+        if ranks.rank == 1:
+            raise CheckpointError("nothing left")
+
+    try:
+        agreed(ranks, action)
+    except CheckpointError as error:
+        print(json.dumps([gathered, str(error)]))
+    ranks.gather(None)
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    _gloo_rank(int(sys.argv[1]), sys.argv[2])
