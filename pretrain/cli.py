@@ -1,0 +1,207 @@
+"""`pretrain`: train, evaluate, generate, plot.
+
+torch is imported by the commands that need it, after the configuration was checked.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from data_prep import settings
+from data_prep.settings import SettingsError
+from data_prep.shards import DataError, read_manifest
+from pretrain import config as configuration
+from pretrain import launch
+from pretrain.config import Config
+
+_EXIT_CODES = """exit codes:
+  0   finished
+  1   failed; the same command goes on from the last good checkpoint
+  2   a mistake in the command, the configuration or the data set
+  75  a signal (SIGTERM, SIGINT, SIGUSR1) stopped it after a checkpoint; the same command goes on
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line; ends the process with the command's exit code."""
+    words = _parser().parse_args(arguments)
+    try:
+        sys.exit(words.run(words))
+    except SettingsError as error:
+        _end(f"pretrain {words.verb}: this configuration cannot work:\n{error}", 2)
+    except ValueError as error:
+        # Ours are written for the user; any other is a bug and shows its traceback.
+        if type(error).__module__.partition(".")[0] not in ("data_prep", "pretrain"):
+            raise
+        rank = os.environ.get("RANK")
+        _end(f"pretrain {words.verb}: {f'rank {rank}: ' if rank else ''}{error}", 1)
+
+
+def _end(message: str, code: int) -> NoReturn:
+    print(message, file=sys.stderr)
+    sys.exit(code)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="pretrain", description="Train, evaluate and sample Infini-Transformers."
+    )
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="COMMAND")
+    _add_train(verbs)
+    _add_eval(verbs)
+    _add_generate(verbs)
+    _add_plot(verbs)
+    return parser
+
+
+def _add_train(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    keys = "\n".join(f"  {line}" for line in settings.describe(Config))
+    train = verbs.add_parser(
+        "train",
+        help="train a model, or go on with a run",
+        description="Train from a configuration; on a run directory that has checkpoints, resume.",
+        epilog=f"settings and their defaults:\n{keys}\n\n{_EXIT_CODES}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    train.add_argument("config", type=Path, help="YAML file with what differs from the defaults")
+    train.add_argument(
+        "settings", nargs="*", metavar="key=value", help="settings that go before the file's"
+    )
+    train.set_defaults(run=_train)
+
+
+def _add_eval(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = verbs.add_parser(
+        "eval",
+        help="bits a byte by position, with memory and with its read masked",
+        description="Stream whole documents through a model and report how well it predicts them.",
+    )
+    parser.add_argument("path", type=Path, help="run directory, or one checkpoint of it")
+    parser.add_argument("--data", type=Path, required=True, help="data set directory of data-prep")
+    parser.add_argument("--documents", type=int, help="evaluate the first so many (default: all)")
+    parser.add_argument("--batch", type=int, default=8, help="documents side by side (default 8)")
+    parser.add_argument(
+        "--window-segments", type=int, help="segments a window (default: the run's)"
+    )
+    parser.set_defaults(run=_eval)
+
+
+def _add_generate(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = verbs.add_parser(
+        "generate",
+        help="continue a text",
+        description="Continue a prompt of any length in constant space, as text on stdout.",
+    )
+    parser.add_argument("path", type=Path, help="run directory, or one checkpoint of it")
+    prompt = parser.add_mutually_exclusive_group()
+    prompt.add_argument("--prompt-file", help="file with the prompt; - is stdin")
+    prompt.add_argument("--prompt", default="", help="the prompt (default: the document's start)")
+    parser.add_argument("--max-tokens", type=int, default=256, help="at most so many (default 256)")
+    parser.add_argument("--temperature", type=float, default=0.8, help="0: greedy (default 0.8)")
+    parser.add_argument("--top-p", type=float, default=0.95, help="nucleus mass (default 0.95)")
+    parser.add_argument("--seed", type=int, default=0, help="same seed, same text (default 0)")
+    parser.set_defaults(run=_generate)
+
+
+def _add_plot(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = verbs.add_parser(
+        "plot",
+        help="draw a run's curves",
+        description="Write PNGs of a run's loss, bits a byte by position, gates and speed.",
+    )
+    parser.add_argument("path", type=Path, help="run directory")
+    parser.set_defaults(run=_plot)
+
+
+def _train(words: argparse.Namespace) -> int:
+    config = configuration.load(words.config, words.settings)
+    place = launch.place_in(os.environ)
+    if place is None:
+        ranks = config.launch.ranks or launch.default_ranks(config)
+        _check_start(config, ranks)
+        command = [sys.executable, "-m", "pretrain.cli", "train", str(words.config)]
+        return launch.start_ranks([*command, *words.settings], ranks)
+    _check_start(config, place.size)
+    from pretrain import trainer
+
+    return trainer.train(config, place)
+
+
+def _check_start(config: Config, ranks: int) -> None:
+    """Everything that can be known before a rank starts. Raises SettingsError with all of it."""
+    problems = config.rank_problems(ranks)
+    if config.model.local_attention == "flash" and importlib.util.find_spec("flash_attn") is None:
+        problems.append(
+            "model.local_attention: flash-attn is not installed; install the extra `gpu` (README), "
+            "or set it to auto or sdpa"
+        )
+    tokenizers = {}
+    for key, directory in (
+        ("data.train", config.data.train),
+        ("data.validation", config.data.validation),
+    ):
+        if not directory:
+            continue
+        try:
+            manifest = read_manifest(Path(directory))
+        except DataError as error:
+            problems.append(f"{key}: {error}")
+            continue
+        tokenizers[key] = manifest.tokenizer.sha256
+        if len(manifest.shards) < config.data.lanes:
+            problems.append(
+                f"{key}: {directory} has {len(manifest.shards)} shards for "
+                f"data.lanes={config.data.lanes}, and a lane needs one of its own; prepare it "
+                f"with more (data-prep's shards settings), or lower data.lanes"
+            )
+    if len(set(tokenizers.values())) > 1:
+        problems.append(
+            "data.validation: its tokenizer is another than data.train's; prepare it with "
+            f"tokenizer.path={config.data.train}/tokenizer.model"
+        )
+    if problems:
+        raise SettingsError(problems)
+
+
+def _eval(words: argparse.Namespace) -> int:
+    from pretrain.evaluate import perplexity
+
+    return perplexity.run(
+        words.path,
+        words.data,
+        window_segments=words.window_segments,
+        max_documents=words.documents,
+        batch=words.batch,
+    )
+
+
+def _generate(words: argparse.Namespace) -> int:
+    from pretrain import generate
+
+    return generate.run(
+        words.path,
+        prompt=words.prompt,
+        prompt_file=words.prompt_file,
+        max_tokens=words.max_tokens,
+        temperature=words.temperature,
+        top_p=words.top_p,
+        seed=words.seed,
+    )
+
+
+def _plot(words: argparse.Namespace) -> int:
+    from pretrain import plot
+
+    for path in plot.plot(words.path):
+        print(path)
+    return 0
+
+
+if __name__ == "__main__":
+    main()

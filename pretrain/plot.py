@@ -1,0 +1,235 @@
+"""A run's curves as PNGs, from what the trainer and the evaluation recorded."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, MaxNLocator
+
+from data_prep import durable
+from pretrain.metrics import METRICS_FILE, read_records
+
+PLOTS = "plots"
+
+_EVALUATION = re.compile(r"eval-(\d+)-.*\.json")
+# Okabe and Ito's, which the colour-blind can tell apart.
+_BLUE, _ORANGE, _GREEN, _GREY = "#0072B2", "#D55E00", "#009E73", "#666666"
+_COLUMNS = {
+    "memory": ("with memory", _BLUE, "o"),
+    "masked": ("memory read masked", _ORANGE, "s"),
+    "none": ("model without memory", _GREY, "o"),
+}
+
+_log = logging.getLogger("pretrain.plot")
+
+Records = list[dict[str, Any]]
+
+
+class PlotError(ValueError):
+    """A directory with nothing to draw."""
+
+
+def plot(run_directory: Path) -> list[Path]:
+    """Draw what the run has into its `plots/`; the files written.
+
+    loss.png: loss and learning rates; speed.png: tokens/s; gates.png: gates by layer; positions.png
+    bits a byte by position, of the newest step's evaluation (of several the one written last). What
+    the run has no figures for is skipped, and logged. Raises PlotError for a run without a training
+    record.
+    """
+    records = read_records(run_directory / METRICS_FILE)
+    train = [record for record in records if record["kind"] == "train"]
+    if not train:
+        raise PlotError(
+            f"{run_directory}: no training record in {METRICS_FILE}; expected the directory of a "
+            "run that has reached train.log_every steps"
+        )
+    validation = [record for record in records if record["kind"] == "validation"]
+    figures = {
+        "loss.png": _loss(train, validation),
+        "speed.png": _speed(train),
+        "gates.png": _gates(train[-1]),
+        "positions.png": _positions(run_directory),
+    }
+    (run_directory / PLOTS).mkdir(exist_ok=True)
+    written = []
+    for name, figure in figures.items():
+        if figure is not None:
+            path = run_directory / PLOTS / name
+            with durable.replacing(path) as file:
+                figure.savefig(file, format="png", dpi=150)
+            written.append(path)
+    return written
+
+
+def _loss(train: Records, validation: Records) -> Figure:
+    figure = Figure(figsize=(8, 6.5), layout="constrained")
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 2])
+    _draw(upper, train, "loss", _BLUE, "training")
+    if validation:
+        _draw(upper, validation, "loss", _ORANGE, "validation")
+    _finish(upper, "Loss", "loss (nats a token)")
+    upper.legend(frameon=False)
+    _draw(lower, train, "lr", _BLUE, "weights")
+    if train[-1]["gates"]:
+        _draw(lower, train, "gate_lr", _GREEN, "gates")
+        lower.set_yscale("log")
+        lower.legend(frameon=False)
+    _finish(lower, "Learning rate", "learning rate (per step)")
+    _count_steps(lower)
+    return figure
+
+
+def _speed(train: Records) -> Figure:
+    figure = Figure(figsize=(8, 4), layout="constrained")
+    axes = figure.subplots()
+    _draw(axes, train, "tokens_per_second", _BLUE, "between log lines")
+    median = float(np.median([record["tokens_per_second"] for record in train]))
+    axes.axhline(median, color=_GREY, linestyle="--", linewidth=1, label=f"median {median:,.0f}")
+    axes.legend(frameon=False, loc="lower right")
+    axes.set_ylim(bottom=0)
+    axes.yaxis.set_major_formatter(EngFormatter())
+    _count_steps(axes)
+    _finish(axes, "Training speed, all ranks together", "tokens a second")
+    return figure
+
+
+def _gates(record: dict[str, Any]) -> Figure | None:
+    """The paper's Figure 3: where each head stands between local attention and memory."""
+    layers: list[list[float]] = record["gates"]
+    if not layers:
+        _log.warning("gates.png is skipped: the model has no memory, so no gates")
+        return None
+    figure = Figure(figsize=(max(7.0, 3.5 + 0.3 * len(layers)), 4.5), layout="constrained")
+    axes, shares = figure.subplots(1, 2, sharey=True, width_ratios=[4, 1])
+    for layer, gates in enumerate(layers):
+        # By height, side by side, so that equal heads do not hide each other.
+        ordered = np.sort(gates)
+        across = np.linspace(-0.3, 0.3, len(ordered)) if len(ordered) > 1 else np.zeros(1)
+        axes.axvspan(layer - 0.4, layer + 0.4, color=_GREY, alpha=0.08, linewidth=0)
+        axes.scatter(
+            layer + across, ordered, s=22, c=ordered, cmap="viridis", vmin=0, vmax=1, zorder=3
+        )
+    axes.axhline(0.5, color=_GREY, linestyle=":", linewidth=1)
+    axes.set_ylim(-0.03, 1.03)
+    axes.set_xlim(-0.7, len(layers) - 0.3)
+    axes.set_yticks(
+        [0, 0.25, 0.5, 0.75, 1], ["local only  0", "0.25", "mixer  0.5", "0.75", "memory only  1"]
+    )
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlabel("layer (a dot a head)")
+    _finish(axes, f"Gates by layer after step {record['step']}", "sigmoid(β), share of the memory")
+    every = np.concatenate([np.asarray(gates) for gates in layers])
+    shares.hist(every, bins=20, range=(0, 1), orientation="horizontal", color=_GREY)
+    shares.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=4))
+    shares.set_xlabel("heads")
+    _finish(shares, "All layers", "")
+    return figure
+
+
+def _positions(run_directory: Path) -> Figure | None:
+    path = newest_evaluation(run_directory)
+    if path is None:
+        _log.warning(
+            "positions.png is skipped: %s has no evaluation; run `pretrain eval %s --data DIR`",
+            run_directory, run_directory,
+        )  # fmt: skip
+        return None
+    report = json.loads(path.read_text(encoding="utf-8"))
+    rows = [row for row in report["positions"] if row["bytes"]]
+    columns = [column for column in _COLUMNS if column in report["total"]["nats"]]
+    figure = Figure(figsize=(8, 6.5 if len(columns) == 2 else 4.5), layout="constrained")
+    if len(columns) == 2:
+        upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 2])
+        _draw_gain(lower, rows)
+    else:
+        upper = lower = figure.subplots()
+    for column in columns:
+        _draw_bits(upper, rows, column, report["total"]["bits_per_byte"][column])
+    upper.legend(frameon=False)
+    _finish(upper, f"{report['data']}, model after step {report['step']}", "bits a byte")
+    if report["segment"] < rows[-1]["end"]:
+        _mark_segment(figure.axes, report["segment"])
+    lower.set_xticks(
+        _places(rows), [_position(row) for row in rows], rotation=45, ha="right", fontsize=8
+    )
+    lower.set_xlabel("position in the document (text tokens before the target)")
+    return figure
+
+
+def newest_evaluation(run_directory: Path) -> Path | None:
+    """The run's evaluation of the highest step, of several the one written last."""
+    found = [
+        (int(match[1]), path.stat().st_mtime_ns, path)
+        for path in run_directory.glob("eval-*.json")
+        if (match := _EVALUATION.fullmatch(path.name))
+    ]
+    return max(found)[2] if found else None
+
+
+def _draw_bits(axes: Axes, rows: Records, column: str, total: float) -> None:
+    label, colour, marker = _COLUMNS[column]
+    bits = [row["bits_per_byte"][column] for row in rows]
+    axes.plot(
+        _places(rows), bits, color=colour, marker=marker, markersize=5,
+        label=f"{label}: {total:.4f} over all",
+    )  # fmt: skip
+
+
+def _draw_gain(axes: Axes, rows: Records) -> None:
+    gains = [row["bits_per_byte"]["masked"] - row["bits_per_byte"]["memory"] for row in rows]
+    axes.bar(_places(rows), gains, color=_GREEN, width=0.7)
+    axes.axhline(0, color=_GREY, linewidth=1)
+    _finish(axes, "What reading the memory saves", "bits a byte")
+
+
+def _mark_segment(panels: Sequence[Axes], segment: int) -> None:
+    """A line where a document's first segment ends: before it the memory is empty."""
+    place = math.log2(segment) + 0.5
+    for axes in panels:
+        axes.axvline(place, color=_GREY, linestyle=":", linewidth=1)
+    panels[0].annotate(
+        f"first segment ends ({segment:,})", (place, 0.97), xycoords=("data", "axes fraction"),
+        xytext=(-4, 0), textcoords="offset points", ha="right", va="top", rotation=90, fontsize=8,
+        color=_GREY,
+    )  # fmt: skip
+
+
+def _places(rows: Records) -> list[int]:
+    """Where a bucket stands: powers of two at even distances, position 0 before them."""
+    return [row["end"].bit_length() - 1 for row in rows]
+
+
+def _position(row: dict[str, Any]) -> str:
+    last = row["end"] - 1
+    return f"{last:,}" if row["first"] == last else f"{row['first']:,} to {last:,}"
+
+
+def _draw(axes: Axes, records: Records, key: str, colour: str, label: str) -> None:
+    """A value by step; one that was not finite is a gap."""
+    steps = [record["step"] for record in records]
+    values = [math.nan if record[key] is None else record[key] for record in records]
+    # A curve of few points, or of one, must be seen too.
+    marker = "o" if len(steps) <= 20 else ""
+    axes.plot(steps, values, color=colour, linewidth=1.2, marker=marker, markersize=4, label=label)
+
+
+def _count_steps(axes: Axes) -> None:
+    axes.set_xlabel("optimizer step")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+
+
+def _finish(axes: Axes, title: str, unit: str) -> None:
+    axes.set_title(title, loc="left", fontsize=11)
+    axes.set_ylabel(unit)
+    axes.grid(axis="y", alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)

@@ -1,0 +1,35 @@
+"""How far a long pass over tokens is, as lines."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from datetime import timedelta
+
+
+class Progress:
+    """Tells `report`, at most every `seconds`, how many tokens of about `total` are done."""
+
+    def __init__(
+        self, task: str, total: int, report: Callable[[str], None], seconds: float = 5.0
+    ) -> None:
+        self.task = task
+        self.total = total
+        self.done = 0
+        self._report = report
+        self._seconds = seconds
+        self._started = self._told = time.perf_counter()
+
+    def add(self, tokens: int) -> None:
+        """Count tokens; a line if the last one, or the start, was long enough ago."""
+        self.done += tokens
+        now = time.perf_counter()
+        if now - self._told < self._seconds:
+            return
+        self._told = now
+        rate = self.done / (now - self._started)
+        left = max(self.total - self.done, 0) / rate
+        self._report(
+            f"{self.task}: {self.done:,} of {self.total:,} tokens | {rate:,.0f} tok/s | "
+            f"ETA {timedelta(seconds=round(left))}"
+        )

@@ -1,0 +1,165 @@
+"""A trained model, read from a run's checkpoint for evaluation and generation.
+
+One process, no engine: the float32 masters are read whatever number of ranks wrote them.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from data_prep import settings
+from data_prep.settings import SettingsError
+from data_prep.tokenizer import Tokenizer
+from pretrain.checkpoint.load import Checkpoint, newest_good
+from pretrain.checkpoint.manifest import MANIFEST, step_of
+from pretrain.checkpoint.ranks import CheckpointError, SoloRanks
+from pretrain.checkpoint.verify import verify
+from pretrain.config import Config, ModelConfig
+from pretrain.model.transformer import Transformer
+
+CHECKPOINTS = "checkpoints"
+CONFIG_FILE = "config.yaml"
+TOKENIZER_FILE = "tokenizer.model"
+
+DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
+"""What `train.precision` names."""
+
+_log = logging.getLogger("pretrain.trained")
+
+
+class TrainedError(ValueError):
+    """A path that holds no trained model; the message says what was expected there."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A model in evaluation mode after `step` optimizer steps, with what it was trained with."""
+
+    config: Config
+    model: Transformer
+    step: int
+    tokenizer: Tokenizer
+    run_directory: Path
+    checkpoint_path: Path
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.model.embedding.weight.device
+
+
+def default_device() -> torch.device:
+    """The GPU where there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def load(path: Path, device: torch.device) -> Trained:
+    """The model of a run directory's newest good checkpoint, or of one checkpoint directory.
+
+    Either is verified before it is read; newer checkpoints that are not good are logged. The
+    weights are cast to `train.precision` on a GPU and stay float32 on a CPU, and beside the model
+    only one tensor at a time stands in memory.
+    Raises TrainedError, CheckpointError or TokenizerError.
+    """
+    run_directory, checkpoint_path = _locate(path)
+    with Checkpoint(checkpoint_path) as checkpoint:
+        config = _configuration(checkpoint)
+        tokenizer = Tokenizer(run_directory / TOKENIZER_FILE)
+        vocab_size = checkpoint.trainer["vocab_size"]
+        if tokenizer.vocab_size != vocab_size:
+            raise TrainedError(
+                f"{tokenizer.path}: has {tokenizer.vocab_size} pieces, the model of "
+                f"{checkpoint_path} has {vocab_size}: it is another run's; put back the "
+                f"{TOKENIZER_FILE} of the data set that the run was trained on"
+            )
+        dtype = DTYPES[config.train.precision] if device.type == "cuda" else torch.float32
+        model = _model(config.model, vocab_size, checkpoint, device, dtype)
+    return Trained(config, model, checkpoint.step, tokenizer, run_directory, checkpoint_path)
+
+
+def _locate(path: Path) -> tuple[Path, Path]:
+    """The run directory and a verified checkpoint of it."""
+    if not path.is_dir():
+        state = "is not a directory" if path.exists() else "there is no such directory"
+        raise TrainedError(
+            f"{path}: {state}; expected a run directory, or a checkpoint in its {CHECKPOINTS}/"
+        )
+    resolved = path.resolve()
+    if step_of(resolved.name) is not None or (path / MANIFEST).is_file():
+        return _of_checkpoint(resolved)
+    if not ((path / CHECKPOINTS).is_dir() or (path / CONFIG_FILE).is_file()):
+        raise TrainedError(
+            f"{path}: is neither a run directory (no {CHECKPOINTS}/ in it) nor a checkpoint of one "
+            f"(named RUN/{CHECKPOINTS}/step-00000100)"
+        )
+    found = newest_good(path / CHECKPOINTS, SoloRanks())
+    for name, reason in found.passed_over:
+        _log.warning("passed over checkpoint %s: %s", name, reason)
+    if found.path is None:
+        raise TrainedError(
+            f"{path}: the run has no checkpoint yet; let `pretrain train` reach its first one "
+            "(every checkpoint.every steps, and at its end)"
+        )
+    return path, found.path
+
+
+def _of_checkpoint(path: Path) -> tuple[Path, Path]:
+    if path.parent.name != CHECKPOINTS:
+        raise TrainedError(
+            f"{path}: is not in a run's {CHECKPOINTS}/, and the run's {TOKENIZER_FILE} is needed "
+            f"too; give RUN/{CHECKPOINTS}/{path.name}"
+        )
+    reason = verify(path, SoloRanks())
+    if reason is not None:
+        raise CheckpointError(f"{path}: is not a good checkpoint: {reason}")
+    return path.parent.parent, path
+
+
+def _configuration(checkpoint: Checkpoint) -> Config:
+    try:
+        return settings.from_plain(Config, checkpoint.trainer["configuration"])
+    except SettingsError as error:
+        raise TrainedError(
+            f"{checkpoint.path}: its configuration is not one of this version of pretrain:\n{error}"
+        ) from None
+
+
+def _model(
+    config: ModelConfig,
+    vocab_size: int,
+    checkpoint: Checkpoint,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Transformer:
+    if device.type != "cuda":
+        # The kernel is no property of the weights: a run that used flash-attn can be read here.
+        config = replace(config, local_attention="auto")
+    with torch.device("meta"):
+        model = Transformer(config, vocab_size)
+    users = _users(model)
+    for name, parameter in list(model.named_parameters()):
+        weight = checkpoint.tensor(f"{name}/param")
+        if weight.shape != parameter.shape:
+            raise CheckpointError(
+                f"{checkpoint.path}: {name} has shape {list(weight.shape)}, its configuration "
+                f"makes {list(parameter.shape)}"
+            )
+        loaded = nn.Parameter(weight.to(device, dtype), requires_grad=False)
+        for module, attribute in users[parameter]:
+            setattr(module, attribute, loaded)
+    assert not any(tensor.is_meta for tensor in model.state_dict().values())
+    return model.eval()
+
+
+def _users(model: nn.Module) -> dict[nn.Parameter, list[tuple[nn.Module, str]]]:
+    """The places of each parameter: two where embeddings are tied."""
+    users: dict[nn.Parameter, list[tuple[nn.Module, str]]] = {}
+    for module in model.modules():
+        for attribute, parameter in module.named_parameters(recurse=False):
+            users.setdefault(parameter, []).append((module, attribute))
+    return users

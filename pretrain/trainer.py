@@ -1,0 +1,486 @@
+"""The training loop: lanes in, steps, and a run directory that the same command resumes.
+
+Everything that a step depends on is a function of the configuration and of the last checkpoint:
+the learning rate and the seed of random numbers are computed from the step's number, batches from
+the lanes' places. So a run that was killed and resumed repeats the other's losses to the bit.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from data_prep import durable, settings
+from data_prep.shards import DataError
+from pretrain.checkpoint.commit import save
+from pretrain.checkpoint.load import Checkpoint, newest_good
+from pretrain.checkpoint.pieces import LaneRecord
+from pretrain.checkpoint.ranks import CheckpointError, GroupRanks
+from pretrain.config import Config
+from pretrain.data.lanes import IGNORE, Dataset, LanePlace
+from pretrain.data.loader import Batch, Loader
+from pretrain.engine import Engine, StepResult
+from pretrain.launch import EXIT_STOPPED, Place, StopFlag
+from pretrain.metrics import (
+    Meter,
+    Recorder,
+    TrackingError,
+    configure_logging,
+    log_line,
+    peak_memory,
+)
+from pretrain.model import flops, state
+from pretrain.model.memory import MemoryState
+from pretrain.model.state import ModelState
+from pretrain.model.transformer import Transformer
+from pretrain.optim import rate_fraction
+from pretrain.trained import CHECKPOINTS, CONFIG_FILE, DTYPES, TOKENIZER_FILE
+
+T = TypeVar("T")
+
+
+_log = logging.getLogger("pretrain.trainer")
+
+
+class TrainingError(ValueError):
+    """A run that cannot go on; the message says why and what to do."""
+
+
+@dataclass
+class Progress:
+    """How far the run is; with the engine's pieces, all that a checkpoint holds.
+
+    `places` and `memory` are of this rank's lanes; `memory` is the state before the next window.
+    """
+
+    step: int
+    tokens: int
+    skipped: int
+    skipped_in_a_row: int
+    places: Sequence[LanePlace] | None
+    memory: ModelState
+
+
+def train(config: Config, place: Place) -> int:
+    """Train as one of `place.size` ranks, from the run's newest good checkpoint or from scratch.
+
+    Returns the exit code: 0 finished, EXIT_STOPPED after a signal. Raises TrainingError, DataError
+    and CheckpointError with a message for the user.
+    """
+    stop = StopFlag()
+    with _ranks_joined(config, place) as device:
+        directory = Path(config.run.directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        configure_logging(place.rank, directory)
+        return Trainer(config, directory, device).run(stop)
+
+
+class Trainer:
+    """A run on this rank: data, engine, progress, and what is recorded of them."""
+
+    def __init__(self, config: Config, directory: Path, device: torch.device) -> None:
+        self.config = config
+        self.directory = directory
+        self.device = device
+        self.ranks = GroupRanks()
+        self.lanes = config.lanes_of_rank(self.ranks.rank, self.ranks.size)
+        self.data = Dataset(Path(config.data.train))
+        self.validation = Dataset(Path(config.data.validation)) if config.data.validation else None
+        vocabulary = self.data.manifest.tokenizer.vocab_size
+        parameters = flops.parameters(config.model, vocabulary)
+        self.flops_per_token = flops.training_flops_per_token(
+            config.model, vocabulary, config.window
+        )
+        peak = flops.peak_flops(_device_name(device), DTYPES[config.train.precision])
+        self.peak_flops = None if peak is None else peak * self.ranks.size
+        self.engine = Engine(
+            lambda: Transformer(config.model, vocabulary, config.train.activation_checkpointing),
+            parameters,
+            config,
+            device,
+        )
+        assert isinstance(self.engine.module, Transformer)
+        self.model = self.engine.module
+        self.progress = self._resume() or self._start()
+        _log.info(
+            "%s parameters, %d ranks on %s, ZeRO stage %d, %d lanes of %d tokens a step",
+            f"{parameters:,}", self.ranks.size, device, config.zero.stage,
+            config.data.lanes, config.window,
+        )  # fmt: skip
+
+    def run(self, stop: StopFlag) -> int:
+        """Train to the last step, or until a signal came and the step in flight was saved."""
+        progress, steps = self.progress, self.config.train.steps
+        if progress.step >= steps:
+            _log.info("finished already: the checkpoint is of step %d of %d", progress.step, steps)
+            return 0
+        recorder = self._agreed(self._open_records)
+        try:
+            with self._loader(self.data, progress.places) as loader:
+                return self._loop(loader, recorder, stop)
+        finally:
+            if recorder is not None:
+                recorder.close()
+
+    def _loop(self, loader: Loader, recorder: Recorder | None, stop: StopFlag) -> int:
+        train, every = self.config.train, self.config.checkpoint.every
+        progress, meter, logged = self.progress, Meter(), self.progress.step
+        while progress.step < train.steps:
+            waited = time.perf_counter()
+            batch = self._agreed(lambda: next(loader))
+            meter.data_wait += time.perf_counter() - waited
+            stopping, loss, result = self._step(batch, stop)
+            meter.tokens += self.config.data.lanes * self.config.window
+            last = progress.step == train.steps
+            if progress.step % train.log_every == 0 or last:
+                rates = meter.read(
+                    self.flops_per_token,
+                    self.peak_flops,
+                    train.steps - progress.step,
+                    progress.step - logged,
+                )
+                logged = progress.step
+                self._report(recorder, loss, result, rates)
+            if self.validation is not None and self._is_due(train.validate_every, last):
+                with meter.paused():
+                    self._validate(self.validation, recorder)
+            if progress.skipped_in_a_row >= train.max_skipped:
+                raise TrainingError(
+                    f"the loss or a gradient was not finite in {progress.skipped_in_a_row} steps "
+                    f"in a row, up to step {progress.step}; no such step reached the weights. The "
+                    "last checkpoint is from before; resume with a lower optim.lr, or look at the "
+                    "data of these steps"
+                )
+            if progress.step % every == 0 or last or stopping:
+                with meter.paused():
+                    self._save(recorder)
+            if stopping and not last:
+                _log.info(
+                    "stopped after step %d with a checkpoint; the same command goes on",
+                    progress.step,
+                )
+                return EXIT_STOPPED
+        _log.info("finished: %d steps, %s tokens", progress.step, f"{progress.tokens:,}")
+        return 0
+
+    def _open_records(self) -> Recorder | None:
+        """What rank 0 writes besides checkpoints; None on other ranks."""
+        if self.ranks.rank != 0:
+            return None
+        durable.write_bytes(self.directory / CONFIG_FILE, settings.to_yaml(self.config).encode())
+        tokenizer = self.data.directory / self.data.manifest.tokenizer.file
+        durable.write_bytes(self.directory / TOKENIZER_FILE, tokenizer.read_bytes())
+        return Recorder(self.directory, self.config, self.progress.step)
+
+    def _agreed(self, action: Callable[[], T]) -> T:
+        """What `action` gives on this rank, or on all ranks the error of those where it failed.
+
+        A rank that stopped alone would leave the others waiting, and then failing for its absence.
+        """
+        results: list[T] = []
+        failure: ValueError | None = None
+        try:
+            results.append(action())
+        except (DataError, TrackingError) as error:
+            failure = error
+        if self._sum([float(failure is not None)]) != [0.0]:
+            told = self.ranks.gather(str(failure or ""))
+            raise TrainingError("\n".join(sorted({text for text in told if text}))) from failure
+        return results[0]
+
+    def _step(self, batch: Batch, stop: StopFlag) -> tuple[bool, float, StepResult]:
+        """One optimizer step over the rank's lanes, micro-batch by micro-batch.
+
+        Returns whether some rank was told to stop, the loss (nats a token, over all ranks), and
+        what the step did. The loss is weighted by tokens: its gradient is that of the mean over
+        all targets of the step, however they lie on ranks and micro-batches.
+        """
+        progress = self.progress
+        number = progress.step + 1
+        torch.manual_seed(_key(self.config.run.seed, number, self.ranks.rank))
+        own_targets = int((batch.targets != IGNORE).sum())
+        stopping, targets = self._sum([float(stop.signal is not None), float(own_targets)])
+        # The engine averages gradients over the ranks.
+        scale = self.ranks.size / max(targets, 1.0)
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
+        memories = []
+        for rows in self._micro_batches():
+            output = self._forward(batch, rows, progress.memory)
+            loss = output.losses.sum()
+            self.engine.backward(loss * scale)
+            total += loss.detach().double()
+            memories.append(state.detached(output.state))
+        rate = rate_fraction(self.config.optim, self.config.train.steps, number)
+        result = self.engine.step(rate)
+        (loss_sum,) = self._sum([float(total)])
+        self._advance(batch, state.joined(memories), result)
+        return stopping > 0, loss_sum / max(targets, 1.0), result
+
+    def _micro_batches(self) -> list[slice]:
+        """The rows of each micro-batch of this rank's lanes."""
+        size = self.config.train.micro_batch or len(self.lanes)
+        return [slice(first, first + size) for first in range(0, len(self.lanes), size)]
+
+    def _forward(self, batch: Batch, rows: slice, memory: ModelState) -> Any:
+        """The model's Output over some of the rank's lanes; `memory` is of all of them."""
+        return self.engine.forward(
+            batch.tokens[rows].to(self.device, non_blocking=True),
+            batch.starts[rows].to(self.device, non_blocking=True),
+            state.of_lanes(memory, rows),
+            batch.targets[rows].to(self.device, non_blocking=True),
+        )
+
+    def _advance(self, batch: Batch, memory: ModelState, result: StepResult) -> None:
+        progress = self.progress
+        progress.step += 1
+        progress.tokens += self.config.data.lanes * self.config.window
+        progress.places = batch.places
+        if result.applied:
+            progress.skipped_in_a_row = 0
+        else:
+            progress.skipped += 1
+            progress.skipped_in_a_row += 1
+            memory = state.without_nonfinite(memory)
+        progress.memory = memory
+
+    def _is_due(self, every: int, last: bool) -> bool:
+        return last or (every > 0 and self.progress.step % every == 0)
+
+    def _report(
+        self,
+        recorder: Recorder | None,
+        loss: float,
+        result: StepResult,
+        rates: dict[str, Any],
+    ) -> None:
+        progress, optim = self.progress, self.config.optim
+        gates = [torch.sigmoid(gate).tolist() for gate in self.engine.gates()]
+        norms = self._memory_norms()
+        fraction = rate_fraction(optim, self.config.train.steps, progress.step)
+        if recorder is None:
+            return
+        record = {
+            "step": progress.step,
+            "loss": loss,
+            "grad_norm": result.grad_norm,
+            "lr": optim.lr * fraction,
+            "gate_lr": optim.gate_lr * fraction,
+            **rates,
+            "memory_bytes": peak_memory(self.device),
+            "tokens": progress.tokens,
+            "skipped": progress.skipped,
+            "gates": gates,
+            "memory_norm": norms,
+        }
+        recorder.record("train", record)
+        _log.info(log_line(record, self.config.train.steps))
+
+    def _memory_norms(self) -> list[float]:
+        """Root mean square over all lanes of the Frobenius norm of M, a number a layer."""
+        squares = [float(layer.matrix.double().square().sum()) for layer in self.progress.memory]
+        sums = self._sum(squares) if squares else []
+        return [math.sqrt(square / self.config.data.lanes) for square in sums]
+
+    def _validate(self, data: Dataset, recorder: Recorder | None) -> None:
+        """Mean loss over the first windows of the validation lanes, memory carried."""
+        started = time.perf_counter()
+        self.engine.train(False)
+        memory = self._empty_memory()
+        total, targets = 0.0, 0
+        with self._loader(data, None) as loader, torch.no_grad():
+            for _ in range(self.config.train.validation_windows):
+                batch = self._agreed(lambda: next(loader))
+                outputs = [self._forward(batch, rows, memory) for rows in self._micro_batches()]
+                memory = state.joined([output.state for output in outputs])
+                total += sum(float(output.losses.double().sum()) for output in outputs)
+                targets += int((batch.targets != IGNORE).sum())
+        self.engine.train(True)
+        total, count = self._sum([total, float(targets)])
+        loss = total / max(count, 1.0)
+        if recorder is not None:
+            recorder.record("validation", {"step": self.progress.step, "loss": loss})
+            _log.info(
+                "step %d | validation loss %.4f | perplexity %.2f | %d tokens in %.1f s",
+                self.progress.step, loss, math.exp(min(loss, 700.0)), count,
+                time.perf_counter() - started,
+            )  # fmt: skip
+
+    def _save(self, recorder: Recorder | None) -> None:
+        if recorder is not None:
+            recorder.sync()
+        started, progress = time.perf_counter(), self.progress
+        assert progress.places is not None
+        lanes = {
+            lane: LaneRecord(asdict(progress.places[row]), _lane_tensors(progress.memory, row))
+            for row, lane in enumerate(self.lanes)
+        }
+        trainer = {
+            "step": progress.step,
+            "tokens": progress.tokens,
+            "skipped": progress.skipped,
+            "skipped_in_a_row": progress.skipped_in_a_row,
+            "optimizer_steps": self.engine.optimizer_steps,
+            "data": _fingerprint(self.data),
+            "vocab_size": self.data.manifest.tokenizer.vocab_size,
+            "configuration": settings.to_plain(self.config),
+        }
+        path = save(
+            self.directory / CHECKPOINTS,
+            progress.step,
+            self.engine.pieces(),
+            lanes,
+            trainer,
+            self.ranks,
+            self.config.checkpoint.keep_last,
+            self.config.checkpoint.keep_every,
+        )
+        _log.info("checkpoint %s in %.1f s", path, time.perf_counter() - started)
+
+    def _start(self) -> Progress:
+        return Progress(0, 0, 0, 0, None, self._empty_memory())
+
+    def _resume(self) -> Progress | None:
+        """The newest good checkpoint's progress, its weights in the engine; None without any."""
+        found = newest_good(self.directory / CHECKPOINTS, self.ranks)
+        for name, reason in found.passed_over:
+            _log.warning("passed over checkpoint %s: %s", name, reason)
+        if found.path is None:
+            return None
+        with Checkpoint(found.path) as checkpoint:
+            trainer = checkpoint.trainer
+            self._check_resumable(trainer)
+            self.engine.restore(checkpoint, trainer["optimizer_steps"])
+            records = [checkpoint.lane(lane) for lane in self.lanes]
+        _log.info("resumed from %s, step %d", found.path, trainer["step"])
+        return Progress(
+            trainer["step"],
+            trainer["tokens"],
+            trainer["skipped"],
+            trainer["skipped_in_a_row"],
+            [LanePlace(**record.place) for record in records],
+            _memory_of(records, self._empty_memory()),
+        )
+
+    def _check_resumable(self, trainer: dict[str, Any]) -> None:
+        """Say what changed since the checkpoint; refuse what makes its state meaningless."""
+        before = dict(_leaves(trainer["configuration"]))
+        now = dict(_leaves(settings.to_plain(self.config)))
+        changed = [key for key in now if key in before and before[key] != now[key]]
+        changes = {key: f"{key}: {before[key]!r} -> {now[key]!r}" for key in changed}
+        refused = [text for key, text in changes.items() if _is_fixed(key)]
+        if trainer["data"] != _fingerprint(self.data):
+            refused.append("data.train: the data set's shards are others than before")
+        if refused:
+            raise CheckpointError(
+                "the run's checkpoint does not fit the configuration:\n  "
+                + "\n  ".join(refused)
+                + "\nSet these back, or start a new run in another run.directory."
+            )
+        for text in changes.values():
+            _log.info("changed since the checkpoint: %s", text)
+
+    def _loader(self, data: Dataset, places: Sequence[LanePlace] | None) -> Loader:
+        config = self.config
+        return Loader(
+            data,
+            self.lanes,
+            config.data.lanes,
+            config.window,
+            config.run.seed,
+            places,
+            config.data.prefetch,
+            config.data.workers,
+        )
+
+    def _empty_memory(self) -> ModelState:
+        return self.model.initial_state(len(self.lanes), self.device)
+
+    def _sum(self, values: list[float]) -> list[float]:
+        """Sums over the ranks, the same on all of them."""
+        tensor = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(tensor)
+        return tensor.tolist()
+
+
+@contextmanager
+def _ranks_joined(config: Config, place: Place) -> Iterator[torch.device]:
+    """The process group of all ranks, and this rank's device."""
+    cuda = config.launch.device == "cuda" or (
+        config.launch.device == "auto" and torch.cuda.is_available()
+    )
+    device = torch.device("cuda", place.local_rank) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(device)
+    # Small agreements between ranks are made on the CPU, tensors of the model on its device.
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if cuda else "gloo",
+        init_method=place.init_method,
+        rank=place.rank,
+        world_size=place.size,
+    )
+    yield device
+    # Not after an error: NCCL would wait here for peers that wait for this rank's message.
+    dist.destroy_process_group()
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
+def _key(*numbers: int) -> int:
+    """A seed of its own for each combination of small numbers."""
+    seed = 0
+    for number in numbers:
+        seed = (seed * 1_000_003 + number + 1) % (1 << 63)
+    return seed
+
+
+def _lane_tensors(memory: ModelState, row: int) -> dict[str, Tensor]:
+    return {
+        f"{index}.{name}": getattr(layer, name)[row]
+        for index, layer in enumerate(memory)
+        for name in layer._fields
+    }
+
+
+def _memory_of(records: Sequence[LaneRecord], like: ModelState) -> ModelState:
+    """The lanes' memories as one state, on the device and in the form of `like`."""
+    return tuple(
+        MemoryState(
+            *(
+                torch.stack([record.tensors[f"{index}.{name}"] for record in records]).to(
+                    getattr(layer, name).device
+                )
+                for name in layer._fields
+            )
+        )
+        for index, layer in enumerate(like)
+    )
+
+
+def _leaves(value: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, item in value.items():
+        if isinstance(item, dict):
+            yield from _leaves(item, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", item
+
+
+def _is_fixed(key: str) -> bool:
+    """Whether a checkpoint's state means nothing under another value of this setting."""
+    model = key.startswith("model.") and key != "model.local_attention"
+    return model or key in ("data.lanes", "run.seed")
+
+
+def _fingerprint(data: Dataset) -> list[str]:
+    return [shard.sha256 for shard in data.manifest.shards]

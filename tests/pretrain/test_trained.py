@@ -1,0 +1,117 @@
+"""Loading what the trainer wrote, and the stream's equality with the whole document."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from data_prep import tokenizer
+from pretrain import trained
+from pretrain.checkpoint.ranks import CheckpointError
+from pretrain.config import MemoryConfig
+from pretrain.trained import TrainedError
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_weights_are_the_checkpoints_masters(
+    tmp_path: Path, write_run: Any, tied: bool
+) -> None:
+    model = write_run(tmp_path / "run", tied_embeddings=tied)
+    loaded = trained.load(tmp_path / "run", CPU)
+    expected, found = model.state_dict(), loaded.model.state_dict()
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    assert (loaded.model.lm_head.weight is loaded.model.embedding.weight) is tied
+    assert not loaded.model.training
+    assert loaded.step == 7 and loaded.config.train.window_segments == 4
+    assert loaded.tokenizer.vocab_size == 320 and loaded.run_directory == tmp_path / "run"
+
+
+def test_the_newest_checkpoint_is_taken_or_the_one_that_is_named(
+    tmp_path: Path, write_run: Any
+) -> None:
+    newest = write_run(tmp_path / "run", steps=(3, 5))
+    assert trained.load(tmp_path / "run", CPU).step == 5
+    older = trained.load(tmp_path / "run" / "checkpoints" / "step-00000003", CPU)
+    assert older.step == 3
+    assert older.run_directory == (tmp_path / "run").resolve()
+    assert not torch.equal(older.model.embedding.weight, newest.embedding.weight)
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_told(
+    tmp_path: Path, write_run: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_run(tmp_path / "run", steps=(3, 5))
+    damaged = tmp_path / "run" / "checkpoints" / "step-00000005"
+    _flip_a_bit(damaged / "rank-00000-of-00001.safetensors")
+    with caplog.at_level(logging.WARNING, logger="pretrain.trained"):
+        assert trained.load(tmp_path / "run", CPU).step == 3
+    assert "step-00000005" in caplog.text and "sha256" in caplog.text
+    with pytest.raises(CheckpointError, match=r"step-00000005: is not a good checkpoint.*sha256"):
+        trained.load(damaged, CPU)
+
+
+def test_paths_without_a_model_are_told_apart(tmp_path: Path, write_run: Any) -> None:
+    write_run(tmp_path / "run")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "young" / "checkpoints").mkdir(parents=True)
+    shutil.copytree(tmp_path / "run" / "checkpoints" / "step-00000007", tmp_path / "copy")
+    for name, words in {
+        "nowhere": "there is no such directory",
+        "run/tokenizer.model": "is not a directory",
+        "other": "neither a run directory .* nor a checkpoint",
+        "young": "has no checkpoint yet",
+        "copy": "is not in a run's checkpoints/",
+    }.items():
+        with pytest.raises(TrainedError, match=words):
+            trained.load(tmp_path / name, CPU)
+
+
+def test_a_tokenizer_of_another_size_is_refused(tmp_path: Path, write_run: Any) -> None:
+    write_run(tmp_path / "run")
+    model = tmp_path / "run" / "tokenizer.model"
+    tokenizer.train(["some other text, of fewer words"] * 3, model, 290)
+    with pytest.raises(TrainedError, match=r"has 290 pieces, the model of .* has 320"):
+        trained.load(tmp_path / "run", CPU)
+
+
+def test_a_flash_attention_run_is_read_on_a_cpu(tmp_path: Path, write_run: Any) -> None:
+    write_run(tmp_path / "run", local_attention="flash")
+    loaded = trained.load(tmp_path / "run", CPU)
+    tokens = torch.arange(20)[None]
+    state = loaded.model.initial_state(1, CPU)
+    output = loaded.model(tokens, torch.zeros_like(tokens, dtype=torch.bool), state)
+    assert output.logits.isfinite().all()
+
+
+@pytest.mark.parametrize("kind", ["linear", "delta", "none"])
+@pytest.mark.parametrize("prompt", [1, 16, 37, 64])
+def test_streamed_logits_equal_the_whole_documents_token_by_token(
+    tmp_path: Path, write_run: Any, kind: str, prompt: int
+) -> None:
+    write_run(tmp_path / "run", memory=MemoryConfig(kind=kind))  # type: ignore[arg-type]
+    model = trained.load(tmp_path / "run", CPU).model
+    tokens = torch.randint(0, 320, (1, 5 * 16 + 11), generator=torch.Generator().manual_seed(1))
+    starts = torch.zeros_like(tokens, dtype=torch.bool)
+    starts[:, 0] = True
+    with torch.no_grad():
+        whole = model(tokens, starts, model.initial_state(1, CPU)).logits
+    logits, stream = model.extend(tokens[:, :prompt], model.open_stream(1, CPU))
+    streamed = [logits]
+    for place in range(prompt, tokens.shape[1]):
+        logits, stream = model.extend(tokens[:, place : place + 1], stream)
+        streamed.append(logits)
+    torch.testing.assert_close(torch.cat(streamed, dim=1), whole, rtol=0, atol=1e-5)
+
+
+def _flip_a_bit(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)

@@ -1,0 +1,489 @@
+"""Runs as users start them: killed, signalled, damaged, changed, and under other launchers.
+
+Whatever happens to a run, the same command ends with the losses and the checkpoint of a run to
+which nothing happened. The runs are real: `pretrain train` with two gloo ranks under ZeRO-3.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pretrain.checkpoint.load import Checkpoint
+from pretrain.checkpoint.manifest import step_name, step_of
+from pretrain.metrics import read_records
+
+VOCABULARY = 48
+STEPS = 24
+EVERY = 4
+SETTINGS = (
+    "data.lanes=4",
+    "model.d_model=32",
+    "model.n_layers=2",
+    "model.n_heads=4",
+    "model.n_kv_heads=2",
+    "model.d_head=8",
+    "model.d_ff=48",
+    "model.segment=8",
+    f"train.steps={STEPS}",
+    "train.window_segments=4",
+    "train.micro_batch=1",
+    "train.log_every=1",
+    "train.validate_every=6",
+    "train.validation_windows=2",
+    "optim.warmup_steps=5",
+    f"checkpoint.every={EVERY}",
+    "launch.device=cpu",
+    "launch.ranks=2",
+    "wandb.mode=disabled",
+)
+MARK = "PRETRAIN_TEST_RUN"
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended."""
+
+    code: int
+    output: str
+    orphans: list[int]
+
+    @property
+    def last_line(self) -> str:
+        return self.output.strip().splitlines()[-1]
+
+
+class Command:
+    """`pretrain train` of a run directory, as a process whose descendants can be found."""
+
+    def __init__(self, data: Mapping[str, Path], directory: Path) -> None:
+        self.directory = directory
+        self.words = [
+            *SETTINGS,
+            f"data.train={data['train']}",
+            f"data.validation={data['validation']}",
+            f"run.directory={directory}",
+        ]
+        # The file holds nothing: all that differs from the defaults is said in words.
+        self.config = directory.parent / "config.yaml"
+        self.config.write_text("{}\n")
+        self.mark = uuid.uuid4().hex
+
+    def start(
+        self, *settings: str, launcher: Sequence[str] = (), **environment: str
+    ) -> subprocess.Popen[str]:
+        program = [sys.executable, *(launcher or ("-m", "pretrain.cli"))]
+        return subprocess.Popen(
+            [*program, "train", str(self.config), *self.words, *settings],
+            env={**os.environ, "OMP_NUM_THREADS": "1", MARK: self.mark, **environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def run(self, *settings: str, launcher: Sequence[str] = (), **environment: str) -> Ended:
+        return self.end(self.start(*settings, launcher=launcher, **environment))
+
+    def end(self, process: subprocess.Popen[str]) -> Ended:
+        """Wait for the command, and 10 s for whatever it started."""
+        output, _ = process.communicate(timeout=500)
+        deadline = time.monotonic() + 10
+        while (orphans := self.processes()) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        return Ended(process.returncode, output, orphans)
+
+    def processes(self, rank: int | None = None) -> list[int]:
+        """Living processes that have the mark in their environment: all, or those of a rank."""
+        wanted = {f"{MARK}={self.mark}"} | ({f"RANK={rank}"} if rank is not None else set())
+        found = []
+        for directory in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                variables = (directory / "environ").read_text(errors="replace").split("\0")
+                if wanted <= set(variables):
+                    found.append(int(directory.name))
+        return found
+
+    def start_and_train(self, steps: int) -> subprocess.Popen[str]:
+        """Start the run, and return when it has recorded so many steps after its checkpoint."""
+        path = self.directory / "metrics.jsonl"
+        step = max(self.checkpoints(), default=0) + steps
+        # A resumed run replaces the file; what the last process wrote is of no interest.
+        before = path.stat().st_ino if path.exists() else None
+        process = self.start()
+        while (
+            not path.exists()
+            or path.stat().st_ino == before
+            or max((line["step"] for line in read_records(path)), default=0) < step
+        ):
+            assert process.poll() is None, process.communicate()[0]
+            time.sleep(0.005)
+        return process
+
+    def checkpoints(self) -> list[int]:
+        """The steps of all checkpoints."""
+        names = [path.name for path in (self.directory / "checkpoints").glob("step-*")]
+        return sorted(step for name in names if (step := step_of(name)) is not None)
+
+    def checkpoint(self, step: int) -> Path:
+        return self.directory / "checkpoints" / step_name(step)
+
+
+def curve(directory: Path) -> list[tuple[Any, ...]]:
+    """What a run recorded that does not depend on time: each record once, in order."""
+    records = read_records(directory / "metrics.jsonl")
+    keys = ("kind", "step", "loss", "grad_norm", "lr", "tokens", "skipped", "gates", "memory_norm")
+    return [tuple(json.dumps(record.get(key)) for key in keys) for record in records]
+
+
+def checkpoint_state(path: Path) -> dict[str, Any]:
+    """Everything in a checkpoint but its configuration; tensors gathered from all ranks' files."""
+    with Checkpoint(path) as checkpoint:
+        state: dict[str, Any] = {name: checkpoint.tensor(name) for name in checkpoint.names()}
+        for lane in range(checkpoint.lanes()):
+            record = checkpoint.lane(lane)
+            state[f"lane {lane} place"] = dict(record.place)
+            state |= {f"lane {lane} {name}": tensor for name, tensor in record.tensors.items()}
+        kept = {key: value for key, value in checkpoint.trainer.items() if key != "configuration"}
+        return state | {f"trainer {key}": value for key, value in kept.items()}
+
+
+def assert_as_uninterrupted(run: Command, uninterrupted: Command) -> None:
+    """Records and final checkpoint are equal to the bit."""
+    assert curve(run.directory) == curve(uninterrupted.directory)
+    one = checkpoint_state(run.checkpoint(STEPS))
+    other = checkpoint_state(uninterrupted.checkpoint(STEPS))
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        same = torch.equal(value, other[name]) if torch.is_tensor(value) else value == other[name]
+        assert same, name
+
+
+@pytest.fixture(scope="module")
+def data(
+    tmp_path_factory: pytest.TempPathFactory, write_data_set: Callable[..., Any]
+) -> dict[str, Path]:
+    """Two small data sets, of documents that are shorter and longer than a window."""
+    root = tmp_path_factory.mktemp("data")
+    rng = np.random.default_rng(1)
+    for name in ("train", "validation", "other"):
+        sizes = rng.integers(1, 150, size=80)
+        documents = [rng.integers(3, VOCABULARY, size=int(size)) for size in sizes]
+        write_data_set(root / name, documents, 8, VOCABULARY)
+    return {name: root / name for name in ("train", "validation", "other")}
+
+
+@pytest.fixture(scope="module")
+def new_run(
+    data: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[], Command]:
+    return lambda: Command(data, tmp_path_factory.mktemp("runs") / "run")
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(new_run: Callable[[], Command]) -> Command:
+    """A run that nothing happened to; it keeps all its checkpoints."""
+    run = new_run()
+    ended = run.run(f"checkpoint.keep_every={EVERY}")
+    assert ended.code == 0, ended.output
+    assert [line["step"] for line in read_records(run.directory / "metrics.jsonl")] == sorted(
+        [*range(1, STEPS + 1), 6, 12, 18, 24]
+    )
+    return run
+
+
+def copy_of(run: Command, other: Command, last_step: int) -> Command:
+    """`other`, at the point where `run` was when it had committed the checkpoint of a step."""
+    shutil.copytree(run.directory, other.directory)
+    for step in range(last_step + EVERY, STEPS + 1, EVERY):
+        shutil.rmtree(other.checkpoint(step))
+    return other
+
+
+# Killed and stopped.
+
+
+def interrupt(run: Command, number: signal.Signals, steps: int, rank: int | None = None) -> Ended:
+    """Signal the launcher, or a rank, at a random moment after so many steps."""
+    process = run.start_and_train(steps)
+    time.sleep(random.uniform(0, 0.05))
+    os.kill(process.pid if rank is None else run.processes(rank)[0], number)
+    return run.end(process)
+
+
+def interrupt_start(run: Command, number: signal.Signals) -> Ended:
+    """Start the run, and signal the launcher as soon as its ranks exist."""
+    process = run.start()
+    while not run.processes(rank=1):
+        time.sleep(0.005)
+    process.send_signal(number)
+    return run.end(process)
+
+
+@dataclass(frozen=True)
+class Interrupted:
+    """A run that was interrupted in every way before it ended, and what each command did."""
+
+    run: Command
+    ended: dict[str, Ended]
+    steps: dict[str, int]  # that the checkpoint held when the command had ended
+
+
+@pytest.fixture(scope="module")
+def interrupted(new_run: Callable[[], Command]) -> Interrupted:
+    run = new_run()
+    ended, steps = {}, {}
+    ways: list[tuple[str, Callable[[], Ended]]] = [
+        ("start-up", lambda: interrupt_start(run, signal.SIGTERM)),
+        ("SIGKILL", lambda: interrupt(run, signal.SIGKILL, 4)),
+        ("SIGTERM", lambda: interrupt(run, signal.SIGTERM, 2)),
+        ("SIGKILL of a rank", lambda: interrupt(run, signal.SIGKILL, 3, rank=1)),
+        ("SIGINT", lambda: interrupt(run, signal.SIGINT, 1)),
+        ("SIGTERM of a rank", lambda: interrupt(run, signal.SIGTERM, 1, rank=1)),
+        ("SIGUSR1", lambda: interrupt(run, signal.SIGUSR1, 1)),
+        ("end", run.run),
+    ]
+    for name, way in ways:
+        ended[name] = way()
+        steps[name] = max(run.checkpoints())
+    return Interrupted(run, ended, steps)
+
+
+def test_a_run_interrupted_in_every_way_ends_as_if_nothing_had_happened(
+    interrupted: Interrupted, uninterrupted: Command
+) -> None:
+    assert interrupted.ended["end"].code == 0, interrupted.ended["end"].output
+    assert_as_uninterrupted(interrupted.run, uninterrupted)
+
+
+@pytest.mark.parametrize("way", ["SIGTERM", "SIGINT", "SIGUSR1", "SIGTERM of a rank"])
+def test_a_stop_signal_finishes_the_step_and_saves_it(interrupted: Interrupted, way: str) -> None:
+    ended = interrupted.ended[way]
+    assert ended.code == 75, ended.output
+    step = interrupted.steps[way]
+    assert ended.last_line.endswith(
+        f"stopped after step {step} with a checkpoint; the same command goes on"
+    )
+    assert f"step {step}/{STEPS} |" in ended.output
+    assert f"step {step + 1}/{STEPS} |" not in ended.output
+
+
+def test_a_stop_signal_while_ranks_start_lets_them_do_one_step(interrupted: Interrupted) -> None:
+    ended = interrupted.ended["start-up"]
+    assert (ended.code, interrupted.steps["start-up"]) == (75, 1), ended.output
+
+
+def test_no_rank_outlives_a_launcher_or_a_peer_that_was_killed(interrupted: Interrupted) -> None:
+    assert interrupted.ended["SIGKILL"].code == -signal.SIGKILL
+    assert interrupted.ended["SIGKILL of a rank"].code == 128 + signal.SIGKILL
+    for name, ended in interrupted.ended.items():
+        assert ended.orphans == [], name
+
+
+def test_a_killed_rank_is_named_in_the_last_line(interrupted: Interrupted) -> None:
+    assert interrupted.ended["SIGKILL of a rank"].last_line == (
+        "rank 1 was killed by SIGKILL; the same command goes on from the last good checkpoint"
+    )
+
+
+def test_a_finished_run_says_so_and_changes_nothing(uninterrupted: Command) -> None:
+    before = {path: path.stat().st_mtime_ns for path in uninterrupted.directory.rglob("*.json*")}
+    ended = uninterrupted.run("launch.ranks=1", f"checkpoint.keep_every={EVERY}")
+    assert ended.code == 0
+    assert "finished already: the checkpoint is of step 24 of 24" in ended.output
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+
+
+def last_step(run: Command) -> int:
+    """The last step in the run's records; a resume drops those after its checkpoint."""
+    records = read_records(run.directory / "metrics.jsonl")
+    return records[-1]["step"] if records else 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_twelve_kills_at_random_moments_leave_no_trace(
+    new_run: Callable[[], Command], stage: int, precision: str
+) -> None:
+    if (stage, precision) == (0, "bf16"):
+        pytest.skip("stage 0 has no float32 masters")
+    settings = (f"zero.stage={stage}", f"train.precision={precision}")
+    whole, killed = new_run(), new_run()
+    for run in (whole, killed):
+        run.words += settings
+    assert whole.run().code == 0
+    seed = random.randrange(1 << 32)
+    print(f"seed {seed}")
+    moments = random.Random(seed)
+    kills = 0
+    while kills < 12:
+        before = last_step(killed)
+        process = killed.start()
+        # From the first import to well into the steps; some kills come before the first step.
+        deadline = time.monotonic() + moments.uniform(0, 20)
+        goal = before + moments.randint(1, 3)
+        while time.monotonic() < deadline and last_step(killed) < min(goal, STEPS - 1):
+            time.sleep(0.01)
+        victims = [process.pid, *killed.processes(rank=0), *killed.processes(rank=1)]
+        # The run may have ended by now; its last kills then strike it while it says so.
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(moments.choice(victims), signal.SIGKILL)
+            kills += 1
+        assert killed.end(process).orphans == []
+    ended = killed.run()
+    assert ended.code == 0, ended.output
+    assert_as_uninterrupted(killed, whole)
+
+
+# Damaged and changed.
+
+
+def damage(path: Path) -> None:
+    """Flip one bit in the middle of a file."""
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
+    uninterrupted: Command, new_run: Callable[[], Command]
+) -> None:
+    run = copy_of(uninterrupted, new_run(), last_step=20)
+    damage(run.checkpoint(20) / "rank-00001-of-00002.safetensors")
+    ended = run.run(f"checkpoint.keep_every={EVERY}")
+    assert ended.code == 0, ended.output
+    assert "passed over checkpoint step-00000020: rank-00001-of-00002.safetensors" in ended.output
+    assert f"resumed from {run.checkpoint(16)}, step 16" in ended.output
+    assert_as_uninterrupted(run, uninterrupted)
+
+
+def test_checkpoints_that_are_all_damaged_stop_the_run_instead_of_starting_over(
+    uninterrupted: Command, new_run: Callable[[], Command]
+) -> None:
+    run = copy_of(uninterrupted, new_run(), last_step=12)
+    records = (run.directory / "metrics.jsonl").read_bytes()
+    for step in (4, 8, 12):
+        damage(run.checkpoint(step) / "rank-00000-of-00002.safetensors")
+    ended = run.run("launch.ranks=1")
+    assert ended.code == 1
+    assert "Traceback" not in ended.output
+    for step in (4, 8, 12):
+        assert f"{step_name(step)}: rank-00000-of-00002.safetensors" in ended.output
+    assert (run.directory / "metrics.jsonl").read_bytes() == records
+
+
+def test_a_changed_model_lanes_seed_or_data_set_is_refused_with_all_that_changed(
+    uninterrupted: Command, new_run: Callable[[], Command], data: dict[str, Path]
+) -> None:
+    run = copy_of(uninterrupted, new_run(), last_step=20)
+    ended = run.run(
+        "launch.ranks=1", "model.d_ff=64", "model.memory.kind=linear", "data.lanes=2",
+        "run.seed=7", f"data.train={data['other']}", "optim.lr=0.5",
+    )  # fmt: skip
+    assert ended.code == 1
+    assert "Traceback" not in ended.output
+    for difference in (
+        "model.d_ff: 48 -> 64",
+        "model.memory.kind: 'delta' -> 'linear'",
+        "data.lanes: 4 -> 2",
+        "run.seed: 1 -> 7",
+        "data.train: the data set's shards are others than before",
+    ):
+        assert ended.output.count(difference) == 1
+    assert "optim.lr" not in ended.output
+
+
+def test_a_changed_rate_is_told_and_used(
+    uninterrupted: Command, new_run: Callable[[], Command]
+) -> None:
+    run = copy_of(uninterrupted, new_run(), last_step=20)
+    ended = run.run("launch.ranks=1", "optim.lr=0.002", "train.steps=22")
+    assert ended.code == 0, ended.output
+    assert "changed since the checkpoint: optim.lr: 0.001 -> 0.002" in ended.output
+    assert "changed since the checkpoint: train.steps: 24 -> 22" in ended.output
+    last = read_records(run.directory / "metrics.jsonl")[-2]
+    assert (last["step"], last["lr"]) == (22, pytest.approx(0.0002))
+
+
+def test_a_damaged_shard_stops_all_ranks_with_its_name(
+    new_run: Callable[[], Command], data: dict[str, Path], tmp_path: Path
+) -> None:
+    shutil.copytree(data["train"], tmp_path / "damaged")
+    shards = sorted((tmp_path / "damaged").glob("*.tar"))
+    damage(shards[3])
+    run = new_run()
+    ended = run.run(f"data.train={tmp_path / 'damaged'}", "train.steps=400", "zero.stage=1")
+    assert ended.code == 1
+    assert "Traceback" not in ended.output
+    assert f"{shards[3]}: sha256 differs" in ended.last_line
+
+
+def test_steps_that_are_never_finite_end_the_run_with_the_checkpoint_from_before(
+    uninterrupted: Command, new_run: Callable[[], Command]
+) -> None:
+    run = copy_of(uninterrupted, new_run(), last_step=20)
+    # The first step with this rate makes the weights so large that no later loss is finite.
+    ended = run.run(
+        "optim.lr=1e30", "optim.weight_decay=0", "train.max_skipped=3", "train.steps=99"
+    )
+    assert ended.code == 1
+    assert "Traceback" not in ended.output
+    assert "the loss or a gradient was not finite in 3 steps in a row, up to step 24" in (
+        ended.last_line
+    )
+    records = read_records(run.directory / "metrics.jsonl")
+    assert [(r["step"], r["skipped"]) for r in records if r["kind"] == "train"][-4:] == [
+        (21, 0), (22, 1), (23, 2), (24, 3)
+    ]  # fmt: skip
+    assert [r["grad_norm"] for r in records if r["kind"] == "train"][-1] is None
+    assert run.checkpoints()[-1] == 20
+    assert run.run("train.steps=21").code == 0
+
+
+# Other launchers.
+
+
+def test_torchrun_gives_the_same_run_to_the_bit(
+    uninterrupted: Command, new_run: Callable[[], Command]
+) -> None:
+    run = new_run()
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    ended = run.run(launcher=[*torchrun, "-m", "pretrain.cli"])
+    assert ended.code == 0, ended.output
+    assert_as_uninterrupted(run, uninterrupted)
+
+
+def test_tasks_of_srun_give_the_same_run_to_the_bit(
+    uninterrupted: Command, new_run: Callable[[], Command]
+) -> None:
+    run = new_run()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    tasks = [
+        run.start(
+            SLURM_STEP_ID="0", SLURM_STEP_NUM_TASKS="2", SLURM_PROCID=str(task),
+            SLURM_LOCALID=str(task), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
+        )
+        for task in (0, 1)
+    ]  # fmt: skip
+    for ended in [run.end(task) for task in tasks]:
+        assert ended.code == 0, ended.output
+    assert_as_uninterrupted(run, uninterrupted)
