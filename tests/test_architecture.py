@@ -1,0 +1,185 @@
+"""The lines between the parts, read from the imports; DESIGN.md's floors and the code's form."""
+
+from __future__ import annotations
+
+import ast
+import statistics
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("pretrain", "data_prep")
+
+# A module imports from its own floor and those below.
+FLOORS = {
+    "pretrain.config": 1,
+    "pretrain.model": 2,
+    "pretrain.data": 2,
+    "pretrain.progress": 2,
+    "pretrain.checkpoint": 3,
+    "pretrain.metrics": 3,
+    "pretrain.optim": 3,
+    "pretrain.launch": 3,
+    "pretrain.engine": 4,
+    "pretrain.trained": 4,
+    "pretrain.evaluate": 4,
+    "pretrain.generate": 4,
+    "pretrain.plot": 4,
+    "pretrain.trainer": 5,
+    "pretrain.cli": 6,
+}
+# What pretrain takes from data_prep: the shard contract, the tokenizer, and two things of the
+# standard library's kind.
+SHARED = {"shards", "tokenizer", "settings", "durable"}
+# What a model may import: no ranks, no files, no engine.
+OF_A_MODEL = {"pretrain.config", "pretrain.model", "torch", "flash_attn"} | {
+    *("__future__", "collections", "dataclasses", "functools", "importlib"),
+    *("logging", "math", "typing"),
+}
+
+
+def modules() -> dict[str, Path]:
+    """Every module of ours by its dotted name."""
+    found = {}
+    for package in PACKAGES:
+        for path in sorted((ROOT / package).rglob("*.py")):
+            parts = path.relative_to(ROOT).with_suffix("").parts
+            name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+            found[name] = path
+    return found
+
+
+MODULES = modules()
+
+
+def imports(path: Path) -> set[str]:
+    """Dotted names of all that a file imports, anywhere in it; `from a import b` gives a.b."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0 and node.module, f"{path}: a relative import"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def is_under(name: str, package: str) -> bool:
+    return name == package or name.startswith(f"{package}.")
+
+
+def floor_of(name: str) -> int | None:
+    """The floor of a module of pretrain or of something imported from it; None for others."""
+    floors = [floor for package, floor in FLOORS.items() if is_under(name, package)]
+    return floors[0] if floors else None
+
+
+def functions(path: Path) -> Iterator[tuple[str, int]]:
+    """Name and length in lines of every function, decorators and docstring included."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            first = min([node.lineno, *(item.lineno for item in node.decorator_list)])
+            assert node.end_lineno is not None
+            yield f"{path.relative_to(ROOT)}:{node.name}", node.end_lineno - first + 1
+
+
+def of(package: str) -> list[str]:
+    return [name for name in MODULES if is_under(name, package)]
+
+
+def test_there_is_something_to_look_at() -> None:
+    assert len(of("pretrain")) > 20 and len(of("data_prep")) > 10
+    assert "pretrain.engine" in MODULES
+    assert "data_prep.shards.DataError" in imports(MODULES["pretrain.data.loader"])
+    assert "deepspeed" in imports(MODULES["pretrain.engine"])
+
+
+@pytest.mark.parametrize("name", of("data_prep"))
+def test_data_prep_knows_neither_torch_nor_pretrain(name: str) -> None:
+    for imported in imports(MODULES[name]):
+        assert imported.split(".")[0] not in ("torch", "pretrain", "deepspeed"), imported
+
+
+@pytest.mark.parametrize("name", of("pretrain"))
+def test_pretrain_takes_from_data_prep_only_what_is_shared(name: str) -> None:
+    for imported in imports(MODULES[name]):
+        parts = imported.split(".")
+        if parts[0] == "data_prep":
+            assert len(parts) > 1 and parts[1] in SHARED, imported
+
+
+@pytest.mark.parametrize("name", of("pretrain.model"))
+def test_a_model_knows_tensors_and_its_configuration_alone(name: str) -> None:
+    for imported in imports(MODULES[name]):
+        assert any(is_under(imported, package) for package in OF_A_MODEL), imported
+        assert not is_under(imported, "torch.distributed"), imported
+
+
+@pytest.mark.parametrize("name", [*of("pretrain.data"), *of("pretrain.checkpoint")])
+def test_data_and_checkpoints_know_no_model(name: str) -> None:
+    own = ".".join(name.split(".")[:2])
+    for imported in imports(MODULES[name]):
+        assert not is_under(imported, "pretrain") or is_under(imported, own), imported
+
+
+@pytest.mark.parametrize("name", list(MODULES))
+def test_one_module_alone_imports_deepspeed(name: str) -> None:
+    if any(is_under(imported, "deepspeed") for imported in imports(MODULES[name])):
+        assert name == "pretrain.engine"
+
+
+@pytest.mark.parametrize("name", of("pretrain"))
+def test_no_module_imports_from_a_floor_above_its_own(name: str) -> None:
+    if name in ("pretrain", "pretrain.evaluate") and MODULES[name].read_text() == "":
+        return
+    own = floor_of(name)
+    assert own is not None, f"{name} stands on no floor; give it one in FLOORS"
+    for imported in imports(MODULES[name]):
+        if is_under(imported, "pretrain"):
+            # `from pretrain import launch` gives pretrain.launch.
+            floor = floor_of(imported)
+            assert floor is not None and floor <= own, f"{name} (floor {own}) imports {imported}"
+
+
+@pytest.mark.parametrize("name", ["pretrain.config", "pretrain.launch", "pretrain.cli"])
+def test_a_configuration_is_checked_without_torch(name: str) -> None:
+    tree = ast.parse(MODULES[name].read_text(encoding="utf-8"))
+    at_import = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+    for node in at_import:
+        names = [alias.name for alias in node.names]
+        module = node.module if isinstance(node, ast.ImportFrom) else None
+        for imported in [*names, module or ""]:
+            assert imported.split(".")[0] != "torch"
+
+
+@pytest.mark.parametrize("name", list(MODULES))
+def test_no_drawer_for_things_without_a_place(name: str) -> None:
+    names = {"utils", "util", "common", "helpers", "helper", "misc", "tools", "core", "base"}
+    assert not names & set(name.split("."))
+
+
+@pytest.mark.parametrize("name", list(MODULES))
+def test_a_package_exports_nothing_of_others(name: str) -> None:
+    if MODULES[name].name == "__init__.py":
+        tree = ast.parse(MODULES[name].read_text(encoding="utf-8"))
+        assert not any(isinstance(node, ast.Import | ast.ImportFrom) for node in ast.walk(tree))
+
+
+def test_functions_are_short() -> None:
+    lengths = {name: length for path in MODULES.values() for name, length in functions(path)}
+    assert {name: length for name, length in lengths.items() if length > 80} == {}
+    tenth = statistics.quantiles(lengths.values(), n=10)[-1]
+    assert tenth < 40, sorted(lengths.items(), key=lambda item: -item[1])[:20]
+
+
+@pytest.mark.parametrize("name", list(MODULES))
+def test_every_signature_is_typed(name: str) -> None:
+    for node in ast.walk(ast.parse(MODULES[name].read_text(encoding="utf-8"))):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            given = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+            untyped = [
+                a.arg for a in given if a.annotation is None and a.arg not in ("self", "cls")
+            ]
+            assert not untyped and node.returns is not None, f"{name}.{node.name}: {untyped}"

@@ -1,0 +1,104 @@
+"""Every command that the README shows works as it stands there."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import random
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+BIN = Path(sys.executable).parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+COMMANDS = [
+    line.removeprefix("$ ")
+    for block in re.findall(r"```console\n(.*?)```", README, re.DOTALL)
+    for line in block.splitlines()
+]
+
+# What makes a recipe short enough for a test; it goes behind the README's own words.
+SHORTER = {
+    "data-prep run": ["tokenizer.vocab_size=400"],
+    "pretrain train": ["train.steps=2", "optim.warmup_steps=0", "train.validation_windows=1"],
+}
+WORDS = ("the", "sea", "was", "calm", "and", "light", "wind", "came", "over", "harbour")
+
+
+def _text(seed: int, words: int) -> str:
+    """A text whose words have endings of their own, so that 400 pieces can be learned from it."""
+    draw = random.Random(seed)
+    stems = ["".join(draw.choices("abcdefghijklmnopqrstuvwxyz", k=4)) for _ in range(300)]
+    return " ".join(draw.choice(WORDS) + draw.choice(["", "s", "ly"]) + draw.choice(stems)
+                    for _ in range(words))  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with the recipes, some texts and a few short novels."""
+    directory = tmp_path_factory.mktemp("readme")
+    shutil.copytree(ROOT / "configs", directory / "configs")
+    (directory / "my_texts").mkdir()
+    for number in range(8):
+        path = directory / "my_texts" / f"{number}.txt"
+        path.write_text(_text(number, 400), encoding="utf-8")
+    (directory / "corpus").mkdir()
+    for name, first, count in (("train-00", 0, 40), ("val", 100, 8)):
+        with gzip.open(directory / "corpus" / f"novels-{name}.jsonl.gz", "wt") as file:
+            for number in range(first, first + count):
+                record = {"id": f"{name}-{number}", "text": _text(number, 300)}
+                file.write(json.dumps(record) + "\n")
+    return directory
+
+
+def _run(command: str, place: Path) -> subprocess.CompletedProcess[str]:
+    words = shlex.split(command)
+    more = SHORTER.get(" ".join(words[:2]), SHORTER["pretrain train"] if "train" in words else [])
+    environment = {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
+    return subprocess.run(
+        [*words, *more], cwd=place, env=environment, capture_output=True, text=True, check=False
+    )
+
+
+def test_every_command_of_the_readme_works(place: Path) -> None:
+    ours = [command for command in COMMANDS if not command.startswith("make ")]
+    assert len(ours) >= 15
+    for command in ours:
+        done = _run(command, place)
+        wrong = "train.stepz" in command  # the README shows what a mistake is answered with
+        assert done.returncode == (2 if wrong else 0), f"{command}\n{done.stdout}\n{done.stderr}"
+        if wrong:
+            assert "train.stepz: unknown key; did you mean train.steps?" in done.stderr
+            assert "model.n_heads: 4 query heads cannot share 3" in done.stderr
+            assert "Traceback" not in done.stderr
+    resumed = (place / "runs/my_texts/log.txt").read_text(encoding="utf-8")
+    assert resumed.count("finished already") == 2  # by our launcher and by torchrun
+
+
+def test_the_readme_names_targets_that_make_has() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = re.findall(r"(?:`|\$ )make ([a-z-]+)", README)
+    assert {"demo", "test", "test-slow", "setup"} <= set(targets)
+    for target in targets:
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+@pytest.mark.slow
+def test_the_demo_runs_and_states_each_part_with_its_figure() -> None:
+    done = subprocess.run(
+        [sys.executable, ROOT / "tools" / "demo.py"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    closing = done.stdout.split("The demo in figures")[1]
+    for part in ("prepared:", "trained:", "killed after", "wandb:", "evaluated:", "generated:",
+                 "plotted:"):  # fmt: skip
+        assert part in closing
+    found = re.search(r"(\d+) of (\d+) losses recorded twice are equal", closing)
+    assert found is not None and found[1] == found[2] and int(found[2]) > 0
