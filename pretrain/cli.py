@@ -9,7 +9,8 @@ import argparse
 import importlib.util
 import os
 import sys
-from collections.abc import Sequence
+import traceback
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -31,21 +32,28 @@ _EXIT_CODES = """exit codes:
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line; ends the process with the command's exit code."""
     words = _parser().parse_args(arguments)
+    sys.exit(_code(words.verb, lambda: words.run(words)))
+
+
+def _code(verb: str, action: Callable[[], int]) -> int:
+    """The exit code of a command's action; what stopped it is told on stderr."""
     try:
-        sys.exit(words.run(words))
+        return action()
     except SettingsError as error:
-        _end(f"pretrain {words.verb}: this configuration cannot work:\n{error}", 2)
-    except ValueError as error:
+        return _tell(f"pretrain {verb}: this configuration cannot work:\n{error}", 2)
+    except Exception as error:
         # Ours are written for the user; any other is a bug and shows its traceback.
-        if type(error).__module__.partition(".")[0] not in ("data_prep", "pretrain"):
-            raise
-        rank = os.environ.get("RANK")
-        _end(f"pretrain {words.verb}: {f'rank {rank}: ' if rank else ''}{error}", 1)
+        module = type(error).__module__.partition(".")[0]
+        if isinstance(error, ValueError) and module in ("data_prep", "pretrain"):
+            rank = os.environ.get("RANK")
+            return _tell(f"pretrain {verb}: {f'rank {rank}: ' if rank else ''}{error}", 1)
+        traceback.print_exc()
+        return 1
 
 
-def _end(message: str, code: int) -> NoReturn:
+def _tell(message: str, code: int) -> int:
     print(message, file=sys.stderr)
-    sys.exit(code)
+    return code
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -130,7 +138,7 @@ def _train(words: argparse.Namespace) -> int:
     _check_start(config, place.size)
     from pretrain import trainer
 
-    return trainer.train(config, place)
+    launch.leave(_code(words.verb, lambda: trainer.train(config, place)))
 
 
 def _check_start(config: Config, ranks: int) -> None:

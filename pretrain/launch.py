@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+from typing import NoReturn
 
 from data_prep.settings import SettingsError
 from pretrain.config import Config
@@ -96,6 +97,18 @@ class StopFlag:
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
         self.signal = signal.Signals(number)
+
+
+def leave(code: int) -> NoReturn:
+    """End this rank with exit code `code`, its output flushed, without unmaking the interpreter.
+
+    gloo's threads drop a collective's tensors some time after the collective is done. One that
+    needs the interpreter for it and finds it ending is cancelled inside of C++, which aborts the
+    whole process (torch 2.13 on Python 3.11: in 17 of 100 starts of a finished run).
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def start_ranks(command: Sequence[str], ranks: int) -> int:

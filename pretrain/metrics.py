@@ -129,10 +129,14 @@ class Recorder:
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        """End the files and wandb's run."""
+        """End the files, wandb's run and the process that wandb started for it."""
         self._file.close()
         if self._wandb is not None:
+            import wandb
+
             self._wandb.finish()
+            # It does this at the interpreter's end otherwise, which a rank does not come to.
+            wandb.teardown()
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:

@@ -26,7 +26,7 @@ from pretrain.checkpoint.manifest import step_name
 from pretrain.config import Config, load
 from pretrain.data.lanes import IGNORE, Dataset, Lane
 from pretrain.engine import build_ops, deepspeed_settings
-from pretrain.launch import StopFlag, place_in, start_ranks
+from pretrain.launch import StopFlag, leave, place_in, start_ranks
 from pretrain.metrics import configure_logging, read_records
 from pretrain.model.memory import MemoryState
 from pretrain.model.transformer import Transformer
@@ -95,6 +95,7 @@ def _rank(jobs: Path) -> None:
         else:
             torch.save(_poisoned(trainer, stop), directory / f"rank-{place.rank}.pt")
     dist.destroy_process_group()
+    leave(0)
 
 
 def _poisoned(trainer: Trainer, stop: StopFlag) -> Job:

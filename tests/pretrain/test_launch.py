@@ -250,6 +250,15 @@ def _runs_python(process: int) -> bool:
     return b"\0RANK=" in b"\0" + Path(f"/proc/{process}/environ").read_bytes()
 
 
+def test_a_rank_leaves_with_its_output_and_nothing_of_its_interpreters_end() -> None:
+    script = (
+        "import atexit, os; from pretrain.launch import leave; atexit.register(os.abort);"
+        "print('said'); leave(3)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (3, "said\n")
+
+
 def test_signals_are_as_before_when_the_ranks_have_ended(tmp_path: Path) -> None:
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     assert start_ranks([sys.executable, "-c", ""], 1) == 0

@@ -310,6 +310,18 @@ def test_a_finished_run_says_so_and_changes_nothing(uninterrupted: Command) -> N
     assert before == {path: path.stat().st_mtime_ns for path in before}
 
 
+@pytest.mark.parametrize(("setting", "code"), [("train.max_skipped=5", 0), ("run.seed=2", 1)])
+def test_ranks_end_without_unmaking_their_interpreter(
+    uninterrupted: Command, tmp_path: Path, setting: str, code: int
+) -> None:
+    """Finished or failed: what a thread of gloo meets at an interpreter's end aborts the rank."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import atexit, os\nif 'RANK' in os.environ: atexit.register(os.abort)\n"
+    )
+    ended = uninterrupted.run(setting, PYTHONPATH=str(tmp_path))
+    assert ended.code == code, ended.output
+
+
 def last_step(run: Command) -> int:
     """The last step in the run's records; a resume drops those after its checkpoint."""
     records = read_records(run.directory / "metrics.jsonl")

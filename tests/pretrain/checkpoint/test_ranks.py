@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from pretrain.checkpoint.ranks import CheckpointError, GroupRanks, Ranks, SoloRanks, agreed
+from pretrain.launch import leave
 
 
 def fail_on(*failing: int) -> Any:
@@ -89,6 +90,7 @@ def _gloo_rank(rank: int, store: str) -> None:
         print(json.dumps([gathered, str(error)]))
     ranks.gather(None)
     dist.destroy_process_group()
+    leave(0)
 
 
 if __name__ == "__main__":
