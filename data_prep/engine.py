@@ -33,8 +33,9 @@ class WorkerLostError(RuntimeError):
     """A worker process ended without saying why."""
 
 
-def run_stage(step: UnitStep, workers: int, label: str) -> None:
+def run_stage(step: UnitStep, workers: int) -> None:
     """Do what the step has not done yet. What a worker raises is raised here."""
+    step.check()
     done = step.done()
     if all(done):
         return
@@ -47,13 +48,13 @@ def run_stage(step: UnitStep, workers: int, label: str) -> None:
         skip_completed=False,
     )
     finished = sum(size for size, is_done in zip(step.sizes, done, strict=True) if is_done)
-    shown = Progress(label, sum(step.sizes), finished)
+    shown = Progress(step.label, sum(step.sizes), finished)
     try:
         _run_tasks(executor, min(workers, tasks), work.directory / "workers.log", shown)
     except BrokenProcessPool:
         raise WorkerLostError(
-            f"a worker was killed while it was at {label!r} (out of memory?); the same command "
-            "continues; fewer workers need less memory: workers=1"
+            f"a worker was killed while it was at {step.label!r} (out of memory?); the same "
+            "command continues; fewer workers need less memory: workers=1"
         ) from None
     finally:
         shown.close()

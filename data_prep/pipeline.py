@@ -6,15 +6,14 @@ data set depend on the input files, the configuration and the seed alone.
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from data_prep import durable, inputs, order, report, shards, workspace
 from data_prep.config import Config
@@ -22,7 +21,14 @@ from data_prep.engine import run_stage
 from data_prep.order import Placed
 from data_prep.settings import SettingsError
 from data_prep.shards import InputInfo, Manifest, ShardInfo, TokenizerInfo
-from data_prep.stages import DrawSample, SurveyFiles, Tokenize, TrainTokenizer, WriteShards
+from data_prep.stages import (
+    DrawSample,
+    SurveyFiles,
+    Tokenize,
+    TrainTokenizer,
+    UnitStep,
+    WriteShards,
+)
 from data_prep.tokenizer import Tokenizer, TokenizerError
 from data_prep.workspace import Work, WorkspaceError
 
@@ -46,31 +52,43 @@ def run(config: Config, part: Literal["all", "shards"] = "all") -> Outcome:
     InputChangedError; DataError where a finished data set's manifest is damaged.
     """
     begun = time.monotonic()
-    work = _work(config)
-    manifest = _finished(config, work)
+    work = open_work(config)
+    manifest = finished(config, work)
     if manifest is not None and not work.directory.exists():
         return Outcome(manifest, 0.0, already=True)
     with workspace.claimed(work):
         # Another process may have finished it meanwhile, or was killed before it cleared.
-        manifest = _finished(config, work)
+        manifest = finished(config, work)
         already = manifest is not None
         if manifest is None:
-            manifest = _make(config, work, part)
+            if part == "shards" and not work.marker(TrainTokenizer.stage, 0).exists():
+                raise WorkspaceError(
+                    f"{work.output}: has no tokenizer yet; run `data-prep tokenizer` with the same "
+                    "configuration first"
+                )
+            _run(config, work, STAGES)
+            manifest = shards.read_manifest(work.output)
         workspace.clear(work)
     return Outcome(manifest, time.monotonic() - begun, already)
 
 
 def run_tokenizer(config: Config) -> Path:
     """Train or copy the tokenizer alone; `run` goes on from there."""
-    work = _work(config)
-    if _finished(config, work) is None:
+    work = open_work(config)
+    if finished(config, work) is None:
         with workspace.claimed(work):
-            _survey(config, work)
-            _tokenizer(config, work)
+            _run(config, work, STAGES[: STAGES.index(TrainTokenizer) + 1])
     return work.tokenizer
 
 
-def _work(config: Config) -> Work:
+def _run(config: Config, work: Work, stages: Sequence[type[UnitStep]]) -> None:
+    workspace.begin(work, config)
+    for stage in stages:
+        run_stage(stage(config, work), _workers(config))
+
+
+def open_work(config: Config) -> Work:
+    """The work that the configuration means. Raises SettingsError, TokenizerError."""
     output, model = Path(config.output).expanduser(), Path(config.tokenizer.path).expanduser()
     problems = []
     if output.exists() and not output.is_dir():
@@ -92,7 +110,7 @@ def _workers(config: Config) -> int:
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
-def _finished(config: Config, work: Work) -> Manifest | None:
+def finished(config: Config, work: Work) -> Manifest | None:
     """The manifest of the finished data set, None if there is none; refuses another's."""
     if not (work.output / shards.MANIFEST).exists():
         return None
@@ -113,43 +131,6 @@ def _finished(config: Config, work: Work) -> Manifest | None:
     return manifest
 
 
-def _make(config: Config, work: Work, part: Literal["all", "shards"]) -> Manifest:
-    if part == "shards" and not work.marker("train", 0).exists():
-        raise WorkspaceError(
-            f"{work.output}: has no tokenizer yet; run `data-prep tokenizer` with the same "
-            "configuration first"
-        )
-    _survey(config, work)
-    _tokenizer(config, work)
-    return _shards(config, work)
-
-
-def _survey(config: Config, work: Work) -> None:
-    workspace.begin(work, config)
-    run_stage(SurveyFiles(config, work), _workers(config), "reading the input")
-    workspace.check_inputs(work)
-
-
-def _tokenizer(config: Config, work: Work) -> None:
-    marker = work.marker("train", 0)
-    given = Path(config.tokenizer.path).expanduser() if config.tokenizer.path else None
-    if marker.exists():
-        stated = work.read("train", 0)["sha256"]
-        for path in [work.tokenizer, *([given] if given else [])]:
-            if not path.exists() or durable.sha256_of(path) != stated:
-                raise WorkspaceError(
-                    f"{path}: is not the tokenizer that this data set was begun with; restore "
-                    "it, or give another output"
-                )
-        return
-    if given:
-        durable.write_bytes(work.tokenizer, given.read_bytes())
-        work.finish("train", 0, {"sha256": durable.sha256_of(work.tokenizer)})
-        return
-    run_stage(DrawSample(config, work), _workers(config), "drawing the sample")
-    run_stage(TrainTokenizer(config, work), 1, "training the tokenizer")
-
-
 def _check_lossless(path: Path) -> None:
     model = Tokenizer(path)
     if model.decode(model.encode(_PROBE)) != _PROBE:
@@ -159,20 +140,48 @@ def _check_lossless(path: Path) -> None:
         )
 
 
-def _shards(config: Config, work: Work) -> Manifest:
-    run_stage(Tokenize(config, work), _workers(config), "tokenizing")
-    documents = order.shuffled(list(_tokenized(work)), config.seed)
-    rejected = _write_rejects(work)
-    if not documents:
-        raise WorkspaceError(
-            f"{work.output}: none of {rejected} records was accepted; the reasons are in "
-            f"{work.output / report.REJECTS}"
-        )
-    sizes = _write_recipes(config, work, documents)
-    # Seconds long: here it is imported once, for all workers that are forked from this process.
-    importlib.import_module("webdataset")
-    run_stage(WriteShards(config, work, sizes), _workers(config), "writing shards")
-    return _finish(config, work, documents, len(sizes), rejected)
+class OrderDocuments(UnitStep):
+    """Shuffle and cut: which documents each shard holds, and the list of rejects."""
+
+    stage = "order"
+    label = "ordering documents"
+    serial = True
+
+    def do(self, unit: int) -> Any:
+        """Returns the counts of both, and the bytes of text of each shard."""
+        documents = order.shuffled(list(_tokenized(self.work)), self.config.seed)
+        rejected = _write_rejects(self.work)
+        if not documents:
+            raise WorkspaceError(
+                f"{self.work.output}: none of {rejected} records was accepted; the reasons are in "
+                f"{self.work.output / report.REJECTS}"
+            )
+        sizes = _write_recipes(self.config, self.work, documents)
+        return {"documents": len(documents), "rejected": rejected, "sizes": sizes}
+
+
+class WriteManifest(UnitStep):
+    """Make the directory a data set."""
+
+    stage = "finish"
+    label = "writing the manifest"
+    serial = True
+
+    def do(self, unit: int) -> Any:
+        """Write what the shards and the stages before tell."""
+        _finish(self.config, self.work)
+
+
+# Each has its units once the one before it is done; local runs and arrays of jobs do the same.
+STAGES: tuple[type[UnitStep], ...] = (
+    SurveyFiles,
+    DrawSample,
+    TrainTokenizer,
+    Tokenize,
+    OrderDocuments,
+    WriteShards,
+    WriteManifest,
+)
 
 
 def _tokenized(work: Work) -> Iterator[Placed]:
@@ -217,10 +226,11 @@ def _write_recipes(config: Config, work: Work, documents: list[Placed]) -> list[
     return sizes
 
 
-def _finish(
-    config: Config, work: Work, documents: list[Placed], shard_count: int, rejected: int
-) -> Manifest:
-    written = [ShardInfo(**work.read(WriteShards.stage, shard)) for shard in range(shard_count)]
+def _finish(config: Config, work: Work) -> None:
+    ordered = work.read(OrderDocuments.stage, 0)
+    written = [
+        ShardInfo(**work.read(WriteShards.stage, shard)) for shard in range(len(ordered["sizes"]))
+    ]
     model = Tokenizer(work.tokenizer)
     manifest = Manifest(
         format_version=shards.FORMAT_VERSION,
@@ -242,9 +252,8 @@ def _finish(
         shards=written,
         documents=sum(info.documents for info in written),
         tokens=sum(info.tokens for info in written),
-        text_bytes=sum(document.bytes for document in documents),
-        rejected=rejected,
+        text_bytes=sum(ordered["sizes"]),
+        rejected=ordered["rejected"],
     )
-    assert manifest.documents == len(documents)
+    assert manifest.documents == ordered["documents"]
     shards.write_manifest(work.output, manifest)
-    return manifest

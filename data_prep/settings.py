@@ -29,6 +29,10 @@ class SettingsError(ValueError):
         self.problems = list(problems)
         super().__init__("\n".join(f"  - {problem}" for problem in self.problems))
 
+    def __reduce__(self) -> tuple[type[SettingsError], tuple[list[str]]]:
+        """Come out of a worker process as it went in."""
+        return type(self), (self.problems,)
+
 
 def setting(default: Any, doc: str, *, low: float | None = None, high: float | None = None) -> Any:
     """A dataclass field: its default (a list or dict is copied), unit, meaning, closed bounds."""

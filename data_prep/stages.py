@@ -1,4 +1,4 @@
-"""The stages of making a data set, as datatrove steps: survey, sample, train, tokenize, write.
+"""The parts of a stage that run side by side, as datatrove steps: see pipeline.STAGES.
 
 A step deals its units to tasks in turn and skips those whose marker stands, so it may be run again,
 with any number of tasks, on one machine or as an array of jobs over one output directory.
@@ -7,8 +7,10 @@ with any number of tasks, on one machine or as an array of jobs over one output 
 from __future__ import annotations
 
 import dataclasses
+import importlib
 from abc import abstractmethod
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +22,7 @@ from data_prep.documents import RawDocument, Reject
 from data_prep.order import keyed
 from data_prep.shards import Document
 from data_prep.tokenizer import Tokenizer
-from data_prep.workspace import Work
+from data_prep.workspace import Work, WorkspaceError
 
 # Long documents are sampled in passages, so that a sample is drawn from all of them.
 _PASSAGE = 16_384
@@ -29,15 +31,28 @@ _MARGIN = 2.0
 
 
 class UnitStep(PipelineStep):  # type: ignore[misc]
-    """A stage cut into units. `sizes` are bytes a unit, for the progress shown."""
+    """A stage cut into units. `sizes` are bytes a unit, for the progress shown under `label`.
+
+    A `serial` stage has one unit. What the stages before it found is read when the step is made.
+    """
 
     type = "data-prep"
     stage = ""
+    label = ""
+    serial = False
 
-    def __init__(self, config: Config, work: Work, sizes: list[int]) -> None:
+    def __init__(self, config: Config, work: Work) -> None:
         super().__init__()
         self.name = self.stage
-        self.config, self.work, self.sizes = config, work, sizes
+        self.config, self.work = config, work
+        self.sizes = self.measure()
+
+    def measure(self) -> list[int]:
+        """Bytes that each unit reads, after decompression."""
+        return [0] if self.serial else self.work.unit_sizes()
+
+    def check(self) -> None:
+        """Raise what the user can help; called before the units are done, and if they are."""
 
     def done(self) -> list[bool]:
         """Whether each unit is done."""
@@ -69,12 +84,14 @@ class SurveyFiles(UnitStep):
     """Hash and measure the input files."""
 
     stage = "survey"
+    label = "reading the input"
 
-    def __init__(self, config: Config, work: Work) -> None:
-        sizes = [
-            sum(work.files[file].path.stat().st_size for file in unit) for unit in work.survey_units
+    def measure(self) -> list[int]:
+        """Bytes of the unit's files."""
+        return [
+            sum(self.work.files[file].path.stat().st_size for file in unit)
+            for unit in self.work.survey_units
         ]
-        super().__init__(config, work, sizes)
 
     def do(self, unit: int) -> Any:
         """Survey the files of the unit."""
@@ -87,12 +104,14 @@ class SurveyFiles(UnitStep):
 
 
 class DrawSample(UnitStep):
-    """Draw passages to train the tokenizer on, each by a hash of its own."""
+    """Draw passages to train the tokenizer on, each by a hash of its own; none if it is given."""
 
     stage = "sample"
+    label = "drawing the sample"
 
-    def __init__(self, config: Config, work: Work) -> None:
-        super().__init__(config, work, work.unit_sizes())
+    def measure(self) -> list[int]:
+        """Bytes that each unit reads."""
+        return [] if self.config.tokenizer.path else self.work.unit_sizes()
 
     def do(self, unit: int) -> Any:
         """Draw the unit's passages: [hash, text] each."""
@@ -112,20 +131,39 @@ class DrawSample(UnitStep):
 
 
 class TrainTokenizer(UnitStep):
-    """Train the tokenizer on the sample; one unit."""
+    """Train the tokenizer on the sample, or copy the one that is given."""
 
     stage = "train"
+    label = "making the tokenizer"
+    serial = True
 
-    def __init__(self, config: Config, work: Work) -> None:
-        super().__init__(config, work, [0])
+    def check(self) -> None:
+        """Refuse input files and a tokenizer that changed since."""
+        workspace.check_inputs(self.work)
+        if not self.work.marker(self.stage, 0).exists():
+            return
+        stated = self.work.read(self.stage, 0)["sha256"]
+        for path in (self.work.tokenizer, self._given()):
+            if path and not (path.exists() and durable.sha256_of(path) == stated):
+                raise WorkspaceError(
+                    f"{path}: is not the tokenizer that this data set was begun with; restore "
+                    "it, or give another output"
+                )
 
     def do(self, unit: int) -> Any:
         """Train on the passages that come first by their hash, up to the sample's size."""
-        wanted = self.config.tokenizer
-        tokenizer.train(
-            self._sample(), self.work.tokenizer, wanted.vocab_size, wanted.character_coverage
-        )
+        wanted, given = self.config.tokenizer, self._given()
+        if given:
+            durable.write_bytes(self.work.tokenizer, given.read_bytes())
+        else:
+            tokenizer.train(
+                self._sample(), self.work.tokenizer, wanted.vocab_size, wanted.character_coverage
+            )
         return {"sha256": durable.sha256_of(self.work.tokenizer)}
+
+    def _given(self) -> Path | None:
+        path = self.config.tokenizer.path
+        return Path(path).expanduser() if path else None
 
     def _sample(self) -> Iterator[str]:
         drawn = [
@@ -145,9 +183,7 @@ class Tokenize(UnitStep):
     """Turn records into tokens; what does not come back exactly is rejected."""
 
     stage = "tokenize"
-
-    def __init__(self, config: Config, work: Work) -> None:
-        super().__init__(config, work, work.unit_sizes())
+    label = "tokenizing"
 
     def do(self, unit: int) -> Any:
         """Write the unit's tokens; returns [id, file, line, bytes, tokens] of each document."""
@@ -181,6 +217,14 @@ class WriteShards(UnitStep):
     """Write each shard after its recipe."""
 
     stage = "shards"
+    label = "writing shards"
+
+    def measure(self) -> list[int]:
+        """Bytes of text in each shard."""
+        # Seconds long: here it is imported once, for all workers forked from this process.
+        importlib.import_module("webdataset")
+        sizes: list[int] = self.work.read("order", 0)["sizes"]
+        return sizes
 
     def do(self, unit: int) -> Any:
         """Write the shard; returns its ShardInfo."""

@@ -188,7 +188,7 @@ def _take_over(work: Work, theirs: dict[str, Any], ours: dict[str, Any]) -> None
     """Let a user mend settings that what is done does not rest on, or that let it fail."""
     if theirs["shards"] != ours["shards"]:
         theirs["shards"] = ours["shards"]
-        for stage in ("shards", "recipes"):
+        for stage in ("shards", "recipes", "order"):
             shutil.rmtree(work.directory / stage, ignore_errors=True)
         for path in work.output.glob("shard-*.tar*"):
             path.unlink()

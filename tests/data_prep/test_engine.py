@@ -17,6 +17,7 @@ from data_prep.workspace import Work
 
 class Trouble(UnitStep):
     stage = "trouble"
+    label = "working"
 
     def do(self, unit: int) -> Any:
         if unit == 3:
@@ -30,16 +31,18 @@ class Trouble(UnitStep):
 def step(directory: Path, units: int) -> Trouble:
     (directory / "work").mkdir(exist_ok=True)
     words = [f"output={directory}", "sources=[{name: s, paths: ['*']}]"]
-    return Trouble(config.load(None, words), Work(directory, []), [10] * units)
+    made = Trouble(config.load(None, words), Work(directory, []))
+    made.sizes = [10] * units
+    return made
 
 
 def test_units_are_done_once_and_quietly(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     first = step(tmp_path, 2)
-    engine.run_stage(first, 2, "working")
+    engine.run_stage(first, 2)
     before = [first.work.read("trouble", unit) for unit in range(2)]
     again = step(tmp_path, 3)
     assert again.done() == [True, True, False]
-    engine.run_stage(again, 1, "working")
+    engine.run_stage(again, 1)
     assert [again.work.read("trouble", unit) for unit in range(2)] == before
     assert again.done() == [True, True, True]
     assert capfd.readouterr() == ("", "")
@@ -48,7 +51,7 @@ def test_units_are_done_once_and_quietly(tmp_path: Path, capfd: pytest.CaptureFi
 
 def test_an_exception_of_a_worker_is_raised_here(tmp_path: Path) -> None:
     with pytest.raises(KeyError, match="unit three"):
-        engine.run_stage(step(tmp_path, 4), 2, "working")
+        engine.run_stage(step(tmp_path, 4), 2)
 
 
 def test_a_killed_worker_ends_the_run_with_a_message(tmp_path: Path) -> None:
@@ -56,4 +59,4 @@ def test_a_killed_worker_ends_the_run_with_a_message(tmp_path: Path) -> None:
     stepping = step(tmp_path, 6)
     stepping.work.finish("trouble", 3, {})
     with pytest.raises(WorkerLostError, match=r"killed while it was at 'working'.*continues"):
-        engine.run_stage(stepping, 2, "working")
+        engine.run_stage(stepping, 2)

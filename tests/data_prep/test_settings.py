@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -186,3 +187,9 @@ def test_an_unknown_key_or_wrong_value_does_not_hide_what_cannot_work_together()
 
 def test_what_follows_from_a_wrong_value_is_not_told() -> None:
     assert problems_of(["items=[{name: 3}]"]) == ["items[0].name: expected text, found 3"]
+
+
+def test_mistakes_that_a_worker_finds_reach_its_parent_whole() -> None:
+    error = pickle.loads(pickle.dumps(SettingsError(["a: too high", "b: too low"])))
+    assert error.problems == ["a: too high", "b: too low"]
+    assert str(error) == "  - a: too high\n  - b: too low"
