@@ -13,6 +13,69 @@ from data_prep.settings import group, setting
 # Where things lie and how fast they are made decides no byte of the data set.
 _WHERE_AND_SPEED = ("root", "output", "workers")
 
+# What fastText's lid.176 tells apart.
+_LANGUAGES = (
+    "af als am an ar arz as ast av az azb ba bar bcl be bg bh bn bo bpy br bs bxr ca cbk ce ceb "
+    "ckb co cs cv cy da de diq dsb dty dv el eml en eo es et eu fa fi fr frr fy ga gd gl gn gom "
+    "gu gv he hi hif hr hsb ht hu hy ia id ie ilo io is it ja jbo jv ka kk km kn ko krc ku kv kw "
+    "ky la lb lez li lmo lo lrc lt lv mai mg mhr min mk ml mn mr mrj ms mt mwl my myv mzn nah nap "
+    "nds ne new nl nn no oc or os pa pam pfl pl pms pnb ps pt qu rm ro ru rue sa sah sc scn sco "
+    "sd sh si sk sl so sq sr su sv sw ta te tg th tk tl tr tt tyv ug uk ur uz vec vep vi vls vo "
+    "wa war wuu xal xmf yi yo yue zh"
+)
+
+
+@dataclass(frozen=True)
+class CleaningConfig:
+    """What is done to a source's documents, in this order; by default nothing."""
+
+    repair: bool = setting(False, "mend broken encodings, remove control characters (ftfy)")
+    nfc: bool = setting(False, "compose characters (Unicode NFC)")
+    languages: list[str] = setting(
+        [], "keep documents in these languages (codes as en, de); empty: all"
+    )
+    language_score: float = setting(
+        0.65, "drop documents whose language is less sure", low=0, high=1
+    )
+    rules: list[Literal["gopher_quality", "gopher_repetition", "c4", "fineweb"]] = setting(
+        [], "quality rules for English text, in order; c4 also takes lines out of documents"
+    )
+    max_words: int = setting(0, "words above which gopher_quality drops; 0: no limit", low=0)
+    decontaminate: list[str] = setting(
+        [], "evaluation files (of jsonl every string counts); what shares an n-gram is dropped"
+    )
+    ngram: int = setting(13, "words of such an n-gram", low=1)
+    mask: list[Literal["email", "ip"]] = setting(
+        [], "what is replaced by a stand-in: email addresses, public IP addresses"
+    )
+
+    def problems(self) -> list[str]:
+        """What is unknown, or would do nothing."""
+        found = [
+            f"languages: {code!r} is not a language that is told apart; codes are as en, de, zh"
+            for code in self.languages
+            if code not in _LANGUAGES.split()
+        ]
+        if self.max_words and "gopher_quality" not in self.rules:
+            found.append("max_words: is a part of gopher_quality, which is not among the rules")
+        return found
+
+
+@dataclass(frozen=True)
+class DuplicatesConfig:
+    """Which duplicates are left out, over all sources; the first of them is kept."""
+
+    exact: bool = setting(False, "leave out documents of equal text")
+    near: bool = setting(False, "leave out documents of similar text, by MinHash; exact ones too")
+    ngram: int = setting(5, "words of an n-gram of MinHash", low=1)
+    buckets: int = setting(20, "buckets, in one of which similar documents must meet", low=1)
+    rows: int = setting(5, "hashes that are equal where documents meet in a bucket", low=1)
+
+    @property
+    def wanted(self) -> bool:
+        """Whether any duplicates are left out."""
+        return self.exact or self.near
+
 
 @dataclass(frozen=True)
 class SourceConfig:
@@ -28,6 +91,7 @@ class SourceConfig:
     )
     text_field: str = setting("text", "key of a jsonl record's text")
     id_field: str = setting("id", "key of its id; where it is missing the id is path:line")
+    cleaning: CleaningConfig = group(CleaningConfig)
 
     def problems(self) -> list[str]:
         """What is missing."""
@@ -70,6 +134,7 @@ class Config:
     seed: int = setting(1, "seed of the order of documents and of the sample", low=0)
     workers: int = setting(0, "processes; 0: one a core (changes the speed alone)", low=0)
     sources: list[SourceConfig] = setting([], "list of sources, see below")
+    duplicates: DuplicatesConfig = group(DuplicatesConfig)
     tokenizer: TokenizerConfig = group(TokenizerConfig)
     shards: ShardsConfig = group(ShardsConfig)
 

@@ -120,3 +120,14 @@ def _input(source: SourceConfig, path: Path, relative: str) -> InputFile:
     return InputFile(
         source.name, path, relative, kind, compression, source.text_field, source.id_field
     )
+
+
+def evaluation_files(config: Config, source: SourceConfig) -> dict[str, Path]:
+    """The files that `source` must share no text with, by the name that the manifest gives them."""
+    root = Path(config.root).expanduser().absolute()
+    found = {}
+    for pattern in source.cleaning.decontaminate:
+        whole = str(root / Path(pattern).expanduser())
+        for name in sorted(glob.glob(whole, recursive=True)):  # noqa: PTH207
+            found[f"evaluation/{os.path.relpath(name, root)}"] = Path(name)
+    return found

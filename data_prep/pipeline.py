@@ -15,14 +15,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from data_prep import durable, inputs, order, report, shards, workspace
+import numpy as np
+
+from data_prep import duplicates, durable, inputs, order, report, shards, workspace
+from data_prep.accounts import ACCOUNTS, SAMPLE_CHARACTERS, Accounts
+from data_prep.cleaning import evaluation_problem
 from data_prep.config import Config
 from data_prep.engine import run_stage
 from data_prep.order import Placed
 from data_prep.settings import SettingsError
 from data_prep.shards import InputInfo, Manifest, ShardInfo, TokenizerInfo
 from data_prep.stages import (
+    ClusterDuplicates,
     DrawSample,
+    MatchDuplicates,
     SurveyFiles,
     Tokenize,
     TrainTokenizer,
@@ -96,11 +102,27 @@ def open_work(config: Config) -> Work:
     if config.tokenizer.path and not model.is_file():
         problems.append(f"tokenizer.path: {model} does not exist; prepare or copy it first")
     files = inputs.find(config, problems)
+    evaluation = _evaluation(config, problems)
     if problems:
         raise SettingsError(problems)
     if config.tokenizer.path:
         _check_lossless(model)
-    return Work(output, files)
+    return Work(output, files, evaluation)
+
+
+def _evaluation(config: Config, problems: list[str]) -> dict[str, Path]:
+    """The evaluation files of all sources; adds to `problems` what is wrong with them."""
+    found: dict[str, Path] = {}
+    for index, source in enumerate(config.sources):
+        files = inputs.evaluation_files(config, source)
+        key = f"sources[{index}].cleaning.decontaminate"
+        if source.cleaning.decontaminate and not files:
+            problems.append(f"{key}: no file matches {source.cleaning.decontaminate}")
+        problems += [
+            f"{key}: {why}" for path in files.values() if (why := evaluation_problem(path))
+        ]
+        found |= files
+    return found
 
 
 def _workers(config: Config) -> int:
@@ -117,6 +139,7 @@ def finished(config: Config, work: Work) -> Manifest | None:
     manifest = shards.read_manifest(work.output)
     workspace.refuse_other(work.output, config, manifest.configuration)
     now = {file.name: file.path.stat().st_size for file in work.files}
+    now |= {name: path.stat().st_size for name, path in work.evaluation.items()}
     then = {file.path: file.bytes for file in manifest.inputs}
     changed = sorted(name for name in now.keys() | then.keys() if now.get(name) != then.get(name))
     if changed:
@@ -141,23 +164,41 @@ def _check_lossless(path: Path) -> None:
 
 
 class OrderDocuments(UnitStep):
-    """Shuffle and cut: which documents each shard holds, and the list of rejects."""
+    """Leave out duplicates, shuffle and cut: which documents each shard holds; the accounts."""
 
     stage = "order"
     label = "ordering documents"
     serial = True
 
     def do(self, unit: int) -> Any:
-        """Returns the counts of both, and the bytes of text of each shard."""
-        documents = order.shuffled(list(_tokenized(self.work)), self.config.seed)
-        rejected = _write_rejects(self.work)
-        if not documents:
+        """Returns how many there are of all kinds, and the bytes of text of each shard."""
+        tokenized = [self.work.read(Tokenize.stage, unit) for unit in range(len(self.work.units))]
+        documents = list(_placed(self.work, tokenized))
+        accounts = Accounts()
+        for found in tokenized:
+            accounts.add(found["accounts"])
+        left_out = self._duplicates(documents, tokenized)
+        _account(self.work, accounts, documents, left_out)
+        kept = [document for number, document in enumerate(documents) if number not in left_out]
+        assert all(account.is_whole() for account in accounts.sources.values())
+        _write_rejects(self.work, tokenized)
+        durable.write_json(self.work.output / ACCOUNTS, accounts.plain())
+        if not kept:
             raise WorkspaceError(
-                f"{self.work.output}: none of {rejected} records was accepted; the reasons are in "
-                f"{self.work.output / report.REJECTS}"
+                f"{self.work.output}: no document is left of {accounts.total('read')} records; the "
+                f"reasons are in {report.REJECTS} and {ACCOUNTS} there"
             )
-        sizes = _write_recipes(self.config, self.work, documents)
-        return {"documents": len(documents), "rejected": rejected, "sizes": sizes}
+        sizes = _write_recipes(self.config, self.work, order.shuffled(kept, self.config.seed))
+        totals = {name: accounts.total(name) for name in ("rejected", "dropped", "duplicates")}
+        return {"documents": len(kept), **totals, "sizes": sizes}
+
+    def _duplicates(self, documents: list[Placed], tokenized: list[Any]) -> dict[int, str]:
+        if not self.config.duplicates.wanted:
+            return {}
+        fingerprints = [mark for found in tokenized for mark in found["fingerprints"]]
+        assert len(fingerprints) == len(documents)
+        starts = np.cumsum([0, *(len(found["documents"]) for found in tokenized)])[:-1].tolist()
+        return duplicates.find(fingerprints, starts, self.work.directory)
 
 
 class WriteManifest(UnitStep):
@@ -178,34 +219,50 @@ STAGES: tuple[type[UnitStep], ...] = (
     DrawSample,
     TrainTokenizer,
     Tokenize,
+    MatchDuplicates,
+    ClusterDuplicates,
     OrderDocuments,
     WriteShards,
     WriteManifest,
 )
 
 
-def _tokenized(work: Work) -> Iterator[Placed]:
-    for unit in range(len(work.units)):
+def _placed(work: Work, tokenized: list[Any]) -> Iterator[Placed]:
+    """All documents in the order of the corpus."""
+    for unit, found in enumerate(tokenized):
         first = 0
-        for id, file, line, size, tokens in work.read(Tokenize.stage, unit)["documents"]:
+        for id, file, line, size, tokens in found["documents"]:
             source, name = work.files[file].source, work.files[file].name
             yield Placed(id, source, name, line, size, tokens, unit, first)
             first += tokens
 
 
-def _write_rejects(work: Work) -> int:
-    """Write the rejected records, in the order of the corpus, and count them."""
-    rejects = [
-        (file, line, offset, reason, detail)
-        for unit in range(len(work.units))
-        for file, line, offset, reason, detail in work.read(Tokenize.stage, unit)["rejects"]
-    ]
+def _account(
+    work: Work, accounts: Accounts, documents: list[Placed], left_out: dict[int, str]
+) -> None:
+    """Move what is left out from the accepted to the duplicates, with samples of their texts."""
+    model = Tokenizer(work.tokenizer)
+    dtype = shards.dtype_of(model.vocab_size)
+    for number, kind in sorted(left_out.items()):
+        document = documents[number]
+        account = accounts.of(document.source)
+        account.accepted -= 1
+        account.duplicates[kind] += 1
+        place = (document.source, f"{kind} duplicate", document.id, document.file, document.line)
+        if accounts.wants_sample(document.source, f"{kind} duplicate"):
+            count = min(document.tokens, SAMPLE_CHARACTERS)
+            text = model.decode(work.read_tokens(document.unit, document.first, count, dtype))
+            accounts.sample(*place, text)
+
+
+def _write_rejects(work: Work, tokenized: list[Any]) -> None:
+    """Write the rejected records in the order of the corpus."""
+    rejects = [tuple(reject) for found in tokenized for reject in found["rejects"]]
     keys = ("file", "line", "offset", "reason", "detail")
     with durable.replacing(work.output / report.REJECTS) as out:
         for file, *rest in sorted(rejects):
             record = dict(zip(keys, (work.files[file].name, *rest), strict=True))
             out.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
-    return len(rejects)
 
 
 def _write_recipes(config: Config, work: Work, documents: list[Placed]) -> list[int]:
@@ -248,12 +305,18 @@ def _finish(config: Config, work: Work) -> None:
         inputs=[
             InputInfo(file.name, found.bytes, found.sha256)
             for file, found in zip(work.files, work.surveys, strict=True)
+        ]
+        + [
+            InputInfo(name, path.stat().st_size, durable.sha256_of(path))
+            for name, path in sorted(work.evaluation.items())
         ],
         shards=written,
         documents=sum(info.documents for info in written),
         tokens=sum(info.tokens for info in written),
         text_bytes=sum(ordered["sizes"]),
         rejected=ordered["rejected"],
+        dropped=ordered["dropped"],
+        duplicates=ordered["duplicates"],
     )
     assert manifest.documents == ordered["documents"]
     shards.write_manifest(work.output, manifest)

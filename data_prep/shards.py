@@ -89,7 +89,11 @@ class TokenizerInfo:
 
 @dataclass(frozen=True)
 class Manifest:
-    """A whole data set. `dtype` is of the stored ids; `text_bytes` are UTF-8 bytes of all texts."""
+    """A whole data set. `dtype` is of the stored ids; `text_bytes` are UTF-8 bytes of all texts.
+
+    `rejected` records could not be used; cleaning left out the `dropped` documents, and of
+    `duplicates` another one was kept.
+    """
 
     format_version: int
     tokenizer: TokenizerInfo
@@ -101,6 +105,8 @@ class Manifest:
     tokens: int
     text_bytes: int
     rejected: int
+    dropped: int
+    duplicates: int
 
 
 def dtype_of(vocab_size: int) -> str:

@@ -11,14 +11,17 @@ import importlib
 from abc import abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from datatrove.pipeline.base import PipelineStep
 
-from data_prep import documents, durable, progress, shards, tokenizer, workspace
+from data_prep import documents, duplicates, durable, inputs, progress, shards, tokenizer, workspace
+from data_prep.accounts import Accounts
+from data_prep.cleaning import Cleaned, Cleaner, fingerprint
 from data_prep.config import Config
 from data_prep.documents import RawDocument, Reject
+from data_prep.inputs import InputFile
 from data_prep.order import keyed
 from data_prep.shards import Document
 from data_prep.tokenizer import Tokenizer
@@ -46,6 +49,7 @@ class UnitStep(PipelineStep):  # type: ignore[misc]
         self.name = self.stage
         self.config, self.work = config, work
         self.sizes = self.measure()
+        self._cleaners: dict[str, Cleaner] = {}
 
     def measure(self) -> list[int]:
         """Bytes that each unit reads, after decompression."""
@@ -78,6 +82,15 @@ class UnitStep(PipelineStep):  # type: ignore[misc]
             start = (part.offset, part.line)
             for record in documents.records(file, found, start, part.stop):
                 yield part.file, record
+
+    def clean(self, file: int, text: str) -> Cleaned:
+        """The text of a document of this file, cleaned as its source says."""
+        name = self.work.files[file].source
+        if name not in self._cleaners:
+            (source,) = (source for source in self.config.sources if source.name == name)
+            evaluation = tuple(inputs.evaluation_files(self.config, source).values())
+            self._cleaners[name] = Cleaner(source.cleaning, evaluation)
+        return self._cleaners[name](text)
 
 
 class SurveyFiles(UnitStep):
@@ -122,12 +135,23 @@ class DrawSample(UnitStep):
             progress.count(record.read)
             if isinstance(record, Reject):
                 continue
-            name, line = self.work.files[file].name, str(record.line)
-            for start in range(0, len(record.text), _PASSAGE):
-                key = keyed(self.config.seed, "sample", name, line, str(start))
-                if int.from_bytes(key[:8]) <= limit:
-                    drawn.append([key.hex(), record.text[start : start + _PASSAGE]])
+            keys = self._keys(file, record, limit)
+            # Most documents give nothing: they are not cleaned.
+            cleaned = self.clean(file, record.text) if keys else None
+            if cleaned and not cleaned.dropped:
+                drawn += [
+                    [key, cleaned.text[start : start + _PASSAGE]] for start, key in keys.items()
+                ]
         return drawn
+
+    def _keys(self, file: int, record: RawDocument, limit: int) -> dict[int, str]:
+        """Where passages begin whose hash is within the limit, and that hash."""
+        name, line = self.work.files[file].name, str(record.line)
+        keys = {
+            start: keyed(self.config.seed, "sample", name, line, str(start))
+            for start in range(0, len(record.text), _PASSAGE)
+        }
+        return {start: key.hex() for start, key in keys.items() if int.from_bytes(key[:8]) <= limit}
 
 
 class TrainTokenizer(UnitStep):
@@ -179,38 +203,123 @@ class TrainTokenizer(UnitStep):
             left -= len(text.encode())
 
 
+@dataclasses.dataclass
+class _Outcome:
+    """What became of a unit's records; `plain` is what its marker says."""
+
+    files: list[InputFile]
+    documents: list[list[Any]] = dataclasses.field(default_factory=list)
+    fingerprints: list[str] = dataclasses.field(default_factory=list)
+    rejects: list[list[Any]] = dataclasses.field(default_factory=list)
+    accounts: Accounts = dataclasses.field(default_factory=Accounts)
+
+    def reject(self, file: int, reject: Reject) -> None:
+        """The record cannot be used."""
+        self.rejects.append([file, *dataclasses.astuple(reject)[1:5]])
+        self.accounts.of(self.files[file].source).rejected += 1
+
+    def drop(self, file: int, record: RawDocument, reason: str) -> None:
+        """Cleaning leaves the document out."""
+        source, name = self.files[file].source, self.files[file].name
+        self.accounts.of(source).dropped[reason] += 1
+        self.accounts.sample(source, reason, record.id, name, record.line, record.text)
+
+    def accept(self, file: int, record: RawDocument, size: int, tokens: int) -> None:
+        """The document has so many bytes and tokens."""
+        self.documents.append([record.id, file, record.line, size, tokens])
+        self.accounts.of(self.files[file].source).accepted += 1
+
+    def plain(self) -> dict[str, Any]:
+        """`documents` are [id, file, line, bytes, tokens], `rejects` [file, line, offset, ...]."""
+        return {
+            "documents": self.documents,
+            "fingerprints": self.fingerprints,
+            "rejects": self.rejects,
+            "accounts": self.accounts.plain(),
+        }
+
+
 class Tokenize(UnitStep):
-    """Turn records into tokens; what does not come back exactly is rejected."""
+    """Clean records and turn them into tokens; what does not come back exactly is rejected."""
 
     stage = "tokenize"
     label = "tokenizing"
 
     def do(self, unit: int) -> Any:
-        """Write the unit's tokens; returns [id, file, line, bytes, tokens] of each document."""
-        model = Tokenizer(self.work.tokenizer)
-        dtype = np.dtype(shards.dtype_of(model.vocab_size)).newbyteorder("<")
-        accepted, rejects = [], []
+        """Write the unit's tokens and signatures; returns what became of its records."""
+        outcome = _Outcome(self.work.files)
         path = self.work.tokens(unit)
         path.parent.mkdir(exist_ok=True)
         with durable.replacing(path) as out:
-            for file, record in self.records(unit):
-                if isinstance(record, RawDocument):
-                    ids = model.encode(record.text)
-                    if model.decode(ids) == record.text:
-                        size = len(record.text.encode())
-                        out.write(ids.astype(dtype).tobytes())
-                        accepted.append([record.id, file, record.line, size, len(ids)])
-                        progress.count(record.read, len(ids))
-                        continue
-                    record = self._lossy(file, record)
-                rejects.append([file, *dataclasses.astuple(record)[1:5]])
-                progress.count(record.read)
-        return {"documents": accepted, "rejects": rejects}
+            texts = self._accepted(unit, out, outcome)
+            duplicates.sign(texts, unit, self.work.directory, self.config.duplicates)
+        return outcome.plain()
+
+    def _accepted(self, unit: int, out: BinaryIO, outcome: _Outcome) -> Iterator[str]:
+        """The texts that are accepted, each after its tokens were written."""
+        model = Tokenizer(self.work.tokenizer)
+        dtype = np.dtype(shards.dtype_of(model.vocab_size)).newbyteorder("<")
+        for file, record in self.records(unit):
+            tokens = 0
+            outcome.accounts.of(self.work.files[file].source).read += 1
+            if isinstance(record, Reject):
+                outcome.reject(file, record)
+            elif text := self._cleaned(file, record, outcome):
+                ids = model.encode(text)
+                if model.decode(ids) == text:
+                    tokens = len(ids)
+                    out.write(ids.astype(dtype).tobytes())
+                    outcome.accept(file, record, len(text.encode()), tokens)
+                    if self.config.duplicates.wanted:
+                        outcome.fingerprints.append(fingerprint(text))
+                    yield text
+                else:
+                    outcome.reject(file, self._lossy(file, record))
+            progress.count(record.read, tokens)
+
+    def _cleaned(self, file: int, record: RawDocument, outcome: _Outcome) -> str:
+        """The document's text after cleaning; empty where it is dropped, which is accounted for."""
+        cleaned = self.clean(file, record.text)
+        outcome.accounts.of(self.work.files[file].source).changed.update(cleaned.changed)
+        if cleaned.dropped:
+            outcome.drop(file, record, cleaned.dropped)
+            return ""
+        return cleaned.text
 
     def _lossy(self, file: int, record: RawDocument) -> Reject:
         detail = "the tokenizer does not give this text back exactly"
         name = self.work.files[file].name
         return Reject(name, record.line, record.offset, "not lossless", detail, record.read)
+
+
+class MatchDuplicates(UnitStep):
+    """Find the documents whose signatures meet, a bucket a unit."""
+
+    stage = "match"
+    label = "matching near duplicates"
+
+    def measure(self) -> list[int]:
+        """No size is known."""
+        return [0] * self.config.duplicates.buckets if self.config.duplicates.near else []
+
+    def do(self, unit: int) -> Any:
+        """Match the documents of a bucket."""
+        duplicates.match(unit, self.work.directory, self.config.duplicates)
+
+
+class ClusterDuplicates(UnitStep):
+    """Join the documents that met in any bucket; one unit."""
+
+    stage = "cluster"
+    label = "clustering near duplicates"
+
+    def measure(self) -> list[int]:
+        """No size is known."""
+        return [0] if self.config.duplicates.near else []
+
+    def do(self, unit: int) -> Any:
+        """Cluster all pairs."""
+        duplicates.cluster(self.work.directory, self.config.duplicates)
 
 
 class WriteShards(UnitStep):
@@ -235,11 +344,6 @@ class WriteShards(UnitStep):
         return dataclasses.asdict(shards.write_shard(path, self._documents(recipe, dtype), dtype))
 
     def _documents(self, recipe: list[Any], dtype: str) -> Iterator[Document]:
-        kind = np.dtype(dtype).newbyteorder("<")
         for id, source, size, unit, first, count in recipe:
-            ids = np.fromfile(
-                self.work.tokens(unit), kind, count=count, offset=first * kind.itemsize
-            )
-            assert len(ids) == count, f"{self.work.tokens(unit)} is shorter than its marker says"
             progress.count(size, count)
-            yield Document(id, source, size, ids)
+            yield Document(id, source, size, self.work.read_tokens(unit, first, count, dtype))

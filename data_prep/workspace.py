@@ -13,10 +13,12 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from data_prep import durable, inputs
 from data_prep.config import Config, differences
@@ -54,6 +56,8 @@ class Work:
 
     output: Path
     files: list[InputFile]
+    evaluation: dict[str, Path] = field(default_factory=dict)
+    """Files that documents must share no text with, by name."""
 
     @property
     def directory(self) -> Path:
@@ -82,6 +86,13 @@ class Work:
     def tokens(self, unit: int) -> Path:
         """The tokens of a unit's documents, one after the other."""
         return self.directory / "tokenize" / f"{unit:06d}.tokens"
+
+    def read_tokens(self, unit: int, first: int, count: int, dtype: str) -> np.ndarray:
+        """`count` of a unit's tokens from the number `first` on."""
+        kind = np.dtype(dtype).newbyteorder("<")
+        ids = np.fromfile(self.tokens(unit), kind, count=count, offset=first * kind.itemsize)
+        assert len(ids) == count, f"{self.tokens(unit)} is shorter than its marker says"
+        return ids
 
     @cached_property
     def survey_units(self) -> list[range]:
@@ -166,6 +177,9 @@ def begin(work: Work, config: Config) -> None:
         "version": [_VERSION, CUT_BYTES, _UNITS, _COMPRESSED_PARTS],
         "configuration": config.identity(),
         "files": [[file.name, str(file.path)] for file in work.files],
+        "evaluation": {
+            name: durable.sha256_of(path) for name, path in sorted(work.evaluation.items())
+        },
     }
     if path.exists():
         theirs = json.loads(path.read_bytes())
@@ -178,8 +192,8 @@ def begin(work: Work, config: Config) -> None:
         refuse_other(work.output, config, theirs["configuration"])
         if theirs != ours:
             raise WorkspaceError(
-                f"{work.output}: was begun with other input files; give them again, or another "
-                "output"
+                f"{work.output}: was begun with other input or evaluation files; give them "
+                "again, or another output"
             )
     durable.write_json(path, ours)
 

@@ -101,6 +101,8 @@ def _write(
         tokens=sum(info.tokens for info in infos),
         text_bytes=sum(document.bytes for document in documents),
         rejected=0,
+        dropped=0,
+        duplicates=0,
     )
     shards.write_manifest(directory, manifest)
     return manifest

