@@ -8,6 +8,7 @@ bounded by the larger of _BATCH_BYTES and one row group's column of text, both a
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -157,7 +158,7 @@ def _values(
         has_id = id_type is not None and (_is_text(id_type) or pa.types.is_integer(id_type))
         columns = [file.text_field, *([file.id_field] if has_id else [])]
         batches = opened.iter_batches(
-            _batch_rows(opened, group), [group.number], list(dict.fromkeys(columns)), False
+            _batch_rows(opened, group, columns), [group.number], list(dict.fromkeys(columns)), False
         )
     while True:
         with _damage():
@@ -165,27 +166,38 @@ def _values(
             if batch is None:
                 return
             texts, ids = (_plain(batch.column(name)) for name in (columns[0], columns[-1]))
-        yield from zip(texts, ids if has_id else [None] * len(texts), strict=True)
+        yield from zip(texts, ids if has_id else itertools.repeat(None, len(batch)), strict=True)
 
 
-def _batch_rows(opened: pq.ParquetFile, group: _Group) -> int:
-    """So few that they fit even if each of them is all that the group's pages hold."""
+def _batch_rows(opened: pq.ParquetFile, group: _Group, columns: list[str]) -> int:
+    """So few that they fit even if each of them is all that a column's pages hold."""
     found = opened.metadata.row_group(group.number)
-    largest = max(
-        (found.column(index).total_uncompressed_size for index in range(found.num_columns)),
-        default=1,
+    chunks = [found.column(index) for index in range(found.num_columns)]
+    largest: int = max(
+        chunk.total_uncompressed_size
+        for chunk in chunks
+        if chunk.path_in_schema.partition(".")[0] in columns
     )
+    # Values of a dictionary are not repeated in memory, and each batch has the whole dictionary.
+    kinds = (opened.schema_arrow.field(name).type for name in columns)
+    if all(pa.types.is_dictionary(kind) or pa.types.is_integer(kind) for kind in kinds):
+        return _BATCH_ROWS
     return min(max(_BATCH_BYTES // max(largest, 1), 1), _BATCH_ROWS)
 
 
-def _plain(column: pa.Array) -> list[Any]:
+def _plain(column: pa.Array) -> Iterator[Any]:
     if pa.types.is_dictionary(column.type):
-        column = column.dictionary_decode()
-    # As bytes: one value that is not UTF-8 is that record's fault alone.
-    values: list[Any] = (
-        column.cast(pa.large_binary()) if _is_text(column.type) else column
-    ).to_pylist()
-    return values
+        values = _as_bytes(column.dictionary)
+        for index in column.indices:
+            yield values[index.as_py()].as_py() if index.is_valid else None
+        return
+    for value in _as_bytes(column):
+        yield value.as_py()
+
+
+def _as_bytes(column: pa.Array) -> pa.Array:
+    # One value that is not UTF-8 is that record's fault alone.
+    return column.cast(pa.large_binary()) if _is_text(column.type) else column
 
 
 def _record(
