@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,8 @@ from data_prep.settings import group, setting
 
 # Where things lie and how fast they are made decides no byte of the data set.
 _WHERE_AND_SPEED = ("root", "output", "workers")
+_SEPARATOR = "\n\n"
+_SECRET = re.compile(r"://[^/]*@|[?&][^=]*(signature|sig|token|key|secret|credential)[^=]*=", re.I)
 
 # What fastText's lid.176 tells apart.
 _LANGUAGES = (
@@ -83,24 +86,58 @@ class SourceConfig:
 
     name: str = setting("", "name that each of its documents carries")
     paths: list[str] = setting(
-        [], "globs below `root` (** crosses directories); {stdlib} is Python's own library"
+        [],
+        "globs below `root` (** crosses directories), or URLs (s3://bucket/**/*.parquet; https:// "
+        "without wildcards); {stdlib} is Python's own library",
     )
     exclude: list[str] = setting([], "globs, as in `paths`, of files that are left out")
-    format: Literal["auto", "text", "jsonl"] = setting(
-        "auto", "jsonl: a document a line; text: a document a file; auto: by suffix"
+    format: Literal["auto", "text", "jsonl", "parquet", "warc"] = setting(
+        "auto",
+        "jsonl: a document a line; parquet: a row; warc: a record of plain text (WET); text: a "
+        "file; auto: by suffix",
     )
-    text_field: str = setting("text", "key of a jsonl record's text")
-    id_field: str = setting("id", "key of its id; where it is missing the id is path:line")
+    text_field: str = setting("text", "key or column of a jsonl or parquet record's text")
+    id_field: str = setting("id", "of its id; where it is missing the id is path:line")
+    group_by: Literal["file", "directory", "top"] = setting(
+        "file",
+        "text files that make one document: each alone; those of a directory; all below a first "
+        "directory under the glob's fixed part. In natural order: chapter-2 before chapter-10",
+    )
+    group_separator: str = setting(_SEPARATOR, "what stands between the files of a group")
+    max_record_bytes: int = setting(
+        1 << 30, "bytes of a record or group above which it is rejected", low=1
+    )
     cleaning: CleaningConfig = group(CleaningConfig)
 
     def problems(self) -> list[str]:
-        """What is missing."""
+        """What is missing or cannot be together."""
         found = []
         if not self.name:
             found.append("name: not set; documents carry it, e.g. name: novels")
         if not self.paths:
             found.append("paths: not set; give globs of files, e.g. paths: ['*.jsonl.gz']")
+        for key in ("paths", "exclude"):
+            for index, pattern in enumerate(getattr(self, key)):
+                found += [f"{key}[{index}]: {wrong}" for wrong in _wrong_url(pattern)]
+        if self.group_by != "file" and self.format not in ("auto", "text"):
+            found.append(f"group_by: joins text files, and format is {self.format}")
+        if self.group_by == "file" and self.group_separator != _SEPARATOR:
+            found.append("group_separator: joins nothing while group_by is file")
         return found
+
+
+def _wrong_url(pattern: str) -> list[str]:
+    if "://" not in pattern:
+        return []
+    found = []
+    if _SECRET.search(pattern):
+        found.append(
+            "holds credentials, which would be kept in the manifest; take them from the "
+            "environment (AWS_ACCESS_KEY_ID, AWS_PROFILE, ~/.netrc)"
+        )
+    if pattern.startswith("http") and re.search(r"[*\[]", pattern):
+        found.append("the web cannot list files; give each URL, without wildcards")
+    return found
 
 
 @dataclass(frozen=True)

@@ -136,7 +136,7 @@ def finished(config: Config, work: Work) -> Manifest | None:
         return None
     manifest = shards.read_manifest(work.output)
     workspace.refuse_other(work.output, config, manifest.configuration)
-    now = {file.name: file.path.stat().st_size for file in work.files}
+    now = {file.name: file.listed.bytes for file in work.files}
     now |= {name: path.stat().st_size for name, path in work.evaluation.items()}
     then = {file.path: file.bytes for file in manifest.inputs}
     changed = sorted(name for name in now.keys() | then.keys() if now.get(name) != then.get(name))

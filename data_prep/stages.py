@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from datatrove.pipeline.base import PipelineStep
 
-from data_prep import documents, duplicates, durable, inputs, progress, shards, tokenizer, workspace
+from data_prep import duplicates, durable, inputs, progress, readers, shards, tokenizer, workspace
 from data_prep.accounts import Accounts
 from data_prep.cleaning import Cleaned, Cleaner, fingerprint
 from data_prep.config import Config
@@ -78,9 +78,14 @@ class UnitStep(PipelineStep):  # type: ignore[misc]
     def records(self, unit: int) -> Iterator[tuple[int, RawDocument | Reject]]:
         """(index of the file, record) of the unit's parts."""
         for part in self.work.units[unit]:
-            file, found = self.work.files[part.file], self.work.surveys[part.file]
+            members = slice(part.file, part.file + part.files)
+            files, surveys = self.work.files[members], self.work.surveys[members]
+            if files[0].group:
+                for index, record in readers.group(files, surveys):
+                    yield part.file + index, record
+                continue
             start = (part.offset, part.line)
-            for record in documents.records(file, found, start, part.stop):
+            for record in readers.records(files[0], surveys[0], start, part.stop):
                 yield part.file, record
 
     def clean(self, file: int, text: str) -> Cleaned:
@@ -102,7 +107,7 @@ class SurveyFiles(UnitStep):
     def measure(self) -> list[int]:
         """Bytes of the unit's files."""
         return [
-            sum(self.work.files[file].path.stat().st_size for file in unit)
+            sum(self.work.files[file].listed.bytes for file in unit)
             for unit in self.work.survey_units
         ]
 
@@ -110,7 +115,7 @@ class SurveyFiles(UnitStep):
         """Survey the files of the unit."""
         found = []
         for index in self.work.survey_units[unit]:
-            survey = documents.survey(self.work.files[index], workspace.CUT_BYTES)
+            survey = readers.survey(self.work.files[index], workspace.CUT_BYTES)
             found.append(dataclasses.asdict(survey))
             progress.count(survey.bytes)
         return found

@@ -42,12 +42,16 @@ class WorkspaceError(ValueError):
 
 @dataclass(frozen=True)
 class Part:
-    """Records of one file that begin in [offset, stop); `line` is the number of the first."""
+    """Records of one file that begin in [offset, stop); `line` is the number of the first.
+
+    Or a whole group: `files` of them from `file` on, whose sizes sum to `stop`.
+    """
 
     file: int
     offset: int
     line: int
     stop: int
+    files: int = 1
 
 
 @dataclass(frozen=True)
@@ -99,7 +103,7 @@ class Work:
         """Runs of consecutive input files that are surveyed together."""
         units, first, size = [], 0, 0
         for index, file in enumerate(self.files):
-            size += file.path.stat().st_size
+            size += file.listed.bytes
             if size >= _SURVEY_BYTES or index + 1 - first >= _SURVEY_FILES:
                 units.append(range(first, index + 1))
                 first, size = index + 1, 0
@@ -122,14 +126,21 @@ class Work:
         least = max(CUT_BYTES, sum(found.size for found in self.surveys) // _UNITS)
         units: list[list[Part]] = []
         open_bytes = least
-        for index, found in enumerate(self.surveys):
-            for part in _parts(index, self.files[index], found, least):
+        for members in inputs.groups(self.files):
+            for part in self._parts(members, least):
                 if open_bytes >= least:
                     units.append([])
                     open_bytes = 0
                 units[-1].append(part)
                 open_bytes += part.stop - part.offset
         return units
+
+    def _parts(self, members: range, least: int) -> list[Part]:
+        first = members.start
+        if not self.files[first].group:
+            return _parts(first, self.files[first], self.surveys[first], least)
+        size = sum(self.surveys[index].size for index in members)
+        return [Part(first, 0, 1, size, len(members))]
 
     def unit_sizes(self) -> list[int]:
         """Bytes that each unit reads, after decompression."""
@@ -176,7 +187,7 @@ def begin(work: Work, config: Config) -> None:
         # What is done rests on how the corpus is cut into units.
         "version": [_VERSION, CUT_BYTES, _UNITS, _COMPRESSED_PARTS],
         "configuration": config.identity(),
-        "files": [[file.name, str(file.path)] for file in work.files],
+        "files": [[file.name, file.path] for file in work.files],
         "evaluation": {
             name: durable.sha256_of(path) for name, path in sorted(work.evaluation.items())
         },
@@ -221,10 +232,9 @@ def refuse_other(output: Path, config: Config, theirs: dict[str, Any]) -> None:
 
 
 def check_inputs(work: Work) -> None:
-    """Raise InputChangedError unless every surveyed file is still the same."""
+    """Raise InputChangedError unless every file was surveyed as it was listed by this run."""
     for file, found in zip(work.files, work.surveys, strict=True):
-        status = file.path.stat()
-        if (status.st_size, status.st_mtime_ns) != (found.bytes, found.mtime_ns):
+        if file.listed != found.status:
             raise inputs.changed(file.path)
 
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import pytest
 import zstandard
 
-from data_prep import documents
+from data_prep import readers
 from data_prep.documents import RawDocument, Reject
 from data_prep.inputs import InputChangedError, InputFile
 
@@ -40,16 +40,16 @@ def input_file(
     form: Literal["text", "jsonl"] = "jsonl",
     compression: Literal["gzip", "zstd"] | None = None,
 ) -> InputFile:
-    return InputFile("src", path, path.name, form, compression, "text", "id")
+    return InputFile("src", str(path), path.name, form, compression, "text", "id")
 
 
 def read(file: InputFile, cut_bytes: int = 1 << 20) -> list[RawDocument | Reject]:
-    found = documents.survey(file, cut_bytes)
+    found = readers.survey(file, cut_bytes)
     stops = [*(offset for offset, _ in found.cuts[1:]), found.size]
     return [
         record
         for start, stop in zip(found.cuts, stops, strict=True)
-        for record in documents.records(file, found, start, stop)
+        for record in readers.records(file, found, start, stop)
     ]
 
 
@@ -127,7 +127,7 @@ def test_ids_are_the_records_own_or_their_place(tmp_path: Path) -> None:
 def test_other_fields_can_be_named(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_bytes(line(url="u", body="b"))
-    file = InputFile("src", path, path.name, "jsonl", None, "body", "url")
+    file = InputFile("src", str(path), path.name, "jsonl", None, "body", "url")
     (document,) = read(file)
     assert isinstance(document, RawDocument)
     assert (document.id, document.text) == ("u", "b")
@@ -232,7 +232,7 @@ def test_the_survey_is_of_the_file_on_disk(tmp_path: Path) -> None:
     data = b"".join(line(text=str(n)) for n in range(1000))
     path = tmp_path / "a.jsonl"
     path.write_bytes(packed(data, "gzip"))
-    found = documents.survey(input_file(path, compression="gzip"), 4000)
+    found = readers.survey(input_file(path, compression="gzip"), 4000)
     assert found.bytes == path.stat().st_size
     assert found.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
     assert (found.size, found.damage) == (len(data), "")
@@ -246,7 +246,7 @@ def test_a_file_that_changed_since_its_survey_is_refused(tmp_path: Path) -> None
     path = tmp_path / "a.jsonl"
     path.write_bytes(line(text="a"))
     file = input_file(path)
-    found = documents.survey(file, 100)
+    found = readers.survey(file, 100)
     path.write_bytes(line(text="ab"))
     with pytest.raises(InputChangedError, match=r"a\.jsonl: changed since"):
-        list(documents.records(file, found, (0, 1), found.size))
+        list(readers.records(file, found, (0, 1), found.size))

@@ -1,0 +1,83 @@
+"""Decompression in blocks of bounded size, whatever the data expand to."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Generator, Iterator
+from typing import Literal, Protocol
+
+import zstandard
+
+BLOCK_BYTES = 1 << 18
+# Four bytes of a zstd frame can stand for 128 KiB, and its decoder gives out all that it can.
+_ZSTD_BYTES = 1 << 10
+
+Compression = Literal["gzip", "zstd"] | None
+
+
+class DamageError(Exception):
+    """The data end early ("truncated file": the start is sound) or are wrong ("damaged file")."""
+
+
+class Readable(Protocol):
+    """What can be read in blocks."""
+
+    def read(self, size: int, /) -> bytes:
+        """At most `size` bytes, none at the end."""
+        ...
+
+
+def blocks(raw: Readable, compression: Compression) -> Iterator[bytes]:
+    """The file's bytes, decompressed, in blocks that are not empty. Raises DamageError."""
+    if compression is None:
+        while block := raw.read(BLOCK_BYTES):
+            yield block
+        return
+    member = _gzip_member if compression == "gzip" else _zstd_frame
+    data = raw.read(BLOCK_BYTES)
+    if not data:
+        raise DamageError("truncated file")
+    while data:
+        data = yield from member(raw, data)
+        data = data or raw.read(BLOCK_BYTES)
+        # tar and tape tools pad with NULs, which gzip's readers allow.
+        while data and not data.strip(b"\0"):
+            data = raw.read(BLOCK_BYTES)
+
+
+def _gzip_member(raw: Readable, data: bytes) -> Generator[bytes, None, bytes]:
+    """One gzip member; returns what was read beyond it."""
+    decoder = zlib.decompressobj(31)
+    while True:
+        try:
+            block = decoder.decompress(data, BLOCK_BYTES)
+        except zlib.error:
+            raise DamageError("damaged file") from None
+        if block:
+            yield block
+        if decoder.eof:
+            return decoder.unused_data
+        data = decoder.unconsumed_tail
+        # A full block may have left more inside of the decoder.
+        if not data and len(block) < BLOCK_BYTES:
+            data = raw.read(BLOCK_BYTES)
+            if not data:
+                raise DamageError("truncated file")
+
+
+def _zstd_frame(raw: Readable, data: bytes) -> Generator[bytes, None, bytes]:
+    """One zstd frame; returns what was read beyond it."""
+    decoder = zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj()
+    while True:
+        for first in range(0, len(data), _ZSTD_BYTES):
+            try:
+                block = decoder.decompress(data[first : first + _ZSTD_BYTES])
+            except zstandard.ZstdError:
+                raise DamageError("damaged file") from None
+            for start in range(0, len(block), BLOCK_BYTES):
+                yield block[start : start + BLOCK_BYTES]
+            if decoder.eof:
+                return decoder.unused_data + data[first + _ZSTD_BYTES :]
+        data = raw.read(BLOCK_BYTES)
+        if not data:
+            raise DamageError("truncated file")

@@ -1,0 +1,116 @@
+"""Reading of input files by their format: what each is, and its records.
+
+Every record is a document or a reject with its reason; of a group of files (`group_by`) the group
+is a record, and so is each member that cannot be read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from data_prep import compression, documents, inputs, parquet, storage, warc
+from data_prep.compression import DamageError, Readable
+from data_prep.documents import BadRecordError, RawDocument, Reject, Survey
+from data_prep.inputs import InputFile
+
+
+def survey(file: InputFile, cut_bytes: int) -> Survey:
+    """Hash the file, measure it, find cuts about every `cut_bytes` of decompressed data."""
+    status = storage.status(file.path)
+    digest = hashlib.sha256()
+    size, line, damage = 0, 1, ""
+    cuts = [(0, 1)]
+    with storage.open_binary(file.path) as raw:
+        try:
+            for block in compression.blocks(_Hashing(raw, digest), file.compression):
+                if file.format == "jsonl":
+                    while (target := cuts[-1][0] + cut_bytes) < size + len(block):
+                        newline = block.find(b"\n", max(target - size, 0))
+                        if newline < 0:
+                            break
+                        before = block.count(b"\n", 0, newline + 1)
+                        cuts.append((size + newline + 1, line + before))
+                    line += block.count(b"\n")
+                size += len(block)
+        except DamageError as error:
+            damage = str(error)
+        while block := raw.read(compression.BLOCK_BYTES):
+            digest.update(block)
+    if file.format == "parquet":
+        size, cuts, damage = parquet.survey(file, cut_bytes)
+    if damage == "damaged file":
+        cuts = cuts[:1]
+    if cuts[-1][0] >= size and len(cuts) > 1:
+        cuts.pop()
+    return Survey(status.bytes, status.version, digest.hexdigest(), size, cuts, damage)
+
+
+def records(
+    file: InputFile, found: Survey, start: tuple[int, int], stop: int
+) -> Iterator[RawDocument | Reject]:
+    """The records that begin at offsets from `start` = (offset, line) up to `stop`.
+
+    Raises InputChangedError where the file is no longer the one that was surveyed, OSError where
+    it cannot be read.
+    """
+    if storage.status(file.path) != found.status:
+        raise inputs.changed(file.path)
+    if file.format == "parquet" and found.damage:
+        detail = "its footer cannot be read, so none of its rows is used"
+        yield Reject(file.name, 1, 0, found.damage, detail, found.size)
+    elif found.damage == "damaged file":
+        detail = "its compressed data fail their check, so none of them is used"
+        yield Reject(file.name, 1, 0, found.damage, detail, found.size)
+    elif file.format == "parquet":
+        yield from parquet.records(file, start[0], stop)
+    elif file.format == "warc":
+        yield from warc.records(file, found)
+    else:
+        yield from documents.records(file, found, start, stop)
+
+
+def group(
+    files: Sequence[InputFile], surveys: Sequence[Survey]
+) -> Iterator[tuple[int, RawDocument | Reject]]:
+    """The group's members as one document, and a reject for each that cannot be read.
+
+    Each comes with the number of its file; the document with that of its first member. Raises as
+    `records` does.
+    """
+    texts: list[str] = []
+    first = size = read = 0
+    for index, (file, found) in enumerate(zip(files, surveys, strict=True)):
+        for record in records(file, found, (0, 1), found.size):
+            if isinstance(record, Reject):
+                yield index, record
+                continue
+            first = first if read else index
+            read += record.read
+            size += len(record.text.encode()) + (len(file.separator.encode()) if texts else 0)
+            if size <= file.max_record_bytes:
+                texts.append(record.text)
+            else:
+                texts = [""]
+    if not read:
+        return
+    file = files[first]
+    try:
+        documents.check_size(file, size)
+    except BadRecordError as bad:
+        yield first, Reject(file.name, 1, 0, bad.reason, f"the group: {bad.detail}", read)
+        return
+    yield first, RawDocument(file.group, 1, 0, read, file.separator.join(texts))
+
+
+class _Hashing:
+    """A file that hashes what is read of it."""
+
+    def __init__(self, file: Readable, digest: Any) -> None:
+        self._file, self._digest = file, digest
+
+    def read(self, size: int, /) -> bytes:
+        block = self._file.read(size)
+        self._digest.update(block)
+        return block

@@ -1,0 +1,196 @@
+"""Where input files lie: on a local path, or under any URL that fsspec can read.
+
+Local files are opened directly. Of a remote file, blocks are asked for by range, so each can be
+asked for again where the network fails. Credentials come from where the libraries look for them
+(AWS_ACCESS_KEY_ID, AWS_PROFILE, AWS_ENDPOINT_URL, ~/.netrc, FSSPEC_S3_ANON), never from here.
+fsspec keeps a thread and connections for each process: nothing of it is passed on to a worker.
+"""
+
+from __future__ import annotations
+
+import errno
+import glob
+import io
+import os
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, TypeVar
+from urllib.parse import unquote, urlsplit
+
+T = TypeVar("T")
+
+BLOCK_BYTES = 8 << 20
+_URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://")
+_WEB = ("http", "https")
+# Seconds before each further try.
+_WAITS = (0.5, 2.0, 5.0)
+_TRANSIENT = (408, 425, 429)
+# In order: the surest sign that a file is still the same.
+_VERSIONS = ("ETag", "etag", "md5Hash", "Content-MD5", "mtime", "LastModified", "Last-Modified")
+
+
+@dataclass(frozen=True)
+class Status:
+    """Size in bytes, and what changes when the file does: its time in ns, or its server's tag."""
+
+    bytes: int
+    version: str
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A file that a pattern matches; `relative` is its path below the pattern's fixed part."""
+
+    path: str
+    relative: str
+    status: Status
+
+
+def is_url(path: str | Path) -> bool:
+    """Whether it is a URL; else it is a local path."""
+    return bool(_URL.match(str(path)))
+
+
+def status(path: str) -> Status:
+    """What the file is now. Raises OSError with the path or URL and the cause."""
+    if not is_url(path):
+        found = Path(path).stat()
+        return Status(found.st_size, str(found.st_mtime_ns))
+    system, name = _system(path)
+    return _status(path, _asked(path, lambda: system.info(name)))
+
+
+def open_binary(path: str, block: int = BLOCK_BYTES) -> BinaryIO:
+    """The file's bytes, seekable; of a remote one in ranges of `block` bytes, or as read if 0."""
+    if not is_url(path):
+        return Path(path).open("rb")
+    ranges: Any = _Ranges(path)
+    return io.BufferedReader(ranges, block) if block else ranges
+
+
+def listing(url: str) -> list[Listed]:
+    """The files that a URL means: on the web itself, elsewhere all that match it as a glob.
+
+    Raises OSError with the cause where its server cannot be asked, ValueError where fsspec or the
+    package for this kind of URL is missing.
+    """
+    parts = urlsplit(url)
+    if parts.scheme in _WEB:
+        return [Listed(url, unquote(parts.path).lstrip("/"), status(url))]
+    system, pattern = _system(url)
+    fixed, rest = [], pattern.split("/")
+    while len(rest) > 1 and not glob.has_magic(rest[0]):
+        fixed.append(rest.pop(0))
+    found = _asked(url, lambda: system.glob(pattern, detail=True))
+    listed = []
+    for name, info in sorted(found.items()):
+        if info["type"] == "file":
+            path = system.unstrip_protocol(name)
+            relative = "/".join(name.split("/")[len(fixed) :])
+            listed.append(Listed(path, relative, _status(path, info)))
+    return listed
+
+
+def _status(url: str, info: dict[str, Any]) -> Status:
+    if info.get("size") is None:
+        raise OSError(errno.EIO, "its server does not tell its size; copy the file", url)
+    version = next((str(info[key]) for key in _VERSIONS if info.get(key)), "")
+    return Status(info["size"], version)
+
+
+def _system(url: str) -> tuple[Any, str]:
+    """The file system, of this process, and the file's name in it."""
+    import fsspec
+
+    options: dict[str, Any] = {}
+    if urlsplit(url).scheme in _WEB:
+        import aiohttp
+
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=20, sock_read=60)
+        # A .gz file stays as it is, whatever a server calls it; proxies and ~/.netrc are heeded.
+        plain = {"Accept-Encoding": "identity"}
+        client = {"timeout": timeout, "headers": plain, "auto_decompress": False}
+        options["client_kwargs"] = client | {"trust_env": True}
+    try:
+        system, name = fsspec.core.url_to_fs(url, **options)
+    except ImportError as error:
+        raise ValueError(str(error)) from None
+    return system, name
+
+
+def _asked(url: str, ask: Callable[[], T]) -> T:
+    """Ask a server, again where that may help. Raises OSError with the URL and the cause."""
+    for wait in (*_WAITS, None):
+        try:
+            return ask()
+        except Exception as error:
+            # fsspec wraps what went wrong on the web into "file not found".
+            cause = error.__cause__ or error if isinstance(error, FileNotFoundError) else error
+            if wait is None or not _may_pass(cause):
+                raise OSError(errno.EIO, _told(cause), url) from None
+        time.sleep(wait)
+    raise AssertionError
+
+
+def _may_pass(error: BaseException) -> bool:
+    code = getattr(error, "status", 0)
+    if code:
+        return code >= 500 or code in _TRANSIENT
+    return not isinstance(error, FileNotFoundError | PermissionError | ValueError | TypeError)
+
+
+def _told(error: BaseException) -> str:
+    if "range requests" in str(error) or "Cannot seek" in str(error):
+        return "its server does not serve ranges of bytes, which reading in parts needs; copy it"
+    if code := getattr(error, "status", 0):
+        return f"its server answers {code} {getattr(error, 'message', '')}".rstrip()
+    if isinstance(error, FileNotFoundError):
+        return "there is no such file"
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+class _Ranges(io.RawIOBase):
+    """A remote file, each read of which is one request."""
+
+    def __init__(self, url: str) -> None:
+        self._url, self._at = url, 0
+        system, name = _system(url)
+        self._file = _asked(
+            url, lambda: system.open(name, "rb", block_size=BLOCK_BYTES, cache_type="none")
+        )
+        self._size = int(self._file.size or 0)
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self._at = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        wanted = min(len(buffer), max(self._size - self._at, 0))
+        data = _asked(self._url, lambda: self._range(wanted)) if wanted else b""
+        buffer[: len(data)] = data
+        self._at += len(data)
+        return len(data)
+
+    def _range(self, wanted: int) -> bytes:
+        self._file.seek(self._at)
+        data: bytes = self._file.read(wanted)
+        if len(data) != wanted:
+            raise ConnectionError(f"{len(data)} of {wanted} bytes at {self._at} came")
+        return data
+
+    def close(self) -> None:
+        if not self.closed:
+            self._file.close()
+        super().close()
