@@ -83,6 +83,9 @@ def _parser() -> argparse.ArgumentParser:
         verb.add_argument(
             "overrides", nargs="*", metavar="key=value", help="settings on top of the file"
         )
+        verb.add_argument(
+            "--limit", type=int, metavar="N", help="the same as limit=N: a trial on some records"
+        )
         verb.set_defaults(act=_make)
     verify = verbs.add_parser("verify", help="read a data set and list every problem")
     verify.add_argument("directory", type=_data_set, metavar="DIR")
@@ -95,7 +98,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _make(parsed: argparse.Namespace) -> int:
-    wanted = configuration.load(parsed.config, parsed.overrides)
+    limit = [] if parsed.limit is None else [f"limit={parsed.limit}"]
+    wanted = configuration.load(parsed.config, [*parsed.overrides, *limit])
     signal.signal(signal.SIGTERM, _stop)
     signal.signal(signal.SIGINT, _stop)
     # datatrove takes its time to import: mistakes in the configuration are told before.

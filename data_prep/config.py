@@ -170,6 +170,9 @@ class Config:
     root: str = setting("", "directory below which sources lie; empty: the current one")
     seed: int = setting(1, "seed of the order of documents and of the sample", low=0)
     workers: int = setting(0, "processes; 0: one a core (changes the speed alone)", low=0)
+    limit: int = setting(
+        0, "for a trial: take the first so many records of each source; 0: all", low=0
+    )
     sources: list[SourceConfig] = setting([], "list of sources, see below")
     duplicates: DuplicatesConfig = group(DuplicatesConfig)
     tokenizer: TokenizerConfig = group(TokenizerConfig)

@@ -105,7 +105,7 @@ def open_work(config: Config) -> Work:
         raise SettingsError(problems)
     if config.tokenizer.path:
         _check_lossless(model)
-    return Work(output, files, evaluation)
+    return Work(output, files, evaluation, config.limit)
 
 
 def _evaluation(config: Config, problems: list[str]) -> dict[str, Path]:

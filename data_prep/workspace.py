@@ -13,7 +13,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,8 @@ class WorkspaceError(ValueError):
 class Part:
     """Records of one file that begin in [offset, stop); `line` is the number of the first.
 
-    Or a whole group: `files` of them from `file` on, whose sizes sum to `stop`.
+    Or a whole group: `files` of them from `file` on, whose sizes sum to `stop`. `most` is how many
+    records of it are taken; None: all.
     """
 
     file: int
@@ -52,6 +53,7 @@ class Part:
     line: int
     stop: int
     files: int = 1
+    most: int | None = None
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,8 @@ class Work:
     files: list[InputFile]
     evaluation: dict[str, Path] = field(default_factory=dict)
     """Files that documents must share no text with, by name."""
+    limit: int = 0
+    """Records to take of each source; 0: all."""
 
     @property
     def directory(self) -> Path:
@@ -126,14 +130,30 @@ class Work:
         least = max(CUT_BYTES, sum(found.size for found in self.surveys) // _UNITS)
         units: list[list[Part]] = []
         open_bytes = least
+        left: dict[str, int] = {}
         for members in inputs.groups(self.files):
-            for part in self._parts(members, least):
+            for part in self._limited(self._parts(members, least), left):
                 if open_bytes >= least:
                     units.append([])
                     open_bytes = 0
                 units[-1].append(part)
                 open_bytes += part.stop - part.offset
         return units
+
+    def _limited(self, parts: list[Part], left: dict[str, int]) -> Iterator[Part]:
+        """The parts, or what `limit` leaves of them; `left` counts by source."""
+        if not self.limit:
+            yield from parts
+            return
+        found = self.surveys[parts[0].file]
+        last = 2 if parts[0].files > 1 else found.records + 1
+        lines = [*(part.line for part in parts[1:]), last]
+        for part, following in zip(parts, lines, strict=True):
+            source = self.files[part.file].source
+            most = left.setdefault(source, self.limit)
+            if most:
+                left[source] = max(most - (following - part.line), 0)
+                yield replace(part, most=most)
 
     def _parts(self, members: range, least: int) -> list[Part]:
         first = members.start

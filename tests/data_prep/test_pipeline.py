@@ -588,3 +588,22 @@ def test_an_evaluation_set_that_changed_is_another_data_set(
             pipeline.run(wanted)
     finally:
         (root / "exam.jsonl").write_text(exam)
+
+
+def test_a_limit_takes_the_first_records_of_each_source(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workspace, "CUT_BYTES", 2000)
+    model = ["tokenizer.vocab_size=300", "shards.count=2"]
+    for limit in (5, 130):
+        output = tmp_path / str(limit)
+        pipeline.run(configured(corpus, output, *model, f"limit={limit}"))
+        sources = json.loads((output / "cleaning.json").read_text())["sources"]
+        files = len(list(corpus.root.glob("*.txt")))
+        assert sources["lines"]["read"] == limit
+        assert sources["files"]["read"] == min(limit, files)
+        rejects = (output / "rejects.jsonl").read_text().splitlines()
+        taken = [line for line in map(json.loads, rejects) if line["file"].startswith("lines/")]
+        # a.jsonl has 128 lines; what is beyond it comes from b.jsonl.gz.
+        assert {line["file"] for line in taken} <= {"lines/a.jsonl", "lines/b.jsonl.gz"}
+        assert all(line["line"] <= min(limit, 128) for line in taken)
