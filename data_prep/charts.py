@@ -20,7 +20,7 @@ _VARIABLES = ("ink", "muted", "track", "c1", "c2", "c3", "c4", "c5")
 _COLOURS = {name: f"#0{n}0{n}0{n}" for n, name in enumerate(_VARIABLES, 1)}
 # One chart fits a phone and half of a laptop's page: inches, and points of text.
 _WIDTH, _ROW, _POINTS = 5.0, 0.42, 9.5
-_LABEL = 34
+_LABEL = 30
 _BINS = 32
 _HIDDEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ufeff]")
 _STYLE = {
@@ -61,7 +61,7 @@ def lengths(tokens: np.ndarray) -> str:
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.xaxis.set_minor_locator(LogLocator(subs=()))
     axes.yaxis.set_major_locator(MaxNLocator(5))
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axes.set_xlabel("tokens of a document")
     axes.grid(axis="y", color=_COLOURS["track"], linewidth=0.8)
     axes.set_axisbelow(True)

@@ -32,7 +32,6 @@ _FATES = {
     "rejected": "ink",
 }
 _bytes: Callable[[float], str] = EngFormatter(unit="B", places=1)
-_short: Callable[[float], str] = EngFormatter(places=1, sep="")
 
 
 def write(directory: Path, output: Path) -> None:
@@ -127,6 +126,10 @@ def _largest(sources: Mapping[str, int]) -> tuple[list[str], str]:
     return names[:_ROWS], note
 
 
+def _short(count: int) -> str:
+    return f"{count:,}" if count < 10_000 else EngFormatter(places=1, sep="")(count)
+
+
 def _share(part: float, whole: float) -> str:
     return f"{part / whole:.1%}" if whole else "\u2013"
 
@@ -164,7 +167,7 @@ def _sources(stats: Stats, found: Count) -> str:
             *(name, source.documents, source.tokens, _share(source.tokens, stats.tokens)),
             *(_bytes(source.bytes), int(np.median(found.sources[name].lengths))),
         )
-        for name, source in stats.sources.items()
+        for name, source in sorted(stats.sources.items(), key=lambda item: -item[1].tokens)
     ]
     head = ("Source", ">Documents", ">Tokens", ">Share", ">Text", ">Median document")
     drawn = charts.bars("Tokens by source", tokens, told)
@@ -182,12 +185,13 @@ def _lengths(stats: Stats, found: Count) -> str:
     longest = _table(
         ("Id", "Source", ">Tokens"), [(id, source, tokens) for tokens, id, source in found.longest]
     )
-    return (
-        _tiles(marks)
-        + _grid(
-            _figure("Share by length", drawn, "Both axes count whole documents, by their tokens."),
-            _figure(f"The {len(found.longest)} longest documents", longest),
-        )
+    return _tiles(marks) + _grid(
+        _figure(
+            "Share by length",
+            drawn,
+            "Of all documents, and of all tokens, the share in documents of this length.",
+        ),
+        _figure(f"The {len(found.longest)} longest documents", longest),
     )
 
 
@@ -267,7 +271,9 @@ def _duplicates(clean: Cleaning) -> str:
     for name in names:
         counts, read = [found[name].duplicates.get(kind, 0) for kind in kinds], found[name].read
         shares[name] = [count / read for count in counts]
-        told.append(f"{counts[0]:,} exact \u00b7 {counts[1]:,} near \u00b7 {_share(sum(counts), read)}")
+        told.append(
+            f"{counts[0]:,} exact \u00b7 {counts[1]:,} near \u00b7 {_share(sum(counts), read)}"
+        )
     drawn = charts.stacked("Duplicates by source", shares, told, list(kinds.values()))
     note = f"The width is every record read. {note}"
     return _grid(_figure("Removed, by source", _legend(kinds) + drawn, note))
@@ -287,7 +293,9 @@ def _left_out(directory: Path, clean: Cleaning) -> str:
         kept = samples.setdefault(sample.reason, [])
         if len(kept) < _SAMPLES:
             kept.append(sample)
-    content += _by_reason("rejected", counts, [s for kept in samples.values() for s in kept], _place)
+    content += _by_reason(
+        "rejected", counts, [s for kept in samples.values() for s in kept], _place
+    )
     return content or "<p>Nothing: every record is a document.</p>"
 
 
@@ -347,7 +355,10 @@ def _made(manifest: Manifest) -> str:
         ("Tokenizer", f"{tokenizer.file}, {tokenizer.vocab_size:,} pieces"),
         ("Its sha256", tokenizer.sha256),
         ("Shards", f"{len(sizes):,} of {min(sizes):,} to {max(sizes):,} tokens, {manifest.dtype}"),
-        ("Input", f"{len(manifest.inputs):,} files, {_bytes(sum(f.bytes for f in manifest.inputs))}"),
+        (
+            "Input",
+            f"{len(manifest.inputs):,} files, {_bytes(sum(f.bytes for f in manifest.inputs))}",
+        ),
     ]
     told = yaml.safe_dump(manifest.configuration, sort_keys=False, allow_unicode=True)
     files = _table(
@@ -399,8 +410,8 @@ color:var(--muted);font-size:.82rem}
 table{width:100%;border-collapse:collapse;font-size:.88rem}
 th,td{padding:.32rem .8rem .32rem 0;border-bottom:1px solid var(--line);text-align:left;
 vertical-align:top}
-th{color:var(--muted);font-weight:500;white-space:nowrap}td{overflow-wrap:anywhere;min-width:4rem}
-.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
+th{color:var(--muted);font-weight:500;white-space:nowrap}td{overflow-wrap:anywhere;min-width:7.5rem}
+.n{min-width:0;text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
 details{border-top:1px solid var(--line);padding:.5rem 0}
 summary{cursor:pointer;overflow-wrap:anywhere}
 summary b{font-weight:600}summary span{margin-left:.7rem;color:var(--muted);font-size:.88rem}
@@ -409,7 +420,8 @@ font:.82rem/1.45 ui-monospace,Menlo,Consolas,"Liberation Mono",monospace;white-s
 overflow-wrap:anywhere}
 .place{color:var(--muted);font-size:.82rem;overflow-wrap:anywhere}
 footer{margin:1.4rem 0 0;color:var(--muted);font-size:.82rem}
-@media (max-width:640px){body{padding:1rem .6rem}section{padding:1rem .9rem}}
+@media (max-width:640px){body{padding:1rem .6rem}section{padding:1rem .9rem}
+svg text{font-size:11px!important}}
 @media print{:root{color-scheme:light;--ink:#1c2430;--muted:#5b6675;--bg:#fff;--card:#fff;
 --line:#dfe3e8;--track:#e9ecf0;--c1:#2a6fbb;--c2:#d9822b;--c3:#2b9a66;--c4:#8a5cc2;--c5:#c9527f}
 body{max-width:none;padding:0;font-size:12px;print-color-adjust:exact;

@@ -217,7 +217,9 @@ def cleaning(directory: Path, found: Count) -> Cleaning:
             name
             for name, fate in fates.items()
             if fate.read
-            != sum([fate.accepted, fate.rejected, *fate.dropped.values(), *fate.duplicates.values()])
+            != sum(
+                [fate.accepted, fate.rejected, *fate.dropped.values(), *fate.duplicates.values()]
+            )
         ]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise DataError(f"{path}: cannot be read; prepare the data set anew") from None
