@@ -13,6 +13,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, PercentFormatter
 
 # Stand-ins that matplotlib takes for colours, by the page's variable that replaces each.
@@ -23,7 +24,7 @@ _WIDTH, _ROW, _POINTS = 5.0, 0.42, 9.5
 _LABEL = 30
 _BINS = 32
 _HIDDEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ufeff]")
-_STYLE = {
+_STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "data-prep",
     # A name with two dollar signs is no formula.
@@ -100,8 +101,8 @@ def stacked(
 
 
 def _figure(height: float) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(_WIDTH, height), layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02)  # type: ignore[union-attr]
+    layout = ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.02)
+    figure = Figure(figsize=(_WIDTH, height), layout=layout)
     axes = figure.subplots()
     axes.set_axis_off()
     return figure, axes

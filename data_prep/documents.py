@@ -239,6 +239,17 @@ def _from(raw: BinaryIO, file: InputFile, start: int) -> Iterator[bytes]:
         skip = max(0, skip - len(block))
 
 
+def expansion(file: InputFile, least: int) -> float:
+    """Bytes after decompression for each byte on disk, over the first `least` bytes on disk."""
+    size = read = 0
+    with file.path.open("rb") as raw, contextlib.suppress(_DamageError):
+        for block in _blocks(raw, file.compression):
+            size, read = size + len(block), raw.tell()
+            if read >= least:
+                break
+    return size / max(read, 1)
+
+
 class _Readable(Protocol):
     def read(self, size: int, /) -> bytes: ...
 

@@ -8,14 +8,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import yaml
 from matplotlib.ticker import EngFormatter
 
 from data_prep import charts, report, shards
-from data_prep.report import Cleaning, Count, Fate, Sample, SourceCount, Stats
+from data_prep.accounts import ACCOUNTS, Account
+from data_prep.report import Cleaning, Count, Sample, Stats
 from data_prep.shards import Manifest
 
 PAGE = "report.html"
@@ -32,6 +32,7 @@ _FATES = {
     "rejected": "ink",
 }
 _bytes: Callable[[float], str] = EngFormatter(unit="B", places=1)
+_thousands: Callable[[float], str] = EngFormatter(places=1, sep="")
 
 
 def write(directory: Path, output: Path) -> None:
@@ -52,7 +53,7 @@ def page(directory: Path) -> str:
         "Tokenizer": _tokenizer(stats, found),
         "How it was made": _made(found.manifest),
     }
-    name = _text(directory.resolve().name)
+    title, name = html.escape(directory.resolve().name), _text(directory.resolve().name)
     links = "".join(f'<a href="#{_anchor(title)}">{title}</a>' for title in sections)
     body = "".join(
         f'<section id="{_anchor(title)}"><h2>{title}</h2>{content}</section>'
@@ -63,7 +64,7 @@ def page(directory: Path) -> str:
         '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; '
         "style-src 'unsafe-inline'; img-src data:\">"
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f'<link rel="icon" href="data:,"><title>{name}</title><style>{_CSS}</style></head><body>'
+        f'<link rel="icon" href="data:,"><title>{title}</title><style>{_CSS}</style></head><body>'
         f"<header><h1>{name}</h1>{_header(directory, stats, found, clean)}<nav>{links}</nav>"
         f"</header><main>{body}</main><footer>Written by <code>data-prep report</code>; counted "
         "from the shards, each of which was checked against the manifest.</footer></body></html>\n"
@@ -127,7 +128,7 @@ def _largest(sources: Mapping[str, int]) -> tuple[list[str], str]:
 
 
 def _short(count: int) -> str:
-    return f"{count:,}" if count < 10_000 else EngFormatter(places=1, sep="")(count)
+    return f"{count:,}" if count < 10_000 else _thousands(count)
 
 
 def _share(part: float, whole: float) -> str:
@@ -195,10 +196,10 @@ def _lengths(stats: Stats, found: Count) -> str:
     )
 
 
-def _parts(fate: Fate) -> list[int]:
+def _parts(fate: Account) -> list[int]:
     """Records by what became of them, in the order of _FATES."""
     duplicates = [fate.duplicates.get(kind, 0) for kind in ("exact", "near")]
-    return [fate.accepted, sum(fate.dropped.values()), *duplicates, fate.rejected]
+    return [fate.accepted, fate.dropped.total(), *duplicates, fate.rejected]
 
 
 def _records(clean: Cleaning, found: Count) -> str:
@@ -228,7 +229,7 @@ def _records(clean: Cleaning, found: Count) -> str:
 def _cleaned(clean: Cleaning, found: Count) -> str:
     if not clean.cleaned:
         return (
-            f"<p>There was no cleaning: the data set has no <code>{report.CLEANING}</code>. Every "
+            f"<p>There was no cleaning: the data set has no <code>{ACCOUNTS}</code>. Every "
             "record that could be read is a document.</p>"
         )
     accepted = sum(fate.accepted for fate in clean.sources.values())
@@ -263,10 +264,10 @@ def _duplicates(clean: Cleaning) -> str:
     if not clean.cleaned:
         return "<p>There was no cleaning, so duplicates were not looked for.</p>"
     kinds = {"exact": "c4", "near": "c5"}
-    found = {name: fate for name, fate in clean.sources.items() if any(fate.duplicates.values())}
+    found = {name: fate for name, fate in clean.sources.items() if fate.duplicates.total()}
     if not found:
         return "<p>None was removed.</p>"
-    names, note = _largest({n: sum(fate.duplicates.values()) for n, fate in found.items()})
+    names, note = _largest({n: fate.duplicates.total() for n, fate in found.items()})
     shares, told = {}, []
     for name in names:
         counts, read = [found[name].duplicates.get(kind, 0) for kind in kinds], found[name].read
@@ -329,24 +330,28 @@ def _place(sample: Sample) -> str:
 
 def _tokenizer(stats: Stats, found: Count) -> str:
     names, note = _largest({name: source.tokens for name, source in stats.sources.items()})
+    sources = {name: found.sources[name] for name in names}
     sampled = sum(source.word_tokens for source in found.sources.values())
-    figures = []
-    for title, colour, value, told, more in (
-        ("Bytes a token", "c1", lambda s: s.bytes / sum(s.lengths), "{:.3f}", note),
-        (
-            *("Tokens a word", "c4", lambda s: s.word_tokens / max(s.words, 1), "{:.3f}"),
+    rates = {name: stats.sources[name].bytes_per_token for name in names}
+    words = {name: source.word_tokens / max(source.words, 1) for name, source in sources.items()}
+    fallback = {name: stats.sources[name].byte_fallback for name in names}
+    return _grid(
+        _rates("Bytes a token", rates, "{:.3f}", "c1", note),
+        _rates(
+            *("Tokens a word", words, "{:.3f}", "c4"),
             f"Words stand between white space. Counted in a sample of {sampled:,} tokens: of the "
             "first documents in the shards' order, which is random, up to a bound a source.",
         ),
-        (
-            *("Byte fallback", "c2", lambda s: s.in_bytes / sum(s.lengths), "{:.3%}"),
+        _rates(
+            *("Byte fallback", fallback, "{:.3%}", "c2"),
             "Share of tokens that spell one byte of a character that has no piece.",
         ),
-    ):
-        rows: dict[str, Any] = {name: value(found.sources[name]) for name in names}
-        drawn = charts.bars(title, rows, [told.format(row) for row in rows.values()], colour)
-        figures.append(_figure(f"{title}, by source", drawn, more))
-    return _grid(*figures)
+    )
+
+
+def _rates(title: str, rows: Mapping[str, float], form: str, colour: str, note: str) -> str:
+    drawn = charts.bars(title, rows, [form.format(rate) for rate in rows.values()], colour)
+    return _figure(f"{title}, by source", drawn, note)
 
 
 def _made(manifest: Manifest) -> str:

@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 
 from data_prep import shards
+from data_prep.accounts import ACCOUNTS, Account, Accounts
 from data_prep.shards import DataError, Document, Manifest
 from data_prep.tokenizer import Tokenizer
 
 REJECTS = "rejects.jsonl"
-CLEANING = "cleaning.json"
 _PERCENTILES = (0, 10, 50, 90, 99, 100)
 _LONGEST = 20
 # Words are counted in the first tokens of a source's first documents: shards are shuffled by key,
@@ -169,18 +169,6 @@ def rejected_by_reason(directory: Path, manifest: Manifest) -> dict[str, int]:
 
 
 @dataclass(frozen=True)
-class Fate:
-    """What became of the records read from a source; `changed` counts documents by repair step."""
-
-    read: int
-    accepted: int
-    rejected: int
-    dropped: dict[str, int]
-    duplicates: dict[str, int]
-    changed: dict[str, int]
-
-
-@dataclass(frozen=True)
 class Sample:
     """A record that is not in the data set. `text` is how it begins; of a reject, what is wrong."""
 
@@ -197,7 +185,7 @@ class Cleaning:
     """What became of all records, by source; `cleaned` is False where no cleaning is recorded."""
 
     cleaned: bool
-    sources: dict[str, Fate]
+    sources: dict[str, Account]
     samples: list[Sample]
 
 
@@ -206,38 +194,32 @@ def cleaning(directory: Path, found: Count) -> Cleaning:
 
     Raises DataError where what it wrote cannot be read or does not add up.
     """
-    path = directory / CLEANING
+    path = directory / ACCOUNTS
     if not path.exists():
         return _uncleaned(directory, found)
+    accounts = Accounts()
     try:
         plain = json.loads(path.read_bytes())
-        fates = {name: Fate(**fate) for name, fate in sorted(plain["sources"].items())}
+        accounts.add(plain)
         samples = [Sample(**sample) for sample in plain["samples"]]
-        wrong = [
-            name
-            for name, fate in fates.items()
-            if fate.read
-            != sum(
-                [fate.accepted, fate.rejected, *fate.dropped.values(), *fate.duplicates.values()]
-            )
-        ]
+        wrong = [name for name, account in accounts.sources.items() if not account.is_whole()]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise DataError(f"{path}: cannot be read; prepare the data set anew") from None
     if wrong:
         raise DataError(f"{path}: the records of {wrong[0]!r} do not add up to those read")
-    return Cleaning(True, fates, samples)
+    return Cleaning(True, dict(sorted(accounts.sources.items())), samples)
 
 
 def _uncleaned(directory: Path, found: Count) -> Cleaning:
+    """Every record of a data set without accounts is a document or a reject."""
     configured = found.manifest.configuration.get("sources", [])
     names = found.sources.keys() | {source["name"] for source in configured}
     rejected = Counter(sample.source for sample in rejects(directory, names))
-    fates = {}
+    accounts = {}
     for name in sorted(names | rejected.keys()):
         accepted = len(found.sources[name].lengths) if name in found.sources else 0
-        read = accepted + rejected[name]
-        fates[name] = Fate(read, accepted, rejected[name], {}, {}, {})
-    return Cleaning(False, fates, [])
+        accounts[name] = Account(accepted + rejected[name], accepted, rejected[name])
+    return Cleaning(False, accounts, [])
 
 
 def rejects(directory: Path, sources: Iterable[str]) -> Iterator[Sample]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 import shutil
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 from data_prep import charts, config, page, pipeline, report
+from data_prep.accounts import ACCOUNTS
 from data_prep.report import Sample
 from data_prep.shards import DataError
 
@@ -28,7 +30,7 @@ PROBE = """<script>addEventListener("load", () => {
     scripts: document.querySelectorAll("body script").length,
     bold: [...document.querySelectorAll("bdi *")].length,
     requests: performance.getEntriesByType("resource").map(entry => entry.name),
-    wide: document.documentElement.scrollWidth - innerWidth,
+    wide: document.documentElement.scrollWidth - document.documentElement.clientWidth,
   }));
 })</script>"""
 
@@ -58,26 +60,24 @@ def cleaned(made: Path, tmp_path: Path) -> Path:
     sample = {"source": SOURCE, "reason": reason, "id": f"no & {EVIL}", "file": "f.jsonl"}
     samples = [{**sample, "line": 77, "text": f"{EVIL} & \u202ereversed \ud800"}]
     written = json.dumps({"sources": {SOURCE: fate}, "samples": samples})
-    (tmp_path / "set" / report.CLEANING).write_text(written)
+    (tmp_path / "set" / ACCOUNTS).write_text(written)
     return tmp_path / "set"
 
 
-def shown(directory: Path, tmp_path: Path, width: int) -> tuple[str, str]:
-    """The page's DOM in a browser, and what the browser logged."""
+def browse(path: Path, width: int) -> tuple[str, str]:
+    """The file's DOM in a browser, and what the browser logged."""
     if CHROMIUM is None:
         pytest.skip("no chromium on this machine; install the package chromium to render the page")
-    path = tmp_path / "page.html"
-    page.write(directory, path)
-    told = path.read_text(encoding="utf-8")
-    # The page forbids all scripts: one is let in by its hash to look at what came out.
-    allowed = told.replace("default-src 'none'", "default-src 'none'; script-src 'unsafe-inline'")
-    assert allowed != told
-    path.write_text(allowed.replace("</head>", f"{PROBE}</head>"), encoding="utf-8")
     flags = "--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking"
     more = "--disable-component-update --disable-sync --enable-logging=stderr --dump-dom"
     done = subprocess.run(
         [
-            *(CHROMIUM, *flags.split(), *more.split(), f"--user-data-dir={tmp_path / 'profile'}"),
+            *(
+                CHROMIUM,
+                *flags.split(),
+                *more.split(),
+                f"--user-data-dir={path.parent / 'profile'}",
+            ),
             *(f"--window-size={width},1600", path.as_uri()),
         ],
         check=True,
@@ -92,10 +92,16 @@ def shown(directory: Path, tmp_path: Path, width: int) -> tuple[str, str]:
 def test_a_browser_shows_the_charts_and_runs_nothing(
     cleaned: Path, tmp_path: Path, width: int
 ) -> None:
-    dom, logged = shown(cleaned, tmp_path, width)
+    path = tmp_path / "page.html"
+    page.write(cleaned, path)
+    told = path.read_text(encoding="utf-8")
+    # The page forbids all scripts: one is let in to look at what came out.
+    allowed = told.replace("default-src 'none'", "default-src 'none'; script-src 'unsafe-inline'")
+    path.write_text(allowed.replace("</head>", f"{PROBE}</head>"), encoding="utf-8")
+    dom, logged = browse(path, width)
     found = re.search(r'data-probe="([^"]*)"', dom)
     assert found
-    probe = json.loads(found[1].replace("&quot;", '"').replace("&amp;", "&"))
+    probe = json.loads(html.unescape(found[1]))
     assert len(probe["charts"]) == 8
     assert all(across > 200 and high > 30 for across, high in probe["charts"])
     assert {SOURCE, "two", "gopher: <i>short</i>"} <= set(probe["texts"])
@@ -103,7 +109,21 @@ def test_a_browser_shows_the_charts_and_runs_nothing(
     assert (probe["scripts"], probe["bold"], probe["wide"]) == (0, 0, 0)
     assert all(name.startswith("data:") for name in probe["requests"])
     assert "CONSOLE" not in logged
-    assert "<title><bdi>" not in dom and "<title>set</title>" in dom
+    assert "<title>set</title>" in dom
+
+
+def test_a_browser_logs_nothing_and_a_script_in_it_would_not_run(
+    cleaned: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "page.html"
+    page.write(cleaned, path)
+    dom, logged = browse(path, 1200)
+    assert "CONSOLE" not in logged
+    assert f"<h1><bdi>{cleaned.name}</bdi></h1>" in dom
+    path.write_text(path.read_text(encoding="utf-8").replace("</body>", EVIL), encoding="utf-8")
+    dom, logged = browse(path, 1200)
+    assert "<title>set</title>" in dom
+    assert "Content Security Policy" in logged
 
 
 def test_the_page_holds_the_figures_escaped(cleaned: Path) -> None:
@@ -122,11 +142,16 @@ def test_the_page_holds_the_figures_escaped(cleaned: Path) -> None:
     assert told == page.page(cleaned)
 
 
-def test_a_data_set_without_cleaning_says_so(made: Path) -> None:
+def test_a_data_set_without_cleaning_says_so(made: Path, tmp_path: Path) -> None:
+    made = shutil.copytree(made, tmp_path / "old")
+    recorded = report.cleaning(made, report.count(made))
+    (made / ACCOUNTS).unlink()
     told = page.page(made)
     assert "There was no cleaning" in told
     assert "duplicates were not looked for" in told
     found = report.cleaning(made, report.count(made))
+    assert (recorded.cleaned, found.cleaned) == (True, False)
+    assert recorded.sources == found.sources
     fate = found.sources[SOURCE]
     assert (fate.read, fate.accepted, fate.rejected) == (14, 11, 3)
     assert found.sources["two"].read == 1
@@ -136,7 +161,7 @@ def test_a_data_set_without_cleaning_says_so(made: Path) -> None:
 
 
 def test_a_cleaning_that_does_not_add_up_is_refused(cleaned: Path) -> None:
-    path = cleaned / report.CLEANING
+    path = cleaned / ACCOUNTS
     path.write_text(path.read_text().replace('"accepted": 11', '"accepted": 12'))
     with pytest.raises(DataError, match=r"cleaning\.json: the records of .* do not add up"):
         page.page(cleaned)
