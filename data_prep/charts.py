@@ -21,7 +21,8 @@ _VARIABLES = ("ink", "muted", "track", "c1", "c2", "c3", "c4", "c5")
 _COLOURS = {name: f"#0{n}0{n}0{n}" for n, name in enumerate(_VARIABLES, 1)}
 # One chart fits a phone and half of a laptop's page: inches, and points of text.
 _WIDTH, _ROW, _POINTS = 5.0, 0.42, 9.5
-_LABEL = 30
+# Characters of a row's name and value together.
+_LINE = 56
 _BINS = 32
 _HIDDEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ufeff]")
 _STYLE: Any = {
@@ -86,7 +87,8 @@ def stacked(
     figure, axes = _figure(max(len(rows), 1) * _ROW + 0.08)
     for row, ((name, shares), value) in enumerate(zip(rows.items(), told, strict=True)):
         name = " ".join(plain(name).split())
-        short = name if len(name) <= _LABEL else f"{name[: _LABEL - 1]}\u2026"
+        room = max(_LINE - len(value), _LINE // 4)
+        short = name if len(name) <= room else f"{name[: room - 1]}\u2026"
         axes.text(0, row - 0.08, short, va="bottom")
         axes.text(1, row - 0.08, value, va="bottom", ha="right", color=_COLOURS["muted"])
         axes.barh(row + 0.12, 1, 0.24, color=_COLOURS["track"])

@@ -26,7 +26,7 @@ from data_prep.tokenizer import Tokenizer, TokenizerError
 from data_prep.workspace import Work
 
 # What is read of the corpus after decompression, and characters that are tokenized: seconds.
-_READ_BYTES = 8_000_000
+_READ_BYTES = 4_000_000
 _TOKENIZED = 4_000_000
 # A source's share of the sample is at least one part of so many, from so many files if it has them.
 _LEAST_SHARE, _FILES = 32, 8
@@ -363,12 +363,17 @@ def _figure_lines(plan: Estimate) -> list[str]:
         1, sum(s.disk for s in plan.sources)
     )
     scaled = "counted: all was read" if plan.whole else f"scaled from {share:.1%} of the bytes"
+    about = "" if plan.whole else "~"
     rate = plan.text_bytes / plan.tokens if plan.tokens else _ASSUMED
     room = shutil.disk_usage(_existing(Path(plan.config.output).expanduser())).free
     workers = pipeline.workers(plan.config)
     rows = [
-        ("documents", f"~{round(plan.documents):,}", scaled),
-        ("text", f"~{_mega(plan.text_bytes)}", f"{scaled}; {_mega(read)} after decompression read"),
+        ("documents", f"{about}{round(plan.documents):,}", scaled),
+        (
+            "text",
+            f"{about}{_mega(plan.text_bytes)}",
+            f"{scaled}; {_mega(read)} after decompression read",
+        ),
         ("tokens", f"~{round(plan.tokens):,}", f"{rate:.2f} bytes a token, {plan.how}"),
         ("shards", *_shards_told(plan)),
         (

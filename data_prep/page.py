@@ -13,7 +13,7 @@ import numpy as np
 import yaml
 from matplotlib.ticker import EngFormatter
 
-from data_prep import charts, report, shards
+from data_prep import charts, durable, report, shards
 from data_prep.accounts import ACCOUNTS, Account
 from data_prep.report import Cleaning, Count, Sample, Stats
 from data_prep.shards import Manifest
@@ -37,7 +37,7 @@ _thousands: Callable[[float], str] = EngFormatter(places=1, sep="")
 
 def write(directory: Path, output: Path) -> None:
     """Write the page of the data set. Raises DataError where the data set is damaged."""
-    output.write_text(page(directory), encoding="utf-8", errors="replace")
+    durable.write_bytes(output, page(directory).encode(errors="replace"))
 
 
 def page(directory: Path) -> str:
@@ -53,11 +53,11 @@ def page(directory: Path) -> str:
         "Tokenizer": _tokenizer(stats, found),
         "How it was made": _made(found.manifest),
     }
-    title, name = html.escape(directory.resolve().name), _text(directory.resolve().name)
-    links = "".join(f'<a href="#{_anchor(title)}">{title}</a>' for title in sections)
+    title = html.escape(charts.plain(directory.resolve().name))
+    links = "".join(f'<a href="#{_anchor(name)}">{name}</a>' for name in sections)
     body = "".join(
-        f'<section id="{_anchor(title)}"><h2>{title}</h2>{content}</section>'
-        for title, content in sections.items()
+        f'<section id="{_anchor(name)}"><h2>{name}</h2>{content}</section>'
+        for name, content in sections.items()
     )
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
@@ -65,9 +65,9 @@ def page(directory: Path) -> str:
         "style-src 'unsafe-inline'; img-src data:\">"
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f'<link rel="icon" href="data:,"><title>{title}</title><style>{_CSS}</style></head><body>'
-        f"<header><h1>{name}</h1>{_header(directory, stats, found, clean)}<nav>{links}</nav>"
-        f"</header><main>{body}</main><footer>Written by <code>data-prep report</code>; counted "
-        "from the shards, each of which was checked against the manifest.</footer></body></html>\n"
+        f"<header><h1><bdi>{title}</bdi></h1>{_header(directory, stats, found, clean)}"
+        f"<nav>{links}</nav></header><main>{body}</main>"
+        "<footer>Written by <code>data-prep report</code>; counted from the shards, each of which was checked against the manifest.</footer></body></html>\n"
     )
 
 
