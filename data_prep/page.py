@@ -67,7 +67,8 @@ def page(directory: Path) -> str:
         f'<link rel="icon" href="data:,"><title>{title}</title><style>{_CSS}</style></head><body>'
         f"<header><h1><bdi>{title}</bdi></h1>{_header(directory, stats, found, clean)}"
         f"<nav>{links}</nav></header><main>{body}</main>"
-        "<footer>Written by <code>data-prep report</code>; counted from the shards, each of which was checked against the manifest.</footer></body></html>\n"
+        "<footer>Written by <code>data-prep report</code>; counted from the shards, each of which "
+        "was checked against the manifest.</footer></body></html>\n"
     )
 
 

@@ -75,7 +75,8 @@ def test_the_estimate_is_near_to_the_run(
 def test_what_is_left_out_is_estimated_with_its_reasons(corpus: Path, tmp_path: Path) -> None:
     lines = (corpus / "a.jsonl").read_bytes().splitlines(keepends=True)
     (corpus / "few.lines").write_bytes(b"".join(lines[:90]))
-    words = "sources=[{name: s, paths: ['few.lines'], format: jsonl, cleaning: {rules: [gopher_repetition]}}]"
+    cleaning = "format: jsonl, cleaning: {rules: [gopher_repetition]}"
+    words = f"sources=[{{name: s, paths: ['few.lines'], {cleaning}}}]"
     plan = estimate.estimate(configured(corpus, tmp_path / "set", words, "duplicates.exact=true"))
     (source,) = plan.sources
     manifest = pipeline.run(configured(corpus, tmp_path / "set", words)).manifest

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_prep import charts, config, page, pipeline, report
+from data_prep import charts, cli, config, page, pipeline, report, shards
 from data_prep.accounts import ACCOUNTS
 from data_prep.report import Sample
 from data_prep.shards import DataError
@@ -158,6 +158,23 @@ def test_a_data_set_without_cleaning_says_so(made: Path, tmp_path: Path) -> None
     assert next(report.rejects(made, [SOURCE, "two"])) == Sample(
         SOURCE, "not an object", "", f"{SOURCE}/a.jsonl", 12, "found list"
     )
+
+
+def test_the_command_writes_the_page_beside_the_shards_or_where_it_is_told(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    directory = shutil.copytree(made, tmp_path / "set")
+    assert cli.main(["report", str(directory)]) == 0
+    assert capsys.readouterr().out == f"report: {directory / 'report.html'}\n"
+    assert cli.main(["report", str(directory), "--output", str(tmp_path / "p.html")]) == 0
+    assert (tmp_path / "p.html").read_bytes() == (directory / "report.html").read_bytes()
+    assert shards.verify(directory) == []
+    nowhere = tmp_path / "nowhere" / "p.html"
+    assert cli.main(["report", str(directory), "--output", str(nowhere)]) == 2
+    told = capsys.readouterr().err
+    assert told == f"data-prep: {nowhere}: cannot be written (No such file or directory)\n"
+    (directory / "shard-00001.tar").unlink()
+    assert cli.main(["report", str(directory)]) == 1
 
 
 def test_a_cleaning_that_does_not_add_up_is_refused(cleaned: Path) -> None:

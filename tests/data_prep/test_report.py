@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -63,6 +64,15 @@ def test_words_and_the_longest_are_those_of_the_texts(
     assert few.longest == found.longest[:3]
     assert few.sources["one"].word_tokens == 55
     assert report.count(made).sources["one"].words == 0
+
+
+def test_of_equally_long_documents_the_first_are_listed(
+    made: Path, tmp_path: Path, write_data_set: Any
+) -> None:
+    model = made / "tokenizer.model"
+    write_data_set(tmp_path, [[5] * (1 + n // 15) for n in range(45)], 2, 300, tokenizer=model)
+    listed = [id for _, id, _ in report.count(tmp_path).longest]
+    assert listed == [f"document-{n}" for n in [*range(30, 45), *range(15, 20)]]
 
 
 def test_the_lines_hold_the_numbers(made: Path) -> None:
