@@ -374,7 +374,7 @@ def _made(manifest: Manifest) -> str:
     left = len(manifest.inputs) - _INPUTS
     more = f"<p>{left:,} more are in {shards.MANIFEST}.</p>" if left > 0 else ""
     return (
-        _table(("What", ""), facts)
+        _table(("Part", "Value"), facts)
         + f"<details><summary><b>Configuration</b></summary><pre>{_text(told)}</pre></details>"
         + f"<details><summary><b>Input files</b></summary>{files}{more}</details>"
     )
