@@ -1,4 +1,4 @@
-"""The command line of data-prep: run, tokenizer, shards, verify, stats."""
+"""The command line of data-prep: run, tokenizer, shards, verify, stats, report."""
 
 from __future__ import annotations
 
@@ -24,7 +24,9 @@ _EXAMPLES = """examples:
   data-prep run configs/data/stdlib.yaml output=data/stdlib
   data-prep run configs/data/novels_train.yaml root=corpus output=data/novels workers=8
   data-prep verify data/novels
+  data-prep run configs/data/novels_train.yaml root=corpus --dry-run
   data-prep stats data/novels --json
+  data-prep report data/novels
 
 A run that was stopped or killed continues when the same command is given again.
 """
@@ -40,7 +42,7 @@ class _StoppedError(Exception):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command. 0: done; 1: a damaged data set, a full disk, a lost worker; 2: a mistake."""
-    parsed = _parser().parse_args(arguments)
+    parsed = _parsed(arguments)
     act: Callable[[argparse.Namespace], int] = parsed.act
     try:
         return act(parsed)
@@ -48,6 +50,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _tell(_one_message(error), 2)
     except DataError as error:
         return _tell(str(error), 1)
+
+
+def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = _parser()
+    # argparse takes no positional words after an option, but settings may stand there.
+    parsed, rest = parser.parse_known_args(arguments)
+    if rest and (not hasattr(parsed, "overrides") or any(word.startswith("-") for word in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        parsed.overrides += rest
+    return parsed
 
 
 def _one_message(error: ValueError) -> str:
@@ -87,6 +100,12 @@ def _parser() -> argparse.ArgumentParser:
             "--limit", type=int, metavar="N", help="the same as limit=N: a trial on some records"
         )
         verb.set_defaults(act=_make)
+        if name == "run":
+            verb.add_argument(
+                "--dry-run",
+                action="store_true",
+                help="tell the plan and an estimate, write nothing",
+            )
     verify = verbs.add_parser("verify", help="read a data set and list every problem")
     verify.add_argument("directory", type=_data_set, metavar="DIR")
     verify.set_defaults(act=_verify)
@@ -94,6 +113,10 @@ def _parser() -> argparse.ArgumentParser:
     stats.add_argument("directory", type=_data_set, metavar="DIR")
     stats.add_argument("--json", action="store_true", help="as one JSON object")
     stats.set_defaults(act=_stats)
+    page = verbs.add_parser("report", help="write what a data set holds as one HTML page")
+    page.add_argument("directory", type=_data_set, metavar="DIR")
+    page.add_argument("--output", type=Path, metavar="FILE.html", help="default: DIR/report.html")
+    page.set_defaults(act=_report)
     return parser
 
 
@@ -106,7 +129,7 @@ def _make(parsed: argparse.Namespace) -> int:
     from data_prep.engine import WorkerLostError
 
     try:
-        return _run(parsed.verb, wanted)
+        return _run(parsed.verb, wanted, dry=getattr(parsed, "dry_run", False))
     except _StoppedError as stopped:
         code = _SIGNAL_EXIT + stopped.number
         return _tell("stopped; what is done is kept, the same command continues", code)
@@ -118,9 +141,14 @@ def _make(parsed: argparse.Namespace) -> int:
         return _tell(f"{where}{error.strerror or error}; {remedy}", 1)
 
 
-def _run(verb: str, wanted: Config) -> int:
+def _run(verb: str, wanted: Config, dry: bool) -> int:
     from data_prep import pipeline
 
+    if dry:
+        from data_prep import estimate
+
+        print("\n".join(estimate.lines(estimate.estimate(wanted))))
+        return 0
     if verb == "tokenizer":
         path = pipeline.run_tokenizer(wanted)
         print(f"tokenizer: {path}")
@@ -153,6 +181,18 @@ def _stats(parsed: argparse.Namespace) -> int:
         print(json.dumps(dataclasses.asdict(found), indent=1))
     else:
         print("\n".join(report.lines(found)))
+    return 0
+
+
+def _report(parsed: argparse.Namespace) -> int:
+    from data_prep import page
+
+    output = parsed.output or parsed.directory / page.PAGE
+    try:
+        page.write(parsed.directory, output)
+    except OSError as error:
+        return _tell(f"{output}: cannot be written ({error.strerror})", 2)
+    print(f"report: {output}")
     return 0
 
 
