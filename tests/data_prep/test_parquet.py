@@ -133,3 +133,15 @@ def test_a_flipped_bit_in_a_page_costs_its_row_group_alone(tmp_path: Path) -> No
     assert "30 rows of row group 1 are lost" in reject.detail
     texts = [record.text for record in made if isinstance(record, RawDocument)]
     assert texts == TEXTS[:30] + TEXTS[60:]
+
+
+def test_no_flipped_bit_of_the_footer_ends_the_process(tmp_path: Path) -> None:
+    # Arrow's own exceptions end a process where its Python does not expect them.
+    file = write(tmp_path / "a.parquet", {"text": [*TEXTS[:9], None], "id": range(10)})
+    whole = Path(file.path).read_bytes()
+    footer = int.from_bytes(whole[-8:-4], "little") + 8
+    for at in range(len(whole) - footer, len(whole)):
+        data = bytearray(whole)
+        data[at] ^= 1 << at % 8
+        Path(file.path).write_bytes(data)
+        assert read(file, 1)
