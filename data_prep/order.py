@@ -11,7 +11,7 @@ import numpy as np
 from data_prep.settings import SettingsError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Placed:
     """A tokenized document: its place in the corpus, and its tokens' place in a unit's file."""
 

@@ -10,12 +10,10 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
-
-import numpy as np
 
 from data_prep import duplicates, durable, inputs, order, report, shards, workspace
 from data_prep.accounts import ACCOUNTS, SAMPLE_CHARACTERS, Accounts
@@ -172,17 +170,16 @@ class OrderDocuments(UnitStep):
 
     def do(self, unit: int) -> Any:
         """Returns how many there are of all kinds, and the bytes of text of each shard."""
-        tokenized = [self.work.read(Tokenize.stage, unit) for unit in range(len(self.work.units))]
-        documents = list(_placed(self.work, tokenized))
-        accounts = Accounts()
-        for found in tokenized:
-            accounts.add(found["accounts"])
-        left_out = self._duplicates(documents, tokenized)
-        _account(self.work, accounts, documents, left_out)
-        kept = [document for number, document in enumerate(documents) if number not in left_out]
+        found = _Tokenized.of(self.work)
+        documents, accounts = found.documents, found.accounts
+        left_out = {}
+        if self.config.duplicates.wanted:
+            left_out = duplicates.find(found.fingerprints, found.starts, self.work.directory)
+        _account_for(left_out, self.work, accounts, documents)
         assert all(account.is_whole() for account in accounts.sources.values())
-        _write_rejects(self.work, tokenized)
+        _write_rejects(self.work, found.rejects)
         durable.write_json(self.work.output / ACCOUNTS, accounts.plain())
+        kept = [document for number, document in enumerate(documents) if number not in left_out]
         if not kept:
             raise WorkspaceError(
                 f"{self.work.output}: no document is left of {accounts.total('read')} records; the "
@@ -191,14 +188,6 @@ class OrderDocuments(UnitStep):
         sizes = _write_recipes(self.config, self.work, order.shuffled(kept, self.config.seed))
         totals = {name: accounts.total(name) for name in ("rejected", "dropped", "duplicates")}
         return {"documents": len(kept), **totals, "sizes": sizes}
-
-    def _duplicates(self, documents: list[Placed], tokenized: list[Any]) -> dict[int, str]:
-        if not self.config.duplicates.wanted:
-            return {}
-        fingerprints = [mark for found in tokenized for mark in found["fingerprints"]]
-        assert len(fingerprints) == len(documents)
-        starts = np.cumsum([0, *(len(found["documents"]) for found in tokenized)])[:-1].tolist()
-        return duplicates.find(fingerprints, starts, self.work.directory)
 
 
 class WriteManifest(UnitStep):
@@ -227,37 +216,54 @@ STAGES: tuple[type[UnitStep], ...] = (
 )
 
 
-def _placed(work: Work, tokenized: list[Any]) -> Iterator[Placed]:
-    """All documents in the order of the corpus."""
-    for unit, found in enumerate(tokenized):
-        first = 0
-        for id, file, line, size, tokens in found["documents"]:
-            source, name = work.files[file].source, work.files[file].name
-            yield Placed(id, source, name, line, size, tokens, unit, first)
-            first += tokens
+@dataclass
+class _Tokenized:
+    """What all units of Tokenize found, in the order of the corpus."""
+
+    documents: list[Placed] = field(default_factory=list)
+    starts: list[int] = field(default_factory=list)
+    """The number of each unit's first document."""
+    fingerprints: list[str] = field(default_factory=list)
+    rejects: list[tuple[Any, ...]] = field(default_factory=list)
+    accounts: Accounts = field(default_factory=Accounts)
+
+    @classmethod
+    def of(cls, work: Work) -> _Tokenized:
+        """Read the markers, one after the other."""
+        found = cls()
+        for unit in range(len(work.units)):
+            marker, first = work.read(Tokenize.stage, unit), 0
+            found.starts.append(len(found.documents))
+            for id, file, line, size, tokens in marker["documents"]:
+                source, name = work.files[file].source, work.files[file].name
+                found.documents.append(Placed(id, source, name, line, size, tokens, unit, first))
+                first += tokens
+            found.fingerprints += marker["fingerprints"]
+            found.rejects += map(tuple, marker["rejects"])
+            found.accounts.add(marker["accounts"])
+        return found
 
 
-def _account(
-    work: Work, accounts: Accounts, documents: list[Placed], left_out: dict[int, str]
+def _account_for(
+    left_out: dict[int, str], work: Work, accounts: Accounts, documents: list[Placed]
 ) -> None:
     """Move what is left out from the accepted to the duplicates, with samples of their texts."""
     model = Tokenizer(work.tokenizer)
     dtype = shards.dtype_of(model.vocab_size)
     for number, kind in sorted(left_out.items()):
-        document = documents[number]
+        document, reason = documents[number], f"{kind} duplicate"
         account = accounts.of(document.source)
         account.accepted -= 1
         account.duplicates[kind] += 1
-        place = (document.source, f"{kind} duplicate", document.id, document.file, document.line)
-        if accounts.wants_sample(document.source, f"{kind} duplicate"):
+        if accounts.wants_sample(document.source, reason):
             count = min(document.tokens, SAMPLE_CHARACTERS)
             text = model.decode(work.read_tokens(document.unit, document.first, count, dtype))
+            place = (document.source, reason, document.id, document.file, document.line)
             accounts.sample(*place, text)
 
 
-def _write_rejects(work: Work, tokenized: list[Any]) -> None:
+def _write_rejects(work: Work, rejects: list[tuple[Any, ...]]) -> None:
     """Write the rejected records in the order of the corpus."""
-    rejects = [tuple(reject) for found in tokenized for reject in found["rejects"]]
     keys = ("file", "line", "offset", "reason", "detail")
     with durable.replacing(work.output / report.REJECTS) as out:
         for file, *rest in sorted(rejects):
