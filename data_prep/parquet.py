@@ -104,6 +104,8 @@ def _groups(opened: pq.ParquetFile) -> list[_Group]:
                 span = max(found.total_byte_size, 1)
                 groups.append(_Group(number, offset, line, span, found.num_rows))
                 offset, line = offset + span, line + found.num_rows
+        if line - 1 != opened.metadata.num_rows:
+            raise DamageError(f"its row groups have {line - 1} rows, not the number it states")
     return groups
 
 

@@ -144,4 +144,4 @@ def test_no_flipped_bit_of_the_footer_ends_the_process(tmp_path: Path) -> None:
         data = bytearray(whole)
         data[at] ^= 1 << at % 8
         Path(file.path).write_bytes(data)
-        assert read(file, 1)
+        assert len(read(file, 1)) in (1, 10), at
