@@ -2,7 +2,7 @@
 
 A row's `line` is its number from 1, its offset that of its row group: the sum of the sizes, before
 compression, of the groups before. Pages that carry a checksum are checked against it. Memory is
-bounded by the larger of _BATCH_BYTES and one row group's column of text, both after decompression.
+bounded by the larger of _BATCH_BYTES and one row group, after decompression.
 """
 
 from __future__ import annotations
@@ -105,6 +105,8 @@ def _groups(opened: pq.ParquetFile) -> list[_Group]:
                 span = max(found.total_byte_size, 1)
                 groups.append(_Group(number, offset, line, span, found.num_rows))
                 offset, line = offset + span, line + found.num_rows
+        if line - 1 != opened.metadata.num_rows:
+            raise DamageError(f"its row groups have {line - 1} rows, not the number it states")
     return groups
 
 
@@ -171,19 +173,13 @@ def _values(
 
 
 def _batch_rows(opened: pq.ParquetFile, group: _Group, columns: list[str]) -> int:
-    """So few that they fit even if each of them is all that a column's pages hold."""
-    found = opened.metadata.row_group(group.number)
-    chunks = [found.column(index) for index in range(found.num_columns)]
-    largest: int = max(
-        chunk.total_uncompressed_size
-        for chunk in chunks
-        if chunk.path_in_schema.partition(".")[0] in columns
-    )
+    """So few that they fit even if each of them is all that the group's pages hold."""
     # Values of a dictionary are not repeated in memory, and each batch has the whole dictionary.
     kinds = (opened.schema_arrow.field(name).type for name in columns)
     if all(pa.types.is_dictionary(kind) or pa.types.is_integer(kind) for kind in kinds):
         return _BATCH_ROWS
-    return min(max(_BATCH_BYTES // max(largest, 1), 1), _BATCH_ROWS)
+    # The sizes of columns are not asked for: on broken ones Arrow ends the process.
+    return min(max(_BATCH_BYTES // group.span, 1), _BATCH_ROWS)
 
 
 def _plain(column: pa.Array) -> Iterator[Any]:

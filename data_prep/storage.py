@@ -25,7 +25,7 @@ T = TypeVar("T")
 BLOCK_BYTES = 8 << 20
 _URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://")
 _WEB = ("http", "https")
-# Seconds before each further try.
+# Seconds before each further try; of other servers the libraries ask again by themselves.
 _WAITS = (0.5, 2.0, 5.0)
 _TRANSIENT = (408, 425, 429)
 # In order: the surest sign that a file is still the same.
@@ -123,7 +123,8 @@ def _system(url: str) -> tuple[Any, str]:
 
 def _asked(url: str, ask: Callable[[], T]) -> T:
     """Ask a server, again where that may help. Raises OSError with the URL and the cause."""
-    for wait in (*_WAITS, None):
+    waits = _WAITS if urlsplit(url).scheme in _WEB else ()
+    for wait in (*waits, None):
         try:
             return ask()
         except Exception as error:

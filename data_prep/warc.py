@@ -20,6 +20,7 @@ from data_prep.documents import BadRecordError, RawDocument, Reject, Survey
 from data_prep.inputs import InputFile
 
 _HEADER_BYTES = 1 << 16
+_END = b"\r\n\r\n"
 # Of a length that can be: int() of more would be slow, or refused.
 _DIGITS = 18
 _HTML = ("text/html", "application/xhtml+xml")
@@ -93,6 +94,8 @@ def _record(
     if len(content) < kept:
         raise DamageError("truncated file")
     _skip(stream, length - kept)
+    if not _END.startswith(stream.read(len(_END))):
+        raise DamageError(f"a record does not end where its Content-Length {stated} says")
     try:
         if kind == "response":
             raise _not_extracted(header, content)

@@ -56,3 +56,10 @@ def test_every_key_is_described() -> None:
     names = [line.split(" ")[0] for line in config.describe()]
     assert {"output", "workers", "tokenizer.vocab_size", "sources[].paths"} <= set(names)
     assert set(Config.__dataclass_fields__) <= {name.split(".")[0] for name in names}
+
+
+def test_grouping_that_does_nothing_is_refused() -> None:
+    source = config.SourceConfig(name="s", paths=["*"], format="jsonl", group_by="top")
+    assert source.problems() == ["group_by: joins text files, and format is jsonl"]
+    source = config.SourceConfig(name="s", paths=["*"], group_separator="\n")
+    assert source.problems() == ["group_separator: joins nothing while group_by is file"]

@@ -87,3 +87,36 @@ def test_the_output_is_no_input(tmp_path: Path) -> None:
     _, problems = find(tmp_path, "[{name: s, paths: ['**/*.jsonl']}]")
     assert len(problems) == 1
     assert "lies in the output directory" in problems[0]
+
+
+def test_suffixes_tell_tables_and_archives(tmp_path: Path) -> None:
+    names = ("a.parquet", "b.warc", "c.warc.gz", "d.warc.wet.gz", "e.wet.zst", "f.warc.wat.gz")
+    make(tmp_path, *names)
+    files, problems = find(tmp_path, "[{name: s, paths: ['*']}]")
+    assert problems == []
+    assert [(file.format, file.compression) for file in files] == [
+        ("parquet", None),
+        ("warc", None),
+        ("warc", "gzip"),
+        ("warc", "gzip"),
+        ("warc", "zstd"),
+        ("warc", "gzip"),
+    ]
+    make(tmp_path, "g.parquet.gz")
+    _, problems = find(tmp_path, "[{name: s, paths: ['*']}]")
+    assert problems == [
+        f"sources[0].paths: {tmp_path}/g.parquet.gz is a compressed parquet file; decompress it"
+    ]
+
+
+def test_members_of_a_group_are_in_natural_order_and_together(tmp_path: Path) -> None:
+    make(tmp_path, *(f"{name}.txt" for name in ("a/2", "a/10", "a/b/1", "a-1/1", "a/02", "a/b")))
+    files, _ = find(tmp_path, "[{name: s, paths: ['**/*.txt'], group_by: top}]")
+    assert [file.relative for file in files] == [
+        *("a/02.txt", "a/2.txt", "a/10.txt", "a/b/1.txt", "a/b.txt", "a-1/1.txt")
+    ]
+    assert inputs.groups(files) == [range(5), range(5, 6)]
+    files, _ = find(tmp_path, "[{name: s, paths: ['**/*.txt'], group_by: directory}]")
+    assert [file.group for file in files] == ["a", "a", "a", "a", "a-1", "a/b"]
+    files, _ = find(tmp_path, "[{name: s, paths: ['**/*.txt']}]")
+    assert inputs.groups(files) == [range(n, n + 1) for n in range(6)]
