@@ -96,7 +96,7 @@ def test_combinations_that_cannot_work_are_told_together(pretrain: Run) -> None:
         )
     )  # fmt: skip
     assert [problem.split(":")[0] for problem in found] == [
-        "model.d_head", "run.directory", "data.train", "data.lanes", "zero.stage",
+        "data.train", "model.d_head", "run.directory", "data.lanes", "zero.stage",
         "optim.warmup_steps",
     ]  # fmt: skip
 

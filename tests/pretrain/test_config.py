@@ -28,7 +28,7 @@ def test_every_shipped_configuration_loads(path: Path) -> None:
 
 def test_the_defaults_need_a_directory_and_a_data_set_and_nothing_else() -> None:
     assert [problem.split(":")[0] for problem in problems(minimum=False)] == [
-        "run.directory", "data.train"
+        "data.train", "run.directory"
     ]  # fmt: skip
     assert load(None, MINIMUM).model == Config().model
 

@@ -123,6 +123,7 @@ def test_an_unknown_peak_gives_no_mfu() -> None:
 RECORD = {
     "step": 7, "loss": 1.23456, "grad_norm": 0.5, "lr": 1e-3, "tokens_per_second": 12345.6,
     "mfu": None, "memory_bytes": 3 << 30, "data_wait": 0.011, "eta_seconds": 3725.4, "skipped": 0,
+    "epochs": {"novels": 0.25},
 }  # fmt: skip
 
 
