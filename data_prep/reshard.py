@@ -38,14 +38,14 @@ def run(directory: Path, output: Path, count: int) -> bool:
     wanted = _wanted(source, count)
     begun = {"version": "reshard", "of": dataclasses.asdict(source), "shards": count}
     work = Work(output, [])
-    finished = _finished(work, wanted, count)
+    finished = _finished(work, wanted)
     if finished and not work.directory.exists():
         return False
     if not finished:
         _refuse_other(work, begun)
     with workspace.claimed(work):
         # Another process may have finished it meanwhile, or was killed before it cleared.
-        made = not _finished(work, wanted, count)
+        made = not _finished(work, wanted)
         if made:
             _refuse_other(work, begun)
             durable.write_json(_begun(work), begun)
@@ -76,12 +76,11 @@ def _wanted(source: Manifest, count: int) -> Manifest:
     return replace(source, configuration={**source.configuration, "shards": cut}, shards=[])
 
 
-def _finished(work: Work, wanted: Manifest, count: int) -> bool:
+def _finished(work: Work, wanted: Manifest) -> bool:
     """Whether the data set is there; refuses another one."""
     if not (work.output / shards.MANIFEST).exists():
         return False
-    found = shards.read_manifest(work.output)
-    if len(found.shards) != count or replace(found, shards=[]) != wanted:
+    if replace(shards.read_manifest(work.output), shards=[]) != wanted:
         raise WorkspaceError(
             f"{work.output}: holds another data set; give another --output, or remove this one"
         )
