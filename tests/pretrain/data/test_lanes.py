@@ -1,7 +1,9 @@
 import itertools
+import json
 import tarfile
 import tracemalloc
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -30,21 +32,32 @@ def random_documents(count: int, longest: int, seed: int = 0) -> list[list[int]]
 def naive_stream(
     directory: Path, manifest: Manifest, index: int, lanes: int, seed: int
 ) -> Iterator[tuple[int, int, bool]]:
-    """(token, target, starts) of a lane forever, in plain Python, with stock webdataset."""
+    """(token, target, starts) of a lane forever."""
+    return laid_end_to_end(naive_documents(directory, manifest, index, lanes, seed, 0))
+
+
+def laid_end_to_end(documents: Iterator[list[int]]) -> Iterator[tuple[int, int, bool]]:
+    for tokens in documents:
+        for place, token in enumerate(tokens):
+            last = place == len(tokens) - 1
+            yield token, IGNORE if last else tokens[place + 1], place == 0
+
+
+def naive_documents(
+    directory: Path, manifest: Manifest, index: int, lanes: int, seed: int, source: int
+) -> Iterator[list[int]]:
+    """A lane's laid-out documents of a source, in plain Python, with stock webdataset."""
     import webdataset
 
     head, tail = manifest.tokenizer.bos_id, manifest.tokenizer.eos_id
     for epoch in itertools.count():
-        for shard in Dataset(directory).order(seed, epoch)[index::lanes]:
+        for shard in Dataset(directory).order(seed, epoch, source)[index::lanes]:
             path = str(directory / manifest.shards[shard].name)
             for sample in webdataset.WebDataset(
                 path, shardshuffle=False, empty_check=False
             ).decode():
                 tokens = [int(token) for token in sample["tokens.npy"]]
-                tokens = [i for i in (head, *tokens, tail) if i is not None]
-                for place, token in enumerate(tokens):
-                    last = place == len(tokens) - 1
-                    yield token, IGNORE if last else tokens[place + 1], place == 0
+                yield [i for i in (head, *tokens, tail) if i is not None]
 
 
 def naive_window(stream: Iterator[tuple[int, int, bool]], length: int) -> Window:
@@ -274,3 +287,183 @@ def test_a_lane_names_the_shard_that_it_opens_next(tmp_path: Path, write_data_se
 def test_lanes_and_loss_mean_the_same_by_an_ignored_target() -> None:
     # Neither may import the other: they stand on one floor.
     assert IGNORE == loss.IGNORE
+
+
+# Several sources.
+
+WEIGHTS = (1.0, 0.5, 2.5)
+
+
+@pytest.fixture(params=[(1, 2), (None, None)], ids=["marked", "bare"])
+def sources(request: Any, tmp_path: Path, write_data_set: Any) -> list[Path]:
+    """Three data sets of documents of very different lengths, in 4, 7 and 7 shards."""
+    bos, eos = request.param
+    sets = [random_documents(40, 6, 1), random_documents(50, 300, 2), random_documents(60, 40, 3)]
+    for number, (documents, shards) in enumerate(zip(sets, (4, 7, 7), strict=True)):
+        write_data_set(tmp_path / f"{number}", documents, shards, 1000, bos_id=bos, eos_id=eos)
+    return [tmp_path / f"{number}" for number in range(3)]
+
+
+def mix_of(sources: list[Path], weights: tuple[float, ...] = WEIGHTS) -> Mix:
+    return Mix([Dataset(path) for path in sources], weights)
+
+
+def naive_draw(manifests: list[Manifest], seed: int, lane: int, number: int) -> int:
+    """The source of a lane's document, with the shares added up one by one."""
+    info = manifests[0].tokenizer
+    marks = (info.bos_id is not None) + (info.eos_id is not None)
+    shares = [
+        weight * manifest.documents / (manifest.tokens + marks * manifest.documents)
+        for weight, manifest in zip(WEIGHTS, manifests, strict=True)
+    ]
+    key = np.array([seed, lane], dtype=np.uint64)
+    raw = np.random.Philox(key=key, counter=number + (1 << 192)).random_raw()
+    left = int(raw) / 2**64 * sum(shares)
+    return next(source for source in range(3) if (left := left - shares[source]) < 0)
+
+
+@pytest.mark.parametrize("lanes", [1, 4])
+def test_a_mix_equals_a_plain_draw_of_whole_documents(sources: list[Path], lanes: int) -> None:
+    manifests = [Dataset(path).manifest for path in sources]
+    for index in range(lanes):
+        each = [
+            naive_documents(path, manifest, index, lanes, 9, source)
+            for source, (path, manifest) in enumerate(zip(sources, manifests, strict=True))
+        ]
+        draws = (naive_draw(manifests, 9, index, number) for number in itertools.count())
+        stream = laid_end_to_end(next(each[source]) for source in draws)
+        lane = Lane(mix_of(sources), index, lanes, seed=9)
+        for length in itertools.islice(itertools.cycle((17, 64, 1, 200)), 60):
+            assert_equal(lane.window(length), naive_window(stream, length))
+        assert min(place.read for place in lane.place.sources) > 0
+        assert max(place.epoch for place in lane.place.sources) > 0
+
+
+def test_shares_are_of_tokens_and_not_of_documents(tmp_path: Path, write_data_set: Any) -> None:
+    random = np.random.default_rng(4)
+    # A mark, which the short documents feel.
+    short = [np.full(size, 10) for size in random.integers(0, 6, 400)]
+    long = [np.full(size, 20) for size in random.integers(1, 60, 200)]
+    write_data_set(tmp_path / "short", short, 8, 100, bos_id=None)
+    write_data_set(tmp_path / "long", long, 8, 100, bos_id=None)
+    lane = Lane(mix_of([tmp_path / "short", tmp_path / "long"], (3.0, 1.0)), 0, 2, seed=1)
+    tokens, _, starts = lane.window(100_000)
+    first = np.flatnonzero(starts)
+    lengths = np.diff(first)
+    of_short = tokens[first[:-1]] != 20  # 10, or the mark of an empty one
+    excess = lengths * (of_short - 0.75)
+    error = np.sqrt((excess**2).sum()) / lengths.sum()
+    assert error < 0.01
+    assert abs(excess.sum() / lengths.sum()) < 3 * error
+    assert of_short.mean() > 0.95
+
+
+def test_shares_are_right_for_documents_a_thousand_times_as_long(
+    tmp_path: Path, write_data_set: Any
+) -> None:
+    write_data_set(tmp_path / "short", [[10] * 8] * 4, 4, 100)
+    write_data_set(tmp_path / "long", [[20] * 9998] * 4, 4, 100)
+    mix = mix_of([tmp_path / "short", tmp_path / "long"], (1.0, 9.0))
+    draws = [mix.draw(3, lane, number) for lane in range(4) for number in range(20_000)]
+    # Of 10 and of 10,000 tokens: 9 times the tokens are 9 documents in a thousand and nine.
+    chance, count = 9 / 1009, len(draws)
+    assert abs(sum(draws) - chance * count) < 3 * np.sqrt(count * chance * (1 - chance))
+
+
+def test_a_draw_depends_on_seed_lane_and_number_alone(sources: list[Path]) -> None:
+    mix = mix_of(sources)
+    keys = list(itertools.product((0, 1), (0, 1), range(200)))
+    drawn = {key: mix.draw(*key) for key in keys}
+    again = mix_of(sources)
+    assert {key: again.draw(*key) for key in reversed(keys)} == drawn
+    streams = [[drawn[seed, lane, n] for n in range(200)] for seed in (0, 1) for lane in (0, 1)]
+    assert len({tuple(stream) for stream in streams}) == 4
+
+
+def test_the_draws_of_a_run_are_the_same_with_other_versions_of_numpy(
+    tmp_path: Path, write_data_set: Any
+) -> None:
+    for name in "ab":
+        write_data_set(tmp_path / name, [[5]] * 4, 4, 100)
+    mix = mix_of([tmp_path / "a", tmp_path / "b"], (1.0, 1.0))
+    assert [mix.draw(1, 2, number) for number in range(16)] == [
+        1,
+        0,
+        1,
+        1,
+        1,
+        1,
+        0,
+        1,
+        0,
+        0,
+        1,
+        1,
+        1,
+        0,
+        1,
+        0,
+    ]
+    assert [Dataset(tmp_path / "a").order(1, 0, n).tolist() for n in (0, 1, 2)] == [
+        [3, 2, 0, 1], [0, 2, 3, 1], [0, 3, 1, 2]
+    ]  # fmt: skip
+
+
+def test_weight_0_is_never_drawn_and_other_weights_have_no_unit(sources: list[Path]) -> None:
+    for weights in [(0.0, 1.0, 3.0), (1.0, 0.0, 3.0), (3.0, 1.0, 0.0)]:
+        mix = mix_of(sources, weights)
+        drawn = [mix.draw(1, 0, n) for n in range(3000)]
+        assert set(drawn) == {0, 1, 2} - {weights.index(0.0)}
+        larger = mix_of(sources, (weights[0] * 64, weights[1] * 64, weights[2] * 64))
+        assert [larger.draw(1, 0, n) for n in range(3000)] == drawn
+
+
+def test_a_lane_of_a_mix_goes_on_from_any_place(sources: list[Path]) -> None:
+    lane = Lane(mix_of(sources), 1, 3, seed=2)
+    places, windows = [lane.place], []
+    for _ in range(80):
+        windows.append(lane.window(13))
+        places.append(lane.place)
+    assert any(place.token for place in places) and places[-1].drawn > 80
+    for step, place in enumerate(places[:-1]):
+        stored = LanePlace.of(json.loads(json.dumps(asdict(place))))
+        assert stored == place
+        resumed = Lane(mix_of(sources), 1, 3, seed=2, place=stored)
+        for later in range(step, min(step + 4, len(windows))):
+            assert_equal(resumed.window(13), windows[later])
+            assert resumed.place == places[later + 1]
+
+
+def test_other_weights_hold_from_the_next_document_on(sources: list[Path]) -> None:
+    lane = Lane(mix_of(sources, (0.0, 1.0, 0.0)), 0, 1, seed=6)
+    while not lane.place.token:
+        lane.window(5)
+    place = lane.place
+    changed = Lane(mix_of(sources, (0.0, 0.0, 1.0)), 0, 1, seed=6, place=place)
+    before, _, starts = lane.window(300)
+    after, _, _ = changed.window(300)
+    end = int(np.flatnonzero(starts)[0])
+    assert end > 0 and before[:end].tolist() == after[:end].tolist()
+    assert before.tolist() != after.tolist()
+    assert changed.place.sources[1].read == place.sources[1].read + 1
+    assert changed.place.drawn == place.drawn + 1 + changed.place.sources[2].read
+
+
+def test_a_source_that_cannot_be_read_on_is_named(sources: list[Path], tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=rf"{sources[0]}: 4 shards cannot feed 5 lanes"):
+        Lane(mix_of(sources), 0, 5, seed=0)
+    places = (SourcePlace(), SourcePlace(0, 7), SourcePlace())
+    with pytest.raises(DataError, match=rf"{sources[1]}: lane 0 of 1 has no LanePlace"):
+        Lane(mix_of(sources), 0, 1, seed=0, place=LanePlace(0, 0, places))
+    with pytest.raises(DataError, match="has no LanePlace"):
+        Lane(mix_of(sources), 0, 1, seed=0, place=LanePlace(3, 0, (SourcePlace(),) * 3))
+
+
+def test_a_lane_names_the_shards_that_it_opens_next_in_each_source(sources: list[Path]) -> None:
+    mix = mix_of(sources, (1.0, 0.0, 0.0))
+    lane = Lane(mix, 0, 1, seed=4)
+    orders = [data.order(4, 0, source) for source, data in enumerate(mix.datasets)]
+    assert lane.next_shards == [(source, order[0]) for source, order in enumerate(orders)]
+    lane.window(1)
+    opened = lane.place.sources[0].shard
+    assert lane.next_shards == [(0, orders[0][opened + 1]), (1, orders[1][0]), (2, orders[2][0])]
