@@ -293,3 +293,40 @@ def test_the_next_shard_is_checked_before_its_lane_opens_it(
         order = dataset.order(SEED, 0)
         assert wait_for(lambda: sum(dataset.checked) == 4)
         assert [dataset.checked[shard] for shard in order[:4]] == [True] * 4
+
+
+@pytest.fixture
+def two(directory: Path, tmp_path: Path, write_data_set: Any) -> list[Path]:
+    """Two data sets of documents of different lengths."""
+    write_data_set(tmp_path / "long", [[n + 3] * (9 * n) for n in range(30)], 5, 1000)
+    return [directory, tmp_path / "long"]
+
+
+def mixed(two: list[Path], lanes: range, places: Any, prefetch: int, workers: int) -> Loader:
+    mix = Mix([Dataset(path) for path in two], (2.0, 1.0))
+    return Loader(mix, lanes, LANES, LENGTH, SEED, places, prefetch, workers)
+
+
+@pytest.mark.parametrize(("ranks", "workers", "prefetch"), [(1, 3, 2), (2, 1, 1), (4, 1, 5)])
+def test_a_mix_is_the_same_for_any_ranks_workers_and_interruptions(
+    two: list[Path], ranks: int, workers: int, prefetch: int
+) -> None:
+    with mixed(two, range(LANES), None, 1, 1) as loader:
+        expected = list(itertools.islice(loader, STEPS))
+    reads = [[place.read for place in lane.sources] for lane in expected[-1].places]
+    assert min(map(min, reads)) > 0
+    share = LANES // ranks
+    for rank, step in itertools.product(range(ranks), range(0, STEPS - 3, 7)):
+        own = range(rank * share, (rank + 1) * share)
+        places = expected[step].places[own.start : own.stop]
+        with mixed(two, own, places, prefetch, workers) as loader:
+            for later in range(step + 1, step + 4):
+                assert_equal(next(loader), expected[later], own)
+
+
+def test_the_next_shards_of_every_source_are_checked_ahead(two: list[Path]) -> None:
+    mix = Mix([Dataset(path) for path in two], (1.0, 0.0))
+    with Loader(mix, range(1), 1, LENGTH, SEED, None, 1, 1) as loader:
+        next(loader)
+        assert wait_for(lambda: sum(mix.datasets[1].checked) == 1)
+        assert mix.datasets[1].checked[int(mix.datasets[1].order(SEED, 0, 1)[0])]
