@@ -85,10 +85,17 @@ def _parser() -> argparse.ArgumentParser:
             "overrides", nargs="*", metavar="key=value", help="settings on top of the file"
         )
         verb.set_defaults(act=_make)
-    cut = verbs.add_parser("reshard", help="cut a data set into another number of shards")
+    cut = verbs.add_parser(
+        "reshard",
+        help="cut a data set into another number of shards",
+        description="The same documents in the same order, in other shards: to the byte what "
+        "`run` makes with that shards.count, without tokenizing again.",
+    )
     cut.add_argument("directory", type=_data_set, metavar="DIR")
     cut.add_argument("--shards", type=int, required=True, metavar="N", help="number of shards")
-    cut.add_argument("--output", type=Path, required=True, help="directory of the new data set")
+    cut.add_argument(
+        "--output", type=Path, required=True, metavar="DIR2", help="directory of the new data set"
+    )
     cut.set_defaults(act=lambda parsed: _stoppable(lambda: _reshard(parsed)))
     verify = verbs.add_parser("verify", help="read a data set and list every problem")
     verify.add_argument("directory", type=_data_set, metavar="DIR")

@@ -269,7 +269,7 @@ def test_wandb_gets_every_record_as_numbers_by_name(tracked: Path) -> None:
         if record["kind"] == "train":
             assert entry["train/gates/01/00"] == record["gates"][1][0]
             assert entry["train/memory_norm/00"] == record["memory_norm"][0]
-            # Of 8 documents of 52 tokens: each of 2 lanes ends its first one in its 4th window of 16.
+            # Of 8 documents of 52 tokens each of 2 lanes ends one, in its 4th window of 16.
             assert record["epochs"] == {"data": 0.25 if record["step"] == 4 else 0.0}
             assert entry["train/epochs/data"] == record["epochs"]["data"]
             assert "train/mfu" not in entry
