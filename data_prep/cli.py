@@ -1,4 +1,4 @@
-"""The command line of data-prep: run, tokenizer, shards, verify, stats, report."""
+"""The command line of data-prep: run, tokenizer, shards, reshard, verify, stats, report."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from types import FrameType
 
 from data_prep import config as configuration
-from data_prep import report, shards
+from data_prep import report, reshard, shards
 from data_prep.config import Config
 from data_prep.inputs import InputChangedError
 from data_prep.settings import SettingsError
@@ -23,6 +23,7 @@ from data_prep.workspace import WorkspaceError
 _EXAMPLES = """examples:
   data-prep run configs/data/stdlib.yaml output=data/stdlib
   data-prep run configs/data/novels_train.yaml root=corpus output=data/novels workers=8
+  data-prep reshard data/novels --shards 64 --output data/novels_64
   data-prep verify data/novels
   data-prep run configs/data/novels_train.yaml root=corpus --dry-run
   data-prep stats data/novels --json
@@ -106,6 +107,18 @@ def _parser() -> argparse.ArgumentParser:
                 action="store_true",
                 help="tell the plan and an estimate, write nothing",
             )
+    cut = verbs.add_parser(
+        "reshard",
+        help="cut a data set into another number of shards",
+        description="The same documents in the same order, in other shards: to the byte what "
+        "`run` makes with that shards.count, without tokenizing again.",
+    )
+    cut.add_argument("directory", type=_data_set, metavar="DIR")
+    cut.add_argument("--shards", type=int, required=True, metavar="N", help="number of shards")
+    cut.add_argument(
+        "--output", type=Path, required=True, metavar="DIR2", help="directory of the new data set"
+    )
+    cut.set_defaults(act=lambda parsed: _stoppable(lambda: _reshard(parsed)))
     verify = verbs.add_parser("verify", help="read a data set and list every problem")
     verify.add_argument("directory", type=_data_set, metavar="DIR")
     verify.set_defaults(act=_verify)
@@ -123,32 +136,46 @@ def _parser() -> argparse.ArgumentParser:
 def _make(parsed: argparse.Namespace) -> int:
     limit = [] if parsed.limit is None else [f"limit={parsed.limit}"]
     wanted = configuration.load(parsed.config, [*parsed.overrides, *limit])
+    if getattr(parsed, "dry_run", False):
+        return _stoppable(lambda: _plan(wanted))
+    return _stoppable(lambda: _run(parsed.verb, wanted))
+
+
+def _plan(wanted: Config) -> int:
+    from data_prep import estimate
+
+    print("\n".join(estimate.lines(estimate.estimate(wanted))))
+    return 0
+
+
+def _stoppable(action: Callable[[], int]) -> int:
+    """The exit code of an action that a signal may end, and the same command continues."""
     signal.signal(signal.SIGTERM, _stop)
     signal.signal(signal.SIGINT, _stop)
-    # datatrove takes its time to import: mistakes in the configuration are told before.
-    from data_prep.engine import WorkerLostError
-
     try:
-        return _run(parsed.verb, wanted, dry=getattr(parsed, "dry_run", False))
+        return action()
     except _StoppedError as stopped:
         code = _SIGNAL_EXIT + stopped.number
         return _tell("stopped; what is done is kept, the same command continues", code)
-    except WorkerLostError as error:
-        return _tell(str(error), 1)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         remedy = "when that is mended, the same command continues"
         return _tell(f"{where}{error.strerror or error}; {remedy}", 1)
 
 
-def _run(verb: str, wanted: Config, dry: bool) -> int:
+def _run(verb: str, wanted: Config) -> int:
+    # datatrove takes its time to import: mistakes in the configuration are told before.
+    from data_prep.engine import WorkerLostError
+
+    try:
+        return _made(verb, wanted)
+    except WorkerLostError as error:
+        return _tell(str(error), 1)
+
+
+def _made(verb: str, wanted: Config) -> int:
     from data_prep import pipeline
 
-    if dry:
-        from data_prep import estimate
-
-        print("\n".join(estimate.lines(estimate.estimate(wanted))))
-        return 0
     if verb == "tokenizer":
         path = pipeline.run_tokenizer(wanted)
         print(f"tokenizer: {path}")
@@ -159,6 +186,18 @@ def _run(verb: str, wanted: Config, dry: bool) -> int:
     if outcome.already:
         print(f"{output} is finished already, from the same configuration: nothing to do")
     print("\n".join(report.closing(output, outcome.manifest, outcome.seconds)))
+    return 0
+
+
+def _reshard(parsed: argparse.Namespace) -> int:
+    if not reshard.run(parsed.directory, parsed.output, parsed.shards):
+        print(f"{parsed.output} is finished already, from the same data set: nothing to do")
+    manifest = shards.read_manifest(parsed.output)
+    print(
+        f"{manifest.documents:,} documents, {manifest.tokens:,} tokens in "
+        f"{len(manifest.shards):,} shards, in the order of {parsed.directory}"
+    )
+    print(f"data set: {parsed.output}")
     return 0
 
 
