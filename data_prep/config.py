@@ -74,7 +74,7 @@ class SlurmConfig:
     """How `data-prep submit` asks for jobs: each stage is an array of tasks."""
 
     partition: str = setting("", "partition of the jobs; `submit` needs it")
-    time: str = setting("24:00:00", "time limit of a task, as text in quotes")
+    time: str = setting("1-00:00", "time limit of a task: DAYS-HOURS:MINUTES")
     tasks: int = setting(16, "tasks that each stage's work is dealt to", low=1)
     workers: int = setting(0, "tasks of an array that may run at a time; 0: all", low=0)
     cpus_per_task: int = setting(1, "processes of a task", low=1)
@@ -82,8 +82,11 @@ class SlurmConfig:
     sbatch: list[str] = setting([], "further sbatch arguments, e.g. [--account=lab, --qos=low]")
 
     def problems(self) -> list[str]:
-        """Arguments that are not sbatch's or that are decided elsewhere."""
+        """What sbatch would not understand, or what is decided elsewhere."""
         found = []
+        # 12:00 would be 720 in YAML; with the days it is text.
+        if not re.fullmatch(r"\d+-\d{1,2}:\d\d", self.time):
+            found.append(f"time: {self.time!r} is not DAYS-HOURS:MINUTES, e.g. 0-12:00")
         for index, word in enumerate(self.sbatch):
             match = _SBATCH.fullmatch(word)
             if match is None:

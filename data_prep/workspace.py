@@ -169,7 +169,7 @@ def _refuse_while_queued(work: Work) -> None:
     """Raise WorkspaceError while jobs submitted for this directory wait or run."""
     if not work.jobs.exists():
         return
-    ids = ",".join(json.loads(work.jobs.read_bytes()).values())
+    ids = ",".join(sorted(json.loads(work.jobs.read_bytes()).values(), key=int))
     command = ["squeue", "--noheader", "--format=%i", f"--jobs={ids}"]
     try:
         asked = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -56,3 +56,19 @@ def test_every_key_is_described() -> None:
     names = [line.split(" ")[0] for line in config.describe()]
     assert {"output", "workers", "tokenizer.vocab_size", "sources[].paths"} <= set(names)
     assert set(Config.__dataclass_fields__) <= {name.split(".")[0] for name in names}
+
+
+def test_slurm_settings_decide_no_byte_and_are_checked() -> None:
+    source = "sources=[{name: s, paths: ['*']}]"
+    plain = config.load(None, ["output=o", source])
+    other = config.load(None, ["output=o", source, "slurm.tasks=3", "slurm.time=0-12:00"])
+    assert plain.identity() == other.identity()
+    with pytest.raises(SettingsError) as caught:
+        config.load(
+            None, ["output=o", source, "slurm.time=soon", "slurm.sbatch=[qos=a, --array=1-4]"]
+        )
+    assert caught.value.problems == [
+        "slurm.time: 'soon' is not DAYS-HOURS:MINUTES, e.g. 0-12:00",
+        "slurm.sbatch[0]: 'qos=a' is not of the form --name=value or --name",
+        "slurm.sbatch[1]: --array is set by data-prep; leave it out",
+    ]
