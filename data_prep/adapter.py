@@ -43,6 +43,17 @@ class _Ranks(Work):
         return [Survey(m["bytes"], m["sha256"], 0, m["bytes"], [], "") for m in marks]
 
 
+@dataclass(frozen=True)
+class _Task(_Ranks):
+    """The same for a task of the writer, when no copy of the tokenizer lies there yet."""
+
+    given: Path
+
+    @property
+    def tokenizer(self) -> Path:
+        return self.given
+
+
 class _TokenizeRank(Tokenize):
     """The stage of a local run, fed by the pipeline."""
 
@@ -109,7 +120,8 @@ class InfiniShardWriter(PipelineStep):  # type: ignore[misc]
         if begun is not None:
             _refuse_other(work, int(begun.stem), self.config)
         work.directory.mkdir(parents=True, exist_ok=True)
-        step = _TokenizeRank(self.config, work, data)
+        own = _Task(work.output, work.files, Path(self.config.tokenizer.path))
+        step = _TokenizeRank(self.config, own, data)
         step.stats = self.stats
         step.run(None, rank, world_size)
         for key in ("documents", "rejects"):
