@@ -41,7 +41,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SOURCES = {
     "novels": "sources=[{name: novels, paths: ['*.jsonl.gz']}]",
     "stdlib": "sources=[{name: stdlib, paths: ['{stdlib}/**/*.py'], "
-    "exclude: ['{stdlib}/site-packages/**']}]",
+    "exclude: ['{stdlib}/site-packages/**', '{stdlib}/**/test/**', '{stdlib}/**/tests/**']}]",
 }
 _CHUNK = 1024
 _MB = 1e6
@@ -54,7 +54,6 @@ def main() -> None:
     parsed = _parser().parse_args()
     if parsed.megatron and not (parsed.megatron / "tools/preprocess_data.py").is_file():
         sys.exit(f"--megatron: {parsed.megatron} holds no tools/preprocess_data.py; give a clone")
-    logger.remove()
     rows = []
     for name in SOURCES:
         with tempfile.TemporaryDirectory(dir=parsed.scratch) as scratch:
@@ -141,7 +140,7 @@ def _bare(texts: Texts, model: Path, cores: int) -> Callable[[], object]:
 
 def _ours(name: str, parsed: argparse.Namespace, model: Path, output: Path) -> Callable[[], object]:
     words = [f"root={parsed.corpus}", f"output={output}", SOURCES[name]]
-    words += [f"tokenizer.path={model}", f"workers={parsed.cores}", "shards.count=16"]
+    words += [f"tokenizer.path={model}", f"workers={parsed.cores}", "shards.tokens=1_000_000"]
     return lambda: pipeline.run(config.load(None, words))
 
 
@@ -168,8 +167,9 @@ def _datatrove(
             logging_dir=str(scratch / "theirs/logs"),
         ).run()
 
-    # One thread a process, as its own threads would use cores twice.
-    os.environ["RAYON_NUM_THREADS"] = "1"
+    # Each of its processes uses a core; their threads would be as many again.
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    logger.disable("datatrove")
     return tokenize
 
 
