@@ -65,8 +65,7 @@ class Tokenizer:
 
     def encode(self, text: str) -> np.ndarray:
         """Tokens of the text alone: int32 [tokens]. `text` must not hold lone surrogates."""
-        spelled = self._spelled_space
-        if spelled is None or _SPACE not in text:
+        if _SPACE not in text or (spelled := self._spelled_space) is None:
             return self._encode(text)
         parts: list[np.ndarray] = []
         for index, part in enumerate(text.split(_SPACE)):
@@ -97,10 +96,12 @@ class Tokenizer:
     @cached_property
     def strips_first_space(self) -> bool:
         """Whether decoding drops the space before the first token: the model prefixes one."""
+        # Without the table of all bytes: who only encodes, and short texts, need not wait for it.
         for id in range(self.vocab_size):
-            plain = not (self._model.is_byte(id) or self._model.is_unknown(id))
-            if plain and self._bytes[id].startswith(b" "):
-                return self.decode([id]).encode() != self._bytes[id]
+            piece: str = self._model.id_to_piece(id)
+            special = self._model.is_control(id) or self._model.is_unknown(id)
+            if piece.startswith(_SPACE) and not special:
+                return self.decode([id]) != piece.replace(_SPACE, " ")
         return False
 
     def _spell(self, ids: np.ndarray) -> bytes:
