@@ -82,7 +82,7 @@ def submitted(
 
 
 def wait_for(reached: Callable[[], object], what: str) -> None:
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 300
     while not reached():
         assert time.monotonic() < deadline, f"never: {what}"
         time.sleep(0.1)
