@@ -1,4 +1,4 @@
-"""The command line of data-prep: run, tokenizer, shards, reshard, verify, stats, report."""
+"""The command line of data-prep: run, submit, tokenizer, shards, reshard, verify, stats, report."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ _EXAMPLES = """examples:
   data-prep run configs/data/stdlib.yaml output=data/stdlib
   data-prep run configs/data/novels_train.yaml root=corpus output=data/novels workers=8
   data-prep reshard data/novels --shards 64 --output data/novels_64
+  data-prep submit configs/data/novels_train.yaml output=data/novels slurm.partition=cpu
   data-prep verify data/novels
   data-prep run configs/data/novels_train.yaml root=corpus --dry-run
   data-prep stats data/novels --json
@@ -83,6 +84,7 @@ def _parser() -> argparse.ArgumentParser:
     keys = "configuration keys:\n  " + "\n  ".join(configuration.describe())
     for name, text in (
         ("run", "make a data set, or continue making it"),
+        ("submit", "the same, as arrays of Slurm jobs"),
         ("tokenizer", "train or copy the tokenizer alone"),
         ("shards", "make the rest, with the tokenizer that is there"),
     ):
@@ -181,6 +183,8 @@ def _made(verb: str, wanted: Config) -> int:
         print(f"tokenizer: {path}")
         print("next: data-prep shards with the same configuration")
         return 0
+    if verb == "submit":
+        return _submit(wanted)
     outcome = pipeline.run(wanted, "shards" if verb == "shards" else "all")
     output = Path(wanted.output).expanduser()
     if outcome.already:
@@ -198,6 +202,25 @@ def _reshard(parsed: argparse.Namespace) -> int:
         f"{len(manifest.shards):,} shards, in the order of {parsed.directory}"
     )
     print(f"data set: {parsed.output}")
+    return 0
+
+
+def _submit(wanted: Config) -> int:
+    from data_prep import slurm
+
+    output = Path(wanted.output).expanduser()
+    try:
+        jobs = slurm.submit(wanted)
+    except slurm.SubmitError as error:
+        return _tell(str(error), 1)
+    if not jobs:
+        print(f"{output} is finished already, from the same configuration: nothing to do")
+        return 0
+    for stage, job in jobs.items():
+        print(f"{stage:<10} job {job}, logs in {slurm.logs(output, stage)}")
+    print(f"watch:  squeue --jobs={','.join(jobs.values())}")
+    print(f"cancel: scancel {' '.join(jobs.values())}")
+    print(f"at the end: data-prep verify {output}; after a failure the same command continues")
     return 0
 
 

@@ -104,7 +104,7 @@ def open_work(config: Config) -> Work:
     if problems:
         raise SettingsError(problems)
     if config.tokenizer.path:
-        _check_lossless(model)
+        check_lossless(model)
     return Work(output, files, evaluation, config.limit)
 
 
@@ -153,7 +153,8 @@ def finished(config: Config, work: Work) -> Manifest | None:
     return manifest
 
 
-def _check_lossless(path: Path) -> None:
+def check_lossless(path: Path) -> None:
+    """Raise TokenizerError where the model changes white space."""
     model = Tokenizer(path)
     if model.decode(model.encode(_PROBE)) != _PROBE:
         raise TokenizerError(

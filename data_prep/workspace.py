@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import json
 import shutil
+import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -76,6 +77,11 @@ class Work:
     def tokenizer(self) -> Path:
         """The data set's copy of the tokenizer."""
         return self.output / "tokenizer.model"
+
+    @property
+    def jobs(self) -> Path:
+        """Slurm job ids by stage, where stages were submitted."""
+        return self.directory / "jobs.json"
 
     def marker(self, stage: str, unit: int) -> Path:
         """The file that stands for a unit being done, and says what it found."""
@@ -197,7 +203,34 @@ def claimed(work: Work) -> Iterator[None]:
                         f"{work.output}: another data-prep is at work in this directory"
                     ) from None
                 time.sleep(0.1)
+        _refuse_while_queued(work)
         yield
+
+
+def _refuse_while_queued(work: Work) -> None:
+    """Raise WorkspaceError while jobs submitted for this directory wait or run."""
+    if not work.jobs.exists():
+        return
+    ids = ",".join(sorted(json.loads(work.jobs.read_bytes()).values(), key=int))
+    command = ["squeue", "--noheader", "--format=%i", f"--jobs={ids}"]
+    try:
+        asked = subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        raise WorkspaceError(
+            f"{work.output}: was submitted as the Slurm jobs {ids}, and there is no squeue here "
+            f"to ask whether they have ended; if they have, remove {work.jobs}"
+        ) from None
+    if asked.stdout.strip():
+        raise WorkspaceError(
+            f"{work.output}: its Slurm jobs are still queued or running; wait for them, or: "
+            f"scancel {ids.replace(',', ' ')}"
+        )
+    # Slurm forgets jobs some minutes after their end.
+    if asked.returncode and "Invalid job id" not in asked.stderr:
+        raise WorkspaceError(
+            f"{work.output}: whether its Slurm jobs {ids} have ended is not known: "
+            f"{asked.stderr.strip()}"
+        )
 
 
 def begin(work: Work, config: Config) -> None:
