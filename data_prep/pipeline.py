@@ -6,6 +6,7 @@ data set depend on the input files, the configuration and the seed alone.
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import json
 import os
@@ -16,18 +17,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from data_prep import durable, inputs, order, report, shards, workspace
+from data_prep import durable, inputs, order, report, shards, tokenizer, workspace
 from data_prep.config import Config
 from data_prep.engine import run_stage
 from data_prep.order import Placed
 from data_prep.settings import SettingsError
 from data_prep.shards import InputInfo, Manifest, ShardInfo, TokenizerInfo
 from data_prep.stages import DrawSample, SurveyFiles, Tokenize, TrainTokenizer, WriteShards
-from data_prep.tokenizer import Tokenizer, TokenizerError
+from data_prep.tokenizer import TokenizerError
 from data_prep.workspace import Work, WorkspaceError
 
-# Runs of spaces, line ends and tabs: what a normaliser that loses text changes first.
-_PROBE = " a  b\n\n\tc \r\n"
+# Runs of spaces, line ends and tabs, with and without a space before the first word: what a
+# normaliser that loses text changes first.
+_PROBES = ("a  b\n\n\tc \r\n", " a")
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ def run_tokenizer(config: Config) -> Path:
         with workspace.claimed(work):
             _survey(config, work)
             _tokenizer(config, work)
-    return work.tokenizer
+    return tokenizer.find(work.output)
 
 
 def _work(config: Config) -> Work:
@@ -107,8 +109,8 @@ def _finished(config: Config, work: Work) -> Manifest | None:
             f"{len(changed) - 1} others differ; give another output"
         )
     if config.tokenizer.path:
-        given = durable.sha256_of(Path(config.tokenizer.path).expanduser())
-        if given != manifest.tokenizer.sha256:
+        _, given = _given(config)
+        if hashlib.sha256(given).hexdigest() != manifest.tokenizer.sha256:
             raise WorkspaceError(f"{work.output}: was made with another tokenizer.path file")
     return manifest
 
@@ -132,30 +134,42 @@ def _survey(config: Config, work: Work) -> None:
 
 def _tokenizer(config: Config, work: Work) -> None:
     marker = work.marker("train", 0)
-    given = Path(config.tokenizer.path).expanduser() if config.tokenizer.path else None
     if marker.exists():
+        copy = tokenizer.find(work.output)
+        there = {str(copy): copy.read_bytes()}
+        if config.tokenizer.path:
+            _, there[config.tokenizer.path] = _given(config)
         stated = work.read("train", 0)["sha256"]
-        for path in [work.tokenizer, *([given] if given else [])]:
-            if not path.exists() or durable.sha256_of(path) != stated:
+        for path, data in there.items():
+            if hashlib.sha256(data).hexdigest() != stated:
                 raise WorkspaceError(
                     f"{path}: is not the tokenizer that this data set was begun with; restore "
                     "it, or give another output"
                 )
         return
-    if given:
-        durable.write_bytes(work.tokenizer, given.read_bytes())
-        work.finish("train", 0, {"sha256": durable.sha256_of(work.tokenizer)})
+    # A run that was killed may have left one of the other kind.
+    for name in tokenizer.FILES:
+        (work.output / name).unlink(missing_ok=True)
+    if config.tokenizer.path:
+        name, data = _given(config)
+        durable.write_bytes(work.output / name, data)
+        work.finish("train", 0, {"sha256": hashlib.sha256(data).hexdigest()})
         return
     run_stage(DrawSample(config, work), _workers(config), "drawing the sample")
     run_stage(TrainTokenizer(config, work), 1, "training the tokenizer")
 
 
+def _given(config: Config) -> tuple[str, bytes]:
+    return tokenizer.standalone(Path(config.tokenizer.path).expanduser())
+
+
 def _check_lossless(path: Path) -> None:
-    model = Tokenizer(path)
-    if model.decode(model.encode(_PROBE)) != _PROBE:
+    model = tokenizer.load(path)
+    if any(model.decode(model.encode(probe)) != probe for probe in _PROBES):
         raise TokenizerError(
-            f"tokenizer.path: {path} changes white space, so texts would not come back; give a "
-            "model with the identity normalisation (as Llama 2's is), or leave it empty to train"
+            f"tokenizer.path: {path} changes white space, so texts would not come back; "
+            "give one that does not normalise (as Llama 2's and Llama 3's), or leave it "
+            "empty to train one"
         )
 
 
@@ -221,11 +235,12 @@ def _finish(
     config: Config, work: Work, documents: list[Placed], shard_count: int, rejected: int
 ) -> Manifest:
     written = [ShardInfo(**work.read(WriteShards.stage, shard)) for shard in range(shard_count)]
-    model = Tokenizer(work.tokenizer)
+    path = tokenizer.find(work.output)
+    model = tokenizer.load(path)
     manifest = Manifest(
         format_version=shards.FORMAT_VERSION,
         tokenizer=TokenizerInfo(
-            file=work.tokenizer.name,
+            file=path.name,
             sha256=work.read("train", 0)["sha256"],
             vocab_size=model.vocab_size,
             bos_id=model.bos_id,

@@ -9,9 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep import shards
+from data_prep import shards, tokenizer
 from data_prep.shards import DataError, Manifest
-from data_prep.tokenizer import Tokenizer
 
 REJECTS = "rejects.jsonl"
 _PERCENTILES = (0, 10, 50, 90, 99, 100)
@@ -30,7 +29,8 @@ class SourceStats:
 class Stats:
     """Counted from the shards. Lengths are tokens of a document; `bytes` are UTF-8 bytes of text.
 
-    `byte_fallback` is the share of tokens that spell a single byte of a character without a piece.
+    `byte_fallback` is the share of tokens that spell bytes of a character without a piece of its
+    own: byte-fallback pieces, or pieces of a byte-level BPE that are not whole characters.
     """
 
     documents: int
@@ -50,7 +50,7 @@ def stats(directory: Path) -> Stats:
     """Read every shard of a data set and count. Raises DataError where one is damaged."""
     manifest = shards.read_manifest(directory)
     fallback = np.zeros(manifest.tokenizer.vocab_size, dtype=bool)
-    fallback[Tokenizer(directory / manifest.tokenizer.file).byte_tokens] = True
+    fallback[tokenizer.load(directory / manifest.tokenizer.file).byte_tokens] = True
     lengths: list[int] = []
     sources: dict[str, SourceStats] = {}
     in_bytes = 0
@@ -126,6 +126,7 @@ def closing(directory: Path, manifest: Manifest, seconds: float) -> list[str]:
         f"{manifest.tokens:,} tokens in {len(manifest.shards):,} shards, "
         f"{manifest.text_bytes / manifest.tokens:.3f} bytes a token, vocabulary "
         f"{manifest.tokenizer.vocab_size:,}",
+        f"tokenizer: {manifest.tokenizer.file}, {_marks(manifest)}",
     ]
     if seconds:
         rate = manifest.text_bytes / 1e6 / seconds
@@ -135,6 +136,12 @@ def closing(directory: Path, manifest: Manifest, seconds: float) -> list[str]:
     told.append(f"data set: {directory}")
     told.append(f"next: data-prep stats {directory}, or pretrain train with data.train={directory}")
     return told
+
+
+def _marks(manifest: Manifest) -> str:
+    """Which tokens stand around a document."""
+    named = (("BOS", manifest.tokenizer.bos_id), ("EOS", manifest.tokenizer.eos_id))
+    return ", ".join(f"no {name}" if id is None else f"{name} is {id}" for name, id in named)
 
 
 def _percentiles(lengths: list[int]) -> dict[str, int]:

@@ -19,13 +19,14 @@ from data_prep.config import Config
 from data_prep.documents import RawDocument, Reject
 from data_prep.order import keyed
 from data_prep.shards import Document
-from data_prep.tokenizer import Tokenizer
 from data_prep.workspace import Work
 
 # Long documents are sampled in passages, so that a sample is drawn from all of them.
 _PASSAGE = 16_384
-# Passages are drawn with this margin over the wanted size and then cut to it.
-_MARGIN = 2.0
+# Passages are drawn with this margin over the wanted size, since not all that is read is text of a
+# document, and a few more, since few may be missing by chance; then they are cut to the size.
+_MARGIN = 4.0
+_SPARE = 16 * _PASSAGE
 
 
 class UnitStep(PipelineStep):  # type: ignore[misc]
@@ -96,7 +97,8 @@ class DrawSample(UnitStep):
 
     def do(self, unit: int) -> Any:
         """Draw the unit's passages: [hash, text] each."""
-        share = _MARGIN * self.config.tokenizer.sample_bytes / max(sum(self.sizes), 1)
+        wanted = _MARGIN * self.config.tokenizer.sample_bytes + _SPARE
+        share = wanted / max(sum(self.sizes), 1)
         limit = int(min(share, 1.0) * 2**64)
         drawn = []
         for file, record in self.records(unit):
@@ -122,10 +124,9 @@ class TrainTokenizer(UnitStep):
     def do(self, unit: int) -> Any:
         """Train on the passages that come first by their hash, up to the sample's size."""
         wanted = self.config.tokenizer
-        tokenizer.train(
-            self._sample(), self.work.tokenizer, wanted.vocab_size, wanted.character_coverage
-        )
-        return {"sha256": durable.sha256_of(self.work.tokenizer)}
+        path = self.work.output / tokenizer.FILES[0]
+        tokenizer.train(self._sample(), path, wanted.vocab_size, wanted.character_coverage)
+        return {"sha256": durable.sha256_of(path)}
 
     def _sample(self) -> Iterator[str]:
         drawn = [
@@ -137,8 +138,9 @@ class TrainTokenizer(UnitStep):
         for _, text in sorted(drawn):
             if left <= 0:
                 return
-            yield text
-            left -= len(text.encode())
+            data = text.encode()[:left]
+            yield data.decode(errors="ignore")
+            left -= len(data)
 
 
 class Tokenize(UnitStep):
@@ -151,7 +153,7 @@ class Tokenize(UnitStep):
 
     def do(self, unit: int) -> Any:
         """Write the unit's tokens; returns [id, file, line, bytes, tokens] of each document."""
-        model = Tokenizer(self.work.tokenizer)
+        model = self.work.tokenizer
         dtype = np.dtype(shards.dtype_of(model.vocab_size)).newbyteorder("<")
         accepted, rejects = [], []
         path = self.work.tokens(unit)
@@ -184,7 +186,7 @@ class WriteShards(UnitStep):
 
     def do(self, unit: int) -> Any:
         """Write the shard; returns its ShardInfo."""
-        model = Tokenizer(self.work.tokenizer)
+        model = self.work.tokenizer
         dtype = shards.dtype_of(model.vocab_size)
         recipe = self.work.read("recipes", unit)
         path = self.work.output / shards.shard_name(unit)

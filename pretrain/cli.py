@@ -149,7 +149,7 @@ def _check_start(config: Config, ranks: int) -> None:
             "model.local_attention: flash-attn is not installed; install the extra `gpu` (README), "
             "or set it to auto or sdpa"
         )
-    tokenizers = {}
+    tokenizers = []
     for key, directory in (
         ("data.train", config.data.train),
         ("data.validation", config.data.validation),
@@ -161,17 +161,17 @@ def _check_start(config: Config, ranks: int) -> None:
         except DataError as error:
             problems.append(f"{key}: {error}")
             continue
-        tokenizers[key] = manifest.tokenizer.sha256
+        tokenizers.append(manifest.tokenizer)
         if len(manifest.shards) < config.data.lanes:
             problems.append(
                 f"{key}: {directory} has {len(manifest.shards)} shards for "
                 f"data.lanes={config.data.lanes}, and a lane needs one of its own; prepare it "
                 f"with more (data-prep's shards settings), or lower data.lanes"
             )
-    if len(set(tokenizers.values())) > 1:
+    if len({info.sha256 for info in tokenizers}) > 1:
         problems.append(
             "data.validation: its tokenizer is another than data.train's; prepare it with "
-            f"tokenizer.path={config.data.train}/tokenizer.model"
+            f"tokenizer.path={config.data.train}/{tokenizers[0].file}"
         )
     if problems:
         raise SettingsError(problems)
