@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from data_prep import config, pipeline, report, shards
+from data_prep import config, pipeline, report, shards, tokenizer
 from data_prep.report import SourceStats
 from data_prep.shards import DataError
-from data_prep.tokenizer import Tokenizer
 
 TEXT = "the segment reads the memory and then the segment writes the memory. "
 
@@ -28,7 +27,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_numbers_are_those_of_the_texts(made: Path) -> None:
-    model = Tokenizer(made / "tokenizer.model")
+    model = tokenizer.load(made / "tokenizer.model")
     lengths = [len(model.encode(TEXT * n)) for n in range(1, 12)]
     other = "\U0001f600 and \u2581"
     found = report.stats(made)
