@@ -20,12 +20,13 @@ from typing import Any
 from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
 
-from data_prep import durable, pipeline, shards, workspace
+from data_prep import durable, pipeline, shards, tokenizer, workspace
 from data_prep.config import Config, ShardsConfig, SourceConfig, TokenizerConfig
 from data_prep.documents import RawDocument, Reject, Survey
 from data_prep.inputs import InputFile
 from data_prep.pipeline import STAGES
 from data_prep.stages import Tokenize, TrainTokenizer, UnitStep
+from data_prep.tokenizer import Tokenizer
 from data_prep.workspace import Work, WorkspaceError
 
 
@@ -40,18 +41,18 @@ class _Ranks(Work):
     @cached_property
     def surveys(self) -> list[Survey]:
         marks = [self.read(Tokenize.stage, rank) for rank in range(len(self.files))]
-        return [Survey(m["bytes"], m["sha256"], 0, m["bytes"], [], "") for m in marks]
+        return [Survey(m["bytes"], "", m["sha256"], m["bytes"], [], "", 0) for m in marks]
 
 
 @dataclass(frozen=True)
 class _Task(_Ranks):
     """The same for a task of the writer, when no copy of the tokenizer lies there yet."""
 
-    given: Path
+    given: Path = Path()
 
-    @property
-    def tokenizer(self) -> Path:
-        return self.given
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        return tokenizer.load(self.given)
 
 
 class _TokenizeRank(Tokenize):
@@ -120,7 +121,7 @@ class InfiniShardWriter(PipelineStep):  # type: ignore[misc]
         if begun is not None:
             _refuse_other(work, int(begun.stem), self.config)
         work.directory.mkdir(parents=True, exist_ok=True)
-        own = _Task(work.output, work.files, Path(self.config.tokenizer.path))
+        own = _Task(work.output, work.files, given=Path(self.config.tokenizer.path))
         step = _TokenizeRank(self.config, own, data)
         step.stats = self.stats
         step.run(None, rank, world_size)
@@ -165,7 +166,7 @@ def _work(config: Config, tasks: int) -> _Ranks:
     output, source = Path(config.output), config.sources[0].name
     bare = Work(output, [])
     files = [
-        InputFile(source, bare.tokens(rank), f"task-{rank:06d}", "text", None, "text", "id")
+        InputFile(source, str(bare.tokens(rank)), f"task-{rank:06d}", "text", None, "text", "id")
         for rank in range(tasks)
     ]
     return _Ranks(output, files)

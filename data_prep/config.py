@@ -149,9 +149,9 @@ def _wrong_url(pattern: str) -> list[str]:
 
 @dataclass(frozen=True)
 class TokenizerConfig:
-    """An existing SentencePiece model, or how one is trained on a sample of the documents."""
+    """An existing tokenizer, or how a SentencePiece model is trained on a sample of documents."""
 
-    path: str = setting("", "SentencePiece .model to use; empty: train one")
+    path: str = setting("", "SentencePiece model or tokenizer.json to use; empty: train one")
     vocab_size: int = setting(8192, "pieces of a trained model", low=300, high=1 << 20)
     sample_bytes: int = setting(
         20_000_000, "UTF-8 bytes of text to train on, drawn over all documents", low=1

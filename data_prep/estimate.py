@@ -286,10 +286,10 @@ def _tokenize(plan: Estimate, work: Work) -> None:
     passages = _passages(plan)
     given = Path(plan.config.tokenizer.path).expanduser() if plan.config.tokenizer.path else None
     if work.marker(TrainTokenizer.stage, 0).exists():
-        given = work.tokenizer
+        given = tokenizer.find(work.output)
     with tempfile.TemporaryDirectory() as directory:
         if given:
-            model, plan.how = Tokenizer(given), f"measured with {given}"
+            model, plan.how = tokenizer.load(given), f"measured with {given}"
         else:
             trained = _train(plan, passages[::2], Path(directory) / "sample.model")
             if trained is None:
@@ -343,7 +343,7 @@ def _train(plan: Estimate, passages: list[tuple[int, str]], path: Path) -> Token
         f"measured with {wanted.vocab_size:,} pieces trained on {_mega(plan.trained)} of the "
         "sample, on other passages; the run trains on more"
     )
-    return Tokenizer(path)
+    return tokenizer.load(path)
 
 
 def _shard_count(plan: Estimate) -> int:

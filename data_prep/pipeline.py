@@ -6,6 +6,7 @@ data set depend on the input files, the configuration and the seed alone.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import sys
@@ -15,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from data_prep import duplicates, durable, inputs, order, report, shards, workspace
+from data_prep import duplicates, durable, inputs, order, report, shards, tokenizer, workspace
 from data_prep.accounts import ACCOUNTS, SAMPLE_CHARACTERS, Accounts
 from data_prep.cleaning import evaluation_problem
 from data_prep.config import Config
@@ -32,12 +33,14 @@ from data_prep.stages import (
     TrainTokenizer,
     UnitStep,
     WriteShards,
+    given,
 )
-from data_prep.tokenizer import Tokenizer, TokenizerError
+from data_prep.tokenizer import TokenizerError
 from data_prep.workspace import Work, WorkspaceError
 
-# Runs of spaces, line ends and tabs: what a normaliser that loses text changes first.
-_PROBE = " a  b\n\n\tc \r\n"
+# Runs of spaces, line ends and tabs, with and without a space before the first word: what a
+# normaliser that loses text changes first.
+_PROBES = ("a  b\n\n\tc \r\n", " a")
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,7 @@ def run_tokenizer(config: Config) -> Path:
     if finished(config, work) is None:
         with workspace.claimed(work):
             _run(config, work, STAGES[: STAGES.index(TrainTokenizer) + 1])
-    return work.tokenizer
+    return tokenizer.find(work.output)
 
 
 def _run(config: Config, work: Work, stages: Sequence[type[UnitStep]]) -> None:
@@ -147,19 +150,20 @@ def finished(config: Config, work: Work) -> Manifest | None:
             f"{len(changed) - 1} others differ; give another output"
         )
     if config.tokenizer.path:
-        given = durable.sha256_of(Path(config.tokenizer.path).expanduser())
-        if given != manifest.tokenizer.sha256:
+        _, data = given(config)
+        if hashlib.sha256(data).hexdigest() != manifest.tokenizer.sha256:
             raise WorkspaceError(f"{work.output}: was made with another tokenizer.path file")
     return manifest
 
 
 def check_lossless(path: Path) -> None:
     """Raise TokenizerError where the model changes white space."""
-    model = Tokenizer(path)
-    if model.decode(model.encode(_PROBE)) != _PROBE:
+    model = tokenizer.load(path)
+    if any(model.decode(model.encode(probe)) != probe for probe in _PROBES):
         raise TokenizerError(
-            f"tokenizer.path: {path} changes white space, so texts would not come back; give a "
-            "model with the identity normalisation (as Llama 2's is), or leave it empty to train"
+            f"tokenizer.path: {path} changes white space, so texts would not come back; "
+            "give one that does not normalise (as Llama 2's and Llama 3's), or leave it "
+            "empty to train one"
         )
 
 
@@ -250,7 +254,7 @@ def _account_for(
     left_out: dict[int, str], work: Work, accounts: Accounts, documents: list[Placed]
 ) -> None:
     """Move what is left out from the accepted to the duplicates, with samples of their texts."""
-    model = Tokenizer(work.tokenizer)
+    model = work.tokenizer
     dtype = shards.dtype_of(model.vocab_size)
     for number, kind in sorted(left_out.items()):
         document, reason = documents[number], f"{kind} duplicate"
@@ -296,11 +300,11 @@ def _finish(config: Config, work: Work) -> None:
     written = [
         ShardInfo(**work.read(WriteShards.stage, shard)) for shard in range(len(ordered["sizes"]))
     ]
-    model = Tokenizer(work.tokenizer)
+    path, model = tokenizer.find(work.output), work.tokenizer
     manifest = Manifest(
         format_version=shards.FORMAT_VERSION,
         tokenizer=TokenizerInfo(
-            file=work.tokenizer.name,
+            file=path.name,
             sha256=work.read("train", 0)["sha256"],
             vocab_size=model.vocab_size,
             bos_id=model.bos_id,

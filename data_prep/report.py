@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep import shards
+from data_prep import shards, tokenizer
 from data_prep.accounts import ACCOUNTS, Account, Accounts
 from data_prep.shards import DataError, Document, Manifest
 from data_prep.tokenizer import Tokenizer
@@ -41,7 +41,8 @@ class SourceStats:
 class Stats:
     """Counted from the shards. Lengths are tokens of a document; `bytes` are UTF-8 bytes of text.
 
-    `byte_fallback` is the share of tokens that spell a single byte of a character without a piece.
+    `byte_fallback` is the share of tokens that spell bytes of a character without a piece of its
+    own: byte-fallback pieces, or pieces of a byte-level BPE that are not whole characters.
     """
 
     documents: int
@@ -96,7 +97,7 @@ def count(directory: Path, words: bool = False) -> Count:
     Memory: eight bytes a document.
     """
     manifest = shards.read_manifest(directory)
-    model = Tokenizer(directory / manifest.tokenizer.file)
+    model = tokenizer.load(directory / manifest.tokenizer.file)
     fallback = np.zeros(manifest.tokenizer.vocab_size, dtype=bool)
     fallback[model.byte_tokens] = True
     sources: dict[str, SourceCount] = {}
@@ -268,6 +269,7 @@ def closing(directory: Path, manifest: Manifest, seconds: float) -> list[str]:
         f"{manifest.tokens:,} tokens in {len(manifest.shards):,} shards, "
         f"{manifest.text_bytes / manifest.tokens:.3f} bytes a token, vocabulary "
         f"{manifest.tokenizer.vocab_size:,}",
+        f"tokenizer: {manifest.tokenizer.file}, {_marks(manifest)}",
     ]
     if seconds:
         rate = manifest.text_bytes / 1e6 / seconds
@@ -277,6 +279,12 @@ def closing(directory: Path, manifest: Manifest, seconds: float) -> list[str]:
     told.append(f"data set: {directory}")
     told.append(f"next: data-prep stats {directory}, or pretrain train with data.train={directory}")
     return told
+
+
+def _marks(manifest: Manifest) -> str:
+    """Which tokens stand around a document."""
+    named = (("BOS", manifest.tokenizer.bos_id), ("EOS", manifest.tokenizer.eos_id))
+    return ", ".join(f"no {name}" if id is None else f"{name} is {id}" for name, id in named)
 
 
 def _percentiles(lengths: np.ndarray) -> dict[str, int]:

@@ -7,6 +7,7 @@ with any number of tasks, on one machine or as an array of jobs over one output 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import importlib
 import itertools
 from abc import abstractmethod
@@ -25,13 +26,14 @@ from data_prep.documents import RawDocument, Reject
 from data_prep.inputs import InputFile
 from data_prep.order import keyed
 from data_prep.shards import Document
-from data_prep.tokenizer import Tokenizer
 from data_prep.workspace import Work, WorkspaceError
 
 # Long documents are sampled in passages, so that a sample is drawn from all of them.
 _PASSAGE = 16_384
-# Passages are drawn with this margin over the wanted size and then cut to it.
-_MARGIN = 2.0
+# Passages are drawn with this margin over the wanted size, since not all that is read is text of a
+# document, and a few more, since few may be missing by chance; then they are cut to the size.
+_MARGIN = 4.0
+_SPARE = 16 * _PASSAGE
 
 
 class UnitStep(PipelineStep):  # type: ignore[misc]
@@ -135,7 +137,8 @@ class DrawSample(UnitStep):
 
     def do(self, unit: int) -> Any:
         """Draw the unit's passages: [hash, text] each."""
-        share = _MARGIN * self.config.tokenizer.sample_bytes / max(sum(self.sizes), 1)
+        wanted = _MARGIN * self.config.tokenizer.sample_bytes + _SPARE
+        share = wanted / max(sum(self.sizes), 1)
         limit = int(min(share, 1.0) * 2**64)
         drawn = []
         for file, record in self.records(unit):
@@ -161,6 +164,11 @@ class DrawSample(UnitStep):
         return {start: key.hex() for start, key in keys.items() if int.from_bytes(key[:8]) <= limit}
 
 
+def given(config: Config) -> tuple[str, bytes]:
+    """Name and bytes of the tokenizer that the configuration gives. Raises TokenizerError."""
+    return tokenizer.standalone(Path(config.tokenizer.path).expanduser())
+
+
 class TrainTokenizer(UnitStep):
     """Train the tokenizer on the sample, or copy the one that is given."""
 
@@ -174,8 +182,12 @@ class TrainTokenizer(UnitStep):
         if not self.work.marker(self.stage, 0).exists():
             return
         stated = self.work.read(self.stage, 0)["sha256"]
-        for path in (self.work.tokenizer, self._given()):
-            if path and not (path.exists() and durable.sha256_of(path) == stated):
+        copy = tokenizer.find(self.work.output)
+        there = {str(copy): copy.read_bytes()}
+        if self.config.tokenizer.path:
+            _, there[self.config.tokenizer.path] = given(self.config)
+        for path, data in there.items():
+            if hashlib.sha256(data).hexdigest() != stated:
                 raise WorkspaceError(
                     f"{path}: is not the tokenizer that this data set was begun with; restore "
                     "it, or give another output"
@@ -183,18 +195,16 @@ class TrainTokenizer(UnitStep):
 
     def do(self, unit: int) -> Any:
         """Train on the passages that come first by their hash, up to the sample's size."""
-        wanted, given = self.config.tokenizer, self._given()
-        if given:
-            durable.write_bytes(self.work.tokenizer, given.read_bytes())
+        name = tokenizer.FILES[0]
+        if self.config.tokenizer.path:
+            name, data = given(self.config)
+            tokenizer.write(self.work.output, name, data)
         else:
-            tokenizer.train(
-                self._sample(), self.work.tokenizer, wanted.vocab_size, wanted.character_coverage
-            )
-        return {"sha256": durable.sha256_of(self.work.tokenizer)}
-
-    def _given(self) -> Path | None:
-        path = self.config.tokenizer.path
-        return Path(path).expanduser() if path else None
+            tokenizer.clear(self.work.output)
+            wanted = self.config.tokenizer
+            path = self.work.output / name
+            tokenizer.train(self._sample(), path, wanted.vocab_size, wanted.character_coverage)
+        return {"sha256": durable.sha256_of(self.work.output / name)}
 
     def _sample(self) -> Iterator[str]:
         drawn = [
@@ -206,8 +216,9 @@ class TrainTokenizer(UnitStep):
         for _, text in sorted(drawn):
             if left <= 0:
                 return
-            yield text
-            left -= len(text.encode())
+            data = text.encode()[:left]
+            yield data.decode(errors="ignore")
+            left -= len(data)
 
 
 @dataclasses.dataclass
@@ -264,7 +275,7 @@ class Tokenize(UnitStep):
 
     def _accepted(self, unit: int, out: BinaryIO, outcome: _Outcome) -> Iterator[str]:
         """The texts that are accepted, each after its tokens were written."""
-        model = Tokenizer(self.work.tokenizer)
+        model = self.work.tokenizer
         dtype = np.dtype(shards.dtype_of(model.vocab_size)).newbyteorder("<")
         for file, record in self.records(unit):
             tokens = 0
@@ -344,7 +355,7 @@ class WriteShards(UnitStep):
 
     def do(self, unit: int) -> Any:
         """Write the shard; returns its ShardInfo."""
-        model = Tokenizer(self.work.tokenizer)
+        model = self.work.tokenizer
         dtype = shards.dtype_of(model.vocab_size)
         recipe = self.work.read("recipes", unit)
         path = self.work.output / shards.shard_name(unit)

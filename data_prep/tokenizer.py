@@ -1,4 +1,6 @@
-"""SentencePiece without loss: the text of every document comes back from its tokens exactly.
+"""Tokenizers without loss: the text of every document comes back from its tokens exactly.
+
+SentencePiece models and Hugging Face's tokenizer.json are read, told apart by what the file holds.
 
 SentencePiece writes a space as U+2581, so a literal U+2581 in a text would come back as a space.
 A model with byte fallback spells it as its three UTF-8 bytes instead, which decode to themselves.
@@ -8,15 +10,25 @@ from __future__ import annotations
 
 import codecs
 import io
+import json
+import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import sentencepiece
+import tokenizers
 
-from data_prep import durable
+from data_prep import durable, tokenizer_json
+
+# Workers are forked, one a core: threads of the library's own would slow or hang them.
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+FILES = ("tokenizer.model", "tokenizer.json")
+"""What a data set and a run call their SentencePiece model, or their tokenizer.json."""
 
 _SPACE = "\u2581"
 # SentencePiece silently skips training sentences that are longer than its limit or hold its own
@@ -25,37 +37,116 @@ _SENTENCE_BYTES = 4096
 _RESERVED = "\u2585"
 # Encoding in chunks of this many characters is exact and needs a third of the time on long texts.
 _CHUNK = 1024
+# The same for tokenizer.json, where cuts are exact; the library takes 100 bytes of memory a byte.
+_JSON_CHUNK = 1 << 14
 # Tokens that are turned into bytes at a time: what this needs stays in the cache.
 _SPELLED = 1 << 15
 
 
 class TokenizerError(ValueError):
-    """A model that cannot be read, or cannot be trained as asked."""
+    """A tokenizer that cannot be read, or cannot be trained as asked."""
 
 
-class Tokenizer:
-    """A SentencePiece model. Safe to share between threads.
+class Tokenizer(Protocol):
+    """What `load` gives, whatever the kind of file. Safe to share between threads.
 
-    Special ids are the model's own; None where it has none. Neither `encode` nor the shards hold
+    Special ids are the file's own; None where it has none. Neither `encode` nor the shards hold
     them: a reader lays a document as [bos] + tokens + [eos].
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = Path(path)
+    path: Path
+    vocab_size: int
+    """The highest id and 1, with added tokens and ids that stand for nothing."""
+    bos_id: int | None
+    eos_id: int | None
+    pad_id: int | None
+    unk_id: int | None
+
+    @property
+    def pieces(self) -> list[bytes]:
+        """The bytes of text that each id stands for inside of a text; none for special ids."""
+
+    @property
+    def byte_tokens(self) -> np.ndarray:
+        """Ids, int32, of tokens that spell bytes where a character has no piece of its own.
+
+        The byte-fallback pieces, [256] in order of the byte or [0] without; of a byte-level BPE,
+        which has a piece for each byte, the pieces that are not whole characters in UTF-8.
+        """
+
+    @property
+    def strips_first_space(self) -> bool:
+        """Whether decoding drops the space before the first token: encoding prefixes one."""
+
+    def encode(self, text: str) -> np.ndarray:
+        """Tokens of the text alone: int32 [tokens]. `text` must not hold lone surrogates.
+
+        What reads like a special token is text.
+        """
+
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+        """The text whose tokens `ids` are; special ids are left out, broken UTF-8 is U+FFFD."""
+
+    def decode_bytes(self, ids: Sequence[int] | np.ndarray) -> bytes:
+        """UTF-8 bytes of the tokens, also where they begin or end inside of a character."""
+
+
+def load(path: Path) -> Tokenizer:
+    """The tokenizer in a file of either kind. Raises TokenizerError."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise TokenizerError(f"{path}: the tokenizer cannot be read ({error.strerror})") from None
+    return HuggingFace(path, data) if data.startswith(b"{") else SentencePiece(path, data)
+
+
+def find(directory: Path) -> Path:
+    """The tokenizer's file in a data set's or a run's directory. Raises TokenizerError."""
+    there = [directory / name for name in FILES if (directory / name).is_file()]
+    if len(there) != 1:
+        raise TokenizerError(
+            f"{directory}: holds {'both' if there else 'none'} of {' and '.join(FILES)}, expected "
+            "exactly one: leave there, or put back, the one that was made with it"
+        )
+    return there[0]
+
+
+def standalone(path: Path) -> tuple[str, bytes]:
+    """Name and bytes of a copy of the tokenizer that needs no file beside it.
+
+    Copies of copies are equal. Raises TokenizerError.
+    """
+    model = load(path)
+    if isinstance(model, HuggingFace):
+        return FILES[1], model.standalone
+    return FILES[0], path.read_bytes()
+
+
+def write(directory: Path, name: str, data: bytes) -> None:
+    """Put a tokenizer into a directory, durably and in place of any other."""
+    clear(directory)
+    durable.write_bytes(directory / name, data)
+
+
+def clear(directory: Path) -> None:
+    """Remove a tokenizer of either kind, which a run that was killed may have left."""
+    for name in FILES:
+        (directory / name).unlink(missing_ok=True)
+
+
+class SentencePiece:
+    """A SentencePiece model, as Llama 2's, Mistral's or Gemma's; see Tokenizer."""
+
+    def __init__(self, path: Path, data: bytes) -> None:
+        self.path = path
         try:
-            model = self.path.read_bytes()
-        except OSError as error:
-            raise TokenizerError(
-                f"{path}: the tokenizer cannot be read ({error.strerror})"
-            ) from None
-        try:
-            if not model:
+            if not data:
                 raise RuntimeError("empty file")
-            self._model = sentencepiece.SentencePieceProcessor(model_proto=model)
+            self._model = sentencepiece.SentencePieceProcessor(model_proto=data)
         except RuntimeError:
             raise TokenizerError(
-                f"{path}: is not a SentencePiece model (a .model file is expected; tokenizer.json "
-                "and tiktoken files are other formats)"
+                f"{path}: is not a SentencePiece model, nor a tokenizer.json (tiktoken's are "
+                "another format)"
             ) from None
         self.vocab_size: int = self._model.get_piece_size()
         self.bos_id = _known(self._model.bos_id())
@@ -65,7 +156,8 @@ class Tokenizer:
 
     def encode(self, text: str) -> np.ndarray:
         """Tokens of the text alone: int32 [tokens]. `text` must not hold lone surrogates."""
-        if _SPACE not in text or (spelled := self._spelled_space) is None:
+        spelled = self._spelled_space
+        if spelled is None or _SPACE not in text:
             return self._encode(text)
         parts: list[np.ndarray] = []
         for index, part in enumerate(text.split(_SPACE)):
@@ -80,11 +172,7 @@ class Tokenizer:
 
     def decode_bytes(self, ids: Sequence[int] | np.ndarray) -> bytes:
         """UTF-8 bytes of the tokens, also where they begin or end inside of a character."""
-        plain = np.asarray(ids, dtype=np.int64)
-        joined = b"".join(
-            self._spell(plain[start : start + _SPELLED]) for start in range(0, len(plain), _SPELLED)
-        )
-        return joined[1:] if self.strips_first_space and joined[:1] == b" " else joined
+        return self._spelling(ids, self.strips_first_space)
 
     @cached_property
     def byte_tokens(self) -> np.ndarray:
@@ -96,7 +184,7 @@ class Tokenizer:
     @cached_property
     def strips_first_space(self) -> bool:
         """Whether decoding drops the space before the first token: the model prefixes one."""
-        # Without the table of all bytes: who only encodes, and short texts, need not wait for it.
+        # Without the table of all pieces: who only encodes need not wait for it.
         for id in range(self.vocab_size):
             piece: str = self._model.id_to_piece(id)
             special = self._model.is_control(id) or self._model.is_unknown(id)
@@ -104,23 +192,13 @@ class Tokenizer:
                 return self.decode([id]) != piece.replace(_SPACE, " ")
         return False
 
-    def _spell(self, ids: np.ndarray) -> bytes:
-        flat, first, length = self._spelling
-        lengths = length[ids]
-        # Where each token's bytes begin in `flat`, less where they go, then counted on from there.
-        shift = first[ids] - (np.cumsum(lengths) - lengths)
-        spelled: bytes = flat[np.repeat(shift, lengths) + np.arange(lengths.sum())].tobytes()
-        return spelled
+    @cached_property
+    def _spelling(self) -> _Spelling:
+        return _Spelling(self.pieces)
 
     @cached_property
-    def _spelling(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """All pieces' bytes in one, and where each id's begin and how many they are."""
-        length = np.array([len(piece) for piece in self._bytes], dtype=np.int64)
-        flat = np.frombuffer(b"".join(self._bytes), dtype=np.uint8)
-        return flat, np.cumsum(length) - length, length
-
-    @cached_property
-    def _bytes(self) -> list[bytes]:
+    def pieces(self) -> list[bytes]:
+        """The bytes of text that each id stands for."""
         found = []
         for id in range(self.vocab_size):
             if self._model.is_byte(id):
@@ -147,11 +225,117 @@ class Tokenizer:
         return encoded
 
 
+class HuggingFace:
+    """A tokenizer.json, as Llama 3's or Qwen's, or one converted from SentencePiece.
+
+    See Tokenizer, and `tokenizer_json` for where its special ids are from.
+    """
+
+    def __init__(self, path: Path, data: bytes) -> None:
+        self.path = path
+        try:
+            # The library raises no narrower exception.
+            self._model = tokenizers.Tokenizer.from_buffer(data)
+        except Exception as error:
+            raise TokenizerError(
+                f"{path}: is not a tokenizer.json that can be read ({error})"
+            ) from None
+        self._data, self._plain = data, json.loads(data)
+        self._model.no_padding()
+        self._model.no_truncation()
+        self._model.encode_special_tokens = True
+        try:
+            self.pieces = tokenizer_json.pieces(self._plain, self._model)
+            self._special = tokenizer_json.special_tokens(path, self._plain, self._model)
+        except ValueError as error:
+            raise TokenizerError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from None
+        self.vocab_size = len(self.pieces)
+        self.bos_id = self._special_id("bos_token")
+        self.eos_id = self._special_id("eos_token")
+        self.pad_id = self._special_id("pad_token")
+        self.unk_id = tokenizer_json.unknown(self._plain, self._model)
+
+    def encode(self, text: str) -> np.ndarray:
+        """Tokens of the text alone: int32 [tokens]. `text` must not hold lone surrogates."""
+        if self._keeps_first_space and text.startswith(" "):
+            text = " " + text
+        if self._cut is None:
+            return self._encode(text)
+        parts: list[np.ndarray] = []
+        start = 0
+        while start < len(text) or not parts:
+            found = self._cut.search(text, start + _JSON_CHUNK)
+            stop = found.start() if found else len(text)
+            # Encoding puts back the space that it prefixes.
+            prefixed = start > 0 and self.strips_first_space and not self._keeps_first_space
+            parts.append(self._encode(text[start + prefixed : stop]))
+            start = stop
+        return np.concatenate(parts)
+
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+        """The text whose tokens `ids` are; special ids are left out, broken UTF-8 is U+FFFD."""
+        return self.decode_bytes(ids).decode("utf-8", errors="replace")
+
+    def decode_bytes(self, ids: Sequence[int] | np.ndarray) -> bytes:
+        """UTF-8 bytes of the tokens, also where they begin or end inside of a character."""
+        return self._spelling(ids, self.strips_first_space)
+
+    @cached_property
+    def byte_tokens(self) -> np.ndarray:
+        """Ids of byte-fallback pieces, or of a byte-level BPE's parts of characters: int32."""
+        names = [f"<0x{byte:02X}>" for byte in range(256)]
+        ids = [self._model.token_to_id(name) for name in names]
+        if all(id is not None and self.pieces[id] == bytes([byte]) for byte, id in enumerate(ids)):
+            return np.array(ids, dtype=np.int32)
+        parts = [id for id, piece in enumerate(self.pieces) if not _is_utf8(piece)]
+        return np.array(parts, dtype=np.int32)
+
+    @cached_property
+    def strips_first_space(self) -> bool:
+        """Whether decoding drops the space before the first token: encoding prefixes one."""
+        for id, piece in enumerate(self.pieces):
+            if piece.startswith(b" ") and _is_utf8(piece):
+                alone: str = self._model.decode([id], skip_special_tokens=False)
+                return alone.encode() != piece
+        return False
+
+    @cached_property
+    def _spelling(self) -> _Spelling:
+        return _Spelling(self.pieces)
+
+    @cached_property
+    def standalone(self) -> bytes:
+        """The file, with the special tokens in it that files beside it named."""
+        stated = tokenizer_json.stating(self._plain, self._special, self._model)
+        if stated is None:
+            return self._data
+        return json.dumps(stated, ensure_ascii=False, indent=2).encode()
+
+    @cached_property
+    def _keeps_first_space(self) -> bool:
+        # Where the library prefixes a space only to a text that has none, SentencePiece, from which
+        # such a model is converted, prefixes one to every text, and so gives the text back.
+        return self.strips_first_space and np.array_equal(self._encode("a"), self._encode(" a"))
+
+    @cached_property
+    def _cut(self) -> re.Pattern[str] | None:
+        return tokenizer_json.cut(self._plain)
+
+    def _special_id(self, role: str) -> int | None:
+        token = self._special[role]
+        return None if token is None else self._model.token_to_id(token)
+
+    def _encode(self, text: str) -> np.ndarray:
+        # The only way that keeps no offsets, and takes half of the time.
+        (encoded,) = self._model.encode_batch_fast([text], add_special_tokens=False)
+        return np.array(encoded.ids, dtype=np.int32)
+
+
 class StreamDecoder:
     """Decodes tokens one by one: text comes out as soon as it is whole UTF-8."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        self._pieces = tokenizer._bytes
+        self._pieces = tokenizer.pieces
         self._first = tokenizer.strips_first_space
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
@@ -232,6 +416,40 @@ def _too_small(vocab_size: int, reason: str) -> str:
     else:
         way_out = reason
     return f"tokenizer.vocab_size: {vocab_size} does not fit the training text; {way_out}"
+
+
+class _Spelling:
+    """Turns many ids into bytes at once: a gather over all pieces laid end to end."""
+
+    def __init__(self, pieces: list[bytes]) -> None:
+        self._length = np.array([len(piece) for piece in pieces], dtype=np.int64)
+        self._first = np.cumsum(self._length) - self._length
+        self._flat = np.frombuffer(b"".join(pieces), dtype=np.uint8)
+
+    def __call__(self, ids: Sequence[int] | np.ndarray, strip: bool) -> bytes:
+        """The bytes of `ids`; `strip`: without the space that encoding prefixed."""
+        plain = np.asarray(ids, dtype=np.int64)
+        parts = (
+            self._spell(plain[start : start + _SPELLED]) for start in range(0, len(plain), _SPELLED)
+        )
+        joined = b"".join(parts)
+        return joined[1:] if strip and joined[:1] == b" " else joined
+
+    def _spell(self, ids: np.ndarray) -> bytes:
+        lengths = self._length[ids]
+        # Where each token's bytes begin in `flat`, less where they go, then counted on from there.
+        shift = self._first[ids] - (np.cumsum(lengths) - lengths)
+        places = np.repeat(shift, lengths) + np.arange(lengths.sum())
+        spelled: bytes = self._flat[places].tobytes()
+        return spelled
+
+
+def _is_utf8(piece: bytes) -> bool:
+    try:
+        piece.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _known(id: int) -> int | None:

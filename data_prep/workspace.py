@@ -21,10 +21,11 @@ from typing import Any
 
 import numpy as np
 
-from data_prep import durable, inputs
+from data_prep import durable, inputs, tokenizer
 from data_prep.config import Config, differences
 from data_prep.documents import Survey
 from data_prep.inputs import InputFile
+from data_prep.tokenizer import Tokenizer
 
 # Units have this size, or what makes _UNITS of the corpus if that is more.
 CUT_BYTES = 1 << 20
@@ -73,10 +74,10 @@ class Work:
         """The work directory, inside of the output directory."""
         return self.output / "work"
 
-    @property
-    def tokenizer(self) -> Path:
-        """The data set's copy of the tokenizer."""
-        return self.output / "tokenizer.model"
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The data set's copy of the tokenizer, read once a process."""
+        return tokenizer.load(tokenizer.find(self.output))
 
     @property
     def jobs(self) -> Path:

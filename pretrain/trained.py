@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from data_prep import settings
+from data_prep import settings, tokenizer
 from data_prep.settings import SettingsError
 from data_prep.tokenizer import Tokenizer
 from pretrain.checkpoint.load import Checkpoint, newest_good
@@ -24,7 +24,6 @@ from pretrain.model.transformer import Transformer
 
 CHECKPOINTS = "checkpoints"
 CONFIG_FILE = "config.yaml"
-TOKENIZER_FILE = "tokenizer.model"
 
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
 """What `train.precision` names."""
@@ -69,17 +68,17 @@ def load(path: Path, device: torch.device) -> Trained:
     run_directory, checkpoint_path = _locate(path)
     with Checkpoint(checkpoint_path) as checkpoint:
         config = _configuration(checkpoint)
-        tokenizer = Tokenizer(run_directory / TOKENIZER_FILE)
+        own = tokenizer.load(tokenizer.find(run_directory))
         vocab_size = checkpoint.trainer["vocab_size"]
-        if tokenizer.vocab_size != vocab_size:
+        if own.vocab_size != vocab_size:
             raise TrainedError(
-                f"{tokenizer.path}: has {tokenizer.vocab_size} pieces, the model of "
-                f"{checkpoint_path} has {vocab_size}: it is another run's; put back the "
-                f"{TOKENIZER_FILE} of the data set that the run was trained on"
+                f"{own.path}: has {own.vocab_size} pieces, the model of {checkpoint_path} has "
+                f"{vocab_size}: it is another run's; put back the {own.path.name} of the data set "
+                "that the run was trained on"
             )
         dtype = DTYPES[config.train.precision] if device.type == "cuda" else torch.float32
         model = _model(config.model, vocab_size, checkpoint, device, dtype)
-    return Trained(config, model, checkpoint.step, tokenizer, run_directory, checkpoint_path)
+    return Trained(config, model, checkpoint.step, own, run_directory, checkpoint_path)
 
 
 def _locate(path: Path) -> tuple[Path, Path]:
@@ -111,7 +110,7 @@ def _locate(path: Path) -> tuple[Path, Path]:
 def _of_checkpoint(path: Path) -> tuple[Path, Path]:
     if path.parent.name != CHECKPOINTS:
         raise TrainedError(
-            f"{path}: is not in a run's {CHECKPOINTS}/, and the run's {TOKENIZER_FILE} is needed "
+            f"{path}: is not in a run's {CHECKPOINTS}/, and the run's tokenizer is needed "
             f"too; give RUN/{CHECKPOINTS}/{path.name}"
         )
     reason = verify(path, SoloRanks())

@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from data_prep import durable, settings
+from data_prep import durable, settings, tokenizer
 from data_prep.shards import DataError
 from pretrain.checkpoint.commit import save
 from pretrain.checkpoint.load import Checkpoint, newest_good
@@ -44,7 +44,7 @@ from pretrain.model.memory import MemoryState
 from pretrain.model.state import ModelState
 from pretrain.model.transformer import Transformer
 from pretrain.optim import rate_fraction
-from pretrain.trained import CHECKPOINTS, CONFIG_FILE, DTYPES, TOKENIZER_FILE
+from pretrain.trained import CHECKPOINTS, CONFIG_FILE, DTYPES
 
 T = TypeVar("T")
 
@@ -185,8 +185,9 @@ class Trainer:
         if self.ranks.rank != 0:
             return None
         durable.write_bytes(self.directory / CONFIG_FILE, settings.to_yaml(self.config).encode())
-        tokenizer = self.mix.datasets[0].directory / self.tokenizer.file
-        durable.write_bytes(self.directory / TOKENIZER_FILE, tokenizer.read_bytes())
+        name = self.tokenizer.file
+        data = (self.mix.datasets[0].directory / name).read_bytes()
+        tokenizer.write(self.directory, name, data)
         return Recorder(self.directory, self.config, self.progress.step)
 
     def _agreed(self, action: Callable[[], T]) -> T:

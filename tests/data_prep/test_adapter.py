@@ -18,7 +18,6 @@ from datatrove.pipeline.readers import ParquetReader
 
 from data_prep import cli, shards, tokenizer
 from data_prep.adapter import InfiniShardFinaliser, InfiniShardWriter
-from data_prep.tokenizer import Tokenizer
 from data_prep.workspace import WorkspaceError
 from pretrain.data.lanes import Dataset
 
@@ -112,7 +111,7 @@ def test_every_document_that_arrives_is_in_the_shards_or_among_the_rejects(
     rejects = [json.loads(line) for line in (made / "rejects.jsonl").open()]
     assert {reject["reason"] for reject in rejects} == {"empty text", "lone surrogate"}
     assert all(reject["file"].startswith("datatrove/task-") for reject in rejects)
-    decode = Tokenizer(model).decode
+    decode = tokenizer.load(model).decode
     found = {document.id: decode(document.tokens) for document in Dataset(made).documents()}
     left = {id: text for id, text in texts.items() if id[-1] not in "05"}
     assert found == {id: left[id] for id in left.keys() - {"id/7", "id/8"}}

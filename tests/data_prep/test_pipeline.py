@@ -21,14 +21,18 @@ from pathlib import Path
 
 import pytest
 import sentencepiece
+import tokenizers
 import zstandard
+from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from data_prep import config, pipeline, shards, workspace
+from data_prep import config, inputs, pipeline, shards, tokenizer, workspace
 from data_prep.config import Config
+from data_prep.engine import run_stage
 from data_prep.inputs import InputChangedError
 from data_prep.settings import SettingsError
 from data_prep.shards import Document
-from data_prep.tokenizer import Tokenizer, TokenizerError
+from data_prep.stages import DrawSample, SurveyFiles, TrainTokenizer
+from data_prep.tokenizer import TokenizerError
 from data_prep.workspace import WorkspaceError
 
 WORDS = [
@@ -158,7 +162,7 @@ def test_every_record_is_a_document_or_a_reject(corpus: Corpus, made: Path) -> N
 
 
 def test_every_text_comes_back_from_the_shards(corpus: Corpus, made: Path) -> None:
-    model = Tokenizer(made / "tokenizer.model")
+    model = tokenizer.load(made / "tokenizer.model")
     documents = documents_of(made)
     texts = [model.decode(document.tokens) for document in documents]
     assert Counter(texts) == corpus.texts
@@ -361,7 +365,7 @@ def test_a_vocabulary_that_does_not_fit_may_be_mended(corpus: Corpus, tmp_path: 
     with pytest.raises(TokenizerError, match=r"tokenizer\.vocab_size: 100000 does not fit"):
         pipeline.run(configured(corpus, tmp_path / "set", "tokenizer.vocab_size=100000"))
     path = pipeline.run_tokenizer(configured(corpus, tmp_path / "set"))
-    assert Tokenizer(path).vocab_size == 400
+    assert tokenizer.load(path).vocab_size == 400
 
 
 def test_in_two_steps_it_is_the_same_data_set(corpus: Corpus, made: Path, tmp_path: Path) -> None:
@@ -373,6 +377,44 @@ def test_in_two_steps_it_is_the_same_data_set(corpus: Corpus, made: Path, tmp_pa
         pipeline.run(configured(corpus, tmp_path / "set", "seed=2"), "shards")
     pipeline.run(wanted, "shards")
     assert hashes(tmp_path / "set") == hashes(made)
+
+
+@pytest.mark.parametrize("size", [1, 30_000, 70_001, 10**9])
+def test_the_sample_has_the_stated_size(corpus: Corpus, tmp_path: Path, size: int) -> None:
+    wanted = configured(corpus, tmp_path / "set", f"tokenizer.sample_bytes={size}")
+    work = workspace.Work(tmp_path / "set", inputs.find(wanted, []))
+    with workspace.claimed(work):
+        workspace.begin(work, wanted)
+        run_stage(SurveyFiles(wanted, work), 1, "")
+        run_stage(DrawSample(wanted, work), 1, "")
+    drawn = sum(len(text.encode()) for text in TrainTokenizer(wanted, work)._sample())
+    everything = sum(len(text.encode()) for text in corpus.texts.elements())
+    # The last passage ends with a whole character.
+    assert min(size, everything) - 3 <= drawn <= min(size, everything)
+
+
+def test_a_tokenizer_json_is_copied_in_place_of_another(corpus: Corpus, tmp_path: Path) -> None:
+    model = tokenizers.Tokenizer(models.BPE())
+    model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    model.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    model.train_from_iterator([], trainers.BpeTrainer(initial_alphabet=alphabet))
+    model.save(str(tmp_path / "bytes.json"))
+    # What a run that was killed had copied, before its configuration was mended.
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set/tokenizer.model").write_bytes(b"stale")
+    wanted = configured(corpus, tmp_path / "set", f"tokenizer.path={tmp_path}/bytes.json")
+    manifest = pipeline.run(wanted).manifest
+    assert tokenizer.find(tmp_path / "set").name == manifest.tokenizer.file == "tokenizer.json"
+    assert (manifest.tokenizer.vocab_size, manifest.tokenizer.eos_id) == (256, None)
+    # One token a byte.
+    assert manifest.tokens == manifest.text_bytes
+    assert shards.verify(tmp_path / "set") == []
+    assert pipeline.run(wanted).already
+    model.add_special_tokens(["</s>"])
+    model.save(str(tmp_path / "bytes.json"))
+    with pytest.raises(WorkspaceError, match=r"another tokenizer\.path file"):
+        pipeline.run(wanted)
 
 
 def test_a_given_tokenizer_is_copied(corpus: Corpus, made: Path, tmp_path: Path) -> None:
@@ -544,7 +586,7 @@ def test_every_record_read_is_accepted_rejected_dropped_or_a_duplicate(
 
 def test_what_is_kept_comes_back_as_it_was_cleaned(cleaned: tuple[Path, Path]) -> None:
     root, directory = cleaned
-    model = Tokenizer(directory / "tokenizer.model")
+    model = tokenizer.load(directory / "tokenizer.model")
     texts = [model.decode(document.tokens) for document in documents_of(directory)]
     assert "d\u00e9j\u00e0 vu" in texts
     assert sum(text.startswith("mail email@example.com ") for text in texts) == 1

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from data_prep import config, inputs, pipeline, readers, shards
+from data_prep import config, inputs, pipeline, readers, shards, tokenizer
 from data_prep.documents import RawDocument, Reject
-from data_prep.tokenizer import Tokenizer
 
 BOOKS = {
     "a/chapter-10.txt": "ten",
@@ -124,17 +123,18 @@ def test_a_group_is_in_one_unit_and_every_record_is_accounted_for(
     members |= {"book 3/5.txt": "caf\xe9", "book 4/12.txt": "", "bad/1.txt": "\xff"}
     library(root, members)
     sources = "sources=[{name: s, paths: ['**/*.txt'], group_by: directory}]"
-    model = ["tokenizer.vocab_size=320", "shards.count=2", "workers=2"]
-    pipeline.run(config.load(None, [f"root={root}", f"output={tmp_path / 'set'}", sources, *model]))
+    settings = ["tokenizer.vocab_size=320", "shards.count=2", "workers=2"]
+    places = [f"root={root}", f"output={tmp_path / 'set'}"]
+    pipeline.run(config.load(None, [*places, sources, *settings]))
     manifest = shards.read_manifest(tmp_path / "set")
     assert (manifest.documents, manifest.rejected) == (12, 3)
     rejects = [json.loads(line) for line in (tmp_path / "set/rejects.jsonl").open()]
     assert {reject["file"] for reject in rejects} == {
         *("s/book 3/5.txt", "s/book 4/12.txt", "s/bad/1.txt")
     }
-    tokenizer = Tokenizer(tmp_path / "set/tokenizer.model")
+    model = tokenizer.load(tmp_path / "set/tokenizer.model")
     made = {
-        doc.id: tokenizer.decode(doc.tokens)
+        doc.id: model.decode(doc.tokens)
         for info in manifest.shards
         for doc in shards.read_shard(tmp_path / "set" / info.name, info)
     }

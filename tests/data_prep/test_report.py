@@ -8,10 +8,9 @@ from typing import Any
 
 import pytest
 
-from data_prep import config, pipeline, report, shards
+from data_prep import config, pipeline, report, shards, tokenizer
 from data_prep.report import SourceStats
 from data_prep.shards import DataError
-from data_prep.tokenizer import Tokenizer
 
 TEXT = "the segment reads the memory and then the segment writes the memory. "
 
@@ -29,7 +28,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_numbers_are_those_of_the_texts(made: Path) -> None:
-    model = Tokenizer(made / "tokenizer.model")
+    model = tokenizer.load(made / "tokenizer.model")
     lengths = [len(model.encode(TEXT * n)) for n in range(1, 12)]
     other = "\U0001f600 and \u2581"
     alone = len(model.encode(other))
@@ -52,7 +51,7 @@ def test_the_numbers_are_those_of_the_texts(made: Path) -> None:
 def test_words_and_the_longest_are_those_of_the_texts(
     made: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = Tokenizer(made / "tokenizer.model")
+    model = tokenizer.load(made / "tokenizer.model")
     found = report.count(made, words=True)
     one = found.sources["one"]
     assert (one.words, one.word_tokens) == (66 * 12, sum(one.lengths))

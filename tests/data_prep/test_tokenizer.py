@@ -29,7 +29,7 @@ NASTY = [
 def model(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.model"
     tokenizer.train([TEXT], path, SIZE)
-    return Tokenizer(path)
+    return tokenizer.load(path)
 
 
 def llama_like(directory: Path) -> Tokenizer:
@@ -45,7 +45,31 @@ def llama_like(directory: Path) -> Tokenizer:
         add_dummy_prefix=True,
         minloglevel=2,
     )
-    return Tokenizer(directory / "llama.model")
+    return tokenizer.load(directory / "llama.model")
+
+
+def gemma_like(directory: Path) -> Tokenizer:
+    """A model as Gemma's: no space put before, runs of white space and marks as own pieces."""
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(TEXT.split("\n")),
+        model_prefix=str(directory / "gemma"),
+        model_type="bpe",
+        vocab_size=350,
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        add_dummy_prefix=False,
+        allow_whitespace_only_pieces=True,
+        split_digits=True,
+        user_defined_symbols=["\n", "\n\n", "\n\n\n", "\t", "  ", "    ", "<start_of_turn>"],
+        control_symbols=["<mask>"],
+        pad_id=0,
+        eos_id=1,
+        bos_id=2,
+        unk_id=3,
+        minloglevel=2,
+    )
+    return tokenizer.load(directory / "gemma.model")
 
 
 def nasty_texts(count: int) -> list[str]:
@@ -118,6 +142,26 @@ def test_a_model_that_prefixes_a_space_is_read_as_it_is(tmp_path: Path) -> None:
             assert model.decode_bytes(ids).decode() == text
 
 
+def test_a_model_with_pieces_of_its_makers_is_read_as_it_is(tmp_path: Path) -> None:
+    model = gemma_like(tmp_path)
+    peer = sentencepiece.SentencePieceProcessor(model_file=str(model.path))
+    assert (model.pad_id, model.eos_id, model.bos_id, model.unk_id) == (0, 1, 2, 3)
+    assert model.vocab_size == 350 and not model.strips_first_space
+    random_source = random.Random(7)
+    marks = ["<start_of_turn>", "<mask>", "\n" * 5, "    " * 3, "\t", "self."]
+    longer = ["".join(random_source.choices(NASTY + marks, k=2000)) for _ in range(5)]
+    for text in [*nasty_texts(200), *longer, "<mask>", "<start_of_turn>" * 500]:
+        ids = model.encode(text)
+        if "\u2581" not in text:
+            assert ids.tolist() == peer.encode(text)
+        decoder = StreamDecoder(model)
+        assert "".join(decoder.push(int(id)) for id in ids) + decoder.finish() == text
+        assert model.decode(ids) == text
+        assert model.decode_bytes(ids).decode() == text
+    # A control piece is never made of text.
+    assert peer.piece_to_id("<mask>") not in model.encode("<mask>")
+
+
 def test_training_is_reproducible(model: Tokenizer, tmp_path: Path) -> None:
     tokenizer.train([TEXT], tmp_path / "again.model", SIZE)
     assert (tmp_path / "again.model").read_bytes() == model.path.read_bytes()
@@ -126,13 +170,13 @@ def test_training_is_reproducible(model: Tokenizer, tmp_path: Path) -> None:
 def test_long_lines_are_trained_on(tmp_path: Path) -> None:
     # SentencePiece skips sentences over its limit: a corpus of one line would teach nothing.
     tokenizer.train([TEXT.replace("\n", " ")], tmp_path / "m.model", SIZE)
-    model = Tokenizer(tmp_path / "m.model")
+    model = tokenizer.load(tmp_path / "m.model")
     assert len(model.encode(TEXT)) < len(TEXT) / 2
 
 
 def test_lines_with_the_sign_for_the_unknown_are_trained_on(tmp_path: Path) -> None:
     tokenizer.train([TEXT.replace("\n", "\u2585\n")], tmp_path / "m.model", SIZE)
-    assert len(Tokenizer(tmp_path / "m.model").encode(TEXT)) < len(TEXT) / 2
+    assert len(tokenizer.load(tmp_path / "m.model").encode(TEXT)) < len(TEXT) / 2
 
 
 @pytest.mark.parametrize(
@@ -156,6 +200,6 @@ def test_what_is_not_a_model_is_refused(model: Tokenizer, tmp_path: Path) -> Non
     for name, data in (("text", b"hello"), ("empty", b""), ("cut", whole[: len(whole) // 2])):
         (tmp_path / name).write_bytes(data)
         with pytest.raises(TokenizerError, match=f"{name}: is not a SentencePiece model"):
-            Tokenizer(tmp_path / name)
+            tokenizer.load(tmp_path / name)
     with pytest.raises(TokenizerError, match="cannot be read"):
-        Tokenizer(tmp_path / "absent")
+        tokenizer.load(tmp_path / "absent")

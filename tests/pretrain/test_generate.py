@@ -13,7 +13,7 @@ import pytest
 import sentencepiece
 import torch
 
-from data_prep.tokenizer import Tokenizer
+from data_prep import tokenizer
 from pretrain import generate, trained
 from pretrain.generate import GenerationError
 from pretrain.model.transformer import StreamState
@@ -103,7 +103,7 @@ def test_the_text_is_that_of_the_tokens(model: Trained) -> None:
 def test_a_character_that_the_prompt_begins_is_completed(
     tmp_path: Path, write_run: Any, tokenizer_model: Path
 ) -> None:
-    first, second = Tokenizer(tokenizer_model).byte_tokens[list("é".encode())].tolist()
+    first, second = tokenizer.load(tokenizer_model).byte_tokens[list("é".encode())].tolist()
     pieces: list[str] = []
     model = _always(tmp_path, write_run, {second: 1.0})
     _generate(model, [first], max_tokens=2, on_text=pieces.append)
@@ -113,7 +113,7 @@ def test_a_character_that_the_prompt_begins_is_completed(
 def test_a_character_that_is_never_completed_is_told_at_the_end(
     tmp_path: Path, write_run: Any, tokenizer_model: Path
 ) -> None:
-    first = int(Tokenizer(tokenizer_model).byte_tokens["é".encode()[0]])
+    first = int(tokenizer.load(tokenizer_model).byte_tokens["é".encode()[0]])
     pieces: list[str] = []
     model = _always(tmp_path, write_run, {first: 1.0})
     _generate(model, [], max_tokens=1, on_text=pieces.append)
@@ -144,7 +144,7 @@ def test_a_large_vocabulary_takes_a_prompt_in_by_smaller_chunks(
 
 def test_an_empty_prompt_needs_a_bos(tmp_path: Path, model: Trained) -> None:
     (tmp_path / "plain.model").write_bytes(_without_bos())
-    without = replace(model, tokenizer=Tokenizer(tmp_path / "plain.model"))
+    without = replace(model, tokenizer=tokenizer.load(tmp_path / "plain.model"))
     with pytest.raises(GenerationError, match=r"the prompt is empty, and .* no BOS"):
         _generate(without, [])
     assert _generate(without, [5], max_tokens=3, temperature=0.0)

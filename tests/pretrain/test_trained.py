@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from data_prep import tokenizer
+from data_prep.tokenizer import TokenizerError
 from pretrain import trained
 from pretrain.checkpoint.ranks import CheckpointError
 from pretrain.config import MemoryConfig
@@ -79,6 +80,17 @@ def test_a_tokenizer_of_another_size_is_refused(tmp_path: Path, write_run: Any) 
     model = tmp_path / "run" / "tokenizer.model"
     tokenizer.train(["some other text, of fewer words"] * 3, model, 290)
     with pytest.raises(TrainedError, match=r"has 290 pieces, the model of .* has 320"):
+        trained.load(tmp_path / "run", CPU)
+
+
+def test_a_run_has_exactly_one_tokenizer(tmp_path: Path, write_run: Any) -> None:
+    write_run(tmp_path / "run")
+    (tmp_path / "run" / "tokenizer.json").write_text("{}")
+    with pytest.raises(TokenizerError, match=r"run: holds both of tokenizer\.model and tokeni"):
+        trained.load(tmp_path / "run", CPU)
+    for name in tokenizer.FILES:
+        (tmp_path / "run" / name).unlink()
+    with pytest.raises(TokenizerError, match="run: holds none of"):
         trained.load(tmp_path / "run", CPU)
 
 

@@ -1,0 +1,258 @@
+"""What a Hugging Face tokenizer.json says of its pieces, special tokens and way of splitting.
+
+Which tokens begin and end a text stands in no fixed place. Of BOS, EOS and padding each is taken
+from the first of these that speaks of it:
+
+1. what `stating` wrote into the file, as into every copy in a data set or a run;
+2. `tokenizer_config.json`, then `special_tokens_map.json` beside the file (null: there is none);
+3. the file: the one special token that its post-processor lays before (BOS) or behind (EOS) a text,
+   or the token of its `padding`;
+4. for BOS and EOS, the only special added token with one of the well-known names.
+
+Otherwise there is none.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+SPACE = "\u2581"
+"""How SentencePiece, and what was converted from it, writes a space."""
+
+_COMPANIONS = ("tokenizer_config.json", "special_tokens_map.json")
+_WELL_KNOWN = {
+    "bos_token": {
+        "<|begin_of_text|>",
+        "<|startoftext|>",
+        "<s>",
+        "<bos>",
+        "<\uff5cbegin\u2581of\u2581sentence\uff5c>",
+    },
+    "eos_token": {
+        "<|end_of_text|>",
+        "<|endoftext|>",
+        "</s>",
+        "<eos>",
+        "<\uff5cend\u2581of\u2581sentence\uff5c>",
+    },
+    "pad_token": set(),
+}
+# Decoders of what was converted from SentencePiece.
+_SPACED = {"Replace", "ByteFallback", "Fuse", "Strip", "Metaspace"}
+# A text alone, and a pair: a post-processor that changes nothing.
+_ALONE = {"Sequence": {"id": "A", "type_id": 0}}
+_SECOND = {"Sequence": {"id": "B", "type_id": 1}}
+
+_LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_QWEN = _LLAMA3.replace("{1,3}", "")
+# The patterns match nothing that crosses from a line end to what is no white space, and what they
+# match before does not depend on what follows; GPT-2's only where the line end stands alone.
+_LINE_START = re.compile(r"(?<=\n)(?=\S)")
+_NEXT_LINE = re.compile(r"(?<=\S\n)(?=\S)")
+# A prefixed space stands for the one that is cut off, but not in front of nothing.
+_BEFORE_SPACE = re.compile(rf"(?<=[^\s{SPACE}])(?= [\s\S])")
+
+
+def special_tokens(
+    path: Path, plain: dict[str, Any], model: tokenizers.Tokenizer
+) -> dict[str, str | None]:
+    """`bos_token`, `eos_token` and `pad_token` of the file, by the rule above.
+
+    Raises ValueError where a companion cannot be read or names a token that the file lacks.
+    """
+    if (found := _stated(plain)) is not None:
+        return found
+    found = _of_file(plain, model)
+    for name in reversed(_COMPANIONS):
+        companion = path.with_name(name)
+        if companion.is_file():
+            found |= _of_companion(companion)
+    for role, token in found.items():
+        if token is not None and model.token_to_id(token) is None:
+            raise ValueError(
+                f"{path}: lacks {token!r}, which a {' or '.join(_COMPANIONS)} beside it names as "
+                f"{role}; put the files of one tokenizer together"
+            )
+    return found
+
+
+def stating(
+    plain: dict[str, Any], found: dict[str, str | None], model: tokenizers.Tokenizer
+) -> dict[str, Any] | None:
+    """The file with `found` in it, so that it needs no companions; None where it has them.
+
+    They stand as the special tokens of a template that lays out nothing, in front of the file's own
+    post-processor: other programs read the file and encode as before.
+    """
+    if _stated(plain) is not None:
+        return None
+    tokens = {
+        role: {
+            "id": role,
+            "ids": [] if token is None else [model.token_to_id(token)],
+            "tokens": [] if token is None else [token],
+        }
+        for role, token in found.items()
+    }
+    template = {
+        "type": "TemplateProcessing",
+        "single": [_ALONE],
+        "pair": [_ALONE, _SECOND],
+        "special_tokens": tokens,
+    }
+    own = _steps(plain.get("post_processor"), "processors")
+    return {**plain, "post_processor": {"type": "Sequence", "processors": [template, *own]}}
+
+
+def pieces(plain: dict[str, Any], model: tokenizers.Tokenizer) -> list[bytes]:
+    """The bytes of text that each id stands for; none for special tokens and ids without a piece.
+
+    Raises ValueError where tokens do not stand for bytes of their own, or are drawn by chance.
+    """
+    if dropout := plain["model"].get("dropout"):
+        raise ValueError(
+            f"has the dropout {dropout}, so a text gets other tokens each time; set it to null"
+        )
+    kinds = {step["type"] for step in _steps(plain.get("decoder"), "decoders")}
+    byte_level = "ByteLevel" in kinds
+    if not byte_level and not (kinds and kinds <= _SPACED):
+        raise ValueError(
+            f"has the decoder {', '.join(sorted(kinds)) or 'none'}; byte-level BPE (as Llama 3's) "
+            "and converted SentencePiece models (as Llama 2's) are read"
+        )
+    alphabet = _byte_alphabet()
+    vocabulary: dict[str, int] = model.get_vocab(with_added_tokens=True)
+    found = [b""] * (max(vocabulary.values(), default=-1) + 1)
+    for piece, id in vocabulary.items():
+        if byte_level and alphabet.keys() >= set(piece):
+            found[id] = bytes(alphabet[character] for character in piece)
+        elif "ByteFallback" in kinds and (byte := re.fullmatch("<0x([0-9A-F]{2})>", piece)):
+            found[id] = bytes([int(byte[1], 16)])
+        else:
+            found[id] = (piece if byte_level else piece.replace(SPACE, " ")).encode()
+    for id, token in model.get_added_tokens_decoder().items():
+        if token.special:
+            found[id] = b""
+        elif byte_level:
+            found[id] = token.content.encode()
+    return found
+
+
+def unknown(plain: dict[str, Any], model: tokenizers.Tokenizer) -> int | None:
+    """The id of what has no piece; None where there is none, as in byte-level BPE."""
+    own = plain["model"]
+    id: int | None = own.get("unk_id")
+    return id if own.get("unk_token") is None else model.token_to_id(own["unk_token"])
+
+
+def cut(plain: dict[str, Any]) -> re.Pattern[str] | None:
+    """Where a text may be cut so that its parts have its tokens; None where none is known.
+
+    Known are the splits of GPT-2, Llama 3 and Qwen, at the start of a line; and BPE over spaces
+    written U+2581 where no piece has one behind another character, before a space: no piece grows
+    across that place.
+    """
+    taken = [token for token in plain.get("added_tokens", []) if not token["special"]]
+    if any(token["lstrip"] or token["rstrip"] for token in taken):
+        return None
+    held = "".join(token["content"] for token in taken)
+    normalizers = [step["type"] for step in _steps(plain.get("normalizer"), "normalizers")]
+    if normalizers in ([], ["NFC"]) and "\n" not in held and (lines := _line_cut(plain)):
+        return lines
+    model, splitter = plain["model"], plain.get("pre_tokenizer") or {}
+    if (
+        model.get("type") == "BPE"
+        and not model.get("ignore_merges")
+        and SPACE in model["vocab"]
+        and not any(SPACE in piece.lstrip(SPACE) for piece in model["vocab"])
+        and normalizers in ([], ["Replace"], ["Prepend", "Replace"])
+        and splitter.get("type") in (None, "Metaspace")
+        and not {" ", SPACE} & set(held)
+    ):
+        return _BEFORE_SPACE
+    return None
+
+
+def _line_cut(plain: dict[str, Any]) -> re.Pattern[str] | None:
+    """Where a byte-level BPE's text may be cut by the split that stands before it."""
+    steps = _steps(plain.get("pre_tokenizer"), "pretokenizers")
+    if not steps or steps[-1]["type"] != "ByteLevel" or steps[-1]["add_prefix_space"]:
+        return None
+    own_split = steps[-1].get("use_regex", True)
+    if len(steps) == 1:
+        return _NEXT_LINE if own_split else None
+    first = steps[0]
+    if (
+        len(steps) > 2
+        or own_split
+        or first["type"] != "Split"
+        or first["behavior"] != "Isolated"
+        or first["invert"]
+    ):
+        return None
+    pattern = first["pattern"].get("Regex")
+    return _LINE_START if pattern in (_LLAMA3, _QWEN) else None
+
+
+def _stated(plain: dict[str, Any]) -> dict[str, str | None] | None:
+    for step in _steps(plain.get("post_processor"), "processors"):
+        tokens = step.get("special_tokens", {})
+        if _WELL_KNOWN.keys() <= tokens.keys():
+            return {role: next(iter(tokens[role]["tokens"]), None) for role in _WELL_KNOWN}
+    return None
+
+
+def _of_file(plain: dict[str, Any], model: tokenizers.Tokenizer) -> dict[str, str | None]:
+    found: dict[str, str | None] = {}
+    names = {token["content"] for token in plain.get("added_tokens", []) if token["special"]}
+    for role, known in _WELL_KNOWN.items():
+        there = names & known
+        found[role] = there.pop() if len(there) == 1 else None
+    if plain.get("padding"):
+        found["pad_token"] = plain["padding"]["pad_token"]
+    laid_out = model.encode("a")
+    marks = laid_out.special_tokens_mask
+    if marks[:2] == [1, 0]:
+        found["bos_token"] = laid_out.tokens[0]
+    if marks[-2:] == [0, 1]:
+        found["eos_token"] = laid_out.tokens[-1]
+    return found
+
+
+def _of_companion(path: Path) -> dict[str, str | None]:
+    """The roles that the file speaks of: a token as a string, in an object's `content`, or null."""
+    try:
+        plain = json.loads(path.read_bytes())
+        named = {role: plain[role] for role in _WELL_KNOWN if role in plain}
+    except (OSError, ValueError, TypeError):
+        raise ValueError(f"{path}: cannot be read as a JSON object; mend or remove it") from None
+    found = {}
+    for role, value in named.items():
+        found[role] = value.get("content") if isinstance(value, dict) else value
+        if not (value is None or isinstance(found[role], str)):
+            raise ValueError(f"{path}: {role}: expected a token or null, found {value!r}")
+    return found
+
+
+def _steps(part: dict[str, Any] | None, key: str) -> list[dict[str, Any]]:
+    """The steps of a part of the file: those of a sequence, the part itself, or none."""
+    if part is None:
+        return []
+    return part[key] if part["type"] == "Sequence" else [part]
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """The characters that byte-level BPE writes bytes with (GPT-2's bytes_to_unicode)."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {
+        chr(256 + place): byte for place, byte in enumerate(others)
+    }
