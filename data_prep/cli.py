@@ -1,4 +1,4 @@
-"""The command line of data-prep: run, tokenizer, shards, verify, stats."""
+"""The command line of data-prep: run, submit, tokenizer, shards, reshard, verify, stats, report."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from types import FrameType
 
 from data_prep import config as configuration
-from data_prep import report, shards
+from data_prep import report, reshard, shards
 from data_prep.config import Config
 from data_prep.inputs import InputChangedError
 from data_prep.settings import SettingsError
@@ -23,8 +23,12 @@ from data_prep.workspace import WorkspaceError
 _EXAMPLES = """examples:
   data-prep run configs/data/stdlib.yaml output=data/stdlib
   data-prep run configs/data/novels_train.yaml root=corpus output=data/novels workers=8
+  data-prep reshard data/novels --shards 64 --output data/novels_64
+  data-prep submit configs/data/novels_train.yaml output=data/novels slurm.partition=cpu
   data-prep verify data/novels
+  data-prep run configs/data/novels_train.yaml root=corpus --dry-run
   data-prep stats data/novels --json
+  data-prep report data/novels
 
 A run that was stopped or killed continues when the same command is given again.
 """
@@ -40,7 +44,7 @@ class _StoppedError(Exception):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command. 0: done; 1: a damaged data set, a full disk, a lost worker; 2: a mistake."""
-    parsed = _parser().parse_args(arguments)
+    parsed = _parsed(arguments)
     act: Callable[[argparse.Namespace], int] = parsed.act
     try:
         return act(parsed)
@@ -48,6 +52,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _tell(_one_message(error), 2)
     except DataError as error:
         return _tell(str(error), 1)
+
+
+def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = _parser()
+    # argparse takes no positional words after an option, but settings may stand there.
+    parsed, rest = parser.parse_known_args(arguments)
+    if rest and (not hasattr(parsed, "overrides") or any(word.startswith("-") for word in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        parsed.overrides += rest
+    return parsed
 
 
 def _one_message(error: ValueError) -> str:
@@ -69,6 +84,7 @@ def _parser() -> argparse.ArgumentParser:
     keys = "configuration keys:\n  " + "\n  ".join(configuration.describe())
     for name, text in (
         ("run", "make a data set, or continue making it"),
+        ("submit", "the same, as arrays of Slurm jobs"),
         ("tokenizer", "train or copy the tokenizer alone"),
         ("shards", "make the rest, with the tokenizer that is there"),
     ):
@@ -83,7 +99,28 @@ def _parser() -> argparse.ArgumentParser:
         verb.add_argument(
             "overrides", nargs="*", metavar="key=value", help="settings on top of the file"
         )
+        verb.add_argument(
+            "--limit", type=int, metavar="N", help="the same as limit=N: a trial on some records"
+        )
         verb.set_defaults(act=_make)
+        if name == "run":
+            verb.add_argument(
+                "--dry-run",
+                action="store_true",
+                help="tell the plan and an estimate, write nothing",
+            )
+    cut = verbs.add_parser(
+        "reshard",
+        help="cut a data set into another number of shards",
+        description="The same documents in the same order, in other shards: to the byte what "
+        "`run` makes with that shards.count, without tokenizing again.",
+    )
+    cut.add_argument("directory", type=_data_set, metavar="DIR")
+    cut.add_argument("--shards", type=int, required=True, metavar="N", help="number of shards")
+    cut.add_argument(
+        "--output", type=Path, required=True, metavar="DIR2", help="directory of the new data set"
+    )
+    cut.set_defaults(act=lambda parsed: _stoppable(lambda: _reshard(parsed)))
     verify = verbs.add_parser("verify", help="read a data set and list every problem")
     verify.add_argument("directory", type=_data_set, metavar="DIR")
     verify.set_defaults(act=_verify)
@@ -91,23 +128,37 @@ def _parser() -> argparse.ArgumentParser:
     stats.add_argument("directory", type=_data_set, metavar="DIR")
     stats.add_argument("--json", action="store_true", help="as one JSON object")
     stats.set_defaults(act=_stats)
+    page = verbs.add_parser("report", help="write what a data set holds as one HTML page")
+    page.add_argument("directory", type=_data_set, metavar="DIR")
+    page.add_argument("--output", type=Path, metavar="FILE.html", help="default: DIR/report.html")
+    page.set_defaults(act=_report)
     return parser
 
 
 def _make(parsed: argparse.Namespace) -> int:
-    wanted = configuration.load(parsed.config, parsed.overrides)
+    limit = [] if parsed.limit is None else [f"limit={parsed.limit}"]
+    wanted = configuration.load(parsed.config, [*parsed.overrides, *limit])
+    if getattr(parsed, "dry_run", False):
+        return _stoppable(lambda: _plan(wanted))
+    return _stoppable(lambda: _run(parsed.verb, wanted))
+
+
+def _plan(wanted: Config) -> int:
+    from data_prep import estimate
+
+    print("\n".join(estimate.lines(estimate.estimate(wanted))))
+    return 0
+
+
+def _stoppable(action: Callable[[], int]) -> int:
+    """The exit code of an action that a signal may end, and the same command continues."""
     signal.signal(signal.SIGTERM, _stop)
     signal.signal(signal.SIGINT, _stop)
-    # datatrove takes its time to import: mistakes in the configuration are told before.
-    from data_prep.engine import WorkerLostError
-
     try:
-        return _run(parsed.verb, wanted)
+        return action()
     except _StoppedError as stopped:
         code = _SIGNAL_EXIT + stopped.number
         return _tell("stopped; what is done is kept, the same command continues", code)
-    except WorkerLostError as error:
-        return _tell(str(error), 1)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         remedy = "when that is mended, the same command continues"
@@ -115,6 +166,16 @@ def _make(parsed: argparse.Namespace) -> int:
 
 
 def _run(verb: str, wanted: Config) -> int:
+    # datatrove takes its time to import: mistakes in the configuration are told before.
+    from data_prep.engine import WorkerLostError
+
+    try:
+        return _made(verb, wanted)
+    except WorkerLostError as error:
+        return _tell(str(error), 1)
+
+
+def _made(verb: str, wanted: Config) -> int:
     from data_prep import pipeline
 
     if verb == "tokenizer":
@@ -122,11 +183,44 @@ def _run(verb: str, wanted: Config) -> int:
         print(f"tokenizer: {path}")
         print("next: data-prep shards with the same configuration")
         return 0
+    if verb == "submit":
+        return _submit(wanted)
     outcome = pipeline.run(wanted, "shards" if verb == "shards" else "all")
     output = Path(wanted.output).expanduser()
     if outcome.already:
         print(f"{output} is finished already, from the same configuration: nothing to do")
     print("\n".join(report.closing(output, outcome.manifest, outcome.seconds)))
+    return 0
+
+
+def _reshard(parsed: argparse.Namespace) -> int:
+    if not reshard.run(parsed.directory, parsed.output, parsed.shards):
+        print(f"{parsed.output} is finished already, from the same data set: nothing to do")
+    manifest = shards.read_manifest(parsed.output)
+    print(
+        f"{manifest.documents:,} documents, {manifest.tokens:,} tokens in "
+        f"{len(manifest.shards):,} shards, in the order of {parsed.directory}"
+    )
+    print(f"data set: {parsed.output}")
+    return 0
+
+
+def _submit(wanted: Config) -> int:
+    from data_prep import slurm
+
+    output = Path(wanted.output).expanduser()
+    try:
+        jobs = slurm.submit(wanted)
+    except slurm.SubmitError as error:
+        return _tell(str(error), 1)
+    if not jobs:
+        print(f"{output} is finished already, from the same configuration: nothing to do")
+        return 0
+    for stage, job in jobs.items():
+        print(f"{stage:<10} job {job}, logs in {slurm.logs(output, stage)}")
+    print(f"watch:  squeue --jobs={','.join(jobs.values())}")
+    print(f"cancel: scancel {' '.join(jobs.values())}")
+    print(f"at the end: data-prep verify {output}; after a failure the same command continues")
     return 0
 
 
@@ -149,6 +243,18 @@ def _stats(parsed: argparse.Namespace) -> int:
         print(json.dumps(dataclasses.asdict(found), indent=1))
     else:
         print("\n".join(report.lines(found)))
+    return 0
+
+
+def _report(parsed: argparse.Namespace) -> int:
+    from data_prep import page
+
+    output = parsed.output or parsed.directory / page.PAGE
+    try:
+        page.write(parsed.directory, output)
+    except OSError as error:
+        return _tell(f"{output}: cannot be written ({error.strerror})", 2)
+    print(f"report: {output}")
     return 0
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import zlib
 from collections.abc import Generator, Iterator
-from typing import Literal, Protocol
+from typing import BinaryIO, Literal, Protocol
 
 import zstandard
 
@@ -43,6 +44,17 @@ def blocks(raw: Readable, compression: Compression) -> Iterator[bytes]:
         # tar and tape tools pad with NULs, which gzip's readers allow.
         while data and not data.strip(b"\0"):
             data = raw.read(BLOCK_BYTES)
+
+
+def expansion(raw: BinaryIO, kind: Compression, least: int) -> float:
+    """Bytes after decompression for each byte before, over the first `least` of these."""
+    size = read = 0
+    with contextlib.suppress(DamageError):
+        for block in blocks(raw, kind):
+            size, read = size + len(block), raw.tell()
+            if read >= least:
+                break
+    return size / max(read, 1)
 
 
 def _gzip_member(raw: Readable, data: bytes) -> Generator[bytes, None, bytes]:

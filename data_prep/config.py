@@ -12,7 +12,14 @@ from data_prep import settings
 from data_prep.settings import group, setting
 
 # Where things lie and how fast they are made decides no byte of the data set.
-_WHERE_AND_SPEED = ("root", "output", "workers")
+_WHERE_AND_SPEED = ("root", "output", "workers", "slurm")
+
+# An sbatch argument, and those that other settings or the order of the stages decide.
+_SBATCH = re.compile(r"--([a-z0-9-]+)(=\S+)?")
+_DECIDED = {
+    *("array", "dependency", "kill-on-invalid-dep", "hold", "export", "wrap", "nodes", "ntasks"),
+    *("partition", "time", "cpus-per-task", "mem-per-cpu", "mem", "job-name", "output", "error"),
+}
 _SEPARATOR = "\n\n"
 _SECRET = re.compile(r"://[^/]*@|[?&][^=]*(signature|sig|token|key|secret|credential)[^=]*=", re.I)
 
@@ -163,6 +170,33 @@ class ShardsConfig:
 
 
 @dataclass(frozen=True)
+class SlurmConfig:
+    """How `data-prep submit` asks for jobs: each stage is an array of tasks."""
+
+    partition: str = setting("", "partition of the jobs; `submit` needs it")
+    time: str = setting("1-00:00", "time limit of a task: DAYS-HOURS:MINUTES")
+    tasks: int = setting(16, "tasks that each stage's work is dealt to", low=1)
+    workers: int = setting(0, "tasks of an array that may run at a time; 0: all", low=0)
+    cpus_per_task: int = setting(1, "processes of a task", low=1)
+    mem_per_cpu_gb: int = setting(4, "memory for each of them, in GB", low=1)
+    sbatch: list[str] = setting([], "further sbatch arguments, e.g. [--account=lab, --qos=low]")
+
+    def problems(self) -> list[str]:
+        """What sbatch would not understand, or what is decided elsewhere."""
+        found = []
+        # 12:00 would be 720 in YAML; with the days it is text.
+        if not re.fullmatch(r"\d+-\d{1,2}:\d\d", self.time):
+            found.append(f"time: {self.time!r} is not DAYS-HOURS:MINUTES, e.g. 0-12:00")
+        for index, word in enumerate(self.sbatch):
+            match = _SBATCH.fullmatch(word)
+            if match is None:
+                found.append(f"sbatch[{index}]: {word!r} is not of the form --name=value or --name")
+            elif match[1] in _DECIDED:
+                found.append(f"sbatch[{index}]: --{match[1]} is set by data-prep; leave it out")
+        return found
+
+
+@dataclass(frozen=True)
 class Config:
     """Everything that `data-prep run` needs to know."""
 
@@ -170,10 +204,14 @@ class Config:
     root: str = setting("", "directory below which sources lie; empty: the current one")
     seed: int = setting(1, "seed of the order of documents and of the sample", low=0)
     workers: int = setting(0, "processes; 0: one a core (changes the speed alone)", low=0)
+    limit: int = setting(
+        0, "for a trial: take the first so many records of each source; 0: all", low=0
+    )
     sources: list[SourceConfig] = setting([], "list of sources, see below")
     duplicates: DuplicatesConfig = group(DuplicatesConfig)
     tokenizer: TokenizerConfig = group(TokenizerConfig)
     shards: ShardsConfig = group(ShardsConfig)
+    slurm: SlurmConfig = group(SlurmConfig)
 
     def problems(self) -> list[str]:
         """What is missing or cannot be together."""

@@ -55,7 +55,8 @@ class Survey:
 
     `bytes`, `version` and `sha256` are of the file as it lies there, `size` counts its bytes after
     decompression. `cuts` are (offset, line) of records at which reading can begin, the first of
-    them (0, 1); `damage` is "", "truncated file" or "damaged file".
+    them (0, 1); `damage` is "", "truncated file" or "damaged file". `records` is how many there
+    are at least: of a WARC file that is not known before it is read.
     """
 
     bytes: int
@@ -64,6 +65,7 @@ class Survey:
     size: int
     cuts: list[tuple[int, int]]
     damage: str
+    records: int
 
     @property
     def status(self) -> Status:

@@ -36,8 +36,8 @@ class _Group(NamedTuple):
     rows: int
 
 
-def survey(file: InputFile, cut_bytes: int) -> tuple[int, list[tuple[int, int]], str]:
-    """The size, cuts and damage of documents.Survey."""
+def survey(file: InputFile, cut_bytes: int) -> tuple[int, int, list[tuple[int, int]], str]:
+    """The size, number of records, cuts and damage of documents.Survey."""
     try:
         with _opened(file) as opened:
             groups = _groups(opened)
@@ -47,12 +47,13 @@ def survey(file: InputFile, cut_bytes: int) -> tuple[int, list[tuple[int, int]],
             size = storage.status(file.path).bytes
             raw.seek(max(size - len(_MAGIC), 0))
             ended = size > 2 * len(_MAGIC) and raw.read(len(_MAGIC)) == _MAGIC
-        return size, [(0, 1)], "damaged file" if ended else "truncated file"
+        return size, 1, [(0, 1)], "damaged file" if ended else "truncated file"
     cuts = [(0, 1)]
     for group in groups if bad is None else ():
         if group.offset - cuts[-1][0] >= cut_bytes:
             cuts.append((group.offset, group.line))
-    return sum(group.span for group in groups), cuts, ""
+    rows = sum(group.rows for group in groups) if bad is None else 1
+    return sum(group.span for group in groups), rows, cuts, ""
 
 
 def records(file: InputFile, start: int, stop: int) -> Iterator[RawDocument | Reject]:

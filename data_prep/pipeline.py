@@ -88,7 +88,7 @@ def run_tokenizer(config: Config) -> Path:
 def _run(config: Config, work: Work, stages: Sequence[type[UnitStep]]) -> None:
     workspace.begin(work, config)
     for stage in stages:
-        run_stage(stage(config, work), _workers(config))
+        run_stage(stage(config, work), workers(config))
 
 
 def open_work(config: Config) -> Work:
@@ -104,8 +104,8 @@ def open_work(config: Config) -> Work:
     if problems:
         raise SettingsError(problems)
     if config.tokenizer.path:
-        _check_lossless(model)
-    return Work(output, files, evaluation)
+        check_lossless(model)
+    return Work(output, files, evaluation, config.limit)
 
 
 def _evaluation(config: Config, problems: list[str]) -> dict[str, Path]:
@@ -123,7 +123,8 @@ def _evaluation(config: Config, problems: list[str]) -> dict[str, Path]:
     return found
 
 
-def _workers(config: Config) -> int:
+def workers(config: Config) -> int:
+    """How many processes: those asked for, or one a core that this process may use."""
     if config.workers:
         return config.workers
     # Under Slurm a job may use a few of the machine's cores.
@@ -152,7 +153,8 @@ def finished(config: Config, work: Work) -> Manifest | None:
     return manifest
 
 
-def _check_lossless(path: Path) -> None:
+def check_lossless(path: Path) -> None:
+    """Raise TokenizerError where the model changes white space."""
     model = Tokenizer(path)
     if model.decode(model.encode(_PROBE)) != _PROBE:
         raise TokenizerError(

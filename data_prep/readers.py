@@ -20,7 +20,7 @@ def survey(file: InputFile, cut_bytes: int) -> Survey:
     """Hash the file, measure it, find cuts about every `cut_bytes` of decompressed data."""
     status = storage.status(file.path)
     digest = hashlib.sha256()
-    size, line, damage = 0, 1, ""
+    size, line, damage, last = 0, 1, "", b"\n"
     cuts = [(0, 1)]
     with storage.open_binary(file.path) as raw:
         try:
@@ -33,18 +33,19 @@ def survey(file: InputFile, cut_bytes: int) -> Survey:
                         before = block.count(b"\n", 0, newline + 1)
                         cuts.append((size + newline + 1, line + before))
                     line += block.count(b"\n")
-                size += len(block)
+                size, last = size + len(block), block[-1:]
         except DamageError as error:
             damage = str(error)
         while block := raw.read(compression.BLOCK_BYTES):
             digest.update(block)
+    records = line - (last == b"\n") if file.format == "jsonl" else 1
     if file.format == "parquet":
-        size, cuts, damage = parquet.survey(file, cut_bytes)
+        size, records, cuts, damage = parquet.survey(file, cut_bytes)
     if damage == "damaged file":
         cuts = cuts[:1]
     if cuts[-1][0] >= size and len(cuts) > 1:
         cuts.pop()
-    return Survey(status.bytes, status.version, digest.hexdigest(), size, cuts, damage)
+    return Survey(status.bytes, status.version, digest.hexdigest(), size, cuts, damage, records)
 
 
 def records(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import itertools
 from abc import abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
@@ -85,7 +86,8 @@ class UnitStep(PipelineStep):  # type: ignore[misc]
                     yield part.file + index, record
                 continue
             start = (part.offset, part.line)
-            for record in readers.records(files[0], surveys[0], start, part.stop):
+            found = readers.records(files[0], surveys[0], start, part.stop)
+            for record in itertools.islice(found, part.most):
                 yield part.file, record
 
     def clean(self, file: int, text: str) -> Cleaned:

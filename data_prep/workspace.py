@@ -10,10 +10,11 @@ from __future__ import annotations
 import fcntl
 import json
 import shutil
+import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,8 @@ class WorkspaceError(ValueError):
 class Part:
     """Records of one file that begin in [offset, stop); `line` is the number of the first.
 
-    Or a whole group: `files` of them from `file` on, whose sizes sum to `stop`.
+    Or a whole group: `files` of them from `file` on, whose sizes sum to `stop`. `most` is how many
+    records of it are taken; None: all.
     """
 
     file: int
@@ -52,6 +54,7 @@ class Part:
     line: int
     stop: int
     files: int = 1
+    most: int | None = None
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,8 @@ class Work:
     files: list[InputFile]
     evaluation: dict[str, Path] = field(default_factory=dict)
     """Files that documents must share no text with, by name."""
+    limit: int = 0
+    """Records to take of each source; 0: all."""
 
     @property
     def directory(self) -> Path:
@@ -72,6 +77,11 @@ class Work:
     def tokenizer(self) -> Path:
         """The data set's copy of the tokenizer."""
         return self.output / "tokenizer.model"
+
+    @property
+    def jobs(self) -> Path:
+        """Slurm job ids by stage, where stages were submitted."""
+        return self.directory / "jobs.json"
 
     def marker(self, stage: str, unit: int) -> Path:
         """The file that stands for a unit being done, and says what it found."""
@@ -126,14 +136,30 @@ class Work:
         least = max(CUT_BYTES, sum(found.size for found in self.surveys) // _UNITS)
         units: list[list[Part]] = []
         open_bytes = least
+        left: dict[str, int] = {}
         for members in inputs.groups(self.files):
-            for part in self._parts(members, least):
+            for part in self._limited(self._parts(members, least), left):
                 if open_bytes >= least:
                     units.append([])
                     open_bytes = 0
                 units[-1].append(part)
                 open_bytes += part.stop - part.offset
         return units
+
+    def _limited(self, parts: list[Part], left: dict[str, int]) -> Iterator[Part]:
+        """The parts, or what `limit` leaves of them; `left` counts by source."""
+        if not self.limit:
+            yield from parts
+            return
+        found = self.surveys[parts[0].file]
+        last = 2 if parts[0].files > 1 else found.records + 1
+        lines = [*(part.line for part in parts[1:]), last]
+        for part, following in zip(parts, lines, strict=True):
+            source = self.files[part.file].source
+            most = left.setdefault(source, self.limit)
+            if most:
+                left[source] = max(most - (following - part.line), 0)
+                yield replace(part, most=most)
 
     def _parts(self, members: range, least: int) -> list[Part]:
         first = members.start
@@ -177,7 +203,34 @@ def claimed(work: Work) -> Iterator[None]:
                         f"{work.output}: another data-prep is at work in this directory"
                     ) from None
                 time.sleep(0.1)
+        _refuse_while_queued(work)
         yield
+
+
+def _refuse_while_queued(work: Work) -> None:
+    """Raise WorkspaceError while jobs submitted for this directory wait or run."""
+    if not work.jobs.exists():
+        return
+    ids = ",".join(sorted(json.loads(work.jobs.read_bytes()).values(), key=int))
+    command = ["squeue", "--noheader", "--format=%i", f"--jobs={ids}"]
+    try:
+        asked = subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        raise WorkspaceError(
+            f"{work.output}: was submitted as the Slurm jobs {ids}, and there is no squeue here "
+            f"to ask whether they have ended; if they have, remove {work.jobs}"
+        ) from None
+    if asked.stdout.strip():
+        raise WorkspaceError(
+            f"{work.output}: its Slurm jobs are still queued or running; wait for them, or: "
+            f"scancel {ids.replace(',', ' ')}"
+        )
+    # Slurm forgets jobs some minutes after their end.
+    if asked.returncode and "Invalid job id" not in asked.stderr:
+        raise WorkspaceError(
+            f"{work.output}: whether its Slurm jobs {ids} have ended is not known: "
+            f"{asked.stderr.strip()}"
+        )
 
 
 def begin(work: Work, config: Config) -> None:

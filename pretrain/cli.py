@@ -14,7 +14,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from data_prep import settings
 from data_prep.settings import SettingsError
 from data_prep.shards import DataError, read_manifest
 from pretrain import config as configuration
@@ -69,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_train(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    keys = "\n".join(f"  {line}" for line in settings.describe(Config))
+    keys = "\n".join(f"  {line}" for line in configuration.describe())
     train = verbs.add_parser(
         "train",
         help="train a model, or go on with a run",
@@ -149,32 +148,37 @@ def _check_start(config: Config, ranks: int) -> None:
             "model.local_attention: flash-attn is not installed; install the extra `gpu` (README), "
             "or set it to auto or sdpa"
         )
-    tokenizers = {}
-    for key, directory in (
-        ("data.train", config.data.train),
-        ("data.validation", config.data.validation),
-    ):
-        if not directory:
-            continue
+    problems += _data_problems(config)
+    if problems:
+        raise SettingsError(problems)
+
+
+def _data_problems(config: Config) -> list[str]:
+    """Why the data sets cannot be read, or not together."""
+    directories = {key: source.data for key, source in config.data.sources.items()}
+    if config.data.validation:
+        directories["data.validation"] = config.data.validation
+    problems, manifests = [], {}
+    for key, directory in directories.items():
         try:
-            manifest = read_manifest(Path(directory))
+            manifest = manifests[key] = read_manifest(Path(directory))
         except DataError as error:
             problems.append(f"{key}: {error}")
             continue
-        tokenizers[key] = manifest.tokenizer.sha256
         if len(manifest.shards) < config.data.lanes:
             problems.append(
                 f"{key}: {directory} has {len(manifest.shards)} shards for "
-                f"data.lanes={config.data.lanes}, and a lane needs one of its own; prepare it "
-                f"with more (data-prep's shards settings), or lower data.lanes"
+                f"data.lanes={config.data.lanes}, and a lane needs one of its own; cut it into "
+                "more (data-prep reshard), or lower data.lanes"
             )
-    if len(set(tokenizers.values())) > 1:
-        problems.append(
-            "data.validation: its tokenizer is another than data.train's; prepare it with "
-            f"tokenizer.path={config.data.train}/tokenizer.model"
-        )
-    if problems:
-        raise SettingsError(problems)
+    first = next(iter(manifests), "")
+    for key, manifest in manifests.items():
+        if manifest.tokenizer.sha256 != manifests[first].tokenizer.sha256:
+            problems.append(
+                f"{key}: its tokenizer is another than {first}'s; prepare it with "
+                f"tokenizer.path={directories[first]}/{manifests[first].tokenizer.file}"
+            )
+    return problems
 
 
 def _eval(words: argparse.Namespace) -> int:

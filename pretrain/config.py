@@ -8,7 +8,7 @@ step consumes one window from each of `data.lanes` lanes, whatever the number of
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -27,14 +27,60 @@ class RunConfig:
 
 
 @dataclass(frozen=True)
+class SourceConfig:
+    """A data set of a mix and its share."""
+
+    data: str = setting("", "data set directory (of data-prep)")
+    weight: float = setting(
+        1.0, "share of the tokens, relative to the other weights; 0: not read", low=0.0
+    )
+    name: str = setting("", "name in metrics; empty: the directory's name")
+
+    def problems(self) -> list[str]:
+        """What is missing."""
+        return [] if self.data else ["data: not set; give the directory that data-prep wrote"]
+
+
+@dataclass(frozen=True)
 class DataConfig:
     """What is read, and how lanes are fed."""
 
     train: str = setting("", "data set directory (of data-prep) to train on")
+    mix: list[SourceConfig] = setting(
+        [], "in place of `train`, a list of {data, weight, name}: data sets that are read together"
+    )
     validation: str = setting("", "data set directory to validate on; empty: no validation")
     lanes: int = setting(8, "lanes G: windows in a step, whatever the number of ranks", low=1)
     workers: int = setting(1, "threads of a rank that read shards ahead", low=1)
     prefetch: int = setting(4, "batches that a rank reads ahead", low=1)
+
+    @property
+    def sources(self) -> dict[str, SourceConfig]:
+        """What is trained on, each with a name, by the key of its setting."""
+        listed = {f"data.mix[{index}]": source for index, source in enumerate(self.mix)}
+        return {
+            key: replace(source, name=source.name or Path(source.data).name or source.data)
+            for key, source in (listed or {"data.train": SourceConfig(self.train)}).items()
+        }
+
+    def problems(self) -> list[str]:
+        """What is missing or cannot be together."""
+        found = []
+        if not self.train and not self.mix:
+            found.append("train: not set; give the directory that data-prep wrote, or data.mix")
+        if self.train and self.mix:
+            found.append("mix: stands beside data.train; give one of them")
+        if self.mix and not any(source.weight for source in self.mix):
+            found.append("mix: every weight is 0, so nothing would be read")
+        directories = [Path(source.data).resolve() for source in self.mix if source.data]
+        for path in sorted({path for path in directories if directories.count(path) > 1}):
+            found.append(f"mix: {path} is listed twice; list it once, with the sum of the weights")
+        names = [source.name for source in self.sources.values() if source.data]
+        for name in sorted({name for name in names if names.count(name) > 1}):
+            found.append(
+                f"mix: two data sets have the name {name!r}; give each a `name` of its own"
+            )
+        return found
 
 
 @dataclass(frozen=True)
@@ -188,8 +234,6 @@ class Config:
         found = []
         if not self.run.directory:
             found.append("run.directory: not set; it says where the run lives, e.g. runs/first")
-        if not self.data.train:
-            found.append("data.train: not set; give the directory that data-prep wrote")
         if self.launch.ranks:
             found += self.rank_problems(self.launch.ranks)
         if self.model.local_attention == "flash" and self.train.precision != "bf16":
@@ -238,3 +282,8 @@ class Config:
 def load(path: Path | None, overrides: Sequence[str] = ()) -> Config:
     """The configuration of a YAML file and `key=value` words. Raises SettingsError with all."""
     return settings.load(Config, path, overrides)
+
+
+def describe() -> list[str]:
+    """Every key with its default and meaning."""
+    return settings.describe(Config) + settings.describe(SourceConfig, "data.mix[].")

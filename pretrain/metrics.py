@@ -93,12 +93,14 @@ def log_line(record: Mapping[str, Any], steps: int) -> str:
     """A training record as one line for people."""
     mfu = "n/a" if record["mfu"] is None else f"{record['mfu']:.1%}"
     skipped = f" | skipped {record['skipped']}" if record["skipped"] else ""
+    epochs = ", ".join(f"{name} {count:.2f}" for name, count in record["epochs"].items())
+    read = f" | epochs {epochs}" if len(record["epochs"]) > 1 else ""
     return (
         f"step {record['step']}/{steps} | loss {record['loss']:.4f} | "
         f"grad {record['grad_norm']:.3f} | lr {record['lr']:.2e} | "
         f"{record['tokens_per_second']:,.0f} tok/s | MFU {mfu} | "
         f"mem {record['memory_bytes'] / 2**30:.2f} GiB | data {record['data_wait']:.1%} | "
-        f"ETA {timedelta(seconds=round(record['eta_seconds']))}{skipped}"
+        f"ETA {timedelta(seconds=round(record['eta_seconds']))}{read}{skipped}"
     )
 
 
@@ -165,14 +167,16 @@ def _finite(value: Any) -> Any:
 
 
 def _flat(values: Mapping[str, Any]) -> list[tuple[str, float]]:
-    """Numbers by name; of a list per layer (or per layer and head) each with its index."""
+    """Numbers by name; of a list per layer (or per layer and head) each with its index.
+
+    Those of a mapping come under its key.
+    """
     found: list[tuple[str, float]] = []
     for key, value in values.items():
         if isinstance(value, list):
-            found += [
-                (f"{key}/{name}", number)
-                for name, number in _flat({f"{i:02d}": item for i, item in enumerate(value)})
-            ]
+            value = {f"{index:02d}": item for index, item in enumerate(value)}
+        if isinstance(value, Mapping):
+            found += [(f"{key}/{name}", number) for name, number in _flat(value)]
         elif value is not None:
             found.append((key, float(value)))
     return found

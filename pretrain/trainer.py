@@ -27,7 +27,7 @@ from pretrain.checkpoint.load import Checkpoint, newest_good
 from pretrain.checkpoint.pieces import LaneRecord
 from pretrain.checkpoint.ranks import CheckpointError, GroupRanks
 from pretrain.config import Config
-from pretrain.data.lanes import IGNORE, Dataset, LanePlace
+from pretrain.data.lanes import IGNORE, Dataset, LanePlace, Mix
 from pretrain.data.loader import Batch, Loader
 from pretrain.engine import Engine, StepResult
 from pretrain.launch import EXIT_STOPPED, Place, StopFlag
@@ -94,9 +94,16 @@ class Trainer:
         self.device = device
         self.ranks = GroupRanks()
         self.lanes = config.lanes_of_rank(self.ranks.rank, self.ranks.size)
-        self.data = Dataset(Path(config.data.train))
-        self.validation = Dataset(Path(config.data.validation)) if config.data.validation else None
-        vocabulary = self.data.manifest.tokenizer.vocab_size
+        sources = config.data.sources.values()
+        self.mix = Mix(
+            [Dataset(Path(source.data)) for source in sources],
+            [source.weight for source in sources],
+        )
+        self.tokenizer = self.mix.datasets[0].manifest.tokenizer
+        self.validation = (
+            Mix([Dataset(Path(config.data.validation))]) if config.data.validation else None
+        )
+        vocabulary = self.tokenizer.vocab_size
         parameters = flops.parameters(config.model, vocabulary)
         self.flops_per_token = flops.training_flops_per_token(
             config.model, vocabulary, config.window
@@ -126,7 +133,7 @@ class Trainer:
             return 0
         recorder = self._agreed(self._open_records)
         try:
-            with self._loader(self.data, progress.places) as loader:
+            with self._loader(self.mix, progress.places) as loader:
                 return self._loop(loader, recorder, stop)
         finally:
             if recorder is not None:
@@ -178,7 +185,7 @@ class Trainer:
         if self.ranks.rank != 0:
             return None
         durable.write_bytes(self.directory / CONFIG_FILE, settings.to_yaml(self.config).encode())
-        tokenizer = self.data.directory / self.data.manifest.tokenizer.file
+        tokenizer = self.mix.datasets[0].directory / self.tokenizer.file
         durable.write_bytes(self.directory / TOKENIZER_FILE, tokenizer.read_bytes())
         return Recorder(self.directory, self.config, self.progress.step)
 
@@ -266,6 +273,7 @@ class Trainer:
         progress, optim = self.progress, self.config.optim
         gates = [torch.sigmoid(gate).tolist() for gate in self.engine.gates()]
         norms = self._memory_norms()
+        epochs = self._epochs()
         fraction = rate_fraction(optim, self.config.train.steps, progress.step)
         if recorder is None:
             return
@@ -278,6 +286,7 @@ class Trainer:
             **rates,
             "memory_bytes": peak_memory(self.device),
             "tokens": progress.tokens,
+            "epochs": epochs,
             "skipped": progress.skipped,
             "gates": gates,
             "memory_norm": norms,
@@ -291,13 +300,25 @@ class Trainer:
         sums = self._sum(squares) if squares else []
         return [math.sqrt(square / self.config.data.lanes) for square in sums]
 
-    def _validate(self, data: Dataset, recorder: Recorder | None) -> None:
+    def _epochs(self) -> dict[str, float]:
+        """Documents read of each source over its documents, over all lanes."""
+        assert self.progress.places is not None
+        of_lanes = zip(*(place.sources for place in self.progress.places), strict=True)
+        read = self._sum([float(sum(place.read for place in places)) for places in of_lanes])
+        return {
+            source.name: count / data.manifest.documents
+            for source, count, data in zip(
+                self.config.data.sources.values(), read, self.mix.datasets, strict=True
+            )
+        }
+
+    def _validate(self, mix: Mix, recorder: Recorder | None) -> None:
         """Mean loss over the first windows of the validation lanes, memory carried."""
         started = time.perf_counter()
         self.engine.train(False)
         memory = self._empty_memory()
         total, targets = 0.0, 0
-        with self._loader(data, None) as loader, torch.no_grad():
+        with self._loader(mix, None) as loader, torch.no_grad():
             for _ in range(self.config.train.validation_windows):
                 batch = self._agreed(lambda: next(loader))
                 outputs = [self._forward(batch, rows, memory) for rows in self._micro_batches()]
@@ -330,8 +351,8 @@ class Trainer:
             "skipped": progress.skipped,
             "skipped_in_a_row": progress.skipped_in_a_row,
             "optimizer_steps": self.engine.optimizer_steps,
-            "data": _fingerprint(self.data),
-            "vocab_size": self.data.manifest.tokenizer.vocab_size,
+            "sources": _fingerprints(self.mix),
+            "vocab_size": self.tokenizer.vocab_size,
             "configuration": settings.to_plain(self.config),
         }
         path = save(
@@ -367,7 +388,7 @@ class Trainer:
             trainer["tokens"],
             trainer["skipped"],
             trainer["skipped_in_a_row"],
-            [LanePlace(**record.place) for record in records],
+            [LanePlace.of(record.place) for record in records],
             _memory_of(records, self._empty_memory()),
         )
 
@@ -378,8 +399,7 @@ class Trainer:
         changed = [key for key in now if key in before and before[key] != now[key]]
         changes = {key: f"{key}: {before[key]!r} -> {now[key]!r}" for key in changed}
         refused = [text for key, text in changes.items() if _is_fixed(key)]
-        if trainer["data"] != _fingerprint(self.data):
-            refused.append("data.train: the data set's shards are others than before")
+        refused += self._other_sources(trainer.get("sources"))
         if refused:
             raise CheckpointError(
                 "the run's checkpoint does not fit the configuration:\n  "
@@ -389,10 +409,25 @@ class Trainer:
         for text in changes.values():
             _log.info("changed since the checkpoint: %s", text)
 
-    def _loader(self, data: Dataset, places: Sequence[LanePlace] | None) -> Loader:
+    def _other_sources(self, before: list[list[str]] | None) -> list[str]:
+        """Which data sets are others than the checkpoint's. Their weights may change: they hold
+        from the next document of each lane on.
+        """
+        if before is None:
+            return ["lanes' places are those of a version without data.mix; go on with that one"]
+        keys, now = list(self.config.data.sources), _fingerprints(self.mix)
+        if len(now) != len(before):
+            return [f"data.mix: {len(before)} data sets -> {len(now)}"]
+        return [
+            f"{key}: the data set's shards are others than before"
+            for key, ours, theirs in zip(keys, now, before, strict=True)
+            if ours != theirs
+        ]
+
+    def _loader(self, mix: Mix, places: Sequence[LanePlace] | None) -> Loader:
         config = self.config
         return Loader(
-            data,
+            mix,
             self.lanes,
             config.data.lanes,
             config.window,
@@ -472,6 +507,9 @@ def _leaves(value: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
     for key, item in value.items():
         if isinstance(item, dict):
             yield from _leaves(item, f"{prefix}{key}.")
+        elif isinstance(item, list):
+            for index, each in enumerate(item):
+                yield from _leaves(each, f"{prefix}{key}[{index}].")
         else:
             yield f"{prefix}{key}", item
 
@@ -482,5 +520,5 @@ def _is_fixed(key: str) -> bool:
     return model or key in ("data.lanes", "run.seed")
 
 
-def _fingerprint(data: Dataset) -> list[str]:
-    return [shard.sha256 for shard in data.manifest.shards]
+def _fingerprints(mix: Mix) -> list[list[str]]:
+    return [[shard.sha256 for shard in data.manifest.shards] for data in mix.datasets]

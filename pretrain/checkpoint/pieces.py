@@ -54,9 +54,9 @@ class Piece:
 
 @dataclass(frozen=True)
 class LaneRecord:
-    """A lane's place in its documents (counters) and the memory that it carries, by name."""
+    """A lane's place in its documents (JSON) and the memory that it carries, by name."""
 
-    place: Mapping[str, int]
+    place: Mapping[str, Any]
     tensors: Mapping[str, Tensor]
 
 

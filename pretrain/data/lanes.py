@@ -1,15 +1,20 @@
 """Lanes: endless streams of documents, laid end to end, cut into windows.
 
-Lane g of G reads, in epoch e, every G-th shard of a permutation keyed by (seed, e), starting at g.
-What it gives depends on the data set, G, g and the seed alone, and its place is four integers.
+A lane draws the source (data set) of each of its documents by key, and reads each source on its
+own: lane g of G reads, in epoch e, every G-th shard of a permutation keyed by (seed, e), starting
+at g. What it gives depends on the sources, their weights, G, g and the seed alone, and its place is
+a few integers.
 """
 
 from __future__ import annotations
 
+import itertools
 import threading
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -20,20 +25,41 @@ IGNORE = -100  # the target that torch's cross-entropy leaves out
 
 
 @dataclass(frozen=True)
+class SourcePlace:
+    """Where a lane's next document of a source lies.
+
+    `shard` counts within the lane's shards of that epoch, `document` within the shard. A document
+    that was read to its end is behind the place; `read` counts those, over all epochs.
+    """
+
+    epoch: int = 0
+    shard: int = 0
+    document: int = 0
+    read: int = 0
+
+
+@dataclass(frozen=True)
 class LanePlace:
     """Where a lane's next token lies.
 
-    `shard` counts within the lane's shards of that epoch; `token` is an offset in the laid-out
-    document. A document that was read to its end is behind the place: (…, document + 1, 0).
+    `token` is an offset in the laid-out document that is next in `source`. Where it is 0 no
+    document is begun: the source of the next one is drawn when it is.
     """
 
-    epoch: int
-    shard: int
-    document: int
+    source: int
     token: int
+    sources: tuple[SourcePlace, ...]
 
+    @staticmethod
+    def of(plain: Mapping[str, Any]) -> LanePlace:
+        """The place of which `dataclasses.asdict` gave `plain`, also where JSON lay between."""
+        places = tuple(SourcePlace(**place) for place in plain["sources"])
+        return LanePlace(plain["source"], plain["token"], places)
 
-START = LanePlace(0, 0, 0, 0)
+    @property
+    def drawn(self) -> int:
+        """The number of the next draw: how many documents the lane has read to their end."""
+        return sum(place.read for place in self.sources)
 
 
 class Dataset:
@@ -52,8 +78,10 @@ class Dataset:
         self._tail = np.array([] if info.eos_id is None else [info.eos_id], np.int64)
         # Lanes would look for a first token forever.
         marks = len(self._head) + len(self._tail)
-        if self.manifest.tokens + self.manifest.documents * marks == 0:
+        laid_out = self.manifest.tokens + self.manifest.documents * marks
+        if laid_out == 0:
             raise DataError(f"{directory}: the data set holds no tokens; prepare it from more text")
+        self.mean_length = laid_out / self.manifest.documents  # tokens of a laid-out document
         self._locks = [threading.Lock() for _ in self.manifest.shards]
         self.checked = [False for _ in self.manifest.shards]
 
@@ -80,49 +108,146 @@ class Dataset:
         """What a model sees of a document: [BOS if any] + tokens + [EOS if any], int64 [n]."""
         return np.concatenate([self._head, document.tokens, self._tail], dtype=np.int64)
 
-    def order(self, seed: int, epoch: int) -> np.ndarray:
-        """The permutation of shard indices keyed by (seed, epoch).
+    def order(self, seed: int, epoch: int, source: int = 0) -> np.ndarray:
+        """The permutation of shard indices keyed by (seed, epoch), and by the source's number.
 
         Of Philox's raw stream, which numpy promises to keep; its shuffles may change.
         """
-        bits = np.random.Philox(key=np.array([seed, epoch], dtype=np.uint64))
+        bits = _philox(seed, epoch, (0, 0, source, 0))
         return np.argsort(bits.random_raw(len(self.manifest.shards)), kind="stable")
 
 
-class Lane:
-    """Lane `index` of `lanes`, from `place` on. Not usable after it raised.
+class Mix:
+    """The sources of a run, and how a lane draws from them.
 
-    Raises DataError where the data set has fewer shards than lanes or has no such place.
+    `weights` are shares of tokens, in any unit. A document of source s is drawn with a probability
+    in proportion to weight_s / (mean length of its laid-out documents), so that the share of its
+    tokens is weight_s / (sum of weights): exactly in expectation, whatever the documents' lengths.
     """
 
+    def __init__(self, datasets: Sequence[Dataset], weights: Sequence[float] = (1.0,)) -> None:
+        self.datasets = list(datasets)
+        pairs = zip(weights, datasets, strict=True)
+        sums = list(itertools.accumulate(weight / data.mean_length for weight, data in pairs))
+        # Divided by itself the last one is exactly 1, which no draw reaches: weight 0 is never.
+        self._bounds = [total / sums[-1] for total in sums]
+
+    def draw(self, seed: int, lane: int, number: int) -> int:
+        """The source of the document of this number in a lane: a function of these alone."""
+        if len(self.datasets) == 1:
+            return 0
+        # The counter's last word sets these streams apart from those of `order`.
+        bits = _philox(seed, lane, (number, 0, 0, 1)).random_raw()
+        return bisect_right(self._bounds, (int(bits) >> 11) * 2.0**-53)
+
+
+def _philox(seed: int, key: int, counter: tuple[int, int, int, int]) -> np.random.Philox:
+    return np.random.Philox(
+        key=np.array([seed, key], dtype=np.uint64), counter=np.array(counter, dtype=np.uint64)
+    )
+
+
+class _Stream:
+    """The documents of one source that a lane reads, from `place` on, without end."""
+
     def __init__(
-        self, dataset: Dataset, index: int, lanes: int, seed: int, place: LanePlace = START
+        self, dataset: Dataset, source: int, index: int, lanes: int, seed: int, place: SourcePlace
     ) -> None:
         count = len(dataset.manifest.shards)
         if count < lanes:
             raise DataError(
                 f"{dataset.directory}: {count} shards cannot feed {lanes} lanes, each reads shards "
-                f"of its own; set data.lanes to {count} or less, or prepare the data set again "
-                "with more shards (data-prep's shards.count, or a smaller shards.tokens)"
+                f"of its own; set data.lanes to {count} or less, or cut the data set into more "
+                "shards (data-prep reshard, or its shards.count or a smaller shards.tokens)"
             )
         assert 0 <= index < lanes
         self.place = place
-        self._dataset = dataset
-        self._index, self._lanes, self._seed = index, lanes, seed
+        self.dataset = dataset
+        self._key = (seed, source)
+        self._index, self._lanes = index, lanes
         self._reader: Iterator[Document] | None = None
-        self._document: np.ndarray | None = None
-        if min(place.epoch, place.shard, place.document, place.token) < 0:
-            raise self._foreign_place()
         self._shards = self._shards_of(place.epoch)
-        self._check_place()
 
     @property
     def next_shard(self) -> int:
-        """Index in the data set of the shard that this lane opens next."""
-        following = self.place.shard + 1
+        """Index in the data set of the shard that is opened next."""
+        following = self.place.shard + (self._reader is not None)
         if following < len(self._shards):
             return int(self._shards[following])
         return int(self._shards_of(self.place.epoch + 1)[0])
+
+    def open_document(self) -> np.ndarray:
+        """The document at the place, laid out; moves on over shard ends."""
+        while True:
+            if self._reader is None:
+                shard = int(self._shards[self.place.shard])
+                self._reader = self.dataset.read(shard, skip=self.place.document)
+            found = next(self._reader, None)
+            if found is not None:
+                return self.dataset.lay_out(found)
+            self._pass_shard()
+
+    def pass_document(self) -> None:
+        """Move on to the next document."""
+        place = self.place
+        self.place = replace(place, document=place.document + 1, read=place.read + 1)
+
+    def has_place(self, token: int) -> bool:
+        """Whether there is such a place; with a `token`, whether there is a document at it."""
+        place = self.place
+        if place.shard >= len(self._shards):
+            return False
+        documents = self.dataset.manifest.shards[int(self._shards[place.shard])].documents
+        return place.document < documents + (token == 0)
+
+    def _shards_of(self, epoch: int) -> np.ndarray:
+        seed, source = self._key
+        return self.dataset.order(seed, epoch, source)[self._index :: self._lanes]
+
+    def _pass_shard(self) -> None:
+        self._reader = None
+        epoch, shard = self.place.epoch, self.place.shard + 1
+        if shard == len(self._shards):
+            epoch, shard = epoch + 1, 0
+            self._shards = self._shards_of(epoch)
+        self.place = SourcePlace(epoch, shard, 0, self.place.read)
+
+
+class Lane:
+    """Lane `index` of `lanes`, from `place` on (None: the start). Not usable after it raised.
+
+    Raises DataError where a source has fewer shards than lanes or has no such place.
+    """
+
+    def __init__(
+        self, mix: Mix, index: int, lanes: int, seed: int, place: LanePlace | None = None
+    ) -> None:
+        if place is None:
+            place = LanePlace(0, 0, (SourcePlace(),) * len(mix.datasets))
+        self._mix, self._index, self._lanes, self._seed = mix, index, lanes, seed
+        numbers = [place.token, *itertools.chain.from_iterable(map(astuple, place.sources))]
+        known = 0 <= place.source < len(mix.datasets) == len(place.sources)
+        if not known or min(numbers) < 0:
+            raise self._foreign_place(mix.datasets[0], place)
+        self._streams = [
+            _Stream(dataset, source, index, lanes, seed, place.sources[source])
+            for source, dataset in enumerate(mix.datasets)
+        ]
+        self._source, self._token = place.source, place.token
+        self._document: np.ndarray | None = None
+        for source, stream in enumerate(self._streams):
+            if not stream.has_place(place.token if source == place.source else 0):
+                raise self._foreign_place(stream.dataset, place)
+
+    @property
+    def place(self) -> LanePlace:
+        """Where the next token lies: a lane that is given this place goes on with it."""
+        return LanePlace(self._source, self._token, tuple(s.place for s in self._streams))
+
+    @property
+    def next_shards(self) -> list[tuple[int, int]]:
+        """(source, index of a shard) of what this lane opens next in each source."""
+        return [(source, stream.next_shard) for source, stream in enumerate(self._streams)]
 
     def window(self, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The next `length` tokens: tokens int64, targets int64, starts bool, all [length].
@@ -138,7 +263,7 @@ class Lane:
         while filled < length:
             if self._document is None:
                 self._document = self._open_document()
-            document, offset = self._document, self.place.token
+            document, offset = self._document, self._token
             taken = min(length - filled, len(document) - offset)
             tokens[filled : filled + taken] = document[offset : offset + taken]
             following = document[offset + 1 : offset + 1 + taken]
@@ -148,52 +273,33 @@ class Lane:
             if offset + taken == len(document):
                 self._pass_document()
             else:
-                self.place = replace(self.place, token=offset + taken)
+                self._token = offset + taken
         return tokens, targets, starts
 
-    def _shards_of(self, epoch: int) -> np.ndarray:
-        return self._dataset.order(self._seed, epoch)[self._index :: self._lanes]
-
     def _open_document(self) -> np.ndarray:
-        """The document at the place, laid out; moves on over shard ends and empty documents."""
+        """The document at the place, or where none is begun the next that has a token.
+
+        An empty document is a draw like another: the mean lengths count it.
+        """
         while True:
-            if self._reader is None:
-                shard = int(self._shards[self.place.shard])
-                self._reader = self._dataset.read(shard, skip=self.place.document)
-            found = next(self._reader, None)
-            if found is None:
-                self._pass_shard()
-                continue
-            document = self._dataset.lay_out(found)
-            if self.place.token >= len(document) and self.place.token > 0:
-                raise self._foreign_place()
+            if self._token == 0:
+                self._source = self._mix.draw(self._seed, self._index, self.place.drawn)
+            stream = self._streams[self._source]
+            document = stream.open_document()
+            if self._token > 0 and self._token >= len(document):
+                raise self._foreign_place(stream.dataset, self.place)
             if len(document):
                 return document
             self._pass_document()
 
     def _pass_document(self) -> None:
         self._document = None
-        self.place = replace(self.place, document=self.place.document + 1, token=0)
+        self._token = 0
+        self._streams[self._source].pass_document()
 
-    def _pass_shard(self) -> None:
-        self._reader = None
-        epoch, shard = self.place.epoch, self.place.shard + 1
-        if shard == len(self._shards):
-            epoch, shard = epoch + 1, 0
-            self._shards = self._shards_of(epoch)
-        self.place = LanePlace(epoch, shard, 0, 0)
-
-    def _check_place(self) -> None:
-        place = self.place
-        if place.shard >= len(self._shards):
-            raise self._foreign_place()
-        info = self._dataset.manifest.shards[int(self._shards[place.shard])]
-        if place.document > info.documents or (place.document == info.documents and place.token):
-            raise self._foreign_place()
-
-    def _foreign_place(self) -> DataError:
+    def _foreign_place(self, dataset: Dataset, place: LanePlace) -> DataError:
         return DataError(
-            f"{self._dataset.directory}: lane {self._index} of {self._lanes} has no {self.place}; "
-            "it was saved with another data set, seed or number of lanes: use those it was saved "
+            f"{dataset.directory}: lane {self._index} of {self._lanes} has no {place}; it was "
+            "saved with other data sets, another seed or number of lanes: use those it was saved "
             "with"
         )

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from data_prep.shards import DataError
-from pretrain.data.lanes import START, Dataset, Lane, LanePlace
+from pretrain.data.lanes import Lane, LanePlace, Mix
 
 # A thread that hashes a shard cannot be interrupted. It only reads, and dies with the process.
 _JOIN_SECONDS = 1.0
@@ -55,7 +55,7 @@ class Loader(Iterator[Batch]):
 
     def __init__(
         self,
-        dataset: Dataset,
+        mix: Mix,
         lanes: range,
         total_lanes: int,
         length: int,
@@ -64,15 +64,15 @@ class Loader(Iterator[Batch]):
         prefetch: int,
         workers: int,
     ) -> None:
-        starts = [START] * len(lanes) if places is None else places
+        starts = [None] * len(lanes) if places is None else places
         own = [
-            Lane(dataset, index, total_lanes, seed, place)
+            Lane(mix, index, total_lanes, seed, place)
             for index, place in zip(lanes, starts, strict=True)
         ]
         workers = min(workers, len(own))
         self._shares = [range(worker, len(own), workers) for worker in range(workers)]
         shares = [[own[row] for row in share] for share in self._shares]
-        self._team = _Team(dataset, shares, length, prefetch)
+        self._team = _Team(mix, shares, length, prefetch)
         # Also where nobody closes: on collection, and before the interpreter takes itself apart.
         self._finalizer = weakref.finalize(self, self._team.stop)
 
@@ -118,13 +118,11 @@ class Loader(Iterator[Batch]):
 class _Team:
     """A loader's threads and queues; apart from the loader, so that it can be collected."""
 
-    def __init__(
-        self, dataset: Dataset, shares: list[list[Lane]], length: int, prefetch: int
-    ) -> None:
-        self._dataset = dataset
+    def __init__(self, mix: Mix, shares: list[list[Lane]], length: int, prefetch: int) -> None:
+        self._mix = mix
         self._length = length
         self._stopped = False
-        self._upcoming: queue.SimpleQueue[int | None] = queue.SimpleQueue()
+        self._upcoming: queue.SimpleQueue[tuple[int, int] | None] = queue.SimpleQueue()
         self._ready: list[queue.Queue[_Part]] = [queue.Queue(prefetch) for _ in shares]
         self._threads = [
             threading.Thread(target=self._work, args=pair, name="loader-read", daemon=True)
@@ -149,11 +147,11 @@ class _Team:
                 thread.join(max(0.0, end - time.monotonic()))
 
     def _work(self, lanes: list[Lane], ready: queue.Queue[_Part]) -> None:
-        announced: set[int] = set()
+        announced: set[tuple[int, int]] = set()
         try:
             while not self._stopped:
                 part = [(*lane.window(self._length), lane.place) for lane in lanes]
-                for shard in {lane.next_shard for lane in lanes} - announced:
+                for shard in {shard for lane in lanes for shard in lane.next_shards} - announced:
                     self._upcoming.put(shard)
                     announced.add(shard)
                 self._hand_over(part, ready)
@@ -168,7 +166,8 @@ class _Team:
 
     def _check(self) -> None:
         """Check shards before their lanes open them, so that no window waits for a sha256."""
-        while (shard := self._upcoming.get()) is not None and not self._stopped:
+        while (upcoming := self._upcoming.get()) is not None and not self._stopped:
+            source, shard = upcoming
             # The lane that opens the shard meets the error at the place where it belongs.
             with contextlib.suppress(DataError):
-                self._dataset.check(shard)
+                self._mix.datasets[source].check(shard)

@@ -63,3 +63,19 @@ def test_grouping_that_does_nothing_is_refused() -> None:
     assert source.problems() == ["group_by: joins text files, and format is jsonl"]
     source = config.SourceConfig(name="s", paths=["*"], group_separator="\n")
     assert source.problems() == ["group_separator: joins nothing while group_by is file"]
+
+
+def test_slurm_settings_decide_no_byte_and_are_checked() -> None:
+    source = "sources=[{name: s, paths: ['*']}]"
+    plain = config.load(None, ["output=o", source])
+    other = config.load(None, ["output=o", source, "slurm.tasks=3", "slurm.time=0-12:00"])
+    assert plain.identity() == other.identity()
+    with pytest.raises(SettingsError) as caught:
+        config.load(
+            None, ["output=o", source, "slurm.time=soon", "slurm.sbatch=[qos=a, --array=1-4]"]
+        )
+    assert caught.value.problems == [
+        "slurm.time: 'soon' is not DAYS-HOURS:MINUTES, e.g. 0-12:00",
+        "slurm.sbatch[0]: 'qos=a' is not of the form --name=value or --name",
+        "slurm.sbatch[1]: --array is set by data-prep; leave it out",
+    ]

@@ -10,6 +10,7 @@ import itertools
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -234,19 +235,23 @@ def test_a_killed_run_ends_with_the_same_bytes(
     kills: int, corpus: Corpus, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     output, source = tmp_path / "set", random.Random()
-    killed_at = set()
-    for _ in range(kills):
-        process = start(corpus, output, workers=source.randrange(1, 5))
-        # Small units: some hundred marks in all, and a kill after a few more of them.
-        goal = marks(output) + source.randrange(max(10, 480 // kills))
-        while process.poll() is None and marks(output) < goal:
-            time.sleep(0.005)
-        killed_at |= {path.parent.name for path in (output / "work").glob("*/*.json")}
-        kill(process, source.choice(["parent", "worker", "both"]), source)
-        # 1: it lost a worker and said so.
-        assert process.wait() in (0, 1, -signal.SIGKILL)
+    killed_at: set[str] = set()
+    struck = 0
+    while struck < kills:
         if (output / "manifest.json").exists():
             assert hashes(output).items() >= hashes(made).items()
+            shutil.rmtree(output)
+        process = start(corpus, output, workers=source.randrange(1, 5))
+        # Small units: some hundred marks in all, and a kill after a few more of them.
+        goal = len(marks(output)) + source.randrange(max(10, 480 // kills))
+        while process.poll() is None and len(marks(output)) < goal:
+            time.sleep(0.005)
+        if process.poll() is None:
+            killed_at |= {path.parent.name for path in marks(output)}
+            kill(process, source.choice(["parent", "worker", "both"]), source)
+            struck += 1
+        # 1: it lost a worker and said so.
+        assert process.wait() in (0, 1, -signal.SIGKILL)
     monkeypatch.setattr(workspace, "CUT_BYTES", 1000)
     pipeline.run(configured(corpus, output, "workers=2"))
     assert hashes(output) == hashes(made)
@@ -278,8 +283,10 @@ def kill(process: subprocess.Popen[bytes], victim: str, source: random.Random) -
         process.kill()
 
 
-def marks(output: Path) -> int:
-    return len(list((output / "work").glob("*/*.json")))
+def marks(output: Path) -> list[Path]:
+    with contextlib.suppress(FileNotFoundError):  # a run that ends removes them meanwhile
+        return list((output / "work").glob("*/*.json"))
+    return []
 
 
 def test_workers_end_with_their_parent(corpus: Corpus, tmp_path: Path) -> None:
@@ -588,3 +595,22 @@ def test_an_evaluation_set_that_changed_is_another_data_set(
             pipeline.run(wanted)
     finally:
         (root / "exam.jsonl").write_text(exam)
+
+
+def test_a_limit_takes_the_first_records_of_each_source(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workspace, "CUT_BYTES", 2000)
+    model = ["tokenizer.vocab_size=300", "shards.count=2"]
+    for limit in (5, 130):
+        output = tmp_path / str(limit)
+        pipeline.run(configured(corpus, output, *model, f"limit={limit}"))
+        sources = json.loads((output / "cleaning.json").read_text())["sources"]
+        files = len(list(corpus.root.glob("*.txt")))
+        assert sources["lines"]["read"] == limit
+        assert sources["files"]["read"] == min(limit, files)
+        rejects = (output / "rejects.jsonl").read_text().splitlines()
+        taken = [line for line in map(json.loads, rejects) if line["file"].startswith("lines/")]
+        # a.jsonl has 128 lines; what is beyond it comes from b.jsonl.gz.
+        assert {line["file"] for line in taken} <= {"lines/a.jsonl", "lines/b.jsonl.gz"}
+        assert all(line["line"] <= min(limit, 128) for line in taken)

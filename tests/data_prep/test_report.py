@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -31,6 +32,7 @@ def test_the_numbers_are_those_of_the_texts(made: Path) -> None:
     model = Tokenizer(made / "tokenizer.model")
     lengths = [len(model.encode(TEXT * n)) for n in range(1, 12)]
     other = "\U0001f600 and \u2581"
+    alone = len(model.encode(other))
     found = report.stats(made)
     assert (found.documents, found.rejected, found.shards, found.vocab_size) == (12, 3, 2, 300)
     assert found.bytes == 66 * len(TEXT) + len(other.encode())
@@ -39,12 +41,38 @@ def test_the_numbers_are_those_of_the_texts(made: Path) -> None:
     # Four bytes of the emoji and three of U+2581 are the only bytes without a piece.
     assert found.byte_fallback == 7 / found.tokens
     assert found.sources == {
-        "one": SourceStats(11, sum(lengths), 66 * len(TEXT)),
-        "two": SourceStats(1, len(model.encode(other)), len(other.encode())),
+        "one": SourceStats(11, sum(lengths), 66 * len(TEXT), 66 * len(TEXT) / sum(lengths), 0.0),
+        "two": SourceStats(1, alone, len(other.encode()), len(other.encode()) / alone, 7 / alone),
     }
     assert found.length_percentiles["0"] == min(*lengths, len(model.encode(other)))
     assert found.length_percentiles["100"] == max(lengths)
     assert found.rejected_by_reason == {"not an object": 2, "text not a string": 1}
+
+
+def test_words_and_the_longest_are_those_of_the_texts(
+    made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = Tokenizer(made / "tokenizer.model")
+    found = report.count(made, words=True)
+    one = found.sources["one"]
+    assert (one.words, one.word_tokens) == (66 * 12, sum(one.lengths))
+    assert [tokens for tokens, *_ in found.longest[:11]] == sorted(one.lengths, reverse=True)
+    assert found.longest[0] == (len(model.encode(TEXT * 11)), "a.jsonl:11", "one")
+    monkeypatch.setattr(report, "_LONGEST", 3)
+    monkeypatch.setattr(report, "_WORD_TOKENS_A_DOCUMENT", 5)
+    few = report.count(made, words=True)
+    assert few.longest == found.longest[:3]
+    assert few.sources["one"].word_tokens == 55
+    assert report.count(made).sources["one"].words == 0
+
+
+def test_of_equally_long_documents_the_first_are_listed(
+    made: Path, tmp_path: Path, write_data_set: Any
+) -> None:
+    model = made / "tokenizer.model"
+    write_data_set(tmp_path, [[5] * (1 + n // 15) for n in range(45)], 2, 300, tokenizer=model)
+    listed = [id for _, id, _ in report.count(tmp_path).longest]
+    assert listed == [f"document-{n}" for n in [*range(30, 45), *range(15, 20)]]
 
 
 def test_the_lines_hold_the_numbers(made: Path) -> None:
@@ -67,7 +95,8 @@ def test_the_closing_tells_path_and_next_command(made: Path) -> None:
 def test_damage_is_refused(made: Path, tmp_path: Path) -> None:
     for path in made.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
-    (tmp_path / "rejects.jsonl").write_text('{"reason": "not an object"}\n')
+    first, *_ = (tmp_path / "rejects.jsonl").read_text().splitlines()
+    (tmp_path / "rejects.jsonl").write_text(first)
     with pytest.raises(DataError, match=r"rejects\.jsonl: lists 1 records, the manifest says 3"):
         report.stats(tmp_path)
     shard = tmp_path / "shard-00001.tar"

@@ -96,7 +96,7 @@ def test_combinations_that_cannot_work_are_told_together(pretrain: Run) -> None:
         )
     )  # fmt: skip
     assert [problem.split(":")[0] for problem in found] == [
-        "model.d_head", "run.directory", "data.train", "data.lanes", "zero.stage",
+        "data.train", "model.d_head", "run.directory", "data.lanes", "zero.stage",
         "optim.warmup_steps",
     ]  # fmt: skip
 
@@ -128,6 +128,25 @@ def test_a_validation_set_of_another_tokenizer_is_refused(
     )  # fmt: skip
     assert found.startswith("data.validation: its tokenizer is another than data.train's")
     assert f"tokenizer.path={data['train']}/tokenizer.model" in found
+
+
+def test_all_that_is_wrong_with_a_mix_is_told_together(
+    pretrain: Run, data: dict[str, Path], tmp_path: Path
+) -> None:
+    listed = ", ".join(f"{{data: {data[name]}}}" for name in ("train", "few", "foreign"))
+    found = mistakes(
+        pretrain(
+            "train", "c.yaml", "run.directory=r", f"data.validation={data['foreign']}",
+            f"data.mix=[{listed}, {{data: {tmp_path / 'nowhere'}}}]",
+        )
+    )  # fmt: skip
+    assert len(found) == 4
+    assert found[0].startswith(f"data.mix[1]: {data['few']} has 3 shards for data.lanes=8")
+    assert "data-prep reshard" in found[0]
+    assert found[1].startswith(f"data.mix[3]: {tmp_path / 'nowhere'}: no manifest.json")
+    for problem, key in zip(found[2:], ("data.mix[2]", "data.validation"), strict=True):
+        assert problem.startswith(f"{key}: its tokenizer is another than data.mix[0]'s")
+        assert f"tokenizer.path={data['train']}/tokenizer.model" in problem
 
 
 def test_ranks_of_torchrun_are_counted_too(pretrain: Run, data: dict[str, Path]) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from data_prep import settings
 from data_prep.settings import SettingsError
-from pretrain.config import Config, load
+from pretrain.config import Config, SourceConfig, describe, load
 
 ROOT = Path(__file__).parents[2]
 MINIMUM = ("run.directory=runs/x", "data.train=data/x")
@@ -28,7 +28,7 @@ def test_every_shipped_configuration_loads(path: Path) -> None:
 
 def test_the_defaults_need_a_directory_and_a_data_set_and_nothing_else() -> None:
     assert [problem.split(":")[0] for problem in problems(minimum=False)] == [
-        "run.directory", "data.train"
+        "data.train", "run.directory"
     ]  # fmt: skip
     assert load(None, MINIMUM).model == Config().model
 
@@ -72,6 +72,20 @@ def test_the_resolved_configuration_reads_back_as_itself(tmp_path: Path) -> None
             ["model.local_attention=flash", "train.precision=bf16", "launch.device=cpu"],
             "model.local_attention: flash-attn needs a GPU",
         ),
+        (["data.mix=[{data: a}]"], "data.mix: stands beside data.train; give one of them"),
+        (["data.train=''", "data.mix=[]"], "data.train: not set; give the directory"),
+        (["data.train=''", "data.mix=[{weight: 2}]"], "data.mix[0].data: not set"),
+        (["data.train=''", "data.mix=[{data: a, wieght: 2}]"], "data.mix[0].wieght: unknown key"),
+        (["data.train=''", "data.mix=[{data: a, weight: -1}]"], "mix[0].weight: expected at least"),
+        (["data.train=''", "data.mix=[{data: a, weight: 0}]"], "data.mix: every weight is 0"),
+        (
+            ["data.train=''", "data.mix=[{data: x/a}, {data: x/b, name: c}, {data: x/../x/b}]"],
+            "x/b is listed twice; list it once, with the sum of the weights",
+        ),
+        (
+            ["data.train=''", "data.mix=[{data: x/a}, {data: y/a}]"],
+            "data.mix: two data sets have the name 'a'; give each a `name` of its own",
+        ),
         (["train.steps=10"], "optim.warmup_steps: 100 is more than train.steps=10"),
         (
             ["optim.schedule=wsd", "train.steps=250"],
@@ -110,3 +124,14 @@ def test_lanes_are_blocks_of_equal_size() -> None:
 
 def test_a_window_is_its_segments() -> None:
     assert load(None, [*MINIMUM, "model.segment=8", "train.window_segments=3"]).window == 24
+
+
+def test_sources_are_the_mix_or_the_one_data_set_by_the_key_of_the_setting() -> None:
+    one = load(None, MINIMUM).data.sources
+    assert one == {"data.train": SourceConfig("data/x", 1.0, "x")}
+    words = ["run.directory=r", "data.mix=[{data: d/a/}, {data: d/b, weight: 2, name: books}]"]
+    assert load(None, words).data.sources == {
+        "data.mix[0]": SourceConfig("d/a/", 1.0, "a"),
+        "data.mix[1]": SourceConfig("d/b", 2.0, "books"),
+    }
+    assert "data.mix[].weight = 1.0" in "\n".join(describe())

@@ -123,6 +123,7 @@ def test_an_unknown_peak_gives_no_mfu() -> None:
 RECORD = {
     "step": 7, "loss": 1.23456, "grad_norm": 0.5, "lr": 1e-3, "tokens_per_second": 12345.6,
     "mfu": None, "memory_bytes": 3 << 30, "data_wait": 0.011, "eta_seconds": 3725.4, "skipped": 0,
+    "epochs": {"novels": 0.25},
 }  # fmt: skip
 
 
@@ -130,6 +131,10 @@ def test_a_log_line_says_what_is_known_and_nothing_else() -> None:
     assert log_line(RECORD, 100) == (
         "step 7/100 | loss 1.2346 | grad 0.500 | lr 1.00e-03 | 12,346 tok/s | MFU n/a | "
         "mem 3.00 GiB | data 1.1% | ETA 1:02:05"
+    )
+    epochs = {"novels": 0.25, "code": 1.5}
+    assert "| ETA 1:02:05 | epochs novels 0.25, code 1.50" in log_line(
+        {**RECORD, "epochs": epochs}, 100
     )
     assert "| MFU 38.2% |" in log_line({**RECORD, "mfu": 0.382}, 100)
     assert log_line({**RECORD, "skipped": 2, "grad_norm": math.inf}, 100).endswith("| skipped 2")
@@ -264,6 +269,9 @@ def test_wandb_gets_every_record_as_numbers_by_name(tracked: Path) -> None:
         if record["kind"] == "train":
             assert entry["train/gates/01/00"] == record["gates"][1][0]
             assert entry["train/memory_norm/00"] == record["memory_norm"][0]
+            # Of 8 documents of 52 tokens each of 2 lanes ends one, in its 4th window of 16.
+            assert record["epochs"] == {"data": 0.25 if record["step"] == 4 else 0.0}
+            assert entry["train/epochs/data"] == record["epochs"]["data"]
             assert "train/mfu" not in entry
 
 

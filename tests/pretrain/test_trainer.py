@@ -148,7 +148,8 @@ class Command:
 def curve(directory: Path) -> list[tuple[Any, ...]]:
     """What a run recorded that does not depend on time: each record once, in order."""
     records = read_records(directory / "metrics.jsonl")
-    keys = ("kind", "step", "loss", "grad_norm", "lr", "tokens", "skipped", "gates", "memory_norm")
+    keys = ("kind", "step", "loss", "grad_norm", "lr", "tokens", "skipped", "gates", "memory_norm",
+            "epochs")  # fmt: skip
     return [tuple(json.dumps(record.get(key)) for key in keys) for record in records]
 
 
@@ -467,6 +468,69 @@ def test_steps_that_are_never_finite_end_the_run_with_the_checkpoint_from_before
     assert [r["grad_norm"] for r in records if r["kind"] == "train"][-1] is None
     assert run.checkpoints()[-1] == 20
     assert run.run("train.steps=21").code == 0
+
+
+# Several sources.
+
+
+def mixed(run: Command, data: Mapping[str, Path], *names: str, weights: Sequence[float]) -> Command:
+    """The command with these data sets in place of data.train."""
+    run.words = [word for word in run.words if not word.startswith("data.")] + ["data.lanes=4"]
+    listed = zip(names, weights, strict=True)
+    words = [f"{{data: {data[name]}, weight: {weight}}}" for name, weight in listed]
+    run.words.append(f"data.mix=[{', '.join(words)}]")
+    return run
+
+
+@pytest.fixture(scope="module")
+def uninterrupted_mix(data: dict[str, Path], new_run: Callable[[], Command]) -> Command:
+    run = mixed(new_run(), data, "train", "other", weights=(3, 1))
+    ended = run.run(f"checkpoint.keep_every={EVERY}")
+    assert ended.code == 0, ended.output
+    assert "| epochs train " in ended.output and ", other " in ended.output
+    return run
+
+
+def test_a_killed_mix_ends_as_if_nothing_had_happened(
+    uninterrupted_mix: Command, data: dict[str, Path], new_run: Callable[[], Command]
+) -> None:
+    run = mixed(new_run(), data, "train", "other", weights=(3, 1))
+    assert interrupt(run, signal.SIGKILL, 6).code == -signal.SIGKILL
+    ended = run.run()
+    assert ended.code == 0 and "resumed from" in ended.output, ended.output
+    assert_as_uninterrupted(run, uninterrupted_mix)
+
+
+def test_epochs_are_documents_read_over_documents(uninterrupted_mix: Command) -> None:
+    state = checkpoint_state(uninterrupted_mix.checkpoint(STEPS))
+    places = [state[f"lane {lane} place"]["sources"] for lane in range(4)]
+    read = [sum(sources[index]["read"] for sources in places) for index in (0, 1)]
+    records = read_records(uninterrupted_mix.directory / "metrics.jsonl")
+    assert [r["epochs"] for r in records if r["kind"] == "train"][-1] == {
+        "train": read[0] / 80, "other": read[1] / 80
+    }  # fmt: skip
+    assert read[0] > read[1] > 0
+
+
+def test_weights_may_change_and_data_sets_may_not(
+    uninterrupted_mix: Command, data: dict[str, Path], new_run: Callable[[], Command]
+) -> None:
+    run = copy_of(uninterrupted_mix, new_run(), last_step=20)
+    mixed(run, data, "train", "validation", weights=(3, 1))
+    ended = run.run("launch.ranks=1")
+    assert ended.code == 1 and "Traceback" not in ended.output
+    assert "data.mix[1]: the data set's shards are others than before" in ended.output
+    assert "data.mix[0]" not in ended.output
+    ended = mixed(run, data, "train", weights=(1,)).run("launch.ranks=1")
+    assert ended.code == 1 and "data.mix: 2 data sets -> 1" in ended.output
+    ended = mixed(run, data, "train", "other", weights=(0, 1)).run("launch.ranks=1")
+    assert ended.code == 0, ended.output
+    assert "changed since the checkpoint: data.mix[0].weight: 3.0 -> 0.0" in ended.output
+    assert "data.mix[1].weight" not in ended.output
+    epochs = [r["epochs"] for r in read_records(run.directory / "metrics.jsonl")]
+    # Four lanes end the document that they were in, and read no other.
+    assert epochs[-1]["train"] - epochs[19]["train"] <= 4 / 80
+    assert epochs[-1]["other"] > epochs[19]["other"]
 
 
 # Other launchers.

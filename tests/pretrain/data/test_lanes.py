@@ -1,7 +1,9 @@
 import itertools
+import json
 import tarfile
 import tracemalloc
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +11,15 @@ import numpy as np
 import pytest
 
 from data_prep.shards import DataError, Manifest
-from pretrain.data.lanes import IGNORE, START, Dataset, Lane, LanePlace
+from pretrain.data.lanes import IGNORE, Dataset, Lane, LanePlace, Mix, SourcePlace
 from pretrain.model import loss
 
 Window = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
+def at(epoch: int, shard: int, document: int, *, token: int = 0, read: int = 0) -> LanePlace:
+    """A place of a lane that has one source."""
+    return LanePlace(0, token, (SourcePlace(epoch, shard, document, read),))
 
 
 def random_documents(count: int, longest: int, seed: int = 0) -> list[list[int]]:
@@ -25,21 +32,32 @@ def random_documents(count: int, longest: int, seed: int = 0) -> list[list[int]]
 def naive_stream(
     directory: Path, manifest: Manifest, index: int, lanes: int, seed: int
 ) -> Iterator[tuple[int, int, bool]]:
-    """(token, target, starts) of a lane forever, in plain Python, with stock webdataset."""
+    """(token, target, starts) of a lane forever."""
+    return laid_end_to_end(naive_documents(directory, manifest, index, lanes, seed, 0))
+
+
+def laid_end_to_end(documents: Iterator[list[int]]) -> Iterator[tuple[int, int, bool]]:
+    for tokens in documents:
+        for place, token in enumerate(tokens):
+            last = place == len(tokens) - 1
+            yield token, IGNORE if last else tokens[place + 1], place == 0
+
+
+def naive_documents(
+    directory: Path, manifest: Manifest, index: int, lanes: int, seed: int, source: int
+) -> Iterator[list[int]]:
+    """A lane's laid-out documents of a source, in plain Python, with stock webdataset."""
     import webdataset
 
     head, tail = manifest.tokenizer.bos_id, manifest.tokenizer.eos_id
     for epoch in itertools.count():
-        for shard in Dataset(directory).order(seed, epoch)[index::lanes]:
+        for shard in Dataset(directory).order(seed, epoch, source)[index::lanes]:
             path = str(directory / manifest.shards[shard].name)
             for sample in webdataset.WebDataset(
                 path, shardshuffle=False, empty_check=False
             ).decode():
                 tokens = [int(token) for token in sample["tokens.npy"]]
-                tokens = [i for i in (head, *tokens, tail) if i is not None]
-                for place, token in enumerate(tokens):
-                    last = place == len(tokens) - 1
-                    yield token, IGNORE if last else tokens[place + 1], place == 0
+                yield [i for i in (head, *tokens, tail) if i is not None]
 
 
 def naive_window(stream: Iterator[tuple[int, int, bool]], length: int) -> Window:
@@ -55,26 +73,26 @@ def assert_equal(found: Window, expected: Window) -> None:
 def test_windows_by_hand(tmp_path: Path, write_data_set: Any) -> None:
     documents = [[10, 11, 12], [20], [], [40, 41, 42], [50, 51]]
     write_data_set(tmp_path, documents, 1, 100, bos_id=None, eos_id=None)
-    lane, x = Lane(Dataset(tmp_path), 0, 1, seed=1), IGNORE
+    lane, x = Lane(Mix([Dataset(tmp_path)]), 0, 1, seed=1), IGNORE
     # The second document is one token; the third is empty and leaves no trace. The fourth starts
     # at the first window's last token, whose target lies beyond that window.
     tokens, targets, starts = lane.window(5)
     assert tokens.tolist() == [10, 11, 12, 20, 40]
     assert targets.tolist() == [11, 12, x, x, 41]
     assert starts.tolist() == [True, False, False, True, True]
-    assert lane.place == LanePlace(0, 0, 3, 1)
+    assert lane.place == at(0, 0, 3, token=1, read=3)
     # The second window ends with the fourth document's end.
     tokens, targets, starts = lane.window(2)
     assert tokens.tolist() == [41, 42]
     assert targets.tolist() == [42, x]
     assert starts.tolist() == [False, False]
-    assert lane.place == LanePlace(0, 0, 4, 0)
+    assert lane.place == at(0, 0, 4, read=4)
     # The third starts with a document and goes on into the next epoch.
     tokens, targets, starts = lane.window(4)
     assert tokens.tolist() == [50, 51, 10, 11]
     assert targets.tolist() == [51, x, 11, 12]
     assert starts.tolist() == [True, False, True, False]
-    assert lane.place == LanePlace(1, 0, 0, 2)
+    assert lane.place == at(1, 0, 0, token=2, read=5)
     assert (tokens.dtype, targets.dtype, starts.dtype) == (np.int64, np.int64, np.bool_)
 
 
@@ -96,7 +114,7 @@ def test_a_document_is_laid_out_with_the_special_ids_that_its_tokenizer_has(
     (document,) = dataset.documents()
     found = dataset.lay_out(document)
     assert (found.tolist(), found.dtype) == (laid, np.int64)
-    assert Lane(dataset, 0, 1, seed=0).window(len(laid))[0].tolist() == laid
+    assert Lane(Mix([dataset]), 0, 1, seed=0).window(len(laid))[0].tolist() == laid
 
 
 @pytest.mark.parametrize("special", [(1, 2), (None, 2), (None, None)])
@@ -114,11 +132,11 @@ def test_lanes_equal_a_plain_concatenation_over_epochs(
     )
     dataset = Dataset(tmp_path)
     for index in range(lanes):
-        lane = Lane(dataset, index, lanes, seed=5)
+        lane = Lane(Mix([dataset]), index, lanes, seed=5)
         stream = naive_stream(tmp_path, manifest, index, lanes, seed=5)
         for length in itertools.cycle((17, 64, 1, 200)):
             assert_equal(lane.window(length), naive_window(stream, length))
-            if lane.place.epoch == 4:
+            if lane.place.sources[0].epoch == 4:
                 break
 
 
@@ -126,12 +144,12 @@ def test_lanes_roll_into_their_next_epoch_at_different_times(
     tmp_path: Path, write_data_set: Any
 ) -> None:
     write_data_set(tmp_path, random_documents(40, 90), 7, 1000)
-    lanes = [Lane(Dataset(tmp_path), index, 3, seed=5) for index in range(3)]
+    lanes = [Lane(Mix([Dataset(tmp_path)]), index, 3, seed=5) for index in range(3)]
     epochs = []
     for _ in range(40):
         for lane in lanes:
             lane.window(32)
-        epochs.append(tuple(lane.place.epoch for lane in lanes))
+        epochs.append(tuple(lane.place.sources[0].epoch for lane in lanes))
     assert any(len(set(each)) > 1 for each in epochs)
 
 
@@ -143,14 +161,14 @@ def test_a_lane_goes_on_from_any_place_as_if_it_had_not_stopped(
         tmp_path, random_documents(60, 100), 25, 1000, bos_id=special[0], eos_id=special[1]
     )
     dataset = Dataset(tmp_path)
-    lane = Lane(dataset, 1, 3, seed=2)
+    lane = Lane(Mix([dataset]), 1, 3, seed=2)
     places, windows = [lane.place], []
-    while lane.place.epoch < 3:
+    while lane.place.sources[0].epoch < 3:
         windows.append(lane.window(13))
         places.append(lane.place)
     assert len(windows) > 60
     for step, place in enumerate(places[:-1]):
-        resumed = Lane(dataset, 1, 3, seed=2, place=place)
+        resumed = Lane(Mix([dataset]), 1, 3, seed=2, place=place)
         for later in range(step, min(step + 4, len(windows))):
             assert_equal(resumed.window(13), windows[later])
             assert resumed.place == places[later + 1]
@@ -174,7 +192,7 @@ def test_a_shard_is_checked_before_its_first_use_and_not_again(
     write_data_set(tmp_path, [[5, 6, 7]], 1, 100, bos_id=None, eos_id=None)
     dataset = Dataset(tmp_path)
     assert dataset.checked == [False]
-    lane = Lane(dataset, 0, 1, seed=0)
+    lane = Lane(Mix([dataset]), 0, 1, seed=0)
     lane.window(3)
     assert dataset.checked == [True]
     with (tmp_path / "shard-00000.tar").open("r+b") as file:
@@ -198,10 +216,10 @@ def test_documents_come_in_the_order_of_the_manifest(tmp_path: Path, write_data_
 def test_a_lane_holds_a_document_and_not_a_shard(tmp_path: Path, write_data_set: Any) -> None:
     each = 1 << 14
     manifest = write_data_set(tmp_path, [np.full(each, n) for n in range(400)], 1, 1000)
-    lane = Lane(Dataset(tmp_path), 0, 1, seed=0)
+    lane = Lane(Mix([Dataset(tmp_path)]), 0, 1, seed=0)
     lane.window(each)  # imports
     tracemalloc.start()
-    while lane.place.epoch == 0:
+    while lane.place.sources[0].epoch == 0:
         lane.window(each)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
@@ -213,7 +231,7 @@ def test_fewer_shards_than_lanes_is_an_error_that_names_the_settings(
 ) -> None:
     write_data_set(tmp_path, [[1]] * 3, 3, 100)
     with pytest.raises(DataError) as raised:
-        Lane(Dataset(tmp_path), 0, 4, seed=0)
+        Lane(Mix([Dataset(tmp_path)]), 0, 4, seed=0)
     message = str(raised.value)
     assert str(tmp_path) in message and "3 shards cannot feed 4 lanes" in message
     assert "data.lanes to 3 or less" in message and "shards.count" in message
@@ -231,35 +249,221 @@ def test_a_data_set_without_a_token_is_refused_and_not_searched_forever(
 @pytest.mark.parametrize(
     "place",
     [
-        LanePlace(-1, 0, 0, 0),
-        LanePlace(0, 2, 0, 0),
-        LanePlace(0, 0, 3, 0),
-        LanePlace(0, 0, 2, 1),
-        LanePlace(0, 0, 0, 5),
+        at(-1, 0, 0),
+        at(0, 2, 0),
+        at(0, 0, 3),
+        at(0, 0, 2, token=1),
+        at(0, 0, 0, token=5),
+        at(0, 0, 0, token=-1),
+        LanePlace(1, 0, (SourcePlace(),)),
+        LanePlace(0, 0, (SourcePlace(), SourcePlace())),
     ],
 )
 def test_a_place_of_another_data_set_is_refused(
     tmp_path: Path, write_data_set: Any, place: LanePlace
 ) -> None:
     write_data_set(tmp_path, [[1, 2, 3]] * 4, 2, 100)  # 2 documents a shard, 5 tokens each
-    with pytest.raises(DataError, match=r"lane 0 of 1 has no LanePlace.*another data set"):
-        Lane(Dataset(tmp_path), 0, 1, seed=0, place=place).window(1)
+    with pytest.raises(DataError, match=r"lane 0 of 1 has no LanePlace.*other data sets"):
+        Lane(Mix([Dataset(tmp_path)]), 0, 1, seed=0, place=place).window(1)
 
 
 def test_a_lane_names_the_shard_that_it_opens_next(tmp_path: Path, write_data_set: Any) -> None:
     # Three shards a lane and epoch, each of one token.
     write_data_set(tmp_path, [[n] for n in range(6)], 6, 100, bos_id=None, eos_id=None)
     dataset = Dataset(tmp_path)
-    lane = Lane(dataset, 1, 2, seed=3)
-    assert lane.place == START
+    lane = Lane(Mix([dataset]), 1, 2, seed=3)
+    assert lane.place == at(0, 0, 0)
     lane.window(1)
     for _ in range(20):
-        expected = lane.next_shard
+        ((_, expected),) = lane.next_shards
         lane.window(1)
-        assert int(dataset.order(3, lane.place.epoch)[1::2][lane.place.shard]) == expected
-    assert lane.place.epoch == 6
+        assert (
+            int(dataset.order(3, lane.place.sources[0].epoch)[1::2][lane.place.sources[0].shard])
+            == expected
+        )
+    assert lane.place.sources[0].epoch == 6
 
 
 def test_lanes_and_loss_mean_the_same_by_an_ignored_target() -> None:
     # Neither may import the other: they stand on one floor.
     assert IGNORE == loss.IGNORE
+
+
+# Several sources.
+
+WEIGHTS = (1.0, 0.5, 2.5)
+
+
+@pytest.fixture(params=[(1, 2), (None, None)], ids=["marked", "bare"])
+def sources(request: Any, tmp_path: Path, write_data_set: Any) -> list[Path]:
+    """Three data sets of documents of very different lengths, in 4, 7 and 7 shards."""
+    bos, eos = request.param
+    sets = [random_documents(40, 6, 1), random_documents(50, 300, 2), random_documents(60, 40, 3)]
+    for number, (documents, shards) in enumerate(zip(sets, (4, 7, 7), strict=True)):
+        write_data_set(tmp_path / f"{number}", documents, shards, 1000, bos_id=bos, eos_id=eos)
+    return [tmp_path / f"{number}" for number in range(3)]
+
+
+def mix_of(sources: list[Path], weights: tuple[float, ...] = WEIGHTS) -> Mix:
+    return Mix([Dataset(path) for path in sources], weights)
+
+
+def naive_draw(manifests: list[Manifest], seed: int, lane: int, number: int) -> int:
+    """The source of a lane's document, with the shares added up one by one."""
+    info = manifests[0].tokenizer
+    marks = (info.bos_id is not None) + (info.eos_id is not None)
+    shares = [
+        weight * manifest.documents / (manifest.tokens + marks * manifest.documents)
+        for weight, manifest in zip(WEIGHTS, manifests, strict=True)
+    ]
+    key = np.array([seed, lane], dtype=np.uint64)
+    raw = np.random.Philox(key=key, counter=number + (1 << 192)).random_raw()
+    left = int(raw) / 2**64 * sum(shares)
+    return next(source for source in range(3) if (left := left - shares[source]) < 0)
+
+
+@pytest.mark.parametrize("lanes", [1, 4])
+def test_a_mix_equals_a_plain_draw_of_whole_documents(sources: list[Path], lanes: int) -> None:
+    manifests = [Dataset(path).manifest for path in sources]
+    for index in range(lanes):
+        each = [
+            naive_documents(path, manifest, index, lanes, 9, source)
+            for source, (path, manifest) in enumerate(zip(sources, manifests, strict=True))
+        ]
+        draws = (naive_draw(manifests, 9, index, number) for number in itertools.count())
+        stream = laid_end_to_end(next(each[source]) for source in draws)
+        lane = Lane(mix_of(sources), index, lanes, seed=9)
+        for length in itertools.islice(itertools.cycle((17, 64, 1, 200)), 60):
+            assert_equal(lane.window(length), naive_window(stream, length))
+        assert min(place.read for place in lane.place.sources) > 0
+        assert max(place.epoch for place in lane.place.sources) > 0
+
+
+def test_shares_are_of_tokens_and_not_of_documents(tmp_path: Path, write_data_set: Any) -> None:
+    random = np.random.default_rng(4)
+    # A mark, which the short documents feel.
+    short = [np.full(size, 10) for size in random.integers(0, 6, 400)]
+    long = [np.full(size, 20) for size in random.integers(1, 60, 200)]
+    write_data_set(tmp_path / "short", short, 8, 100, bos_id=None)
+    write_data_set(tmp_path / "long", long, 8, 100, bos_id=None)
+    lane = Lane(mix_of([tmp_path / "short", tmp_path / "long"], (3.0, 1.0)), 0, 2, seed=1)
+    tokens, _, starts = lane.window(100_000)
+    first = np.flatnonzero(starts)
+    lengths = np.diff(first)
+    of_short = tokens[first[:-1]] != 20  # 10, or the mark of an empty one
+    excess = lengths * (of_short - 0.75)
+    error = np.sqrt((excess**2).sum()) / lengths.sum()
+    assert error < 0.01
+    assert abs(excess.sum() / lengths.sum()) < 3 * error
+    assert of_short.mean() > 0.95
+
+
+def test_shares_are_right_for_documents_a_thousand_times_as_long(
+    tmp_path: Path, write_data_set: Any
+) -> None:
+    write_data_set(tmp_path / "short", [[10] * 8] * 4, 4, 100)
+    write_data_set(tmp_path / "long", [[20] * 9998] * 4, 4, 100)
+    mix = mix_of([tmp_path / "short", tmp_path / "long"], (1.0, 9.0))
+    draws = [mix.draw(3, lane, number) for lane in range(4) for number in range(20_000)]
+    # Of 10 and of 10,000 tokens: 9 times the tokens are 9 documents in a thousand and nine.
+    chance, count = 9 / 1009, len(draws)
+    assert abs(sum(draws) - chance * count) < 3 * np.sqrt(count * chance * (1 - chance))
+
+
+def test_a_draw_depends_on_seed_lane_and_number_alone(sources: list[Path]) -> None:
+    mix = mix_of(sources)
+    keys = list(itertools.product((0, 1), (0, 1), range(200)))
+    drawn = {key: mix.draw(*key) for key in keys}
+    again = mix_of(sources)
+    assert {key: again.draw(*key) for key in reversed(keys)} == drawn
+    streams = [[drawn[seed, lane, n] for n in range(200)] for seed in (0, 1) for lane in (0, 1)]
+    assert len({tuple(stream) for stream in streams}) == 4
+
+
+def test_the_draws_of_a_run_are_the_same_with_other_versions_of_numpy(
+    tmp_path: Path, write_data_set: Any
+) -> None:
+    for name in "ab":
+        write_data_set(tmp_path / name, [[5]] * 4, 4, 100)
+    mix = mix_of([tmp_path / "a", tmp_path / "b"], (1.0, 1.0))
+    assert [mix.draw(1, 2, number) for number in range(16)] == [
+        1,
+        0,
+        1,
+        1,
+        1,
+        1,
+        0,
+        1,
+        0,
+        0,
+        1,
+        1,
+        1,
+        0,
+        1,
+        0,
+    ]
+    assert [Dataset(tmp_path / "a").order(1, 0, n).tolist() for n in (0, 1, 2)] == [
+        [3, 2, 0, 1], [0, 2, 3, 1], [0, 3, 1, 2]
+    ]  # fmt: skip
+
+
+def test_weight_0_is_never_drawn_and_other_weights_have_no_unit(sources: list[Path]) -> None:
+    for weights in [(0.0, 1.0, 3.0), (1.0, 0.0, 3.0), (3.0, 1.0, 0.0)]:
+        mix = mix_of(sources, weights)
+        drawn = [mix.draw(1, 0, n) for n in range(3000)]
+        assert set(drawn) == {0, 1, 2} - {weights.index(0.0)}
+        larger = mix_of(sources, (weights[0] * 64, weights[1] * 64, weights[2] * 64))
+        assert [larger.draw(1, 0, n) for n in range(3000)] == drawn
+
+
+def test_a_lane_of_a_mix_goes_on_from_any_place(sources: list[Path]) -> None:
+    lane = Lane(mix_of(sources), 1, 3, seed=2)
+    places, windows = [lane.place], []
+    for _ in range(80):
+        windows.append(lane.window(13))
+        places.append(lane.place)
+    assert any(place.token for place in places) and places[-1].drawn > 80
+    for step, place in enumerate(places[:-1]):
+        stored = LanePlace.of(json.loads(json.dumps(asdict(place))))
+        assert stored == place
+        resumed = Lane(mix_of(sources), 1, 3, seed=2, place=stored)
+        for later in range(step, min(step + 4, len(windows))):
+            assert_equal(resumed.window(13), windows[later])
+            assert resumed.place == places[later + 1]
+
+
+def test_other_weights_hold_from_the_next_document_on(sources: list[Path]) -> None:
+    lane = Lane(mix_of(sources, (0.0, 1.0, 0.0)), 0, 1, seed=6)
+    while not lane.place.token:
+        lane.window(5)
+    place = lane.place
+    changed = Lane(mix_of(sources, (0.0, 0.0, 1.0)), 0, 1, seed=6, place=place)
+    before, _, starts = lane.window(300)
+    after, _, _ = changed.window(300)
+    end = int(np.flatnonzero(starts)[0])
+    assert end > 0 and before[:end].tolist() == after[:end].tolist()
+    assert before.tolist() != after.tolist()
+    assert changed.place.sources[1].read == place.sources[1].read + 1
+    assert changed.place.drawn == place.drawn + 1 + changed.place.sources[2].read
+
+
+def test_a_source_that_cannot_be_read_on_is_named(sources: list[Path], tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=rf"{sources[0]}: 4 shards cannot feed 5 lanes"):
+        Lane(mix_of(sources), 0, 5, seed=0)
+    places = (SourcePlace(), SourcePlace(0, 7), SourcePlace())
+    with pytest.raises(DataError, match=rf"{sources[1]}: lane 0 of 1 has no LanePlace"):
+        Lane(mix_of(sources), 0, 1, seed=0, place=LanePlace(0, 0, places))
+    with pytest.raises(DataError, match="has no LanePlace"):
+        Lane(mix_of(sources), 0, 1, seed=0, place=LanePlace(3, 0, (SourcePlace(),) * 3))
+
+
+def test_a_lane_names_the_shards_that_it_opens_next_in_each_source(sources: list[Path]) -> None:
+    mix = mix_of(sources, (1.0, 0.0, 0.0))
+    lane = Lane(mix, 0, 1, seed=4)
+    orders = [data.order(4, 0, source) for source, data in enumerate(mix.datasets)]
+    assert lane.next_shards == [(source, order[0]) for source, order in enumerate(orders)]
+    lane.window(1)
+    opened = lane.place.sources[0].shard
+    assert lane.next_shards == [(0, orders[0][opened + 1]), (1, orders[1][0]), (2, orders[2][0])]

@@ -14,7 +14,7 @@ import torch
 
 from data_prep import shards
 from data_prep.shards import DataError
-from pretrain.data.lanes import Dataset, Lane, LanePlace
+from pretrain.data.lanes import Dataset, Lane, LanePlace, Mix, SourcePlace
 from pretrain.data.loader import Batch, Loader
 
 LANES = 4
@@ -36,13 +36,13 @@ def directory(tmp_path_factory: pytest.TempPathFactory, write_data_set: Any) -> 
 @pytest.fixture(scope="module")
 def expected(directory: Path) -> list[Batch]:
     """The batches of all lanes, made by the lanes themselves, one window at a time."""
-    lanes = [Lane(Dataset(directory), index, LANES, SEED) for index in range(LANES)]
+    lanes = [Lane(Mix([Dataset(directory)]), index, LANES, SEED) for index in range(LANES)]
     batches = []
     for _ in range(STEPS):
         tokens, targets, starts = zip(*(lane.window(LENGTH) for lane in lanes), strict=True)
         stacked = [torch.from_numpy(np.stack(part)) for part in (tokens, targets, starts)]
         batches.append(Batch(*stacked, places=[lane.place for lane in lanes]))
-    epochs = [[place.epoch for place in batch.places] for batch in batches]
+    epochs = [[place.sources[0].epoch for place in batch.places] for batch in batches]
     assert min(epochs[-1]) >= 2, "three epochs and more"
     assert any(len(set(each)) > 1 for each in epochs), "that lanes end at different times"
     return batches
@@ -55,7 +55,7 @@ def load(
     prefetch: int = 2,
     workers: int = 1,
 ) -> Loader:
-    return Loader(Dataset(directory), lanes, LANES, LENGTH, SEED, places, prefetch, workers)
+    return Loader(Mix([Dataset(directory)]), lanes, LANES, LENGTH, SEED, places, prefetch, workers)
 
 
 def assert_equal(batch: Batch, expected: Batch, lanes: range = range(LANES)) -> None:
@@ -204,7 +204,7 @@ def test_two_swapped_shards_stop_the_loader(
 
 def shard_opened_at(expected: list[Batch], directory: Path, step: int) -> str:
     """The name of the shard in which lane 0 is after this step."""
-    dataset, place = Dataset(directory), expected[step].places[0]
+    dataset, place = Dataset(directory), expected[step].places[0].sources[0]
     shard = dataset.order(SEED, place.epoch)[::LANES][place.shard]
     return dataset.manifest.shards[shard].name
 
@@ -215,7 +215,7 @@ def test_what_fails_in_a_thread_is_raised_once_after_the_batches_before_it(
 ) -> None:
     for source in directory.iterdir():
         (tmp_path / source.name).write_bytes(source.read_bytes())
-    step = next(n for n, batch in enumerate(expected) if batch.places[0].shard > 0)
+    step = next(n for n, batch in enumerate(expected) if batch.places[0].sources[0].shard > 0)
     name = shard_opened_at(expected, directory, step)
     (tmp_path / name).unlink()
     loader = load(tmp_path, range(1), None, prefetch, workers)
@@ -230,9 +230,9 @@ def test_what_fails_in_a_thread_is_raised_once_after_the_batches_before_it(
 
 def test_a_lane_that_cannot_start_is_an_error_at_once(directory: Path) -> None:
     with pytest.raises(DataError, match=r"9 shards cannot feed 10 lanes.*data\.lanes"):
-        Loader(Dataset(directory), range(10), 10, LENGTH, SEED, None, 1, 1)
+        Loader(Mix([Dataset(directory)]), range(10), 10, LENGTH, SEED, None, 1, 1)
     with pytest.raises(DataError, match="lane 2 of 4 has no"):
-        load(directory, range(2, 3), [LanePlace(0, 99, 0, 0)])
+        load(directory, range(2, 3), [LanePlace(0, 0, (SourcePlace(0, 99),))])
 
 
 def test_closing_ends_the_threads_while_they_wait_and_may_be_done_twice(directory: Path) -> None:
@@ -257,9 +257,9 @@ def test_a_loader_that_nobody_closes_ends_with_its_last_reference(directory: Pat
 def test_the_interpreter_ends_with_a_loader_open(directory: Path, ending: str) -> None:
     program = f"""
 from pathlib import Path
-from pretrain.data.lanes import Dataset
+from pretrain.data.lanes import Dataset, Mix
 from pretrain.data.loader import Loader
-loader = Loader(Dataset(Path({str(directory)!r})), range(4), 4, 48, 1, None, 2, 2)
+loader = Loader(Mix([Dataset(Path({str(directory)!r}))]), range(4), 4, 48, 1, None, 2, 2)
 next(loader)
 {ending}
 """
@@ -274,7 +274,7 @@ def test_threads_read_no_further_ahead_than_they_were_told(
 ) -> None:
     write_data_set(tmp_path, [[n] * LENGTH for n in range(60)], 60, 100, bos_id=None, eos_id=None)
     dataset = Dataset(tmp_path)
-    with Loader(dataset, range(1), 1, LENGTH, SEED, None, 3, 1) as loader:
+    with Loader(Mix([dataset]), range(1), 1, LENGTH, SEED, None, 3, 1) as loader:
         next(loader)
         # One consumed, three ready, one in hand, and the one after it, which was checked ahead.
         assert wait_for(lambda: sum(dataset.checked) == 6)
@@ -287,9 +287,46 @@ def test_the_next_shard_is_checked_before_its_lane_opens_it(
 ) -> None:
     write_data_set(tmp_path, [[n] * 10 * LENGTH for n in range(12)], 12, 100)
     dataset = Dataset(tmp_path)
-    with Loader(dataset, range(2), 2, LENGTH, SEED, None, 1, 1) as loader:
+    with Loader(Mix([dataset]), range(2), 2, LENGTH, SEED, None, 1, 1) as loader:
         batch = next(loader)
-        assert [place.shard for place in batch.places] == [0, 0]
+        assert [place.sources[0].shard for place in batch.places] == [0, 0]
         order = dataset.order(SEED, 0)
         assert wait_for(lambda: sum(dataset.checked) == 4)
         assert [dataset.checked[shard] for shard in order[:4]] == [True] * 4
+
+
+@pytest.fixture
+def two(directory: Path, tmp_path: Path, write_data_set: Any) -> list[Path]:
+    """Two data sets of documents of different lengths."""
+    write_data_set(tmp_path / "long", [[n + 3] * (9 * n) for n in range(30)], 5, 1000)
+    return [directory, tmp_path / "long"]
+
+
+def mixed(two: list[Path], lanes: range, places: Any, prefetch: int, workers: int) -> Loader:
+    mix = Mix([Dataset(path) for path in two], (2.0, 1.0))
+    return Loader(mix, lanes, LANES, LENGTH, SEED, places, prefetch, workers)
+
+
+@pytest.mark.parametrize(("ranks", "workers", "prefetch"), [(1, 3, 2), (2, 1, 1), (4, 1, 5)])
+def test_a_mix_is_the_same_for_any_ranks_workers_and_interruptions(
+    two: list[Path], ranks: int, workers: int, prefetch: int
+) -> None:
+    with mixed(two, range(LANES), None, 1, 1) as loader:
+        expected = list(itertools.islice(loader, STEPS))
+    reads = [[place.read for place in lane.sources] for lane in expected[-1].places]
+    assert min(map(min, reads)) > 0
+    share = LANES // ranks
+    for rank, step in itertools.product(range(ranks), range(0, STEPS - 3, 7)):
+        own = range(rank * share, (rank + 1) * share)
+        places = expected[step].places[own.start : own.stop]
+        with mixed(two, own, places, prefetch, workers) as loader:
+            for later in range(step + 1, step + 4):
+                assert_equal(next(loader), expected[later], own)
+
+
+def test_the_next_shards_of_every_source_are_checked_ahead(two: list[Path]) -> None:
+    mix = Mix([Dataset(path) for path in two], (1.0, 0.0))
+    with Loader(mix, range(1), 1, LENGTH, SEED, None, 1, 1) as loader:
+        next(loader)
+        assert wait_for(lambda: sum(mix.datasets[1].checked) == 1)
+        assert mix.datasets[1].checked[int(mix.datasets[1].order(SEED, 0, 1)[0])]

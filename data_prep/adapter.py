@@ -1,0 +1,218 @@
+"""Our shards as the end of a datatrove pipeline of your own.
+
+    writer = InfiniShardWriter("data/mine", tokenizer="llama.model", shards=64)
+    write = LocalPipelineExecutor([JsonlReader("raw"), MyFilter(), writer], tasks=100)
+    finish = LocalPipelineExecutor([InfiniShardFinaliser(writer)], tasks=1, depends=write)
+    finish.run()
+
+The same with SlurmPipelineExecutor. What the shards hold depends on the documents that arrive,
+their ids and the settings; where ids are unique, not on the number of tasks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from datatrove.data import Document
+from datatrove.pipeline.base import PipelineStep
+
+from data_prep import durable, pipeline, shards, workspace
+from data_prep.config import Config, ShardsConfig, SourceConfig, TokenizerConfig
+from data_prep.documents import RawDocument, Reject, Survey
+from data_prep.inputs import InputFile
+from data_prep.pipeline import STAGES
+from data_prep.stages import Tokenize, TrainTokenizer, UnitStep
+from data_prep.workspace import Work, WorkspaceError
+
+
+@dataclass(frozen=True)
+class _Ranks(Work):
+    """The work of `tasks` tasks: what a task wrote is a unit, and its token file the input."""
+
+    @cached_property
+    def units(self) -> list[Any]:
+        return [[] for _ in self.files]
+
+    @cached_property
+    def surveys(self) -> list[Survey]:
+        marks = [self.read(Tokenize.stage, rank) for rank in range(len(self.files))]
+        return [Survey(m["bytes"], m["sha256"], 0, m["bytes"], [], "") for m in marks]
+
+
+@dataclass(frozen=True)
+class _Task(_Ranks):
+    """The same for a task of the writer, when no copy of the tokenizer lies there yet."""
+
+    given: Path
+
+    @property
+    def tokenizer(self) -> Path:
+        return self.given
+
+
+class _TokenizeRank(Tokenize):
+    """The stage of a local run, fed by the pipeline."""
+
+    label = ""
+
+    def __init__(self, config: Config, work: Work, data: Iterable[Document]) -> None:
+        super().__init__(config, work)
+        self.data = data
+
+    def measure(self) -> list[int]:
+        return [0] * len(self.work.files)
+
+    def records(self, unit: int) -> Iterator[tuple[int, RawDocument | Reject]]:
+        for line, document in enumerate(self.data, 1):
+            yield unit, _record(document, self.work.files[unit].name, line)
+
+    def do(self, unit: int) -> Any:
+        path = self.work.tokens(unit)
+        return {
+            **super().do(unit),
+            "bytes": path.stat().st_size,
+            "sha256": durable.sha256_of(path),
+            **_identity(self.config, len(self.work.files)),
+        }
+
+
+class InfiniShardWriter(PipelineStep):  # type: ignore[misc]
+    """The last step of a pipeline: tokenizes what arrives and keeps it, durably, for each task.
+
+    A task that has ended is not done again. `tokenizer` is a SentencePiece model; `seed` decides
+    the order of documents; `shards` is their number, 0: one for every `shard_tokens`; `source` is
+    the name that the documents carry. Raises TokenizerError; when it runs, WorkspaceError where
+    the directory was begun with other settings or another number of tasks.
+    """
+
+    type = "data-prep"
+    name = "shard writer"
+
+    def __init__(
+        self,
+        output_dir: str | Path,
+        tokenizer: str | Path,
+        seed: int = 1,
+        shards: int = 0,
+        shard_tokens: int = 32_000_000,
+        source: str = "datatrove",
+    ) -> None:
+        super().__init__()
+        self.config = Config(
+            output=str(Path(output_dir).expanduser().absolute()),
+            seed=seed,
+            sources=[SourceConfig(name=source)],
+            tokenizer=TokenizerConfig(path=str(Path(tokenizer).expanduser().absolute())),
+            shards=ShardsConfig(count=shards, tokens=shard_tokens),
+        )
+        pipeline.check_lossless(Path(self.config.tokenizer.path))
+
+    def run(self, data: Iterable[Document], rank: int = 0, world_size: int = 1) -> Any:
+        """Tokenize the documents of task `rank` of `world_size`, unless it is done."""
+        work = _work(self.config, world_size)
+        if _is_finished(self.config, work):
+            return
+        begun = next((work.directory / Tokenize.stage).glob("*.json"), None)
+        if begun is not None:
+            _refuse_other(work, int(begun.stem), self.config)
+        work.directory.mkdir(parents=True, exist_ok=True)
+        own = _Task(work.output, work.files, Path(self.config.tokenizer.path))
+        step = _TokenizeRank(self.config, own, data)
+        step.stats = self.stats
+        step.run(None, rank, world_size)
+        for key in ("documents", "rejects"):
+            self.stat_update(key, value=len(work.read(Tokenize.stage, rank)[key]))
+
+
+class InfiniShardFinaliser(PipelineStep):  # type: ignore[misc]
+    """One task after all of the writer's: order, shards, manifest; a killed one may run again.
+
+    Raises WorkspaceError where a task of the writer is missing or was another run's.
+    """
+
+    type = "data-prep"
+    name = "shard finaliser"
+
+    def __init__(self, writer: InfiniShardWriter) -> None:
+        super().__init__()
+        self.config = writer.config
+
+    def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> Any:
+        """Make the directory a data set, if it is none yet."""
+        if world_size != 1:
+            raise WorkspaceError(f"InfiniShardFinaliser: runs as one task, not {world_size}")
+        output = Path(self.config.output)
+        marks = output / "work" / Tokenize.stage
+        tasks = max((int(path.stem) + 1 for path in marks.glob("*.json")), default=0)
+        if tasks:
+            tasks = _work(self.config, tasks).read(Tokenize.stage, tasks - 1)["tasks"]
+        work = _work(self.config, tasks)
+        if not _is_finished(self.config, work):
+            _check_ranks(work, self.config)
+            after: list[type[UnitStep]] = [TrainTokenizer]
+            after += STAGES[STAGES.index(Tokenize) + 1 :]
+            for stage in after:
+                stage(self.config, work).run(None)
+        workspace.clear(work)
+        return data
+
+
+def _work(config: Config, tasks: int) -> _Ranks:
+    output, source = Path(config.output), config.sources[0].name
+    bare = Work(output, [])
+    files = [
+        InputFile(source, bare.tokens(rank), f"task-{rank:06d}", "text", None, "text", "id")
+        for rank in range(tasks)
+    ]
+    return _Ranks(output, files)
+
+
+def _identity(config: Config, tasks: int) -> dict[str, Any]:
+    tokenizer = durable.sha256_of(Path(config.tokenizer.path))
+    return {"tasks": tasks, "tokenizer": tokenizer, "source": config.sources[0].name}
+
+
+def _is_finished(config: Config, work: Work) -> bool:
+    if not (work.output / shards.MANIFEST).exists():
+        return False
+    manifest = shards.read_manifest(work.output)
+    workspace.refuse_other(work.output, config, manifest.configuration)
+    return True
+
+
+def _refuse_other(work: Work, rank: int, config: Config) -> None:
+    theirs = work.read(Tokenize.stage, rank)
+    for key, ours in _identity(config, len(work.files)).items():
+        if theirs[key] != ours:
+            raise WorkspaceError(
+                f"{work.output}: was begun with {key}={theirs[key]}, now it is {ours}; go on with "
+                "what it was begun with, or remove the directory"
+            )
+
+
+def _check_ranks(work: Work, config: Config) -> None:
+    missing = [r for r in range(len(work.files)) if not work.marker(Tokenize.stage, r).exists()]
+    if missing or not work.files:
+        raise WorkspaceError(
+            f"{work.output}: of {len(work.files)} tasks of InfiniShardWriter "
+            f"{len(missing)} have not ended here, the first {missing[:3]}; run them again (with "
+            "skip_completed=False, if datatrove takes them for done)"
+        )
+    for rank in range(len(work.files)):
+        _refuse_other(work, rank, config)
+
+
+def _record(document: Document, file: str, line: int) -> RawDocument | Reject:
+    """The document as a record, its number in the task as its line."""
+    text = document.text
+    if not text:
+        return Reject(file, line, 0, "empty text", str(document.id))
+    try:
+        size = len(text.encode())
+    except UnicodeEncodeError as error:
+        return Reject(file, line, 0, "lone surrogate", repr(text[error.start]))
+    return RawDocument(str(document.id), line, 0, size, text)

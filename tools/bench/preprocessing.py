@@ -1,0 +1,238 @@
+"""How fast data-prep is, beside bare SentencePiece, datatrove and Megatron-LM on the same text.
+
+    python tools/bench/preprocessing.py corpus --megatron ../Megatron-LM --json out.json
+
+The whole pipeline with a tokenizer that is given (read, tokenize, shuffle, write, checksum) is
+measured in turn with `SentencePieceProcessor.ParallelEncode` on texts that lie in memory, on the
+same cores. Two corpora: the `*.jsonl.gz` of a directory, and the standard library's sources.
+datatrove's DocumentTokenizer takes no SentencePiece model: it gets a byte-level BPE of the same
+size and training text. Megatron-LM is a clone of yours (core_v0.12.0 runs without a GPU); its time
+includes its start.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import sentencepiece
+import tokenizers
+from datatrove.data import Document
+from datatrove.executor.local import LocalPipelineExecutor
+from datatrove.pipeline.tokens import DocumentTokenizer
+from datatrove.utils.logging import logger
+
+from data_prep import config, pipeline, tokenizer
+
+ROOT = Path(__file__).resolve().parents[2]
+SOURCES = {
+    "novels": "sources=[{name: novels, paths: ['*.jsonl.gz']}]",
+    "stdlib": "sources=[{name: stdlib, paths: ['{stdlib}/**/*.py'], "
+    "exclude: ['{stdlib}/site-packages/**', '{stdlib}/**/test/**', '{stdlib}/**/tests/**']}]",
+}
+_CHUNK = 1024
+_MB = 1e6
+
+Texts = list[str]
+
+
+def main() -> None:
+    """Measure, print a table, write the JSON."""
+    parsed = _parser().parse_args()
+    if parsed.megatron and not (parsed.megatron / "tools/preprocess_data.py").is_file():
+        sys.exit(f"--megatron: {parsed.megatron} holds no tools/preprocess_data.py; give a clone")
+    rows = []
+    for name in SOURCES:
+        with tempfile.TemporaryDirectory(dir=parsed.scratch) as scratch:
+            rows += _measure(name, parsed, Path(scratch))
+    told = {"machine": _machine(parsed), "rows": rows}
+    print(_table(told))
+    if parsed.json:
+        parsed.json.write_text(json.dumps(told, indent=1) + "\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("corpus", type=Path, help="directory of *.jsonl.gz with a `text` field")
+    parser.add_argument("--vocab-size", type=int, default=32_000)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--cores", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--megatron", type=Path, help="a clone of Megatron-LM; left out without")
+    parser.add_argument("--scratch", type=Path, help="where outputs are written and removed")
+    parser.add_argument("--json", type=Path, help="file for the figures")
+    return parser
+
+
+def _measure(name: str, parsed: argparse.Namespace, scratch: Path) -> list[dict[str, Any]]:
+    texts = _texts(name, parsed.corpus)
+    model = scratch / "m.model"
+    sample = [text[: 20_000_000 // len(texts)] for text in texts]
+    tokenizer.train(sample, model, parsed.vocab_size)
+    size = sum(len(text.encode()) for text in texts)
+    contestants: dict[str, Callable[[], object]] = {
+        "ParallelEncode": _bare(texts, model, parsed.cores),
+        "data-prep": _ours(name, parsed, model, scratch / "ours"),
+        "datatrove": _datatrove(texts, sample, parsed, scratch),
+    }
+    if parsed.megatron:
+        contestants["Megatron-LM"] = _megatron(texts, model, parsed, scratch)
+    seconds: dict[str, list[float]] = {contestant: [] for contestant in contestants}
+    for _ in range(parsed.rounds):
+        for contestant, act in contestants.items():
+            for path in (scratch / "ours", scratch / "theirs"):
+                shutil.rmtree(path, ignore_errors=True)
+            begun = time.perf_counter()
+            act()
+            seconds[contestant].append(time.perf_counter() - begun)
+            print(f"{name}: {contestant}: {seconds[contestant][-1]:.2f} s", file=sys.stderr)
+    bare = seconds["ParallelEncode"]
+    return [
+        {
+            "corpus": name,
+            "what": contestant,
+            "megabytes": size / _MB,
+            "documents": len(texts),
+            "seconds": taken,
+            "megabytes_per_second": size / _MB / statistics.median(taken),
+            # Of neighbours in time, so that what else the machine does counts for both.
+            "of_bare": statistics.median(b / t for b, t in zip(bare, taken, strict=True)),
+        }
+        for contestant, taken in seconds.items()
+    ]
+
+
+def _texts(name: str, corpus: Path) -> Texts:
+    wanted = config.load(None, [f"root={corpus}", "output=unused", SOURCES[name]])
+    texts = []
+    for file in pipeline.open_work(wanted).files:
+        if file.format == "text":
+            texts.append(file.path.read_bytes().decode(errors="ignore"))
+        else:
+            with gzip.open(file.path, "rt", encoding="utf-8", newline="\n") as lines:
+                texts += [json.loads(line)["text"] for line in lines]
+    return [text for text in texts if text]
+
+
+def _bare(texts: Texts, model: Path, cores: int) -> Callable[[], object]:
+    processor = sentencepiece.SentencePieceProcessor(model_file=str(model))
+
+    def encode() -> None:
+        for text in texts:
+            processor.ParallelEncode(text, chunk_len=_CHUNK, num_threads=cores, return_type="numpy")
+
+    return encode
+
+
+def _ours(name: str, parsed: argparse.Namespace, model: Path, output: Path) -> Callable[[], object]:
+    words = [f"root={parsed.corpus}", f"output={output}", SOURCES[name]]
+    words += [f"tokenizer.path={model}", f"workers={parsed.cores}", "shards.tokens=1_000_000"]
+    return lambda: pipeline.run(config.load(None, words))
+
+
+def _datatrove(
+    texts: Texts, sample: Texts, parsed: argparse.Namespace, scratch: Path
+) -> Callable[[], object]:
+    trained = tokenizers.ByteLevelBPETokenizer()
+    trained.train_from_iterator(sample, vocab_size=parsed.vocab_size, show_progress=False)
+    trained.save(str(scratch / "bpe.json"))
+
+    def documents(data: Any, rank: int, world_size: int) -> Iterator[Document]:
+        for number in range(rank, len(texts), world_size):
+            yield Document(text=texts[number], id=str(number))
+
+    def tokenize() -> None:
+        writer = DocumentTokenizer(
+            str(scratch / "theirs"), str(scratch / "bpe.json"), batch_size=64, seed=1
+        )
+        LocalPipelineExecutor(
+            [documents, writer],
+            tasks=parsed.cores,
+            workers=parsed.cores,
+            start_method="fork",
+            logging_dir=str(scratch / "theirs/logs"),
+        ).run()
+
+    # Each of its processes uses a core; their threads would be as many again.
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    logger.disable("datatrove")
+    return tokenize
+
+
+def _megatron(
+    texts: Texts, model: Path, parsed: argparse.Namespace, scratch: Path
+) -> Callable[[], object]:
+    plain = scratch / "plain.jsonl"
+    with plain.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps({"text": text}) + "\n" for text in texts)
+    command: list[str | Path] = [sys.executable, "tools/preprocess_data.py"]
+    command += ["--input", plain, "--output-prefix", scratch / "theirs/megatron", "--append-eod"]
+    command += ["--tokenizer-type", "SentencePieceTokenizer", "--tokenizer-model", model]
+    command += ["--workers", str(parsed.cores)]
+
+    def preprocess() -> None:
+        (scratch / "theirs").mkdir()
+        done = subprocess.run(
+            command, cwd=parsed.megatron, capture_output=True, text=True, check=False
+        )
+        if done.returncode:
+            sys.exit(f"Megatron-LM's preprocess_data.py failed:\n{done.stderr[-2000:]}")
+
+    return preprocess
+
+
+def _machine(parsed: argparse.Namespace) -> dict[str, Any]:
+    trees = {"commit": ROOT, **({"megatron": parsed.megatron} if parsed.megatron else {})}
+    commits = {
+        name: subprocess.run(
+            ["git", "-C", tree, "describe", "--always", "--dirty", "--tags"],
+            capture_output=True,
+            text=True,
+            check=False,
+        ).stdout.strip()
+        for name, tree in trees.items()
+    }
+    packages = ("sentencepiece", "datatrove", "tokenizers", "webdataset", "numpy")
+    return {
+        "cores": parsed.cores,
+        "load": os.getloadavg()[0],
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "vocab_size": parsed.vocab_size,
+        **commits,
+        **{package: version(package) for package in packages},
+    }
+
+
+def _table(told: dict[str, Any]) -> str:
+    lines = [
+        ", ".join(f"{key} {value}" for key, value in told["machine"].items()),
+        "| corpus | what | MB | documents | s, median (least to most) | MB/s | of bare |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in told["rows"]:
+        taken = row["seconds"]
+        spread = f"{statistics.median(taken):.1f} ({min(taken):.1f} to {max(taken):.1f})"
+        lines.append(
+            f"| {row['corpus']} | {row['what']} | {row['megabytes']:.1f} | {row['documents']:,} "
+            f"| {spread} | {row['megabytes_per_second']:.2f} | {row['of_bare']:.0%} |"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
