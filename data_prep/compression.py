@@ -11,7 +11,7 @@ import zstandard
 
 BLOCK_BYTES = 1 << 18
 # Four bytes of a zstd frame can stand for 128 KiB, and its decoder gives out all that it can.
-_ZSTD_BYTES = 1 << 10
+_ZSTD_BYTES = 1 << 9
 
 Compression = Literal["gzip", "zstd"] | None
 
@@ -70,8 +70,7 @@ def _gzip_member(raw: Readable, data: bytes) -> Generator[bytes, None, bytes]:
         if decoder.eof:
             return decoder.unused_data
         data = decoder.unconsumed_tail
-        # A full block may have left more inside of the decoder.
-        if not data and len(block) < BLOCK_BYTES:
+        if not data:
             data = raw.read(BLOCK_BYTES)
             if not data:
                 raise DamageError("truncated file")

@@ -157,6 +157,16 @@ def test_what_fails_for_a_moment_is_asked_for_again(web: Web) -> None:
     assert web.failures == 5
 
 
+def test_a_file_that_shrinks_while_it_is_read_is_told_of(web: Web) -> None:
+    web.files["a"] = lines(100, "long")
+    with storage.open_binary(web.url("a"), 100) as file:
+        assert len(file.read(100)) == 100
+        web.files["a"] = lines(1, "short")
+        with pytest.raises(OSError, match="bytes at 100 came") as caught:
+            file.read(1000)
+    assert caught.value.filename == web.url("a")
+
+
 def test_a_server_without_ranges_is_told_of(web: Web) -> None:
     web.files["a"], web.ranges = lines(1000, "whole"), False
     with storage.open_binary(web.url("a"), 1000) as file:
