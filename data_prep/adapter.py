@@ -24,8 +24,7 @@ from data_prep import durable, pipeline, shards, tokenizer, workspace
 from data_prep.config import Config, ShardsConfig, SourceConfig, TokenizerConfig
 from data_prep.documents import RawDocument, Reject, Survey
 from data_prep.inputs import InputFile
-from data_prep.pipeline import STAGES
-from data_prep.stages import Tokenize, TrainTokenizer, UnitStep
+from data_prep.stages import Tokenize, TrainTokenizer
 from data_prep.tokenizer import Tokenizer
 from data_prep.workspace import Work, WorkspaceError
 
@@ -154,9 +153,8 @@ class InfiniShardFinaliser(PipelineStep):  # type: ignore[misc]
         work = _work(self.config, tasks)
         if not _is_finished(self.config, work):
             _check_ranks(work, self.config)
-            after: list[type[UnitStep]] = [TrainTokenizer]
-            after += STAGES[STAGES.index(Tokenize) + 1 :]
-            for stage in after:
+            stages = pipeline.stages(self.config)
+            for stage in [TrainTokenizer, *stages[stages.index(Tokenize) + 1 :]]:
                 stage(self.config, work).run(None)
         workspace.clear(work)
         return data

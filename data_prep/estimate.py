@@ -32,7 +32,7 @@ from data_prep.config import Config, SourceConfig
 from data_prep.documents import RawDocument, Reject, Survey
 from data_prep.inputs import InputFile
 from data_prep.order import keyed
-from data_prep.stages import ClusterDuplicates, DrawSample, MatchDuplicates, TrainTokenizer
+from data_prep.stages import TrainTokenizer
 from data_prep.tokenizer import Tokenizer, TokenizerError
 from data_prep.workspace import Work
 
@@ -188,9 +188,7 @@ def _refuse_other(config: Config, work: Work) -> None:
 
 
 def _stages(config: Config) -> list[str]:
-    skipped = {DrawSample} if config.tokenizer.path else set()
-    skipped |= set() if config.duplicates.near else {MatchDuplicates, ClusterDuplicates}
-    return [stage.label for stage in pipeline.STAGES if stage not in skipped and stage.label]
+    return [stage.label for stage in pipeline.stages(config)]
 
 
 def _sample(

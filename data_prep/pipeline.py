@@ -73,7 +73,7 @@ def run(config: Config, part: Literal["all", "shards"] = "all") -> Outcome:
                     f"{work.output}: has no tokenizer yet; run `data-prep tokenizer` with the same "
                     "configuration first"
                 )
-            _run(config, work, STAGES)
+            _run(config, work, stages(config))
             manifest = shards.read_manifest(work.output)
         workspace.clear(work)
     return Outcome(manifest, time.monotonic() - begun, already)
@@ -84,13 +84,14 @@ def run_tokenizer(config: Config) -> Path:
     work = open_work(config)
     if finished(config, work) is None:
         with workspace.claimed(work):
-            _run(config, work, STAGES[: STAGES.index(TrainTokenizer) + 1])
+            needed = stages(config)
+            _run(config, work, needed[: needed.index(TrainTokenizer) + 1])
     return tokenizer.find(work.output)
 
 
-def _run(config: Config, work: Work, stages: Sequence[type[UnitStep]]) -> None:
+def _run(config: Config, work: Work, needed: Sequence[type[UnitStep]]) -> None:
     workspace.begin(work, config)
-    for stage in stages:
+    for stage in needed:
         run_stage(stage(config, work), workers(config))
 
 
@@ -209,7 +210,7 @@ class WriteManifest(UnitStep):
 
 
 # Each has its units once the one before it is done; local runs and arrays of jobs do the same.
-STAGES: tuple[type[UnitStep], ...] = (
+_STAGES: tuple[type[UnitStep], ...] = (
     SurveyFiles,
     DrawSample,
     TrainTokenizer,
@@ -220,6 +221,11 @@ STAGES: tuple[type[UnitStep], ...] = (
     WriteShards,
     WriteManifest,
 )
+
+
+def stages(config: Config) -> list[type[UnitStep]]:
+    """The stages of a run of this configuration, in order."""
+    return [stage for stage in _STAGES if stage.is_needed(config)]
 
 
 @dataclass

@@ -262,10 +262,15 @@ def lines(found: Stats) -> list[str]:
 
 def closing(directory: Path, manifest: Manifest, seconds: float) -> list[str]:
     """What `data-prep run` says at its end: numbers, the path, what to type next."""
-    total = manifest.documents + manifest.rejected
+    left_out = {
+        "rejected": manifest.rejected,
+        "dropped by cleaning": manifest.dropped,
+        "duplicates": manifest.duplicates,
+    }
+    total = manifest.documents + sum(left_out.values())
+    parts = [f"{count:,} {what}" for what, count in left_out.items() if count or what == "rejected"]
     told = [
-        f"{total:,} records in: {manifest.documents:,} documents out, "
-        f"{manifest.rejected:,} rejected",
+        f"{total:,} records in: {manifest.documents:,} documents out, {', '.join(parts)}",
         f"{manifest.tokens:,} tokens in {len(manifest.shards):,} shards, "
         f"{manifest.text_bytes / manifest.tokens:.3f} bytes a token, vocabulary "
         f"{manifest.tokenizer.vocab_size:,}",
@@ -276,8 +281,12 @@ def closing(directory: Path, manifest: Manifest, seconds: float) -> list[str]:
         told.append(f"{seconds:,.1f} s, {rate:,.2f} MB/s of text")
     for reason, count in rejected_by_reason(directory, manifest).items():
         told.append(f"rejected: {count:,} x {reason} (each in {directory / REJECTS})")
+    if manifest.dropped or manifest.duplicates:
+        told.append(f"why, by source, with samples: {directory / ACCOUNTS}")
     told.append(f"data set: {directory}")
-    told.append(f"next: data-prep stats {directory}, or pretrain train with data.train={directory}")
+    told.append(
+        f"next: data-prep report {directory}, or pretrain train with data.train={directory}"
+    )
     return told
 
 

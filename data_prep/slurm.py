@@ -22,7 +22,6 @@ from datatrove.utils.logging import logger
 
 from data_prep import durable, pipeline, workspace
 from data_prep.config import Config
-from data_prep.pipeline import STAGES
 from data_prep.settings import SettingsError
 from data_prep.stages import UnitStep
 from data_prep.workspace import Work
@@ -50,7 +49,7 @@ class StageTask(PipelineStep):  # type: ignore[misc]
             running = [pool.submit(step.run, data, own, world_size * cpus) for own in ranks]
             for one in running:
                 one.result()
-        if self.stage is STAGES[-1]:
+        if self.stage is pipeline.stages(self.config)[-1]:
             workspace.clear(self.work)
         return data
 
@@ -101,13 +100,14 @@ def _open(config: Config) -> Work:
     return dataclasses.replace(work, output=output)
 
 
-def _left(config: Config, work: Work) -> tuple[type[UnitStep], ...]:
+def _left(config: Config, work: Work) -> list[type[UnitStep]]:
     """The stages from the first one on that is not done."""
-    for index, stage in enumerate(STAGES):
+    stages = pipeline.stages(config)
+    for index, stage in enumerate(stages):
         step = stage(config, work)
         step.check()
         if not all(step.done()):
-            return STAGES[index:]
+            return stages[index:]
     raise AssertionError("every stage is done, and there is no data set")
 
 

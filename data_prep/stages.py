@@ -1,4 +1,4 @@
-"""The parts of a stage that run side by side, as datatrove steps: see pipeline.STAGES.
+"""The parts of a stage that run side by side, as datatrove steps: see pipeline.stages.
 
 A step deals its units to tasks in turn and skips those whose marker stands, so it may be run again,
 with any number of tasks, on one machine or as an array of jobs over one output directory.
@@ -53,6 +53,11 @@ class UnitStep(PipelineStep):  # type: ignore[misc]
         self.config, self.work = config, work
         self.sizes = self.measure()
         self._cleaners: dict[str, Cleaner] = {}
+
+    @classmethod
+    def is_needed(cls, config: Config) -> bool:
+        """Whether a run of this configuration has the stage."""
+        return True
 
     def measure(self) -> list[int]:
         """Bytes that each unit reads, after decompression."""
@@ -126,14 +131,15 @@ class SurveyFiles(UnitStep):
 
 
 class DrawSample(UnitStep):
-    """Draw passages to train the tokenizer on, each by a hash of its own; none if it is given."""
+    """Draw passages to train the tokenizer on, each by a hash of its own."""
 
     stage = "sample"
     label = "drawing the sample"
 
-    def measure(self) -> list[int]:
-        """Bytes that each unit reads."""
-        return [] if self.config.tokenizer.path else self.work.unit_sizes()
+    @classmethod
+    def is_needed(cls, config: Config) -> bool:
+        """Where no tokenizer is given."""
+        return not config.tokenizer.path
 
     def do(self, unit: int) -> Any:
         """Draw the unit's passages: [hash, text] each."""
@@ -283,11 +289,11 @@ class Tokenize(UnitStep):
             if isinstance(record, Reject):
                 outcome.reject(file, record)
             elif text := self._cleaned(file, record, outcome):
-                ids = model.encode(text)
-                if model.decode(ids) == text:
+                ids, data = model.encode(text), text.encode()
+                if model.decode_bytes(ids) == data:
                     tokens = len(ids)
                     out.write(ids.astype(dtype).tobytes())
-                    outcome.accept(file, record, len(text.encode()), tokens)
+                    outcome.accept(file, record, len(data), tokens)
                     if self.config.duplicates.wanted:
                         outcome.fingerprints.append(fingerprint(text))
                     yield text
@@ -316,9 +322,14 @@ class MatchDuplicates(UnitStep):
     stage = "match"
     label = "matching near duplicates"
 
+    @classmethod
+    def is_needed(cls, config: Config) -> bool:
+        """Where near duplicates are left out."""
+        return config.duplicates.near
+
     def measure(self) -> list[int]:
         """No size is known."""
-        return [0] * self.config.duplicates.buckets if self.config.duplicates.near else []
+        return [0] * self.config.duplicates.buckets
 
     def do(self, unit: int) -> Any:
         """Match the documents of a bucket."""
@@ -326,14 +337,16 @@ class MatchDuplicates(UnitStep):
 
 
 class ClusterDuplicates(UnitStep):
-    """Join the documents that met in any bucket; one unit."""
+    """Join the documents that met in any bucket."""
 
     stage = "cluster"
     label = "clustering near duplicates"
+    serial = True
 
-    def measure(self) -> list[int]:
-        """No size is known."""
-        return [0] if self.config.duplicates.near else []
+    @classmethod
+    def is_needed(cls, config: Config) -> bool:
+        """Where near duplicates are left out."""
+        return config.duplicates.near
 
     def do(self, unit: int) -> Any:
         """Cluster all pairs."""

@@ -8,6 +8,7 @@ alone, never on the number of workers or tasks.
 from __future__ import annotations
 
 import fcntl
+import functools
 import json
 import shutil
 import subprocess
@@ -36,6 +37,12 @@ _SURVEY_BYTES = 256 << 20
 _SURVEY_FILES = 512
 _VERSION = 2
 _LOCK_SECONDS = 10.0
+
+
+@functools.cache
+def _loaded(path: Path, changed: int) -> Tokenizer:
+    # A worker keeps it over its tasks: its tables take longer to make than a unit to encode.
+    return tokenizer.load(path)
 
 
 class WorkspaceError(ValueError):
@@ -77,7 +84,8 @@ class Work:
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """The data set's copy of the tokenizer, read once a process."""
-        return tokenizer.load(tokenizer.find(self.output))
+        path = tokenizer.find(self.output)
+        return _loaded(path, path.stat().st_mtime_ns)
 
     @property
     def jobs(self) -> Path:

@@ -1,4 +1,4 @@
-"""Every command that the README shows works as it stands there."""
+"""Every command that the README and docs/data.md show works as it stands there."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = README + (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
 COMMANDS = [
     line.removeprefix("$ ")
-    for block in re.findall(r"```console\n(.*?)```", README, re.DOTALL)
+    for block in re.findall(r"```console\n(.*?)```", PAGES, re.DOTALL)
     for line in block.splitlines()
 ]
 

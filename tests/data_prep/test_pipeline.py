@@ -385,8 +385,8 @@ def test_the_sample_has_the_stated_size(corpus: Corpus, tmp_path: Path, size: in
     work = workspace.Work(tmp_path / "set", inputs.find(wanted, []))
     with workspace.claimed(work):
         workspace.begin(work, wanted)
-        run_stage(SurveyFiles(wanted, work), 1, "")
-        run_stage(DrawSample(wanted, work), 1, "")
+        run_stage(SurveyFiles(wanted, work), 1)
+        run_stage(DrawSample(wanted, work), 1)
     drawn = sum(len(text.encode()) for text in TrainTokenizer(wanted, work)._sample())
     everything = sum(len(text.encode()) for text in corpus.texts.elements())
     # The last passage ends with a whole character.

@@ -24,7 +24,7 @@ import torch.distributed as dist
 from pretrain.checkpoint.load import Checkpoint
 from pretrain.checkpoint.manifest import step_name
 from pretrain.config import Config, load
-from pretrain.data.lanes import IGNORE, Dataset, Lane
+from pretrain.data.lanes import IGNORE, Dataset, Lane, Mix
 from pretrain.engine import build_ops, deepspeed_settings
 from pretrain.launch import StopFlag, leave, place_in, start_ranks
 from pretrain.metrics import configure_logging, read_records
@@ -88,7 +88,7 @@ def _rank(jobs: Path) -> None:
             trainer._save(None)
         elif job["action"] == "go back":
             # One step more, and back to where the checkpoint was.
-            with trainer._loader(trainer.data, trainer.progress.places) as loader:
+            with trainer._loader(trainer.mix, trainer.progress.places) as loader:
                 trainer._step(next(loader), stop)
             trainer.progress = trainer._resume()
             assert trainer.run(stop) == 0
@@ -101,7 +101,7 @@ def _rank(jobs: Path) -> None:
 def _poisoned(trainer: Trainer, stop: StopFlag) -> Job:
     """Three steps; before the second, one memory of rank 1 becomes NaN."""
     told: Job = {}
-    with trainer._loader(trainer.data, trainer.progress.places) as loader:
+    with trainer._loader(trainer.mix, trainer.progress.places) as loader:
         trainer._step(next(loader), stop)
         told["before"] = _own_state(trainer)
         batch = next(loader)
@@ -258,7 +258,7 @@ def reference(
     Returns the loss and gradient norm of each step, and the model.
     """
     data = Dataset(corpus)
-    lanes = [Lane(data, g, LANES, config.run.seed) for g in range(LANES)]
+    lanes = [Lane(Mix([data]), g, LANES, config.run.seed) for g in range(LANES)]
     torch.manual_seed(config.run.seed)
     model = Transformer(config.model, VOCABULARY)
     named = dict(model.named_parameters())
