@@ -24,7 +24,7 @@ from data_prep import durable, pipeline, shards, tokenizer, workspace
 from data_prep.config import Config, ShardsConfig, SourceConfig, TokenizerConfig
 from data_prep.documents import RawDocument, Reject, Survey
 from data_prep.inputs import InputFile
-from data_prep.stages import Tokenize, TrainTokenizer
+from data_prep.stages import Tokenize, TrainTokenizer, UnitStep
 from data_prep.tokenizer import Tokenizer
 from data_prep.workspace import Work, WorkspaceError
 
@@ -154,7 +154,8 @@ class InfiniShardFinaliser(PipelineStep):  # type: ignore[misc]
         if not _is_finished(self.config, work):
             _check_ranks(work, self.config)
             stages = pipeline.stages(self.config)
-            for stage in [TrainTokenizer, *stages[stages.index(Tokenize) + 1 :]]:
+            after: list[type[UnitStep]] = [TrainTokenizer, *stages[stages.index(Tokenize) + 1 :]]
+            for stage in after:
                 stage(self.config, work).run(None)
         workspace.clear(work)
         return data

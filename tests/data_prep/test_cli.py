@@ -38,7 +38,7 @@ def test_the_whole_way_by_the_installed_command(home: Path, tmp_path: Path) -> N
     assert made.returncode == 0
     assert "61 records in: 60 documents out, 1 rejected" in made.stdout
     assert f"data set: {output}" in made.stdout
-    assert f"next: data-prep stats {output}" in made.stdout
+    assert f"next: data-prep report {output}" in made.stdout
     assert "datatrove" not in made.stderr
     again = data_prep("run", str(home / "c.yaml"), f"output={output}")
     assert again.returncode == 0

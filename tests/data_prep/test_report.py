@@ -87,7 +87,7 @@ def test_the_closing_tells_path_and_next_command(made: Path) -> None:
     told = "\n".join(report.closing(made, shards.read_manifest(made), 2.0))
     assert "15 records in: 12 documents out, 3 rejected" in told
     assert "rejected: 2 x not an object" in told
-    assert f"next: data-prep stats {made}" in told
+    assert f"next: data-prep report {made}" in told
     assert "2.0 s" in told
 
 

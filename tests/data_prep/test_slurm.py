@@ -130,6 +130,7 @@ def test_three_tasks_make_the_bytes_of_a_local_run(
     assert "is finished already" in finished.stdout
 
 
+@pytest.mark.slow
 def test_a_failed_and_a_cancelled_run_go_on_with_other_tasks(
     on_cluster: Run, corpus: Path, made: dict[str, str], tmp_path: Path
 ) -> None:

@@ -299,7 +299,9 @@ def reference(
 
 def test_lanes_of_very_unequal_targets_train_as_one_batch_in_plain_torch(two_ranks: Bench) -> None:
     config = load(None, two_ranks.job("base")["settings"])
-    lanes = [Lane(Dataset(two_ranks.corpus), g, LANES, config.run.seed) for g in range(LANES)]
+    lanes = [
+        Lane(Mix([Dataset(two_ranks.corpus)]), g, LANES, config.run.seed) for g in range(LANES)
+    ]
     counts = [int((lane.window(config.window)[1] != IGNORE).sum()) for lane in lanes]
     assert min(counts) <= 2 and max(counts) >= 30, "the lanes should differ greatly"
 
