@@ -121,7 +121,7 @@ def _texts(name: str, corpus: Path) -> Texts:
     texts = []
     for file in pipeline.open_work(wanted).files:
         if file.format == "text":
-            texts.append(file.path.read_bytes().decode(errors="ignore"))
+            texts.append(Path(file.path).read_bytes().decode(errors="ignore"))
         else:
             with gzip.open(file.path, "rt", encoding="utf-8", newline="\n") as lines:
                 texts += [json.loads(line)["text"] for line in lines]
