@@ -6,6 +6,7 @@ import glob
 import itertools
 import os
 import re
+import stat
 import sysconfig
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -196,11 +197,16 @@ def _local(base: str, rest: str) -> list[Listed]:
     found = []
     # Path.glob would take hidden files too.
     for name in sorted(glob.glob(rest, root_dir=base, recursive=True)):  # noqa: PTH207
-        path = Path(base, name)
-        if not path.is_dir():
+        path = f"{base.rstrip('/')}/{name}" if name else base
+        try:
+            # One call a file: there may be very many.
+            status = os.stat(path)  # noqa: PTH116
+        except FileNotFoundError:
             # A link to nothing is told of with its reason, not passed over.
-            status = storage.status(str(path)) if path.exists() else Status(0, "")
-            found.append(Listed(str(path), name, status))
+            found.append(Listed(path, name, Status(0, "")))
+            continue
+        if not stat.S_ISDIR(status.st_mode):
+            found.append(Listed(path, name, storage.local_status(status)))
     return found
 
 

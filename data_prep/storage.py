@@ -57,10 +57,14 @@ def is_url(path: str | Path) -> bool:
 def status(path: str) -> Status:
     """What the file is now. Raises OSError with the path or URL and the cause."""
     if not is_url(path):
-        found = Path(path).stat()
-        return Status(found.st_size, str(found.st_mtime_ns))
+        return local_status(Path(path).stat())
     system, name = _system(path)
     return _status(path, _asked(path, lambda: system.info(name)))
+
+
+def local_status(found: os.stat_result) -> Status:
+    """The status of a local file."""
+    return Status(found.st_size, str(found.st_mtime_ns))
 
 
 def open_binary(path: str, block: int = BLOCK_BYTES) -> BinaryIO:
