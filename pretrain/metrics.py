@@ -10,7 +10,7 @@ import resource
 import sys
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -25,6 +25,8 @@ from pretrain.config import Config
 METRICS_FILE = "metrics.jsonl"
 LOG_FILE = "log.txt"
 _IDENTITY_FILE = "run.json"
+
+_log = logging.getLogger(__name__)
 
 
 class TrackingError(ValueError):
@@ -122,9 +124,8 @@ class Recorder:
         """Add a record of `kind` (train or validation); `values` has a `step`."""
         self._file.write(_json_line({"kind": kind, **values}))
         self._file.flush()
-        if self._wandb is not None:
-            numbers = {f"{kind}/{key}": value for key, value in _flat(values) if key != "step"}
-            self._wandb.log({**numbers, "step": values["step"]})
+        numbers = {f"{kind}/{key}": value for key, value in _flat(values) if key != "step"}
+        self._tracked(lambda run: run.log({**numbers, "step": values["step"]}))
 
     def sync(self) -> None:
         """Make what was recorded durable: a checkpoint's steps do not come again."""
@@ -133,12 +134,21 @@ class Recorder:
     def close(self) -> None:
         """End the files, wandb's run and the process that wandb started for it."""
         self._file.close()
-        if self._wandb is not None:
-            import wandb
+        self._tracked(_end_wandb)
 
-            self._wandb.finish()
-            # It does this at the interpreter's end otherwise, which a rank does not come to.
-            wandb.teardown()
+    def _tracked(self, action: Callable[[Any], None]) -> None:
+        """Do something with wandb's run. Where that fails, the records go on without wandb.
+
+        Slurm signals every process of a job: wandb's own ends at SIGTERM, before the last step and
+        its checkpoint are done, and what is then told to it fails in many ways.
+        """
+        if self._wandb is None:
+            return
+        try:
+            action(self._wandb)
+        except Exception as error:
+            self._wandb = None
+            _log.warning("wandb failed (%s): metrics.jsonl has the records that it lacks", error)
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
@@ -189,6 +199,14 @@ def run_identity(directory: Path) -> str:
         durable.write_json(path, {"id": uuid.uuid4().hex[:12]})
     identity: str = json.loads(path.read_text(encoding="utf-8"))["id"]
     return identity
+
+
+def _end_wandb(run: Any) -> None:
+    import wandb
+
+    run.finish()
+    # It does this at the interpreter's end otherwise, which a rank does not come to.
+    wandb.teardown()
 
 
 def _start_wandb(directory: Path, config: Config) -> Any:

@@ -340,3 +340,33 @@ def test_online_tracking_without_a_key_is_refused_with_what_to_do(tmp_path: Path
     assert ended.stdout.startswith("wandb.mode=online: No API key configured")
     assert "set wandb.mode=offline" in ended.stdout
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_records_go_on_when_a_signal_to_the_whole_job_ends_wandbs_own_process(
+    tmp_path: Path,
+) -> None:
+    script = (
+        "import logging, os, signal\n"
+        "from pathlib import Path\n"
+        "from pretrain.config import Config\n"
+        "from pretrain.launch import StopFlag, leave\n"
+        "from pretrain.metrics import Recorder, read_records\n"
+        "logging.basicConfig(format='%(message)s')\n"
+        "run = Path('run'); run.mkdir(); stop = StopFlag()\n"
+        "recorder = Recorder(run, Config(), 0)\n"
+        "children = [int(path.parent.name) for path in Path('/proc').glob('*/stat')\n"
+        "            if path.parent.name.isdigit()\n"
+        "            and path.read_text().rpartition(')')[2].split()[1] == str(os.getpid())]\n"
+        "assert len(children) == 1, children\n"
+        "os.kill(children[0], signal.SIGTERM); os.waitpid(children[0], 0)\n"
+        "for step in range(5): recorder.record('train', {'step': step, 'loss': 1.0})\n"
+        "recorder.close()\n"
+        "print(len(read_records(run / 'metrics.jsonl')))\n"
+        "leave(0)\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert (ended.returncode, ended.stdout) == (0, "5\n"), ended.stderr
+    assert ended.stderr.count("wandb failed (") == 1
+    assert "Traceback" not in ended.stderr
