@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import random
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,36 +17,9 @@ from data_prep import config, pipeline, shards
 from data_prep.settings import SettingsError
 from data_prep.slurm import submit
 
-ROOT = Path(__file__).resolve().parents[2]
-CLUSTER = ROOT / "tools" / "slurm_cluster"
 WORDS = ("the", "sea", "was", "calm", "and", "a", "light", "wind", "came", "over", "harbour")
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
-
-
-@pytest.fixture(scope="session")
-def on_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
-    """Runs a command on the controller of a cluster of two nodes."""
-    if sys.platform != "linux" or os.geteuid():
-        pytest.skip("a Slurm cluster in namespaces needs root on Linux")
-    environment = {
-        **os.environ,
-        "CLUSTER_DIR": str(tmp_path_factory.mktemp("cluster")),
-        "CLUSTER_NODES": "2",
-        "PYTHONPATH": str(ROOT),
-    }
-
-    def run(*command: str | Path) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            command, env=environment, capture_output=True, text=True, timeout=120, check=False
-        )
-
-    up = run(CLUSTER / "up")
-    if up.returncode:
-        run(CLUSTER / "down")
-        pytest.skip(f"no Slurm cluster: {(up.stderr.strip() or up.stdout.strip())[-300:]}")
-    yield lambda *command: run(CLUSTER / "on", "ctl", *command)
-    run(CLUSTER / "down")
 
 
 @pytest.fixture(scope="module")
