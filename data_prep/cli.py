@@ -1,4 +1,4 @@
-"""The command line of data-prep: run, submit, tokenizer, shards, reshard, verify, stats, report."""
+"""The command line of data-prep."""
 
 from __future__ import annotations
 
@@ -109,6 +109,22 @@ def _parser() -> argparse.ArgumentParser:
                 action="store_true",
                 help="tell the plan and an estimate, write nothing",
             )
+    check = verbs.add_parser(
+        "check",
+        help="tell every mistake in a configuration",
+        description="Check a configuration as `run` would, and print the data set's directory.",
+    )
+    check.add_argument("config", type=Path, metavar="CONFIG", help="YAML file")
+    check.add_argument("overrides", nargs="*", metavar="key=value")
+    check.add_argument(
+        "--made-before",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="DIR",
+        help="a data set that will be there: its tokenizer may be named already; may be repeated",
+    )
+    check.set_defaults(act=_check)
     cut = verbs.add_parser(
         "reshard",
         help="cut a data set into another number of shards",
@@ -190,6 +206,21 @@ def _made(verb: str, wanted: Config) -> int:
     if outcome.already:
         print(f"{output} is finished already, from the same configuration: nothing to do")
     print("\n".join(report.closing(output, outcome.manifest, outcome.seconds)))
+    return 0
+
+
+def _check(parsed: argparse.Namespace) -> int:
+    from data_prep import pipeline
+
+    wanted = configuration.load(parsed.config, parsed.overrides)
+    model = Path(wanted.tokenizer.path).expanduser().absolute()
+    checked = wanted
+    if any(directory.absolute() in model.parents for directory in parsed.made_before):
+        checked = dataclasses.replace(
+            wanted, tokenizer=dataclasses.replace(wanted.tokenizer, path="")
+        )
+    pipeline.open_work(checked)
+    print(f"output={Path(wanted.output).expanduser().absolute()}")
     return 0
 
 

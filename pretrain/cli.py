@@ -1,4 +1,4 @@
-"""`pretrain`: train, evaluate, generate, plot.
+"""`pretrain`: train, evaluate, generate, plot; check and preflight for jobs on a cluster.
 
 torch is imported by the commands that need it, after the configuration was checked.
 """
@@ -17,7 +17,7 @@ from typing import NoReturn
 from data_prep.settings import SettingsError
 from data_prep.shards import DataError, read_manifest
 from pretrain import config as configuration
-from pretrain import launch
+from pretrain import job, launch
 from pretrain.config import Config
 
 _EXIT_CODES = """exit codes:
@@ -64,6 +64,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_eval(verbs)
     _add_generate(verbs)
     _add_plot(verbs)
+    _add_check(verbs)
+    _add_preflight(verbs)
     return parser
 
 
@@ -126,6 +128,54 @@ def _add_plot(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     parser.set_defaults(run=_plot)
 
 
+def _add_check(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = verbs.add_parser(
+        "check",
+        help="tell every mistake that a training job would end with",
+        description="Check a configuration for a job of several nodes, before it is submitted; "
+        "print what the job needs to know.",
+    )
+    parser.add_argument("config", type=Path, help="YAML file with what differs from the defaults")
+    parser.add_argument("settings", nargs="*", metavar="key=value")
+    parser.add_argument("--nodes", default="1", metavar="N[-M]", help="nodes (default 1)")
+    parser.add_argument("--gpus-per-node", type=int, default=0, help="GPUs of a node (default 0)")
+    parser.add_argument(
+        "--made-before",
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="a data set that an earlier job makes, so that it need not be there; may be repeated",
+    )
+    parser.set_defaults(run=_check)
+
+
+def _add_preflight(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = verbs.add_parser(
+        "preflight",
+        help="check the nodes of a job and name the bad ones",
+        description="Check this machine's devices and the run directory, and with --nodes the "
+        "nodes of a job against each other; to be started once on each of them.",
+        epilog="exit codes: 0 all nodes are good; 1 some are not, or it could not be found out",
+    )
+    parser.add_argument("config", type=Path, help="YAML file of the run")
+    parser.add_argument("settings", nargs="*", metavar="key=value")
+    parser.add_argument("--ranks", type=int, default=1, help="ranks of a node (default 1)")
+    parser.add_argument("--nodes", default="", help="all nodes, n1,n2,...; the first one compares")
+    parser.add_argument("--node", default="", help="this node's name among them")
+    parser.add_argument("--address", default="", help="the first node's (default: its name)")
+    parser.add_argument("--port", type=int, default=29400, help="free port of the first node")
+    parser.add_argument(
+        "--timeout", type=float, default=60.0, help="seconds for a node to answer (default 60)"
+    )
+    parser.add_argument(
+        "--slow-factor",
+        type=float,
+        default=3.0,
+        help="a node so many times slower than the median is bad (default 3)",
+    )
+    parser.set_defaults(run=_preflight)
+
+
 def _train(words: argparse.Namespace) -> int:
     config = configuration.load(words.config, words.settings)
     place = launch.place_in(os.environ)
@@ -148,16 +198,49 @@ def _check_start(config: Config, ranks: int) -> None:
             "model.local_attention: flash-attn is not installed; install the extra `gpu` (README), "
             "or set it to auto or sdpa"
         )
-    problems += _data_problems(config)
+    problems += _data_problems(config, [])
     if problems:
         raise SettingsError(problems)
 
 
-def _data_problems(config: Config) -> list[str]:
-    """Why the data sets cannot be read, or not together."""
+def _check(words: argparse.Namespace) -> int:
+    config = configuration.load(words.config, words.settings)
+    problems = _data_problems(config, words.made_before)
+    try:
+        planned = job.plan(config, words.nodes, words.gpus_per_node)
+    except SettingsError as error:
+        problems = [*error.problems, *problems]
+    if problems:
+        raise SettingsError(problems)
+    print(f"directory={planned.directory}")
+    print(f"ranks={planned.ranks}")
+    print(f"lanes={config.data.lanes}")
+    print(f"cpu={int(config.launch.device == 'cpu')}")
+    print(f"validation={config.data.validation}")
+    return 0
+
+
+def _preflight(words: argparse.Namespace) -> int:
+    config = configuration.load(words.config, words.settings)
+    # A node that does not answer is told by its name; torch would add its C++ stacks.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
+    from pretrain import preflight
+
+    names = words.nodes.split(",") if words.nodes else ["localhost"]
+    node = words.node or names[0]
+    if node not in names:
+        raise SettingsError([f"--node: {node} is none of --nodes {words.nodes}"])
+    meeting = preflight.Meeting(names, node, words.address or names[0], words.port, words.timeout)
+    return preflight.run(config, words.ranks, meeting, words.slow_factor)
+
+
+def _data_problems(config: Config, made_before: Sequence[str]) -> list[str]:
+    """Why the data sets cannot be read, or not together, but for those that are made before."""
     directories = {key: source.data for key, source in config.data.sources.items()}
     if config.data.validation:
         directories["data.validation"] = config.data.validation
+    later = {Path(directory).absolute() for directory in made_before}
+    directories = {key: d for key, d in directories.items() if Path(d).absolute() not in later}
     problems, manifests = [], {}
     for key, directory in directories.items():
         try:

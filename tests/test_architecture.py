@@ -22,11 +22,13 @@ FLOORS = {
     "pretrain.metrics": 3,
     "pretrain.optim": 3,
     "pretrain.launch": 3,
+    "pretrain.job": 3,
     "pretrain.engine": 4,
     "pretrain.trained": 4,
     "pretrain.evaluate": 4,
     "pretrain.generate": 4,
     "pretrain.plot": 4,
+    "pretrain.preflight": 4,
     "pretrain.trainer": 5,
     "pretrain.cli": 6,
 }
@@ -143,7 +145,9 @@ def test_no_module_imports_from_a_floor_above_its_own(name: str) -> None:
             assert floor is not None and floor <= own, f"{name} (floor {own}) imports {imported}"
 
 
-@pytest.mark.parametrize("name", ["pretrain.config", "pretrain.launch", "pretrain.cli"])
+@pytest.mark.parametrize(
+    "name", ["pretrain.config", "pretrain.job", "pretrain.launch", "pretrain.cli"]
+)
 def test_a_configuration_is_checked_without_torch(name: str) -> None:
     tree = ast.parse(MODULES[name].read_text(encoding="utf-8"))
     at_import = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
