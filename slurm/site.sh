@@ -1,0 +1,13 @@
+# Sourced by submit and by the batch scripts, which set PROJECT and SITE before.
+PARTITION='' CPU_PARTITION='' ACCOUNT='' QOS='' TIME='' GPUS_PER_NODE=0 GPU_REQUEST=--gpus-per-node=
+SBATCH_OPTIONS=() CPU_OPTIONS=() SRUN_OPTIONS=() PREFLIGHT_OPTIONS=()
+CONTAINER_IMAGE='' CONTAINER_MOUNTS='' GRACE_SECONDS=300 MAX_STARTS_WITHOUT_PROGRESS=5
+PYTHON=$PROJECT/.venv/bin/python
+site_setup() { :; }
+. "$SITE"
+[ -z "$CONTAINER_IMAGE" ] || SRUN_OPTIONS+=("--container-image=$CONTAINER_IMAGE")
+[ -z "$CONTAINER_MOUNTS" ] || SRUN_OPTIONS+=("--container-mounts=$CONTAINER_MOUNTS")
+# The source tree goes before what is installed: a job runs the code that it was submitted with.
+export PYTHONPATH=$PROJECT${PYTHONPATH:+:$PYTHONPATH}
+
+say() { printf '%s %s\n' "$(date '+%F %T')" "$*"; }

@@ -1,0 +1,147 @@
+"""slurm/submit before anything is queued: the plan, and what is refused."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+Submit = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def sbatch_words(done: subprocess.CompletedProcess[str]) -> list[list[str]]:
+    """The arguments of every sbatch that would be called."""
+    assert done.returncode == 0, done.stderr
+    lines = [line for line in done.stdout.splitlines() if line.startswith("would submit: sbatch ")]
+    return [shlex.split(line)[3:] for line in lines]
+
+
+def mistakes(done: subprocess.CompletedProcess[str]) -> list[str]:
+    assert done.returncode == 2, (done.stdout, done.stderr)
+    assert "would submit" not in done.stdout and "Traceback" not in done.stderr
+    return [line[4:] for line in done.stderr.splitlines() if line.startswith("  - ")]
+
+
+def test_a_dry_run_shows_the_plan_the_command_and_the_script(dry: Submit, place: Path) -> None:
+    done = dry("train", "c.yaml", "--nodes", "1-2", "--partition", "low", "--", "train.steps=7")
+    ((*options, script, project, site, run, ranks, config, setting),) = sbatch_words(done)
+    assert (script, project) == (str(ROOT / "slurm/train.sbatch"), str(ROOT))
+    assert (site, run) == (str(place / "site.env"), str(place / "run"))
+    assert (ranks, config, setting) == ("1", "c.yaml", "train.steps=7")
+    assert {"--nodes=1-2", "--partition=low", "--job-name=run", "--requeue"} <= set(options)
+    assert {f"--output={place}/run/slurm/%j.log", "--signal=B:USR1@60"} <= set(options)
+    assert "ranks:   1-2 nodes of 1, 12 lanes shared by them" in done.stdout
+    assert (ROOT / "slurm/train.sbatch").read_text() in done.stdout
+    assert not (place / "run").exists()
+
+
+def test_every_number_of_nodes_must_share_the_lanes(dry: Submit) -> None:
+    assert mistakes(dry("train", "c.yaml", "--nodes", "4-6", "--", "launch.ranks=1")) == [
+        "nodes: 12 lanes (data.lanes) cannot be shared evenly by 5 nodes of 1 ranks; choose "
+        "1, 2, 3, 4, 6, 12 nodes, or data.lanes a multiple of 60"
+    ]
+    assert sbatch_words(dry("train", "c.yaml", "--nodes=1-4"))
+
+
+def test_all_mistakes_of_a_configuration_are_told_before_a_job_is_queued(dry: Submit) -> None:
+    found = mistakes(
+        dry("train", "c.yaml", "--nodes", "0-3", "--", "data.train=nowhere", "run.directory=a%j")
+    )
+    assert [problem.split(":")[0] for problem in found] == ["run.directory", "nodes", "data.train"]
+    found = mistakes(dry("train", "c.yaml", "--nodes", "2", "--", "train.stepz=1", "zero.stage=7"))
+    assert [problem.split(":")[0] for problem in found] == ["train.stepz", "zero.stage"]
+
+
+def test_all_mistakes_of_a_line_are_told_at_once(dry: Submit) -> None:
+    found = mistakes(dry("train", "c.yaml", "-N", "2", "--wrap=id", "--chain=x", "train.steps=1"))
+    assert [problem.split(":")[0] for problem in found] == [
+        *("-N", "2", "--wrap", "train.steps=1", "--nodes", "--chain")
+    ]
+    assert "write" not in found[0] and "in full (--name=value)" in found[0]
+
+
+def test_gpus_are_asked_for_by_what_the_site_says(dry: Submit, place: Path) -> None:
+    site = place / "gpu.env"
+    site.write_text((place / "site.env").read_text() + "GPUS_PER_NODE=4\nSBATCH_OPTIONS=(--x=1)\n")
+    words = ("--site", "gpu.env", "--nodes", "3", "--", "launch.device=auto", "launch.ranks=0")
+    ((*options,),) = sbatch_words(dry("train", "c.yaml", *words))
+    assert options[options.index("--x=1") - 1] == "--gpus-per-node=4"
+    site.write_text(site.read_text() + "GPU_REQUEST=--gres=gpu:h100:\n")
+    ((*options,),) = sbatch_words(dry("train", "c.yaml", *words))
+    assert "--gres=gpu:h100:4" in options
+    ((*options,),) = sbatch_words(dry("train", "c.yaml", "--site", "gpu.env", "--nodes", "3"))
+    assert not any(option.startswith("--g") for option in options)  # the configuration is for CPUs
+    words = ("--nodes", "3", "--", "launch.device=cuda")
+    assert mistakes(dry("train", "c.yaml", *words)) == [
+        "launch.device: cuda, but the nodes have no GPUs; give their number a node"
+    ]
+
+
+def test_a_chain_is_of_jobs_with_one_name_that_wait_for_each_other(dry: Submit) -> None:
+    jobs = sbatch_words(dry("train", "c.yaml", "--nodes", "2", "--chain", "3"))
+    assert len(jobs) == 3 and jobs[0] == jobs[1] == jobs[2]
+    assert {"--dependency=singleton", "--no-requeue", "--job-name=run"} <= set(jobs[0])
+
+
+def test_nodes_that_a_run_has_excluded_are_left_out(dry: Submit, place: Path) -> None:
+    logs = place / "marked" / "slurm"
+    logs.mkdir(parents=True)
+    (logs / "exclude").write_text("n7\tyesterday\t3\ta reason\nn2\ttoday\t4\tanother\n")
+    words = ("--nodes", "2", "--exclude", "n9", "--", "run.directory=marked")
+    ((*options,),) = sbatch_words(dry("train", "c.yaml", *words))
+    assert "--exclude=n2,n7,n9" in options
+
+
+def test_a_pipeline_is_a_row_of_dependent_jobs(dry: Submit, place: Path) -> None:
+    texts = place / "texts"
+    texts.mkdir(exist_ok=True)
+    (texts / "a.txt").write_text("The sea was calm.")
+    for name, extra in (("train", ""), ("val", "tokenizer: {path: made_train/tokenizer.model}\n")):
+        (place / f"{name}_data.yaml").write_text(
+            f"output: made_{name}\nroot: texts\nsources: [{{name: s, paths: ['*.txt']}}]\n{extra}"
+        )
+    line = (
+        *("c.yaml", "--nodes", "1-2", "--data", "train_data.yaml", "slurm.tasks=3"),
+        *("--data", "val_data.yaml", "--", "data.train=made_train", "data.validation=made_val"),
+    )
+    done = dry("pipeline", *line)
+    first, second, train, evaluation = sbatch_words(done)
+    assert "data-prep submit train_data.yaml slurm.partition=main slurm.tasks=3" in done.stdout
+    assert first[-3:] == ["train_data.yaml", "slurm.partition=main", "slurm.tasks=3"]
+    assert second[-2:] == ["val_data.yaml", "slurm.partition=main"]
+    waits = [[w for w in job if w.startswith("--dependency")] for job in (first, train, evaluation)]
+    assert waits == [
+        ["--dependency=afterok:JOB"], ["--dependency=afterok:JOB:JOB"], ["--dependency=afterok:JOB"]
+    ]  # fmt: skip
+    assert evaluation[-2:] == [str(place / "run"), "--data=made_val"]
+    # What the training reads must be there, or be made by the pipeline.
+    found = mistakes(dry("pipeline", *line[:-1], "data.validation=no"))
+    assert [problem.split(":")[0] for problem in found] == ["data.validation"]
+    assert not (place / "made_train").exists()
+
+
+def test_a_site_file_and_a_machine_of_the_cluster_are_needed(place: Path) -> None:
+    done = subprocess.run(
+        [ROOT / "slurm" / "submit", "train", "c.yaml", "--nodes=2", "--site=none.env"],
+        cwd=place, env={"PATH": "/usr/bin:/bin"}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert mistakes(done)[0] == "none.env: is not there; copy slurm/site.env.example and fill it in"
+
+
+def test_the_example_of_a_site_file_sets_what_the_launchers_read() -> None:
+    example = (ROOT / "slurm/site.env.example").read_text()
+    defaults = (ROOT / "slurm/site.sh").read_text()
+    names = set(re.findall(r"\b([A-Z_]+)=", defaults)) - {"PYTHONPATH"}
+    assert names == set(re.findall(r"^([A-Z_]+)=", example, re.MULTILINE))
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "slurm").iterdir()), ids=lambda path: path.name)
+def test_no_hyperparameter_stands_in_the_launchers(path: Path) -> None:
+    text = path.read_text()
+    if path.suffix != ".md":
+        assert not re.search(r"\b(train|model|optim|zero|data)\.[a-z_]+=", text)
