@@ -112,7 +112,13 @@ class SourceConfig:
     )
     group_separator: str = setting(_SEPARATOR, "what stands between the files of a group")
     max_record_bytes: int = setting(
-        1 << 30, "bytes of a record or group above which it is rejected", low=1
+        1 << 32, "bytes of a record or group above which it is rejected", low=1
+    )
+    max_held_bytes: int = setting(
+        1 << 26,
+        "bytes of a record that a worker holds: a longer text file or group is read in passages, a "
+        "longer record of another kind is rejected",
+        low=1,
     )
     cleaning: CleaningConfig = group(CleaningConfig)
 

@@ -50,12 +50,18 @@ class InputFile:
     listed: Status = Status(0, "")
     group: str = ""
     separator: str = ""
-    max_record_bytes: int = 1 << 30
+    max_record_bytes: int = 1 << 32
+    max_held_bytes: int = 1 << 26
 
     @property
     def name(self) -> str:
         """How the manifest and the rejects call the file, wherever it lies."""
         return f"{self.source}/{self.relative}"
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of the largest record that is held in memory."""
+        return min(self.max_record_bytes, self.max_held_bytes)
 
 
 class InputChangedError(ValueError):
@@ -251,6 +257,7 @@ def _input(source: SourceConfig, listed: Listed) -> InputFile:
         group=_group(source, listed.relative),
         separator=source.group_separator,
         max_record_bytes=source.max_record_bytes,
+        max_held_bytes=source.max_held_bytes,
     )
 
 

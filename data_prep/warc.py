@@ -89,7 +89,7 @@ def _record(
     if kind not in ("conversion", "response"):
         _skip(stream, length)
         return None
-    kept = min(length, _HEADER_BYTES if kind == "response" else file.max_record_bytes)
+    kept = min(length, _HEADER_BYTES if kind == "response" else file.held_bytes)
     content = stream.read(kept)
     if len(content) < kept:
         raise DamageError("truncated file")
