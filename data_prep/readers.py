@@ -95,7 +95,7 @@ def group(
             read += sound.read
             size += sound.read + (len(file.separator.encode()) if kept else 0)
             kept.append((file, found))
-            # Members of a group that is too large to be held are read again when its text is wanted.
+            # Of a group that is too large to be held the members are read again, one by one.
             if isinstance(sound, RawDocument) and size <= file.held_bytes:
                 texts.append(sound.text)
             else:
