@@ -77,16 +77,12 @@ class Cleaner:
     def long(self, passages: Iterable[str]) -> Iterator[Cleaned]:
         """The same for a document in passages, up to one that drops all of it.
 
-        Its language is that of its first passage. The rules judge documents as a whole: where there
-        are any, a document that is too long for them is dropped.
+        Its language is that of its first passage; the rules judge each of them.
         """
         grams, left = NGrams(self.config.ngram), False
         for number, text in enumerate(passages):
             done = self._mended(text)
-            if self._rules:
-                done.dropped = "rules: too long to be judged"
-            elif number == 0:
-                done.dropped = self._language(done.text)
+            done.dropped = ("" if number else self._language(done.text)) or self._rule(done)
             self._finish(done, grams)
             left = left or bool(done.text)
             yield done

@@ -14,7 +14,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, ClassVar, NamedTuple
 
 from data_prep import compression, inputs, storage
 from data_prep.compression import DamageError
@@ -22,9 +22,9 @@ from data_prep.inputs import InputFile
 from data_prep.storage import Status
 
 _LEAST_BLOCK = 1 << 16
-# Characters of a passage; of one without a line end or a space, after which it is cut anyhow.
+# Characters of a passage, and of a text that is not cut into any.
 _PASSAGE = 1 << 20
-_LONGEST_PASSAGE = 1 << 22
+_WHOLE = 1 << 23
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -42,9 +42,14 @@ class RawDocument:
     read: int
     text: str
 
+    @property
+    def is_long(self) -> bool:
+        """Whether it is cleaned passage by passage, since some rules take 75 bytes for each."""
+        return len(self.text) > _WHOLE
+
     def passages(self) -> Iterator[str]:
-        """The text as one."""
-        yield self.text
+        """The text as one, or in passages if it is long."""
+        yield from passages([self.text]) if self.is_long else [self.text]
 
 
 @dataclass(frozen=True)
@@ -56,12 +61,10 @@ class LongDocument:
     offset: int
     read: int
     open: Callable[[], Iterator[str]]
+    is_long: ClassVar[bool] = True
 
     def passages(self) -> Iterator[str]:
-        """The text, in passages that end after a line, or before a space where lines are long.
-
-        Raises BadRecordError on the way where it is not UTF-8.
-        """
+        """The text, passage by passage. Raises BadRecordError where it is not UTF-8."""
         return passages(self.open())
 
 
@@ -157,18 +160,21 @@ def text_of(file: InputFile, found: Survey) -> Iterator[str]:
 
 
 def passages(texts: Iterable[str]) -> Iterator[str]:
-    """The joined texts in passages of about _PASSAGE characters; see LongDocument."""
+    """The joined texts in passages of up to 1 Mi characters, however they come.
+
+    A passage ends after a line, or before a space where the line is longer, if it has any.
+    """
     held = ""
     for text in texts:
         held += text
-        if len(held) < _PASSAGE:
-            continue
-        stop = held.rfind("\n") + 1 or max(held.rfind(" "), 0)
-        if not stop and len(held) >= _LONGEST_PASSAGE:
-            stop = len(held)
-        if stop:
-            yield held[:stop]
-            held = held[stop:]
+        start = 0
+        while len(held) - start > _PASSAGE:
+            end = start + _PASSAGE
+            stop = held.rfind("\n", start, end) + 1 or held.rfind(" ", start + 1, end)
+            stop = end if stop < 0 else stop
+            yield held[start:stop]
+            start = stop
+        held = held[start:]
     if held:
         yield held
 

@@ -363,11 +363,9 @@ class Tokenize(UnitStep):
     ) -> Iterator[str]:
         """The document's text after cleaning. Raises _DroppedError, BadRecordError on the way."""
         cleaner = self.cleaner(file)
-        if isinstance(record, LongDocument):
-            passages = cleaner.long(record.passages())
-        else:
-            passages = iter([cleaner(record.text)])
-        for cleaned in passages:
+        passages = record.passages()
+        done = cleaner.long(passages) if record.is_long else map(cleaner, passages)
+        for cleaned in done:
             written.changed.update(cleaned.changed)
             if cleaned.dropped:
                 raise _DroppedError(cleaned.dropped)

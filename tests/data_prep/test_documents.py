@@ -173,11 +173,25 @@ def test_a_text_that_is_too_large_to_be_held_comes_in_passages(
 
 def test_a_long_line_is_cut_before_a_space_or_anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(documents, "_PASSAGE", 10)
-    monkeypatch.setattr(documents, "_LONGEST_PASSAGE", 20)
-    assert list(documents.passages(["two words", " and more"])) == ["two words and", " more"]
-    assert list(documents.passages(["x" * 12, "y" * 12, "z"])) == ["x" * 12 + "y" * 12, "z"]
-    assert list(documents.passages(["a\nb", "c" * 10])) == ["a\n", "b" + "c" * 10]
-    assert list(documents.passages([" " + "x" * 12, "y" * 12])) == [" " + "x" * 12 + "y" * 12]
+    for text, wanted in (
+        ("two words and more", ["two words", " and more"]),
+        ("x" * 12 + "y" * 12, ["x" * 10, "xxyyyyyyyy", "yyyy"]),
+        ("a\nb" + "c" * 10, ["a\n", "b" + "c" * 9, "c"]),
+        (" " + "x" * 12, [" " + "x" * 9, "xxx"]),
+        ("123456789\n123456789\n", ["123456789\n", "123456789\n"]),
+        ("short", ["short"]),
+        ("", []),
+    ):
+        assert list(documents.passages([text])) == wanted
+        assert list(documents.passages(text)) == wanted  # character by character
+
+
+def test_a_long_text_that_is_held_is_cut_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(documents, "_PASSAGE", 10)
+    monkeypatch.setattr(documents, "_WHOLE", 20)
+    whole, long = (RawDocument("", 1, 0, n, "one two\n three four five"[:n]) for n in (20, 21))
+    assert not whole.is_long and list(whole.passages()) == [whole.text]
+    assert long.is_long and list(long.passages()) == ["one two\n", " three", " four f"]
 
 
 @pytest.mark.parametrize("bad", [b"\xff", b"\xed\xa0\x80", b"\xf0\x9f\x98"])
