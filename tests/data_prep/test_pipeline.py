@@ -27,7 +27,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from data_prep import config, inputs, pipeline, shards, tokenizer, workspace
 from data_prep.config import Config
-from data_prep.engine import run_stage
+from data_prep.engine import Workers
 from data_prep.inputs import InputChangedError
 from data_prep.settings import SettingsError
 from data_prep.shards import Document
@@ -385,8 +385,9 @@ def test_the_sample_has_the_stated_size(corpus: Corpus, tmp_path: Path, size: in
     work = workspace.Work(tmp_path / "set", inputs.find(wanted, []))
     with workspace.claimed(work):
         workspace.begin(work, wanted)
-        run_stage(SurveyFiles(wanted, work), 1)
-        run_stage(DrawSample(wanted, work), 1)
+        with Workers(wanted, work, 1) as workers:
+            workers.run(SurveyFiles)
+            workers.run(DrawSample)
     drawn = sum(len(text.encode()) for text in TrainTokenizer(wanted, work)._sample())
     everything = sum(len(text.encode()) for text in corpus.texts.elements())
     # The last passage ends with a whole character.
