@@ -139,9 +139,11 @@ def _unreadable(path: str) -> str:
         return f"{path!r} is not a name in UTF-8; rename or exclude it"
     if storage.is_url(path):
         return ""
-    if not Path(path).exists():
+    try:
+        mode = os.stat(path).st_mode  # noqa: PTH116
+    except FileNotFoundError:
         return f"{path} is a link to nothing; mend or exclude it"
-    if not Path(path).is_file():
+    if not stat.S_ISREG(mode):
         return f"{path} is no regular file; exclude it"
     return "" if os.access(path, os.R_OK) else f"{path} cannot be read"
 

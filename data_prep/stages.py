@@ -126,7 +126,7 @@ class SurveyFiles(UnitStep):
         found = []
         for index in self.work.survey_units[unit]:
             survey = readers.survey(self.work.files[index], workspace.CUT_BYTES)
-            found.append(dataclasses.asdict(survey))
+            found.append(vars(survey))
             progress.count(survey.bytes)
         return found
 

@@ -105,7 +105,7 @@ class Work:
         """Mark a unit as done. What it stands for must be durable already."""
         path = self.marker(stage, unit)
         path.parent.mkdir(exist_ok=True)
-        durable.write_json(path, value)
+        durable.write_json(path, value, indent=None)
 
     def tokens(self, unit: int) -> Path:
         """The tokens of a unit's documents, one after the other."""
@@ -271,7 +271,7 @@ def begin(work: Work, config: Config) -> None:
                 f"{work.output}: was begun with other input or evaluation files; give them "
                 "again, or another output"
             )
-    durable.write_json(path, ours)
+    durable.write_json(path, ours, indent=None)
 
 
 def _take_over(work: Work, theirs: dict[str, Any], ours: dict[str, Any]) -> None:
