@@ -56,6 +56,18 @@ class Trouble(Noise):
         return super().do(unit)
 
 
+class Endless(Noise):
+    stage = "endless"
+
+    def do(self, unit: int) -> Any:
+        if unit == 0:
+            self.work.finish("noise", 0, super().do(0))
+            time.sleep(3600)
+        while not self.work.marker("noise", 0).exists():
+            time.sleep(0.01)
+        raise KeyError("while another works")
+
+
 def started(directory: Path, units: int, workers: int) -> tuple[Workers, Work]:
     (directory / "work").mkdir(exist_ok=True)
     words = [f"output={directory}", f"shards.count={units}", "sources=[{name: s, paths: ['*']}]"]
@@ -115,13 +127,12 @@ def test_a_killed_worker_ends_the_run_with_a_message(tmp_path: Path) -> None:
         workers.run(Trouble)
 
 
-def test_an_exception_between_stages_ends_the_workers(tmp_path: Path) -> None:
-    workers, work = started(tmp_path, 4, 2)
-    with pytest.raises(ValueError, match="stop"), workers:
-        workers.run(Noise)
-        raise ValueError("stop")
-    for process in {unit["process"] for unit in found(work, "noise", 4)}:
-        assert not Path(f"/proc/{process}").exists()
+def test_an_exception_ends_workers_that_are_at_work(tmp_path: Path) -> None:
+    workers, work = started(tmp_path, 2, 2)
+    with pytest.raises(KeyError, match="while another works"), workers:
+        workers.run(Endless)
+    process = work.read("noise", 0)["process"]
+    assert not Path(f"/proc/{process}").exists()
 
 
 def test_webdataset_comes_without_torch_and_torch_can_still_be_imported() -> None:
