@@ -11,6 +11,7 @@ damage, not malice: who can change a shard can change the manifest.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import io
 import itertools
@@ -409,10 +410,16 @@ def _check_ids(path: Path, document: Document, manifest: Manifest) -> None:
 
 def _record(kind: type[T], value: Any, where: str) -> T:
     """`value` as the dataclass `kind`, with no key missing, unknown or of another type."""
-    hints = get_type_hints(kind)
+    hints = _hints(kind)  # type: ignore[arg-type]
     if not isinstance(value, dict) or value.keys() != hints.keys():
         raise DataError(f"{where}: expected the keys {', '.join(hints)}; prepare the data set anew")
     return kind(**{name: _field(hints[name], value[name], f"{where}: {name}") for name in hints})
+
+
+@functools.cache
+def _hints(kind: type[Any]) -> dict[str, Any]:
+    # Asked for each of many records, and read from the sources' text each time.
+    return get_type_hints(kind)
 
 
 def _field(kind: Any, value: Any, where: str) -> Any:

@@ -1,7 +1,8 @@
 """The parts of a stage that run side by side, as datatrove steps: see pipeline.stages.
 
-A step deals its units to tasks in turn and skips those whose marker stands, so it may be run again,
-with any number of tasks, on one machine or as an array of jobs over one output directory.
+A step does the units that it is dealt, or those of its task in turn, and skips those whose marker
+stands, so it may be run again, with any number of tasks, on one machine or as an array of jobs over
+one output directory.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-import importlib
 import itertools
 from abc import abstractmethod
 from collections.abc import Iterator
@@ -75,8 +75,9 @@ class UnitStep(PipelineStep):  # type: ignore[misc]
         return [self.work.marker(self.stage, unit).exists() for unit in range(len(self.sizes))]
 
     def run(self, data: Any, rank: int = 0, world_size: int = 1) -> Any:
-        """Do the units of task `rank` of `world_size` that are not done."""
-        for unit in range(rank, len(self.sizes), world_size):
+        """Do the units in `data`; None: those of task `rank` of `world_size`; but for done ones."""
+        units = range(rank, len(self.sizes), world_size) if data is None else data
+        for unit in units:
             if not self.work.marker(self.stage, unit).exists():
                 with self.track_time():
                     self.work.finish(self.stage, unit, self.do(unit))
@@ -129,7 +130,7 @@ class SurveyFiles(UnitStep):
         found = []
         for index in self.work.survey_units[unit]:
             survey = readers.survey(self.work.files[index], workspace.CUT_BYTES)
-            found.append(dataclasses.asdict(survey))
+            found.append(vars(survey))
             progress.count(survey.bytes)
         return found
 
@@ -430,8 +431,6 @@ class WriteShards(UnitStep):
 
     def measure(self) -> list[int]:
         """Bytes of text in each shard."""
-        # Seconds long: here it is imported once, for all workers forked from this process.
-        importlib.import_module("webdataset")
         sizes: list[int] = self.work.read("order", 0)["sizes"]
         return sizes
 

@@ -145,7 +145,9 @@ def test_a_long_document_is_cleaned_as_a_whole_one(tmp_path: Path) -> None:
 
 def test_a_long_document_is_dropped_where_a_rule_drops_a_passage_or_nothing_is_left() -> None:
     c4 = CleaningConfig(rules=["c4"])
-    found = list(Cleaner(c4).long([PROSE * 9, PROSE * 9 + "no end\n", PROSE + "It is {} here.\n", PROSE]))
+    found = list(
+        Cleaner(c4).long([PROSE * 9, PROSE * 9 + "no end\n", PROSE + "It is {} here.\n", PROSE])
+    )
     assert [done.dropped for done in found] == ["", "", "c4: curly_bracket"]
     assert found[1].changed == ["c4"] and "no end" not in found[1].text
     *_, last = Cleaner(CleaningConfig(repair=True)).long(["\x07", "\x07"])

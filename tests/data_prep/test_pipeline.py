@@ -28,11 +28,12 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from data_prep import config, inputs, pipeline, shards, tokenizer, workspace
 from data_prep.config import Config
-from data_prep.engine import run_stage
-from data_prep.inputs import InputChangedError
+from data_prep.engine import Workers
+from data_prep.inputs import InputChangedError, InputFile
 from data_prep.settings import SettingsError
 from data_prep.shards import Document
 from data_prep.stages import DrawSample, SurveyFiles, TrainTokenizer
+from data_prep.storage import Status
 from data_prep.tokenizer import TokenizerError
 from data_prep.workspace import WorkspaceError
 
@@ -380,14 +381,30 @@ def test_in_two_steps_it_is_the_same_data_set(corpus: Corpus, made: Path, tmp_pa
     assert hashes(tmp_path / "set") == hashes(made)
 
 
+def test_files_are_surveyed_a_few_megabytes_or_many_files_at_a_time(tmp_path: Path) -> None:
+    def units(*sizes: int) -> list[int]:
+        files = [
+            InputFile("s", f"/{n}", f"{n}", "text", None, "text", "id", Status(size, ""))
+            for n, size in enumerate(sizes)
+        ]
+        return [len(unit) for unit in workspace.Work(tmp_path, files).survey_units]
+
+    assert units() == []
+    assert units(5 << 20, 1 << 20, 3 << 20, 1, 1) == [1, 2, 2]
+    assert units(*[1] * 300) == [128, 128, 44]
+    # Of a corpus of 64 GiB in files of 1 MiB there are no more than some thousand.
+    assert units(*[1 << 20] * (1 << 16)) == [16] * 4096
+
+
 @pytest.mark.parametrize("size", [1, 30_000, 70_001, 10**9])
 def test_the_sample_has_the_stated_size(corpus: Corpus, tmp_path: Path, size: int) -> None:
     wanted = configured(corpus, tmp_path / "set", f"tokenizer.sample_bytes={size}")
     work = workspace.Work(tmp_path / "set", inputs.find(wanted, []))
     with workspace.claimed(work):
         workspace.begin(work, wanted)
-        run_stage(SurveyFiles(wanted, work), 1)
-        run_stage(DrawSample(wanted, work), 1)
+        with Workers(wanted, work, 1) as workers:
+            workers.run(SurveyFiles)
+            workers.run(DrawSample)
     drawn = sum(len(text.encode()) for text in TrainTokenizer(wanted, work)._sample())
     everything = sum(len(text.encode()) for text in corpus.texts.elements())
     # The last passage ends with a whole character.
