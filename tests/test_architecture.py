@@ -23,6 +23,8 @@ FLOORS = {
     "pretrain.optim": 3,
     "pretrain.launch": 3,
     "pretrain.engine": 4,
+    "pretrain.simulate": 4,
+    "pretrain.plan": 4,
     "pretrain.trained": 4,
     "pretrain.evaluate": 4,
     "pretrain.generate": 4,
