@@ -737,7 +737,7 @@ def test_the_memory_of_a_worker_does_not_grow_with_a_document(
             found |= peaks(process.pid)
             time.sleep(0.05)
     assert process.returncode == 0
-    assert len(found) == 2 and max(found.values()) < most
+    assert len(found) >= 2 and max(found.values()) < most
     manifest = shards.read_manifest(tmp_path / "set")
     assert manifest.documents == 2 and manifest.rejected == 0
     assert manifest.text_bytes == (tmp_path / "in/long.txt").stat().st_size + 11
