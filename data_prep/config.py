@@ -100,8 +100,8 @@ class SourceConfig:
     exclude: list[str] = setting([], "globs, as in `paths`, of files that are left out")
     format: Literal["auto", "text", "jsonl", "parquet", "warc"] = setting(
         "auto",
-        "jsonl: a document a line; parquet: a row; warc: a record of plain text (WET); text: a "
-        "file; auto: by suffix",
+        "jsonl: a document a line; parquet: a row; warc: a page, or a record of plain text "
+        "(WET); text: a file; auto: by suffix",
     )
     text_field: str = setting("text", "key or column of a jsonl or parquet record's text")
     id_field: str = setting("id", "of its id; where it is missing the id is path:line")
