@@ -166,11 +166,11 @@ class DrawSample(UnitStep):
         begun = 0
         for text in record.passages():
             keys = self._keys(file, record, range(begun, begun + len(text), _PASSAGE), limit)
-            # Most documents give nothing: they are not cleaned.
-            cleaned = self.cleaner(file)(text) if keys else None
-            if cleaned and not cleaned.dropped:
-                for start, key in keys.items():
-                    yield [key, cleaned.text[start - begun :][:_PASSAGE]]
+            for start, key in keys.items():
+                # Alone: to clean all of a long document for some passages takes long.
+                cleaned = self.cleaner(file)(text[start - begun :][:_PASSAGE])
+                if not cleaned.dropped:
+                    yield [key, cleaned.text]
             begun += len(text)
 
     def _keys(
