@@ -24,6 +24,8 @@ FLOORS = {
     "pretrain.launch": 3,
     "pretrain.job": 3,
     "pretrain.engine": 4,
+    "pretrain.simulate": 4,
+    "pretrain.plan": 4,
     "pretrain.trained": 4,
     "pretrain.evaluate": 4,
     "pretrain.generate": 4,
