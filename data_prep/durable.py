@@ -69,7 +69,7 @@ def _leftovers(directory: Path) -> dict[str, list[str]]:
     key = (os.getpid(), directory.absolute())
     if key not in _listed:
         found: dict[str, list[str]] = {}
-        for name in os.listdir(directory):
+        for name in (entry.name for entry in directory.iterdir()):
             if match := _TEMPORARY.fullmatch(name):
                 found.setdefault(match[1], []).append(name)
         _listed[key] = found
