@@ -16,7 +16,7 @@ import socket
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +86,7 @@ def claim(directory: Path, ranks: int, steps: int, most_without_progress: int) -
         step = committed_step(directory)
         stuck = _without_progress(directory, step)
         record = {
-            "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "time": datetime.now(UTC).isoformat(timespec="seconds"),
             "host": socket.gethostname(),
             "process": os.getpid(),
             "job": os.environ.get("SLURM_JOB_ID"),

@@ -75,8 +75,10 @@ def save(
 
     Raises CheckpointError, the same on every rank, if any rank fails; then nothing that was there
     before has been touched. It is a SupersededError if a newer attempt than `attempt` has begun;
-    that is looked at first, and again right before the commit and the pruning. A good checkpoint of this step that is already there is kept and
-    returned: the state of a run after a step is one. A damaged one is replaced.
+    that is looked at first, and again right before the commit and the pruning.
+
+    A good checkpoint of this step that is already there is kept and returned: the state of a run
+    after a step is one. A damaged one is replaced.
 
     Pruning keeps the `keep_last` (2 or more) newest good checkpoints and, for good, those whose
     step is a multiple of `keep_every` (0: none). Good are those that this process committed or

@@ -18,7 +18,6 @@ from pretrain.checkpoint.manifest import CheckpointError
 from pretrain.checkpoint.pieces import LaneRecord, Piece
 from pretrain.checkpoint.ranks import Ranks, SoloRanks
 
-
 ALONE = Attempt(Path("no run directory"), 3)  # without any other attempt
 
 
