@@ -150,13 +150,16 @@ class _Watcher:
         if self._waited > limit:
             why += f", longer than watchdog.{self._phase}={limit:g}"
             _in_time(lambda: self._announce(why), _FILE_SECONDS)
-        state = _state(self._watched)
-        stacks = self._dump(state)
+        stopped = _state(self._watched).startswith("T")
+        if stopped:
+            # Once it is woken the others go on: their stacks come first.
+            time.sleep(4 * self._poll + _DUMP_SECONDS)
+        stacks = self._dump(stopped)
         if not stacks:
             why += f"; it cannot write its stacks: its state is {_state(self._watched)}"
-        elif state.startswith("T"):
+        elif stopped:
             why += "; it was stopped by a signal (SIGSTOP), and was woken to write its stacks"
-        if not stacks or state.startswith("T"):
+        if not stacks or stopped:
             _in_time(lambda: self._say(why), _FILE_SECONDS)
         _in_time(lambda: self._write(why, stacks), _FILE_SECONDS)
         time.sleep(max(0.0, began + 4 * self._poll + _DUMP_SECONDS - time.monotonic()))
@@ -175,10 +178,10 @@ class _Watcher:
         (place / _WHY_FILE).write_text(why, encoding="utf-8")
         self._say(f"{why}; the stacks of all ranks go to {place}, and the ranks are killed")
 
-    def _dump(self, state: str) -> str:
+    def _dump(self, stopped: bool) -> str:
         """The stacks that the rank writes; empty where it cannot."""
         os.kill(self._watched, _DUMP_SIGNAL)
-        if state.startswith("T"):
+        if stopped:
             os.kill(self._watched, signal.SIGCONT)
         deadline, text = time.monotonic() + _DUMP_SECONDS, b""
         while (left := deadline - time.monotonic()) > 0:
