@@ -456,7 +456,7 @@ if os.environ.get("RANK") == "1":
     [
         (".writing/rank-00001", [], "save", "write_tensors"),
         ("step-00000004/manifest.json", ["watchdog.start=45"], "start", "read_manifest"),
-        ("shard-00003.tar", ["watchdog.step=6"], "start", "check_shard"),
+        ("shard-00003.tar", ["watchdog.step=6"], "step", "check_shard"),
     ],
 )
 def test_a_rank_that_hangs_in_a_save_a_load_or_its_data_ends_the_run_with_the_stacks_of_all(
