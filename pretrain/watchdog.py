@@ -12,6 +12,7 @@ What counts the time touches no file: what hangs may well be the file system.
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import json
 import os
@@ -27,13 +28,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Literal
 
-from pretrain.checkpoint.attempts import Attempt, note
+from pretrain.checkpoint.attempts import STACKS, Attempt, note
 
 Phase = Literal["start", "step", "save"]
 
-STACKS = "stacks"
-
-_WHY_FILE = "why.txt"  # of the rank that was the first to hang
 _DUMP_SIGNAL = signal.SIGUSR2
 # Signals that a launcher may send to every process of a job: the rank decides what they mean.
 _IGNORED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
@@ -117,8 +115,10 @@ class _Watcher:
 
     def _read_beats(self) -> bool:
         """Take in what the rank said, waiting a moment for it; False when it has ended."""
-        ready, _, _ = select.select([self._beats], [], [], self._poll)
-        if not ready:
+        ready, _, _ = select.select([self._beats, self._stacks], [], [], self._poll)
+        if self._stacks in ready:
+            os.read(self._stacks, 1 << 16)  # somebody else sent the signal
+        if self._beats not in ready:
             return True
         said = os.read(self._beats, 1 << 16)
         lines = said.decode().split("\n")[:-1]
@@ -136,8 +136,9 @@ class _Watcher:
         self._told_by_peer.set()
 
     def _place(self) -> Path:
-        name = f"attempt-{self._attempt:06d}" if self._attempt else "starting"
-        return self._directory / STACKS / name
+        if self._attempt:
+            return Attempt(self._directory, self._attempt).stacks
+        return self._directory / STACKS / "starting"
 
     def _end(self) -> None:
         """Have the stacks written, leave peers the time to do the same, and kill the rank."""
@@ -155,6 +156,8 @@ class _Watcher:
             # Once it is woken the others go on: their stacks come first.
             time.sleep(4 * self._poll + _DUMP_SECONDS)
         stacks = self._dump(stopped)
+        if os.getppid() != self._watched:
+            return
         if not stacks:
             why += f"; it cannot write its stacks: its state is {_state(self._watched)}"
         elif stopped:
@@ -175,14 +178,15 @@ class _Watcher:
         except FileExistsError:
             if self._attempt:
                 return
-        (place / _WHY_FILE).write_text(why, encoding="utf-8")
+        if self._attempt:
+            Attempt(self._directory, self._attempt).hang.write_text(why, encoding="utf-8")
         self._say(f"{why}; the stacks of all ranks go to {place}, and the ranks are killed")
 
     def _dump(self, stopped: bool) -> str:
         """The stacks that the rank writes; empty where it cannot."""
-        os.kill(self._watched, _DUMP_SIGNAL)
-        if stopped:
-            os.kill(self._watched, signal.SIGCONT)
+        for number in (_DUMP_SIGNAL, signal.SIGCONT)[: 1 + stopped]:
+            with contextlib.suppress(ProcessLookupError):  # it ended in this moment
+                os.kill(self._watched, number)
         deadline, text = time.monotonic() + _DUMP_SECONDS, b""
         while (left := deadline - time.monotonic()) > 0:
             # Once it writes it does so without a pause.
@@ -202,10 +206,7 @@ class _Watcher:
             name += f"-{socket.gethostname()}-{self._watched}"
         (place / f"{name}.txt").write_text(f"{why}\n\n{stacks}", encoding="utf-8")
         if self._rank == 0 and self._attempt:
-            first = place / _WHY_FILE
-            if first.exists():
-                why = first.read_text(encoding="utf-8")
-            Attempt(self._directory, self._attempt).end(128 + signal.SIGKILL, why)
+            Attempt(self._directory, self._attempt).end(1, why)
 
     def _say(self, text: str) -> None:
         print(text, file=sys.stderr, flush=True)

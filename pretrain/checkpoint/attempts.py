@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import socket
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -25,8 +26,10 @@ from pretrain.checkpoint.manifest import CHECKPOINTS, CheckpointError, step_of
 
 EXIT_FILE = "exit.json"
 LOG_FILE = "log.txt"
+STACKS = "stacks"
 
 _ATTEMPTS = "attempts"
+_EXIT_KILLED = 128 + signal.SIGKILL  # as a shell gives it
 _NAME = re.compile(r"(\d{6,})\.json")
 
 
@@ -53,6 +56,16 @@ class Attempt:
     number: int
     futile: str = ""
 
+    @property
+    def stacks(self) -> Path:
+        """Where the stacks of its ranks go when one of them hangs; absent while none does."""
+        return self.directory / STACKS / f"attempt-{self.number:06d}"
+
+    @property
+    def hang(self) -> Path:
+        """The file that says which rank was the first to hang."""
+        return self.stacks / "why.txt"
+
     def superseded(self) -> str | None:
         """Why this attempt may not write any more; None while it is the newest."""
         newest = max(_numbers(self.directory), default=0)
@@ -67,7 +80,12 @@ class Attempt:
         )
 
     def end(self, code: int, why: str) -> None:
-        """Record durably how the attempt ended, unless it was superseded."""
+        """Record durably how the attempt ended, unless it was superseded.
+
+        Of a failure after a rank hung, the hang is the reason: peers of a killed rank fail, too.
+        """
+        if code and self.hang.exists():
+            code, why = _EXIT_KILLED, self.hang.read_text(encoding="utf-8")
         if self.superseded() is None:
             step = committed_step(self.directory)
             ending = {"attempt": self.number, "code": code, "step": step, "why": why}
@@ -107,7 +125,7 @@ def claim(directory: Path, ranks: int, steps: int, most_without_progress: int) -
         futile = (
             f"no progress: attempts {stuck[-1]} to {stuck[0]} started from step {step}, and none "
             f"committed a later checkpoint, so it is not tried again. {LOG_FILE}, the job's log "
-            f"and stacks/ in {directory} say why they ended; the same command tries "
+            f"and {STACKS}/ in {directory} say why they ended; the same command tries "
             f"{most_without_progress} more times"
         )
     return Attempt(directory, number, futile)

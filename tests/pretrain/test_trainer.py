@@ -737,6 +737,7 @@ def test_torchrun_gives_the_same_run_to_the_bit(
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     ended = run.run(launcher=[*torchrun, "-m", "pretrain.cli"])
     assert ended.code == 0, ended.output
+    assert json.loads((run.directory / "exit.json").read_text())["code"] == 0
     assert_as_uninterrupted(run, uninterrupted)
 
 

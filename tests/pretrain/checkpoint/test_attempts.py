@@ -145,6 +145,18 @@ def test_a_failure_is_recorded_and_logged_and_goes_on(tmp_path: Path) -> None:
     assert (tmp_path / "log.txt").read_text().endswith(" shard-00003.tar: sha256 differs\n")
 
 
+def test_of_a_failure_after_a_hang_the_hang_is_the_reason(tmp_path: Path) -> None:
+    attempt = claim(tmp_path, 2, STEPS, 3)
+    attempt.stacks.mkdir(parents=True)
+    attempt.hang.write_text("rank 1 on n7: step after step 4, no progress for 600.0 s")
+    with pytest.raises(RuntimeError), failures_recorded(attempt, lambda error: 1):
+        raise RuntimeError("Connection closed by peer")
+    ending = json.loads((tmp_path / "exit.json").read_text())
+    assert (ending["code"], ending["why"][:13]) == (137, "rank 1 on n7:")
+    attempt.end(0, "finished")
+    assert json.loads((tmp_path / "exit.json").read_text())["why"] == "finished"
+
+
 def test_a_run_directory_that_cannot_be_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(RunDirectoryError, match=r"run\.directory: .*/file.*: Not a directory"):
