@@ -97,8 +97,10 @@ class _Watcher:
         self._phase: Phase = "start"
         self._step = self._attempt = 0
         self._waited = 0.0
-        self._poll = min(5.0, max(0.05, min(limits.values()) / 20))
+        self._poll = min(2.0, max(0.05, min(limits.values()) / 20))
         self._told_by_peer = threading.Event()
+        # Until every peer has noticed a hang and has had its stacks written.
+        self._peers_seconds = 4 * self._poll + _DUMP_SECONDS
 
     def run(self) -> None:
         """Return when the rank has ended, by itself or here."""
@@ -154,9 +156,9 @@ class _Watcher:
         stopped = _state(self._watched).startswith("T")
         if stopped:
             # Once it is woken the others go on: their stacks come first.
-            time.sleep(4 * self._poll + _DUMP_SECONDS)
+            time.sleep(self._peers_seconds)
         stacks = self._dump(stopped)
-        if os.getppid() != self._watched:
+        if not stacks and os.getppid() != self._watched:
             return
         if not stacks:
             why += f"; it cannot write its stacks: its state is {_state(self._watched)}"
@@ -165,7 +167,8 @@ class _Watcher:
         if not stacks or stopped:
             _in_time(lambda: self._say(why), _FILE_SECONDS)
         _in_time(lambda: self._write(why, stacks), _FILE_SECONDS)
-        time.sleep(max(0.0, began + 4 * self._poll + _DUMP_SECONDS - time.monotonic()))
+        # Twice: a rank that is woken late must not meet peers that are dead.
+        time.sleep(max(0.0, began + 2 * self._peers_seconds - time.monotonic()))
         if os.getppid() == self._watched:
             os.kill(self._watched, signal.SIGKILL)
 

@@ -33,6 +33,8 @@ def hangs_where_no_signal_reaches_it():
 run, rank, limit, attempt = sys.argv[1:]
 watchdog = Watchdog(pathlib.Path(run), int(rank), dict.fromkeys(("start", "step"), float(limit))
                     | {"save": 600.0})
+if attempt != "0":
+    watchdog.beat("step", 0, int(attempt))
 print(watchdog.process.pid, flush=True)
 order = pathlib.Path(f"order-{rank}")
 step = 0
@@ -109,9 +111,9 @@ def test_a_rank_that_beats_lives_and_its_watchdog_ends_with_it(
 ) -> None:
     rank = start()
     # Stacks that nobody asked for fill no pipe.
-    for _ in range(200):
+    for _ in range(3000):
         rank.process.send_signal(signal.SIGUSR2)
-        time.sleep(2 * LIMIT / 200)
+        time.sleep(2 * LIMIT / 3000)
     assert state(rank.watchdog) not in ("", "Z")
     rank.order("end")
     assert rank.end() == (0, "")
@@ -214,6 +216,7 @@ def test_a_rank_whose_watchdog_was_killed_fails(start: Start) -> None:
 
 def test_a_job_that_was_suspended_as_a_whole_goes_on(start: Start, tmp_path: Path) -> None:
     rank = start()
+    time.sleep(0.5)  # both are at work
     both = (rank.watchdog, rank.process.pid)
     for process in both:
         os.kill(process, signal.SIGSTOP)
@@ -223,6 +226,7 @@ def test_a_job_that_was_suspended_as_a_whole_goes_on(start: Start, tmp_path: Pat
     time.sleep(0.5)
     rank.order("end")
     assert rank.end() == (0, "")
+    assert not (tmp_path / "run" / "stacks").exists()
 
 
 def test_the_watchdog_does_not_load_torch() -> None:
