@@ -22,7 +22,7 @@ from datatrove.pipeline.base import PipelineStep
 
 from data_prep import durable, pipeline, shards, tokenizer, workspace
 from data_prep.config import Config, ShardsConfig, SourceConfig, TokenizerConfig
-from data_prep.documents import RawDocument, Reject, Survey
+from data_prep.documents import LongDocument, RawDocument, Reject, Survey
 from data_prep.inputs import InputFile
 from data_prep.stages import Tokenize, TrainTokenizer, UnitStep
 from data_prep.tokenizer import Tokenizer
@@ -66,7 +66,7 @@ class _TokenizeRank(Tokenize):
     def measure(self) -> list[int]:
         return [0] * len(self.work.files)
 
-    def records(self, unit: int) -> Iterator[tuple[int, RawDocument | Reject]]:
+    def records(self, unit: int) -> Iterator[tuple[int, RawDocument | LongDocument | Reject]]:
         for line, document in enumerate(self.data, 1):
             yield unit, _record(document, self.work.files[unit].name, line)
 

@@ -8,7 +8,6 @@ package. Nothing is fetched.
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 import unicodedata
 from collections import deque
@@ -42,6 +41,12 @@ _WORD = regex.compile(
 )
 
 
+_NOTHING = "nothing left"
+# Characters that are made simple at a time, and where a text may be cut for that.
+_SIMPLIFIED = 1 << 20
+_BREAK = regex.compile(r"\s")
+
+
 @dataclass
 class Cleaned:
     """A document after cleaning; `changed` names the steps that altered its text."""
@@ -62,18 +67,43 @@ class Cleaner:
 
     def __call__(self, text: str) -> Cleaned:
         """The document mended and masked, or the first reason why it is dropped."""
+        done = self._mended(text)
+        done.dropped = self._language(done.text) or self._rule(done)
+        self._finish(done, NGrams(self.config.ngram))
+        if not done.dropped and not done.text:
+            done.dropped = _NOTHING
+        return done
+
+    def long(self, passages: Iterable[str]) -> Iterator[Cleaned]:
+        """The same for a document in passages, up to one that drops all of it.
+
+        Its language is that of its first passage; the rules judge each of them.
+        """
+        grams, left = NGrams(self.config.ngram), False
+        for number, text in enumerate(passages):
+            done = self._mended(text)
+            done.dropped = ("" if number else self._language(done.text)) or self._rule(done)
+            self._finish(done, grams)
+            left = left or bool(done.text)
+            yield done
+            if done.dropped:
+                return
+        if not left:
+            yield Cleaned("", dropped=_NOTHING)
+
+    def _mended(self, text: str) -> Cleaned:
         done = Cleaned(text)
         for name, mend in self._repairs:
             self._change(done, name, mend(done.text))
-        done.dropped = self._language(done.text) or self._rule(done)
-        if not done.dropped and self._contamination and self._contamination.found_in(done.text):
-            done.dropped = "contaminated"
+        return done
+
+    def _finish(self, done: Cleaned, grams: NGrams) -> None:
+        """Look for contamination and mask, unless it is dropped already."""
+        if not done.dropped and self._contamination:
+            done.dropped = self._contamination.found_in(grams(done.text))
         if not done.dropped:
             for name, mask in self._masks:
                 self._change(done, name, mask(done.text))
-        if not done.dropped and not done.text:
-            done.dropped = "nothing left"
-        return done
 
     def _change(self, done: Cleaned, name: str, text: str) -> None:
         if text != done.text:
@@ -139,6 +169,27 @@ def words(text: str) -> list[str]:
     return found
 
 
+class NGrams:
+    """Runs of `size` words of a document that comes in passages."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._open: list[str] = []
+
+    def __call__(self, passage: str) -> Iterator[str]:
+        """Those that end in the passage, in bounded memory."""
+        start = 0
+        while start < len(passage):
+            space = _BREAK.search(passage, start + _SIMPLIFIED)
+            stop = space.end() if space else len(passage)
+            found = self._open + words(passage[start:stop])
+            ends = max(len(found) - self._size + 1, 0)
+            for first in range(ends):
+                yield " ".join(found[first : first + self._size])
+            self._open = found[ends:]
+            start = stop
+
+
 class Contamination:
     """The n-grams of evaluation sets; a document that holds one of them is contaminated.
 
@@ -146,17 +197,12 @@ class Contamination:
     """
 
     def __init__(self, paths: Iterable[Path], size: int) -> None:
-        self._size = size
-        self._grams = {gram for path in paths for text in _texts(path) for gram in self._of(text)}
+        texts = (text for path in paths for text in _texts(path))
+        self._hashes = {xxhash64(gram) for text in texts for gram in NGrams(size)(text)}
 
-    def found_in(self, text: str) -> bool:
-        """Whether an n-gram of the evaluation sets stands in the text."""
-        return any(gram in self._grams for gram in self._of(text))
-
-    def _of(self, text: str) -> Iterator[int]:
-        found = words(text)
-        for first in range(len(found) - self._size + 1):
-            yield xxhash64(" ".join(found[first : first + self._size]))
+    def found_in(self, grams: Iterable[str]) -> str:
+        """ "contaminated" where one of the n-grams is an evaluation set's, else nothing."""
+        return "contaminated" if any(xxhash64(gram) in self._hashes for gram in grams) else ""
 
 
 @functools.cache
@@ -193,8 +239,3 @@ def _strings(value: Any) -> Iterator[str]:
     elif isinstance(value, dict | list):
         for item in value.values() if isinstance(value, dict) else value:
             yield from _strings(item)
-
-
-def fingerprint(text: str) -> str:
-    """By which exact duplicates are known: 16 bytes of a hash, in hex."""
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()

@@ -100,8 +100,8 @@ class SourceConfig:
     exclude: list[str] = setting([], "globs, as in `paths`, of files that are left out")
     format: Literal["auto", "text", "jsonl", "parquet", "warc"] = setting(
         "auto",
-        "jsonl: a document a line; parquet: a row; warc: a record of plain text (WET); text: a "
-        "file; auto: by suffix",
+        "jsonl: a document a line; parquet: a row; warc: a page, or a record of plain text "
+        "(WET); text: a file; auto: by suffix",
     )
     text_field: str = setting("text", "key or column of a jsonl or parquet record's text")
     id_field: str = setting("id", "of its id; where it is missing the id is path:line")
@@ -112,7 +112,13 @@ class SourceConfig:
     )
     group_separator: str = setting(_SEPARATOR, "what stands between the files of a group")
     max_record_bytes: int = setting(
-        1 << 30, "bytes of a record or group above which it is rejected", low=1
+        1 << 32, "bytes of a record or group above which it is rejected", low=1
+    )
+    max_held_bytes: int = setting(
+        1 << 26,
+        "bytes of a record that a worker holds: a longer text file or group is read in passages, a "
+        "longer record of another kind is rejected",
+        low=1,
     )
     cleaning: CleaningConfig = group(CleaningConfig)
 

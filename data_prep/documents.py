@@ -7,18 +7,24 @@ The text is kept as it is: byte order marks, carriage returns and NULs belong to
 
 from __future__ import annotations
 
+import codecs
 import contextlib
+import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, BinaryIO, NamedTuple
+from functools import partial
+from typing import Any, BinaryIO, ClassVar, NamedTuple
 
-from data_prep import compression, storage
+from data_prep import compression, inputs, storage
 from data_prep.compression import DamageError
 from data_prep.inputs import InputFile
 from data_prep.storage import Status
 
 _LEAST_BLOCK = 1 << 16
+# Characters of a passage, and of a text that is not cut into any.
+_PASSAGE = 1 << 20
+_WHOLE = 1 << 23
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -35,6 +41,31 @@ class RawDocument:
     offset: int
     read: int
     text: str
+
+    @property
+    def is_long(self) -> bool:
+        """Whether it is cleaned passage by passage, since some rules take 75 bytes for each."""
+        return len(self.text) > _WHOLE
+
+    def passages(self) -> Iterator[str]:
+        """The text as one, or in passages if it is long."""
+        yield from passages([self.text]) if self.is_long else [self.text]
+
+
+@dataclass(frozen=True)
+class LongDocument:
+    """A document of `read` bytes that is too large to be held: it is read as it is needed."""
+
+    id: str
+    line: int
+    offset: int
+    read: int
+    open: Callable[[], Iterator[str]]
+    is_long: ClassVar[bool] = True
+
+    def passages(self) -> Iterator[str]:
+        """The text, passage by passage. Raises BadRecordError where it is not UTF-8."""
+        return passages(self.open())
 
 
 @dataclass(frozen=True)
@@ -90,8 +121,12 @@ class _Line(NamedTuple):
 
 def records(
     file: InputFile, found: Survey, start: tuple[int, int], stop: int
-) -> Iterator[RawDocument | Reject]:
+) -> Iterator[RawDocument | LongDocument | Reject]:
     """The records of a text or jsonl file that begin at offsets from `start` up to `stop`."""
+    is_long = file.max_held_bytes < found.size <= file.max_record_bytes
+    if file.format == "text" and is_long and not found.damage:
+        yield LongDocument(file.relative, 1, 0, found.size, partial(text_of, file, found))
+        return
     offset, line = start
     cut_short = bool(found.damage) and stop == found.size
     for record in _lines(file, found, offset, stop):
@@ -104,11 +139,51 @@ def records(
         yield Reject(file.name, line, offset, found.damage, detail, found.size - offset)
 
 
+def text_of(file: InputFile, found: Survey) -> Iterator[str]:
+    """A text file's text, block by block. Raises BadRecordError where it is not UTF-8.
+
+    Raises InputChangedError where the file is no longer the one that was surveyed.
+    """
+    if storage.status(file.path) != found.status:
+        raise inputs.changed(file.path)
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    offset = 0
+    with storage.open_binary(file.path) as raw:
+        for block in itertools.chain(compression.blocks(raw, file.compression), [b""]):
+            # The first bytes of a character wait for its last.
+            waiting, _ = decoder.getstate()
+            try:
+                yield decoder.decode(block, final=not block)
+            except UnicodeDecodeError as error:
+                raise _not_utf8(offset - len(waiting) + error.start) from None
+            offset += len(block)
+
+
+def passages(texts: Iterable[str]) -> Iterator[str]:
+    """The joined texts in passages of up to 1 Mi characters, however they come.
+
+    A passage ends after a line, or before a space where the line is longer, if it has any.
+    """
+    held = ""
+    for text in texts:
+        held += text
+        start = 0
+        while len(held) - start > _PASSAGE:
+            end = start + _PASSAGE
+            stop = held.rfind("\n", start, end) + 1 or held.rfind(" ", start + 1, end)
+            stop = end if stop < 0 else stop
+            yield held[start:stop]
+            start = stop
+        held = held[start:]
+    if held:
+        yield held
+
+
 def check_size(file: InputFile, size: int) -> None:
-    """Raise BadRecordError for a record of more bytes than `max_record_bytes`."""
-    if size > file.max_record_bytes:
-        detail = f"{size} bytes; max_record_bytes is {file.max_record_bytes}"
-        raise BadRecordError("record too large", detail)
+    """Raise BadRecordError for a record of more bytes than are allowed or can be held."""
+    for name in ("max_record_bytes", "max_held_bytes"):
+        if size > (limit := getattr(file, name)):
+            raise BadRecordError("record too large", f"{size} bytes; {name} is {limit}")
 
 
 def _record(file: InputFile, record: _Line, line: int, offset: int) -> RawDocument | Reject:
@@ -170,8 +245,11 @@ def utf8(data: bytes) -> str:
     try:
         return data.decode()
     except UnicodeDecodeError as error:
-        detail = f"byte {error.start + 1} of the record"
-        raise BadRecordError("invalid UTF-8", detail) from None
+        raise _not_utf8(error.start) from None
+
+
+def _not_utf8(offset: int) -> BadRecordError:
+    return BadRecordError("invalid UTF-8", f"byte {offset + 1} of the record")
 
 
 def _lines(file: InputFile, found: Survey, start: int, stop: int) -> Iterator[_Line]:
@@ -180,10 +258,10 @@ def _lines(file: InputFile, found: Survey, start: int, stop: int) -> Iterator[_L
     with storage.open_binary(file.path, block) as raw:
         blocks = _from(raw, file, start)
         if file.format == "jsonl":
-            yield from _split(blocks, start, stop, file.max_record_bytes)
+            yield from _split(blocks, start, stop, file.held_bytes)
             return
         parts: list[bytes] = []
-        if found.size <= file.max_record_bytes:
+        if found.size <= file.held_bytes:
             with contextlib.suppress(DamageError):
                 parts.extend(blocks)
         yield _Line(b"".join(parts), found.size, not found.damage)

@@ -11,6 +11,8 @@ Of documents that are duplicates of one another the first in the order of the co
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 import os
 import resource
 from collections import deque
@@ -26,26 +28,63 @@ from datatrove.pipeline.dedup import (
     MinhashDedupSignature,
 )
 
-from data_prep.cleaning import words
+from data_prep.cleaning import NGrams
 from data_prep.config import DuplicatesConfig
 
 EXACT, NEAR = "exact", "near"
 
-# Shingles that are hashed at once: a book has more than memory wants to see times all hashes.
+# N-grams that are hashed at once: a book has more than memory wants to see times all hashes.
 _SHINGLES = 8192
 
 
-def sign(texts: Iterator[str], unit: int, directory: Path, config: DuplicatesConfig) -> None:
-    """Write the signatures of a unit's documents, durably, as it draws them."""
-    if not config.near:
-        deque(texts, maxlen=0)
-        return
-    signatures = _Signatures(str(directory / "signatures"), config=_minhash(config))
-    signatures.run((Document(text=text, id="") for text in texts), rank=unit)
-    for bucket in range(config.buckets):
-        path = directory / "signatures" / f"bucket_{bucket:03d}" / f"{unit:05d}.minhash.sig"
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
+class Signer:
+    """Writes the signatures of a unit's documents, where near duplicates are wanted."""
+
+    def __init__(self, directory: Path, config: DuplicatesConfig) -> None:
+        self._directory, self._config = directory / "signatures", config
+        self._minhash = _Signatures(str(self._directory), config=_minhash(config))
+
+    def document(self) -> Signature:
+        """The signature of another document."""
+        return Signature(self._minhash, self._config)
+
+    def write(self, signatures: Iterator[Signature], unit: int) -> None:
+        """Write them, durably, as it draws them."""
+        if not self._config.near:
+            deque(signatures, maxlen=0)
+            return
+        self._minhash.run((Document(text=found, id="") for found in signatures), rank=unit)
+        for bucket in range(self._config.buckets):
+            path = self._directory / f"bucket_{bucket:03d}" / f"{unit:05d}.minhash.sig"
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+
+
+class Signature:
+    """What duplicates of a document are found by; its text is added passage by passage."""
+
+    def __init__(self, minhash: _Signatures, config: DuplicatesConfig) -> None:
+        self._minhash, self._config = minhash, config
+        self._digest = hashlib.blake2b(digest_size=16)
+        self._grams = NGrams(config.ngram)
+        self.least = np.empty((0, config.rows), np.uint64)
+        """The minimum of each hash function over the n-grams: [buckets, rows], or [0, rows]."""
+
+    @property
+    def fingerprint(self) -> str:
+        """By which exact duplicates are known: 16 bytes of a hash, in hex; empty: not wanted."""
+        return self._digest.hexdigest() if self._config.wanted else ""
+
+    def add(self, passage: str) -> None:
+        """Take in the next of the text."""
+        if self._config.wanted:
+            self._digest.update(passage.encode())
+        if not self._config.near:
+            return
+        hashes = map(self._minhash.hash, self._grams(passage))
+        while len(block := np.fromiter(itertools.islice(hashes, _SHINGLES), np.uint64)):
+            least = self._minhash.least(block)
+            self.least = np.minimum(self.least, least) if len(self.least) else least
 
 
 def match(bucket: int, directory: Path, config: DuplicatesConfig) -> None:
@@ -108,19 +147,22 @@ def _minhash(config: DuplicatesConfig) -> MinhashConfig:
 
 
 class _Signatures(MinhashDedupSignature):  # type: ignore[misc]
-    """datatrove's, in bounded memory, and with words of any script in place of spaCy's English."""
+    """datatrove's, over signatures made in bounded memory, with words of any script."""
 
-    def get_shingles(self, text: str) -> np.ndarray:
-        """Hashes of the text's n-grams: uint64 [n-grams, 1]."""
-        found, size = words(text), self.config.n_grams
-        grams = (" ".join(found[i : i + size]) for i in range(len(found) - size + 1))
-        return np.fromiter(map(self._hash_func, grams), dtype=np.uint64).reshape(-1, 1)
+    def hash(self, gram: str) -> int:
+        """The hash of an n-gram that all hash functions are made from."""
+        hashed: int = self._hash_func(gram)
+        return hashed
+
+    def least(self, hashes: np.ndarray) -> np.ndarray:
+        """The minimum of each hash function over n-grams' hashes [n]: uint64 [buckets, rows]."""
+        return np.array(super().get_signature(hashes.reshape(-1, 1)), np.uint64)
+
+    def get_shingles(self, text: Signature) -> np.ndarray:
+        """In place of the n-grams of a text, what is left of them."""
+        return text.least
 
     def get_signature(self, shingles: np.ndarray) -> list[list[int]]:
-        """The minimum of each hash function over the shingles, bucket by bucket."""
-        parts = [
-            super(_Signatures, self).get_signature(shingles[first : first + _SHINGLES])
-            for first in range(0, len(shingles), _SHINGLES)
-        ]
-        least: list[list[int]] = np.min(np.array(parts, dtype=np.uint64), axis=0).tolist()
-        return least
+        """The signature, bucket by bucket."""
+        found: list[list[int]] = shingles.tolist()
+        return found

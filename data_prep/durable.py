@@ -82,7 +82,10 @@ def write_bytes(path: Path, data: bytes) -> None:
         file.write(data)
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON durably: sorted keys, so that equal values give equal bytes."""
-    text = json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
+def write_json(path: Path, value: Any, indent: int | None = 1) -> None:
+    """Write JSON durably: sorted keys, so that equal values give equal bytes.
+
+    Without indent it takes a fifth of the time: for what programs alone read.
+    """
+    text = json.dumps(value, indent=indent, sort_keys=True, ensure_ascii=False, allow_nan=False)
     write_bytes(path, (text + "\n").encode())

@@ -8,6 +8,7 @@ the bytes on disk that were sampled.
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import tempfile
 import time
@@ -29,7 +30,7 @@ from data_prep import (
 )
 from data_prep.cleaning import Cleaner
 from data_prep.config import Config, SourceConfig
-from data_prep.documents import RawDocument, Reject, Survey
+from data_prep.documents import BadRecordError, LongDocument, RawDocument, Reject, Survey
 from data_prep.inputs import InputFile
 from data_prep.order import keyed
 from data_prep.stages import TrainTokenizer
@@ -60,6 +61,8 @@ class SourceSample:
     covered: float = 0
     read: int = 0
     records: int = 0
+    most: float = math.inf
+    """Documents at most: a text file is one, however little of it was read."""
     bytes: int = 0
     left_out: Counter[str] = field(default_factory=Counter)
     texts: list[str] = field(default_factory=list)
@@ -73,7 +76,7 @@ class SourceSample:
     @property
     def documents(self) -> float:
         """Of the whole source, as the three that follow."""
-        return (self.records - self.left_out.total()) * self.scale
+        return min((self.records - self.left_out.total()) * self.scale, self.most)
 
     @property
     def text_bytes(self) -> float:
@@ -199,6 +202,8 @@ def _sample(
     seconds: defaultdict[str, float],
 ) -> SourceSample:
     sample = SourceSample(source.name, len(files), sum(file.listed.bytes for file in files))
+    if all(file.format == "text" for file in files):
+        sample.most = len(files)
     cleaner = Cleaner(source.cleaning, tuple(inputs.evaluation_files(config, source).values()))
     budget = _READ_BYTES * max(sample.disk / disk, 1 / _LEAST_SHARE)
     limit = int(budget / min(len(files), _FILES))
@@ -219,10 +224,18 @@ def _sample(
 
 
 def _group(files: list[InputFile]) -> tuple[list[RawDocument | Reject], float]:
-    """The group as a document, and its bytes on disk."""
+    """The group as a document, or the beginning of a long one, and its bytes on disk."""
     surveys = [readers.survey(file, _END) for file in files]
-    found = [record for _, record in readers.group(files, surveys)]
-    return found, sum(file.listed.bytes for file in files)
+    disk = sum(file.listed.bytes for file in files)
+    found: list[RawDocument | Reject] = []
+    share = 1.0
+    for _, record in readers.group(files, surveys):
+        if isinstance(record, LongDocument):
+            found.append(_beginning(record, _READ_BYTES))
+            share = found[-1].read / record.read
+        else:
+            found.append(record)
+    return found, disk * share
 
 
 def _records(
@@ -239,13 +252,30 @@ def _records(
             raw.seek(place % (disk - limit))
             raw.readline()
             start = (raw.tell(), 2)
-    taken, read = [], 0
+    taken: list[RawDocument | Reject] = []
+    read = 0
     for record in readers.records(file, found, start, found.size):
-        taken.append(record)
-        read += record.read
-        if read >= limit and file.format != "text":
+        is_long = isinstance(record, LongDocument)
+        taken.append(_beginning(record, limit) if isinstance(record, LongDocument) else record)
+        read += taken[-1].read
+        if read >= limit and (is_long or file.format != "text"):
             return taken, read / _expansion(file, found, limit)
     return taken, disk if start == (0, 1) else read
+
+
+def _beginning(document: LongDocument, limit: int) -> RawDocument | Reject:
+    """About the first `limit` bytes of a long document."""
+    texts, read = [], 0
+    place = (document.line, document.offset)
+    try:
+        for text in document.passages():
+            texts.append(text)
+            read += len(text.encode())
+            if read >= limit:
+                break
+    except BadRecordError as bad:
+        return Reject(document.id, *place, bad.reason, bad.detail, document.read)
+    return RawDocument(document.id, *place, read, "".join(texts))
 
 
 def _survey(file: InputFile) -> Survey:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import fnmatch
 import glob
 import itertools
 import os
 import re
 import stat
 import sysconfig
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -50,12 +52,18 @@ class InputFile:
     listed: Status = Status(0, "")
     group: str = ""
     separator: str = ""
-    max_record_bytes: int = 1 << 30
+    max_record_bytes: int = 1 << 32
+    max_held_bytes: int = 1 << 26
 
     @property
     def name(self) -> str:
         """How the manifest and the rejects call the file, wherever it lies."""
         return f"{self.source}/{self.relative}"
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of the largest record that is held in memory."""
+        return min(self.max_record_bytes, self.max_held_bytes)
 
 
 class InputChangedError(ValueError):
@@ -108,20 +116,19 @@ def _natural(name: str) -> list[str | int]:
 def _of_source(
     config: Config, source: SourceConfig, key: str, problems: list[str]
 ) -> list[InputFile]:
-    excluded = _matches(config, source.exclude, f"{key}.exclude", problems)
-    left_out = {listed.path for matches in excluded for listed in matches}
+    excluded = _Excluded(config, source.exclude, f"{key}.exclude", problems)
     found: dict[str, Listed] = {}
-    matched = _matches(config, source.paths, f"{key}.paths", problems)
+    matched = _matches(config, source.paths, f"{key}.paths", problems, excluded)
     for index, matches in enumerate(matched):
-        kept = [listed for listed in matches if listed.path not in left_out]
+        kept = [listed for listed in matches if not excluded.holds(listed.path)]
         place = f"{key}.paths[{index}]"
         if not kept and not any(problem.startswith(place) for problem in problems):
             base, rest = _anchored(config, source.paths[index])
             problems.append(f"{place}: no file matches {rest!r} below {base}")
         for listed in kept:
             found.setdefault(listed.path, listed)
-    output = Path(os.path.realpath(config.output))
-    inside = [path for path in found if output in Path(path).parents]
+    output = os.path.realpath(config.output).rstrip("/") + "/"
+    inside = [path for path in found if path.startswith(output)]
     if inside:
         problems.append(f"{key}.paths: matches {inside[0]}, which lies in the output directory")
     problems += [f"{key}.paths: {wrong}" for path in found if (wrong := _unreadable(path))]
@@ -138,9 +145,11 @@ def _unreadable(path: str) -> str:
         return f"{path!r} is not a name in UTF-8; rename or exclude it"
     if storage.is_url(path):
         return ""
-    if not Path(path).exists():
+    try:
+        mode = os.stat(path).st_mode  # noqa: PTH116
+    except FileNotFoundError:
         return f"{path} is a link to nothing; mend or exclude it"
-    if not Path(path).is_file():
+    if not stat.S_ISREG(mode):
         return f"{path} is no regular file; exclude it"
     return "" if os.access(path, os.R_OK) else f"{path} cannot be read"
 
@@ -173,15 +182,90 @@ def _repeated(key: str, found: dict[str, Listed]) -> list[str]:
     return problems
 
 
+class _Excluded:
+    """What a source's `exclude` leaves out, known from a path alone: local globs are not expanded.
+
+    A glob is a row of names to match. What is left of each below a directory is kept for its files.
+    """
+
+    def __init__(self, config: Config, patterns: list[str], key: str, problems: list[str]) -> None:
+        self._begin: dict[str, set[tuple[str, ...]]] = {}
+        urls = []
+        for pattern in patterns:
+            base, rest = _anchored(config, pattern)
+            if storage.is_url(base):
+                urls.append(pattern)
+            else:
+                self._begin.setdefault(base.rstrip("/"), set()).add(_names(rest))
+        # By directory; "" is the root.
+        self._left = {"": frozenset(self._begin.get("", ()))}
+        listed = itertools.chain(*_matches(config, urls, key, problems, self))
+        self._urls = {found.path for found in listed}
+
+    def holds(self, path: str) -> bool:
+        """Whether the file is left out."""
+        if storage.is_url(path):
+            return path in self._urls
+        directory, _, name = path.rpartition("/")
+        return any(_is_last(name, rest) for rest in self._at(directory))
+
+    def holds_all_below(self, directory: str) -> bool:
+        """Whether all that globs find in the directory is left out, but for hidden names."""
+        return ("**",) in self._at(directory)
+
+    def _at(self, directory: str) -> frozenset[tuple[str, ...]]:
+        """What the globs still ask for below a directory."""
+        if directory not in self._left:
+            parent, _, name = directory.rpartition("/")
+            left = set(self._begin.get(directory, ()))
+            left.update(*(_after(name, rest) for rest in self._at(parent)))
+            self._left[directory] = frozenset(left)
+        return self._left[directory]
+
+
+def _after(name: str, pattern: tuple[str, ...]) -> set[tuple[str, ...]]:
+    """What a glob still asks for below a directory; nothing where its name does not match."""
+    if not pattern:
+        return set()
+    first, *rest = pattern
+    if first == "**":
+        left = _after(name, tuple(rest))
+        return left if name.startswith(".") else {*left, pattern}
+    return {tuple(rest)} if _is_match(name, first) else set()
+
+
+def _is_last(name: str, pattern: tuple[str, ...]) -> bool:
+    """Whether a file of this name is what a glob still asks for."""
+    if len(pattern) > 1:
+        return pattern[0] == "**" and _is_last(name, pattern[1:])
+    return bool(pattern) and _is_match(name, pattern[0])
+
+
+def _is_match(name: str, pattern: str) -> bool:
+    """As `glob` sees a name: a wildcard does not match the dot of a hidden one."""
+    if not glob.has_magic(pattern):
+        return name == pattern
+    hidden = name.startswith(".") and not pattern.startswith(".")
+    return not hidden and fnmatch.fnmatchcase(name, pattern)
+
+
+def _names(pattern: str) -> tuple[str, ...]:
+    """The names of a glob; a last, empty one asks for a directory, and so for no file."""
+    *names, last = pattern.split("/")
+    return (*(name for name in names if name), last)
+
+
 def _matches(
-    config: Config, patterns: list[str], key: str, problems: list[str]
+    config: Config, patterns: list[str], key: str, problems: list[str], excluded: _Excluded
 ) -> list[list[Listed]]:
-    """The files that each pattern matches."""
+    """The files that each pattern matches, without those in directories that are left out."""
 
     def ask(index: int) -> list[Listed] | str:
         base, rest = _anchored(config, patterns[index])
         try:
-            return storage.listing(base + rest) if storage.is_url(base) else _local(base, rest)
+            if storage.is_url(base):
+                return storage.listing(base + rest)
+            return _local(base.rstrip("/"), _names(rest), excluded)
         except OSError as error:
             return f"{key}[{index}]: {error.filename or base}: {error.strerror or error}"
         except ValueError as error:
@@ -193,20 +277,60 @@ def _matches(
     return [[] if isinstance(answer, str) else answer for answer in answers]
 
 
-def _local(base: str, rest: str) -> list[Listed]:
+def _local(base: str, names: tuple[str, ...], excluded: _Excluded) -> list[Listed]:
+    # Who asks for hidden names may get some that no `**` leaves out.
+    pruned = None if any(name.startswith(".") for name in names) else excluded
     found = []
-    # Path.glob would take hidden files too.
-    for name in sorted(glob.glob(rest, root_dir=base, recursive=True)):  # noqa: PTH207
-        path = f"{base.rstrip('/')}/{name}" if name else base
+    for path in sorted(set(_walk(base, names, pruned))):
+        relative = path[len(base) + 1 :]
         try:
             # One call a file: there may be very many.
             status = os.stat(path)  # noqa: PTH116
         except FileNotFoundError:
             # A link to nothing is told of with its reason, not passed over.
-            found.append(Listed(path, name, Status(0, "")))
+            found.append(Listed(path, relative, Status(0, "")))
             continue
         if not stat.S_ISDIR(status.st_mode):
-            found.append(Listed(path, name, storage.local_status(status)))
+            found.append(Listed(path, relative, storage.local_status(status)))
+    return found
+
+
+def _walk(directory: str, names: tuple[str, ...], pruned: _Excluded | None) -> Iterator[str]:
+    """What `glob.glob` finds, some of it several times, but for directories that are left out.
+
+    glob itself would walk through all that is left out, and look for files in each file.
+    """
+    first, *rest = names
+    if not glob.has_magic(first):
+        path = f"{directory}/{first}"
+        if rest:
+            yield from _walk(path, tuple(rest), pruned)
+        elif first and os.path.lexists(path):
+            yield path
+        return
+    if pruned and pruned.holds_all_below(directory):
+        return
+    if first == "**" and rest:
+        yield from _walk(directory, tuple(rest), pruned)
+    for name, is_directory in _entries(directory):
+        path = f"{directory}/{name}"
+        if not _is_match(name, first):
+            continue
+        if not rest and not (first == "**" and is_directory):
+            yield path
+        elif is_directory:
+            yield from _walk(path, names if first == "**" else tuple(rest), pruned)
+
+
+def _entries(directory: str) -> list[tuple[str, bool]]:
+    """Names in a directory and whether each is one; none of what cannot be listed, as in glob."""
+    found = []
+    with contextlib.suppress(OSError), os.scandir(directory or "/") as entries:
+        for entry in entries:
+            is_directory = False
+            with contextlib.suppress(OSError):
+                is_directory = entry.is_dir()
+            found.append((entry.name, is_directory))
     return found
 
 
@@ -251,6 +375,7 @@ def _input(source: SourceConfig, listed: Listed) -> InputFile:
         group=_group(source, listed.relative),
         separator=source.group_separator,
         max_record_bytes=source.max_record_bytes,
+        max_held_bytes=source.max_held_bytes,
     )
 
 

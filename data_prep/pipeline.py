@@ -20,7 +20,7 @@ from data_prep import duplicates, durable, inputs, order, report, shards, tokeni
 from data_prep.accounts import ACCOUNTS, SAMPLE_CHARACTERS, Accounts
 from data_prep.cleaning import evaluation_problem
 from data_prep.config import Config
-from data_prep.engine import run_stage
+from data_prep.engine import Workers
 from data_prep.order import Placed
 from data_prep.settings import SettingsError
 from data_prep.shards import InputInfo, Manifest, ShardInfo, TokenizerInfo
@@ -91,8 +91,9 @@ def run_tokenizer(config: Config) -> Path:
 
 def _run(config: Config, work: Work, needed: Sequence[type[UnitStep]]) -> None:
     workspace.begin(work, config)
-    for stage in needed:
-        run_stage(stage(config, work), workers(config))
+    with Workers(config, work, workers(config)) as processes:
+        for stage in needed:
+            processes.run(stage)
 
 
 def open_work(config: Config) -> Work:

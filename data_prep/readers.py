@@ -7,12 +7,14 @@ is a record, and so is each member that cannot be read.
 from __future__ import annotations
 
 import hashlib
+from collections import deque
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 from data_prep import compression, documents, inputs, parquet, storage, warc
 from data_prep.compression import DamageError, Readable
-from data_prep.documents import BadRecordError, RawDocument, Reject, Survey
+from data_prep.documents import BadRecordError, LongDocument, RawDocument, Reject, Survey
 from data_prep.inputs import InputFile
 
 
@@ -50,7 +52,7 @@ def survey(file: InputFile, cut_bytes: int) -> Survey:
 
 def records(
     file: InputFile, found: Survey, start: tuple[int, int], stop: int
-) -> Iterator[RawDocument | Reject]:
+) -> Iterator[RawDocument | LongDocument | Reject]:
     """The records that begin at offsets from `start` = (offset, line) up to `stop`.
 
     Raises InputChangedError where the file is no longer the one that was surveyed, OSError where
@@ -74,35 +76,57 @@ def records(
 
 def group(
     files: Sequence[InputFile], surveys: Sequence[Survey]
-) -> Iterator[tuple[int, RawDocument | Reject]]:
+) -> Iterator[tuple[int, RawDocument | LongDocument | Reject]]:
     """The group's members as one document, and a reject for each that cannot be read.
 
     Each comes with the number of its file; the document with that of its first member. Raises as
     `records` does.
     """
+    kept: list[tuple[InputFile, Survey]] = []
     texts: list[str] = []
     first = size = read = 0
     for index, (file, found) in enumerate(zip(files, surveys, strict=True)):
         for record in records(file, found, (0, 1), found.size):
-            if isinstance(record, Reject):
-                yield index, record
+            sound = _checked(record)
+            if isinstance(sound, Reject):
+                yield index, sound
                 continue
-            first = first if read else index
-            read += record.read
-            size += len(record.text.encode()) + (len(file.separator.encode()) if texts else 0)
-            if size <= file.max_record_bytes:
-                texts.append(record.text)
+            first = first if kept else index
+            read += sound.read
+            size += sound.read + (len(file.separator.encode()) if kept else 0)
+            kept.append((file, found))
+            # Of a group that is too large to be held the members are read again, one by one.
+            if isinstance(sound, RawDocument) and size <= file.held_bytes:
+                texts.append(sound.text)
             else:
-                texts = [""]
-    if not read:
+                texts.clear()
+    if not kept:
         return
     file = files[first]
-    try:
-        documents.check_size(file, size)
-    except BadRecordError as bad:
-        yield first, Reject(file.name, 1, 0, bad.reason, f"the group: {bad.detail}", read)
-        return
-    yield first, RawDocument(file.group, 1, 0, read, file.separator.join(texts))
+    if size <= file.held_bytes:
+        yield first, RawDocument(file.group, 1, 0, read, file.separator.join(texts))
+    elif size <= file.max_record_bytes:
+        yield first, LongDocument(file.group, 1, 0, read, partial(_joined, kept, file.separator))
+    else:
+        detail = f"the group: {size} bytes; max_record_bytes is {file.max_record_bytes}"
+        yield first, Reject(file.name, 1, 0, "record too large", detail, read)
+
+
+def _checked(record: RawDocument | LongDocument | Reject) -> RawDocument | LongDocument | Reject:
+    """The record, or a reject if it is a long one that cannot be read to its end."""
+    if isinstance(record, LongDocument):
+        try:
+            deque(record.open(), maxlen=0)
+        except BadRecordError as bad:
+            return Reject(record.id, 1, 0, bad.reason, bad.detail, record.read)
+    return record
+
+
+def _joined(members: list[tuple[InputFile, Survey]], separator: str) -> Iterator[str]:
+    for index, (file, found) in enumerate(members):
+        if index:
+            yield separator
+        yield from documents.text_of(file, found)
 
 
 class _Hashing:

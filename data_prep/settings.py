@@ -19,6 +19,8 @@ from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_ty
 
 T = TypeVar("T")
 
+# As messages name keys: train.steps, sources[0].paths.
+_KEY = re.compile(r"\w+(\[\d+\])?(\.\w+(\[\d+\])?)*")
 _RESOLVER = re.compile(r"\$\{\s*[\w.]+\s*:")
 
 
@@ -110,14 +112,12 @@ def _read(path: Path | None, overrides: Sequence[str]) -> tuple[dict[str, Any], 
     from yaml import YAMLError
 
     problems: list[str] = []
-    layers: list[Any] = []
+    merged: Any = OmegaConf.create({})
     if path is not None:
         try:
-            text = path.read_text(encoding="utf-8")
-            loaded = OmegaConf.create(text)
-            if not isinstance(loaded, DictConfig):
+            merged = OmegaConf.create(path.read_text(encoding="utf-8"))
+            if not isinstance(merged, DictConfig):
                 raise SettingsError([f"{path}: expected keys with values, found a list"])
-            layers.append(loaded)
         except OSError as error:
             raise SettingsError([f"{path}: cannot be read ({error.strerror})"]) from None
         except UnicodeDecodeError:
@@ -125,23 +125,28 @@ def _read(path: Path | None, overrides: Sequence[str]) -> tuple[dict[str, Any], 
         except (YAMLError, OmegaConfBaseException) as error:
             raise SettingsError([f"{path}: is not valid YAML: {error}"]) from None
     for word in overrides:
-        key, equals, _ = word.partition("=")
-        if not equals or not re.fullmatch(r"\w+(\.\w+)*", key):
+        key, equals, given = word.partition("=")
+        if not equals or not _KEY.fullmatch(key):
             problems.append(f"{word!r}: expected key=value, for example train.steps=100")
             continue
         try:
-            layers.append(OmegaConf.from_dotlist([word]))
+            # Interpolations wait for what they speak of.
+            parsed: Any = OmegaConf.to_container(OmegaConf.from_dotlist([f"_={given}"]))
         except (YAMLError, OmegaConfBaseException, ValueError) as error:
             problems.append(f"{word!r}: the value is not valid YAML: {error}")
-    return _merge(layers, problems), problems
+            continue
+        try:
+            OmegaConf.update(merged, key, parsed["_"], merge=True, force_add=True)
+        except (OmegaConfBaseException, ValueError):
+            problems.append(f"{word!r}: there is no {key} whose value could be set")
+    return _resolved(merged, problems), problems
 
 
-def _merge(layers: list[Any], problems: list[str]) -> dict[str, Any]:
+def _resolved(merged: Any, problems: list[str]) -> dict[str, Any]:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
     try:
-        merged = OmegaConf.merge(*layers) if layers else OmegaConf.create({})
         plain = OmegaConf.to_container(merged, resolve=False)
         allowed = OmegaConf.create(_without_resolvers(plain, "", problems))
         resolved = OmegaConf.to_container(allowed, resolve=True)

@@ -11,8 +11,10 @@ damage, not malice: who can change a shard can change the manifest.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import io
+import itertools
 import json
 import os
 import tarfile
@@ -52,6 +54,17 @@ class Document:
     source: str
     bytes: int
     tokens: np.ndarray
+
+
+@dataclass(frozen=True)
+class StoredDocument:
+    """A document that is too large to be held: `blocks` are its `tokens` ids, in their order."""
+
+    id: str
+    source: str
+    bytes: int
+    tokens: int
+    blocks: Iterator[np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -119,7 +132,9 @@ def shard_name(index: int) -> str:
     return f"shard-{index:05d}.tar"
 
 
-def write_shard(path: Path, documents: Iterable[Document], dtype: str) -> ShardInfo:
+def write_shard(
+    path: Path, documents: Iterable[Document | StoredDocument], dtype: str
+) -> ShardInfo:
     """Write a shard durably; equal documents give equal bytes on any machine.
 
     Raises DataError for an id that `dtype` cannot hold.
@@ -134,9 +149,8 @@ def write_shard(path: Path, documents: Iterable[Document], dtype: str) -> ShardI
             stream, user=_OWNER, group=_OWNER, compress=False, encoder=False, mtime=0
         ) as tar:
             for document in documents:
-                tar.write({"__key__": _key(count), **_members(path, document, dtype)})
+                tokens += _write(tar, path, _key(count), document, dtype)
                 count += 1
-                tokens += len(document.tokens)
     return ShardInfo(path.name, stream.bytes, stream.digest.hexdigest(), count, tokens)
 
 
@@ -254,22 +268,68 @@ def _key(number: int) -> str:
     return f"{number:08d}"
 
 
-def _members(path: Path, document: Document, dtype: str) -> dict[str, bytes]:
-    tokens = document.tokens
-    top = np.iinfo(dtype).max
-    if len(tokens) and (tokens.min() < 0 or tokens.max() > top):
-        raise DataError(
-            f"{path}: document {document.id!r} has token ids outside 0 to {top} ({dtype})"
-        )
-    array = io.BytesIO()
-    np.save(array, tokens.astype(np.dtype(dtype).newbyteorder("<")), allow_pickle=False)
+def _write(tar: Any, path: Path, key: str, document: Document | StoredDocument, dtype: str) -> int:
+    """Write the document's members to a TarWriter; returns how many tokens it has."""
+    where = f"{path}: document {document.id!r}"
+    if isinstance(document, Document):
+        array = io.BytesIO()
+        np.save(array, _stored(where, document.tokens, dtype), allow_pickle=False)
+        meta = _meta(document, len(document.tokens))
+        tar.write({"__key__": key, "json": meta, "tokens.npy": array.getvalue()})
+        return len(document.tokens)
+    tar.write({"__key__": key, "json": _meta(document, document.tokens)})
+    # TarWriter wants all of a member at once.
+    tokens = _Array(where, document, dtype)
+    member = tarfile.TarInfo(f"{key}.tokens.npy")
+    member.size, member.mtime, member.mode = tokens.bytes, tar.mtime, tar.mode
+    member.uname, member.gname = tar.user, tar.group
+    tar.tarstream.addfile(member, io.BufferedReader(tokens, 1 << 20))
+    return document.tokens
+
+
+def _meta(document: Document | StoredDocument, tokens: int) -> bytes:
     meta = {
         "id": document.id,
         "source": document.source,
         "bytes": document.bytes,
-        "tokens": len(tokens),
+        "tokens": tokens,
     }
-    return {"json": json.dumps(meta, sort_keys=True).encode(), "tokens.npy": array.getvalue()}
+    return json.dumps(meta, sort_keys=True).encode()
+
+
+def _stored(where: str, tokens: np.ndarray, dtype: str) -> np.ndarray:
+    """Tokens as they lie in a shard."""
+    top = np.iinfo(dtype).max
+    if len(tokens) and (tokens.min() < 0 or tokens.max() > top):
+        raise DataError(f"{where} has token ids outside 0 to {top} ({dtype})")
+    return tokens.astype(np.dtype(dtype).newbyteorder("<"))
+
+
+class _Array(io.RawIOBase):
+    """The .npy file of a document's tokens, block by block: the bytes of np.save."""
+
+    def __init__(self, where: str, document: StoredDocument, dtype: str) -> None:
+        kind = np.dtype(dtype).newbyteorder("<")
+        header = io.BytesIO()
+        shape = {"descr": kind.str, "fortran_order": False, "shape": (document.tokens,)}
+        np.lib.format.write_array_header_1_0(header, shape)
+        self.bytes = len(header.getvalue()) + document.tokens * kind.itemsize
+        blocks = (_stored(where, block, dtype).tobytes() for block in document.blocks)
+        self._blocks = itertools.chain([header.getvalue()], blocks)
+        self._left = memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._left:
+            block = next(self._blocks, None)
+            if block is None:
+                return 0
+            self._left = memoryview(block)
+        count = min(len(buffer), len(self._left))
+        buffer[:count], self._left = self._left[:count], self._left[count:]
+        return count
 
 
 def _samples(path: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
@@ -350,10 +410,16 @@ def _check_ids(path: Path, document: Document, manifest: Manifest) -> None:
 
 def _record(kind: type[T], value: Any, where: str) -> T:
     """`value` as the dataclass `kind`, with no key missing, unknown or of another type."""
-    hints = get_type_hints(kind)
+    hints = _hints(kind)  # type: ignore[arg-type]
     if not isinstance(value, dict) or value.keys() != hints.keys():
         raise DataError(f"{where}: expected the keys {', '.join(hints)}; prepare the data set anew")
     return kind(**{name: _field(hints[name], value[name], f"{where}: {name}") for name in hints})
+
+
+@functools.cache
+def _hints(kind: type[Any]) -> dict[str, Any]:
+    # Asked for each of many records, and read from the sources' text each time.
+    return get_type_hints(kind)
 
 
 def _field(kind: Any, value: Any, where: str) -> Any:

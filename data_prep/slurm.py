@@ -20,7 +20,7 @@ from datatrove.executor.slurm import SlurmPipelineExecutor
 from datatrove.pipeline.base import PipelineStep
 from datatrove.utils.logging import logger
 
-from data_prep import durable, pipeline, workspace
+from data_prep import durable, engine, pipeline, workspace
 from data_prep.config import Config
 from data_prep.settings import SettingsError
 from data_prep.stages import UnitStep
@@ -44,6 +44,7 @@ class StageTask(PipelineStep):  # type: ignore[misc]
         step = self.stage(self.config, self.work)
         step.check()
         cpus = 1 if step.serial else self.config.slurm.cpus_per_task
+        engine.import_webdataset()
         with ProcessPoolExecutor(cpus, multiprocessing.get_context("fork")) as pool:
             ranks = [rank + world_size * cpu for cpu in range(cpus)]
             running = [pool.submit(step.run, data, own, world_size * cpus) for own in ranks]

@@ -1,14 +1,15 @@
 """The parts of a stage that run side by side, as datatrove steps: see pipeline.stages.
 
-A step deals its units to tasks in turn and skips those whose marker stands, so it may be run again,
-with any number of tasks, on one machine or as an array of jobs over one output directory.
+A step does the units that it is dealt, or those of its task in turn, and skips those whose marker
+stands, so it may be run again, with any number of tasks, on one machine or as an array of jobs over
+one output directory.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
-import importlib
 import itertools
 from abc import abstractmethod
 from collections.abc import Iterator
@@ -20,12 +21,13 @@ from datatrove.pipeline.base import PipelineStep
 
 from data_prep import duplicates, durable, inputs, progress, readers, shards, tokenizer, workspace
 from data_prep.accounts import Accounts
-from data_prep.cleaning import Cleaned, Cleaner, fingerprint
+from data_prep.cleaning import Cleaner
 from data_prep.config import Config
-from data_prep.documents import RawDocument, Reject
+from data_prep.documents import BadRecordError, LongDocument, RawDocument, Reject
+from data_prep.duplicates import Signature
 from data_prep.inputs import InputFile
 from data_prep.order import keyed
-from data_prep.shards import Document
+from data_prep.shards import Document, StoredDocument
 from data_prep.workspace import Work, WorkspaceError
 
 # Long documents are sampled in passages, so that a sample is drawn from all of them.
@@ -34,6 +36,8 @@ _PASSAGE = 16_384
 # document, and a few more, since few may be missing by chance; then they are cut to the size.
 _MARGIN = 4.0
 _SPARE = 16 * _PASSAGE
+# Tokens of a document that are in memory at a time while it is written.
+_BLOCK = 1 << 22
 
 
 class UnitStep(PipelineStep):  # type: ignore[misc]
@@ -71,8 +75,9 @@ class UnitStep(PipelineStep):  # type: ignore[misc]
         return [self.work.marker(self.stage, unit).exists() for unit in range(len(self.sizes))]
 
     def run(self, data: Any, rank: int = 0, world_size: int = 1) -> Any:
-        """Do the units of task `rank` of `world_size` that are not done."""
-        for unit in range(rank, len(self.sizes), world_size):
+        """Do the units in `data`; None: those of task `rank` of `world_size`; but for done ones."""
+        units = range(rank, len(self.sizes), world_size) if data is None else data
+        for unit in units:
             if not self.work.marker(self.stage, unit).exists():
                 with self.track_time():
                     self.work.finish(self.stage, unit, self.do(unit))
@@ -83,7 +88,7 @@ class UnitStep(PipelineStep):  # type: ignore[misc]
     def do(self, unit: int) -> Any:
         """Do a unit, durably, and return what its marker says."""
 
-    def records(self, unit: int) -> Iterator[tuple[int, RawDocument | Reject]]:
+    def records(self, unit: int) -> Iterator[tuple[int, RawDocument | LongDocument | Reject]]:
         """(index of the file, record) of the unit's parts."""
         for part in self.work.units[unit]:
             members = slice(part.file, part.file + part.files)
@@ -97,14 +102,14 @@ class UnitStep(PipelineStep):  # type: ignore[misc]
             for record in itertools.islice(found, part.most):
                 yield part.file, record
 
-    def clean(self, file: int, text: str) -> Cleaned:
-        """The text of a document of this file, cleaned as its source says."""
+    def cleaner(self, file: int) -> Cleaner:
+        """Cleans documents of this file, as its source says."""
         name = self.work.files[file].source
         if name not in self._cleaners:
             (source,) = (source for source in self.config.sources if source.name == name)
             evaluation = tuple(inputs.evaluation_files(self.config, source).values())
             self._cleaners[name] = Cleaner(source.cleaning, evaluation)
-        return self._cleaners[name](text)
+        return self._cleaners[name]
 
 
 class SurveyFiles(UnitStep):
@@ -125,7 +130,7 @@ class SurveyFiles(UnitStep):
         found = []
         for index in self.work.survey_units[unit]:
             survey = readers.survey(self.work.files[index], workspace.CUT_BYTES)
-            found.append(dataclasses.asdict(survey))
+            found.append(vars(survey))
             progress.count(survey.bytes)
         return found
 
@@ -149,23 +154,32 @@ class DrawSample(UnitStep):
         drawn = []
         for file, record in self.records(unit):
             progress.count(record.read)
-            if isinstance(record, Reject):
-                continue
-            keys = self._keys(file, record, limit)
-            # Most documents give nothing: they are not cleaned.
-            cleaned = self.clean(file, record.text) if keys else None
-            if cleaned and not cleaned.dropped:
-                drawn += [
-                    [key, cleaned.text[start : start + _PASSAGE]] for start, key in keys.items()
-                ]
+            if not isinstance(record, Reject):
+                # One that cannot be read to its end is no document.
+                with contextlib.suppress(BadRecordError):
+                    drawn += list(self._drawn(file, record, limit))
         return drawn
 
-    def _keys(self, file: int, record: RawDocument, limit: int) -> dict[int, str]:
-        """Where passages begin whose hash is within the limit, and that hash."""
+    def _drawn(
+        self, file: int, record: RawDocument | LongDocument, limit: int
+    ) -> Iterator[list[str]]:
+        begun = 0
+        for text in record.passages():
+            keys = self._keys(file, record, range(begun, begun + len(text), _PASSAGE), limit)
+            for start, key in keys.items():
+                # Alone: to clean all of a long document for some passages takes long.
+                cleaned = self.cleaner(file)(text[start - begun :][:_PASSAGE])
+                if not cleaned.dropped:
+                    yield [key, cleaned.text]
+            begun += len(text)
+
+    def _keys(
+        self, file: int, record: RawDocument | LongDocument, starts: range, limit: int
+    ) -> dict[int, str]:
+        """Which of these passages have a hash within the limit, and that hash."""
         name, line = self.work.files[file].name, str(record.line)
         keys = {
-            start: keyed(self.config.seed, "sample", name, line, str(start))
-            for start in range(0, len(record.text), _PASSAGE)
+            start: keyed(self.config.seed, "sample", name, line, str(start)) for start in starts
         }
         return {start: key.hex() for start, key in keys.items() if int.from_bytes(key[:8]) <= limit}
 
@@ -227,6 +241,29 @@ class TrainTokenizer(UnitStep):
             left -= len(data)
 
 
+class _DroppedError(Exception):
+    """Cleaning leaves the document out."""
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+
+
+@dataclasses.dataclass
+class _Written:
+    """What was written of a document; `changed` names the steps of cleaning that altered it."""
+
+    signature: Signature
+    bytes: int = 0
+    tokens: int = 0
+    changed: set[str] = dataclasses.field(default_factory=set)
+
+    def add(self, text: str, size: int, tokens: int) -> None:
+        """The next part of it, which has so many bytes and tokens."""
+        self.signature.add(text)
+        self.bytes += size
+        self.tokens += tokens
+
+
 @dataclasses.dataclass
 class _Outcome:
     """What became of a unit's records; `plain` is what its marker says."""
@@ -242,15 +279,18 @@ class _Outcome:
         self.rejects.append([file, *dataclasses.astuple(reject)[1:5]])
         self.accounts.of(self.files[file].source).rejected += 1
 
-    def drop(self, file: int, record: RawDocument, reason: str) -> None:
+    def drop(self, file: int, record: RawDocument | LongDocument, reason: str) -> None:
         """Cleaning leaves the document out."""
         source, name = self.files[file].source, self.files[file].name
         self.accounts.of(source).dropped[reason] += 1
-        self.accounts.sample(source, reason, record.id, name, record.line, record.text)
+        text = next(record.passages())
+        self.accounts.sample(source, reason, record.id, name, record.line, text)
 
-    def accept(self, file: int, record: RawDocument, size: int, tokens: int) -> None:
-        """The document has so many bytes and tokens."""
-        self.documents.append([record.id, file, record.line, size, tokens])
+    def accept(self, file: int, record: RawDocument | LongDocument, written: _Written) -> None:
+        """The document is in the data set."""
+        self.documents.append([record.id, file, record.line, written.bytes, written.tokens])
+        if fingerprint := written.signature.fingerprint:
+            self.fingerprints.append(fingerprint)
         self.accounts.of(self.files[file].source).accepted += 1
 
     def plain(self) -> dict[str, Any]:
@@ -272,48 +312,78 @@ class Tokenize(UnitStep):
     def do(self, unit: int) -> Any:
         """Write the unit's tokens and signatures; returns what became of its records."""
         outcome = _Outcome(self.work.files)
+        signer = duplicates.Signer(self.work.directory, self.config.duplicates)
         path = self.work.tokens(unit)
         path.parent.mkdir(exist_ok=True)
         with durable.replacing(path) as out:
-            texts = self._accepted(unit, out, outcome)
-            duplicates.sign(texts, unit, self.work.directory, self.config.duplicates)
+            signer.write(self._accepted(unit, out, outcome, signer), unit)
         return outcome.plain()
 
-    def _accepted(self, unit: int, out: BinaryIO, outcome: _Outcome) -> Iterator[str]:
-        """The texts that are accepted, each after its tokens were written."""
-        model = self.work.tokenizer
-        dtype = np.dtype(shards.dtype_of(model.vocab_size)).newbyteorder("<")
+    def _accepted(
+        self, unit: int, out: BinaryIO, outcome: _Outcome, signer: duplicates.Signer
+    ) -> Iterator[Signature]:
+        """The signatures of what is accepted, each after its tokens were written."""
         for file, record in self.records(unit):
-            tokens = 0
             outcome.accounts.of(self.work.files[file].source).read += 1
+            written = _Written(signer.document())
             if isinstance(record, Reject):
                 outcome.reject(file, record)
-            elif text := self._cleaned(file, record, outcome):
-                ids, data = model.encode(text), text.encode()
-                if model.decode_bytes(ids) == data:
-                    tokens = len(ids)
-                    out.write(ids.astype(dtype).tobytes())
-                    outcome.accept(file, record, len(data), tokens)
-                    if self.config.duplicates.wanted:
-                        outcome.fingerprints.append(fingerprint(text))
-                    yield text
-                else:
-                    outcome.reject(file, self._lossy(file, record))
-            progress.count(record.read, tokens)
+            elif self._is_accepted(file, record, out, written, outcome):
+                yield written.signature
+            progress.count(record.read - written.bytes)
 
-    def _cleaned(self, file: int, record: RawDocument, outcome: _Outcome) -> str:
-        """The document's text after cleaning; empty where it is dropped, which is accounted for."""
-        cleaned = self.clean(file, record.text)
-        outcome.accounts.of(self.work.files[file].source).changed.update(cleaned.changed)
-        if cleaned.dropped:
-            outcome.drop(file, record, cleaned.dropped)
-            return ""
-        return cleaned.text
+    def _is_accepted(
+        self,
+        file: int,
+        record: RawDocument | LongDocument,
+        out: BinaryIO,
+        written: _Written,
+        outcome: _Outcome,
+    ) -> bool:
+        """Write the document's tokens, or nothing of it and account for why it is left out."""
+        begun = out.tell()
+        try:
+            self._write(self._cleaned(file, record, written), out, written)
+        except _DroppedError as dropped:
+            outcome.drop(file, record, dropped.reason)
+        except BadRecordError as bad:
+            name = self.work.files[file].name
+            place = (name, record.line, record.offset)
+            outcome.reject(file, Reject(*place, bad.reason, bad.detail, record.read))
+        else:
+            outcome.accept(file, record, written)
+            return True
+        finally:
+            outcome.accounts.of(self.work.files[file].source).changed.update(written.changed)
+        out.seek(begun)
+        out.truncate()
+        return False
 
-    def _lossy(self, file: int, record: RawDocument) -> Reject:
-        detail = "the tokenizer does not give this text back exactly"
-        name = self.work.files[file].name
-        return Reject(name, record.line, record.offset, "not lossless", detail, record.read)
+    def _cleaned(
+        self, file: int, record: RawDocument | LongDocument, written: _Written
+    ) -> Iterator[str]:
+        """The document's text after cleaning. Raises _DroppedError, BadRecordError on the way."""
+        cleaner = self.cleaner(file)
+        passages = record.passages()
+        done = cleaner.long(passages) if record.is_long else map(cleaner, passages)
+        for cleaned in done:
+            written.changed.update(cleaned.changed)
+            if cleaned.dropped:
+                raise _DroppedError(cleaned.dropped)
+            yield cleaned.text
+
+    def _write(self, texts: Iterator[str], out: BinaryIO, written: _Written) -> None:
+        """Write the tokens of a text. Raises BadRecordError where they do not give it back."""
+        model = self.work.tokenizer
+        dtype = np.dtype(shards.dtype_of(model.vocab_size)).newbyteorder("<")
+        for part, ids in model.encode_parts(texts):
+            data = part.encode()
+            if model.decode_bytes(ids, inside=written.bytes > 0) != data:
+                detail = "the tokenizer does not give this text back exactly"
+                raise BadRecordError("not lossless", detail)
+            out.write(ids.astype(dtype).tobytes())
+            written.add(part, len(data), len(ids))
+            progress.count(len(data), len(ids))
 
 
 class MatchDuplicates(UnitStep):
@@ -361,8 +431,6 @@ class WriteShards(UnitStep):
 
     def measure(self) -> list[int]:
         """Bytes of text in each shard."""
-        # Seconds long: here it is imported once, for all workers forked from this process.
-        importlib.import_module("webdataset")
         sizes: list[int] = self.work.read("order", 0)["sizes"]
         return sizes
 
@@ -374,7 +442,14 @@ class WriteShards(UnitStep):
         path = self.work.output / shards.shard_name(unit)
         return dataclasses.asdict(shards.write_shard(path, self._documents(recipe, dtype), dtype))
 
-    def _documents(self, recipe: list[Any], dtype: str) -> Iterator[Document]:
+    def _documents(self, recipe: list[Any], dtype: str) -> Iterator[Document | StoredDocument]:
         for id, source, size, unit, first, count in recipe:
+            if count <= _BLOCK:
+                yield Document(id, source, size, self.work.read_tokens(unit, first, count, dtype))
+            else:
+                blocks = (
+                    self.work.read_tokens(unit, start, min(_BLOCK, first + count - start), dtype)
+                    for start in range(first, first + count, _BLOCK)
+                )
+                yield StoredDocument(id, source, size, count, blocks)
             progress.count(size, count)
-            yield Document(id, source, size, self.work.read_tokens(unit, first, count, dtype))

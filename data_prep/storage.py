@@ -57,7 +57,7 @@ def is_url(path: str | Path) -> bool:
 def status(path: str) -> Status:
     """What the file is now. Raises OSError with the path or URL and the cause."""
     if not is_url(path):
-        return local_status(Path(path).stat())
+        return local_status(os.stat(path))  # noqa: PTH116
     system, name = _system(path)
     return _status(path, _asked(path, lambda: system.info(name)))
 
@@ -70,7 +70,7 @@ def local_status(found: os.stat_result) -> Status:
 def open_binary(path: str, block: int = BLOCK_BYTES) -> BinaryIO:
     """The file's bytes, seekable; of a remote one in ranges of `block` bytes, or as read if 0."""
     if not is_url(path):
-        return Path(path).open("rb")
+        return open(path, "rb")  # noqa: PTH123
     ranges: Any = _Ranges(path)
     return io.BufferedReader(ranges, block) if block else ranges
 

@@ -13,7 +13,7 @@ import io
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Protocol
@@ -35,10 +35,20 @@ _SPACE = "\u2581"
 # sign for the unknown, so none of ours is or does.
 _SENTENCE_BYTES = 4096
 _RESERVED = "\u2585"
-# Encoding in chunks of this many characters is exact and needs a third of the time on long texts.
+# Texts are encoded in parts, each cut where no token can reach across: SentencePiece takes 60 bytes
+# of memory for each of the text, tokenizers 100. A part has at least so many characters.
+_PART = 1 << 17
+_JSON_PART = 1 << 14
+# Where a text has no such place, it is cut anyhow: that costs a token or two, and no text.
+_LONGEST_PART = 1 << 20
+_ANYHOW = re.compile(r"(?<=\S)(?= \S)")
+# SentencePiece's own chunks inside of a part: exact, and less memory and time.
 _CHUNK = 1024
-# The same for tokenizer.json, where cuts are exact; the library takes 100 bytes of memory a byte.
-_JSON_CHUNK = 1 << 14
+# Places between two characters, and a piece's bytes that hold both.
+_PLACES = (
+    (r"(?<=\n)(?=[^\n])", re.compile(rb"\n[^\n]")),
+    (rf"(?<=[^ {_SPACE}])(?= )", re.compile(rb"[^ ] ")),
+)
 # Tokens that are turned into bytes at a time: what this needs stays in the cache.
 _SPELLED = 1 << 15
 
@@ -84,11 +94,20 @@ class Tokenizer(Protocol):
         What reads like a special token is text.
         """
 
+    def encode_parts(self, texts: Iterable[str]) -> Iterator[tuple[str, np.ndarray]]:
+        """(part, its tokens) of the text that `texts` are, laid end to end, in bounded memory.
+
+        How the text comes does not matter; the tokens joined are those of `encode`.
+        """
+
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """The text whose tokens `ids` are; special ids are left out, broken UTF-8 is U+FFFD."""
 
-    def decode_bytes(self, ids: Sequence[int] | np.ndarray) -> bytes:
-        """UTF-8 bytes of the tokens, also where they begin or end inside of a character."""
+    def decode_bytes(self, ids: Sequence[int] | np.ndarray, inside: bool = False) -> bytes:
+        """UTF-8 bytes of the tokens, also where they begin or end inside of a character.
+
+        `inside`: tokens stand before them, so that their first space is the text's.
+        """
 
 
 def load(path: Path) -> Tokenizer:
@@ -156,13 +175,26 @@ class SentencePiece:
 
     def encode(self, text: str) -> np.ndarray:
         """Tokens of the text alone: int32 [tokens]. `text` must not hold lone surrogates."""
+        return _joined(self.encode_parts([text]))
+
+    def encode_parts(self, texts: Iterable[str]) -> Iterator[tuple[str, np.ndarray]]:
+        """(part, its tokens) of the text that `texts` are, laid end to end."""
+        inside = False
+        for part in _parts(texts, lambda: self._cut, _PART):
+            yield part, self._encode_part(part, inside)
+            inside = True
+
+    def _encode_part(self, part: str, inside: bool) -> np.ndarray:
+        if inside and self.strips_first_space:
+            # The space that the model prefixes goes to the line end, and goes away with it.
+            return self._encode("\n" + part)[len(self._line_end) :]
         spelled = self._spelled_space
-        if spelled is None or _SPACE not in text:
-            return self._encode(text)
-        parts: list[np.ndarray] = []
-        for index, part in enumerate(text.split(_SPACE)):
-            parts += [spelled, self._encode(part)] if index else [self._encode(part)]
-        return np.concatenate(parts)
+        if spelled is None or _SPACE not in part:
+            return self._encode(part)
+        found: list[np.ndarray] = []
+        for index, text in enumerate(part.split(_SPACE)):
+            found += [spelled, self._encode(text)] if index else [self._encode(text)]
+        return np.concatenate(found)
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """The text whose tokens `ids` are; special ids are left out, broken UTF-8 is U+FFFD."""
@@ -170,9 +202,9 @@ class SentencePiece:
         text: str = self._model.decode(plain)
         return text
 
-    def decode_bytes(self, ids: Sequence[int] | np.ndarray) -> bytes:
+    def decode_bytes(self, ids: Sequence[int] | np.ndarray, inside: bool = False) -> bytes:
         """UTF-8 bytes of the tokens, also where they begin or end inside of a character."""
-        return self._spelling(ids, self.strips_first_space)
+        return self._spelling(ids, self.strips_first_space and not inside)
 
     @cached_property
     def byte_tokens(self) -> np.ndarray:
@@ -218,6 +250,20 @@ class SentencePiece:
             return None
         return self.byte_tokens[list(_SPACE.encode())]
 
+    @cached_property
+    def _line_end(self) -> np.ndarray:
+        return self._encode("\n")
+
+    @cached_property
+    def _cut(self) -> re.Pattern[str] | None:
+        """Where no piece reaches across, of the places after line ends and before spaces."""
+        places = [
+            place
+            for place, crossing in _PLACES
+            if not any(crossing.search(piece) for piece in self.pieces)
+        ]
+        return re.compile("|".join(places)) if places else None
+
     def _encode(self, text: str) -> np.ndarray:
         encoded: np.ndarray = self._model.ParallelEncode(
             text, chunk_len=_CHUNK, num_threads=1, return_type="numpy"
@@ -257,28 +303,28 @@ class HuggingFace:
 
     def encode(self, text: str) -> np.ndarray:
         """Tokens of the text alone: int32 [tokens]. `text` must not hold lone surrogates."""
-        if self._keeps_first_space and text.startswith(" "):
-            text = " " + text
-        if self._cut is None:
-            return self._encode(text)
-        parts: list[np.ndarray] = []
-        start = 0
-        while start < len(text) or not parts:
-            found = self._cut.search(text, start + _JSON_CHUNK)
-            stop = found.start() if found else len(text)
-            # Encoding puts back the space that it prefixes.
-            prefixed = start > 0 and self.strips_first_space and not self._keeps_first_space
-            parts.append(self._encode(text[start + prefixed : stop]))
-            start = stop
-        return np.concatenate(parts)
+        return _joined(self.encode_parts([text]))
+
+    def encode_parts(self, texts: Iterable[str]) -> Iterator[tuple[str, np.ndarray]]:
+        """(part, its tokens) of the text that `texts` are, laid end to end."""
+        inside = False
+        for part in _parts(texts, lambda: self._cut, _JSON_PART):
+            yield part, self._encode_part(part, inside)
+            inside = True
+
+    def _encode_part(self, part: str, inside: bool) -> np.ndarray:
+        if self._keeps_first_space:
+            return self._encode(" " + part if part.startswith(" ") and not inside else part)
+        # Encoding puts back the space that it prefixes.
+        return self._encode(part[1:] if inside and self.strips_first_space else part)
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """The text whose tokens `ids` are; special ids are left out, broken UTF-8 is U+FFFD."""
         return self.decode_bytes(ids).decode("utf-8", errors="replace")
 
-    def decode_bytes(self, ids: Sequence[int] | np.ndarray) -> bytes:
+    def decode_bytes(self, ids: Sequence[int] | np.ndarray, inside: bool = False) -> bytes:
         """UTF-8 bytes of the tokens, also where they begin or end inside of a character."""
-        return self._spelling(ids, self.strips_first_space)
+        return self._spelling(ids, self.strips_first_space and not inside)
 
     @cached_property
     def byte_tokens(self) -> np.ndarray:
@@ -442,6 +488,42 @@ class _Spelling:
         places = np.repeat(shift, lengths) + np.arange(lengths.sum())
         spelled: bytes = self._flat[places].tobytes()
         return spelled
+
+
+def _parts(
+    texts: Iterable[str], cut: Callable[[], re.Pattern[str] | None], least: int
+) -> Iterator[str]:
+    """Parts of the joined texts of `least` characters or a little more, cut where `cut` matches.
+
+    A short text asks for no pattern, which takes a look at all pieces.
+    """
+    held = ""
+    for text in texts:
+        held += text
+        start = 0
+        while len(held) - start > least:
+            stop = _stop(held, start, cut(), least)
+            if stop is None:
+                break
+            yield held[start:stop]
+            start = stop
+        held = held[start:]
+    if held:
+        yield held
+
+
+def _stop(held: str, start: int, cut: re.Pattern[str] | None, least: int) -> int | None:
+    """Where the part that begins at `start` ends; None: more of the text must be seen."""
+    end = start + _LONGEST_PART
+    found = cut.search(held, start + least, end) if cut else None
+    if found is None and len(held) > end:
+        found = _ANYHOW.search(held, start + least, end)
+        return found.start() if found else end
+    return found.start() if found else None
+
+
+def _joined(parts: Iterable[tuple[str, np.ndarray]]) -> np.ndarray:
+    return np.concatenate([np.empty(0, np.int32), *(ids for _, ids in parts)])
 
 
 def _is_utf8(piece: bytes) -> bool:

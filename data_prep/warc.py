@@ -1,20 +1,18 @@
-"""WARC and WET: `conversion` records of plain text are documents, `response` records are rejects.
+"""WARC and WET: `conversion` records of plain text and `response` records of HTML are documents.
 
-Text is not extracted from HTML here: each response says so in its reject. Other records (warcinfo,
-request, metadata, ...) are no documents and are not counted. A record's `line` is its number in the
-file, of all records, and its offset is where its header begins, after decompression. The reader is
-our own since warcio's takes a wrong length for a warning, ends quietly where a file is cut, and
-needs time that is quadratic in the length of a line.
+Other records (warcinfo, request, metadata, ...) are no documents and are not counted. A record's
+`line` is its number in the file, of all records, and its offset is where its header begins, after
+decompression. The reader is our own since warcio's takes a wrong length for a warning, ends quietly
+where a file is cut, and needs time that is quadratic in the length of a line.
 """
 
 from __future__ import annotations
 
 import io
-import re
 from collections.abc import Iterator
 from typing import Any
 
-from data_prep import compression, documents, storage
+from data_prep import compression, documents, html, storage
 from data_prep.compression import DamageError
 from data_prep.documents import BadRecordError, RawDocument, Reject, Survey
 from data_prep.inputs import InputFile
@@ -23,8 +21,6 @@ _HEADER_BYTES = 1 << 16
 _END = b"\r\n\r\n"
 # Of a length that can be: int() of more would be slow, or refused.
 _DIGITS = 18
-_HTML = ("text/html", "application/xhtml+xml")
-_CONTENT_TYPE = re.compile(rb"^content-type:[ \t]*([!-:<-~]+)", re.IGNORECASE | re.MULTILINE)
 
 
 def records(file: InputFile, found: Survey) -> Iterator[RawDocument | Reject]:
@@ -89,7 +85,8 @@ def _record(
     if kind not in ("conversion", "response"):
         _skip(stream, length)
         return None
-    kept = min(length, _HEADER_BYTES if kind == "response" else file.max_record_bytes)
+    most = min(file.held_bytes, html.LARGEST) if kind == "response" else file.held_bytes
+    kept = min(length, most)
     content = stream.read(kept)
     if len(content) < kept:
         raise DamageError("truncated file")
@@ -97,10 +94,9 @@ def _record(
     if not _END.startswith(stream.read(len(_END))):
         raise DamageError(f"a record does not end where its Content-Length {stated} says")
     try:
-        if kind == "response":
-            raise _not_extracted(header, content)
         documents.check_size(file, length)
-        return header.get("warc-record-id") or f"{file.relative}:{line}", _text(header, content)
+        text = _page(header, content, length) if kind == "response" else _text(header, content)
+        return header.get("warc-record-id") or f"{file.relative}:{line}", text
     except BadRecordError as bad:
         return bad
 
@@ -114,13 +110,11 @@ def _text(header: dict[str, str], content: bytes) -> str:
     return documents.utf8(content)
 
 
-def _not_extracted(header: dict[str, str], content: bytes) -> BadRecordError:
-    head = content.partition(b"\r\n\r\n")[0]
-    sent = _CONTENT_TYPE.search(head)
-    kind = header.get("warc-identified-payload-type") or (sent[1].decode() if sent else "unknown")
-    if kind.lower() in _HTML:
-        return BadRecordError("html not extracted", "give WET files, whose records are text")
-    return BadRecordError("not plain text", f"a response of type {kind}")
+def _page(header: dict[str, str], content: bytes, length: int) -> str:
+    if length > len(content):
+        detail = f"{length} bytes; a page may have {html.LARGEST}"
+        raise BadRecordError("record too large", detail)
+    return html.text_of(content, header.get("warc-identified-payload-type", ""))
 
 
 def _skip(stream: io.BufferedReader, size: int) -> None:

@@ -33,9 +33,10 @@ CUT_BYTES = 1 << 20
 _UNITS = 4096
 # Reading from inside of a compressed file decompresses all before: at most so many times.
 _COMPRESSED_PARTS = 8
-_SURVEY_BYTES = 256 << 20
-_SURVEY_FILES = 512
-_VERSION = 2
+# Files are surveyed together up to this size or number, or what makes _UNITS of the corpus.
+_SURVEY_BYTES = 4 << 20
+_SURVEY_FILES = 128
+_VERSION = 3
 _LOCK_SECONDS = 10.0
 
 
@@ -104,7 +105,7 @@ class Work:
         """Mark a unit as done. What it stands for must be durable already."""
         path = self.marker(stage, unit)
         path.parent.mkdir(exist_ok=True)
-        durable.write_json(path, value)
+        durable.write_json(path, value, indent=None)
 
     def tokens(self, unit: int) -> Path:
         """The tokens of a unit's documents, one after the other."""
@@ -120,10 +121,12 @@ class Work:
     @cached_property
     def survey_units(self) -> list[range]:
         """Runs of consecutive input files that are surveyed together."""
+        most = max(_SURVEY_BYTES, sum(file.listed.bytes for file in self.files) // _UNITS)
+        together = max(_SURVEY_FILES, len(self.files) // _UNITS)
         units, first, size = [], 0, 0
         for index, file in enumerate(self.files):
             size += file.listed.bytes
-            if size >= _SURVEY_BYTES or index + 1 - first >= _SURVEY_FILES:
+            if size >= most or index + 1 - first >= together:
                 units.append(range(first, index + 1))
                 first, size = index + 1, 0
         return [*units, range(first, len(self.files))] if first < len(self.files) else units
@@ -268,7 +271,7 @@ def begin(work: Work, config: Config) -> None:
                 f"{work.output}: was begun with other input or evaluation files; give them "
                 "again, or another output"
             )
-    durable.write_json(path, ours)
+    durable.write_json(path, ours, indent=None)
 
 
 def _take_over(work: Work, theirs: dict[str, Any], ours: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""`pretrain`: train, evaluate, generate, plot.
+"""`pretrain`: plan, train, evaluate, generate, plot.
 
 torch is imported by the commands that need it, after the configuration was checked.
 """
@@ -68,11 +68,44 @@ def _parser() -> argparse.ArgumentParser:
         prog="pretrain", description="Train, evaluate and sample Infini-Transformers."
     )
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="COMMAND")
+    _add_plan(verbs)
     _add_train(verbs)
     _add_eval(verbs)
     _add_generate(verbs)
     _add_plot(verbs)
     return parser
+
+
+def _add_plan(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = verbs.add_parser(
+        "plan",
+        help="memory, time and what will not fit, before any GPU is asked for",
+        description="Count a run's memory, FLOPs and bytes sent, and compute its time from data "
+        "sheets and assumed shares. Needs no GPU. Exit code 1 where it does not fit.",
+    )
+    parser.add_argument("config", type=Path, help="YAML file of the run")
+    parser.add_argument(
+        "settings", nargs="*", metavar="key=value", help="settings that go before the file's"
+    )
+    parser.add_argument("--nodes", type=int, default=1, help="nodes (default 1)")
+    parser.add_argument("--gpus-per-node", type=int, default=8, help="ranks a node (default 8)")
+    parser.add_argument("--gpu", default="h100", help="a100, h100, h200 or b200 (default h100)")
+    parser.add_argument(
+        "--peak-share",
+        type=float,
+        default=0.4,
+        help="share of the dense bf16 peak that is assumed, with what is computed again as work "
+        "(default 0.4; published: 0.33 to 0.46 for 1B to 8B on H100, without such work)",
+    )
+    parser.add_argument(
+        "--vocab-size", type=int, help="pieces of the tokenizer, where the data set is not here"
+    )
+    parser.add_argument(
+        "--simulate-ranks",
+        action="store_true",
+        help="also run the real ZeRO-3 of one of the ranks, on tensors without storage (minutes)",
+    )
+    parser.set_defaults(run=_plan)
 
 
 def _add_train(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -132,6 +165,26 @@ def _add_plot(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     )
     parser.add_argument("path", type=Path, help="run directory")
     parser.set_defaults(run=_plot)
+
+
+def _plan(words: argparse.Namespace) -> int:
+    config = configuration.load(words.config, words.settings)
+    vocab_size = words.vocab_size or _vocab_size(config)
+    from pretrain import plan
+
+    asked = plan.cluster(words.gpu, words.nodes, words.gpus_per_node, words.peak_share)
+    return plan.run(config, vocab_size, asked, words.simulate_ranks)
+
+
+def _vocab_size(config: Config) -> int:
+    """Of the data set's tokenizer. Raises SettingsError where there is no data set yet."""
+    key, source = next(iter(config.data.sources.items()))
+    try:
+        return read_manifest(Path(source.data)).tokenizer.vocab_size
+    except DataError as error:
+        raise SettingsError(
+            [f"{key}: {error}; or give --vocab-size, e.g. 128256 for Llama 3's"]
+        ) from None
 
 
 def _train(words: argparse.Namespace) -> int:

@@ -31,8 +31,12 @@ from pretrain.optim import is_gate, parameter_groups
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 _KINDS = ("param", *_MOMENTS)
-# One reduction moves at most so many elements; DeepSpeed keeps buffers of this size.
-_BUCKET_ELEMENTS = 200_000_000
+# One reduction moves at most so many elements; DeepSpeed keeps a buffer of this size.
+BUCKET_ELEMENTS = 200_000_000
+# ZeRO-3: parameters of at most so many elements stay gathered once they have been.
+PERSISTENT_ELEMENTS = 100_000
+# ZeRO-3: so many elements may stand gathered ahead of their use, or wait for their next one.
+LIVE_ELEMENTS = 1_000_000_000
 
 
 def cache_directory() -> Path:
@@ -92,7 +96,7 @@ def deepspeed_settings(config: Config, ranks: int, parameters: int) -> dict[str,
     """DeepSpeed's configuration, derived from ours; there is no second file."""
     lanes = config.data.lanes // ranks
     micro_batch = config.train.micro_batch or lanes
-    bucket = min(_BUCKET_ELEMENTS, max(parameters, 1))
+    bucket = min(BUCKET_ELEMENTS, max(parameters, 1))
     settings: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": micro_batch,
         "gradient_accumulation_steps": lanes // micro_batch,
@@ -104,6 +108,9 @@ def deepspeed_settings(config: Config, ranks: int, parameters: int) -> dict[str,
             "overlap_comm": True,
             "reduce_bucket_size": bucket,
             "allgather_bucket_size": bucket,
+            "stage3_param_persistence_threshold": PERSISTENT_ELEMENTS,
+            "stage3_max_live_parameters": LIVE_ELEMENTS,
+            "stage3_max_reuse_distance": LIVE_ELEMENTS,
         },
         "steps_per_print": None,
     }
@@ -194,6 +201,23 @@ class Engine:
     def optimizer_steps(self) -> int:
         """Steps that AdamW applied."""
         return int(next(iter(self._adamw.state.values()))["step"])
+
+    def held(self) -> dict[str, int]:
+        """Bytes of ZeRO-3's own that this rank holds, by part.
+
+        Small parameters, which stay gathered, are counted once they are.
+        """
+        assert self._stage == 3
+        masters = self._zero.fp32_partitioned_groups_flat
+        moments = [state[kind] for state in self._adamw.state.values() for kind in _MOMENTS]
+        parameters = self._parameters.values()
+        return {
+            "weights": sum(p.ds_tensor.nbytes for p in parameters),
+            "persistent": sum(p.nbytes for p in parameters),  # empty while they are not gathered
+            "gradients": self._zero.grad_partitions_flat_buffer.nbytes,
+            "bucket": sum(bucket.buffer.nbytes for bucket in self._zero.ipg_buckets.values()),
+            "optimizer": sum(tensor.nbytes for tensor in [*masters, *moments]),
+        }
 
     def gates(self) -> list[Tensor]:
         """The gates' float32 masters, a tensor [heads] a layer; to be called on all ranks."""

@@ -25,6 +25,8 @@ FLOORS = {
     "pretrain.stragglers": 3,
     "pretrain.watchdog": 3,
     "pretrain.engine": 4,
+    "pretrain.simulate": 4,
+    "pretrain.plan": 4,
     "pretrain.trained": 4,
     "pretrain.evaluate": 4,
     "pretrain.generate": 4,

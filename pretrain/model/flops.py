@@ -7,6 +7,8 @@ is two forwards; what activation checkpointing and the loss compute again is not
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 
 from pretrain.config import ModelConfig
@@ -61,6 +63,22 @@ def forward_flops(config: ModelConfig, vocab_size: int, window: int) -> dict[str
 def training_flops_per_token(config: ModelConfig, vocab_size: int, window: int) -> float:
     """Useful FLOPs of forward and backward, per token of a window."""
     return 3 * sum(forward_flops(config, vocab_size, window).values()) / window
+
+
+def computed_flops_per_token(
+    config: ModelConfig, vocab_size: int, window: int, checkpointing: Literal["none", "full"]
+) -> float:
+    """FLOPs of forward and backward per token of a window, with all that is computed again.
+
+    The backward computes the output head's logits again always, and where activation checkpointing
+    is `full` the blocks but for the last of a feed-forward's three products, which nothing needs.
+    """
+    parts = forward_flops(config, vocab_size, window)
+    whole = sum(parts.values())
+    again = parts["output_head"]
+    if checkpointing == "full":
+        again = whole - parts["feed_forward"] // 3
+    return (3 * whole + again) / window
 
 
 def peak_flops(device_name: str, dtype: torch.dtype) -> float | None:

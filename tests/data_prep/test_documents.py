@@ -5,14 +5,16 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import pytest
 import zstandard
 
-from data_prep import readers
-from data_prep.documents import RawDocument, Reject
+from data_prep import compression as compression_module
+from data_prep import documents, readers
+from data_prep.documents import BadRecordError, LongDocument, RawDocument, Reject
 from data_prep.inputs import InputChangedError, InputFile
 
 # Bad line, reason, and what its detail says.
@@ -43,7 +45,7 @@ def input_file(
     return InputFile("src", str(path), path.name, form, compression, "text", "id")
 
 
-def read(file: InputFile, cut_bytes: int = 1 << 20) -> list[RawDocument | Reject]:
+def read(file: InputFile, cut_bytes: int = 1 << 20) -> list[RawDocument | LongDocument | Reject]:
     found = readers.survey(file, cut_bytes)
     stops = [*(offset for offset, _ in found.cuts[1:]), found.size]
     return [
@@ -147,6 +149,76 @@ def test_a_text_file_that_is_not_utf8_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"abc\xe9def")
     (reject,) = read(input_file(tmp_path / "a", "text"))
     assert reject == Reject("src/a", 1, 0, "invalid UTF-8", "byte 4 of the record", 7)
+
+
+@pytest.mark.parametrize("compression", [None, "gzip", "zstd"])
+def test_a_text_that_is_too_large_to_be_held_comes_in_passages(
+    compression: Literal["gzip", "zstd"] | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(documents, "_PASSAGE", 1000)
+    monkeypatch.setattr(compression_module, "BLOCK_BYTES", 333)
+    text = "".join(f"l\u00efne \U0001f600 {n}\n" for n in range(900))
+    (tmp_path / "a").write_bytes(packed(text.encode(), compression))
+    file = replace(input_file(tmp_path / "a", "text", compression), max_held_bytes=999)
+    (long,) = read(file)
+    assert isinstance(long, LongDocument)
+    assert (long.id, long.line, long.offset, long.read) == ("a", 1, 0, len(text.encode()))
+    for _ in range(2):
+        passages = list(long.passages())
+        assert "".join(passages) == text and len(passages) > 5
+        assert all(passage.endswith("\n") for passage in passages)
+    (held,) = read(replace(file, max_held_bytes=long.read))
+    assert isinstance(held, RawDocument) and held.text == text
+
+
+def test_a_long_line_is_cut_before_a_space_or_anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(documents, "_PASSAGE", 10)
+    for text, wanted in (
+        ("two words and more", ["two words", " and more"]),
+        ("x" * 12 + "y" * 12, ["x" * 10, "xxyyyyyyyy", "yyyy"]),
+        ("a\nb" + "c" * 10, ["a\n", "b" + "c" * 9, "c"]),
+        (" " + "x" * 12, [" " + "x" * 9, "xxx"]),
+        ("123456789\n123456789\n", ["123456789\n", "123456789\n"]),
+        ("short", ["short"]),
+        ("", []),
+    ):
+        assert list(documents.passages([text])) == wanted
+        assert list(documents.passages(text)) == wanted  # character by character
+
+
+def test_a_long_text_that_is_held_is_cut_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(documents, "_PASSAGE", 10)
+    monkeypatch.setattr(documents, "_WHOLE", 20)
+    whole, long = (RawDocument("", 1, 0, n, "one two\n three four five"[:n]) for n in (20, 21))
+    assert not whole.is_long and list(whole.passages()) == [whole.text]
+    assert long.is_long and list(long.passages()) == ["one two\n", " three", " four f"]
+
+
+@pytest.mark.parametrize("bad", [b"\xff", b"\xed\xa0\x80", b"\xf0\x9f\x98"])
+def test_a_long_text_says_where_it_is_not_utf8(
+    bad: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compression_module, "BLOCK_BYTES", 3)
+    for before in range(8, 14):
+        (tmp_path / "a").write_bytes(b"\xc3\xa9" * 3 + b"x" * (before - 6) + bad)
+        file = input_file(tmp_path / "a", "text")
+        (held,) = read(file)
+        (long,) = read(replace(file, max_held_bytes=5))
+        assert isinstance(held, Reject) and isinstance(long, LongDocument)
+        with pytest.raises(BadRecordError) as caught:
+            list(long.passages())
+        assert (caught.value.reason, caught.value.detail) == (held.reason, held.detail)
+        assert held.detail == f"byte {before + 1} of the record"
+
+
+def test_a_record_beyond_either_limit_is_rejected_by_its_name(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(line(text="x" * 100))
+    for limit in ("max_record_bytes", "max_held_bytes"):
+        (reject,) = read(replace(input_file(tmp_path / "a"), **{limit: 50}))
+        assert isinstance(reject, Reject)
+        assert (reject.reason, reject.detail) == ("record too large", f"113 bytes; {limit} is 50")
+    (reject,) = read(replace(input_file(tmp_path / "a", "text"), max_record_bytes=50))
+    assert isinstance(reject, Reject)
 
 
 @pytest.mark.parametrize("compression", ["gzip", "zstd"])

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from datatrove.pipeline.dedup import MinhashDedupSignature
 
-from data_prep import duplicates
-from data_prep.cleaning import fingerprint, words
+from data_prep import cleaning, duplicates
+from data_prep.cleaning import NGrams, words
 from data_prep.config import DuplicatesConfig
+from data_prep.duplicates import Signature
 
 WANTED = DuplicatesConfig(near=True)
 
@@ -31,14 +34,31 @@ def changed(original: list[str], source: random.Random, share: float) -> list[st
     return copy
 
 
+def sign(texts: Iterable[str], unit: int, directory: Path, config: DuplicatesConfig) -> list[str]:
+    """Write the signatures of a unit; returns the fingerprints."""
+    marks = []
+
+    def signed() -> Iterator[Signature]:
+        for whole in texts:
+            signature = signer.document()
+            signature.add(whole)
+            marks.append(signature.fingerprint)
+            yield signature
+
+    signer = duplicates.Signer(directory, config)
+    signer.write(signed(), unit)
+    return marks
+
+
 def found_in(units: list[list[str]], directory: Path, config: DuplicatesConfig) -> dict[int, str]:
-    for unit, texts in enumerate(units):
-        duplicates.sign(iter(texts), unit, directory, config)
+    marks = [
+        mark for unit, texts in enumerate(units) for mark in sign(texts, unit, directory, config)
+    ]
     for bucket in range(config.buckets):
         duplicates.match(bucket, directory, config)
     duplicates.cluster(directory, config)
     starts = np.cumsum([0, *map(len, units)])[:-1].tolist()
-    return duplicates.find([fingerprint(t) for unit in units for t in unit], starts, directory)
+    return duplicates.find(marks, starts, directory)
 
 
 def test_five_percent_of_words_changed_is_found_and_unrelated_texts_are_kept(
@@ -77,20 +97,32 @@ def test_of_equal_and_similar_texts_the_first_stays(tmp_path: Path) -> None:
 
 
 def test_exact_duplicates_alone_need_no_signatures(tmp_path: Path) -> None:
-    drawn = []
-    texts = (drawn.append(t) or t for t in ("a", "b", "a"))
-    duplicates.sign(texts, 0, tmp_path, DuplicatesConfig(exact=True))
-    assert drawn == ["a", "b", "a"] and not list(tmp_path.iterdir())
-    marks = [fingerprint(t) for t in drawn]
+    marks = sign(["a", "b", "a"], 0, tmp_path, DuplicatesConfig(exact=True))
+    assert len(marks) == 3 and not list(tmp_path.iterdir())
     assert duplicates.find(marks, [0], tmp_path) == {2: duplicates.EXACT}
 
 
-def test_signatures_in_chunks_equal_those_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    step = duplicates._Signatures("memory://signatures", config=duplicates._minhash(WANTED))
-    long = " ".join(text(random.Random(6), 5000))
-    shingles = step.get_shingles(long)
-    assert shingles.shape == (len(words(long)) - 4, 1)
-    whole = step.get_signature(shingles)
-    monkeypatch.setattr(duplicates, "_SHINGLES", 700)
-    assert step.get_signature(shingles) == whole
-    assert (len(whole), len(whole[0])) == (20, 5)
+@pytest.mark.parametrize("shingles", [700, 1 << 20])
+def test_a_signature_is_datatroves_of_the_whole_text_however_it_comes(
+    shingles: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(duplicates, "_SHINGLES", shingles)
+    monkeypatch.setattr(cleaning, "_SIMPLIFIED", 900)
+    words_of = text(random.Random(6), 5000)
+    peer = MinhashDedupSignature("memory://peer", config=duplicates._minhash(WANTED))
+    grams = [" ".join(words_of[first : first + 5]) for first in range(len(words_of) - 4)]
+    hashes = np.array([peer._hash_func(gram) for gram in grams], np.uint64).reshape(-1, 1)
+    whole, parts = (duplicates.Signer(Path("/none"), WANTED).document() for _ in range(2))
+    whole.add(" ".join(words_of))
+    for first in range(0, len(words_of), 3):
+        parts.add(" ".join(words_of[first : first + 3]) + ("\n" if first % 2 else " "))
+    assert whole.least.tolist() == parts.least.tolist() == peer.get_signature(hashes)
+    assert whole.least.shape == (20, 5)
+
+
+def test_n_grams_go_across_passages_and_are_none_of_a_short_text() -> None:
+    grams = NGrams(3)
+    assert list(grams("A b,")) == []
+    assert list(grams(" c\n")) == ["a b c"]
+    assert list(grams("d e")) == ["b c d", "c d e"]
+    assert list(NGrams(1)("a b")) == words("a b")

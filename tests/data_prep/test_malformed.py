@@ -289,7 +289,8 @@ from data_prep import readers
 from data_prep.documents import Reject
 from data_prep.inputs import InputFile
 path, form, packing, limit = sys.argv[1:]
-file = InputFile("s", path, "f", form, packing or None, "text", "id", max_record_bytes=int(limit))
+limits = {"max_record_bytes": int(limit), "max_held_bytes": int(limit)}
+file = InputFile("s", path, "f", form, packing or None, "text", "id", **limits)
 def peak():
     # Not ru_maxrss, in which a new program begins with what its parent had.
     return int(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1])

@@ -10,6 +10,7 @@ import itertools
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -27,11 +28,12 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from data_prep import config, inputs, pipeline, shards, tokenizer, workspace
 from data_prep.config import Config
-from data_prep.engine import run_stage
-from data_prep.inputs import InputChangedError
+from data_prep.engine import Workers
+from data_prep.inputs import InputChangedError, InputFile
 from data_prep.settings import SettingsError
 from data_prep.shards import Document
 from data_prep.stages import DrawSample, SurveyFiles, TrainTokenizer
+from data_prep.storage import Status
 from data_prep.tokenizer import TokenizerError
 from data_prep.workspace import WorkspaceError
 
@@ -379,14 +381,30 @@ def test_in_two_steps_it_is_the_same_data_set(corpus: Corpus, made: Path, tmp_pa
     assert hashes(tmp_path / "set") == hashes(made)
 
 
+def test_files_are_surveyed_a_few_megabytes_or_many_files_at_a_time(tmp_path: Path) -> None:
+    def units(*sizes: int) -> list[int]:
+        files = [
+            InputFile("s", f"/{n}", f"{n}", "text", None, "text", "id", Status(size, ""))
+            for n, size in enumerate(sizes)
+        ]
+        return [len(unit) for unit in workspace.Work(tmp_path, files).survey_units]
+
+    assert units() == []
+    assert units(5 << 20, 1 << 20, 3 << 20, 1, 1) == [1, 2, 2]
+    assert units(*[1] * 300) == [128, 128, 44]
+    # Of a corpus of 64 GiB in files of 1 MiB there are no more than some thousand.
+    assert units(*[1 << 20] * (1 << 16)) == [16] * 4096
+
+
 @pytest.mark.parametrize("size", [1, 30_000, 70_001, 10**9])
 def test_the_sample_has_the_stated_size(corpus: Corpus, tmp_path: Path, size: int) -> None:
     wanted = configured(corpus, tmp_path / "set", f"tokenizer.sample_bytes={size}")
     work = workspace.Work(tmp_path / "set", inputs.find(wanted, []))
     with workspace.claimed(work):
         workspace.begin(work, wanted)
-        run_stage(SurveyFiles(wanted, work), 1)
-        run_stage(DrawSample(wanted, work), 1)
+        with Workers(wanted, work, 1) as workers:
+            workers.run(SurveyFiles)
+            workers.run(DrawSample)
     drawn = sum(len(text.encode()) for text in TrainTokenizer(wanted, work)._sample())
     everything = sum(len(text.encode()) for text in corpus.texts.elements())
     # The last passage ends with a whole character.
@@ -617,6 +635,112 @@ def test_cleaning_gives_the_same_bytes_for_any_workers_and_units(
     pipeline.run(cleaning_of(root, tmp_path / "set", "workers=3"))
     ours, theirs = hashes(tmp_path / "set"), hashes(directory)
     assert ours == theirs
+
+
+LONG = """
+sources:
+  - name: books
+    paths: ["**/*.txt"]
+    group_by: directory
+    cleaning: {repair: true, nfc: true, languages: [en], mask: [email], decontaminate: [exam.jsonl]}
+duplicates: {near: true}
+shards: {count: 2}
+"""
+
+
+def test_documents_in_passages_give_the_same_shards(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = random.Random(8)
+    prose = [" ".join(source.choices(STEMS, k=60)) + ".\n" for _ in range(200)]
+    books = {
+        "a/1": "".join(prose[:40]),
+        "a/2": "Mail cafe\u0301@b.org or a@b.org.\n" + "".join(prose[40:60]),
+        "b/1": "".join(prose[60:120]),
+        "c/1": "".join(prose[60:119]) + "Another end.\n",  # a near duplicate
+        "d/1": "".join(prose[60:120]),  # an exact one
+        "e/1": "".join(prose[120:150]) + "The secret question of the exam is: what\nstands here?",
+        "f/1": "Es ist ein ruhiger Morgen am Hafen, und das Licht liegt auf dem Meer.\n" * 99,
+        "g/1": "".join(prose[150:]).replace("\n", " "),
+    }
+    for name, text in books.items():
+        (tmp_path / f"{name}.txt").parent.mkdir(exist_ok=True)
+        (tmp_path / f"{name}.txt").write_text(text)
+    (tmp_path / "g/2.txt").write_bytes(b"caf\xe9 " * 2000)
+    (tmp_path / "exam.jsonl").write_text(
+        '{"q": "The secret question of the exam is: what stands here?", "n": "a b c d e f g h i j"}'
+    )
+    (tmp_path / "c.yaml").write_text(LONG.replace("[exam.jsonl]}", "[exam.jsonl], ngram: 9}"))
+    monkeypatch.setattr("data_prep.documents._PASSAGE", 300)
+    monkeypatch.setattr("data_prep.tokenizer._PART", 90)
+    monkeypatch.setattr("data_prep.stages._BLOCK", 700)
+    accounts, found = [], []
+    for held in ("100000000", "1000"):
+        words = [f"sources[0].max_held_bytes={held}", f"tokenizer.path={made / 'tokenizer.model'}"]
+        places = [f"root={tmp_path}", f"output={tmp_path / held}"]
+        pipeline.run(config.load(tmp_path / "c.yaml", [*places, *words]))
+        assert shards.verify(tmp_path / held) == []
+        accounts.append(json.loads((tmp_path / held / "cleaning.json").read_text()))
+        found.append(hashes(tmp_path / held))
+    assert accounts[0]["sources"] == accounts[1]["sources"]
+    (account,) = accounts[0]["sources"].values()
+    assert account["dropped"] == {"contaminated": 1, "language: de": 1}
+    assert account["duplicates"] == {"exact": 1, "near": 1}
+    assert (account["read"], account["accepted"], account["rejected"]) == (8, 3, 1)
+    for name in ("shard-00000.tar", "shard-00001.tar", "rejects.jsonl"):
+        assert found[0][name] == found[1][name]
+
+
+def peaks(parent: int) -> dict[int, int]:
+    """Peak resident bytes of the processes below, by number."""
+    found: dict[int, int] = {}
+    waiting = [parent]
+    while waiting:
+        number = waiting.pop()
+        with contextlib.suppress(OSError):  # it has ended
+            below = Path(f"/proc/{number}/task/{number}/children").read_text().split()
+            status = Path(f"/proc/{number}/status").read_text()
+            found |= {number: int(match[1]) << 10} if (match := PEAK.search(status)) else {}
+            waiting += map(int, below)
+    return found
+
+
+PEAK = re.compile(r"VmHWM:\s+(\d+) kB")
+
+
+@pytest.mark.parametrize(
+    ("size", "held", "most"),
+    [
+        (20 << 20, 4 << 20, 512 << 20),
+        pytest.param(2 << 30, 64 << 20, 1 << 30, marks=pytest.mark.slow),
+    ],
+)
+def test_the_memory_of_a_worker_does_not_grow_with_a_document(
+    size: int, held: int, most: int, made: Path, tmp_path: Path
+) -> None:
+    source = random.Random(10)
+    lines = [" ".join(source.choices(STEMS, k=12)) + "\n" for _ in range(1 << 14)]
+    block = "".join(lines).encode()
+    (tmp_path / "in").mkdir()
+    with (tmp_path / "in/long.txt").open("wb") as file:
+        for number in range(size // len(block)):
+            file.write(b"Part %d\n" % number + block)
+    (tmp_path / "in/short.txt").write_text("a short one")
+    given = f"sources: [{{name: s, paths: ['*.txt'], max_held_bytes: {held}}}]\n"
+    (tmp_path / "c.yaml").write_text(given)
+    words = [f"root={tmp_path / 'in'}", f"tokenizer.path={made / 'tokenizer.model'}", "workers=1"]
+    words += ["duplicates.near=true", f"output={tmp_path / 'set'}"]
+    command = [sys.executable, "-m", "data_prep.cli", "run", str(tmp_path / "c.yaml"), *words]
+    found: dict[int, int] = {}
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+        while process.poll() is None:
+            found |= peaks(process.pid)
+            time.sleep(0.05)
+    assert process.returncode == 0
+    assert len(found) >= 2 and max(found.values()) < most
+    manifest = shards.read_manifest(tmp_path / "set")
+    assert manifest.documents == 2 and manifest.rejected == 0
+    assert manifest.text_bytes == (tmp_path / "in/long.txt").stat().st_size + 11
 
 
 def test_an_evaluation_set_that_changed_is_another_data_set(

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from data_prep import config, inputs, pipeline, readers, shards, tokenizer
-from data_prep.documents import RawDocument, Reject
+from data_prep import config, documents, inputs, pipeline, readers, shards, tokenizer
+from data_prep.documents import LongDocument, RawDocument, Reject
 
 BOOKS = {
     "a/chapter-10.txt": "ten",
@@ -27,7 +27,9 @@ def library(root: Path, members: dict[str, str]) -> None:
         (root / name).write_bytes(text.encode("latin-1"))
 
 
-def grouped(root: Path, by: str, *more: str) -> list[tuple[str, RawDocument | Reject]]:
+def grouped(
+    root: Path, by: str, *more: str
+) -> list[tuple[str, RawDocument | LongDocument | Reject]]:
     """(name of the file, record) of each record."""
     given = ", ".join(["name: s", "paths: ['**/*.txt']", f"group_by: {by}", *more])
     wanted = config.load(None, [f"root={root}", "output=/none", f"sources=[{{{given}}}]"])
@@ -46,7 +48,7 @@ def grouped(root: Path, by: str, *more: str) -> list[tuple[str, RawDocument | Re
     return made
 
 
-def texts(made: list[tuple[str, RawDocument | Reject]]) -> dict[str, str]:
+def texts(made: list[tuple[str, RawDocument | LongDocument | Reject]]) -> dict[str, str]:
     return {doc.id: doc.text for _, doc in made if isinstance(doc, RawDocument)}
 
 
@@ -99,6 +101,26 @@ def test_a_group_that_is_too_large_is_one_reject(tmp_path: Path) -> None:
     assert isinstance(reject, Reject)
     assert (name, reject.reason, reject.read) == ("s/a/0.txt", "record too large", 150)
     assert reject.detail == "the group: 158 bytes; max_record_bytes is 157"
+
+
+def test_a_group_that_is_too_large_to_be_held_comes_in_passages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(documents, "_PASSAGE", 20)
+    members = {f"a/{n}.txt": f"member {n}\n" * 9 for n in range(5)}
+    members |= {"a/2.txt": "caf\xe9 " * 40, "a/0.txt": ""}
+    library(tmp_path, members)
+    (whole,) = texts(grouped(tmp_path, "top")).values()
+    for held in (len(whole) - 1, 20):  # together, or each alone
+        made = grouped(tmp_path, "top", f"max_held_bytes: {held}")
+        assert [(name, one.reason) for name, one in made if isinstance(one, Reject)] == [
+            ("s/a/0.txt", "empty text"),
+            ("s/a/2.txt", "invalid UTF-8"),
+        ]
+        ((name, long),) = [(name, one) for name, one in made if isinstance(one, LongDocument)]
+        assert (name, long.id, long.read) == ("s/a/1.txt", "a", 3 * 81)
+        assert "".join(long.passages()) == whole
+        assert all(part.endswith("\n") for part in long.passages())
 
 
 def test_only_text_files_are_joined(tmp_path: Path) -> None:

@@ -56,6 +56,21 @@ def test_defaults_then_the_file_then_the_command_line(tmp_path: Path) -> None:
     assert loaded == Outer(6, False, "x", Inner(0.25, "b", 7), [Item("one", [1, 2])])
 
 
+def test_a_word_reaches_into_a_list(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("items: [{name: one}, {name: two, sizes: [1]}]\n")
+    loaded = settings.load(Outer, path, ["items[1].sizes=[3]", "items[0].sizes=[2]"])
+    assert loaded.items == [Item("one", [2]), Item("two", [3])]
+    assert settings.load(Outer, path, ["items=[{name: x}]"]).items == [Item("x")]
+    assert settings.load(Outer, path, ["inner={rate: 0.1}", "inner.limit=2"]).inner == Inner(
+        0.1, "a", 2
+    )
+    told = "'items[2].name=x': there is no items[2].name whose value could be set"
+    assert problems_of(["items[2].name=x"], path) == [told]
+    told = "'items.name=x': there is no items.name whose value could be set"
+    assert problems_of(["items.name=x"], path) == [told]
+
+
 def test_all_mistakes_are_in_one_message(tmp_path: Path) -> None:
     path = tmp_path / "c.yaml"
     path.write_text(

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tarfile
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 
 from data_prep import durable, shards
-from data_prep.shards import DataError, Document, ShardInfo
+from data_prep.shards import DataError, Document, ShardInfo, StoredDocument
 
 
 def a_document(number: int, tokens: Any) -> Document:
@@ -67,6 +68,20 @@ def test_documents_come_back_from_a_shard_as_they_went_in(tmp_path: Path) -> Non
     assert {d.tokens.dtype for d in found} == {np.dtype("uint16")}
 
 
+@pytest.mark.parametrize("dtype", ["uint16", "uint32"])
+def test_a_document_in_blocks_is_written_as_a_whole_one(dtype: str, tmp_path: Path) -> None:
+    long = np.random.default_rng(1).integers(0, 65536, 300_001).astype(np.int32)
+    whole = [*DOCUMENTS, a_document(7, long), a_document(1, [])]
+    in_blocks = [
+        StoredDocument(d.id, d.source, d.bytes, len(d.tokens), iter(np.array_split(d.tokens, 9)))
+        for d in whole
+    ]
+    ours = shards.write_shard(tmp_path / "a.tar", in_blocks, dtype)
+    theirs = shards.write_shard(tmp_path / "b.tar", whole, dtype)
+    assert (tmp_path / "a.tar").read_bytes() == (tmp_path / "b.tar").read_bytes()
+    assert replace(ours, name="b.tar") == theirs
+
+
 def test_shards_tell_nothing_of_the_time_and_machine_that_wrote_them(tmp_path: Path) -> None:
     infos = [shards.write_shard(tmp_path / name, DOCUMENTS, "uint16") for name in "ab"]
     assert infos[0].sha256 == infos[1].sha256
@@ -116,6 +131,9 @@ def test_an_id_that_does_not_fit_is_refused_and_leaves_no_shard(tmp_path: Path, 
         DataError, match=r"a\.tar: document 'id-9' has token ids outside 0 to 65535"
     ):
         shards.write_shard(tmp_path / "a.tar", [a_document(9, [1, bad])], "uint16")
+    stored = StoredDocument("id-9", "", 0, 2, iter([np.array([1, bad])]))
+    with pytest.raises(DataError, match=r"a\.tar: document 'id-9' has token ids outside 0"):
+        shards.write_shard(tmp_path / "a.tar", [stored], "uint16")
     assert not (tmp_path / "a.tar").exists()
 
 

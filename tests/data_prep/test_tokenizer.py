@@ -95,6 +95,65 @@ def test_chunked_encoding_is_sentencepieces_own(model: Tokenizer) -> None:
             assert model.encode(text).tolist() == peer.encode(text)
 
 
+def in_passages(text: str, source: random.Random) -> list[str]:
+    """The text cut anywhere."""
+    ends = sorted(source.randrange(len(text) + 1) for _ in range(5))
+    return [text[a:b] for a, b in zip([0, *ends], [*ends, len(text)], strict=True)]
+
+
+@pytest.mark.parametrize("kind", ["trained", "llama", "gemma"])
+def test_parts_of_a_text_have_its_tokens_however_it_comes(
+    kind: str, model: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if kind != "trained":
+        model = llama_like(tmp_path) if kind == "llama" else gemma_like(tmp_path)
+    peer = sentencepiece.SentencePieceProcessor(model_file=str(model.path))
+    monkeypatch.setattr(tokenizer, "_PART", 7)
+    source = random.Random(9)
+    for text in [TEXT[:3000], *nasty_texts(400)]:
+        parts = list(model.encode_parts(in_passages(text, source)))
+        assert "".join(part for part, _ in parts) == text
+        ids = [id for _, part in parts for id in part.tolist()]
+        assert ids == model.encode(text).tolist()
+        if "\u2581" not in text:
+            assert ids == peer.encode(text)
+            spelled = [model.decode_bytes(p, inside=n > 0) for n, (_, p) in enumerate(parts)]
+            assert b"".join(spelled).decode() == text
+    assert len(list(model.encode_parts([TEXT]))) > 500
+
+
+def test_a_text_without_a_place_to_cut_is_cut_and_comes_back(
+    model: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tokenizer, "_PART", 50)
+    monkeypatch.setattr(tokenizer, "_LONGEST_PART", 100)
+    for cut in (model, llama_like(tmp_path)):
+        parts = list(cut.encode_parts(["value" * 25, "value" * 25]))
+        assert [len(part) for part, _ in parts] == [100, 100, 50]
+        spelled = [cut.decode_bytes(ids, inside=n > 0) for n, (_, ids) in enumerate(parts)]
+        assert b"".join(spelled) == b"value" * 50
+
+
+def test_a_text_is_not_cut_where_a_piece_reaches_across(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tokenizer, "_PART", 7)
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(TEXT.split("\n")),
+        model_prefix=str(tmp_path / "across"),
+        model_type="bpe",
+        vocab_size=400,
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        add_dummy_prefix=False,
+        user_defined_symbols=["\n", "\n    return", "value * "],
+        minloglevel=2,
+    )
+    across = tokenizer.load(tmp_path / "across.model")
+    assert [part for part, _ in across.encode_parts([TEXT])] == [TEXT]
+
+
 def test_a_literal_u2581_is_three_byte_pieces(model: Tokenizer) -> None:
     ids = model.encode("a\u2581b").tolist()
     assert ids[-4:-1] == [model.byte_tokens[byte] for byte in b"\xe2\x96\x81"]

@@ -152,7 +152,7 @@ def test_a_first_space_that_the_library_swallows_is_kept(files: dict[str, Path])
 def test_long_texts_are_cut_where_it_changes_no_token(
     kind: str, files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tokenizer, "_JSON_CHUNK", 3)
+    monkeypatch.setattr(tokenizer, "_JSON_PART", 3)
     model, peer = tokenizer.load(files[kind]), peer_of(files[kind])
     cut = tokenizer_json.cut(json.loads(files[kind].read_bytes()))
     lines = TEXT.replace("\n\n", "\n")

@@ -6,12 +6,13 @@ import io
 from pathlib import Path
 
 import pytest
+import trafilatura
 import zstandard
 from warcio.archiveiterator import ArchiveIterator
 from warcio.statusandheaders import StatusAndHeaders
 from warcio.warcwriter import WARCWriter
 
-from data_prep import readers
+from data_prep import html, readers
 from data_prep.compression import Compression
 from data_prep.documents import RawDocument, Reject
 from data_prep.inputs import InputFile
@@ -77,28 +78,45 @@ def test_conversions_are_documents_as_warcio_reads_them(
         assert all(data[doc.offset :].startswith(b"WARC/1.") for doc in made)
 
 
+def test_pages_are_documents_as_trafilatura_reads_what_warcio_gives(tmp_path: Path) -> None:
+    out = io.BytesIO()
+    writer = WARCWriter(out, gzip=True)
+    for n in range(5):
+        said = f"Sentence {n} of the page says caf\u00e9 and more. " * 9
+        page = f"<html><body><nav>Menu</nav><article><p>{said}</p></article></body></html>"
+        add(writer, "response", page.encode(), "text/html; charset=utf-8", n)
+    (tmp_path / "a").write_bytes(out.getvalue())
+    with io.BytesIO(out.getvalue()) as stream:
+        pages = [record.content_stream().read() for record in ArchiveIterator(stream)]
+    expected = [trafilatura.extract(page, favor_precision=True) for page in pages]
+    made = read(input_file(tmp_path / "a", "gzip"))
+    assert [doc.text for doc in made if isinstance(doc, RawDocument)] == expected
+    assert all(text.startswith(f"Sentence {n} of") for n, text in enumerate(expected))
+    assert [doc.id for doc in made if isinstance(doc, RawDocument)] == [
+        f"<urn:{n}>" for n in range(5)
+    ]
+
+
 def test_responses_say_why_they_are_no_documents(tmp_path: Path) -> None:
     out = io.BytesIO()
     writer = WARCWriter(out, gzip=True)
     add(writer, "request", b"GET /", "application/http", 0)
-    add(writer, "response", b"<html>" + b"x" * 100_000, "text/HTML; charset=utf-8", 1)
+    add(writer, "response", b"<html>" + b"x" * html.LARGEST, "text/HTML; charset=utf-8", 1)
     add(writer, "response", b"\x89PNG", "image/png", 2)
     add(writer, "metadata", b"a: b", "application/warc-fields", 3)
     add(writer, "conversion", b"caf\xe9", "text/plain", 4)
     add(writer, "conversion", b"", "text/plain", 5)
-    add(writer, "conversion", b"x" * 101, "text/plain", 6)
     add(writer, "conversion", b"{}", "application/json", 7)
     add(writer, "conversion", b"kept", "text/plain", 8)
     (tmp_path / "a").write_bytes(out.getvalue())
-    *rejects, kept = read(input_file(tmp_path / "a", "gzip", 100))
+    *rejects, kept = read(input_file(tmp_path / "a", "gzip"))
     told = [(one.line, one.reason) for one in rejects if isinstance(one, Reject)]
     assert told == [
-        (2, "html not extracted"),
+        (2, "record too large"),
         (3, "not plain text"),
         (5, "invalid UTF-8"),
         (6, "empty text"),
-        (7, "record too large"),
-        (8, "not plain text"),
+        (7, "not plain text"),
     ]
     assert isinstance(kept, RawDocument)
     assert (kept.text, kept.id) == ("kept", "<urn:8>")

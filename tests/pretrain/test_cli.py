@@ -194,6 +194,17 @@ def test_a_file_that_is_not_there_is_named(pretrain: Run) -> None:
     assert found.startswith("nowhere.yaml: cannot be read")
 
 
+def test_a_plan_tells_its_mistakes_before_torch_is_imported(
+    pretrain: Run, data: dict[str, Path], tmp_path: Path
+) -> None:
+    ended = pretrain("plan", "c.yaml", "train.stpes=3", f"data.train={data['train']}")
+    assert ended.returncode == 2 and "did you mean train.steps?" in ended.stderr
+    assert ended.stderr.startswith("pretrain plan: this configuration cannot work:\n")
+    ended = pretrain("plan", "c.yaml", "run.directory=r", f"data.train={tmp_path / 'nowhere'}")
+    assert ended.returncode == 2
+    assert "or give --vocab-size, e.g. 128256 for Llama 3's" in ended.stderr
+
+
 def test_help_lists_every_setting_with_its_default_and_the_exit_codes(pretrain: Run) -> None:
     ended = pretrain("train", "--help")
     assert ended.returncode == 0

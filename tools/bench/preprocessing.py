@@ -7,7 +7,7 @@ measured in turn with `SentencePieceProcessor.ParallelEncode` on texts that lie 
 same cores. Two corpora: the `*.jsonl.gz` of a directory, and the standard library's sources.
 datatrove's DocumentTokenizer takes no SentencePiece model: it gets a byte-level BPE of the same
 size and training text. Megatron-LM is a clone of yours (core_v0.12.0 runs without a GPU); its time
-includes its start.
+includes its start, and so stands beside that of the command `data-prep run`.
 """
 
 from __future__ import annotations
@@ -87,6 +87,7 @@ def _measure(name: str, parsed: argparse.Namespace, scratch: Path) -> list[dict[
     contestants: dict[str, Callable[[], object]] = {
         "ParallelEncode": _bare(texts, model, parsed.cores),
         "data-prep": _ours(name, parsed, model, scratch / "ours"),
+        "data-prep, its start included": _command(name, parsed, model, scratch),
         "datatrove": _datatrove(texts, sample, parsed, scratch),
     }
     if parsed.megatron:
@@ -139,9 +140,26 @@ def _bare(texts: Texts, model: Path, cores: int) -> Callable[[], object]:
 
 
 def _ours(name: str, parsed: argparse.Namespace, model: Path, output: Path) -> Callable[[], object]:
-    words = [f"root={parsed.corpus}", f"output={output}", SOURCES[name]]
-    words += [f"tokenizer.path={model}", f"workers={parsed.cores}", "shards.tokens=1_000_000"]
+    words = _words(name, parsed, model, output)
     return lambda: pipeline.run(config.load(None, words))
+
+
+def _words(name: str, parsed: argparse.Namespace, model: Path, output: Path) -> list[str]:
+    words = [f"root={parsed.corpus}", f"output={output}", SOURCES[name]]
+    return [
+        *words,
+        *(f"tokenizer.path={model}", f"workers={parsed.cores}", "shards.tokens=1_000_000"),
+    ]
+
+
+def _command(
+    name: str, parsed: argparse.Namespace, model: Path, scratch: Path
+) -> Callable[[], object]:
+    empty = scratch / "empty.yaml"
+    empty.touch()
+    command: list[str | Path] = [sys.executable, "-m", "data_prep.cli", "run", empty]
+    command += _words(name, parsed, model, scratch / "ours")
+    return lambda: _ran(command, ROOT, "data-prep run")
 
 
 def _datatrove(
@@ -186,13 +204,15 @@ def _megatron(
 
     def preprocess() -> None:
         (scratch / "theirs").mkdir()
-        done = subprocess.run(
-            command, cwd=parsed.megatron, capture_output=True, text=True, check=False
-        )
-        if done.returncode:
-            sys.exit(f"Megatron-LM's preprocess_data.py failed:\n{done.stderr[-2000:]}")
+        _ran(command, parsed.megatron, "Megatron-LM's preprocess_data.py")
 
     return preprocess
+
+
+def _ran(command: list[str | Path], directory: Path, what: str) -> None:
+    done = subprocess.run(command, cwd=directory, capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"{what} failed:\n{done.stderr[-2000:]}")
 
 
 def _machine(parsed: argparse.Namespace) -> dict[str, Any]:

@@ -40,15 +40,17 @@ def config(memory: MemoryConfig, **changes: Any) -> ModelConfig:
     )
 
 
-def counted(shape: ModelConfig, backward: bool = False) -> int:
-    model = Transformer(shape, VOCABULARY)
+def counted(
+    shape: ModelConfig, backward: bool = False, losses: bool = False, checkpointing: str = "none"
+) -> int:
+    model = Transformer(shape, VOCABULARY, checkpointing)
     tokens = torch.randint(VOCABULARY, (1, WINDOW))
     starts = torch.zeros(1, WINDOW, dtype=torch.bool)
     # torch counts the products of the plain path, but not those inside its fused CPU kernel.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        output = model(tokens, starts, model.initial_state(1, "cpu"))
+        output = model(tokens, starts, model.initial_state(1, "cpu"), tokens if losses else None)
         if backward:
-            output.logits.sum().backward()
+            (output.losses if losses else output.logits).sum().backward()
     return counter.get_total_flops()
 
 
@@ -65,6 +67,20 @@ def test_forward_and_backward_are_three_forwards_to_one_percent(memory: MemoryCo
     shape = config(memory)
     ours = flops.training_flops_per_token(shape, VOCABULARY, WINDOW) * WINDOW
     assert ours == pytest.approx(counted(shape, backward=True), rel=0.01)
+
+
+@pytest.mark.parametrize("checkpointing", ["none", "full"])
+@pytest.mark.parametrize("memory", KINDS, ids=str)
+def test_what_a_step_computes_again_is_counted_to_one_percent(
+    memory: MemoryConfig, checkpointing: Any
+) -> None:
+    shape = config(memory)
+    ours = flops.computed_flops_per_token(shape, VOCABULARY, WINDOW, checkpointing) * WINDOW
+    theirs = counted(shape, backward=True, losses=True, checkpointing=checkpointing)
+    assert ours == pytest.approx(theirs, rel=0.01)
+    useful = flops.training_flops_per_token(shape, VOCABULARY, WINDOW) * WINDOW
+    again = ours - useful
+    assert again == pytest.approx(theirs - counted(shape, backward=True), rel=0.02)
 
 
 def test_parts_are_the_products_of_their_shapes() -> None:
