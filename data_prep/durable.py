@@ -9,12 +9,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
 _READ_BYTES = 4 << 20
+_TEMPORARY = re.compile(r"(.+)\.[0-9a-f]{8}\.tmp", re.DOTALL)
+_listed: dict[tuple[int, Path], dict[str, list[str]]] = {}
 
 
 def sha256_of(path: Path) -> str:
@@ -39,16 +43,37 @@ def sync_directory(directory: Path) -> None:
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """A binary file that takes `path`'s place, durably, when the block ends without an exception.
 
-    The temporary name is `path` with `.tmp` appended; what an earlier, killed writer left under it
-    is overwritten. One writer per path.
+    The temporary name is `path` with a random word and `.tmp` appended, so that a task and its twin
+    on a node that was cut off never write into the same file: `path` is whole, whoever comes last.
+    Temporaries of `path` that this process found when it came to the directory are of killed
+    writers, or of such a twin, which fails then; they are removed with the rename.
     """
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    left = _leftovers(path.parent).pop(path.name, [])
+    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with temporary.open("xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    for name in left:
+        path.with_name(name).unlink(missing_ok=True)
     sync_directory(path.parent)
+
+
+def _leftovers(directory: Path) -> dict[str, list[str]]:
+    """Names of temporaries by the file that they were to become. Listed once a process."""
+    key = (os.getpid(), directory.absolute())
+    if key not in _listed:
+        found: dict[str, list[str]] = {}
+        for name in (entry.name for entry in directory.iterdir()):
+            if match := _TEMPORARY.fullmatch(name):
+                found.setdefault(match[1], []).append(name)
+        _listed[key] = found
+    return _listed[key]
 
 
 def write_bytes(path: Path, data: bytes) -> None:

@@ -18,13 +18,20 @@ from data_prep.settings import SettingsError
 from data_prep.shards import DataError, read_manifest
 from pretrain import config as configuration
 from pretrain import job, launch
+from pretrain.checkpoint import attempts
+from pretrain.checkpoint.attempts import NoProgressError
 from pretrain.config import Config
+from pretrain.launch import Place
+from pretrain.watchdog import Watchdog
 
-_EXIT_CODES = """exit codes:
+_EXIT_CODES = """exit codes, also in exit.json of the run directory:
   0   finished
-  1   failed; the same command goes on from the last good checkpoint
-  2   a mistake in the command, the configuration or the data set
+  1   failed (also 128 + the signal that killed a rank); the same command goes on from the last
+      good checkpoint
+  2   a mistake in the command, the configuration or the data set; or a newer start of the same run
+      has taken over
   75  a signal (SIGTERM, SIGINT, SIGUSR1) stopped it after a checkpoint; the same command goes on
+  78  train.max_attempts_without_progress starts in a row committed no checkpoint
 """
 
 
@@ -38,16 +45,17 @@ def _code(verb: str, action: Callable[[], int]) -> int:
     """The exit code of a command's action; what stopped it is told on stderr."""
     try:
         return action()
-    except SettingsError as error:
-        return _tell(f"pretrain {verb}: this configuration cannot work:\n{error}", 2)
     except Exception as error:
+        code = launch.exit_code(error)
+        if isinstance(error, SettingsError):
+            return _tell(f"pretrain {verb}: this configuration cannot work:\n{error}", code)
         # Ours are written for the user; any other is a bug and shows its traceback.
         module = type(error).__module__.partition(".")[0]
         if isinstance(error, ValueError) and module in ("data_prep", "pretrain"):
             rank = os.environ.get("RANK")
-            return _tell(f"pretrain {verb}: {f'rank {rank}: ' if rank else ''}{error}", 1)
+            return _tell(f"pretrain {verb}: {f'rank {rank}: ' if rank else ''}{error}", code)
         traceback.print_exc()
-        return 1
+        return code
 
 
 def _tell(message: str, code: int) -> int:
@@ -237,10 +245,34 @@ def _train(words: argparse.Namespace) -> int:
         _check_start(config, ranks)
         command = [sys.executable, "-m", "pretrain.cli", "train", str(words.config)]
         return launch.start_ranks([*command, *words.settings], ranks)
+    launch.leave(_code(words.verb, lambda: _train_rank(config, place)))
+
+
+def _train_rank(config: Config, place: Place) -> int:
+    """Train as one of the ranks; rank 0 numbers the attempt and records how it ends."""
+    directory = Path(config.run.directory)
+    limits = config.watchdog
+    watchdog = Watchdog(
+        directory, place.rank, {"start": limits.start, "step": limits.step, "save": limits.save}
+    )
+    if place.rank != 0:
+        return _train_watched(config, place, watchdog, 0)
+    patience = config.train.max_attempts_without_progress
+    attempt = attempts.claim(directory, place.size, config.train.steps, patience)
+    watchdog.beat("start", attempt=attempt.number)
+    with attempts.failures_recorded(attempt, launch.exit_code):
+        if attempt.futile:
+            raise NoProgressError(attempt.futile)
+        code = _train_watched(config, place, watchdog, attempt.number)
+    attempt.end(code, "finished" if code == 0 else "stopped by a signal after a checkpoint")
+    return code
+
+
+def _train_watched(config: Config, place: Place, watchdog: Watchdog, attempt: int) -> int:
     _check_start(config, place.size)
     from pretrain import trainer
 
-    launch.leave(_code(words.verb, lambda: trainer.train(config, place)))
+    return trainer.train(config, place, watchdog, attempt)
 
 
 def _check_start(config: Config, ranks: int) -> None:

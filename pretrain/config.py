@@ -145,6 +145,11 @@ class TrainConfig:
     log_every: int = setting(10, "steps between log lines", low=1)
     validate_every: int = setting(200, "steps between validations; 0: none but the last", low=0)
     validation_windows: int = setting(8, "windows of each validation lane", low=1)
+    max_attempts_without_progress: int = setting(
+        5,
+        "starts in a row that commit no checkpoint, after which the next one stops at once",
+        low=1,
+    )
 
 
 @dataclass(frozen=True)
@@ -194,6 +199,15 @@ class LaunchConfig:
 
 
 @dataclass(frozen=True)
+class WatchdogConfig:
+    """How long a rank may give no sign of life before all ranks write their stacks and end."""
+
+    start: float = setting(1800.0, "seconds, until the first step is done", low=1.0)
+    step: float = setting(600.0, "seconds a step, or a window of a validation", low=1.0)
+    save: float = setting(1800.0, "seconds a checkpoint", low=1.0)
+
+
+@dataclass(frozen=True)
 class WandbConfig:
     """Tracking with Weights & Biases; the key is read from the environment and never stored."""
 
@@ -217,6 +231,7 @@ class Config:
     zero: ZeroConfig = group(ZeroConfig)
     checkpoint: CheckpointConfig = group(CheckpointConfig)
     launch: LaunchConfig = group(LaunchConfig)
+    watchdog: WatchdogConfig = group(WatchdogConfig)
     wandb: WandbConfig = group(WandbConfig)
 
     @property
@@ -262,21 +277,36 @@ class Config:
             )
         return found
 
+    def fitting_ranks(self) -> list[int]:
+        """The numbers of ranks that can share the lanes evenly, in whole micro-batches."""
+        units, rest = divmod(self.data.lanes, self.train.micro_batch or 1)
+        return [count for count in range(1, units + 1) if units % count == 0 and rest == 0]
+
     def rank_problems(self, ranks: int) -> list[str]:
         """Why the lanes cannot be shared by so many ranks; empty where they can."""
-        lanes, micro = self.data.lanes, self.train.micro_batch
-        if lanes % ranks:
-            fits = [count for count in range(1, lanes + 1) if lanes % count == 0]
-            return [
-                f"data.lanes: {lanes} lanes cannot be shared evenly by {ranks} ranks; choose "
-                f"a multiple of {ranks}, or {', '.join(map(str, fits))} ranks"
-            ]
-        if micro and (lanes // ranks) % micro:
-            return [
-                f"train.micro_batch: {lanes // ranks} lanes a rank do not divide into "
-                f"micro-batches of {micro}"
-            ]
-        return []
+        lanes, micro = self.data.lanes, self.train.micro_batch or 1
+        fits = self.fitting_ranks()
+        if ranks in fits:
+            return []
+        share = ranks * micro
+        near = [lanes // share * share, (lanes // share + 1) * share]
+        choices = [f"data.lanes={_any_of([count for count in near if count])}"]
+        if micro > 1 and lanes % ranks == 0:
+            choices.insert(0, f"a train.micro_batch that divides {lanes // ranks}")
+        if fits:
+            below, above = [n for n in fits if n < ranks][-3:], [n for n in fits if n > ranks][:3]
+            choices.insert(0, f"{_any_of(below + above)} ranks")
+        parts = f"in micro-batches of {micro} " if micro > 1 else ""
+        return [
+            f"data.lanes: {lanes} lanes cannot be shared evenly {parts}by {ranks} ranks; choose "
+            f"{', or '.join(choices)}"
+        ]
+
+
+def _any_of(choices: Sequence[object]) -> str:
+    """`a, b or c`."""
+    *others, last = map(str, choices)
+    return f"{', '.join(others)} or {last}" if others else last
 
 
 def load(path: Path | None, overrides: Sequence[str] = ()) -> Config:

@@ -1,8 +1,10 @@
 """Ranks: found in the environment of torchrun or srun, or started here on one machine.
 
-Exit codes of `pretrain train`: 0 the run is finished; 2 a mistake in configuration or data, told in
-one message; 75 (EX_TEMPFAIL) a signal stopped it after a checkpoint was committed: the same command
-goes on; anything else is a failure, and the same command goes on from the last good checkpoint.
+Exit codes of `pretrain train`: 0 the run is finished; 2 a mistake of the user, told in one message;
+75 (EX_TEMPFAIL) a signal stopped it after a checkpoint was committed: the same command goes on; 78
+(EX_CONFIG) attempts made no progress, so that it should not be started again by itself; anything
+else is a failure, and the same command goes on from the last good checkpoint. torchrun makes a 1 of
+all of them: the attempt's own code stands in the run directory's exit.json.
 """
 
 from __future__ import annotations
@@ -21,9 +23,12 @@ from types import FrameType
 from typing import NoReturn
 
 from data_prep.settings import SettingsError
+from pretrain.checkpoint.attempts import NoProgressError, SupersededError
 from pretrain.config import Config
 
+EXIT_MISTAKE = 2
 EXIT_STOPPED = 75
+EXIT_NO_PROGRESS = 78
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
@@ -97,6 +102,13 @@ class StopFlag:
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
         self.signal = signal.Signals(number)
+
+
+def exit_code(error: Exception) -> int:
+    """The exit code of a command that ended with an error."""
+    if isinstance(error, SettingsError | SupersededError):
+        return EXIT_MISTAKE
+    return EXIT_NO_PROGRESS if isinstance(error, NoProgressError) else 1
 
 
 def leave(code: int) -> NoReturn:

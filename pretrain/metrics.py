@@ -20,10 +20,10 @@ from typing import Any
 import torch
 
 from data_prep import durable, settings
+from pretrain.checkpoint.attempts import LOG_FILE
 from pretrain.config import Config
 
 METRICS_FILE = "metrics.jsonl"
-LOG_FILE = "log.txt"
 _IDENTITY_FILE = "run.json"
 
 _log = logging.getLogger(__name__)
@@ -54,7 +54,13 @@ class Meter:
 
     tokens: int = 0
     data_wait: float = 0.0  # seconds in which the step had no batch
+    own_wait: float = 0.0  # of these, seconds in which this rank itself had none
     since: float = field(default_factory=time.perf_counter)
+
+    @property
+    def seconds(self) -> float:
+        """Since the last log line."""
+        return time.perf_counter() - self.since
 
     def read(
         self, flops_per_token: float, peak_flops: float | None, steps_left: int, steps: int
@@ -64,7 +70,7 @@ class Meter:
         `peak_flops` is of all ranks' devices together, in FLOP/s; `steps` is how many steps the
         interval held. Starts a new interval.
         """
-        seconds = time.perf_counter() - self.since
+        seconds = self.seconds
         rate = self.tokens / seconds
         read = {
             "tokens_per_second": rate,
@@ -73,7 +79,8 @@ class Meter:
             "eta_seconds": steps_left * seconds / steps,
             "seconds_per_step": seconds / steps,
         }
-        self.tokens, self.data_wait, self.since = 0, 0.0, time.perf_counter()
+        self.tokens, self.data_wait, self.own_wait = 0, 0.0, 0.0
+        self.since = time.perf_counter()
         return read
 
     @contextmanager

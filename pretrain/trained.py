@@ -16,13 +16,12 @@ from data_prep import settings, tokenizer
 from data_prep.settings import SettingsError
 from data_prep.tokenizer import Tokenizer
 from pretrain.checkpoint.load import Checkpoint, newest_good
-from pretrain.checkpoint.manifest import MANIFEST, step_of
-from pretrain.checkpoint.ranks import CheckpointError, SoloRanks
+from pretrain.checkpoint.manifest import CHECKPOINTS, MANIFEST, CheckpointError, step_of
+from pretrain.checkpoint.ranks import SoloRanks
 from pretrain.checkpoint.verify import verify
 from pretrain.config import Config, ModelConfig
 from pretrain.model.transformer import Transformer
 
-CHECKPOINTS = "checkpoints"
 CONFIG_FILE = "config.yaml"
 
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
+import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,16 +22,20 @@ import torch.distributed as dist
 from torch import Tensor
 
 from data_prep import durable, settings, tokenizer
+from data_prep.settings import SettingsError
 from data_prep.shards import DataError
-from pretrain.checkpoint.commit import save
+from pretrain.checkpoint.attempts import Attempt
+from pretrain.checkpoint.commit import save, take_over
 from pretrain.checkpoint.load import Checkpoint, newest_good
+from pretrain.checkpoint.manifest import CHECKPOINTS, CheckpointError
 from pretrain.checkpoint.pieces import LaneRecord
-from pretrain.checkpoint.ranks import CheckpointError, GroupRanks
+from pretrain.checkpoint.ranks import GroupRanks, agreed
 from pretrain.config import Config
 from pretrain.data.lanes import IGNORE, Dataset, LanePlace, Mix
 from pretrain.data.loader import Batch, Loader
 from pretrain.engine import Engine, StepResult
 from pretrain.launch import EXIT_STOPPED, Place, StopFlag
+from pretrain.ledger import Ledger, extended
 from pretrain.metrics import (
     Meter,
     Recorder,
@@ -44,7 +49,9 @@ from pretrain.model.memory import MemoryState
 from pretrain.model.state import ModelState
 from pretrain.model.transformer import Transformer
 from pretrain.optim import rate_fraction
-from pretrain.trained import CHECKPOINTS, CONFIG_FILE, DTYPES
+from pretrain.stragglers import Straggler, Stragglers
+from pretrain.trained import CONFIG_FILE, DTYPES
+from pretrain.watchdog import Watchdog
 
 T = TypeVar("T")
 
@@ -60,7 +67,8 @@ class TrainingError(ValueError):
 class Progress:
     """How far the run is; with the engine's pieces, all that a checkpoint holds.
 
-    `places` and `memory` are of this rank's lanes; `memory` is the state before the next window.
+    `places`, `histories` (as the ledger has them) and `memory` are of this rank's lanes; `memory`
+    is the state before the next window.
     """
 
     step: int
@@ -68,31 +76,42 @@ class Progress:
     skipped: int
     skipped_in_a_row: int
     places: Sequence[LanePlace] | None
+    histories: Sequence[str]
     memory: ModelState
 
 
-def train(config: Config, place: Place) -> int:
+def train(config: Config, place: Place, watchdog: Watchdog, attempt: int) -> int:
     """Train as one of `place.size` ranks, from the run's newest good checkpoint or from scratch.
 
-    Returns the exit code: 0 finished, EXIT_STOPPED after a signal. Raises TrainingError, DataError
-    and CheckpointError with a message for the user.
+    `attempt` is the number that rank 0 claimed; other ranks learn it here.
+    Returns the exit code: 0 finished, EXIT_STOPPED after a signal. Raises TrainingError, DataError,
+    SettingsError and CheckpointError with a message for the user.
     """
     stop = StopFlag()
     with _ranks_joined(config, place) as device:
         directory = Path(config.run.directory)
         directory.mkdir(parents=True, exist_ok=True)
         configure_logging(place.rank, directory)
-        return Trainer(config, directory, device).run(stop)
+        (attempt, *_) = GroupRanks().gather(attempt)
+        watchdog.beat("start", attempt=attempt)
+        return Trainer(config, Attempt(directory, attempt), device, watchdog).run(stop)
 
 
 class Trainer:
     """A run on this rank: data, engine, progress, and what is recorded of them."""
 
-    def __init__(self, config: Config, directory: Path, device: torch.device) -> None:
+    def __init__(
+        self, config: Config, attempt: Attempt, device: torch.device, watchdog: Watchdog
+    ) -> None:
         self.config = config
-        self.directory = directory
+        self.attempt = attempt
+        self.directory = attempt.directory
         self.device = device
+        self.watchdog = watchdog
         self.ranks = GroupRanks()
+        self.hosts = self.ranks.gather(socket.gethostname())
+        self.stragglers = Stragglers(self.ranks, device)
+        self.ledger: Ledger | None = None  # of rank 0
         self.lanes = config.lanes_of_rank(self.ranks.rank, self.ranks.size)
         sources = config.data.sources.values()
         self.mix = Mix(
@@ -138,18 +157,20 @@ class Trainer:
         finally:
             if recorder is not None:
                 recorder.close()
+            if self.ledger is not None:
+                self.ledger.close()
 
     def _loop(self, loader: Loader, recorder: Recorder | None, stop: StopFlag) -> int:
         train, every = self.config.train, self.config.checkpoint.every
         progress, meter, logged = self.progress, Meter(), self.progress.step
         while progress.step < train.steps:
-            waited = time.perf_counter()
-            batch = self._agreed(lambda: next(loader))
-            meter.data_wait += time.perf_counter() - waited
+            batch = self._next(loader, meter)
             stopping, loss, result = self._step(batch, stop)
+            self.watchdog.beat("step", progress.step)
             meter.tokens += self.config.data.lanes * self.config.window
             last = progress.step == train.steps
             if progress.step % train.log_every == 0 or last:
+                slow = self.stragglers.look(meter.own_wait, meter.seconds)
                 rates = meter.read(
                     self.flops_per_token,
                     self.peak_flops,
@@ -157,7 +178,7 @@ class Trainer:
                     progress.step - logged,
                 )
                 logged = progress.step
-                self._report(recorder, loss, result, rates)
+                self._report(recorder, loss, result, rates, slow)
             if self.validation is not None and self._is_due(train.validate_every, last):
                 with meter.paused():
                     self._validate(self.validation, recorder)
@@ -171,6 +192,8 @@ class Trainer:
             if progress.step % every == 0 or last or stopping:
                 with meter.paused():
                     self._save(recorder)
+                if not last and not stopping:
+                    self.watchdog.beat("step", progress.step)
             if stopping and not last:
                 _log.info(
                     "stopped after step %d with a checkpoint; the same command goes on",
@@ -188,6 +211,7 @@ class Trainer:
         name = self.tokenizer.file
         data = (self.mix.datasets[0].directory / name).read_bytes()
         tokenizer.write(self.directory, name, data)
+        self.ledger = Ledger(self.directory, self.progress.step)
         return Recorder(self.directory, self.config, self.progress.step)
 
     def _agreed(self, action: Callable[[], T]) -> T:
@@ -205,6 +229,19 @@ class Trainer:
             told = self.ranks.gather(str(failure or ""))
             raise TrainingError("\n".join(sorted({text for text in told if text}))) from failure
         return results[0]
+
+    def _next(self, loader: Loader, meter: Meter) -> Batch:
+        """The next batch, once every rank has its own."""
+
+        def own() -> Batch:
+            batch = next(loader)
+            meter.own_wait += time.perf_counter() - began
+            return batch
+
+        began = time.perf_counter()
+        batch = self._agreed(own)
+        meter.data_wait += time.perf_counter() - began
+        return batch
 
     def _step(self, batch: Batch, stop: StopFlag) -> tuple[bool, float, StepResult]:
         """One optimizer step over the rank's lanes, micro-batch by micro-batch.
@@ -253,6 +290,12 @@ class Trainer:
         progress.step += 1
         progress.tokens += self.config.data.lanes * self.config.window
         progress.places = batch.places
+        progress.histories = [
+            extended(history, tokens.numpy(), starts.numpy())
+            for history, tokens, starts in zip(
+                progress.histories, batch.tokens, batch.starts, strict=True
+            )
+        ]
         if result.applied:
             progress.skipped_in_a_row = 0
         else:
@@ -270,6 +313,7 @@ class Trainer:
         loss: float,
         result: StepResult,
         rates: dict[str, Any],
+        slow: Sequence[Straggler],
     ) -> None:
         progress, optim = self.progress, self.config.optim
         gates = [torch.sigmoid(gate).tolist() for gate in self.engine.gates()]
@@ -291,9 +335,12 @@ class Trainer:
             "skipped": progress.skipped,
             "gates": gates,
             "memory_norm": norms,
+            "stragglers": {f"{one.cause}/{one.rank}": one.excess for one in slow},
         }
         recorder.record("train", record)
         _log.info(log_line(record, self.config.train.steps))
+        for one in slow:
+            _log.warning("straggler: %s", one.told(self.hosts[one.rank]))
 
     def _memory_norms(self) -> list[float]:
         """Root mean square over all lanes of the Frobenius norm of M, a number a layer."""
@@ -322,6 +369,7 @@ class Trainer:
         with self._loader(mix, None) as loader, torch.no_grad():
             for _ in range(self.config.train.validation_windows):
                 batch = self._agreed(lambda: next(loader))
+                self.watchdog.beat("step", self.progress.step)
                 outputs = [self._forward(batch, rows, memory) for rows in self._micro_batches()]
                 memory = state.joined([output.state for output in outputs])
                 total += sum(float(output.losses.double().sum()) for output in outputs)
@@ -338,12 +386,21 @@ class Trainer:
             )  # fmt: skip
 
     def _save(self, recorder: Recorder | None) -> None:
+        started, progress = time.perf_counter(), self.progress
+        self.watchdog.beat("save", progress.step)
         if recorder is not None:
             recorder.sync()
-        started, progress = time.perf_counter(), self.progress
+        # Lanes lie in blocks on the ranks, so these are in the lanes' order.
+        histories = [one for own in self.ranks.gather(progress.histories) for one in own]
+        if self.ledger is not None:
+            number, size = self.attempt.number, self.ranks.size
+            self.ledger.add(progress.step, number, size, self.config, histories)
         assert progress.places is not None
         lanes = {
-            lane: LaneRecord(asdict(progress.places[row]), _lane_tensors(progress.memory, row))
+            lane: LaneRecord(
+                {**asdict(progress.places[row]), "history": progress.histories[row]},
+                _lane_tensors(progress.memory, row),
+            )
             for row, lane in enumerate(self.lanes)
         }
         trainer = {
@@ -365,15 +422,18 @@ class Trainer:
             self.ranks,
             self.config.checkpoint.keep_last,
             self.config.checkpoint.keep_every,
+            self.attempt,
         )
         _log.info("checkpoint %s in %.1f s", path, time.perf_counter() - started)
 
     def _start(self) -> Progress:
-        return Progress(0, 0, 0, 0, None, self._empty_memory())
+        return Progress(0, 0, 0, 0, None, [""] * len(self.lanes), self._empty_memory())
 
     def _resume(self) -> Progress | None:
         """The newest good checkpoint's progress, its weights in the engine; None without any."""
-        found = newest_good(self.directory / CHECKPOINTS, self.ranks)
+        root = self.directory / CHECKPOINTS
+        agreed(self.ranks, lambda: take_over(root, self.attempt) if self.ranks.rank == 0 else None)
+        found = newest_good(root, self.ranks)
         for name, reason in found.passed_over:
             _log.warning("passed over checkpoint %s: %s", name, reason)
         if found.path is None:
@@ -383,6 +443,10 @@ class Trainer:
             self._check_resumable(trainer)
             self.engine.restore(checkpoint, trainer["optimizer_steps"])
             records = [checkpoint.lane(lane) for lane in self.lanes]
+        if "history" not in records[0].place:
+            raise CheckpointError(
+                f"{found.path} is of a version without a ledger; go on with that version"
+            )
         _log.info("resumed from %s, step %d", found.path, trainer["step"])
         return Progress(
             trainer["step"],
@@ -390,6 +454,7 @@ class Trainer:
             trainer["skipped"],
             trainer["skipped_in_a_row"],
             [LanePlace.of(record.place) for record in records],
+            [record.place["history"] for record in records],
             _memory_of(records, self._empty_memory()),
         )
 
@@ -402,10 +467,12 @@ class Trainer:
         refused = [text for key, text in changes.items() if _is_fixed(key)]
         refused += self._other_sources(trainer.get("sources"))
         if refused:
-            raise CheckpointError(
-                "the run's checkpoint does not fit the configuration:\n  "
-                + "\n  ".join(refused)
-                + "\nSet these back, or start a new run in another run.directory."
+            raise SettingsError(
+                [
+                    f"{text}: the run's checkpoint needs the former; set it back, or start a new "
+                    "run in another run.directory"
+                    for text in refused
+                ]
             )
         for text in changes.values():
             _log.info("changed since the checkpoint: %s", text)

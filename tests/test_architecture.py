@@ -23,12 +23,15 @@ FLOORS = {
     "pretrain.optim": 3,
     "pretrain.launch": 3,
     "pretrain.job": 3,
+    "pretrain.stragglers": 3,
+    "pretrain.watchdog": 3,
     "pretrain.engine": 4,
     "pretrain.simulate": 4,
     "pretrain.plan": 4,
     "pretrain.trained": 4,
     "pretrain.evaluate": 4,
     "pretrain.generate": 4,
+    "pretrain.ledger": 5,
     "pretrain.plot": 4,
     "pretrain.preflight": 4,
     "pretrain.trainer": 5,
@@ -147,10 +150,12 @@ def test_no_module_imports_from_a_floor_above_its_own(name: str) -> None:
             assert floor is not None and floor <= own, f"{name} (floor {own}) imports {imported}"
 
 
-@pytest.mark.parametrize(
-    "name", ["pretrain.config", "pretrain.job", "pretrain.launch", "pretrain.cli"]
-)
-def test_a_configuration_is_checked_without_torch(name: str) -> None:
+WITHOUT_TORCH = ["config", "launch", "cli", "job", "watchdog", "checkpoint.attempts",
+                 "checkpoint.manifest"]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [f"pretrain.{name}" for name in WITHOUT_TORCH])
+def test_a_configuration_is_checked_and_a_rank_watched_without_torch(name: str) -> None:
     tree = ast.parse(MODULES[name].read_text(encoding="utf-8"))
     at_import = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
     for node in at_import:

@@ -1,26 +1,34 @@
 """Writing a checkpoint so that it is whole or absent, whatever is killed, full or without power.
 
-    step-00000100.writing   every rank's files, then the manifest; all synced
-    step-00000100           by one rename, synced; from here on it is a checkpoint
-    step-00000050.trash     a pruned one, renamed before its files are deleted
+    step-00000100.000007.writing   every rank's files, then the manifest; all synced
+    step-00000100                  by one rename, synced; from here on it is a checkpoint
+    step-00000050.000007.trash     a pruned one, renamed before its files are deleted
 
 Only names of the middle form are ever loaded, so a killed save or a killed pruning leaves nothing
 that could be mistaken for a checkpoint; the next save removes what it left.
+
+The number is the attempt's that writes. A later attempt, before it looks for a checkpoint, renames
+away what earlier ones are writing (`take_over`): whatever a rank that was left over still does, the
+rename that would commit its checkpoint finds nothing to rename.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import logging
+import re
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from data_prep import durable
+from pretrain.checkpoint.attempts import Attempt, SupersededError
 from pretrain.checkpoint.manifest import (
+    CheckpointError,
     FileInfo,
     Manifest,
     json_bytes,
@@ -39,11 +47,12 @@ from pretrain.checkpoint.pieces import (
     whole_tensors,
     write_tensors,
 )
-from pretrain.checkpoint.ranks import CheckpointError, Ranks, agreed
+from pretrain.checkpoint.ranks import Ranks, agreed
 from pretrain.checkpoint.verify import remember, still_good, verify
 
-_WRITING = ".writing"
-_TRASH = ".trash"
+_WRITING = "writing"
+_TRASH = "trash"
+_MARKED = re.compile(r"(step-\d+)\.(\d+)\.(writing|trash)")
 
 _log = logging.getLogger(__name__)
 
@@ -57,6 +66,7 @@ def save(
     ranks: Ranks,
     keep_last: int,
     keep_every: int,
+    attempt: Attempt,
 ) -> Path:
     """Commit a checkpoint of `step` under `root` and prune older ones; its directory.
 
@@ -64,8 +74,11 @@ def save(
     every tensor exactly once, and every lane from 0 on. `trainer` is rank 0's, plain JSON.
 
     Raises CheckpointError, the same on every rank, if any rank fails; then nothing that was there
-    before has been touched. A good checkpoint of this step that is already there is kept and
-    returned: the state of a run after a step is one. A damaged one is replaced.
+    before has been touched. It is a SupersededError if a newer attempt than `attempt` has begun;
+    that is looked at first, and again right before the commit and the pruning.
+
+    A good checkpoint of this step that is already there is kept and returned: the state of a run
+    after a step is one. A damaged one is replaced.
 
     Pruning keeps the `keep_last` (2 or more) newest good checkpoints and, for good, those whose
     step is a multiple of `keep_every` (0: none). Good are those that this process committed or
@@ -73,28 +86,55 @@ def save(
     among `keep_last`, and are deleted once so many good ones are newer.
     """
     assert keep_last >= 2 and keep_every >= 0
+    _refuse_superseded(attempt, ranks)
     held: list[Piece] = []
     manifest = _plan(step, pieces, held, lanes, trainer, ranks)
     final = root / step_name(step)
     if ranks.gather(final.exists())[0] and verify(final, ranks) is None:
         return final
-    writing = root / (final.name + _WRITING)
-    agreed(ranks, lambda: _prepare(root, writing) if ranks.rank == 0 else None)
+    writing = _marked(final, attempt, _WRITING)
+    agreed(ranks, lambda: _prepare(writing, attempt) if ranks.rank == 0 else None)
     try:
         written = agreed(ranks, lambda: _write_rank(writing, held, lanes, ranks))
         files = {name: FileInfo(**info) for one in written for name, info in one.items()}
         manifest = dataclasses.replace(manifest, files=files)
-        digests = agreed(ranks, lambda: _commit(writing, manifest) if ranks.rank == 0 else "")
+        digests = agreed(
+            ranks, lambda: _commit(writing, final, manifest, attempt) if ranks.rank == 0 else ""
+        )
     except CheckpointError as error:
         if ranks.rank == 0:
             shutil.rmtree(writing, ignore_errors=True)
+        _refuse_superseded(attempt, ranks)
         raise CheckpointError(
             f"{final} could not be saved: {error}; earlier checkpoints are untouched"
         ) from error
     remember(final, digests[0])
     if ranks.rank == 0:
-        _prune(root, keep_last, keep_every)
+        _prune(root, keep_last, keep_every, attempt)
     return final
+
+
+def take_over(root: Path, attempt: Attempt) -> None:
+    """Make sure that no earlier attempt commits any more what it is writing under `root`.
+
+    To be called on one rank, once, after the attempt was claimed and before checkpoints are looked
+    for: what an earlier one commits before is found there, and nothing comes after.
+    """
+    for entry, writer in _of_kind(root, _WRITING) if root.is_dir() else []:
+        if writer < attempt.number:
+            # A half deleted directory could still be renamed, one of another name cannot.
+            taken = _marked(entry, attempt, _WRITING)
+            with contextlib.suppress(FileNotFoundError):  # committed in this moment
+                entry.rename(taken)
+                durable.sync_directory(root)
+                shutil.rmtree(taken)
+
+
+def _refuse_superseded(attempt: Attempt, ranks: Ranks) -> None:
+    """Raise SupersededError on every rank if rank 0 sees a newer attempt."""
+    (reason, *_) = ranks.gather(attempt.superseded() if ranks.rank == 0 else None)
+    if reason is not None:
+        raise SupersededError(reason)
 
 
 def _plan(
@@ -135,18 +175,19 @@ def _plan(
     return Manifest(step, ranks.size, {}, tensors, dict(owners), trainer)
 
 
-def _prepare(root: Path, writing: Path) -> None:
+def _prepare(writing: Path, attempt: Attempt) -> None:
     """An empty directory to write in; what a killed save left is removed first, for its space.
 
     Trash that a killed pruning left goes before the save only if a checkpoint is known to be good.
     """
+    root = writing.parent
     created = [directory for directory in (root, *root.parents) if not directory.exists()]
     root.mkdir(parents=True, exist_ok=True)
     for directory in created:
         durable.sync_directory(directory.parent)
-    _remove_all(root, _WRITING)
+    _remove_all(root, _WRITING, attempt)
     if any(still_good(directory) for _, directory in _checkpoints(root)):
-        _remove_all(root, _TRASH)
+        _remove_all(root, _TRASH, attempt)
     writing.mkdir()
 
 
@@ -179,31 +220,30 @@ def _write_rank(
     }
 
 
-def _commit(writing: Path, manifest: Manifest) -> str:
+def _commit(writing: Path, final: Path, manifest: Manifest, attempt: Attempt) -> str:
     """Write the manifest and give the directory its name; the manifest's sha256."""
     digest = write_manifest(writing, manifest)
-    final = writing.with_name(step_name(manifest.step))
+    if reason := attempt.superseded():
+        raise SupersededError(reason)
     if final.exists():
-        _discard([final])
+        _discard(final, attempt)
     writing.rename(final)
     durable.sync_directory(final.parent)
     return digest
 
 
-def _prune(root: Path, keep_last: int, keep_every: int) -> None:
+def _prune(root: Path, keep_last: int, keep_every: int, attempt: Attempt) -> None:
     """Delete what need not be kept. A failure is logged: the save is done, the next one retries."""
     checkpoints = _checkpoints(root)
     good = [step for step, directory in checkpoints if still_good(directory)]
     oldest_kept = good[keep_last - 1] if len(good) >= keep_last else 0
     try:
-        _remove_all(root, _TRASH)
-        _discard(
-            [
-                directory
-                for step, directory in checkpoints
-                if step < oldest_kept and not (keep_every and step % keep_every == 0)
-            ]
-        )
+        _remove_all(root, _TRASH, attempt)
+        for step, directory in checkpoints:
+            if step < oldest_kept and not (keep_every and step % keep_every == 0):
+                if reason := attempt.superseded():
+                    raise SupersededError(reason)
+                _discard(directory, attempt)
     except OSError as error:
         _log.warning("%s: old checkpoints could not all be deleted: %s", root, error)
 
@@ -214,18 +254,30 @@ def _checkpoints(root: Path) -> list[tuple[int, Path]]:
     return sorted([(step, entry) for step, entry in named if step is not None], reverse=True)
 
 
-def _discard(directories: Iterable[Path]) -> None:
-    """Take the directories' names away, durably, then delete them."""
-    for directory in directories:
-        trash = directory.with_name(directory.name + _TRASH)
-        if trash.exists():
-            shutil.rmtree(trash)
-        directory.rename(trash)
-        durable.sync_directory(directory.parent)
+def _discard(directory: Path, attempt: Attempt) -> None:
+    """Take the directory's name away, durably, then delete it."""
+    trash = _marked(directory, attempt, _TRASH)
+    if trash.exists():
         shutil.rmtree(trash)
+    directory.rename(trash)
+    durable.sync_directory(directory.parent)
+    shutil.rmtree(trash)
 
 
-def _remove_all(root: Path, suffix: str) -> None:
-    for entry in root.iterdir():
-        if entry.suffix == suffix and step_of(entry.stem) is not None:
-            shutil.rmtree(entry)
+def _marked(checkpoint: Path, attempt: Attempt, kind: str) -> Path:
+    """The name that a checkpoint's directory has while `attempt` writes or deletes it."""
+    return checkpoint.with_name(f"{checkpoint.name.split('.')[0]}.{attempt.number:06d}.{kind}")
+
+
+def _of_kind(root: Path, kind: str) -> list[tuple[Path, int]]:
+    """The directories that are being written, or deleted, each with the number of its attempt."""
+    matches = [(entry, _MARKED.fullmatch(entry.name)) for entry in root.iterdir()]
+    return [(entry, int(match[2])) for entry, match in matches if match and match[3] == kind]
+
+
+def _remove_all(root: Path, kind: str, attempt: Attempt) -> None:
+    """Delete what this attempt and earlier ones left. A later one's may be in use."""
+    for entry, writer in _of_kind(root, kind):
+        if writer <= attempt.number:
+            with contextlib.suppress(FileNotFoundError):  # its own attempt deletes it, too
+                shutil.rmtree(entry)

@@ -17,6 +17,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from pretrain.checkpoint.manifest import (
+    CheckpointError,
     layout_file,
     read_manifest,
     step_name,
@@ -24,7 +25,7 @@ from pretrain.checkpoint.manifest import (
     tensor_file,
 )
 from pretrain.checkpoint.pieces import DTYPES, Extent, LaneRecord, lane_key
-from pretrain.checkpoint.ranks import CheckpointError, Ranks
+from pretrain.checkpoint.ranks import Ranks
 from pretrain.checkpoint.verify import verify
 
 

@@ -17,13 +17,18 @@ from pathlib import Path
 from typing import Any
 
 from data_prep import durable
-from pretrain.checkpoint.ranks import CheckpointError
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 CHECKSUM = "manifest.sha256"
+CHECKPOINTS = "checkpoints"
+"""Where a run directory has its checkpoints."""
 
 _STEP_NAME = re.compile(r"step-(\d{8,})")
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be written or read; raised with the same text on every rank."""
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,7 @@ import torch
 from torch import Tensor
 
 from data_prep import durable
-from pretrain.checkpoint.manifest import FileInfo, TensorInfo
-from pretrain.checkpoint.ranks import CheckpointError
+from pretrain.checkpoint.manifest import CheckpointError, FileInfo, TensorInfo
 
 DTYPES: dict[str, torch.dtype] = {
     "F64": torch.float64,

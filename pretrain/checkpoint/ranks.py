@@ -13,11 +13,9 @@ from typing import Protocol, TypeVar
 import torch
 import torch.distributed as dist
 
+from pretrain.checkpoint.manifest import CheckpointError
+
 T = TypeVar("T")
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be written or read; raised with the same text on every rank."""
 
 
 class Ranks(Protocol):

@@ -6,8 +6,15 @@ import stat
 from pathlib import Path
 
 from data_prep.durable import sha256_of
-from pretrain.checkpoint.manifest import CHECKSUM, MANIFEST, Manifest, files_of, read_manifest
-from pretrain.checkpoint.ranks import CheckpointError, Ranks, agreed
+from pretrain.checkpoint.manifest import (
+    CHECKSUM,
+    MANIFEST,
+    CheckpointError,
+    Manifest,
+    files_of,
+    read_manifest,
+)
+from pretrain.checkpoint.ranks import Ranks, agreed
 
 # Checkpoints whose every byte this process has hashed and found right, or has written and
 # committed itself: (directory, sha256 of its manifest). Hashing all of them again at each save, to

@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import signal
+import re
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -31,21 +32,74 @@ def test_a_failed_writer_leaves_the_old_file(tmp_path: Path) -> None:
         file.write(b"half")
         raise KeyError
     assert path.read_bytes() == b"old"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["f"]
 
 
-def test_what_a_killed_writer_left_is_overwritten(tmp_path: Path) -> None:
-    code = (
-        "import os, pathlib, signal, sys\nfrom data_prep import durable\n"
-        "with durable.replacing(pathlib.Path(sys.argv[1])) as file:\n"
-        "    file.write(b'half of something long'); file.flush()\n"
-        "    os.kill(os.getpid(), signal.SIGKILL)\n"
-    )
-    path = tmp_path / "f"
-    killed = subprocess.run([sys.executable, "-c", code, str(path)], check=False)
-    assert killed.returncode == -signal.SIGKILL
-    assert not path.exists()
+# Writes half of the file named by its argument, says so, and waits.
+STALLED = (
+    "import pathlib, sys, time\nfrom data_prep import durable\n"
+    "with durable.replacing(pathlib.Path(sys.argv[1])) as file:\n"
+    "    file.write(b'half of something long'); file.flush(); print('half', flush=True)\n"
+    "    sys.stdin.readline()\n"
+)
+
+
+@pytest.fixture
+def stalled() -> Iterator[Callable[[Path], subprocess.Popen[str]]]:
+    """`stalled(path)`: a process that has written half of the file."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(path: Path) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [sys.executable, "-c", STALLED, str(path)],
+            text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+        started.append(process)
+        assert process.stdout is not None and process.stdout.readline() == "half\n"
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def test_what_killed_writers_left_goes_with_the_file_that_is_written_anew(
+    tmp_path: Path, stalled: Callable[[Path], subprocess.Popen[str]]
+) -> None:
+    path, other = tmp_path / "f", tmp_path / "f.tmp"
+    for killed in (stalled(path), stalled(path), stalled(other)):
+        killed.kill()
+        killed.wait()
+    assert len(list(tmp_path.iterdir())) == 3 and not path.exists()
     durable.write_bytes(path, b"whole")
     assert path.read_bytes() == b"whole"
+    (left,) = {entry.name for entry in tmp_path.iterdir()} - {"f"}
+    assert left.startswith("f.tmp.")  # of another file: not ours to judge
+
+
+def test_a_twin_that_comes_back_cannot_replace_what_was_written_since(
+    tmp_path: Path, stalled: Callable[[Path], subprocess.Popen[str]]
+) -> None:
+    path = tmp_path / "f"
+    twin = stalled(path)
+    durable.write_bytes(path, b"whole")
+    _, errors = twin.communicate("go on\n")
+    assert twin.returncode == 1 and "FileNotFoundError" in errors
+    assert path.read_bytes() == b"whole"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["f"]
+
+
+def test_two_writers_of_a_path_never_mix_their_bytes(
+    tmp_path: Path, stalled: Callable[[Path], subprocess.Popen[str]]
+) -> None:
+    path = tmp_path / "f"
+    durable.write_bytes(path, b"first")  # from here on this process knows of no leftovers
+    twin = stalled(path)
+    durable.write_bytes(path, b"second")
+    assert path.read_bytes() == b"second"
+    twin.communicate("go on\n")
+    assert (twin.returncode, path.read_bytes()) == (0, b"half of something long")
     assert [entry.name for entry in tmp_path.iterdir()] == ["f"]
 
 
@@ -62,7 +116,9 @@ def test_bytes_and_names_are_synced_in_order(
 
     monkeypatch.setattr(os, "fsync", recorded)
     durable.write_bytes(path, b"data")
-    assert seen == [("f.tmp", False), (tmp_path.name, True)]
+    (temporary, before), directory = seen
+    assert re.fullmatch(r"f\.[0-9a-f]{8}\.tmp", temporary) and not before
+    assert directory == (tmp_path.name, True)
 
 
 def test_equal_values_give_equal_json(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from data_prep import settings, tokenizer
+from pretrain.checkpoint.attempts import Attempt
 from pretrain.checkpoint.commit import save
 from pretrain.checkpoint.pieces import Piece
 from pretrain.checkpoint.ranks import SoloRanks
@@ -101,4 +102,5 @@ def _save(directory: Path, step: int, config: Config, model: Transformer) -> Non
         )
     ]
     trainer = {"step": step, "vocab_size": 320, "configuration": settings.to_plain(config)}
-    save(directory / "checkpoints", step, pieces, {}, trainer, SoloRanks(), 2, 0)
+    root, attempt = directory / "checkpoints", Attempt(directory, 1)
+    save(root, step, pieces, {}, trainer, SoloRanks(), 2, 0, attempt)

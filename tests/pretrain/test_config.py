@@ -65,7 +65,11 @@ def test_the_resolved_configuration_reads_back_as_itself(tmp_path: Path) -> None
         (["model.n_heads=4", "model.n_kv_heads=3"], "n_heads: 4 query heads cannot share 3"),
         (["model.d_head=7"], "d_head: rotary embedding needs an even size, found 7"),
         (["data.lanes=8", "launch.ranks=3"], "data.lanes: 8 lanes cannot be shared evenly by 3"),
-        (["data.lanes=8", "launch.ranks=2", "train.micro_batch=3"], "train.micro_batch: 4 lanes"),
+        (
+            ["data.lanes=8", "launch.ranks=2", "train.micro_batch=3"],
+            "data.lanes: 8 lanes cannot be shared evenly in micro-batches of 3 by 2 ranks; choose "
+            "a train.micro_batch that divides 4, or data.lanes=6 or 12",
+        ),
         (["zero.stage=0", "train.precision=bf16"], "zero.stage: 0 has no float32 master weights"),
         (["model.local_attention=flash"], "model.local_attention: flash-attn computes in bf16"),
         (
@@ -119,7 +123,27 @@ def test_lanes_are_blocks_of_equal_size() -> None:
         [0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]
     ]  # fmt: skip
     assert config.rank_problems(3) == []
-    assert "choose a multiple of 5, or 1, 2, 3, 4, 6, 12 ranks" in config.rank_problems(5)[0]
+
+
+@pytest.mark.parametrize(
+    ("lanes", "micro", "ranks", "choose"),
+    [
+        (12, 0, 5, "2, 3, 4, 6 or 12 ranks, or data.lanes=10 or 15"),
+        (12, 0, 24, "4, 6 or 12 ranks, or data.lanes=24"),
+        (256, 2, 24, "4, 8, 16, 32, 64 or 128 ranks, or data.lanes=240 or 288"),
+        (24, 4, 4, "1, 2, 3 or 6 ranks, or a train.micro_batch that divides 6, or "
+                   "data.lanes=16 or 32"),
+        (7, 2, 7, "a train.micro_batch that divides 1, or data.lanes=14"),
+    ],
+)  # fmt: skip
+def test_ranks_that_do_not_fit_are_told_what_to_choose(
+    lanes: int, micro: int, ranks: int, choose: str
+) -> None:
+    config = load(None, [*MINIMUM, f"data.lanes={lanes}", f"train.micro_batch={micro}"])
+    (problem,) = config.rank_problems(ranks)
+    assert problem.endswith(f"by {ranks} ranks; choose {choose}")
+    for count in config.fitting_ranks():
+        assert config.rank_problems(count) == []
 
 
 def test_a_window_is_its_segments() -> None:

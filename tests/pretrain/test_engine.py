@@ -21,6 +21,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from pretrain.checkpoint.attempts import Attempt
 from pretrain.checkpoint.load import Checkpoint
 from pretrain.checkpoint.manifest import step_name
 from pretrain.config import Config, load
@@ -31,6 +32,7 @@ from pretrain.metrics import configure_logging, read_records
 from pretrain.model.memory import MemoryState
 from pretrain.model.transformer import Transformer
 from pretrain.trainer import Trainer
+from pretrain.watchdog import Watchdog
 
 VOCABULARY = 48
 LANES = 12  # divisible by 1, 2, 3 and 4 ranks
@@ -80,7 +82,8 @@ def _rank(jobs: Path) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         dist.barrier()
         configure_logging(place.rank, directory)
-        trainer = Trainer(config, directory, torch.device("cpu"))
+        watchdog = Watchdog(directory, place.rank, {"start": 600, "step": 600, "save": 600})
+        trainer = Trainer(config, Attempt(directory, 1), torch.device("cpu"), watchdog)
         if job["action"] == "train":
             assert trainer.run(stop) == 0
         elif job["action"] == "save":

@@ -13,7 +13,7 @@ import torch
 from data_prep import tokenizer
 from data_prep.tokenizer import TokenizerError
 from pretrain import trained
-from pretrain.checkpoint.ranks import CheckpointError
+from pretrain.checkpoint.manifest import CheckpointError
 from pretrain.config import MemoryConfig
 from pretrain.trained import TrainedError
 

@@ -26,6 +26,7 @@ import numpy as np
 import pytest
 import torch
 
+from pretrain import ledger
 from pretrain.checkpoint.load import Checkpoint
 from pretrain.checkpoint.manifest import step_name, step_of
 from pretrain.metrics import read_records
@@ -244,12 +245,13 @@ class Interrupted:
     run: Command
     ended: dict[str, Ended]
     steps: dict[str, int]  # that the checkpoint held when the command had ended
+    endings: dict[str, dict[str, Any]]  # what it left in exit.json
 
 
 @pytest.fixture(scope="module")
 def interrupted(new_run: Callable[[], Command]) -> Interrupted:
     run = new_run()
-    ended, steps = {}, {}
+    ended, steps, endings = {}, {}, {}
     ways: list[tuple[str, Callable[[], Ended]]] = [
         ("start-up", lambda: interrupt_start(run, signal.SIGTERM)),
         ("SIGKILL", lambda: interrupt(run, signal.SIGKILL, 4)),
@@ -263,7 +265,8 @@ def interrupted(new_run: Callable[[], Command]) -> Interrupted:
     for name, way in ways:
         ended[name] = way()
         steps[name] = max(run.checkpoints())
-    return Interrupted(run, ended, steps)
+        endings[name] = json.loads((run.directory / "exit.json").read_text())
+    return Interrupted(run, ended, steps, endings)
 
 
 def test_a_run_interrupted_in_every_way_ends_as_if_nothing_had_happened(
@@ -304,14 +307,15 @@ def test_a_killed_rank_is_named_in_the_last_line(interrupted: Interrupted) -> No
 
 
 def test_a_finished_run_says_so_and_changes_nothing(uninterrupted: Command) -> None:
-    before = {path: path.stat().st_mtime_ns for path in uninterrupted.directory.rglob("*.json*")}
+    files = set(uninterrupted.directory.rglob("*.json*")) - {uninterrupted.directory / "exit.json"}
+    before = {path: path.stat().st_mtime_ns for path in files}
     ended = uninterrupted.run("launch.ranks=1", f"checkpoint.keep_every={EVERY}")
     assert ended.code == 0
     assert "finished already: the checkpoint is of step 24 of 24" in ended.output
     assert before == {path: path.stat().st_mtime_ns for path in before}
 
 
-@pytest.mark.parametrize(("setting", "code"), [("train.max_skipped=5", 0), ("run.seed=2", 1)])
+@pytest.mark.parametrize(("setting", "code"), [("train.max_skipped=5", 0), ("run.seed=2", 2)])
 def test_ranks_end_without_unmaking_their_interpreter(
     uninterrupted: Command, tmp_path: Path, setting: str, code: int
 ) -> None:
@@ -321,6 +325,33 @@ def test_ranks_end_without_unmaking_their_interpreter(
     )
     ended = uninterrupted.run(setting, PYTHONPATH=str(tmp_path))
     assert ended.code == code, ended.output
+
+
+def test_every_start_is_an_attempt_and_leaves_its_ending(interrupted: Interrupted) -> None:
+    ways = list(interrupted.ended)
+    directory = interrupted.run.directory
+    attempts = [json.loads(p.read_text()) for p in sorted((directory / "attempts").iterdir())]
+    assert [one["attempt"] for one in attempts] == list(range(1, len(ways) + 1))
+    started_from = [0, *(interrupted.steps[way] for way in ways)][:-1]
+    assert [one["step"] for one in attempts] == started_from
+    for number, way in enumerate(ways, 1):
+        code, ending = interrupted.ended[way].code, interrupted.endings[way]
+        if code in (0, 75):
+            why = "finished" if code == 0 else "stopped by a signal after a checkpoint"
+            step = interrupted.steps[way]
+            assert ending == {"attempt": number, "code": code, "step": step, "why": why}
+        elif way == "SIGKILL":  # of all its processes at once: what is there is of an older one
+            assert ending["attempt"] < number
+
+
+def test_the_ledger_proves_that_committed_steps_consumed_every_token_once(
+    interrupted: Interrupted, uninterrupted: Command
+) -> None:
+    assert ledger.check(interrupted.run.directory) == []
+    assert ledger.check(uninterrupted.directory) == []
+    lines = read_records(interrupted.run.directory / "ledger.jsonl")
+    assert lines[-1]["step"] == STEPS
+    assert len({line["attempt"] for line in lines}) >= 5
 
 
 def last_step(run: Command) -> int:
@@ -337,7 +368,8 @@ def test_twelve_kills_at_random_moments_leave_no_trace(
 ) -> None:
     if (stage, precision) == (0, "bf16"):
         pytest.skip("stage 0 has no float32 masters")
-    settings = (f"zero.stage={stage}", f"train.precision={precision}")
+    settings = (f"zero.stage={stage}", f"train.precision={precision}",
+                "train.max_attempts_without_progress=100")  # fmt: skip
     whole, killed = new_run(), new_run()
     for run in (whole, killed):
         run.words += settings
@@ -363,6 +395,178 @@ def test_twelve_kills_at_random_moments_leave_no_trace(
     ended = killed.run()
     assert ended.code == 0, ended.output
     assert_as_uninterrupted(killed, whole)
+
+
+# Hanging, slow, left over, and without progress.
+
+ENDLESS = ("train.steps=100000", "train.validate_every=0", "watchdog.step=5", "watchdog.save=5")
+
+
+def stacks(run: Command, attempt: int) -> list[str]:
+    """What each rank of an attempt was doing when one hung."""
+    directory = run.directory / "stacks" / f"attempt-{attempt:06d}"
+    return [(directory / f"rank-{rank:05d}.txt").read_text() for rank in (0, 1)]
+
+
+def test_a_stopped_rank_ends_the_run_with_the_stacks_of_all(
+    new_run: Callable[[], Command],
+) -> None:
+    run = new_run()
+    run.words += [*ENDLESS, "checkpoint.every=1000"]
+    process = run.start_and_train(3)
+    os.kill(run.processes(rank=1)[0], signal.SIGSTOP)
+    stopped = time.monotonic()
+    ended = run.end(process)
+    assert time.monotonic() - stopped < 5 + 30
+    assert (ended.code, ended.orphans) == (128 + signal.SIGKILL, []), ended.output
+    assert "rank 1 on " in ended.output and "it was stopped by a signal (SIGSTOP)" in ended.output
+    log = (run.directory / "log.txt").read_text()
+    assert "longer than watchdog.step=5; the stacks of all ranks go to" in log
+    waiting, stood = stacks(run, 1)
+    assert "_step" in waiting and "in train\n" in waiting
+    assert "in train\n" in stood and "SIGSTOP" in stood
+    ending = json.loads((run.directory / "exit.json").read_text())
+    assert (ending["attempt"], ending["code"], ending["step"]) == (1, 137, 0)
+    assert "longer than watchdog.step=5" in ending["why"]
+
+
+@pytest.mark.slow
+def test_a_slow_rank_is_named_in_the_log_and_the_records(new_run: Callable[[], Command]) -> None:
+    run = new_run()
+    run.words += [*ENDLESS, "train.log_every=20", "checkpoint.every=1000"]
+    process = run.start_and_train(20)
+    rank = run.processes(rank=1)[0]
+    # Most of the time it stands still.
+    log, end = run.directory / "log.txt", time.monotonic() + 120
+    while "straggler: rank 1 (" not in log.read_text():
+        assert time.monotonic() < end, log.read_text()
+        for number, seconds in ((signal.SIGSTOP, 0.04), (signal.SIGCONT, 0.01)):
+            os.kill(rank, number)
+            time.sleep(seconds)
+    process.send_signal(signal.SIGTERM)
+    assert run.end(process).code == 75
+    named = [record["stragglers"] for record in read_records(run.directory / "metrics.jsonl")]
+    assert any(one.get("compute/1", 0) > 1.5 for one in named)
+
+
+# For PYTHONPATH: rank 1 hangs in C code, with the interpreter's lock, where it opens such a file.
+HANGING = """
+import ctypes, os, sys
+def hang(event, arguments):
+    if event == "open" and {name!r} in str(arguments[0]):
+        ctypes.PyDLL(None).sleep(600)
+if os.environ.get("RANK") == "1":
+    sys.addaudithook(hang)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "settings", "phase", "function"),
+    [
+        (".writing/rank-00001", [], "save", "write_tensors"),
+        ("step-00000004/manifest.json", ["watchdog.start=45"], "start", "read_manifest"),
+        ("shard-00003.tar", ["watchdog.step=6"], "step", "check_shard"),
+    ],
+)
+def test_a_rank_that_hangs_in_a_save_a_load_or_its_data_ends_the_run_with_the_stacks_of_all(
+    uninterrupted: Command,
+    new_run: Callable[[], Command],
+    tmp_path: Path,
+    name: str,
+    settings: list[str],
+    phase: str,
+    function: str,
+) -> None:
+    run = copy_of(uninterrupted, new_run(), last_step=4)
+    (tmp_path / "sitecustomize.py").write_text(HANGING.format(name=name))
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    ended = run.run("watchdog.save=5", "watchdog.start=45", *settings, PYTHONPATH=path)
+    assert (ended.code, ended.orphans) == (137, []), ended.output
+    waiting, hanging = stacks(run, 2)
+    assert f": {phase} after step" in hanging
+    assert f"in {function}\n" in hanging and f"in {function}\n" not in waiting
+    ended = run.run(f"checkpoint.keep_every={EVERY}")
+    assert ended.code == 0, ended.output
+    assert_as_uninterrupted(run, uninterrupted)
+
+
+@pytest.mark.slow
+def test_a_run_left_over_from_an_older_attempt_commits_nothing_when_it_wakes(
+    uninterrupted: Command, new_run: Callable[[], Command]
+) -> None:
+    """As on a node that was cut off while it saved, and that comes back."""
+    run = new_run()
+    left_over = run.start()
+    root = run.directory / "checkpoints"
+    while not root.exists() or not list(root.glob("step-00000008.*.writing")):
+        assert left_over.poll() is None
+        time.sleep(0.0005)
+    old = run.processes()
+    for process in old:
+        os.kill(process, signal.SIGSTOP)
+    ended = run.run(f"checkpoint.keep_every={EVERY}")
+    files = {p: p.stat().st_mtime_ns for p in root.rglob("*")}
+    ending = (run.directory / "exit.json").read_bytes()
+    for process in old:
+        os.kill(process, signal.SIGCONT)
+    left_over.communicate(timeout=300)
+    assert ended.code == 0, ended.output
+    assert {p: p.stat().st_mtime_ns for p in root.rglob("*")} == files
+    assert (run.directory / "exit.json").read_bytes() == ending
+    assert_as_uninterrupted(run, uninterrupted)
+    assert ledger.check(run.directory) == []
+
+
+def test_attempts_without_progress_end_with_a_code_of_their_own_and_say_so_last(
+    new_run: Callable[[], Command],
+) -> None:
+    run = new_run()
+    run.words += ["launch.ranks=1", "train.max_attempts_without_progress=2"]
+    for number in (1, 2):
+        process = run.start()
+        while not (run.directory / "attempts" / f"{number:06d}.json").exists():
+            assert process.poll() is None
+            time.sleep(0.01)
+        os.kill(run.processes(rank=0)[0], signal.SIGKILL)
+        assert run.end(process).code == 137
+    ended = run.run()
+    assert ended.code == 78
+    told = "no progress: attempts 1 to 2 started from step 0, and none committed a later checkpoint"
+    assert told in ended.last_line
+    assert told in (run.directory / "log.txt").read_text().splitlines()[-1]
+    ending = json.loads((run.directory / "exit.json").read_text())
+    assert (ending["attempt"], ending["code"], ending["step"]) == (3, 78, 0)
+    assert told in ending["why"]
+
+
+@pytest.mark.slow
+def test_two_ranks_then_one_then_three_then_two_consume_every_token_once(
+    new_run: Callable[[], Command], data: dict[str, Path]
+) -> None:
+    # 6 of the 8 shards' lanes can be shared by each of these numbers of ranks.
+    words = ["data.lanes=6", f"checkpoint.keep_every={EVERY}"]
+    whole, elastic = new_run(), new_run()
+    assert whole.run(*words).code == 0
+    for ranks, steps in ((2, 7), (1, 13), (3, 18)):
+        process = elastic.start(*words, f"launch.ranks={ranks}")
+        while last_step(elastic) < steps:
+            assert process.poll() is None, process.communicate()[0]
+            time.sleep(0.005)
+        process.send_signal(signal.SIGTERM)
+        ended = elastic.end(process)
+        assert ended.code == 75, ended.output
+    ended = elastic.run(*words, "launch.ranks=2")
+    assert ended.code == 0, ended.output
+    assert ledger.check(elastic.directory) == ledger.check(whole.directory) == []
+    ranks = [line["ranks"] for line in read_records(elastic.directory / "ledger.jsonl")]
+    assert sorted(set(ranks), key=ranks.index) == [2, 1, 3]
+    assert ranks[-1] == 2
+    losses = [
+        [r["loss"] for r in read_records(run.directory / "metrics.jsonl") if r["kind"] == "train"]
+        for run in (whole, elastic)
+    ]
+    assert losses[1] == pytest.approx(losses[0], abs=1e-5)
 
 
 # Damaged and changed.
@@ -410,7 +614,7 @@ def test_a_changed_model_lanes_seed_or_data_set_is_refused_with_all_that_changed
         "launch.ranks=1", "model.d_ff=64", "model.memory.kind=linear", "data.lanes=2",
         "run.seed=7", f"data.train={data['other']}", "optim.lr=0.5",
     )  # fmt: skip
-    assert ended.code == 1
+    assert ended.code == 2
     assert "Traceback" not in ended.output
     for difference in (
         "model.d_ff: 48 -> 64",
@@ -518,11 +722,11 @@ def test_weights_may_change_and_data_sets_may_not(
     run = copy_of(uninterrupted_mix, new_run(), last_step=20)
     mixed(run, data, "train", "validation", weights=(3, 1))
     ended = run.run("launch.ranks=1")
-    assert ended.code == 1 and "Traceback" not in ended.output
+    assert ended.code == 2 and "Traceback" not in ended.output
     assert "data.mix[1]: the data set's shards are others than before" in ended.output
     assert "data.mix[0]" not in ended.output
     ended = mixed(run, data, "train", weights=(1,)).run("launch.ranks=1")
-    assert ended.code == 1 and "data.mix: 2 data sets -> 1" in ended.output
+    assert ended.code == 2 and "data.mix: 2 data sets -> 1" in ended.output
     ended = mixed(run, data, "train", "other", weights=(0, 1)).run("launch.ranks=1")
     assert ended.code == 0, ended.output
     assert "changed since the checkpoint: data.mix[0].weight: 3.0 -> 0.0" in ended.output
@@ -543,6 +747,7 @@ def test_torchrun_gives_the_same_run_to_the_bit(
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     ended = run.run(launcher=[*torchrun, "-m", "pretrain.cli"])
     assert ended.code == 0, ended.output
+    assert json.loads((run.directory / "exit.json").read_text())["code"] == 0
     assert_as_uninterrupted(run, uninterrupted)
 
 

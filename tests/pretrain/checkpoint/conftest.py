@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from pretrain.checkpoint.attempts import Attempt
 from pretrain.checkpoint.commit import save
 from pretrain.checkpoint.pieces import LaneRecord, Piece
 from pretrain.checkpoint.ranks import Ranks
@@ -157,8 +158,9 @@ def save_on_ranks(
         def work(ranks: Ranks) -> Path:
             mine = {lane: lanes[lane] for lane in lanes if lane % size == ranks.rank}
             return save(
-                root, step, pieces[ranks.rank], mine, {"step": step}, ranks, keep_last, keep_every
-            )
+                root, step, pieces[ranks.rank], mine, {"step": step}, ranks, keep_last, keep_every,
+                Attempt(root.parent, 1),
+            )  # fmt: skip
 
         paths = run_ranks(size, work)
         for path in paths:

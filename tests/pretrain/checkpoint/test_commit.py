@@ -11,10 +11,14 @@ import pytest
 import torch
 
 from pretrain.checkpoint import verify as verification
+from pretrain.checkpoint.attempts import Attempt
 from pretrain.checkpoint.commit import save
 from pretrain.checkpoint.load import Checkpoint, newest_good
+from pretrain.checkpoint.manifest import CheckpointError
 from pretrain.checkpoint.pieces import LaneRecord, Piece
-from pretrain.checkpoint.ranks import CheckpointError, Ranks, SoloRanks
+from pretrain.checkpoint.ranks import Ranks, SoloRanks
+
+ALONE = Attempt(Path("no run directory"), 3)  # without any other attempt
 
 
 def one_piece(value: float = 1.0, count: int = 8) -> list[Piece]:
@@ -22,7 +26,7 @@ def one_piece(value: float = 1.0, count: int = 8) -> list[Piece]:
 
 
 def save_alone(root: Path, step: int, keep_last: int = 2, keep_every: int = 0) -> Path:
-    return save(root, step, one_piece(step), {}, {}, SoloRanks(), keep_last, keep_every)
+    return save(root, step, one_piece(step), {}, {}, SoloRanks(), keep_last, keep_every, ALONE)
 
 
 def steps(root: Path) -> list[int]:
@@ -130,33 +134,36 @@ def test_a_good_checkpoint_of_the_same_step_is_kept(tmp_path: Path, run_ranks: A
 
     def work(ranks: Ranks) -> Path:
         pieces = one_piece(20) if ranks.rank == 0 else []
-        return save(tmp_path, 20, pieces, {}, {}, ranks, 2, 0)
+        return save(tmp_path, 20, pieces, {}, {}, ranks, 2, 0, ALONE)
 
     assert run_ranks(2, work) == [path, path]
     assert {file.name: file.stat().st_mtime_ns for file in path.iterdir()} == before
 
 
-def test_what_killed_attempts_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
+def test_what_killed_attempts_left_is_removed_and_nothing_of_a_later_one(tmp_path: Path) -> None:
     save_alone(tmp_path, 10)
-    for name in ("step-00000011.writing", "step-00000010.writing", "step-00000004.trash", "mine"):
+    left = ("step-00000011.000002.writing", "step-00000010.000003.writing",
+            "step-00000004.000001.trash")  # fmt: skip
+    kept = ("mine", "step-00000011.000004.writing", "step-00000004.000004.trash")
+    for name in (*left, *kept):
         (tmp_path / name).mkdir()
         (tmp_path / name / "file").write_text("left")
     (tmp_path / "notes.trash").write_text("mine")
     save_alone(tmp_path, 20)
     names = {entry.name for entry in tmp_path.iterdir()}
-    assert names == {"step-00000010", "step-00000020", "mine", "notes.trash"}
+    assert names == {"step-00000010", "step-00000020", "notes.trash", *kept}
 
 
 def test_trash_stays_until_there_is_a_good_checkpoint(tmp_path: Path, new_process: Any) -> None:
-    save_alone(tmp_path, 10).rename(tmp_path / "step-00000010.trash")
+    save_alone(tmp_path, 10).rename(tmp_path / "step-00000010.000002.trash")
     new_process()
 
     def failing() -> Iterator[Piece]:
         yield Piece("w", (8,), 0, torch.zeros(7))
 
     with pytest.raises(CheckpointError):
-        save(tmp_path, 20, failing(), {}, {}, SoloRanks(), 2, 0)
-    assert (tmp_path / "step-00000010.trash").is_dir()
+        save(tmp_path, 20, failing(), {}, {}, SoloRanks(), 2, 0, ALONE)
+    assert (tmp_path / "step-00000010.000002.trash").is_dir()
     save_alone(tmp_path, 20)
     assert steps(tmp_path) == [20]
 
@@ -166,7 +173,7 @@ def test_pieces_that_do_not_cover_a_tensor_are_refused_on_all_ranks(
 ) -> None:
     def work(ranks: Ranks) -> Path:
         piece = Piece("w", (10,), 5 * ranks.rank, torch.zeros(5 - ranks.rank))
-        return save(tmp_path, 1, [piece], {}, {}, ranks, 2, 0)
+        return save(tmp_path, 1, [piece], {}, {}, ranks, 2, 0, ALONE)
 
     errors = run_ranks(2, work)
     assert {str(error) for error in errors} == {
@@ -181,14 +188,14 @@ def test_lanes_that_are_missing_or_stored_twice_are_refused(
 ) -> None:
     def work(ranks: Ranks) -> Path:
         lanes = {lane: LaneRecord({"epoch": 0}, {}) for lane in owned[ranks.rank]}
-        return save(tmp_path, 1, [], lanes, {}, ranks, 2, 0)
+        return save(tmp_path, 1, [], lanes, {}, ranks, 2, 0, ALONE)
 
     for error in run_ranks(2, work):
         assert "expected every lane from 0 on once" in str(error)
 
 
 def test_ranks_that_save_different_steps_are_refused(tmp_path: Path, run_ranks: Any) -> None:
-    errors = run_ranks(2, lambda r: save(tmp_path, 5 + r.rank, [], {}, {}, r, 2, 0))
+    errors = run_ranks(2, lambda r: save(tmp_path, 5 + r.rank, [], {}, {}, r, 2, 0, ALONE))
     assert {str(error) for error in errors} == {"the ranks save different steps: [5, 6]"}
 
 
@@ -199,12 +206,12 @@ def test_a_trainers_state_that_json_would_change_is_refused(
     tmp_path: Path, trainer: dict[Any, Any]
 ) -> None:
     with pytest.raises(CheckpointError, match="JSON"):
-        save(tmp_path, 1, one_piece(), {}, trainer, SoloRanks(), 2, 0)
+        save(tmp_path, 1, one_piece(), {}, trainer, SoloRanks(), 2, 0, ALONE)
 
 
 def test_numbers_of_the_trainer_come_back_exactly(tmp_path: Path) -> None:
     trainer = {"loss": 0.1 + 0.2, "tokens": 2**62 + 1, "tiny": 5e-324, "name": "ü\n", "none": None}
-    path = save(tmp_path, 1, one_piece(), {}, trainer, SoloRanks(), 2, 0)
+    path = save(tmp_path, 1, one_piece(), {}, trainer, SoloRanks(), 2, 0, ALONE)
     assert Checkpoint(path).trainer == trainer
 
 
@@ -214,5 +221,5 @@ def test_a_failing_source_of_pieces_reaches_all_ranks(tmp_path: Path, run_ranks:
         if rank == 1:
             raise MemoryError("no host memory")
 
-    errors = run_ranks(2, lambda r: save(tmp_path, 1, pieces(r.rank), {}, {}, r, 2, 0))
+    errors = run_ranks(2, lambda r: save(tmp_path, 1, pieces(r.rank), {}, {}, r, 2, 0, ALONE))
     assert {str(error) for error in errors} == {"MemoryError('no host memory') (rank 1)"}

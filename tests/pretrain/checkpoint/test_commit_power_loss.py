@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 import torch
 
+from pretrain.checkpoint.attempts import Attempt
 from pretrain.checkpoint.commit import save
 from pretrain.checkpoint.load import Checkpoint, newest_good
 from pretrain.checkpoint.pieces import LaneRecord, Piece
@@ -119,7 +120,7 @@ def observe(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Path, Before]
 def save_step(root: Path, step: int) -> None:
     pieces = [Piece("w", (1000,), 0, torch.full((1000,), float(step)))]
     lanes = {0: LaneRecord({"token": step}, {"matrix": torch.ones(3, 3)})}
-    save(root, step, pieces, lanes, {"step": step}, SoloRanks(), 2, 0)
+    save(root, step, pieces, lanes, {"step": step}, SoloRanks(), 2, 0, Attempt(root.parent, 1))
 
 
 @pytest.mark.parametrize("chance", [0.0, 0.1, 0.5, 0.9, 1.0])

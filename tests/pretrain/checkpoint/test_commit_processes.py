@@ -25,7 +25,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from pretrain.checkpoint.commit import save
+from pretrain.checkpoint.attempts import Attempt, SupersededError, claim
+from pretrain.checkpoint.commit import save, take_over
 from pretrain.checkpoint.load import Checkpoint, newest_good
 from pretrain.checkpoint.pieces import LaneRecord, Piece
 from pretrain.checkpoint.ranks import GroupRanks, Ranks, SoloRanks
@@ -39,10 +40,11 @@ def weights(step: int, rank: int) -> torch.Tensor:
     return torch.arange(WORDS, dtype=torch.int64) * (step + 1) + rank
 
 
-def save_step(root: Path, step: int, ranks: Ranks) -> None:
+def save_step(root: Path, step: int, ranks: Ranks, attempt: Attempt | None = None) -> None:
     piece = Piece("w", (ranks.size * WORDS,), ranks.rank * WORDS, weights(step, ranks.rank))
     lane = LaneRecord({"token": step}, {"matrix": weights(step, 7)[:1000]})
-    save(root, step, [piece], {ranks.rank: lane}, {"step": step}, ranks, 2, 50)
+    attempt = attempt or Attempt(root.parent, 1)
+    save(root, step, [piece], {ranks.rank: lane}, {"step": step}, ranks, 2, 50, attempt)
 
 
 def check(path: Path) -> int:
@@ -73,7 +75,7 @@ class SocketRanks:
         return [value, other] if self.rank == 0 else [other, value]
 
 
-class Attempt:
+class RankPair:
     """Two forked ranks that resume and then save one step after another until they are killed."""
 
     def __init__(self, root: Path, store: Path | None) -> None:
@@ -91,7 +93,7 @@ class Attempt:
         self._told = b""
 
     def wait_for_commit(self) -> None:
-        """Return once a save of this attempt has returned on rank 0."""
+        """Return once a save of this pair has returned on rank 0."""
         ready, _, _ = select.select([self._reader], [], [], PATIENCE)
         assert ready, "no save was committed: the ranks hang"
         self._told += os.read(self._reader, 1 << 16)
@@ -165,16 +167,16 @@ def campaign(root: Path, seed: int, kills: int) -> dict[str, int]:
     root.mkdir()
     for index in range(kills):
         store = root.with_name(f"store-{index}") if index % 5 == 4 else None
-        attempt = Attempt(root, store)
+        pair = RankPair(root, store)
         moment = choose.choice(["any", "any", "start", ".writing", ".trash"])
         if moment != "start":
-            attempt.wait_for_commit()
+            pair.wait_for_commit()
         if moment in ("any", "start"):
             time.sleep(choose.random() * 0.15)
         else:
             wait_for(root, moment)
             time.sleep(choose.random() * (0.03 if moment == ".writing" else 0.0005))
-        committed = max(newest, attempt.kill(choose))
+        committed = max(newest, pair.kill(choose))
         struck.update({entry.suffix for entry in root.iterdir()})
         newest = assert_all_whole(root, committed)
     save_step(root, newest + 1, SoloRanks())
@@ -187,8 +189,8 @@ def points(root: Path) -> dict[str, int]:
     prepared = root.with_name("prepared")
     for step in (1, 2):
         save_step(prepared, step, SoloRanks())
-    shutil.copytree(prepared / "step-00000001", prepared / "step-00000000.trash")
-    shutil.copytree(prepared / "step-00000001", prepared / "step-00000003.writing")
+    shutil.copytree(prepared / "step-00000001", prepared / "step-00000000.000001.trash")
+    shutil.copytree(prepared / "step-00000001", prepared / "step-00000003.000001.writing")
     point, finished = 0, False
     while not finished:
         point += 1
@@ -224,6 +226,83 @@ def _killed_at(root: Path, point: int) -> None:
         os._exit(0)
     finally:
         os._exit(1)
+
+
+def left_over(root: Path) -> dict[str, int]:
+    """Stop an attempt at each such call of its save, let a newer one begin, and wake it again.
+
+    It is woken when the newer one has looked for a checkpoint, or only when that one has committed
+    two more. How often the old one's step was there when the newer one looked, and how often not.
+    """
+    ends: Counter[str] = Counter()
+    for newer_commits in (False, True):
+        point, finished = 0, False
+        while not finished:
+            point += 1
+            old = claim(root.parent, 1, 1000, 5)
+            for step in (1, 2):
+                save_step(root, step, SoloRanks(), old)
+            child = os.fork()
+            if child == 0:
+                _stopped_at(root, point, old)
+            _, status = os.waitpid(child, os.WUNTRACED)
+            finished = not os.WIFSTOPPED(status)
+            if not finished:
+                ends[_superseded_and_woken(root, child, newer_commits)] += 1
+            shutil.rmtree(root)
+    return {**ends}
+
+
+def _superseded_and_woken(root: Path, stopped: int, newer_commits: bool) -> str:
+    """What became of the step that the stopped process was about to save."""
+    newer = claim(root.parent, 1, 1000, 5)
+    take_over(root, newer)
+    found = newest_good(root, SoloRanks())
+    assert found.path is not None and found.passed_over == ()
+    seen = check(found.path)
+    if newer_commits:
+        for step in (seen + 1, seen + 2):
+            save_step(root, step, SoloRanks(), newer)
+    before = {entry.name for entry in root.iterdir() if not entry.suffix}
+    os.kill(stopped, signal.SIGCONT)
+    code = os.waitstatus_to_exitcode(os.waitpid(stopped, 0)[1])
+    after = {entry.name for entry in root.iterdir() if not entry.suffix}
+    assert after <= before, f"committed {after - before}"
+    assert assert_all_whole(root, seen) == seen + (2 if newer_commits else 0)
+    if seen == 3:  # its last act before it was superseded
+        if before != after:
+            # Stopped between its last look and the renaming of a checkpoint that it may prune.
+            assert before - after == {"step-00000001"}
+            return "pruned"
+        return "committed"
+    assert (code, before) == (2, after)
+    return "refused"
+
+
+def _stopped_at(root: Path, point: int, attempt: Attempt) -> None:
+    """Save step 3, stopped at the `point`-th event below `root`; it never returns.
+
+    The exit code is 2 where the attempt was told that it was superseded.
+    """
+    left = point
+    code = 1
+    try:
+
+        def count(event: str, arguments: tuple[Any, ...]) -> None:
+            nonlocal left
+            if event in {"open", "os.rename", "os.mkdir", "os.rmdir", "os.remove", "os.scandir",
+                         "os.listdir"}:  # fmt: skip
+                left -= 1
+                if left == 0:
+                    os.kill(os.getpid(), signal.SIGSTOP)
+
+        sys.addaudithook(count)
+        save_step(root, 3, SoloRanks(), attempt)
+        code = 0
+    except SupersededError:
+        code = 2
+    finally:
+        os._exit(code)
 
 
 def full_disks(root: Path) -> dict[str, list[str]]:
@@ -293,6 +372,16 @@ def test_a_kill_at_any_system_call_of_a_save_loses_nothing(tmp_path: Path) -> No
 
 
 @pytest.mark.timeout(300)
+def test_an_attempt_that_was_left_over_commits_and_prunes_nothing_once_a_newer_one_looked(
+    tmp_path: Path,
+) -> None:
+    ends = run_script("left over", str(tmp_path / "checkpoints"))
+    assert ends["refused"] >= 40
+    assert ends["committed"] >= 6
+    assert ends["pruned"] == 1
+
+
+@pytest.mark.timeout(300)
 def test_a_full_disk_on_one_rank_is_an_error_on_all_and_touches_nothing(tmp_path: Path) -> None:
     root = tmp_path / "checkpoints"
     told = run_script("full", str(root))
@@ -313,5 +402,7 @@ if __name__ == "__main__":
         print(json.dumps(campaign(where, int(sys.argv[3]), int(sys.argv[4]))))
     elif sys.argv[1] == "points":
         print(json.dumps(points(where)))
+    elif sys.argv[1] == "left over":
+        print(json.dumps(left_over(where)))
     else:
         print(json.dumps(full_disks(where)))

@@ -13,8 +13,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from pretrain.checkpoint.load import Checkpoint, newest_good
+from pretrain.checkpoint.manifest import CheckpointError
 from pretrain.checkpoint.pieces import LaneRecord
-from pretrain.checkpoint.ranks import CheckpointError, Ranks, SoloRanks
+from pretrain.checkpoint.ranks import Ranks, SoloRanks
 
 
 def bits(tensor: Tensor) -> bytes:

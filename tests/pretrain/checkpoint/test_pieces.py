@@ -9,9 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pretrain.checkpoint.manifest import TensorInfo
+from pretrain.checkpoint.manifest import CheckpointError, TensorInfo
 from pretrain.checkpoint.pieces import Extent, Piece, extent_of, whole_tensors, write_tensors
-from pretrain.checkpoint.ranks import CheckpointError
 
 
 def of_w(*slices: tuple[int, int], shape: tuple[int, ...] = (2, 5)) -> list[Extent]:

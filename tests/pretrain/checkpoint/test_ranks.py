@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from pretrain.checkpoint.ranks import CheckpointError, GroupRanks, Ranks, SoloRanks, agreed
+from pretrain.checkpoint.manifest import CheckpointError
+from pretrain.checkpoint.ranks import GroupRanks, Ranks, SoloRanks, agreed
 from pretrain.launch import leave
 
 

@@ -1,0 +1,36 @@
+"""Prove that a run's committed steps consumed every token of the schedule once, in order.
+
+python tools/check_ledger.py RUN_DIRECTORY; exit code 1 where they did not.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from pretrain import ledger
+from pretrain.metrics import read_records
+
+
+def main() -> None:
+    """Check the run directory that the command line names, and say what was found."""
+    if len(sys.argv) != 2:
+        sys.exit(__doc__)
+    directory = Path(sys.argv[1])
+    try:
+        problems = ledger.check(directory)
+    except ValueError as error:
+        sys.exit(f"{directory}: cannot be checked: {error}")
+    if problems:
+        sys.exit("\n".join(problems))
+    lines = read_records(directory / ledger.LEDGER_FILE)
+    attempts = sorted({line["attempt"] for line in lines})
+    last = lines[-1]["step"] if lines else 0
+    print(
+        f"{directory}: {len(lines)} commits up to step {last}, of attempts "
+        f"{', '.join(map(str, attempts))}: every token once, in order"
+    )
+
+
+if __name__ == "__main__":
+    main()
