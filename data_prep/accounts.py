@@ -40,7 +40,9 @@ class Accounts:
 
     def of(self, source: str) -> Account:
         """The source's account."""
-        return self.sources.setdefault(source, Account())
+        if source not in self.sources:
+            self.sources[source] = Account()
+        return self.sources[source]
 
     def sample(self, source: str, reason: str, id: str, file: str, line: int, text: str) -> None:
         """Keep the text's beginning, unless there are samples enough of the reason."""

@@ -13,7 +13,7 @@ import sysconfig
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Literal
 
 from data_prep import storage
@@ -357,12 +357,12 @@ def _anchored(config: Config, pattern: str) -> tuple[str, str]:
 
 
 def _input(source: SourceConfig, listed: Listed) -> InputFile:
-    name = PurePosixPath(listed.relative)
-    compression = _COMPRESSIONS.get(name.suffix.lower())
-    inner = PurePosixPath(name.stem).suffix if compression else name.suffix
+    name = listed.relative.rpartition("/")[2]
+    compression = _COMPRESSIONS.get(_suffix(name))
     kind = source.format
     if kind == "auto":
-        kind = _FORMATS.get(inner.lower(), "text")
+        inner = name.rpartition(".")[0] if compression else name
+        kind = _FORMATS.get(_suffix(inner), "text")
     return InputFile(
         source=source.name,
         path=listed.path,
@@ -377,6 +377,12 @@ def _input(source: SourceConfig, listed: Listed) -> InputFile:
         max_record_bytes=source.max_record_bytes,
         max_held_bytes=source.max_held_bytes,
     )
+
+
+def _suffix(name: str) -> str:
+    """As pathlib's, in lower case: a hidden name is not all suffix."""
+    stem, dot, suffix = name.rpartition(".")
+    return f".{suffix.lower()}" if dot and stem and suffix else ""
 
 
 def _group(source: SourceConfig, relative: str) -> str:

@@ -233,14 +233,15 @@ class SentencePiece:
         """The bytes of text that each id stands for."""
         found = []
         for id in range(self.vocab_size):
-            if self._model.is_byte(id):
-                found.append(bytes([int(self._model.id_to_piece(id)[3:5], 16)]))
+            piece: str = self._model.id_to_piece(id)
+            if piece.startswith("<0x") and self._model.is_byte(id):
+                found.append(bytes([int(piece[3:5], 16)]))
             elif self._model.is_control(id):
                 found.append(b"")
-            elif self._model.is_unknown(id):
+            elif id == self.unk_id:
                 found.append(self._model.decode([id]).encode())
             else:
-                found.append(self._model.id_to_piece(id).replace(_SPACE, " ").encode())
+                found.append(piece.replace(_SPACE, " ").encode())
         return found
 
     @cached_property

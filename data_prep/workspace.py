@@ -31,6 +31,9 @@ from data_prep.tokenizer import Tokenizer
 # Units have this size, or what makes _UNITS of the corpus if that is more.
 CUT_BYTES = 1 << 20
 _UNITS = 4096
+# The last units: as many as share what is left of the corpus, down to a part of a unit's size.
+_LAST_UNITS = 4
+_SMALLER = 8
 # Reading from inside of a compressed file decompresses all before: at most so many times.
 _COMPRESSED_PARTS = 8
 # Files are surveyed together up to this size or number, or what makes _UNITS of the corpus.
@@ -144,18 +147,24 @@ class Work:
 
     @cached_property
     def units(self) -> list[list[Part]]:
-        """Parts of files in the order of the corpus, of about equal size together."""
-        least = max(CUT_BYTES, sum(found.size for found in self.surveys) // _UNITS)
+        """Parts of files in the order of the corpus, of about equal size together.
+
+        The last ones are smaller, so that workers come to the end at about the same time.
+        """
+        ahead = sum(found.size for found in self.surveys)
+        least = max(CUT_BYTES, ahead // _UNITS)
         units: list[list[Part]] = []
-        open_bytes = least
+        open_bytes = wanted = 0
         left: dict[str, int] = {}
         for members in inputs.groups(self.files):
             for part in self._limited(self._parts(members, least), left):
-                if open_bytes >= least:
+                if open_bytes >= wanted:
                     units.append([])
                     open_bytes = 0
+                    wanted = min(least, max(ahead // _LAST_UNITS, least // _SMALLER))
                 units[-1].append(part)
                 open_bytes += part.stop - part.offset
+                ahead -= part.stop - part.offset
         return units
 
     def _limited(self, parts: list[Part], left: dict[str, int]) -> Iterator[Part]:

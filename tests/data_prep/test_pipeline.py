@@ -28,6 +28,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from data_prep import config, inputs, pipeline, shards, tokenizer, workspace
 from data_prep.config import Config
+from data_prep.documents import Survey
 from data_prep.engine import Workers
 from data_prep.inputs import InputChangedError, InputFile
 from data_prep.settings import SettingsError
@@ -394,6 +395,17 @@ def test_files_are_surveyed_a_few_megabytes_or_many_files_at_a_time(tmp_path: Pa
     assert units(*[1] * 300) == [128, 128, 44]
     # Of a corpus of 64 GiB in files of 1 MiB there are no more than some thousand.
     assert units(*[1 << 20] * (1 << 16)) == [16] * 4096
+
+
+def test_the_last_units_are_smaller(tmp_path: Path) -> None:
+    names = [f"{number:03d}" for number in range(100)]
+    files = [InputFile("s", f"/{name}", name, "text", None, "text", "id") for name in names]
+    work = workspace.Work(tmp_path, files)
+    size = 1 << 16
+    vars(work)["surveys"] = [Survey(size, "", "", size, [(0, 1)], "", 1)] * len(files)
+    assert [part.file for unit in work.units for part in unit] == list(range(100))
+    # 16 make a unit of 1 MiB; then a quarter of what is left; never less than 128 KiB.
+    assert [len(unit) for unit in work.units] == [16, 16, 16, 13, 10, 8, 6, 4, 3, 2, 2, 2, 2]
 
 
 @pytest.mark.parametrize("size", [1, 30_000, 70_001, 10**9])
