@@ -165,6 +165,24 @@ def test_what_an_older_attempt_left_decides_nothing(
     assert "failed with exit code 1" in job.log()
 
 
+def test_a_start_that_was_replaced_does_not_disturb_the_one_that_goes_on(
+    submit: Callable[..., Job], ends: Callable[[str], None], on_host: Run, place: Path
+) -> None:
+    ends('[ "${SLURM_RESTART_COUNT:-0}" = 1 ] && sleep 60; exit 1')
+    job = submit("replaced", "--nodes=1", site="recorder.env")
+    job.start_again(1)
+    recorded = place / "record" / f"{job.number}.0.1"
+    wait_for(recorded.exists, "the second start at work")
+    # The first start's shell, as a node that was cut off would still have it.
+    told = job.on_cluster("scontrol", "-o", "show", "job", job.number).stdout
+    node = next(w for w in told.split() if w.startswith("NodeList=")).partition("=")[2]
+    environment = [f"SLURM_JOB_ID={job.number}", f"SLURM_JOB_NODELIST={node}"]
+    words = [str(ROOT), str(place / "recorder.env"), str(job.run), "1", "c.yaml"]
+    old = on_host(node, "env", *environment, str(ROOT / "slurm/train.sbatch"), *words)
+    assert old.returncode == 1 and "; start 1 of this job goes on with the run" in old.stdout
+    assert job.state() == "RUNNING" and len(text(job.run / "slurm/no_progress").splitlines()) == 1
+
+
 def test_a_cancelled_job_does_not_come_back(
     submit: Callable[..., Job], ends: Callable[[str], None], on_cluster: Run
 ) -> None:
