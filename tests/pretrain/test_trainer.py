@@ -423,7 +423,7 @@ def test_a_stopped_rank_ends_the_run_with_the_stacks_of_all(
     log = (run.directory / "log.txt").read_text()
     assert "longer than watchdog.step=5; the stacks of all ranks go to" in log
     waiting, stood = stacks(run, 1)
-    assert "_step" in waiting and "in train\n" in waiting
+    assert "in _loop\n" in waiting and "in train\n" in waiting
     assert "in train\n" in stood and "SIGSTOP" in stood
     ending = json.loads((run.directory / "exit.json").read_text())
     assert (ending["attempt"], ending["code"], ending["step"]) == (1, 137, 0)
