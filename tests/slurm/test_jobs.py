@@ -178,7 +178,7 @@ def test_a_start_that_was_replaced_does_not_disturb_the_one_that_goes_on(
     node = next(w for w in told.split() if w.startswith("NodeList=")).partition("=")[2]
     environment = [f"SLURM_JOB_ID={job.number}", f"SLURM_JOB_NODELIST={node}"]
     words = [str(ROOT), str(place / "recorder.env"), str(job.run), "1", "c.yaml"]
-    old = on_host(node, "env", *environment, str(ROOT / "slurm/train.sbatch"), *words)
+    old = on_host(node, "env", *environment, "bash", str(ROOT / "slurm/train.sbatch"), *words)
     assert old.returncode == 1 and "; start 1 of this job goes on with the run" in old.stdout
     assert job.state() == "RUNNING" and len(text(job.run / "slurm/no_progress").splitlines()) == 1
 
