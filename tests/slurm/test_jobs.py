@@ -301,7 +301,7 @@ def test_preemption_and_the_time_limit_are_survived_on_other_numbers_of_nodes(
     other = on_cluster("sbatch", "--parsable", "--exclusive", "--output=/dev/null",
                        "--wrap=sleep 300").stdout.strip()  # fmt: skip
     job.start_again(1)
-    assert "ended by a signal" in job.log() or "failed with exit code 1" in job.log()
+    assert "stopped by a signal after a checkpoint" in job.log()
     reached = max(losses(job.run))
     wait_for(lambda: "start 1, on 2 nodes" in job.log(), "two nodes")
     wait_for(lambda: max(losses(job.run)) > reached, "a step on two nodes")
@@ -309,6 +309,44 @@ def test_preemption_and_the_time_limit_are_survived_on_other_numbers_of_nodes(
     job.start_again(2)  # by the time limit
     assert "signal USR1: the ranks finish their step and save" in job.log()
     wait_for(lambda: "start 2, on 3 nodes" in job.log(), "three nodes again")
+
+
+@pytest.mark.slow
+def test_every_start_takes_the_nodes_that_there_are_and_the_run_ends_as_on_one(
+    submit: Callable[..., Job], on_cluster: Run, place: Path
+) -> None:
+    def leave(*nodes: str) -> None:
+        for node in ("n1", "n2", "n3"):
+            state = ["state=resume"] if node in nodes else ["state=drain", "reason=test"]
+            on_cluster("scontrol", "update", f"nodename={node}", *state)
+
+    alone = subprocess.Popen(
+        [sys.executable, "-m", "pretrain.cli", "train", "c.yaml", "run.directory=on_one",
+         "train.steps=600"],
+        cwd=place, env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+    )  # fmt: skip
+    leave("n1", "n2")
+    job = submit("anywhere", "--nodes=1-3", "--exclusive", "--", "train.steps=600")
+    wait_for(lambda: "start 0, on 2 nodes" in job.log(), "two nodes")
+    for count, nodes in enumerate((("n3",), ("n1", "n2", "n3"), ("n2", "n3")), 1):
+        reached = max(losses(job.run), default=0)
+        wait_for(lambda: max(losses(job.run), default=0) > reached + 2, "some steps")  # noqa: B023
+        leave(*nodes)
+        on_cluster("scancel", "--signal=USR1", "--batch", job.number)
+        job.start_again(count)
+        wait_for(lambda: f"start {count}, on {len(nodes)} nodes" in job.log(), str(nodes))  # noqa: B023
+    wait_for(job.ended, "the end of the run", 300)
+    leave("n1", "n2", "n3")
+    assert job.state() == "COMPLETED", job.log()
+    assert alone.wait() == 0
+    ours, theirs = losses(job.run), losses(place / "on_one")
+    assert sorted(ours) == list(range(1, 601)) == sorted(theirs)
+    assert max(abs(ours[step] - theirs[step]) for step in ours) < 1e-5
+    command = [sys.executable, ROOT / "tools/check_ledger.py", job.run]
+    checked = subprocess.run(command, cwd=place, env={**os.environ, "PYTHONPATH": str(ROOT)},
+                             capture_output=True, text=True)  # fmt: skip
+    assert checked.returncode == 0, checked.stdout + checked.stderr
 
 
 @pytest.mark.slow
