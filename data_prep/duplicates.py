@@ -42,7 +42,10 @@ class Signer:
 
     def __init__(self, directory: Path, config: DuplicatesConfig) -> None:
         self._directory, self._config = directory / "signatures", config
-        self._minhash = _Signatures(str(self._directory), config=_minhash(config))
+        # Where it is not wanted, the time that it takes to load is not spent.
+        self._minhash: _Signatures | None = None
+        if config.near:
+            self._minhash = _Signatures(str(self._directory), config=_minhash(config))
 
     def document(self) -> Signature:
         """The signature of another document."""
@@ -50,7 +53,7 @@ class Signer:
 
     def write(self, signatures: Iterator[Signature], unit: int) -> None:
         """Write them, durably, as it draws them."""
-        if not self._config.near:
+        if self._minhash is None:
             deque(signatures, maxlen=0)
             return
         self._minhash.run((Document(text=found, id="") for found in signatures), rank=unit)
@@ -63,7 +66,7 @@ class Signer:
 class Signature:
     """What duplicates of a document are found by; its text is added passage by passage."""
 
-    def __init__(self, minhash: _Signatures, config: DuplicatesConfig) -> None:
+    def __init__(self, minhash: _Signatures | None, config: DuplicatesConfig) -> None:
         self._minhash, self._config = minhash, config
         self._digest = hashlib.blake2b(digest_size=16)
         self._grams = NGrams(config.ngram)
@@ -79,7 +82,7 @@ class Signature:
         """Take in the next of the text."""
         if self._config.wanted:
             self._digest.update(passage.encode())
-        if not self._config.near:
+        if self._minhash is None:
             return
         hashes = map(self._minhash.hash, self._grams(passage))
         while len(block := np.fromiter(itertools.islice(hashes, _SHINGLES), np.uint64)):
