@@ -335,7 +335,7 @@ def test_a_huge_line_takes_no_more_memory_than_the_limit(size: int, tmp_path: Pa
     count, reasons, memory = measured(tmp_path / "f", "jsonl", "", 2 << 30)
     assert (count, reasons) == (3, "-")
     # Its blocks, these joined, and decoded: three copies, two of which JSON makes anew.
-    assert memory < 5 * (size >> 20)
+    assert memory < 5.5 * (size >> 20)
 
 
 @pytest.mark.parametrize("size", [1 << 27, pytest.param(3 << 30, marks=pytest.mark.slow)])
