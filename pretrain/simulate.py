@@ -169,7 +169,7 @@ def _trace(config: Config, vocab_size: int, lanes: int) -> Activations:
             given[0].register_hook(mark)  # type: ignore[no-untyped-call]
 
         model.lm_head.register_forward_pre_hook(watch_head)
-        model(batch, starts, state, batch).losses.sum().backward()
+        model(batch, starts, state, batch).loss.backward()
         mark()
         (forward, kept), (loss, _), (backward, _) = marks
     return Activations(kept - weights, max(forward, backward) - kept, loss - kept)
@@ -244,7 +244,7 @@ def simulate(config: Config, vocab_size: int, ranks: int, lanes: int) -> Simulat
             state = engine.module.initial_state(lanes, "cpu")
             starts, batch = _window(lanes, config.window)
             ledger.restart()
-            engine.backward(engine.forward(batch, starts, state, batch).losses.sum())
+            engine.backward(engine.forward(batch, starts, state, batch).loss)
             engine.step(1.0)
         return Simulation(engine.held(), ledger.peak, ledger.sent(ranks))
 

@@ -261,7 +261,7 @@ class Trainer:
         memories = []
         for rows in self._micro_batches():
             output = self._forward(batch, rows, progress.memory)
-            loss = output.losses.sum()
+            loss = output.loss
             self.engine.backward(loss * scale)
             total += loss.detach().double()
             memories.append(state.detached(output.state))

@@ -36,8 +36,8 @@ class Window:
     positions: Rotary
     readable: Tensor
     """[B, S, N] bool."""
-    writable: Tensor
-    """[B, S, N] bool; False for the padding of a short last segment."""
+    writable: Tensor | None
+    """[B, S, N] bool, False for the padding of a short last segment; None: everywhere."""
     reset: Resets
 
     @classmethod
@@ -51,12 +51,13 @@ class Window:
         present = torch.arange(segments * length, device=starts.device) < tokens
         started = padded.cumsum(dim=2)
         in_segment = started[:, :, -1:]
+        writable = (started == in_segment) & present.view(segments, length)
         return cls(
             tokens=tokens,
             attend=kernel(padded.flatten(0, 1)),
             positions=rotary(0, length, config.d_head, config.rope_theta, starts.device, dtype),
             readable=started == 0,
-            writable=(started == in_segment) & present.view(segments, length),
+            writable=None if bool(writable.all()) else writable,
             reset=resets(in_segment.squeeze(2) > 0),
         )
 
@@ -165,9 +166,13 @@ class InfiniAttention(nn.Module):
         ).view(queries.shape)
         if carried is None:
             return self._tokens(local, window), None
-        before, after = self._advance(keys, values, carried, window.writable, window.reset)
+        assert self.gate is not None
+        before, after = memory.advance(
+            keys, values, carried, window.writable, window.reset, self.config.memory
+        )
         readable = window.readable & read_memory
-        return self._tokens(self._gated(local, queries, before, readable), window), after
+        mixed = memory.gated_read(local, queries, before, readable, self.gate)
+        return self._tokens(mixed, window), after
 
     def _continue(
         self,
@@ -186,52 +191,28 @@ class InfiniAttention(nn.Module):
         turned = rotate(queries, layout.positions)
         heads = local_attention.attend_to_end(turned, segment.turned_keys, segment.values)
         if segment.memory is not None:
+            assert self.gate is not None
             before = MemoryState(*(part[:, None] for part in segment.memory))
-            new = queries.shape[1]
-            everywhere = torch.ones(1, 1, new, dtype=torch.bool, device=queries.device)
-            heads = self._gated(heads[:, None], queries[:, None], before, everywhere).squeeze(1)
+            everywhere = torch.ones((), dtype=torch.bool, device=queries.device)
+            everywhere = everywhere.expand(1, 1, queries.shape[1])
+            heads = memory.gated_read(
+                heads[:, None], queries[:, None], before, everywhere, self.gate
+            ).squeeze(1)
         return heads, self._close(segment) if layout.closes else segment
 
     def _close(self, segment: OpenSegment) -> OpenSegment:
         """The segment that follows a full one, which is written to the memory."""
         after = segment.memory
         if after is not None:
-            lanes, length = segment.keys.shape[:2]
-            written = torch.ones(lanes, 1, length, dtype=torch.bool, device=segment.keys.device)
-            _, after = self._advance(
-                segment.keys[:, None], segment.values[:, None], after, written, (None,)
+            _, after = memory.advance(
+                segment.keys[:, None],
+                segment.values[:, None],
+                after,
+                None,
+                (None,),
+                self.config.memory,
             )
         return OpenSegment(after, *(part[:, :0] for part in segment[1:]))
-
-    def _advance(
-        self, keys: Tensor, values: Tensor, carried: MemoryState, writable: Tensor, reset: Resets
-    ) -> tuple[MemoryState, MemoryState]:
-        """keys, values [B, S, N, K, D] into the memory; see `memory.advance`."""
-        features = memory.sigma(keys.transpose(2, 3).contiguous())
-        features = features.mul_(writable[:, :, None, :, None])
-        return memory.advance(
-            features,
-            values.transpose(2, 3).to(features.dtype),
-            carried,
-            reset,
-            self.config.memory,
-        )
-
-    def _gated(
-        self, local: Tensor, queries: Tensor, before: MemoryState, readable: Tensor
-    ) -> Tensor:
-        """Equation 10 over local [B, S, N, H, D] and what queries of that shape retrieve."""
-        assert self.gate is not None
-        group = self.config.n_heads // self.config.n_kv_heads
-        shared = torch.unflatten(queries, 3, (-1, group)).transpose(2, 3).flatten(3, 4)
-        retrieved = memory.retrieve(
-            memory.sigma(shared.contiguous()),
-            before,
-            readable[:, :, None].repeat_interleave(group, dim=3),
-        )
-        retrieved = torch.unflatten(retrieved, 3, (-1, group)).transpose(2, 3).flatten(3, 4)
-        gate = self.gate.to(retrieved.dtype).sigmoid()[:, None]
-        return torch.lerp(local.to(retrieved.dtype), retrieved, gate).to(local.dtype)
 
     def _tokens(self, heads: Tensor, window: Window) -> Tensor:
         """[B, S, N, H, D] -> [B, T, H, D]."""

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.autograd.function import once_differentiable
 
 IGNORE = -100
 """Target of a token that is not in the loss: the last of its document, or padding."""
 
-_CHUNK = 512
-"""Tokens whose logits stand at once; with fewer, adding up the weight's gradient shows."""
+# Logits that stand at once. Each chunk is added to the weight's gradient, a pass over all of it,
+# which a GPU does slowly beside its products; a CPU does better in its caches.
+_CHUNK_LOGITS = {"cpu": 2**24, "cuda": 2**27}
+_LEAST_CHUNK = 64  # tokens
 
 
 class OutputHead(nn.Module):
@@ -27,35 +31,66 @@ class OutputHead(nn.Module):
         else:
             self.weight = tied
 
-    def forward(self, x: Tensor, targets: Tensor | None) -> Tensor:
-        """x [B, T, d_model] -> logits [B, T, V]; given targets [B, T], losses [B, T] instead.
+    def forward(
+        self, x: Tensor, targets: Tensor | None = None
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """x [B, T, d_model] -> logits [B, T, V]; given targets [B, T], losses instead.
 
-        Losses are float32, in nats, 0 where the target is IGNORE. They are computed in chunks of
-        tokens that the backward computes again, so no [B, T, V] tensor ever stands in memory.
+        They are the sum over all targets, to be differentiated, and each token's, [B, T], without
+        a gradient; cross-entropy in nats, float32, 0 where the target is IGNORE. No [B, T, V]
+        tensor ever stands in memory.
         """
         if targets is None:
             return F.linear(x, self.weight)
-        rows = zip(
-            torch.split(x.flatten(0, 1), _CHUNK),
-            torch.split(targets.flatten(), _CHUNK),
-            strict=True,
-        )
-        losses = [
-            checkpoint(
-                _token_losses,
-                self.weight,
-                hidden,
-                wanted,
-                use_reentrant=False,
-                preserve_rng_state=False,
-            )
-            for hidden, wanted in rows
-        ]
-        return torch.cat(losses).view_as(targets)
+        total, losses = _CrossEntropy.apply(x.flatten(0, 1), self.weight, targets.flatten())
+        return total, losses.view_as(targets)
 
 
-def _token_losses(weight: Tensor, hidden: Tensor, targets: Tensor) -> Tensor:
-    """weight [V, d_model], hidden [n, d_model], targets [n] -> losses [n]."""
-    logits = F.linear(hidden, weight)
-    precise = logits.to(torch.promote_types(torch.float32, logits.dtype))
-    return F.cross_entropy(precise, targets, ignore_index=IGNORE, reduction="none")
+class _CrossEntropy(torch.autograd.Function):
+    """hidden [n, d_model], weight [V, d_model], targets [n] -> sum of the losses, losses [n].
+
+    A chunk's logits give its losses and, at once, its gradients: they are never computed again.
+    The sum alone is differentiable, since its gradient scales what was computed.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        precise = torch.promote_types(torch.float32, hidden.dtype)
+        losses = torch.empty(targets.shape, dtype=precise, device=hidden.device)
+        learning = any(ctx.needs_input_grad)
+        if learning:
+            to_hidden, to_weight = torch.empty_like(hidden), torch.zeros_like(weight, dtype=precise)
+        device = "cpu" if hidden.is_cpu else "cuda"
+        size = max(_LEAST_CHUNK, _CHUNK_LOGITS[device] // weight.shape[0])
+        for first in range(0, len(targets), size):
+            rows = slice(first, first + size)
+            kept = targets[rows] != IGNORE
+            wanted = targets[rows].where(kept, 0)[:, None]
+            log_p = F.linear(hidden[rows], weight).log_softmax(dim=1, dtype=precise)
+            losses[rows] = log_p.gather(1, wanted).squeeze(1).neg_().where(kept, 0)
+            if learning:
+                slope = log_p.exp_().scatter_add_(1, wanted, -torch.ones_like(wanted, dtype=precise))
+                slope = slope.to(weight.dtype)
+                # Rows that are not in the loss are blanked where they are small.
+                to_hidden[rows] = (slope @ weight).mul_(kept[:, None])
+                _add_product(to_weight, slope.t(), hidden[rows] * kept[:, None])
+        if learning:
+            ctx.save_for_backward(to_hidden, to_weight)
+            ctx.weight_dtype = weight.dtype
+        ctx.mark_non_differentiable(losses)
+        return losses.sum(), losses
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, slope: Tensor, _: Tensor) -> tuple[Tensor, Tensor, None]:
+        to_hidden, to_weight = ctx.saved_tensors
+        # Once alone, as the graph is freed: two of the weight's size would be the step's peak.
+        return to_hidden.mul_(slope), to_weight.mul_(slope).to(ctx.weight_dtype), None
+
+
+def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """total += a b, where total may be more precise than a and b."""
+    if total.dtype == a.dtype:
+        total.addmm_(a, b)
+    else:
+        total += a @ b

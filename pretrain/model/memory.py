@@ -1,21 +1,26 @@
 """The compressive memory of one layer (equations 7 to 9), for all segments of a window at once.
 
 Pure functions of tensors: the state comes in and goes out. Another kind of segment memory would
-stand beside this file with the same three steps: `empty`, `advance`, `retrieve`.
+stand beside this file with the same three steps: `empty`, `advance`, `gated_read`.
 
-Shapes: B lanes, S segments, N tokens of a segment, K key/value heads with a memory each, D size of
-a head. Everything here is float32 (float64 in a float64 model): fp16 overflows and bf16 loses mass
-after some hundred segments.
+Gradients are written by hand: the backward keeps what the projections gave and the small states at
+segment starts, and computes the features sigma of queries and keys again. A window's length
+then costs no tensor of its own.
+
+Shapes: B lanes, S segments, N tokens of a segment, H query heads, K key/value heads with a memory
+each, G = H / K query heads that share one, D size of a head. Features, states and sums are float32
+(float64 in a float64 model): fp16 overflows and bf16 loses mass after some hundred segments.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from pretrain.config import MemoryConfig
 
@@ -55,33 +60,35 @@ def empty(
     )
 
 
-def sigma(x: Tensor) -> Tensor:
-    """The feature map ELU + 1, in the memory's precision."""
-    return F.elu(x.to(torch.promote_types(torch.float32, x.dtype))).add_(1)
+def gated_read(
+    local: Tensor,
+    queries: Tensor,
+    before: MemoryState,
+    readable: Tensor,
+    gate: Tensor,
+) -> Tensor:
+    """Equations 7 and 10: g A_mem + (1 - g) A_local, with A_mem = sigma(Q) M / (sigma(Q) z).
 
-
-def retrieve(queries: Tensor, memory: MemoryState, readable: Tensor) -> Tensor:
-    """Equation 7: sigma(Q) M / (sigma(Q) z), 0 where the memory is empty or may not be read.
-
-    queries: [B, S, K, R, D], sigma(Q) of the R queries that share a memory; memory: the state
-    before each segment; readable: bool, broadcastable to [B, S, K, R]. Returns [B, S, K, R, D].
+    local, queries: [B, S, N, H, D], the local attention and the queries without positions; before:
+    the state before each segment; readable: [B, S, N] bool; gate: [H], beta, with g = sigmoid(beta).
+    A_mem is 0 where the memory is empty or may not be read. Returns [B, S, N, H, D].
     """
-    mass = torch.linalg.vecdot(queries, memory.normaliser[..., None, :])
-    weight = _reciprocal(mass).masked_fill(~readable, 0)
-    return (queries @ memory.matrix) * weight[..., None]
+    mixed: Tensor = _GatedRead.apply(local, queries, *before, readable, gate)
+    return mixed
 
 
 def advance(
     keys: Tensor,
     values: Tensor,
     carried: MemoryState,
+    writable: Tensor | None,
     reset: Resets,
     config: MemoryConfig,
 ) -> tuple[MemoryState, MemoryState]:
     """The states before each segment, [B, S, ...], and the state after the last one.
 
-    keys: [B, S, K, N, D], sigma(K), with 0 for tokens that must not be written; values: the same
-    shape; carried: the state before the window; reset: where a document starts, so that nothing
+    keys, values: [B, S, N, K, D], keys without positions; carried: the state before the window;
+    writable: [B, S, N] bool, None for everywhere; reset: where a document starts, so that nothing
     from before the segment is kept after it.
 
     Linear (8): M_s = M_{s-1} + sigma(K)^T V. Linear + Delta (9), with D_s = diag(sigma(K) z):
@@ -91,57 +98,261 @@ def advance(
     smallest eigenvalue is then near 1 - dz / z_{s-1}, far below -1: what M held is blown up
     instead of replaced. With z_s ("inclusive") every eigenvalue lies within 0 to 1.
     """
-    added = keys.transpose(-2, -1) @ values
-    mass = keys.sum(dim=-2)
-    normalisers, last_normaliser = _scan(carried.normaliser, mass, reset)
+    added, mass, features = _Sums.apply(keys, values, writable)
+    normalisers, last_normaliser = scan(carried.normaliser, mass, reset)
     transition = None
     if config.kind == "delta":
-        by_segment = zip(normalisers.unbind(1), reset, strict=True)
-        divisor = torch.stack([_forget(z, lanes) for z, lanes in by_segment], dim=1)
+        divisor = normalisers
+        if any(lanes is not None for lanes in reset):
+            by_segment = zip(normalisers.unbind(1), reset, strict=True)
+            divisor = torch.stack([_forget(z, lanes) for z, lanes in by_segment], dim=1)
         if config.normaliser == "inclusive":
             divisor = divisor + mass
-        transition = _delta_transition(keys, divisor)
-    matrices, last_matrix = _scan(carried.matrix, added, reset, transition)
+        transition = _Transition.apply(keys, features, divisor, writable)
+    matrices, last_matrix = scan(carried.matrix, added, reset, transition)
     return MemoryState(matrices, normalisers), MemoryState(last_matrix, last_normaliser)
 
 
-def _delta_transition(keys: Tensor, normaliser: Tensor) -> Tensor:
-    """I - sigma(K)^T diag(sigma(K) z)^-1 sigma(K) for each segment: [B, S, K, D, D]."""
-    weight = _reciprocal(torch.linalg.vecdot(keys, normaliser[..., None, :]))
-    identity = torch.eye(keys.shape[-1], device=keys.device, dtype=keys.dtype)
-    return identity - keys.transpose(-2, -1) @ (keys * weight[..., None])
-
-
-def _scan(
+def scan(
     start: Tensor, added: Tensor, reset: Resets, transition: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """x_s = T_s x_{s-1} + added_s, from 0 where reset; all x before a segment, and the last x.
 
-    start: [B, ...]; added: [B, S, ...]; transition: [B, S, K, D, D], None for the identity. The
-    steps are small (no token axis), so they run one after another; a running sum minus an earlier
-    one would lose a young document's digits beside an old one's.
+    start: [B, K, ...]; added: [B, S, K, ...]; transition: [B, S, K, D, D], None for the identity.
+    The steps are small (no token axis), so they run one after another; a running sum minus an
+    earlier one would lose a young document's digits beside an old one's.
     """
-    before = []
-    state = start
-    steps = transition.unbind(1) if transition is not None else [None] * added.shape[1]
-    for step, new, lanes in zip(steps, added.unbind(1), reset, strict=True):
-        before.append(state)
-        state = _forget(state, lanes)
-        state = new + (state if step is None else step @ state)
-    return torch.stack(before, dim=1), state
+    before, last = _Scan.apply(start, added, transition, reset)
+    return before, last
 
 
-def _forget(state: Tensor, lanes: Tensor | None) -> Tensor:
-    """`state` [B, ...] with 0 in the given lanes.
+def sigma(x: Tensor) -> Tensor:
+    """The feature map ELU + 1, in the memory's precision."""
+    return F.elu(x.to(_precise(x))).add_(1)
 
-    Filled, not multiplied by 0: a document that overflowed must not poison the next one.
-    """
-    if lanes is None:
-        return state
-    return state.masked_fill(lanes.view(-1, *[1] * (state.dim() - 1)), 0)
+
+def _precise(x: Tensor) -> torch.dtype:
+    return torch.promote_types(torch.float32, x.dtype)
+
+
+def _by_head(x: Tensor, kv_heads: int) -> Tensor:
+    """A copy of x [B, S, N, H, D] as [B, S, K, G * N, D], in the memory's precision."""
+    grouped = torch.unflatten(x, 3, (kv_heads, -1)).permute(0, 1, 3, 4, 2, 5)
+    copy = torch.empty(grouped.shape, dtype=_precise(x), device=x.device)
+    return copy.copy_(grouped).flatten(3, 4)
+
+
+def _by_token(x: Tensor, tokens: int) -> Tensor:
+    """x [B, S, K, G * N, D] as [B, S, N, H, D], a view."""
+    return torch.unflatten(x, 3, (-1, tokens)).permute(0, 1, 4, 2, 3, 5).flatten(3, 4)
+
+
+def _features(x: Tensor, kv_heads: int, writable: Tensor | None = None) -> Tensor:
+    """sigma of x [B, S, N, H, D] as [B, S, K, G * N, D]; 0 where not writable [B, S, N]."""
+    features = F.elu_(_by_head(x, kv_heads)).add_(1)
+    if writable is not None:
+        features.mul_(writable[:, :, None, :, None])
+    return features
+
+
+def _slope(features: Tensor) -> Tensor:
+    """The derivative of sigma, from its value and in its place: 1 above 0, sigma below."""
+    return features.clamp_(max=1)
 
 
 def _reciprocal(mass: Tensor) -> Tensor:
-    """1 / mass, and 0 with a gradient of 0 where mass is 0."""
-    nothing = mass == 0
-    return mass.masked_fill(nothing, 1).reciprocal().masked_fill(nothing, 0)
+    """1 / mass, and 0 where mass is 0."""
+    return mass.reciprocal().masked_fill_(mass == 0, 0)
+
+
+class _GatedRead(torch.autograd.Function):
+    """See `gated_read`."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        local: Tensor,
+        queries: Tensor,
+        matrix: Tensor,
+        normaliser: Tensor,
+        readable: Tensor,
+        gate: Tensor,
+    ) -> Tensor:
+        ctx.save_for_backward(local, queries, matrix, normaliser, readable, gate)
+        _, _, retrieved = _retrieve(queries, matrix, normaliser, readable)
+        share = gate.to(retrieved.dtype).sigmoid()[:, None]
+        mixed = torch.empty(queries.shape, dtype=retrieved.dtype, device=queries.device)
+        torch.lerp(
+            local.to(retrieved.dtype), _by_token(retrieved, queries.shape[2]), share, out=mixed
+        )
+        return mixed.to(local.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
+        local, queries, matrix, normaliser, readable, gate = ctx.saved_tensors
+        kv_heads, tokens = matrix.shape[2], queries.shape[2]
+        features, weight, retrieved = _retrieve(queries, matrix, normaliser, readable)
+        share = gate.to(retrieved.dtype).sigmoid()
+        to_read = _by_head(slope, kv_heads)
+        along = (to_read * retrieved).sum(dim=-1, keepdim=True)
+        by_head = torch.unflatten(along, 3, (-1, tokens)).sum(dim=(0, 1, 4, 5)).flatten()
+        precise_slope = slope.to(retrieved.dtype)
+        to_share = by_head - (precise_slope * local).sum(dim=(0, 1, 2, 4))
+        to_gate = (to_share * share * (1 - share)).to(gate.dtype)
+        to_local = (precise_slope * (1 - share)[:, None]).to(local.dtype)
+        weight = torch.unflatten(weight, 3, (-1, tokens))
+        weight = (weight * share.view(kv_heads, -1, 1, 1)).flatten(3, 4)
+        to_read.mul_(weight)
+        to_mass = -along * weight
+        to_features = (to_read @ matrix.mT).addcmul_(to_mass, normaliser[..., None, :])
+        to_matrix = features.mT @ to_read
+        to_normaliser = (features.mT @ to_mass).squeeze(-1)
+        to_queries = _by_token(to_features.mul_(_slope(features)), tokens).to(queries.dtype)
+        return to_local, to_queries, to_matrix, to_normaliser, None, to_gate
+
+
+def _retrieve(
+    queries: Tensor, matrix: Tensor, normaliser: Tensor, readable: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Features [B, S, K, G * N, D], 1 / (features z) [B, S, K, G * N, 1], and A_mem."""
+    kv_heads = matrix.shape[2]
+    features = _features(queries, kv_heads)
+    weight = _reciprocal(features @ normaliser[..., None])
+    torch.unflatten(weight, 3, (-1, queries.shape[2])).masked_fill_(
+        ~readable[:, :, None, None, :, None], 0
+    )
+    return features, weight, (features @ matrix).mul_(weight)
+
+
+class _Sums(torch.autograd.Function):
+    """What each segment adds: sigma(K)^T V and the sum of sigma(K); and the features themselves.
+
+    The features are handed on to what else needs them in the forward; they carry no gradient.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, keys: Tensor, values: Tensor, writable: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        ctx.save_for_backward(keys, values, writable)
+        features = _features(keys, keys.shape[3], writable)
+        added = features.mT @ _by_head(values, keys.shape[3])
+        ctx.mark_non_differentiable(features)
+        return added, features.sum(dim=-2), features
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, to_added: Tensor, to_mass: Tensor, _: Tensor) -> tuple[Tensor, Tensor, None]:
+        keys, values, writable = ctx.saved_tensors
+        kv_heads, tokens = keys.shape[3:1:-1]
+        features = _features(keys, kv_heads, writable)
+        to_values = _by_token(features @ to_added, tokens).to(values.dtype)
+        to_features = (_by_head(values, kv_heads) @ to_added.mT).add_(to_mass[..., None, :])
+        to_keys = _by_token(to_features.mul_(_slope(features)), tokens).to(keys.dtype)
+        return to_keys, to_values, None
+
+
+class _Transition(torch.autograd.Function):
+    """I - sigma(K)^T diag(sigma(K) z)^-1 sigma(K) for each segment: [B, S, K, D, D]."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, keys: Tensor, features: Tensor, divisor: Tensor, writable: Tensor | None
+    ) -> Tensor:
+        ctx.save_for_backward(keys, divisor, writable)
+        weight = _reciprocal(features @ divisor[..., None])
+        transition = (features.mT @ (features * weight)).neg_()
+        transition.diagonal(dim1=-2, dim2=-1).add_(1)
+        return transition
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None, Tensor, None]:
+        keys, divisor, writable = ctx.saved_tensors
+        features = _features(keys, keys.shape[3], writable)
+        weight = _reciprocal(features @ divisor[..., None])
+        to_features = features @ (slope + slope.mT)
+        # A token's weight is used with its feature on both sides: half of it.
+        to_mass = (features * to_features).sum(dim=-1, keepdim=True).mul_(weight.square() / 2)
+        to_features.mul_(-weight).addcmul_(to_mass, divisor[..., None, :])
+        to_divisor = (features.mT @ to_mass).squeeze(-1)
+        to_keys = _by_token(to_features.mul_(_slope(features)), keys.shape[2]).to(keys.dtype)
+        return to_keys, None, to_divisor, None
+
+
+class _Scan(torch.autograd.Function):
+    """See `scan`. Here segments come first: [S, B * K, ...]."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, start: Tensor, added: Tensor, transition: Tensor | None, reset: Resets
+    ) -> tuple[Tensor, Tensor]:
+        lanes, heads = start.shape[:2]
+        added = _by_segment(added)
+        steps = [None] * len(added) if transition is None else _by_segment(transition).unbind()
+        rows = [None if marked is None else marked.repeat_interleave(heads) for marked in reset]
+        before, last = torch.empty_like(added), torch.empty_like(added[0])
+        before[0] = start.flatten(0, 1)
+        states = (*before.unbind(), last)
+        for index, (step, new, marked) in enumerate(
+            zip(steps, added.unbind(), rows, strict=True)
+        ):
+            _take(step, _forget(states[index], marked), new, out=states[index + 1])
+        ctx.save_for_backward(before, transition)
+        ctx.rows, ctx.lanes = rows, lanes
+        return _by_lane(before, lanes), last.view(start.shape)
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: Any, to_before: Tensor, to_last: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor | None, None]:
+        before, transition = ctx.saved_tensors
+        given, rows, lanes = _by_segment(to_before), ctx.rows, ctx.lanes
+        steps = [None] * len(rows) if transition is None else _by_segment(transition).mT.unbind()
+        to_added, to_start = torch.empty_like(given), torch.empty_like(given[0])
+        to_added[-1] = to_last.flatten(0, 1)
+        slopes = (to_start, *to_added.unbind())
+        for index in reversed(range(len(rows))):
+            step, later, marked = steps[index], slopes[index + 1], rows[index]
+            if marked is None:
+                _take(step, later, given[index], out=slopes[index])
+            else:
+                through = later if step is None else step @ later
+                torch.add(_forget(through, marked), given[index], out=slopes[index])
+        to_transition = None
+        if transition is not None:
+            pairs = zip(before.unbind(), rows, strict=True)
+            kept = torch.stack([_forget(x, marked) for x, marked in pairs])
+            to_transition = _by_lane(to_added @ kept.mT, lanes)
+        to_start = torch.unflatten(to_start, 0, (lanes, -1))
+        return to_start, _by_lane(to_added, lanes), to_transition, None
+
+
+def _by_segment(x: Tensor) -> Tensor:
+    """x [B, S, K, ...] as [S, B * K, ...]."""
+    return x.transpose(0, 1).flatten(1, 2).contiguous()
+
+
+def _by_lane(x: Tensor, lanes: int) -> Tensor:
+    """x [S, B * K, ...] as [B, S, K, ...], a view."""
+    return torch.unflatten(x, 1, (lanes, -1)).transpose(0, 1)
+
+
+def _forget(state: Tensor, rows: Tensor | None) -> Tensor:
+    """`state` [R, ...] with 0 in the rows that are marked [R].
+
+    Filled, not multiplied by 0: a document that overflowed must not poison the next one.
+    """
+    if rows is None:
+        return state
+    return state.masked_fill(rows.view(-1, *[1] * (state.dim() - 1)), 0)
+
+
+def _take(step: Tensor | None, x: Tensor, new: Tensor, out: Tensor) -> None:
+    """out = step x + new."""
+    if step is None:
+        torch.add(x, new, out=out)
+    else:
+        torch.baddbmm(new, step, x, out=out)

@@ -35,8 +35,10 @@ class Output(NamedTuple):
 
     logits: Tensor | None
     """[B, T, V]; None where targets were given."""
+    loss: Tensor | None
+    """The sum of the losses, to be differentiated; None without targets."""
     losses: Tensor | None
-    """[B, T] float32, in nats, 0 where ignored; None without targets."""
+    """[B, T] float32, in nats, 0 where ignored, without a gradient; None without targets."""
     state: ModelState
     """The memory after the window, with its gradient."""
 
@@ -158,11 +160,11 @@ class Transformer(nn.Module):
         for layer, before in zip(self.layers, state or [None] * len(self.layers), strict=True):
             x, carried = self._block(layer, x, before, layout, read_memory)
             after.append(carried)
-        out = self.lm_head(self.norm(x), targets)
         new_state = tuple(carried for carried in after if carried is not None)
         if targets is None:
-            return Output(out, None, new_state)
-        return Output(None, out, new_state)
+            return Output(self.lm_head(self.norm(x)), None, None, new_state)
+        loss, losses = self.lm_head(self.norm(x), targets)
+        return Output(None, loss, losses, new_state)
 
     def _block(
         self,
@@ -233,5 +235,5 @@ class Transformer(nn.Module):
         for layer, before in zip(self.layers, stream.layers, strict=True):
             x, after = layer(x, before, layout=layout)
             layers.append(after)
-        logits = self.lm_head(self.norm(x), None)
+        logits = self.lm_head(self.norm(x))
         return logits, StreamState(0 if layout.closes else filled, tuple(layers))

@@ -287,7 +287,7 @@ def reference(
         )
         output = model(tokens, starts, state, targets)
         state = tuple(MemoryState(*(t.detach() for t in layer)) for layer in output.state)
-        loss = output.losses.sum() / (targets != IGNORE).sum()
+        loss = output.loss / (targets != IGNORE).sum()
         adamw.zero_grad()
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)

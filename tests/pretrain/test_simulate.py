@@ -82,7 +82,7 @@ def allocated(settings: Config) -> int:
     starts = torch.zeros(LANES, settings.window, dtype=torch.bool)
     state = model.initial_state(LANES, "cpu")
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        model(batch, starts, state, batch).losses.sum().backward()
+        model(batch, starts, state, batch).loss.backward()
     results = profiler.profiler.kineto_results
     events = [event for event in results.events() if event.name() == "[memory]"]
     live = peak = 0
@@ -158,7 +158,7 @@ def _rank(path: Path) -> None:
                 batch = torch.zeros(LANES, settings.window, dtype=torch.int64)
                 starts = torch.zeros(LANES, settings.window, dtype=torch.bool)
                 ledger.restart()
-                engine.backward(engine.forward(batch, starts, state, batch).losses.sum())
+                engine.backward(engine.forward(batch, starts, state, batch).loss)
                 engine.step(1.0)
             told.append(
                 {"held": engine.held(), "peak": ledger.peak, "sent": ledger.sent(place.size)}

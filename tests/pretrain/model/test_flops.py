@@ -50,7 +50,7 @@ def counted(
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         output = model(tokens, starts, model.initial_state(1, "cpu"), tokens if losses else None)
         if backward:
-            (output.losses if losses else output.logits).sum().backward()
+            (output.loss if losses else output.logits.sum()).backward()
     return counter.get_total_flops()
 
 

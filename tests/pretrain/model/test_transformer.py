@@ -475,7 +475,7 @@ def test_checkpointed_activations_give_the_same_gradients_to_the_bit(rule: str) 
         carried = with_gradient(random_state(model))
         output = model(tokens, starts, carried, tokens)
         weighted_sum(
-            output.losses, *(part for memory in output.state for part in memory)
+            output.loss, *(part for memory in output.state for part in memory)
         ).backward()
         inputs = [*model.parameters(), *(part for memory in carried for part in memory)]
         return [x.grad for x in inputs if x.grad is not None]
@@ -554,7 +554,7 @@ def test_full_checkpointing_computes_each_block_again_in_the_backward() -> None:
         model = build("linear", checkpointing=checkpointing)
         state = model.initial_state(2, "cpu")
         calls = calls_of(
-            model, lambda: model(tokens, starts, state, tokens).losses.sum().backward()
+            model, lambda: model(tokens, starts, state, tokens).loss.backward()
         )
         return calls.count("layers.1.attention.q_proj")
 
@@ -598,7 +598,7 @@ def test_a_bf16_model_keeps_its_memory_in_float32() -> None:
     output = model(tokens, starts_at([6], []), model.initial_state(2, "cpu"), tokens)
     assert output.losses.dtype == torch.float32
     assert {part.dtype for memory in output.state for part in memory} == {torch.float32}
-    output.losses.sum().backward()
+    output.loss.backward()
     assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
     exact = build("delta, inclusive")
     with torch.no_grad():
