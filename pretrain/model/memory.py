@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from pretrain.config import MemoryConfig
+from pretrain.model.compiling import fused
 
 Resets: TypeAlias = Sequence[Tensor | None]
 """For each segment the lanes, [B] bool, in which a document starts there; None: in no lane."""
@@ -179,45 +180,71 @@ class _GatedRead(torch.autograd.Function):
         gate: Tensor,
     ) -> Tensor:
         ctx.save_for_backward(local, queries, matrix, normaliser, readable, gate)
-        _, _, retrieved = _retrieve(queries, matrix, normaliser, readable)
-        share = gate.to(retrieved.dtype).sigmoid()[:, None]
-        mixed = torch.empty(queries.shape, dtype=retrieved.dtype, device=queries.device)
-        torch.lerp(
-            local.to(retrieved.dtype), _by_token(retrieved, queries.shape[2]), share, out=mixed
-        )
-        return mixed.to(local.dtype)
+        return _mixed(local, queries, matrix, normaliser, readable, gate)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
-        local, queries, matrix, normaliser, readable, gate = ctx.saved_tensors
-        kv_heads, tokens = matrix.shape[2], queries.shape[2]
-        features, weight, retrieved = _retrieve(queries, matrix, normaliser, readable)
-        share = gate.to(retrieved.dtype).sigmoid()
-        to_read = _by_head(slope, kv_heads)
-        along = (to_read * retrieved).sum(dim=-1, keepdim=True)
-        by_head = torch.unflatten(along, 3, (-1, tokens)).sum(dim=(0, 1, 4, 5)).flatten()
-        precise_slope = slope.to(retrieved.dtype)
-        to_share = by_head - (precise_slope * local).sum(dim=(0, 1, 2, 4))
-        to_gate = (to_share * share * (1 - share)).to(gate.dtype)
-        to_local = (precise_slope * (1 - share)[:, None]).to(local.dtype)
-        weight = torch.unflatten(weight, 3, (-1, tokens))
-        weight = (weight * share.view(kv_heads, -1, 1, 1)).flatten(3, 4)
-        to_read.mul_(weight)
-        to_mass = -along * weight
-        to_features = (to_read @ matrix.mT).addcmul_(to_mass, normaliser[..., None, :])
-        to_matrix = features.mT @ to_read
-        to_normaliser = (features.mT @ to_mass).squeeze(-1)
-        to_queries = _by_token(to_features.mul_(_slope(features)), tokens).to(queries.dtype)
+        to_local, to_queries, to_matrix, to_normaliser, to_gate = _mixed_backward(
+            slope, *ctx.saved_tensors
+        )
         return to_local, to_queries, to_matrix, to_normaliser, None, to_gate
+
+
+@fused
+def _mixed(
+    local: Tensor,
+    queries: Tensor,
+    matrix: Tensor,
+    normaliser: Tensor,
+    readable: Tensor,
+    gate: Tensor,
+) -> Tensor:
+    _, _, retrieved = _retrieve(queries, matrix, normaliser, readable)
+    share = gate.to(retrieved.dtype).sigmoid()[:, None]
+    mixed = torch.empty(queries.shape, dtype=retrieved.dtype, device=queries.device)
+    by_token = _by_token(retrieved, queries.shape[2])
+    torch.lerp(local.to(retrieved.dtype), by_token, share, out=mixed)
+    return mixed.to(local.dtype)
+
+
+@fused
+def _mixed_backward(
+    slope: Tensor,
+    local: Tensor,
+    queries: Tensor,
+    matrix: Tensor,
+    normaliser: Tensor,
+    readable: Tensor,
+    gate: Tensor,
+) -> tuple[Tensor, ...]:
+    """The slopes at local, queries, matrix, normaliser and gate."""
+    kv_heads, tokens = matrix.shape[2], queries.shape[2]
+    features, weight, retrieved = _retrieve(queries, matrix, normaliser, readable)
+    share = gate.to(retrieved.dtype).sigmoid()
+    to_read = _by_head(slope, kv_heads)
+    along = (to_read * retrieved).sum(dim=-1, keepdim=True)
+    by_head = torch.unflatten(along, 3, (-1, tokens)).sum(dim=(0, 1, 4, 5)).flatten()
+    slope = slope.to(retrieved.dtype)
+    to_share = by_head - (slope * local).sum(dim=(0, 1, 2, 4))
+    to_gate = (to_share * share * (1 - share)).to(gate.dtype)
+    to_local = (slope * (1 - share)[:, None]).to(local.dtype)
+    weight = torch.unflatten(weight, 3, (-1, tokens))
+    weight = (weight * share.view(kv_heads, -1, 1, 1)).flatten(3, 4)
+    to_read.mul_(weight)
+    to_mass = -along * weight
+    to_features = (to_read @ matrix.mT).addcmul_(to_mass, normaliser[..., None, :])
+    to_matrix = features.mT @ to_read
+    to_normaliser = (features.mT @ to_mass).squeeze(-1)
+    to_queries = _by_token(to_features.mul_(_slope(features)), tokens).to(queries.dtype)
+    return to_local, to_queries, to_matrix, to_normaliser, to_gate
 
 
 def _retrieve(
     queries: Tensor, matrix: Tensor, normaliser: Tensor, readable: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Features [B, S, K, G * N, D], 1 / (features z) [B, S, K, G * N, 1], and A_mem."""
-    kv_heads = matrix.shape[2]
-    features = _features(queries, kv_heads)
+    features = _features(queries, matrix.shape[2])
     weight = _reciprocal(features @ normaliser[..., None])
     torch.unflatten(weight, 3, (-1, queries.shape[2])).masked_fill_(
         ~readable[:, :, None, None, :, None], 0
@@ -236,21 +263,36 @@ class _Sums(torch.autograd.Function):
         ctx: Any, keys: Tensor, values: Tensor, writable: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         ctx.save_for_backward(keys, values, writable)
-        features = _features(keys, keys.shape[3], writable)
-        added = features.mT @ _by_head(values, keys.shape[3])
+        added, mass, features = _sums(keys, values, writable)
         ctx.mark_non_differentiable(features)
-        return added, features.sum(dim=-2), features
+        return added, mass, features
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, to_added: Tensor, to_mass: Tensor, _: Tensor) -> tuple[Tensor, Tensor, None]:
-        keys, values, writable = ctx.saved_tensors
-        kv_heads, tokens = keys.shape[3:1:-1]
-        features = _features(keys, kv_heads, writable)
-        to_values = _by_token(features @ to_added, tokens).to(values.dtype)
-        to_features = (_by_head(values, kv_heads) @ to_added.mT).add_(to_mass[..., None, :])
-        to_keys = _by_token(to_features.mul_(_slope(features)), tokens).to(keys.dtype)
-        return to_keys, to_values, None
+    def backward(
+        ctx: Any, to_added: Tensor, to_mass: Tensor, _: Tensor
+    ) -> tuple[Tensor, Tensor, None]:
+        return *_sums_backward(to_added, to_mass, *ctx.saved_tensors), None
+
+
+@fused
+def _sums(
+    keys: Tensor, values: Tensor, writable: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    kv_heads = keys.shape[3]
+    features = _features(keys, kv_heads, writable)
+    return features.mT @ _by_head(values, kv_heads), features.sum(dim=-2), features
+
+
+@fused
+def _sums_backward(
+    to_added: Tensor, to_mass: Tensor, keys: Tensor, values: Tensor, writable: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    tokens, kv_heads = keys.shape[2:4]
+    features = _features(keys, kv_heads, writable)
+    to_values = _by_token(features @ to_added, tokens).to(values.dtype)
+    to_features = (_by_head(values, kv_heads) @ to_added.mT).add_(to_mass[..., None, :])
+    return _by_token(to_features.mul_(_slope(features)), tokens).to(keys.dtype), to_values
 
 
 class _Transition(torch.autograd.Function):
@@ -261,24 +303,36 @@ class _Transition(torch.autograd.Function):
         ctx: Any, keys: Tensor, features: Tensor, divisor: Tensor, writable: Tensor | None
     ) -> Tensor:
         ctx.save_for_backward(keys, divisor, writable)
-        weight = _reciprocal(features @ divisor[..., None])
-        transition = (features.mT @ (features * weight)).neg_()
-        transition.diagonal(dim1=-2, dim2=-1).add_(1)
-        return transition
+        return _transition(features, divisor)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None, Tensor, None]:
-        keys, divisor, writable = ctx.saved_tensors
-        features = _features(keys, keys.shape[3], writable)
-        weight = _reciprocal(features @ divisor[..., None])
-        to_features = features @ (slope + slope.mT)
-        # A token's weight is used with its feature on both sides: half of it.
-        to_mass = (features * to_features).sum(dim=-1, keepdim=True).mul_(weight.square() / 2)
-        to_features.mul_(-weight).addcmul_(to_mass, divisor[..., None, :])
-        to_divisor = (features.mT @ to_mass).squeeze(-1)
-        to_keys = _by_token(to_features.mul_(_slope(features)), keys.shape[2]).to(keys.dtype)
+        to_keys, to_divisor = _transition_backward(slope, *ctx.saved_tensors)
         return to_keys, None, to_divisor, None
+
+
+@fused
+def _transition(features: Tensor, divisor: Tensor) -> Tensor:
+    weight = _reciprocal(features @ divisor[..., None])
+    transition = (features.mT @ (features * weight)).neg_()
+    transition.diagonal(dim1=-2, dim2=-1).add_(1)
+    return transition
+
+
+@fused
+def _transition_backward(
+    slope: Tensor, keys: Tensor, divisor: Tensor, writable: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    features = _features(keys, keys.shape[3], writable)
+    weight = _reciprocal(features @ divisor[..., None])
+    to_features = features @ (slope + slope.mT)
+    # A token's weight stands with its feature on both sides, so its own slope is half of that.
+    to_mass = (features * to_features).sum(dim=-1, keepdim=True).mul_(weight.square()).div_(2)
+    to_features.mul_(-weight).addcmul_(to_mass, divisor[..., None, :])
+    to_divisor = (features.mT @ to_mass).squeeze(-1)
+    to_keys = _by_token(to_features.mul_(_slope(features)), keys.shape[2]).to(keys.dtype)
+    return to_keys, to_divisor
 
 
 class _Scan(torch.autograd.Function):

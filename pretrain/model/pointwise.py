@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from pretrain.model.compiling import fused
+
 
 class RMSNorm(nn.Module):
     """x / sqrt(mean(x^2) + epsilon) * weight, over the last axis."""
@@ -27,23 +29,35 @@ class RMSNorm(nn.Module):
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        precise = torch.promote_types(torch.float32, x.dtype)
-        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=precise)
-        scale = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        normed, scale = _rms_norm(x, weight, eps)
         ctx.save_for_backward(x, weight, scale)
-        return (x * scale).mul_(weight).to(x.dtype)
+        return normed
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, Tensor, None]:
-        x, weight, scale = ctx.saved_tensors
-        unit = x * scale
-        slope = slope.to(unit.dtype)
-        product = slope * unit
-        to_weight = product.flatten(0, -2).sum(dim=0).to(weight.dtype)
-        along = (product @ weight.to(unit.dtype)).div_(x.shape[-1])[..., None]
-        to_x = (slope * weight).addcmul_(unit, along, value=-1).mul_(scale)
-        return to_x.to(x.dtype), to_weight, None
+        return *_rms_norm_backward(slope, *ctx.saved_tensors), None
+
+
+@fused
+def _rms_norm(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    precise = torch.promote_types(torch.float32, x.dtype)
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=precise)
+    scale = norm.square().div_(x.shape[-1]).add_(eps).rsqrt_()
+    return (x * scale).mul_(weight).to(x.dtype), scale
+
+
+@fused
+def _rms_norm_backward(
+    slope: Tensor, x: Tensor, weight: Tensor, scale: Tensor
+) -> tuple[Tensor, Tensor]:
+    unit = x * scale
+    slope = slope.to(unit.dtype)
+    product = slope * unit
+    to_weight = product.flatten(0, -2).sum(dim=0)
+    along = (product @ weight.to(unit.dtype)).div_(x.shape[-1])[..., None]
+    to_x = (slope * weight).addcmul_(unit, along, value=-1).mul_(scale)
+    return to_x.to(x.dtype), to_weight.to(weight.dtype)
 
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
@@ -56,12 +70,20 @@ class _SwiGLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
         ctx.save_for_backward(gate, up)
-        return F.silu(gate).mul_(up)
+        return _swiglu(gate, up)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, Tensor]:
-        gate, up = ctx.saved_tensors
-        to_up = F.silu(gate).mul_(slope)
-        to_gate = torch.ops.aten.silu_backward(slope * up, gate)
-        return to_gate, to_up
+        return _swiglu_backward(slope, *ctx.saved_tensors)
+
+
+@fused
+def _swiglu(gate: Tensor, up: Tensor) -> Tensor:
+    return F.silu(gate).mul_(up)
+
+
+@fused
+def _swiglu_backward(slope: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+    to_gate: Tensor = torch.ops.aten.silu_backward(slope * up, gate)
+    return to_gate, F.silu(gate).mul_(slope)

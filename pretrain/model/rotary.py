@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from pretrain.model.compiling import fused
 
 
 class Rotary(NamedTuple):
@@ -31,9 +34,28 @@ def rotary(
 
 def rotate(x: Tensor, table: Rotary) -> Tensor:
     """`x` [..., positions, heads, d_head] turned by its positions, in Llama's half-split order."""
+    turned: Tensor = _Rotate.apply(x, *table)
+    return turned
+
+
+class _Rotate(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+        ctx.save_for_backward(cosine, sine)
+        return _turned(x, cosine, sine)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None, None]:
+        cosine, sine = ctx.saved_tensors
+        return _turned(slope, cosine, -sine), None, None
+
+
+@fused
+def _turned(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
     first, second = x.chunk(2, dim=-1)
-    turned = (
-        torch.addcmul(first * table.cosine, second, table.sine, value=-1),
-        torch.addcmul(second * table.cosine, first, table.sine),
-    )
-    return torch.cat(turned, dim=-1)
+    turned = torch.empty_like(x, memory_format=torch.contiguous_format)
+    left, right = turned.chunk(2, dim=-1)
+    torch.mul(first, cosine, out=left).addcmul_(second, sine, value=-1)
+    torch.mul(second, cosine, out=right).addcmul_(first, sine)
+    return turned

@@ -11,7 +11,6 @@ import math
 from typing import Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -26,6 +25,7 @@ from pretrain.model.attention import (
 )
 from pretrain.model.loss import OutputHead
 from pretrain.model.memory import MemoryState
+from pretrain.model.pointwise import RMSNorm, swiglu
 from pretrain.model.rotary import rotary
 from pretrain.model.state import ModelState
 
@@ -63,7 +63,7 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., d_model] -> [..., d_model]."""
-        hidden: Tensor = self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        hidden: Tensor = self.down_proj(swiglu(self.gate_proj(x), self.up_proj(x)))
         return hidden
 
 
@@ -72,9 +72,9 @@ class Block(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.attention_norm = nn.RMSNorm(config.d_model, eps=config.norm_eps)
+        self.attention_norm = RMSNorm(config.d_model, config.norm_eps)
         self.attention = InfiniAttention(config)
-        self.feed_forward_norm = nn.RMSNorm(config.d_model, eps=config.norm_eps)
+        self.feed_forward_norm = RMSNorm(config.d_model, config.norm_eps)
         self.feed_forward = FeedForward(config)
 
     def forward(
@@ -121,7 +121,7 @@ class Transformer(nn.Module):
         self.activation_checkpointing = activation_checkpointing
         self.embedding = TokenEmbedding(vocab_size, config.d_model, config.init_std)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.n_layers))
-        self.norm = nn.RMSNorm(config.d_model, eps=config.norm_eps)
+        self.norm = RMSNorm(config.d_model, config.norm_eps)
         tied = self.embedding.weight if config.tied_embeddings else None
         self.lm_head = OutputHead(config.d_model, vocab_size, config.init_std, tied)
 
