@@ -56,8 +56,9 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.fake = fake
         self.live = 0
         self.peak = 0
-        self.moved: dict[str, int] = {}
-        """Bytes of the whole tensor that each kind of collective made or took, summed."""
+        self.moved: dict[tuple[str, int], int] = {}
+        """By kind of collective and size of its group: bytes of the whole tensors that were made or
+        taken, summed."""
         self._known: weakref.WeakKeyDictionary[torch.UntypedStorage, None] = (
             weakref.WeakKeyDictionary()
         )
@@ -67,7 +68,8 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         """Run `func` and count what it made."""
         given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        self._count_collective(func, given)
+        if func.namespace == "c10d" and given:
+            self._count_collective(func, args, max(tensor.nbytes for tensor in given))
         real = self.fake and (func in _GIVEN or bool(given))
         if real and not any(isinstance(tensor, FakeTensor) for tensor in given):
             with unset_fake_temporarily():
@@ -87,10 +89,12 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.peak = self.live
         self.moved.clear()
 
-    def sent(self, ranks: int) -> float:
-        """Bytes that a rank sent in the interval, if collectives go round a ring of `ranks`."""
-        times = sum(_ROUNDS[kind] * moved for kind, moved in self.moved.items())
-        return times * (ranks - 1) / ranks
+    def sent(self) -> float:
+        """Bytes that a rank sent in the interval, if collectives go round rings of their groups."""
+        return sum(
+            _ROUNDS[kind] * moved * (ranks - 1) / ranks
+            for (kind, ranks), moved in self.moved.items()
+        )
 
     def _count(self, storage: torch.UntypedStorage) -> None:
         if storage not in self._known:
@@ -103,11 +107,11 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _freed(self, size: int) -> None:
         self.live -= size
 
-    def _count_collective(self, func: Any, given: list[Tensor]) -> None:
-        if func.namespace != "c10d" or not given:
-            return
-        name = func.name().removeprefix("c10d::").strip("_")
-        self.moved[name] = self.moved.get(name, 0) + max(tensor.nbytes for tensor in given)
+    def _count_collective(self, func: Any, args: Any, whole: int) -> None:
+        names = [argument.name for argument in func._schema.arguments]
+        group = dist.ProcessGroup.unbox(args[names.index("process_group")])
+        kind = func.name().removeprefix("c10d::").strip("_"), group.size()
+        self.moved[kind] = self.moved.get(kind, 0) + whole
 
 
 @dataclass(frozen=True)
@@ -246,7 +250,7 @@ def simulate(config: Config, vocab_size: int, ranks: int, lanes: int) -> Simulat
             ledger.restart()
             engine.backward(engine.forward(batch, starts, state, batch).losses.sum())
             engine.step(1.0)
-        return Simulation(engine.held(), ledger.peak, ledger.sent(ranks))
+        return Simulation(engine.held(), ledger.peak, ledger.sent())
 
 
 @contextlib.contextmanager

@@ -20,6 +20,7 @@ from pretrain.model import local_attention, memory
 from pretrain.model.local_attention import Attend, Kernel
 from pretrain.model.memory import MemoryState, Resets, resets
 from pretrain.model.rotary import Rotary, rotary, rotate
+from pretrain.model.state_passing import Parts, StatePassing
 
 
 @dataclass(frozen=True)
@@ -39,9 +40,18 @@ class Window:
     writable: Tensor
     """[B, S, N] bool; False for the padding of a short last segment."""
     reset: Resets
+    passing: StatePassing | None = None
+    """Where these tokens are a part of a window: how its memories pass to the other parts."""
 
     @classmethod
-    def of(cls, starts: Tensor, config: ModelConfig, kernel: Kernel, dtype: torch.dtype) -> Window:
+    def of(
+        cls,
+        starts: Tensor,
+        config: ModelConfig,
+        kernel: Kernel,
+        dtype: torch.dtype,
+        parts: Parts | None = None,
+    ) -> Window:
         """The layout of `starts` [B, T] bool, True at each document's first token."""
         lanes, tokens = starts.shape
         # One segment shorter than N is computed at its own length instead of being padded.
@@ -51,13 +61,18 @@ class Window:
         present = torch.arange(segments * length, device=starts.device) < tokens
         started = padded.cumsum(dim=2)
         in_segment = started[:, :, -1:]
+        starting = in_segment.squeeze(2) > 0
+        passing = None
+        if parts is not None and config.memory.kind != "none":
+            passing = StatePassing.of(starting, parts)
         return cls(
             tokens=tokens,
             attend=kernel(padded.flatten(0, 1)),
             positions=rotary(0, length, config.d_head, config.rope_theta, starts.device, dtype),
             readable=started == 0,
             writable=(started == in_segment) & present.view(segments, length),
-            reset=resets(in_segment.squeeze(2) > 0),
+            reset=resets(starting),
+            passing=passing,
         )
 
     def segmented(self, x: Tensor) -> Tensor:
@@ -165,7 +180,9 @@ class InfiniAttention(nn.Module):
         ).view(queries.shape)
         if carried is None:
             return self._tokens(local, window), None
-        before, after = self._advance(keys, values, carried, window.writable, window.reset)
+        before, after = self._advance(
+            keys, values, carried, window.writable, window.reset, window.passing
+        )
         readable = window.readable & read_memory
         return self._tokens(self._gated(local, queries, before, readable), window), after
 
@@ -204,12 +221,19 @@ class InfiniAttention(nn.Module):
         return OpenSegment(after, *(part[:, :0] for part in segment[1:]))
 
     def _advance(
-        self, keys: Tensor, values: Tensor, carried: MemoryState, writable: Tensor, reset: Resets
+        self,
+        keys: Tensor,
+        values: Tensor,
+        carried: MemoryState,
+        writable: Tensor,
+        reset: Resets,
+        passing: StatePassing | None = None,
     ) -> tuple[MemoryState, MemoryState]:
         """keys, values [B, S, N, K, D] into the memory; see `memory.advance`."""
         features = memory.sigma(keys.transpose(2, 3).contiguous())
         features = features.mul_(writable[:, :, None, :, None])
-        return memory.advance(
+        advance = memory.advance if passing is None else passing.advance
+        return advance(
             features,
             values.transpose(2, 3).to(features.dtype),
             carried,

@@ -93,26 +93,31 @@ def advance(
     """
     added = keys.transpose(-2, -1) @ values
     mass = keys.sum(dim=-2)
-    normalisers, last_normaliser = _scan(carried.normaliser, mass, reset)
+    normalisers, last_normaliser = scan(carried.normaliser, mass, reset)
     transition = None
     if config.kind == "delta":
-        by_segment = zip(normalisers.unbind(1), reset, strict=True)
-        divisor = torch.stack([_forget(z, lanes) for z, lanes in by_segment], dim=1)
-        if config.normaliser == "inclusive":
-            divisor = divisor + mass
-        transition = _delta_transition(keys, divisor)
-    matrices, last_matrix = _scan(carried.matrix, added, reset, transition)
+        transition = delta_transition(keys, mass, normalisers, reset, config)
+    matrices, last_matrix = scan(carried.matrix, added, reset, transition)
     return MemoryState(matrices, normalisers), MemoryState(last_matrix, last_normaliser)
 
 
-def _delta_transition(keys: Tensor, normaliser: Tensor) -> Tensor:
-    """I - sigma(K)^T diag(sigma(K) z)^-1 sigma(K) for each segment: [B, S, K, D, D]."""
-    weight = _reciprocal(torch.linalg.vecdot(keys, normaliser[..., None, :]))
+def delta_transition(
+    keys: Tensor, mass: Tensor, normalisers: Tensor, reset: Resets, config: MemoryConfig
+) -> Tensor:
+    """I - sigma(K)^T diag(sigma(K) z)^-1 sigma(K) for each segment: [B, S, K, D, D].
+
+    mass: the sum of the segment's keys; normalisers: z before each segment; both [B, S, K, D].
+    """
+    by_segment = zip(normalisers.unbind(1), reset, strict=True)
+    divisor = torch.stack([_forget(z, lanes) for z, lanes in by_segment], dim=1)
+    if config.normaliser == "inclusive":
+        divisor = divisor + mass
+    weight = _reciprocal(torch.linalg.vecdot(keys, divisor[..., None, :]))
     identity = torch.eye(keys.shape[-1], device=keys.device, dtype=keys.dtype)
     return identity - keys.transpose(-2, -1) @ (keys * weight[..., None])
 
 
-def _scan(
+def scan(
     start: Tensor, added: Tensor, reset: Resets, transition: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """x_s = T_s x_{s-1} + added_s, from 0 where reset; all x before a segment, and the last x.

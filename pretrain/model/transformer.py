@@ -28,6 +28,7 @@ from pretrain.model.loss import OutputHead
 from pretrain.model.memory import MemoryState
 from pretrain.model.rotary import rotary
 from pretrain.model.state import ModelState
+from pretrain.model.state_passing import Parts
 
 
 class Output(NamedTuple):
@@ -140,20 +141,23 @@ class Transformer(nn.Module):
         state: ModelState,
         targets: Tensor | None = None,
         read_memory: bool = True,
+        parts: Parts | None = None,
     ) -> Output:
         """One window of each lane, in parallel over its segments.
 
         tokens [B, T] int64, of any length T, begins at a segment's start; starts [B, T] bool is
         True at each document's first token; state is the memory before the window; targets [B, T]
         int64 asks for losses in place of logits. With `read_memory` False every retrieval reads 0,
-        while the memory is still written.
+        while the memory is still written. With `parts` the tokens are one of the parts of the
+        window, of whole segments; `state` is still that before the whole of it, as the state
+        returned is that after it.
         """
         # A forgotten state would otherwise train a model without memory, in silence.
         remembers = self.config.memory.kind != "none"
         assert len(state) == (len(self.layers) if remembers else 0), "initial_state gives a state"
         x = self.embedding(tokens)
         kernel = local_attention.choose(self.config.local_attention, x.device.type, x.dtype)
-        layout = Window.of(starts, self.config, kernel, x.dtype)
+        layout = Window.of(starts, self.config, kernel, x.dtype, parts)
         after = []
         for layer, before in zip(self.layers, state or [None] * len(self.layers), strict=True):
             x, carried = self._block(layer, x, before, layout, read_memory)

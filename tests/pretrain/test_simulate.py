@@ -63,13 +63,14 @@ def test_a_ledger_counts_what_lives_and_the_most_that_lived_at_a_time() -> None:
 def test_a_ring_sends_all_but_a_ranks_share_and_twice_that_to_sum() -> None:
     ledger = Ledger(fake=False)
     ledger.moved = {
-        "allgather_base": 800,
-        "reduce_scatter_base": 400,
-        "allreduce": 80,
-        "broadcast": 9,
+        ("allgather_base", 4): 800,
+        ("allgather_base", 2): 60,
+        ("reduce_scatter_base", 4): 400,
+        ("allreduce", 4): 80,
+        ("allreduce", 1): 7,
+        ("broadcast", 4): 9,
     }
-    assert ledger.sent(4) == 0.75 * (800 + 400 + 2 * 80)
-    assert ledger.sent(1) == 0
+    assert ledger.sent() == 0.75 * (800 + 400 + 2 * 80) + 0.5 * 60
 
 
 def allocated(settings: Config) -> int:
@@ -160,9 +161,7 @@ def _rank(path: Path) -> None:
                 ledger.restart()
                 engine.backward(engine.forward(batch, starts, state, batch).losses.sum())
                 engine.step(1.0)
-            told.append(
-                {"held": engine.held(), "peak": ledger.peak, "sent": ledger.sent(place.size)}
-            )
+            told.append({"held": engine.held(), "peak": ledger.peak, "sent": ledger.sent()})
         del engine
     if place.rank == 0:
         path.write_text(json.dumps(told))
