@@ -32,6 +32,7 @@ from pretrain.config import Config, ModelConfig
 from pretrain.engine import Engine
 from pretrain.model import flops
 from pretrain.model.transformer import Transformer
+from pretrain.parallel import SequenceGroup
 from pretrain.trained import DTYPES
 
 _READING = torch.ops.aten._local_scalar_dense.default
@@ -116,7 +117,10 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 @dataclass(frozen=True)
 class Activations:
-    """Bytes of a micro-batch's forward and backward beside the weights; peaks, not sums."""
+    """Bytes of a micro-batch's forward and backward beside the weights; peaks, not sums.
+
+    Of a part of the windows where ranks share them.
+    """
 
     kept: int
     """What the forward keeps for the backward, when the loss begins."""
@@ -136,7 +140,8 @@ _FEW = 2
 
 
 def activations(config: Config, vocab_size: int, lanes: int) -> Activations:
-    """Bytes that a micro-batch of `lanes` windows needs, found by running two shallow models.
+    """Bytes that a micro-batch of a rank's part of `lanes` windows needs, found by running two
+    shallow models.
 
     The local attention keeps its output and a number a query, as flash-attn and SDPA's own kernels
     do; no document starts in the window.
@@ -157,8 +162,10 @@ def _trace(config: Config, vocab_size: int, lanes: int) -> Activations:
         model = _model_of(config, vocab_size)
         for parameter in model.parameters():
             parameter.register_post_accumulate_grad_hook(_drop_gradient)  # type: ignore[no-untyped-call]
-        starts, batch = _window(lanes, config.window)
+        starts, batch = _window(lanes, config.part)
         state = model.initial_state(lanes, "cpu")
+        sequence = config.parallel.sequence
+        parts = _Alike(sequence) if sequence > 1 else None
         weights = ledger.live
         ledger.restart()
         marks: list[tuple[int, int]] = []
@@ -173,10 +180,21 @@ def _trace(config: Config, vocab_size: int, lanes: int) -> Activations:
             given[0].register_hook(mark)  # type: ignore[no-untyped-call]
 
         model.lm_head.register_forward_pre_hook(watch_head)
-        model(batch, starts, state, batch).losses.sum().backward()
+        model(batch, starts, state, batch, parts=parts).losses.sum().backward()
         mark()
         (forward, kept), (loss, _), (backward, _) = marks
     return Activations(kept - weights, max(forward, backward) - kept, loss - kept)
+
+
+class _Alike:
+    """The first of some parts of a window that are all alike."""
+
+    def __init__(self, count: int) -> None:
+        self.index = 0
+        self.count = count
+
+    def gather(self, own: Tensor) -> Tensor:
+        return torch.stack([own] * self.count)
 
 
 def _drop_gradient(parameter: torch.nn.Parameter) -> None:
@@ -198,7 +216,7 @@ def _on_cpu(model: ModelConfig) -> ModelConfig:
 
 
 def _window(lanes: int, tokens: int) -> tuple[Tensor, Tensor]:
-    """Where documents start, real: nowhere; and tokens or targets."""
+    """Where documents start, real: nowhere; and tokens or targets; both [lanes, tokens]."""
     with unset_fake_temporarily():
         starts = torch.zeros(lanes, tokens, dtype=torch.bool)
     return starts, torch.zeros(lanes, tokens, dtype=torch.int64)
@@ -231,7 +249,7 @@ def simulate(config: Config, vocab_size: int, ranks: int, lanes: int) -> Simulat
     """
     config = replace(
         config,
-        data=replace(config.data, lanes=ranks * lanes),
+        data=replace(config.data, lanes=ranks // config.parallel.sequence * lanes),
         train=replace(config.train, micro_batch=lanes),
     )
     parameters = flops.parameters(config.model, vocab_size)
@@ -244,11 +262,13 @@ def simulate(config: Config, vocab_size: int, ranks: int, lanes: int) -> Simulat
             torch.device("cpu"),
         )
         assert isinstance(engine.module, Transformer)
+        sequence = config.parallel.sequence
+        parts = SequenceGroup(sequence) if sequence > 1 else None
         for _ in range(2):
             state = engine.module.initial_state(lanes, "cpu")
-            starts, batch = _window(lanes, config.window)
+            starts, batch = _window(lanes, config.part)
             ledger.restart()
-            engine.backward(engine.forward(batch, starts, state, batch).losses.sum())
+            engine.backward(engine.forward(batch, starts, state, batch, parts=parts).losses.sum())
             engine.step(1.0)
         return Simulation(engine.held(), ledger.peak, ledger.sent())
 

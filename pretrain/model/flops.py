@@ -81,6 +81,22 @@ def computed_flops_per_token(
     return (3 * whole + again) / window
 
 
+def passing_flops(
+    config: ModelConfig, segments: int, parts: int, checkpointing: Literal["none", "full"]
+) -> int:
+    """FLOPs of forward and backward that one part of `segments` segments of a lane's window takes
+    more than its share of the whole window, to pass its memories on to the other `parts`.
+
+    Linear only adds. Delta composes the segments' maps, [D, D] times [D, 2 D] each, and then all
+    parts' maps one after another.
+    """
+    if config.memory.kind != "delta":
+        return 0
+    products = 2 * segments + parts
+    passes = 4 if checkpointing == "full" else 3
+    return passes * config.n_layers * config.n_kv_heads * products * 2 * config.d_head**3
+
+
 def peak_flops(device_name: str, dtype: torch.dtype) -> float | None:
     """The dense peak, FLOP/s, of the GPU that `torch.cuda.get_device_name` names so.
 

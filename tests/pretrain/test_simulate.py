@@ -25,7 +25,8 @@ from pretrain.engine import PERSISTENT_ELEMENTS, Engine
 from pretrain.launch import leave, place_in, start_ranks
 from pretrain.model import flops
 from pretrain.model.transformer import Transformer
-from pretrain.plan import memory, sent_bytes
+from pretrain.parallel import SequenceGroup
+from pretrain.plan import memory, passed_bytes, sent_bytes
 from pretrain.simulate import Ledger, activations, simulate
 
 VOCABULARY = 2000
@@ -154,12 +155,16 @@ def _rank(path: Path) -> None:
                 settings,
                 torch.device("cpu"),
             )
+            shared = settings.parallel.sequence > 1
+            parts = SequenceGroup(settings.parallel.sequence) if shared else None
             for _ in range(3):
                 state = engine.module.initial_state(LANES, "cpu")
-                batch = torch.zeros(LANES, settings.window, dtype=torch.int64)
-                starts = torch.zeros(LANES, settings.window, dtype=torch.bool)
+                batch = torch.zeros(LANES, settings.part, dtype=torch.int64)
+                starts = torch.zeros(LANES, settings.part, dtype=torch.bool)
                 ledger.restart()
-                engine.backward(engine.forward(batch, starts, state, batch).losses.sum())
+                engine.backward(
+                    engine.forward(batch, starts, state, batch, parts=parts).losses.sum()
+                )
                 engine.step(1.0)
             told.append({"held": engine.held(), "peak": ledger.peak, "sent": ledger.sent()})
         del engine
@@ -179,6 +184,7 @@ def _alone(path: Path) -> None:
 WORDS = [
     ("train.precision=bf16", "train.activation_checkpointing=full"),
     ("train.precision=float32", "model.tied_embeddings=false"),
+    ("parallel.sequence=2", f"data.lanes={LANES}", "train.activation_checkpointing=full"),
 ]
 CASES = pytest.mark.parametrize("case", range(len(WORDS)), ids=[" ".join(w) for w in WORDS])
 
@@ -225,7 +231,8 @@ def test_the_formulas_give_what_a_real_rank_holds_and_sends(counted: list[Any], 
     planned = memory(config(*WORDS[case]), VOCABULARY, RANKS)
     assert dict(planned.held) == real["held"]
     # Norms of gradients and the like are agreed on in a few bytes.
-    sent = sent_bytes(config(*WORDS[case]), VOCABULARY, RANKS)
+    settings = config(*WORDS[case])
+    sent = sent_bytes(settings, VOCABULARY, RANKS) + passed_bytes(settings, RANKS)
     assert sent == pytest.approx(real["sent"], abs=100)
     assert real["peak"] <= planned.total <= 1.1 * real["peak"]
 

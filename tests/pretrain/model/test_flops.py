@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pretrain.config import MemoryConfig, ModelConfig
 from pretrain.model import flops
+from pretrain.model.state_passing import Parts
 from pretrain.model.transformer import Transformer
 
 VOCABULARY = 300
@@ -41,14 +42,19 @@ def config(memory: MemoryConfig, **changes: Any) -> ModelConfig:
 
 
 def counted(
-    shape: ModelConfig, backward: bool = False, losses: bool = False, checkpointing: str = "none"
+    shape: ModelConfig,
+    backward: bool = False,
+    losses: bool = False,
+    checkpointing: str = "none",
+    parts: Parts | None = None,
 ) -> int:
     model = Transformer(shape, VOCABULARY, checkpointing)
     tokens = torch.randint(VOCABULARY, (1, WINDOW))
     starts = torch.zeros(1, WINDOW, dtype=torch.bool)
     # torch counts the products of the plain path, but not those inside its fused CPU kernel.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        output = model(tokens, starts, model.initial_state(1, "cpu"), tokens if losses else None)
+        state = model.initial_state(1, "cpu")
+        output = model(tokens, starts, state, tokens if losses else None, parts=parts)
         if backward:
             (output.losses if losses else output.logits).sum().backward()
     return counter.get_total_flops()
@@ -81,6 +87,27 @@ def test_what_a_step_computes_again_is_counted_to_one_percent(
     useful = flops.training_flops_per_token(shape, VOCABULARY, WINDOW) * WINDOW
     again = ours - useful
     assert again == pytest.approx(theirs - counted(shape, backward=True), rel=0.02)
+
+
+class Alike:
+    """The first of two parts of a window that are alike."""
+
+    index, count = 0, 2
+
+    def gather(self, own: torch.Tensor) -> torch.Tensor:
+        return torch.stack([own, own])
+
+
+@pytest.mark.parametrize("memory", KINDS, ids=str)
+def test_a_part_of_a_window_takes_its_share_and_what_passing_its_memory_on_takes(
+    memory: MemoryConfig,
+) -> None:
+    shape = config(memory)
+    more = flops.passing_flops(shape, WINDOW // 32, 2, "none")
+    assert counted(shape, parts=Alike()) - counted(shape) == more // 3
+    # Of the backward the first products lack one: a scan starts from constants.
+    whole = counted(shape, backward=True)
+    assert counted(shape, backward=True, parts=Alike()) - whole == pytest.approx(more, rel=0.1)
 
 
 def test_parts_are_the_products_of_their_shapes() -> None:
