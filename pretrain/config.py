@@ -10,10 +10,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from data_prep import settings
 from data_prep.settings import group, setting
+
+Checkpointing: TypeAlias = Literal["none", "selective", "full"]
 
 
 @dataclass(frozen=True)
@@ -137,8 +139,10 @@ class TrainConfig:
     window_segments: int = setting(16, "segments W of a window, the back-propagated length", low=1)
     micro_batch: int = setting(0, "lanes of a rank per forward and backward; 0: all of them", low=0)
     precision: Literal["float32", "bf16"] = setting("float32", "dtype of weights and activations")
-    activation_checkpointing: Literal["none", "full"] = setting(
-        "none", "full: a block keeps its input alone and is computed again in the backward"
+    activation_checkpointing: Checkpointing = setting(
+        "none",
+        "what the backward computes again to save memory; selective: the feed-forward's hidden "
+        "activations; full: each block, of which only the input is kept",
     )
     clip_norm: float = setting(1.0, "global gradient norm to clip to; 0: no clipping", low=0.0)
     max_skipped: int = setting(5, "non-finite steps in a row after which the run stops", low=1)
@@ -176,6 +180,18 @@ class ZeroConfig:
 
     stage: Literal[0, 1, 2, 3] = setting(
         3, "0: nothing, 1: optimizer, 2: and gradients, 3: and weights"
+    )
+
+
+@dataclass(frozen=True)
+class ParallelConfig:
+    """How a window is shared, beside ZeRO's sharing of lanes and weights."""
+
+    sequence: int = setting(
+        1,
+        "ranks that share the windows of their lanes, each with as many whole segments in a row; "
+        "of a layer only memory states travel between them",
+        low=1,
     )
 
 
@@ -229,6 +245,7 @@ class Config:
     train: TrainConfig = group(TrainConfig)
     optim: OptimConfig = group(OptimConfig)
     zero: ZeroConfig = group(ZeroConfig)
+    parallel: ParallelConfig = group(ParallelConfig)
     checkpoint: CheckpointConfig = group(CheckpointConfig)
     launch: LaunchConfig = group(LaunchConfig)
     watchdog: WatchdogConfig = group(WatchdogConfig)
@@ -239,16 +256,36 @@ class Config:
         """Tokens of a window."""
         return self.model.segment * self.train.window_segments
 
+    @property
+    def part(self) -> int:
+        """Tokens of a window that a rank computes: all of them without sequence parallelism."""
+        return self.window // self.parallel.sequence
+
+    def lanes_a_rank(self, ranks: int) -> int:
+        """Lanes that a rank works on; the ranks of a sequence group work on the same ones."""
+        return self.data.lanes * self.parallel.sequence // ranks
+
     def lanes_of_rank(self, rank: int, ranks: int) -> range:
-        """The lanes that `rank` owns: a block of G / ranks."""
-        share = self.data.lanes // ranks
-        return range(rank * share, (rank + 1) * share)
+        """The lanes that `rank` works on, a block: consecutive ranks make a sequence group."""
+        share, group = self.lanes_a_rank(ranks), rank // self.parallel.sequence
+        return range(group * share, (group + 1) * share)
+
+    def tokens_of_rank(self, rank: int) -> slice:
+        """The part of each of its lanes' windows that `rank` computes: whole segments."""
+        first = rank % self.parallel.sequence * self.part
+        return slice(first, first + self.part)
 
     def problems(self) -> list[str]:
         """Combinations that cannot work, checkable without data and devices."""
         found = []
         if not self.run.directory:
             found.append("run.directory: not set; it says where the run lives, e.g. runs/first")
+        if self.train.window_segments % self.parallel.sequence:
+            found.append(
+                f"parallel.sequence: {self.parallel.sequence} ranks cannot share the "
+                f"{self.train.window_segments} segments of a window (train.window_segments) "
+                "evenly; choose a divisor of them"
+            )
         if self.launch.ranks:
             found += self.rank_problems(self.launch.ranks)
         if self.model.local_attention == "flash" and self.train.precision != "bf16":
@@ -278,28 +315,40 @@ class Config:
         return found
 
     def fitting_ranks(self) -> list[int]:
-        """The numbers of ranks that can share the lanes evenly, in whole micro-batches."""
+        """The numbers of ranks that can share the lanes evenly, in whole micro-batches.
+
+        They are multiples of `parallel.sequence`, since a sequence group has its lanes to itself.
+        """
         units, rest = divmod(self.data.lanes, self.train.micro_batch or 1)
-        return [count for count in range(1, units + 1) if units % count == 0 and rest == 0]
+        groups = [count for count in range(1, units + 1) if units % count == 0 and rest == 0]
+        return [count * self.parallel.sequence for count in groups]
 
     def rank_problems(self, ranks: int) -> list[str]:
-        """Why the lanes cannot be shared by so many ranks; empty where they can."""
-        lanes, micro = self.data.lanes, self.train.micro_batch or 1
-        fits = self.fitting_ranks()
+        """Why so many ranks cannot share lanes and windows; empty where they can."""
+        fits, sequence = self.fitting_ranks(), self.parallel.sequence
         if ranks in fits:
             return []
-        share = ranks * micro
+        below, above = [n for n in fits if n < ranks][-3:], [n for n in fits if n > ranks][:3]
+        choices = [f"{_any_of(below + above)} ranks"] if fits else []
+        if ranks % sequence:
+            segments = self.train.window_segments
+            sizes = [n for n in range(1, ranks + 1) if ranks % n == 0 and segments % n == 0]
+            choices.append(f"parallel.sequence={_any_of(sizes)}")
+            return [
+                f"parallel.sequence: {ranks} ranks are not whole groups of {sequence} that share "
+                f"a window; choose {', or '.join(choices)}"
+            ]
+        lanes, micro, groups = self.data.lanes, self.train.micro_batch or 1, ranks // sequence
+        share = groups * micro
         near = [lanes // share * share, (lanes // share + 1) * share]
-        choices = [f"data.lanes={_any_of([count for count in near if count])}"]
-        if micro > 1 and lanes % ranks == 0:
-            choices.insert(0, f"a train.micro_batch that divides {lanes // ranks}")
-        if fits:
-            below, above = [n for n in fits if n < ranks][-3:], [n for n in fits if n > ranks][:3]
-            choices.insert(0, f"{_any_of(below + above)} ranks")
+        if micro > 1 and lanes % groups == 0:
+            choices.append(f"a train.micro_batch that divides {lanes // groups}")
+        choices.append(f"data.lanes={_any_of([count for count in near if count])}")
         parts = f"in micro-batches of {micro} " if micro > 1 else ""
+        grouped = f" in groups of {sequence} (parallel.sequence)" if sequence > 1 else ""
         return [
-            f"data.lanes: {lanes} lanes cannot be shared evenly {parts}by {ranks} ranks; choose "
-            f"{', or '.join(choices)}"
+            f"data.lanes: {lanes} lanes cannot be shared evenly {parts}by {ranks} ranks{grouped}; "
+            f"choose {', or '.join(choices)}"
         ]
 
 

@@ -94,7 +94,7 @@ class StepResult:
 
 def deepspeed_settings(config: Config, ranks: int, parameters: int) -> dict[str, Any]:
     """DeepSpeed's configuration, derived from ours; there is no second file."""
-    lanes = config.data.lanes // ranks
+    lanes = config.lanes_a_rank(ranks)
     micro_batch = config.train.micro_batch or lanes
     bucket = min(BUCKET_ELEMENTS, max(parameters, 1))
     settings: dict[str, Any] = {

@@ -60,16 +60,20 @@ def _directory_problems(config: Config) -> list[str]:
 
 
 def _rank_problems(config: Config, counts: range, ranks: int) -> list[str]:
-    """Why some number of nodes that the scheduler may give cannot share the lanes."""
+    """Why some number of nodes that the scheduler may give cannot share lanes and windows."""
     wrong = [count for count in counts if config.rank_problems(count * ranks)]
     if not wrong:
         return []
-    most = config.data.lanes // ranks
-    fits = [str(n) for n in range(1, most + 1) if not config.rank_problems(n * ranks)]
-    step = math.lcm(*(count * ranks for count in counts)) * max(config.train.micro_batch, 1)
+    sequence = config.parallel.sequence
+    fits = {n // ranks for n in config.fitting_ranks() if n % ranks == 0}
+    choices = [f"{', '.join(map(str, sorted(fits))) or 'no'} nodes"]
+    if all(count * ranks % sequence == 0 for count in counts):
+        groups = math.lcm(*(count * ranks // sequence for count in counts))
+        choices.append(f"data.lanes a multiple of {groups * max(config.train.micro_batch, 1)}")
     micro = f" in micro-batches of {config.train.micro_batch}" if config.train.micro_batch else ""
+    grouped = f" in groups of {sequence} (parallel.sequence)" if sequence > 1 else ""
     return [
         f"nodes: {config.data.lanes} lanes (data.lanes) cannot be shared evenly by "
-        f"{' or '.join(map(str, wrong))} nodes of {ranks} ranks{micro}; choose "
-        f"{', '.join(fits) or 'no'} nodes, or data.lanes a multiple of {step}"
+        f"{' or '.join(map(str, wrong))} nodes of {ranks} ranks{grouped}{micro}; choose "
+        f"{', or '.join(choices)}"
     ]

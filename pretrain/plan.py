@@ -115,6 +115,8 @@ class Plan:
     computed_flops: float
     sent: float
     """Bytes, at most."""
+    passed: float
+    """Bytes of these that are memory states, between the ranks that share a window."""
     simulation: Simulation | None
 
     @property
@@ -149,8 +151,8 @@ class Plan:
     @property
     def micro_batches(self) -> int:
         """Forwards and backwards of a rank in a step."""
-        lanes = self.config.data.lanes // self.cluster.ranks
-        return lanes // _micro_batch(self.config, self.cluster.ranks)
+        ranks = self.cluster.ranks
+        return self.config.lanes_a_rank(ranks) // _micro_batch(self.config, ranks)
 
 
 def make(config: Config, vocab_size: int, asked: Cluster, simulated: bool) -> Plan:
@@ -161,9 +163,19 @@ def make(config: Config, vocab_size: int, asked: Cluster, simulated: bool) -> Pl
         problems.append(f"zero.stage: the plan counts ZeRO-3, found {config.zero.stage}; set it 3")
     if problems:
         raise SettingsError(problems)
-    tokens = config.data.lanes // ranks * config.window
+    lanes = config.lanes_a_rank(ranks)
+    tokens = lanes * config.part
     shape, checkpointing = config.model, config.train.activation_checkpointing
     micro_batch = _micro_batch(config, ranks)
+    computed = tokens * flops.computed_flops_per_token(
+        shape, vocab_size, config.window, checkpointing
+    )
+    if config.parallel.sequence > 1:
+        segments = config.part // shape.segment
+        computed += lanes * flops.passing_flops(
+            shape, segments, config.parallel.sequence, checkpointing
+        )
+    passed = passed_bytes(config, ranks)
     return Plan(
         config,
         asked,
@@ -171,8 +183,9 @@ def make(config: Config, vocab_size: int, asked: Cluster, simulated: bool) -> Pl
         flops.parameters(shape, vocab_size),
         memory(config, vocab_size, ranks),
         flops.training_flops_per_token(shape, vocab_size, config.window) * tokens,
-        flops.computed_flops_per_token(shape, vocab_size, config.window, checkpointing) * tokens,
-        sent_bytes(config, vocab_size, ranks),
+        computed,
+        sent_bytes(config, vocab_size, ranks) + passed,
+        passed,
         simulate(config, vocab_size, ranks, micro_batch) if simulated else None,
     )
 
@@ -186,7 +199,7 @@ def memory(config: Config, vocab_size: int, ranks: int) -> Memory:
     gathered = min(
         sum(size for size in sizes if size > PERSISTENT_ELEMENTS), LIVE_ELEMENTS + max(sizes)
     )
-    shape, lanes = config.model, config.data.lanes // ranks
+    shape, lanes = config.model, config.lanes_a_rank(ranks)
     state = shape.n_layers * shape.n_kv_heads * shape.d_head * (shape.d_head + 1) * 4
     return Memory(
         {
@@ -203,7 +216,7 @@ def memory(config: Config, vocab_size: int, ranks: int) -> Memory:
 
 
 def sent_bytes(config: Config, vocab_size: int, ranks: int) -> float:
-    """Bytes that a rank sends in a step, at most, if collectives go round a ring.
+    """Bytes that a rank sends in a step for ZeRO-3, at most, if collectives go round a ring.
 
     A micro-batch gathers weights for the forward and again for the backward (once, if all of them
     may stay in between) and reduces every gradient; a step gathers the small parameters once.
@@ -214,14 +227,31 @@ def sent_bytes(config: Config, vocab_size: int, ranks: int) -> float:
     small = sum(pad for size, pad in padded if size <= PERSISTENT_ELEMENTS)
     uses = 3 if config.train.activation_checkpointing == "full" else 2
     gathers = 1 if uses * large <= LIVE_ELEMENTS else 2
-    micro_batches = config.data.lanes // ranks // _micro_batch(config, ranks)
+    micro_batches = config.lanes_a_rank(ranks) // _micro_batch(config, ranks)
     elements = micro_batches * (gathers * large + large + small) + small
     width = DTYPES[config.train.precision].itemsize
     return elements * width * (ranks - 1) / ranks
 
 
+def passed_bytes(config: Config, ranks: int) -> float:
+    """Bytes that a rank sends in a step to the ranks that share its windows, round a ring.
+
+    A layer's float32 states are gathered in the forward, and again where a block is computed again;
+    their gradients are reduced. Free of the window's length.
+    """
+    shape, others = config.model, config.parallel.sequence - 1
+    lanes = config.lanes_a_rank(ranks)
+    if shape.memory.kind == "none":
+        return 0.0
+    size = shape.d_head * (2 if shape.memory.kind == "delta" else 1) + 1
+    state = shape.n_layers * shape.n_kv_heads * shape.d_head * size * 4
+    times = 3 if config.train.activation_checkpointing == "full" else 2
+    # And, once a window, whether a document starts in a rank's part: a byte.
+    return float(others * lanes * (times * state + 1))
+
+
 def _micro_batch(config: Config, ranks: int) -> int:
-    return config.train.micro_batch or config.data.lanes // ranks
+    return config.train.micro_batch or config.lanes_a_rank(ranks)
 
 
 def _parameter_sizes(config: Config, vocab_size: int) -> list[int]:
@@ -268,7 +298,9 @@ def _relief(plan: Plan) -> str:
         return "activations are the larger part: train.activation_checkpointing=full"
     if _micro_batch(plan.config, plan.cluster.ranks) > 1:
         return "activations are the larger part: train.micro_batch=1"
-    return "activations are the larger part: lower train.window_segments"
+    return (
+        "activations are the larger part: raise parallel.sequence, or lower train.window_segments"
+    )
 
 
 def lines(plan: Plan) -> list[str]:
@@ -284,13 +316,14 @@ def lines(plan: Plan) -> list[str]:
 
 def _shape_lines(plan: Plan) -> list[str]:
     config, ranks = plan.config, plan.cluster.ranks
-    micro_batch = _micro_batch(config, ranks)
+    micro_batch, sequence = _micro_batch(config, ranks), config.parallel.sequence
+    shared = f", {config.part:,} tokens of each" if sequence > 1 else ""
     return [
         f"model: {plan.parameters:,} parameters with a vocabulary of {plan.vocab_size:,}",
         f"ranks: {ranks}, on {plan.cluster.nodes} x {plan.cluster.gpus_per_node} "
         f"{plan.cluster.gpu.name}",
         f"a step: {config.data.lanes} lanes of {config.window:,} tokens, {plan.tokens:,} in all; "
-        f"a rank takes {plan.micro_batches} x {micro_batch} of them",
+        f"a rank takes {plan.micro_batches} x {micro_batch} of them{shared}",
         f"a checkpoint: {_size(plan.parameters * 12)}, and the lanes' memories",
     ]
 
@@ -319,6 +352,7 @@ def _memory_lines(plan: Plan) -> list[str]:
 
 def _time_lines(plan: Plan) -> list[str]:
     share, bandwidth = plan.cluster.peak_share, plan.cluster.bandwidth
+    sequence = plan.config.parallel.sequence
     told = [
         "a step of a GPU (computed; no GPU was at hand)",
         f"  {plan.useful_flops:.3g} useful FLOPs, {plan.computed_flops:.3g} with what is computed "
@@ -326,6 +360,11 @@ def _time_lines(plan: Plan) -> list[str]:
         f"  {_size(plan.sent)} sent at most, {plan.send_seconds:.1f} s at {_LINK_SHARE:.0%} "
         f"(assumed) of {bandwidth / 1e9:.0f} GB/s (data sheet)",
     ]
+    if sequence > 1:
+        told.append(
+            f"  of that {_size(plan.passed)} between the {sequence} ranks that share a window, "
+            "whatever its length"
+        )
     if plan.compute_seconds is None or plan.peak is None:
         return told
     return [

@@ -32,6 +32,7 @@ from pretrain.config import Config, ModelConfig
 from pretrain.engine import Engine
 from pretrain.model import flops
 from pretrain.model.transformer import Transformer
+from pretrain.parallel import SequenceGroup
 from pretrain.trained import DTYPES
 
 _READING = torch.ops.aten._local_scalar_dense.default
@@ -56,8 +57,9 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.fake = fake
         self.live = 0
         self.peak = 0
-        self.moved: dict[str, int] = {}
-        """Bytes of the whole tensor that each kind of collective made or took, summed."""
+        self.moved: dict[tuple[str, int], int] = {}
+        """By kind of collective and size of its group: bytes of the whole tensors that were made or
+        taken, summed."""
         self._known: weakref.WeakKeyDictionary[torch.UntypedStorage, None] = (
             weakref.WeakKeyDictionary()
         )
@@ -67,7 +69,8 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         """Run `func` and count what it made."""
         given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        self._count_collective(func, given)
+        if func.namespace == "c10d" and given:
+            self._count_collective(func, args, max(tensor.nbytes for tensor in given))
         real = self.fake and (func in _GIVEN or bool(given))
         if real and not any(isinstance(tensor, FakeTensor) for tensor in given):
             with unset_fake_temporarily():
@@ -87,10 +90,12 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.peak = self.live
         self.moved.clear()
 
-    def sent(self, ranks: int) -> float:
-        """Bytes that a rank sent in the interval, if collectives go round a ring of `ranks`."""
-        times = sum(_ROUNDS[kind] * moved for kind, moved in self.moved.items())
-        return times * (ranks - 1) / ranks
+    def sent(self) -> float:
+        """Bytes that a rank sent in the interval, if collectives go round rings of their groups."""
+        return sum(
+            _ROUNDS[kind] * moved * (ranks - 1) / ranks
+            for (kind, ranks), moved in self.moved.items()
+        )
 
     def _count(self, storage: torch.UntypedStorage) -> None:
         if storage not in self._known:
@@ -103,16 +108,19 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _freed(self, size: int) -> None:
         self.live -= size
 
-    def _count_collective(self, func: Any, given: list[Tensor]) -> None:
-        if func.namespace != "c10d" or not given:
-            return
-        name = func.name().removeprefix("c10d::").strip("_")
-        self.moved[name] = self.moved.get(name, 0) + max(tensor.nbytes for tensor in given)
+    def _count_collective(self, func: Any, args: Any, whole: int) -> None:
+        names = [argument.name for argument in func._schema.arguments]
+        group = dist.ProcessGroup.unbox(args[names.index("process_group")])
+        kind = func.name().removeprefix("c10d::").strip("_"), group.size()
+        self.moved[kind] = self.moved.get(kind, 0) + whole
 
 
 @dataclass(frozen=True)
 class Activations:
-    """Bytes of a micro-batch's forward and backward beside the weights; peaks, not sums."""
+    """Bytes of a micro-batch's forward and backward beside the weights; peaks, not sums.
+
+    Of a part of the windows where ranks share them.
+    """
 
     kept: int
     """What the forward keeps for the backward, when the loss begins."""
@@ -132,7 +140,8 @@ _FEW = 2
 
 
 def activations(config: Config, vocab_size: int, lanes: int) -> Activations:
-    """Bytes that a micro-batch of `lanes` windows needs, found by running two shallow models.
+    """Bytes that a micro-batch of a rank's part of `lanes` windows needs, found by running two
+    shallow models.
 
     The local attention keeps its output and a number a query, as flash-attn and SDPA's own kernels
     do; no document starts in the window.
@@ -153,8 +162,10 @@ def _trace(config: Config, vocab_size: int, lanes: int) -> Activations:
         model = _model_of(config, vocab_size)
         for parameter in model.parameters():
             parameter.register_post_accumulate_grad_hook(_drop_gradient)  # type: ignore[no-untyped-call]
-        starts, batch = _window(lanes, config.window)
+        starts, batch = _window(lanes, config.part)
         state = model.initial_state(lanes, "cpu")
+        sequence = config.parallel.sequence
+        parts = _Alike(sequence) if sequence > 1 else None
         weights = ledger.live
         ledger.restart()
         marks: list[tuple[int, int]] = []
@@ -169,10 +180,21 @@ def _trace(config: Config, vocab_size: int, lanes: int) -> Activations:
             given[0].register_hook(mark)  # type: ignore[no-untyped-call]
 
         model.lm_head.register_forward_pre_hook(watch_head)
-        model(batch, starts, state, batch).loss.backward()
+        model(batch, starts, state, batch, parts=parts).loss.backward()
         mark()
         (forward, kept), (loss, _), (backward, _) = marks
     return Activations(kept - weights, max(forward, backward) - kept, loss - kept)
+
+
+class _Alike:
+    """The first of some parts of a window that are all alike."""
+
+    def __init__(self, count: int) -> None:
+        self.index = 0
+        self.count = count
+
+    def gather(self, own: Tensor) -> Tensor:
+        return torch.stack([own] * self.count)
 
 
 def _drop_gradient(parameter: torch.nn.Parameter) -> None:
@@ -194,7 +216,7 @@ def _on_cpu(model: ModelConfig) -> ModelConfig:
 
 
 def _window(lanes: int, tokens: int) -> tuple[Tensor, Tensor]:
-    """Where documents start, real: nowhere; and tokens or targets."""
+    """Where documents start, real: nowhere; and tokens or targets; both [lanes, tokens]."""
     with unset_fake_temporarily():
         starts = torch.zeros(lanes, tokens, dtype=torch.bool)
     return starts, torch.zeros(lanes, tokens, dtype=torch.int64)
@@ -227,7 +249,7 @@ def simulate(config: Config, vocab_size: int, ranks: int, lanes: int) -> Simulat
     """
     config = replace(
         config,
-        data=replace(config.data, lanes=ranks * lanes),
+        data=replace(config.data, lanes=ranks // config.parallel.sequence * lanes),
         train=replace(config.train, micro_batch=lanes),
     )
     parameters = flops.parameters(config.model, vocab_size)
@@ -240,13 +262,15 @@ def simulate(config: Config, vocab_size: int, ranks: int, lanes: int) -> Simulat
             torch.device("cpu"),
         )
         assert isinstance(engine.module, Transformer)
+        sequence = config.parallel.sequence
+        parts = SequenceGroup(sequence) if sequence > 1 else None
         for _ in range(2):
             state = engine.module.initial_state(lanes, "cpu")
-            starts, batch = _window(lanes, config.window)
+            starts, batch = _window(lanes, config.part)
             ledger.restart()
-            engine.backward(engine.forward(batch, starts, state, batch).loss)
+            engine.backward(engine.forward(batch, starts, state, batch, parts=parts).loss)
             engine.step(1.0)
-        return Simulation(engine.held(), ledger.peak, ledger.sent(ranks))
+        return Simulation(engine.held(), ledger.peak, ledger.sent())
 
 
 @contextlib.contextmanager

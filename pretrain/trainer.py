@@ -49,6 +49,7 @@ from pretrain.model.memory import MemoryState
 from pretrain.model.state import ModelState
 from pretrain.model.transformer import Transformer
 from pretrain.optim import rate_fraction
+from pretrain.parallel import SequenceGroup
 from pretrain.stragglers import Straggler, Stragglers
 from pretrain.trained import CONFIG_FILE, DTYPES
 from pretrain.watchdog import Watchdog
@@ -67,8 +68,8 @@ class TrainingError(ValueError):
 class Progress:
     """How far the run is; with the engine's pieces, all that a checkpoint holds.
 
-    `places`, `histories` (as the ledger has them) and `memory` are of this rank's lanes; `memory`
-    is the state before the next window.
+    `places`, `histories` (as the ledger has them) and `memory` are of this rank's lanes, the same
+    on all ranks of a sequence group; `memory` is the state before the next window.
     """
 
     step: int
@@ -113,6 +114,11 @@ class Trainer:
         self.stragglers = Stragglers(self.ranks, device)
         self.ledger: Ledger | None = None  # of rank 0
         self.lanes = config.lanes_of_rank(self.ranks.rank, self.ranks.size)
+        sequence = config.parallel.sequence
+        self.parts = SequenceGroup(sequence) if sequence > 1 else None
+        self.part = config.tokens_of_rank(self.ranks.rank)
+        # A lane is stored and counted once, by the first of the ranks that share its windows.
+        self.keeps_lanes = self.part.start == 0
         sources = config.data.sources.values()
         self.mix = Mix(
             [Dataset(Path(source.data)) for source in sources],
@@ -139,9 +145,10 @@ class Trainer:
         self.model = self.engine.module
         self.progress = self._resume() or self._start()
         _log.info(
-            "%s parameters, %d ranks on %s, ZeRO stage %d, %d lanes of %d tokens a step",
+            "%s parameters, %d ranks on %s, ZeRO stage %d, %d lanes of %d tokens a step%s",
             f"{parameters:,}", self.ranks.size, device, config.zero.stage,
             config.data.lanes, config.window,
+            f", each lane's on {sequence} ranks" if sequence > 1 else "",
         )  # fmt: skip
 
     def run(self, stop: StopFlag) -> int:
@@ -253,8 +260,8 @@ class Trainer:
         progress = self.progress
         number = progress.step + 1
         torch.manual_seed(_key(self.config.run.seed, number, self.ranks.rank))
-        own_targets = int((batch.targets != IGNORE).sum())
-        stopping, targets = self._sum([float(stop.signal is not None), float(own_targets)])
+        own_targets = float(self._own_targets(batch))
+        stopping, targets = self._sum([float(stop.signal is not None), own_targets])
         # The engine averages gradients over the ranks.
         scale = self.ranks.size / max(targets, 1.0)
         total = torch.zeros((), dtype=torch.float64, device=self.device)
@@ -277,13 +284,21 @@ class Trainer:
         return [slice(first, first + size) for first in range(0, len(self.lanes), size)]
 
     def _forward(self, batch: Batch, rows: slice, memory: ModelState) -> Any:
-        """The model's Output over some of the rank's lanes; `memory` is of all of them."""
+        """The model's Output over this rank's part of some of its lanes' windows.
+
+        `memory` is of all of them.
+        """
         return self.engine.forward(
-            batch.tokens[rows].to(self.device, non_blocking=True),
-            batch.starts[rows].to(self.device, non_blocking=True),
+            batch.tokens[rows, self.part].to(self.device, non_blocking=True),
+            batch.starts[rows, self.part].to(self.device, non_blocking=True),
             state.of_lanes(memory, rows),
-            batch.targets[rows].to(self.device, non_blocking=True),
+            batch.targets[rows, self.part].to(self.device, non_blocking=True),
+            parts=self.parts,
         )
+
+    def _own_targets(self, batch: Batch) -> int:
+        """Targets in this rank's part of the windows."""
+        return int((batch.targets[:, self.part] != IGNORE).sum())
 
     def _advance(self, batch: Batch, memory: ModelState, result: StepResult) -> None:
         progress = self.progress
@@ -345,14 +360,15 @@ class Trainer:
     def _memory_norms(self) -> list[float]:
         """Root mean square over all lanes of the Frobenius norm of M, a number a layer."""
         squares = [float(layer.matrix.double().square().sum()) for layer in self.progress.memory]
-        sums = self._sum(squares) if squares else []
+        sums = self._sum_of_lanes(squares) if squares else []
         return [math.sqrt(square / self.config.data.lanes) for square in sums]
 
     def _epochs(self) -> dict[str, float]:
         """Documents read of each source over its documents, over all lanes."""
         assert self.progress.places is not None
         of_lanes = zip(*(place.sources for place in self.progress.places), strict=True)
-        read = self._sum([float(sum(place.read for place in places)) for places in of_lanes])
+        counts = [float(sum(place.read for place in places)) for places in of_lanes]
+        read = self._sum_of_lanes(counts)
         return {
             source.name: count / data.manifest.documents
             for source, count, data in zip(
@@ -373,7 +389,7 @@ class Trainer:
                 outputs = [self._forward(batch, rows, memory) for rows in self._micro_batches()]
                 memory = state.joined([output.state for output in outputs])
                 total += sum(float(output.losses.double().sum()) for output in outputs)
-                targets += int((batch.targets != IGNORE).sum())
+                targets += self._own_targets(batch)
         self.engine.train(True)
         total, count = self._sum([total, float(targets)])
         loss = total / max(count, 1.0)
@@ -391,7 +407,8 @@ class Trainer:
         if recorder is not None:
             recorder.sync()
         # Lanes lie in blocks on the ranks, so these are in the lanes' order.
-        histories = [one for own in self.ranks.gather(progress.histories) for one in own]
+        own = progress.histories if self.keeps_lanes else []
+        histories = [one for theirs in self.ranks.gather(own) for one in theirs]
         if self.ledger is not None:
             number, size = self.attempt.number, self.ranks.size
             self.ledger.add(progress.step, number, size, self.config, histories)
@@ -401,7 +418,7 @@ class Trainer:
                 {**asdict(progress.places[row]), "history": progress.histories[row]},
                 _lane_tensors(progress.memory, row),
             )
-            for row, lane in enumerate(self.lanes)
+            for row, lane in enumerate(self.lanes if self.keeps_lanes else ())
         }
         trainer = {
             "step": progress.step,
@@ -507,6 +524,10 @@ class Trainer:
 
     def _empty_memory(self) -> ModelState:
         return self.model.initial_state(len(self.lanes), self.device)
+
+    def _sum_of_lanes(self, values: list[float]) -> list[float]:
+        """Sums over all lanes of what this rank found of its own."""
+        return self._sum(values if self.keeps_lanes else [0.0] * len(values))
 
     def _sum(self, values: list[float]) -> list[float]:
         """Sums over the ranks, the same on all of them."""

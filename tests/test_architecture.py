@@ -21,6 +21,7 @@ FLOORS = {
     "pretrain.checkpoint": 3,
     "pretrain.metrics": 3,
     "pretrain.optim": 3,
+    "pretrain.parallel": 3,
     "pretrain.launch": 3,
     "pretrain.job": 3,
     "pretrain.stragglers": 3,

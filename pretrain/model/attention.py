@@ -20,6 +20,7 @@ from pretrain.model import local_attention, memory
 from pretrain.model.local_attention import Attend, Kernel
 from pretrain.model.memory import MemoryState, Resets, resets
 from pretrain.model.rotary import Rotary, rotary, rotate
+from pretrain.model.state_passing import Parts, StatePassing
 
 
 @dataclass(frozen=True)
@@ -39,9 +40,18 @@ class Window:
     writable: Tensor | None
     """[B, S, N] bool, False for the padding of a short last segment; None: everywhere."""
     reset: Resets
+    passing: StatePassing | None = None
+    """Where these tokens are a part of a window: how its memories pass to the other parts."""
 
     @classmethod
-    def of(cls, starts: Tensor, config: ModelConfig, kernel: Kernel, dtype: torch.dtype) -> Window:
+    def of(
+        cls,
+        starts: Tensor,
+        config: ModelConfig,
+        kernel: Kernel,
+        dtype: torch.dtype,
+        parts: Parts | None = None,
+    ) -> Window:
         """The layout of `starts` [B, T] bool, True at each document's first token."""
         lanes, tokens = starts.shape
         # One segment shorter than N is computed at its own length instead of being padded.
@@ -51,14 +61,19 @@ class Window:
         present = torch.arange(segments * length, device=starts.device) < tokens
         started = padded.cumsum(dim=2)
         in_segment = started[:, :, -1:]
+        starting = in_segment.squeeze(2) > 0
         writable = (started == in_segment) & present.view(segments, length)
+        passing = None
+        if parts is not None and config.memory.kind != "none":
+            passing = StatePassing.of(starting, parts)
         return cls(
             tokens=tokens,
             attend=kernel(padded.flatten(0, 1)),
             positions=rotary(0, length, config.d_head, config.rope_theta, starts.device, dtype),
             readable=started == 0,
             writable=None if bool(writable.all()) else writable,
-            reset=resets(in_segment.squeeze(2) > 0),
+            reset=resets(starting),
+            passing=passing,
         )
 
     def segmented(self, x: Tensor) -> Tensor:
@@ -167,7 +182,8 @@ class InfiniAttention(nn.Module):
         if carried is None:
             return self._tokens(local, window), None
         assert self.gate is not None
-        before, after = memory.advance(
+        advance = memory.advance if window.passing is None else window.passing.advance
+        before, after = advance(
             keys, values, carried, window.writable, window.reset, self.config.memory
         )
         readable = window.readable & read_memory

@@ -19,7 +19,7 @@ _on = False
 
 def switch(on: bool) -> None:
     """Compile the functions marked `fused` from their next call on, or call them as written."""
-    global _on  # noqa: PLW0603
+    global _on
     _on = on
 
 

@@ -7,11 +7,9 @@ is two forwards; what activation checkpointing and the loss compute again is not
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 
-from pretrain.config import ModelConfig
+from pretrain.config import Checkpointing, ModelConfig
 
 # Dense peaks, FLOP/s in bf16, from NVIDIA's data sheets (half of the figure "with sparsity"). Names
 # are whole: a slice of a GPU (MIG) or another variant has another rate.
@@ -66,19 +64,40 @@ def training_flops_per_token(config: ModelConfig, vocab_size: int, window: int) 
 
 
 def computed_flops_per_token(
-    config: ModelConfig, vocab_size: int, window: int, checkpointing: Literal["none", "full"]
+    config: ModelConfig, vocab_size: int, window: int, checkpointing: Checkpointing
 ) -> float:
     """FLOPs of forward and backward per token of a window, with all that is computed again.
 
-    The backward computes the output head's logits again always, and where activation checkpointing
-    is `full` the blocks but for the last of a feed-forward's three products, which nothing needs.
+    The backward reads the memory again always (and divides by Delta's z); with `selective` it
+    computes two of a feed-forward's three products again, with `full` the blocks but for the third,
+    which nothing needs. A window is taken to be no longer than a chunk of the feed-forward.
     """
     parts = forward_flops(config, vocab_size, window)
     whole = sum(parts.values())
-    again = parts["output_head"]
+    again = parts.get("memory_read", 0)
+    if config.memory.kind == "delta":
+        again += config.n_layers * 2 * config.n_kv_heads * window * config.d_head
+    if checkpointing == "selective":
+        again += parts["feed_forward"] * 2 // 3
     if checkpointing == "full":
-        again = whole - parts["feed_forward"] // 3
+        again += whole - parts["output_head"] - parts["feed_forward"] // 3
     return (3 * whole + again) / window
+
+
+def passing_flops(
+    config: ModelConfig, segments: int, parts: int, checkpointing: Checkpointing
+) -> int:
+    """FLOPs of forward and backward that one part of `segments` segments of a lane's window takes
+    more than its share of the whole window, to pass its memories on to the other `parts`.
+
+    Linear only adds. Delta composes the segments' maps, [D, D] times [D, 2 D] each, and then all
+    parts' maps one after another.
+    """
+    if config.memory.kind != "delta":
+        return 0
+    products = 2 * segments + parts
+    passes = 4 if checkpointing == "full" else 3
+    return passes * config.n_layers * config.n_kv_heads * products * 2 * config.d_head**3
 
 
 def peak_flops(device_name: str, dtype: torch.dtype) -> float | None:

@@ -31,9 +31,7 @@ class OutputHead(nn.Module):
         else:
             self.weight = tied
 
-    def forward(
-        self, x: Tensor, targets: Tensor | None = None
-    ) -> Tensor | tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, targets: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
         """x [B, T, d_model] -> logits [B, T, V]; given targets [B, T], losses instead.
 
         They are the sum over all targets, to be differentiated, and each token's, [B, T], without
@@ -42,7 +40,7 @@ class OutputHead(nn.Module):
         """
         if targets is None:
             return F.linear(x, self.weight)
-        total, losses = _CrossEntropy.apply(x.flatten(0, 1), self.weight, targets.flatten())
+        total, losses = _CrossEntropy.apply(x.flatten(0, 1), self.weight, targets.flatten())  # type: ignore[no-untyped-call]
         return total, losses.view_as(targets)
 
 
@@ -69,7 +67,9 @@ class _CrossEntropy(torch.autograd.Function):
             log_p = F.linear(hidden[rows], weight).log_softmax(dim=1, dtype=precise)
             losses[rows] = log_p.gather(1, wanted).squeeze(1).neg_().where(kept, 0)
             if learning:
-                slope = log_p.exp_().scatter_add_(1, wanted, -torch.ones_like(wanted, dtype=precise))
+                slope = log_p.exp_().scatter_add_(
+                    1, wanted, -torch.ones_like(wanted, dtype=precise)
+                )
                 slope = slope.to(weight.dtype)
                 # Rows that are not in the loss are blanked where they are small.
                 to_hidden[rows] = (slope @ weight).mul_(kept[:, None])
@@ -91,6 +91,6 @@ class _CrossEntropy(torch.autograd.Function):
 def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
     """total += a b, where total may be more precise than a and b."""
     if total.dtype == a.dtype:
-        total.addmm_(a, b)
+        torch.addmm(total, a, b, out=total)
     else:
         total += a @ b

@@ -71,10 +71,10 @@ def gated_read(
     """Equations 7 and 10: g A_mem + (1 - g) A_local, with A_mem = sigma(Q) M / (sigma(Q) z).
 
     local, queries: [B, S, N, H, D], the local attention and the queries without positions; before:
-    the state before each segment; readable: [B, S, N] bool; gate: [H], beta, with g = sigmoid(beta).
-    A_mem is 0 where the memory is empty or may not be read. Returns [B, S, N, H, D].
+    the state before each segment; readable: [B, S, N] bool; gate: [H], beta, where g is
+    sigmoid(beta). A_mem is 0 where the memory is empty or may not be read. Returns [B, S, N, H, D].
     """
-    mixed: Tensor = _GatedRead.apply(local, queries, *before, readable, gate)
+    mixed: Tensor = _GatedRead.apply(local, queries, *before, readable, gate)  # type: ignore[no-untyped-call]
     return mixed
 
 
@@ -99,19 +99,42 @@ def advance(
     smallest eigenvalue is then near 1 - dz / z_{s-1}, far below -1: what M held is blown up
     instead of replaced. With z_s ("inclusive") every eigenvalue lies within 0 to 1.
     """
-    added, mass, features = _Sums.apply(keys, values, writable)
+    added, mass, features = sums(keys, values, writable)
     normalisers, last_normaliser = scan(carried.normaliser, mass, reset)
     transition = None
     if config.kind == "delta":
-        divisor = normalisers
-        if any(lanes is not None for lanes in reset):
-            by_segment = zip(normalisers.unbind(1), reset, strict=True)
-            divisor = torch.stack([_forget(z, lanes) for z, lanes in by_segment], dim=1)
-        if config.normaliser == "inclusive":
-            divisor = divisor + mass
-        transition = _Transition.apply(keys, features, divisor, writable)
+        divisor = delta_divisor(normalisers, mass, reset, config)
+        transition = delta_transition(keys, features, divisor, writable)
     matrices, last_matrix = scan(carried.matrix, added, reset, transition)
     return MemoryState(matrices, normalisers), MemoryState(last_matrix, last_normaliser)
+
+
+def sums(keys: Tensor, values: Tensor, writable: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """What each segment adds to M [B, S, K, D, D] and z [B, S, K, D], and sigma(K).
+
+    The features [B, S, K, N, D] are for `delta_transition`, which has its own way to the gradient.
+    """
+    added, mass, features = _Sums.apply(keys, values, writable)  # type: ignore[no-untyped-call]
+    return added, mass, features
+
+
+def delta_divisor(normalisers: Tensor, mass: Tensor, reset: Resets, config: MemoryConfig) -> Tensor:
+    """The z [B, S, K, D] that each segment's update divides by; `normalisers` stand before it."""
+    if any(lanes is not None for lanes in reset):
+        by_segment = zip(normalisers.unbind(1), reset, strict=True)
+        normalisers = torch.stack([_forget(z, lanes) for z, lanes in by_segment], dim=1)
+    return normalisers + mass if config.normaliser == "inclusive" else normalisers
+
+
+def delta_transition(
+    keys: Tensor, features: Tensor, divisor: Tensor, writable: Tensor | None
+) -> Tensor:
+    """I - sigma(K)^T diag(sigma(K) z)^-1 sigma(K) for each segment: [B, S, K, D, D].
+
+    features: sigma(keys), as `sums` gives it; divisor: z.
+    """
+    transition: Tensor = _Transition.apply(keys, features, divisor, writable)  # type: ignore[no-untyped-call]
+    return transition
 
 
 def scan(
@@ -123,7 +146,7 @@ def scan(
     The steps are small (no token axis), so they run one after another; a running sum minus an
     earlier one would lose a young document's digits beside an old one's.
     """
-    before, last = _Scan.apply(start, added, transition, reset)
+    before, last = _Scan.apply(start, added, transition, reset)  # type: ignore[no-untyped-call]
     return before, last
 
 
@@ -276,9 +299,7 @@ class _Sums(torch.autograd.Function):
 
 
 @fused
-def _sums(
-    keys: Tensor, values: Tensor, writable: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
+def _sums(keys: Tensor, values: Tensor, writable: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     kv_heads = keys.shape[3]
     features = _features(keys, kv_heads, writable)
     return features.mT @ _by_head(values, kv_heads), features.sum(dim=-2), features
@@ -349,9 +370,7 @@ class _Scan(torch.autograd.Function):
         before, last = torch.empty_like(added), torch.empty_like(added[0])
         before[0] = start.flatten(0, 1)
         states = (*before.unbind(), last)
-        for index, (step, new, marked) in enumerate(
-            zip(steps, added.unbind(), rows, strict=True)
-        ):
+        for index, (step, new, marked) in enumerate(zip(steps, added.unbind(), rows, strict=True)):
             _take(step, _forget(states[index], marked), new, out=states[index + 1])
         ctx.save_for_backward(before, transition)
         ctx.rows, ctx.lanes = rows, lanes

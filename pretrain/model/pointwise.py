@@ -22,7 +22,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., width] -> [..., width]."""
-        normed: Tensor = _RMSNorm.apply(x, self.weight, self.eps)
+        normed: Tensor = _RMSNorm.apply(x, self.weight, self.eps)  # type: ignore[no-untyped-call]
         return normed
 
 
@@ -62,7 +62,7 @@ def _rms_norm_backward(
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     """silu(gate) * up."""
-    product: Tensor = _SwiGLU.apply(gate, up)
+    product: Tensor = _SwiGLU.apply(gate, up)  # type: ignore[no-untyped-call]
     return product
 
 
@@ -75,7 +75,7 @@ class _SwiGLU(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, Tensor]:
-        return _swiglu_backward(slope, *ctx.saved_tensors)
+        return swiglu_backward(slope, *ctx.saved_tensors)
 
 
 @fused
@@ -84,6 +84,7 @@ def _swiglu(gate: Tensor, up: Tensor) -> Tensor:
 
 
 @fused
-def _swiglu_backward(slope: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+def swiglu_backward(slope: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+    """The slopes at gate and up, from that at their `swiglu`."""
     to_gate: Tensor = torch.ops.aten.silu_backward(slope * up, gate)
     return to_gate, F.silu(gate).mul_(slope)

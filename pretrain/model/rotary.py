@@ -34,7 +34,7 @@ def rotary(
 
 def rotate(x: Tensor, table: Rotary) -> Tensor:
     """`x` [..., positions, heads, d_head] turned by its positions, in Llama's half-split order."""
-    turned: Tensor = _Rotate.apply(x, *table)
+    turned: Tensor = _Rotate.apply(x, *table)  # type: ignore[no-untyped-call]
     return turned
 
 

@@ -7,27 +7,27 @@ data, which is what ZeRO-3 needs. The memory is an argument and a result, never 
 
 from __future__ import annotations
 
-import math
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from pretrain.config import ModelConfig
+from pretrain.config import Checkpointing, ModelConfig
 from pretrain.model import local_attention, memory
 from pretrain.model.attention import (
     Continuation,
     InfiniAttention,
     OpenSegment,
-    Projection,
     Window,
 )
+from pretrain.model.feed_forward import FeedForward
 from pretrain.model.loss import OutputHead
 from pretrain.model.memory import MemoryState
-from pretrain.model.pointwise import RMSNorm, swiglu
+from pretrain.model.pointwise import RMSNorm
 from pretrain.model.rotary import rotary
 from pretrain.model.state import ModelState
+from pretrain.model.state_passing import Parts
 
 
 class Output(NamedTuple):
@@ -51,31 +51,15 @@ class StreamState(NamedTuple):
     layers: tuple[OpenSegment, ...]
 
 
-class FeedForward(nn.Module):
-    """SwiGLU."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.gate_proj = Projection(config.d_model, config.d_ff, config.init_std)
-        self.up_proj = Projection(config.d_model, config.d_ff, config.init_std)
-        residual_std = config.init_std / math.sqrt(2 * config.n_layers)
-        self.down_proj = Projection(config.d_ff, config.d_model, residual_std)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[..., d_model] -> [..., d_model]."""
-        hidden: Tensor = self.down_proj(swiglu(self.gate_proj(x), self.up_proj(x)))
-        return hidden
-
-
 class Block(nn.Module):
     """Infini-attention and feed-forward, each added to the residual stream after RMSNorm."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, checkpointing: Checkpointing) -> None:
         super().__init__()
         self.attention_norm = RMSNorm(config.d_model, config.norm_eps)
         self.attention = InfiniAttention(config)
         self.feed_forward_norm = RMSNorm(config.d_model, config.norm_eps)
-        self.feed_forward = FeedForward(config)
+        self.feed_forward = FeedForward(config, checkpointing)
 
     def forward(
         self,
@@ -114,13 +98,13 @@ class Transformer(nn.Module):
         self,
         config: ModelConfig,
         vocab_size: int,
-        activation_checkpointing: Literal["none", "full"] = "none",
+        checkpointing: Checkpointing = "none",
     ) -> None:
         super().__init__()
         self.config = config
-        self.activation_checkpointing = activation_checkpointing
+        self.checkpointing = checkpointing
         self.embedding = TokenEmbedding(vocab_size, config.d_model, config.init_std)
-        self.layers = nn.ModuleList(Block(config) for _ in range(config.n_layers))
+        self.layers = nn.ModuleList(Block(config, checkpointing) for _ in range(config.n_layers))
         self.norm = RMSNorm(config.d_model, config.norm_eps)
         tied = self.embedding.weight if config.tied_embeddings else None
         self.lm_head = OutputHead(config.d_model, vocab_size, config.init_std, tied)
@@ -142,20 +126,23 @@ class Transformer(nn.Module):
         state: ModelState,
         targets: Tensor | None = None,
         read_memory: bool = True,
+        parts: Parts | None = None,
     ) -> Output:
         """One window of each lane, in parallel over its segments.
 
         tokens [B, T] int64, of any length T, begins at a segment's start; starts [B, T] bool is
         True at each document's first token; state is the memory before the window; targets [B, T]
         int64 asks for losses in place of logits. With `read_memory` False every retrieval reads 0,
-        while the memory is still written.
+        while the memory is still written. With `parts` the tokens are one of the parts of the
+        window, of whole segments; `state` is still that before the whole of it, as the state
+        returned is that after it.
         """
         # A forgotten state would otherwise train a model without memory, in silence.
         remembers = self.config.memory.kind != "none"
         assert len(state) == (len(self.layers) if remembers else 0), "initial_state gives a state"
         x = self.embedding(tokens)
         kernel = local_attention.choose(self.config.local_attention, x.device.type, x.dtype)
-        layout = Window.of(starts, self.config, kernel, x.dtype)
+        layout = Window.of(starts, self.config, kernel, x.dtype, parts)
         after = []
         for layer, before in zip(self.layers, state or [None] * len(self.layers), strict=True):
             x, carried = self._block(layer, x, before, layout, read_memory)
@@ -174,7 +161,7 @@ class Transformer(nn.Module):
         layout: Window,
         read_memory: bool,
     ) -> tuple[Tensor, MemoryState | None]:
-        if self.activation_checkpointing == "none" or not torch.is_grad_enabled():
+        if self.checkpointing != "full" or not torch.is_grad_enabled():
             result = layer(x, state, layout=layout, read_memory=read_memory)
         else:
             result = checkpoint(

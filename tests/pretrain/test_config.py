@@ -70,6 +70,21 @@ def test_the_resolved_configuration_reads_back_as_itself(tmp_path: Path) -> None
             "data.lanes: 8 lanes cannot be shared evenly in micro-batches of 3 by 2 ranks; choose "
             "a train.micro_batch that divides 4, or data.lanes=6 or 12",
         ),
+        (
+            ["parallel.sequence=3"],
+            "parallel.sequence: 3 ranks cannot share the 16 segments of a window "
+            "(train.window_segments) evenly; choose a divisor of them",
+        ),
+        (
+            ["parallel.sequence=4", "launch.ranks=6"],
+            "parallel.sequence: 6 ranks are not whole groups of 4 that share a window; choose "
+            "4, 8, 16 or 32 ranks, or parallel.sequence=1 or 2",
+        ),
+        (
+            ["parallel.sequence=2", "launch.ranks=6"],
+            "data.lanes: 8 lanes cannot be shared evenly by 6 ranks in groups of 2 "
+            "(parallel.sequence); choose 2, 4, 8 or 16 ranks, or data.lanes=6 or 9",
+        ),
         (["zero.stage=0", "train.precision=bf16"], "zero.stage: 0 has no float32 master weights"),
         (["model.local_attention=flash"], "model.local_attention: flash-attn computes in bf16"),
         (
@@ -144,6 +159,21 @@ def test_ranks_that_do_not_fit_are_told_what_to_choose(
     assert problem.endswith(f"by {ranks} ranks; choose {choose}")
     for count in config.fitting_ranks():
         assert config.rank_problems(count) == []
+
+
+def test_consecutive_ranks_share_windows_in_equal_parts() -> None:
+    config = load(
+        None,
+        [*MINIMUM, "data.lanes=6", "model.segment=8", "train.window_segments=4",
+         "parallel.sequence=2"],
+    )  # fmt: skip
+    assert config.fitting_ranks() == [2, 4, 6, 12]
+    assert config.lanes_a_rank(4) == 3
+    assert [list(config.lanes_of_rank(rank, 4)) for rank in range(4)] == [
+        [0, 1, 2], [0, 1, 2], [3, 4, 5], [3, 4, 5]
+    ]  # fmt: skip
+    parts = [config.tokens_of_rank(rank) for rank in range(4)]
+    assert parts == [slice(0, 16), slice(16, 32)] * 2
 
 
 def test_a_window_is_its_segments() -> None:

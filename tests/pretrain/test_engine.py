@@ -11,6 +11,7 @@ import json
 import math
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -21,13 +22,14 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from pretrain import ledger
 from pretrain.checkpoint.attempts import Attempt
 from pretrain.checkpoint.load import Checkpoint
 from pretrain.checkpoint.manifest import step_name
 from pretrain.config import Config, load
 from pretrain.data.lanes import IGNORE, Dataset, Lane, Mix
 from pretrain.engine import build_ops, deepspeed_settings
-from pretrain.launch import StopFlag, leave, place_in, start_ranks
+from pretrain.launch import EXIT_STOPPED, StopFlag, leave, place_in, start_ranks
 from pretrain.metrics import configure_logging, read_records
 from pretrain.model.memory import MemoryState
 from pretrain.model.transformer import Transformer
@@ -86,6 +88,10 @@ def _rank(jobs: Path) -> None:
         trainer = Trainer(config, Attempt(directory, 1), torch.device("cpu"), watchdog)
         if job["action"] == "train":
             assert trainer.run(stop) == 0
+        elif job["action"] == "one step":
+            stop.signal = signal.SIGTERM
+            assert trainer.run(stop) == EXIT_STOPPED
+            stop.signal = None
         elif job["action"] == "save":
             trainer.directory = Path(job["to"])
             trainer._save(None)
@@ -168,8 +174,12 @@ class Bench:
 
     def curve(self, name: str) -> dict[int, tuple[float, float]]:
         """Loss and gradient norm of each step."""
-        records = read_records(self.root / name / "metrics.jsonl")
+        records = self.records(name, "train")
         return {line["step"]: (line["loss"], line["grad_norm"]) for line in records}
+
+    def records(self, name: str, kind: str) -> list[dict[str, Any]]:
+        records = read_records(self.root / name / "metrics.jsonl")
+        return [line for line in records if line["kind"] == kind]
 
     def state(self, name: str, step: int) -> dict[str, Any]:
         return checkpoint_state(self.root / name / "checkpoints" / step_name(step))
@@ -219,12 +229,28 @@ def bench(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Bench:
 def two_ranks(bench: Bench) -> Bench:
     """What two ranks did; every other test compares with their `base`, ZeRO-3 in float32."""
     bf16, stage_2 = "train.precision=bf16", "zero.stage=2"
+    shared = "parallel.sequence=2"
+    validated = (
+        f"data.validation={bench.corpus}",
+        "train.validate_every=4",
+        "train.validation_windows=2",
+    )
     jobs = [
         bench.job("base"),
         *(bench.job(f"stage-{stage}", f"zero.stage={stage}") for stage in (2, 1, 0)),
         bench.job("micro-batch", "train.micro_batch=2"),
         bench.job("recomputed", "train.micro_batch=3", "train.activation_checkpointing=full"),
         bench.job("recomputed-whole", "train.activation_checkpointing=full", "zero.stage=0"),
+        bench.job("linear", "model.memory.kind=linear"),
+        bench.job("linear-shared", "model.memory.kind=linear", shared),
+        bench.job("validated", *validated),
+        bench.job("shared", shared, "train.micro_batch=3", *validated),
+        bench.job("shared-on", shared, "train.micro_batch=3", *validated, start_from="shared"),
+        bench.job(
+            "shared-recomputed", shared, "train.activation_checkpointing=full", "zero.stage=2"
+        ),
+        bench.job("elastic", action="one step"),
+        bench.job("elastic", shared, action="one step"),
         # 3 -> 1 -> 0 -> 2, stored again at each stop, and on from there.
         bench.job("from-3", "zero.stage=1", action="save", start_from="base", to="from-1"),
         bench.job("from-1", "zero.stage=0", action="save", to="from-0"),
@@ -331,12 +357,18 @@ def test_losses_are_the_same_for_every_stage_micro_batch_and_checkpointing(
 def other_ranks(request: pytest.FixtureRequest, two_ranks: Bench) -> tuple[Bench, int]:
     """What another number of ranks did from scratch, and with the two ranks' checkpoint."""
     ranks, bench = request.param, two_ranks
-    bench.work(
-        ranks,
+    jobs = [
         bench.job(f"scratch-{ranks}"),
         bench.job(f"load-{ranks}", action="save", start_from="base", to=f"on-{ranks}"),
         bench.job(f"on-{ranks}"),
-    )
+    ]
+    if ranks == 4:
+        jobs += [
+            bench.job("elastic", "parallel.sequence=4", action="one step"),
+            bench.job("elastic", "parallel.sequence=2", "train.micro_batch=3", action="one step"),
+            bench.job("elastic", "parallel.sequence=4"),
+        ]
+    bench.work(ranks, *jobs)
     return bench, ranks
 
 
@@ -364,6 +396,51 @@ def test_losses_from_scratch_are_the_same_for_any_number_of_ranks(
     assert_near(bench.curve(f"scratch-{ranks}"), bench.curve("base"))
     # Data and memory places too, up to the last window.
     end, base = bench.state(f"scratch-{ranks}", STEPS), bench.state("base", STEPS)
+    for lane in range(LANES):
+        assert end[f"lane {lane} place"] == base[f"lane {lane} place"]
+
+
+# Windows that ranks share.
+
+
+@pytest.mark.parametrize(
+    ("name", "base"),
+    [("shared", "base"), ("shared-recomputed", "base"), ("linear-shared", "linear")],
+)
+def test_losses_are_the_same_where_ranks_share_windows(
+    two_ranks: Bench, name: str, base: str
+) -> None:
+    assert list(two_ranks.curve(name)) == list(range(1, STEPS + 1))
+    assert_near(two_ranks.curve(name), two_ranks.curve(base))
+    one, other = two_ranks.records(name, "train"), two_ranks.records(base, "train")
+    for record, expected in zip(one, other, strict=True):
+        assert record["epochs"] == expected["epochs"]
+        assert record["memory_norm"] == pytest.approx(expected["memory_norm"], rel=1e-4)
+
+
+def test_validation_losses_are_the_same_where_ranks_share_windows(two_ranks: Bench) -> None:
+    shared, expected = (
+        {line["step"]: line["loss"] for line in two_ranks.records(name, "validation")}
+        for name in ("shared", "validated")
+    )
+    assert list(expected) == [4, 8]
+    assert shared == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_resume_with_shared_windows_is_exact_to_the_bit(two_ranks: Bench) -> None:
+    resumed, whole = two_ranks.curve("shared-on"), two_ranks.curve("shared")
+    assert resumed == {step: whole[step] for step in range(SAVED + 1, STEPS + 1)}
+    assert differences(two_ranks.state("shared-on", STEPS), two_ranks.state("shared", STEPS)) == []
+
+
+@pytest.mark.parametrize("other_ranks", [4], indirect=True)
+def test_a_run_goes_on_however_many_ranks_share_a_window(other_ranks: tuple[Bench, int]) -> None:
+    """1 of 2 ranks, then 2 of 2, 4 of 4, 2 of 4, and 4 of 4."""
+    bench, _ = other_ranks
+    assert list(bench.curve("elastic")) == list(range(1, STEPS + 1))
+    assert_near(bench.curve("elastic"), bench.curve("base"))
+    assert ledger.check(bench.root / "elastic") == []
+    end, base = bench.state("elastic", STEPS), bench.state("base", STEPS)
     for lane in range(LANES):
         assert end[f"lane {lane} place"] == base[f"lane {lane} place"]
 

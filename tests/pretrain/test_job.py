@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from data_prep.settings import SettingsError
-from pretrain.config import Config, DataConfig, LaunchConfig, RunConfig, TrainConfig
+from pretrain.config import Config, DataConfig, LaunchConfig, ParallelConfig, RunConfig, TrainConfig
 from pretrain.job import plan
 
 
@@ -47,6 +48,24 @@ def test_numbers_of_nodes_that_would_fit_are_told() -> None:
         "micro-batches of 2; choose 1, 3 nodes, or data.lanes a multiple of 192"
     ]
     assert plan(config(lanes=192, micro=2), "1-4", 8).ranks == 8
+
+
+def test_nodes_that_cannot_be_cut_into_sequence_groups_are_told() -> None:
+    shared = replace(config(lanes=8), parallel=ParallelConfig(sequence=4))
+    assert plan(shared, "1-2", 8).ranks == 8
+    with pytest.raises(SettingsError) as caught:
+        plan(shared, "1-3", 2)
+    # 2 ranks are half a group, 6 a group and a half.
+    assert caught.value.problems == [
+        "nodes: 8 lanes (data.lanes) cannot be shared evenly by 1 or 3 nodes of 2 ranks in groups "
+        "of 4 (parallel.sequence); choose 2, 4, 8, 16 nodes"
+    ]
+    with pytest.raises(SettingsError) as caught:
+        plan(shared, "2-3", 4)
+    assert caught.value.problems == [
+        "nodes: 8 lanes (data.lanes) cannot be shared evenly by 3 nodes of 4 ranks in groups of 4 "
+        "(parallel.sequence); choose 1, 2, 4, 8 nodes, or data.lanes a multiple of 6"
+    ]
 
 
 def test_devices_must_be_there() -> None:

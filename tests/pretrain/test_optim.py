@@ -76,7 +76,7 @@ def test_gates_and_vectors_are_not_decayed_and_gates_have_a_rate_of_their_own() 
 
 def test_only_a_parameter_of_that_name_is_a_gate() -> None:
     assert is_gate("layers.0.attention.gate")
-    assert not is_gate("layers.0.feed_forward.gate_proj.weight")
+    assert not is_gate("layers.0.feed_forward.gate_proj")
     assert not is_gate("gate.weight")
 
 

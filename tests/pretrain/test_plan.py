@@ -132,6 +132,28 @@ def test_sending_is_per_micro_batch_and_gathers_twice_where_weights_cannot_stay(
     assert fits.sent == pytest.approx((large + 2 * 2 * fits.parameters - large) * 7 / 8, rel=0.01)
 
 
+def test_ranks_that_share_longer_windows_need_as_much_and_pass_as_much() -> None:
+    words = ("data.lanes=8", "model.segment=1024")
+    one, four, more = (
+        make(small(*words, f"parallel.sequence={sequence}", f"train.window_segments={segments}"),
+             3000, asked(), False)
+        for sequence, segments in ((1, 4), (4, 16), (4, 64))
+    )  # fmt: skip
+    # A part of four segments, as the whole window was, and the states of all parts beside it.
+    assert four.memory.activations.peak == pytest.approx(one.memory.activations.peak, rel=0.05)
+    assert (four.micro_batches, more.micro_batches) == (4, 4)
+    assert four.memory.states == 4 * one.memory.states
+    # To 3 others: 4 lanes, 4 layers, 4 heads, z and then A and B, there and back; and the flags.
+    assert four.passed == more.passed == 3 * 4 * (2 * 4 * 4 * 64 * (2 * 64 + 1) * 4 + 1)
+    assert more.useful_flops == pytest.approx(4 * four.useful_flops, rel=1e-6)
+    told = "\n".join(lines(four))
+    assert "a rank takes 4 x 1 of them, 4,096 tokens of each" in told
+    assert "12.09 MiB between the 4 ranks that share a window, whatever its length" in told
+    assert "share a window" not in "\n".join(lines(one))
+    # The small weights are gathered once a step, the others in each of its four micro-batches.
+    assert 3 * one.sent < four.sent - four.passed < 4 * one.sent
+
+
 def test_what_does_not_fit_is_said_with_what_to_do() -> None:
     plan = planned(ROOT / "configs/1b.yaml")
 

@@ -25,7 +25,8 @@ from pretrain.engine import PERSISTENT_ELEMENTS, Engine
 from pretrain.launch import leave, place_in, start_ranks
 from pretrain.model import flops
 from pretrain.model.transformer import Transformer
-from pretrain.plan import memory, sent_bytes
+from pretrain.parallel import SequenceGroup
+from pretrain.plan import memory, passed_bytes, sent_bytes
 from pretrain.simulate import Ledger, activations, simulate
 
 VOCABULARY = 2000
@@ -63,13 +64,14 @@ def test_a_ledger_counts_what_lives_and_the_most_that_lived_at_a_time() -> None:
 def test_a_ring_sends_all_but_a_ranks_share_and_twice_that_to_sum() -> None:
     ledger = Ledger(fake=False)
     ledger.moved = {
-        "allgather_base": 800,
-        "reduce_scatter_base": 400,
-        "allreduce": 80,
-        "broadcast": 9,
+        ("allgather_base", 4): 800,
+        ("allgather_base", 2): 60,
+        ("reduce_scatter_base", 4): 400,
+        ("allreduce", 4): 80,
+        ("allreduce", 1): 7,
+        ("broadcast", 4): 9,
     }
-    assert ledger.sent(4) == 0.75 * (800 + 400 + 2 * 80)
-    assert ledger.sent(1) == 0
+    assert ledger.sent() == 0.75 * (800 + 400 + 2 * 80) + 0.5 * 60
 
 
 def allocated(settings: Config) -> int:
@@ -153,16 +155,16 @@ def _rank(path: Path) -> None:
                 settings,
                 torch.device("cpu"),
             )
+            shared = settings.parallel.sequence > 1
+            parts = SequenceGroup(settings.parallel.sequence) if shared else None
             for _ in range(3):
                 state = engine.module.initial_state(LANES, "cpu")
-                batch = torch.zeros(LANES, settings.window, dtype=torch.int64)
-                starts = torch.zeros(LANES, settings.window, dtype=torch.bool)
+                batch = torch.zeros(LANES, settings.part, dtype=torch.int64)
+                starts = torch.zeros(LANES, settings.part, dtype=torch.bool)
                 ledger.restart()
-                engine.backward(engine.forward(batch, starts, state, batch).loss)
+                engine.backward(engine.forward(batch, starts, state, batch, parts=parts).loss)
                 engine.step(1.0)
-            told.append(
-                {"held": engine.held(), "peak": ledger.peak, "sent": ledger.sent(place.size)}
-            )
+            told.append({"held": engine.held(), "peak": ledger.peak, "sent": ledger.sent()})
         del engine
     if place.rank == 0:
         path.write_text(json.dumps(told))
@@ -180,6 +182,7 @@ def _alone(path: Path) -> None:
 WORDS = [
     ("train.precision=bf16", "train.activation_checkpointing=full"),
     ("train.precision=float32", "model.tied_embeddings=false"),
+    ("parallel.sequence=2", f"data.lanes={LANES}", "train.activation_checkpointing=full"),
 ]
 CASES = pytest.mark.parametrize("case", range(len(WORDS)), ids=[" ".join(w) for w in WORDS])
 
@@ -226,7 +229,8 @@ def test_the_formulas_give_what_a_real_rank_holds_and_sends(counted: list[Any], 
     planned = memory(config(*WORDS[case]), VOCABULARY, RANKS)
     assert dict(planned.held) == real["held"]
     # Norms of gradients and the like are agreed on in a few bytes.
-    sent = sent_bytes(config(*WORDS[case]), VOCABULARY, RANKS)
+    settings = config(*WORDS[case])
+    sent = sent_bytes(settings, VOCABULARY, RANKS) + passed_bytes(settings, RANKS)
     assert sent == pytest.approx(real["sent"], abs=100)
     assert real["peak"] <= planned.total <= 1.1 * real["peak"]
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from pretrain.model import loss
 from pretrain.model.loss import IGNORE, OutputHead
 
 VOCABULARY = 37
@@ -24,45 +28,71 @@ def head_and_tokens(
 
 
 @pytest.mark.parametrize("tokens", [1, 256, 257, 700])
-def test_losses_in_chunks_are_the_cross_entropy_of_all_logits(tokens: int) -> None:
+def test_losses_in_chunks_are_the_cross_entropy_of_all_logits(
+    tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(loss._CHUNK_LOGITS, "cpu", 128 * VOCABULARY)
     head, x, targets = head_and_tokens(tokens)
-    weights = torch.rand(2, tokens, dtype=torch.float64)
-    losses = head(x, targets)
-    ours = torch.autograd.grad((losses * weights).sum(), [x, head.weight])
+    total, losses = head(x, targets)
+    ours = torch.autograd.grad(3 * total, [x, head.weight])
     expected = F.cross_entropy(
         (x @ head.weight.T).flatten(0, 1),
         targets.flatten(),
         ignore_index=IGNORE,
         reduction="none",
     ).view(2, tokens)
-    theirs = torch.autograd.grad((expected * weights).sum(), [x, head.weight])
+    theirs = torch.autograd.grad(3 * expected.sum(), [x, head.weight])
     torch.testing.assert_close(losses, expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(total, expected.sum(), rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
-    assert not losses[targets == IGNORE].any()
+    assert not losses[targets == IGNORE].any() and not losses.requires_grad
 
 
-def test_no_window_by_vocabulary_tensor_is_kept_for_the_backward() -> None:
-    head, x, targets = head_and_tokens(4000)
-    kept: list[int] = []
+@pytest.mark.parametrize("tokens", [4000, 16000])
+@pytest.mark.parametrize("vocabulary", [5_000, 50_000])
+def test_logits_take_the_same_memory_at_any_window_and_vocabulary(
+    tokens: int, vocabulary: int
+) -> None:
+    head = OutputHead(8, vocabulary, std=0.5, tied=None)
+    x = torch.randn(1, tokens, 8, requires_grad=True)
+    largest = 0
 
-    def keep(tensor: Tensor) -> Tensor:
-        kept.append(tensor.numel())
-        return tensor
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(
+            self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            nonlocal largest
+            result = function(*args, **(kwargs or {}))
+            if isinstance(result, Tensor):
+                largest = max(largest, result.numel())
+            return result
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        head(x, targets).sum().backward()
-    assert max(kept) <= 512 * VOCABULARY < targets.numel() * VOCABULARY / 10
+    with Watch():
+        head(x, torch.zeros(1, tokens, dtype=torch.int64))[0].backward()
+    assert 2**24 - vocabulary < largest <= 2**24
 
 
 def test_losses_are_float32_where_activations_are_bf16() -> None:
     head, x, targets = head_and_tokens(60, torch.bfloat16)
-    losses = head(x, targets)
+    total, losses = head(x, targets)
     logits = F.linear(x, head.weight)
-    assert logits.dtype == torch.bfloat16 and losses.dtype == torch.float32
+    assert logits.dtype == torch.bfloat16 and losses.dtype == total.dtype == torch.float32
     expected = F.cross_entropy(
         logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORE, reduction="none"
     )
-    assert torch.equal(losses.flatten(), expected)
+    torch.testing.assert_close(losses.flatten(), expected)
+    ours = torch.autograd.grad(total, [x, head.weight])
+    theirs = torch.autograd.grad(expected.sum(), [x, head.weight])
+    for our, their in zip(ours, theirs, strict=True):
+        assert our.dtype == torch.bfloat16
+        torch.testing.assert_close(our, their, rtol=2e-2, atol=2e-2)
+
+
+def test_a_loss_that_is_not_finite_gives_gradients_that_are_not() -> None:
+    head, x, targets = head_and_tokens(9)
+    total, _ = head(x, targets)
+    (total * torch.nan).backward()
+    assert x.grad is not None and x.grad.isnan().all()
 
 
 def test_tied_heads_share_the_very_parameter() -> None:

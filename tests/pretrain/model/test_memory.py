@@ -16,11 +16,33 @@ CPU = torch.device("cpu")
 
 
 def random_segments(segments: int, seed: int = 1, scale: float = 1.0) -> tuple[Tensor, Tensor]:
-    """sigma(K) and V, [1, S, 2, 8, 4], float32."""
+    """K and V, [1, S, 8, 2, 4], float32."""
     generator = torch.manual_seed(seed)
-    keys = torch.randn(1, segments, 2, 8, 4, generator=generator)
-    values = torch.randn(1, segments, 2, 8, 4, generator=generator)
-    return memory.sigma(keys) * scale, values * scale
+    keys = torch.randn(1, segments, 8, 2, 4, generator=generator)
+    values = torch.randn(1, segments, 8, 2, 4, generator=generator)
+    return keys * scale, values * scale
+
+
+def keys_of(features: Tensor) -> Tensor:
+    """The K [B, S, N, 2, D] whose sigma(K) is `features` [B, S, 2, N, D]."""
+    return torch.where(features > 1, features - 1, features.log()).transpose(2, 3)
+
+
+def advance(
+    keys: Tensor,
+    values: Tensor,
+    carried: MemoryState,
+    reset: memory.Resets,
+    config: MemoryConfig,
+) -> tuple[MemoryState, MemoryState]:
+    return memory.advance(keys, values, carried, None, reset, config)
+
+
+def read(queries: Tensor, before: MemoryState) -> Tensor:
+    """What the queries [B, S, N, 2, D] retrieve: the gates are wide open."""
+    everywhere = torch.ones(queries.shape[:3], dtype=torch.bool)
+    gate = torch.full((2,), 100.0)
+    return memory.gated_read(torch.zeros_like(queries), queries, before, everywhere, gate)
 
 
 def nothing(dtype: torch.dtype = torch.float32) -> MemoryState:
@@ -33,8 +55,8 @@ def test_a_young_document_keeps_its_digits_beside_an_old_one(config: MemoryConfi
     keys, values = random_segments(3, seed=2)
     starting = torch.tensor([[False, False, False, True, False, False]])
     both = torch.cat((old_keys, keys), dim=1), torch.cat((old_values, values), dim=1)
-    _, after = memory.advance(*both, nothing(), memory.resets(starting), config)
-    _, alone = memory.advance(keys, values, nothing(), [None] * 3, config)
+    _, after = advance(*both, nothing(), memory.resets(starting), config)
+    _, alone = advance(keys, values, nothing(), [None] * 3, config)
     assert torch.equal(after.matrix, alone.matrix)
     assert torch.equal(after.normaliser, alone.normaliser)
 
@@ -47,8 +69,8 @@ def test_a_document_that_overflowed_does_not_poison_the_next(
     keys, values = random_segments(2)
     carried = MemoryState(*(torch.full_like(part, poison) for part in nothing()))
     starting = memory.resets(torch.tensor([[True, False]]))
-    _, after = memory.advance(keys, values, carried, starting, config)
-    _, alone = memory.advance(keys, values, nothing(), [None] * 2, config)
+    _, after = advance(keys, values, carried, starting, config)
+    _, alone = advance(keys, values, nothing(), [None] * 2, config)
     assert torch.equal(after.matrix, alone.matrix)
     assert torch.equal(after.normaliser, alone.normaliser)
 
@@ -57,7 +79,8 @@ def smallest_eigenvalue(config: MemoryConfig, keys: Tensor, first: Tensor) -> fl
     """Of the map from M_{s-1} to M_s, applied to a basis as M; `first` wrote z_{s-1}."""
     basis = torch.eye(4, dtype=torch.float64).expand(1, 2, 4, 4)
     carried = MemoryState(basis, first.sum(dim=-2))
-    _, after = memory.advance(keys, torch.zeros_like(keys), carried, [None], config)
+    raw = keys_of(keys)
+    _, after = advance(raw, torch.zeros_like(raw), carried, [None], config)
     return torch.linalg.eigvalsh(after.matrix).min().item()
 
 
@@ -81,7 +104,8 @@ def test_the_inclusive_normaliser_keeps_every_eigenvalue_within_zero_and_one() -
         keys = memory.sigma(torch.randn(1, 1, 2, 9, 4, generator=generator, dtype=torch.float64))
         before = torch.rand(1, 2, 4, generator=generator, dtype=torch.float64) * 0.1
         carried = MemoryState(identity.expand(1, 2, 4, 4), before)
-        _, after = memory.advance(keys, torch.zeros_like(keys), carried, [None], DELTA[1])
+        raw = keys_of(keys)
+        _, after = advance(raw, torch.zeros_like(raw), carried, [None], DELTA[1])
         eigenvalues = torch.linalg.eigvalsh(after.matrix)
         assert eigenvalues.min() > -1e-12 and eigenvalues.max() < 1 + 1e-12
 
@@ -89,45 +113,42 @@ def test_the_inclusive_normaliser_keeps_every_eigenvalue_within_zero_and_one() -
 def test_delta_replaces_what_a_key_recalls() -> None:
     """Equation 9's purpose: written twice under one key, only the newer value is left."""
     key = torch.tensor([1.0, 2.0, 3.0, 4.0], dtype=torch.float64).expand(1, 2, 2, 1, 4)
-    values = torch.randn(1, 2, 2, 1, 4, generator=torch.manual_seed(1), dtype=torch.float64)
-    _, after = memory.advance(key, values, nothing(torch.float64), [None] * 2, DELTA[0])
-    torch.testing.assert_close(after.matrix, key[:, 1].mT @ values[:, 1])
+    values = torch.randn(1, 2, 1, 2, 4, generator=torch.manual_seed(1), dtype=torch.float64)
+    _, after = advance(keys_of(key), values, nothing(torch.float64), [None] * 2, DELTA[0])
+    torch.testing.assert_close(after.matrix, key[:, 1].mT @ values[:, 1].transpose(1, 2))
 
 
 def test_an_empty_memory_reads_as_zero_with_a_zero_gradient() -> None:
-    queries = memory.sigma(torch.randn(1, 1, 2, 3, 4)).requires_grad_()
+    queries = torch.randn(1, 1, 3, 2, 4).requires_grad_()
     empty = MemoryState(*(part[:, None].requires_grad_() for part in nothing()))
-    read = memory.retrieve(queries, empty, torch.tensor(True))
-    read.sum().backward()
-    assert not read.any()
+    retrieved = read(queries, empty)
+    retrieved.sum().backward()
+    assert not retrieved.any()
     for gradient in (queries.grad, empty.matrix.grad, empty.normaliser.grad):
         assert gradient is not None and not gradient.any()
 
 
 def test_features_that_underflow_read_and_write_nothing() -> None:
-    keys = memory.sigma(torch.full((1, 1, 2, 3, 4), -200.0))
-    assert not keys.any()
-    keys.requires_grad_()
+    keys = torch.full((1, 1, 3, 2, 4), -200.0).requires_grad_()
+    assert not memory.sigma(keys).any()
     carried = MemoryState(*(part + 1 for part in nothing()))
-    before, after = memory.advance(keys, torch.ones_like(keys), carried, [None], DELTA[0])
+    before, after = advance(keys, torch.ones_like(keys), carried, [None], DELTA[0])
     assert torch.equal(after.matrix, carried.matrix)
-    read = memory.retrieve(keys, before, torch.tensor(True))
-    (read.sum() + after.matrix.sum()).backward()
-    assert not read.any() and keys.grad is not None and keys.grad.isfinite().all()
+    retrieved = read(keys, before)
+    (retrieved.sum() + after.matrix.sum()).backward()
+    assert not retrieved.any() and keys.grad is not None and keys.grad.isfinite().all()
 
 
 def test_bf16_keys_lose_no_mass_over_many_segments() -> None:
     """Summed in bf16, z would lose 7 to 14 percent by 128 to 512 segments."""
-    keys = torch.randn(1, 512, 2, 8, 4, generator=torch.manual_seed(1)).bfloat16()
-    features = memory.sigma(keys)
-    assert features.dtype == torch.float32
-    _, after = memory.advance(features, features, nothing(), [None] * 512, LINEAR)
-    exact = memory.sigma(keys.double())
+    keys = torch.randn(1, 512, 8, 2, 4, generator=torch.manual_seed(1)).bfloat16()
+    _, after = advance(keys, keys, nothing(), [None] * 512, LINEAR)
+    exact, values = memory.sigma(keys.double()).transpose(2, 3), keys.double().transpose(2, 3)
     torch.testing.assert_close(
         after.normaliser.double(), exact.sum(dim=(1, 3)), rtol=1e-5, atol=0.0
     )
     torch.testing.assert_close(
-        after.matrix.double(), (exact.mT @ exact).sum(dim=1), rtol=1e-5, atol=0.0
+        after.matrix.double(), (exact.mT @ values).sum(dim=1), rtol=1e-5, atol=1e-3
     )
 
 

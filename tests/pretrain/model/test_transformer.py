@@ -140,8 +140,7 @@ class Naive:
         x = x + attended
         y = self.norm(f"{name}.feed_forward_norm", x)
         gate, up, down = (
-            self.weights[f"{name}.feed_forward.{part}_proj.weight"]
-            for part in ("gate", "up", "down")
+            self.weights[f"{name}.feed_forward.{part}_proj"] for part in ("gate", "up", "down")
         )
         opened = y @ gate.T
         return x + (opened * opened.sigmoid() * (y @ up.T)) @ down.T, memory
@@ -474,9 +473,7 @@ def test_checkpointed_activations_give_the_same_gradients_to_the_bit(rule: str) 
         model = build(rule, checkpointing=checkpointing)
         carried = with_gradient(random_state(model))
         output = model(tokens, starts, carried, tokens)
-        weighted_sum(
-            output.loss, *(part for memory in output.state for part in memory)
-        ).backward()
+        weighted_sum(output.loss, *(part for memory in output.state for part in memory)).backward()
         inputs = [*model.parameters(), *(part for memory in carried for part in memory)]
         return [x.grad for x in inputs if x.grad is not None]
 
@@ -553,9 +550,7 @@ def test_full_checkpointing_computes_each_block_again_in_the_backward() -> None:
     def runs(checkpointing: Literal["none", "full"]) -> int:
         model = build("linear", checkpointing=checkpointing)
         state = model.initial_state(2, "cpu")
-        calls = calls_of(
-            model, lambda: model(tokens, starts, state, tokens).loss.backward()
-        )
+        calls = calls_of(model, lambda: model(tokens, starts, state, tokens).loss.backward())
         return calls.count("layers.1.attention.q_proj")
 
     assert (runs("none"), runs("full")) == (1, 2)

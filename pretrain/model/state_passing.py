@@ -1,0 +1,117 @@
+"""The memory where a window is cut into parts that are computed side by side.
+
+A part is some whole segments of every lane, one after another. What its segments do to a state is
+one affine map, x -> A x + B, so a part hands out (A, B) and never tokens: D (D + 1) numbers a head
+for Linear, whose A is 1; for Linear + Delta first the D of z, then D x 2 D. From all parts' maps
+each part computes the state that it begins with, and the state at the window's end.
+
+Shapes as in `memory`: B lanes, S segments of the part, K heads, D size of a head; P parts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from pretrain.config import MemoryConfig
+from pretrain.model import memory
+from pretrain.model.memory import MemoryState, Resets
+
+
+class Parts(Protocol):
+    """The parts of a window, as one of them sees them."""
+
+    index: int
+    count: int
+
+    def gather(self, own: Tensor) -> Tensor:
+        """Every part's tensor, in order: `own` [...] -> [P, ...], with its gradient.
+
+        All parts call it equally often and in the same order, and so do their backwards.
+        """
+
+
+@dataclass(frozen=True)
+class StatePassing:
+    """How states pass from part to part; the same for every layer of a window."""
+
+    parts: Parts
+    reset: Resets
+    """For each part the lanes in which a document starts in it."""
+
+    @classmethod
+    def of(cls, starting: Tensor, parts: Parts) -> StatePassing:
+        """`starting` [B, S] bool: does a document start in the segment of this part?"""
+        everywhere = parts.gather(starting.any(dim=1).to(torch.uint8))
+        return cls(parts, memory.resets(everywhere.bool().T))
+
+    def advance(
+        self,
+        keys: Tensor,
+        values: Tensor,
+        carried: MemoryState,
+        writable: Tensor | None,
+        reset: Resets,
+        config: MemoryConfig,
+    ) -> tuple[MemoryState, MemoryState]:
+        """`memory.advance` over the part's segments, in a window of all parts.
+
+        `carried` is the state before the window, the second result the one after it: both are the
+        same for all parts.
+        """
+        added, mass, features = memory.sums(keys, values, writable)
+        if config.kind == "linear":
+            # One exchange for both: z is one more column of M.
+            joined = _joined(MemoryState(added, mass))
+            states, last = self._scan(_joined(carried), joined, reset)
+            return _split(states), _split(last)
+        normalisers, last_normaliser = self._scan(carried.normaliser, mass, reset)
+        divisor = memory.delta_divisor(normalisers, mass, reset, config)
+        transition = memory.delta_transition(keys, features, divisor, writable)
+        matrices, last_matrix = self._scan(carried.matrix, added, reset, transition)
+        return MemoryState(matrices, normalisers), MemoryState(last_matrix, last_normaliser)
+
+    def _scan(
+        self, carried: Tensor, added: Tensor, reset: Resets, transition: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """`memory.scan` over the segments of all parts: all x before a segment of this part, and
+        the last x of the window.
+        """
+        if transition is None:
+            _, own_sum = memory.scan(torch.zeros_like(carried), added, reset)
+            sums, maps = self._gathered(own_sum), None
+        else:
+            _, own_map = memory.scan(*_as_maps(carried, added), reset, transition)
+            maps, sums = self._gathered(own_map).chunk(2, dim=-1)
+        # Indexed, not picked out of a list: so the first part, which begins with `carried`, has
+        # the exchange in its graph, too, and takes part in its backward.
+        arriving, last = memory.scan(carried, sums, self.reset, maps)
+        before, _ = memory.scan(arriving[:, self.parts.index], added, reset, transition)
+        return before, last
+
+    def _gathered(self, own: Tensor) -> Tensor:
+        """[B, ...] of each part -> [B, P, ...]."""
+        return self.parts.gather(own).transpose(0, 1)
+
+
+def _as_maps(carried: Tensor, added: Tensor) -> tuple[Tensor, Tensor]:
+    """Start and steps of a scan that composes (A, B), side by side in [..., D, 2 D].
+
+    A starts as 1 and is only multiplied, B starts as 0 and is added to.
+    """
+    identity = torch.eye(carried.shape[-1], device=carried.device, dtype=carried.dtype)
+    start = torch.cat((identity.expand_as(carried), torch.zeros_like(carried)), dim=-1)
+    return start, torch.cat((torch.zeros_like(added), added), dim=-1)
+
+
+def _joined(state: MemoryState) -> Tensor:
+    """M and z as one: [..., D, D + 1]."""
+    return torch.cat((state.matrix, state.normaliser[..., None]), dim=-1)
+
+
+def _split(joined: Tensor) -> MemoryState:
+    """What `_joined` joined."""
+    return MemoryState(joined[..., :-1], joined[..., -1])
