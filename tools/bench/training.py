@@ -1,0 +1,226 @@
+"""How fast a training step is on this machine's CPU, beside what it is compared with.
+
+    python tools/bench/training.py peer --json out.json
+
+    rate    the step's FLOPs a second, beside plain matrix products of its shapes
+    peer    beside infini-transformer-pytorch, its gradient through all segments, too
+    loop    our model over the whole window, beside the same model called segment by segment
+    llama   beside a Llama of the same size in transformers with full attention
+    memory  with a memory, beside `memory.kind: none`
+    length  seconds a token and peak memory from windows of 4 Ki to 256 Ki tokens
+    heap    with and without the heap's settings of pretrain.heap
+    compile with and without `train.compile`
+
+Contestants are processes of their own that take a step in turn; the others wait. A ratio is the
+median of those of neighbours in time, so that what else the machine does counts for both. Peers are
+installed into an environment of their own, under .cache.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import venv
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import machine
+
+LARGE = {"d_model": 512, "n_layers": 8, "n_heads": 8, "n_kv_heads": 8, "d_head": 64,
+         "d_ff": 1365, "segment": 256}  # fmt: skip
+SMALL = {"d_model": 256, "n_layers": 6, "n_heads": 4, "n_kv_heads": 4, "d_head": 64,
+         "d_ff": 682, "segment": 64}  # fmt: skip
+PEERS = ("infini-transformer-pytorch==0.2.1", "transformers==5.24.0")
+_PEERS_HOME = machine.ROOT / ".cache/bench-peers"
+
+
+@dataclass
+class Contestant:
+    """A process that takes a step when it is asked to."""
+
+    name: str
+    settings: dict[str, Any]
+    told: dict[str, Any] = field(default_factory=dict)
+    seconds: list[float] = field(default_factory=list)
+    peaks: list[int] = field(default_factory=list)
+
+    def start(self) -> None:
+        """Build its model."""
+        peer = self.settings["who"] in ("infini-transformer-pytorch", "llama")
+        self._process = subprocess.Popen(
+            [_peers_python() if peer else sys.executable, Path(__file__).parent / "contestants.py",
+             json.dumps(self.settings)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            env={**os.environ, "PYTHONPATH": str(machine.ROOT)},
+        )  # fmt: skip
+        self.told = self._answer()
+
+    def step(self) -> dict[str, Any]:
+        """One step's answer."""
+        assert self._process.stdin is not None
+        self._process.stdin.write("step\n")
+        self._process.stdin.flush()
+        return self._answer()
+
+    def measure(self) -> None:
+        """One step, kept."""
+        answer = self.step()
+        self.seconds.append(answer["seconds"])
+        self.peaks.append(answer["peak"])
+
+    def stop(self) -> None:
+        """End the process."""
+        self._process.kill()
+        self._process.wait()
+
+    def _answer(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            sys.exit(f"{self.name} ended with exit code {self._process.wait()}")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+
+def _peers_python() -> Path:
+    """Python of the peers' environment, which is made at the first call."""
+    python = _PEERS_HOME / "bin/python"
+    done = _PEERS_HOME / "installed"
+    if not done.exists() or done.read_text() != " ".join(PEERS):
+        venv.create(_PEERS_HOME, with_pip=True, clear=True)
+        constraints = machine.ROOT / "constraints.txt"
+        torch = next(x for x in constraints.read_text().split() if x.startswith("torch=="))
+        subprocess.run([python, "-m", "pip", "install", "--quiet", torch, *PEERS], check=True)
+        done.write_text(" ".join(PEERS))
+    return python
+
+
+def _settings(shape: dict[str, int], window: int, threads: int, **more: Any) -> dict[str, Any]:
+    vocab_size = 32_000 if shape is LARGE else 8_192
+    return {"who": "ours", "memory": "linear", "shape": shape, "vocab_size": vocab_size,
+            "window": window, "threads": threads, **more}  # fmt: skip
+
+
+def _groups(what: str, threads: int) -> list[list[Contestant]]:
+    """The contestants that are measured in turn; the first of a group is what others stand beside."""
+
+    def one(name: str, shape: dict[str, int], window: int, **more: Any) -> Contestant:
+        return Contestant(name, _settings(shape, window, threads, **more))
+
+    peer = "infini-transformer-pytorch"
+    if what == "rate":
+        return [[one("plain products", LARGE, 4096, who="products"),
+                 *(one(f"ours, {kind}", LARGE, 4096, memory=kind) for kind in ("linear", "delta")),
+                 one(peer, LARGE, 4096, who=peer)]]  # fmt: skip
+    if what == "peer":
+        return [[one(f"{peer}, {kind}", SMALL, window, who=peer, memory=kind),
+                 one(f"ours, {kind}", SMALL, window, memory=kind)]
+                for window in (4096, 16384) for kind in ("linear", "delta")]  # fmt: skip
+    if what == "loop":
+        return [[one("loop over segments", SMALL, 4096, who="loop"), one("ours", SMALL, 4096)]]
+    if what == "llama":
+        return [[one("Llama, full attention", SMALL, window, who="llama"),
+                 *(one(f"ours, {kind}", SMALL, window, memory=kind) for kind in ("linear", "delta"))]
+                for window in (4096, 16384, 65536)]  # fmt: skip
+    if what == "memory":
+        return [[one(f"ours, {kind}", LARGE, 4096, memory=kind)
+                 for kind in ("none", "linear", "delta")]]  # fmt: skip
+    if what == "length":
+        return [[one("ours, full checkpointing", SMALL, window, checkpointing="full")
+                 for window in (4096, 16384, 65536, 262144)]]  # fmt: skip
+    if what == "heap":
+        return [[one("ours, as the C library has it", LARGE, 4096, keep_freed_memory=False),
+                 one("ours, freed memory kept", LARGE, 4096)]]  # fmt: skip
+    assert what == "compile"
+    return [[one("ours", shape, 4096), one("ours, compiled", shape, 4096, compile=True)]
+            for shape in (LARGE, SMALL)]  # fmt: skip
+
+
+def main() -> None:
+    """Measure, print a table, write the JSON."""
+    parsed = _parser().parse_args()
+    rows = []
+    for group in _groups(parsed.what, parsed.threads):
+        for contestant in group:
+            contestant.start()
+            contestant.step()  # the first one warms up
+        for number in range(parsed.rounds):
+            for contestant in group:
+                contestant.measure()
+                print(f"{number + 1}: {contestant.name}, {contestant.settings['window']}: "
+                      f"{contestant.seconds[-1]:.2f} s", file=sys.stderr)  # fmt: skip
+        for contestant in group:
+            contestant.stop()
+            rows.append(_row(contestant, group[0]))
+    told = {"what": parsed.what, "machine": machine.described(), "rows": rows}
+    print(_table(told))
+    if parsed.json:
+        parsed.json.write_text(json.dumps(told, indent=1) + "\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "what",
+        choices=("rate", "peer", "loop", "llama", "memory", "length", "heap", "compile"),
+        help="the comparison",
+    )
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--json", type=Path, help="file for the figures")
+    return parser
+
+
+def _row(contestant: Contestant, first: Contestant) -> dict[str, Any]:
+    window = contestant.settings["window"]
+    a_token = [seconds / window for seconds in contestant.seconds]
+    beside = [seconds / first.settings["window"] for seconds in first.seconds]
+    row = {
+        "who": contestant.name,
+        "settings": contestant.settings,
+        **contestant.told,
+        "seconds": contestant.seconds,
+        "tokens_per_second": 1 / statistics.median(a_token),
+        "times_as_fast": statistics.median(b / a for a, b in zip(a_token, beside, strict=True)),
+        "peak_bytes": max(contestant.peaks),
+    }
+    if "flops" in contestant.told:
+        flops = contestant.told["flops"]
+        row["flops_per_second"] = flops / statistics.median(contestant.seconds)
+        if "flops" in first.told:
+            row["of_rate"] = statistics.median(
+                flops / a / (first.told["flops"] / b)
+                for a, b in zip(contestant.seconds, first.seconds, strict=True)
+            )
+    return row
+
+
+def _table(told: dict[str, Any]) -> str:
+    lines = [
+        ", ".join(f"{key} {value}" for key, value in told["machine"].items()),
+        "| who | window | s a step, median (least to most) | tokens/s | times the first "
+        "| GFLOP/s | of the first's | peak, MiB |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in told["rows"]:
+        taken = row["seconds"]
+        spread = f"{statistics.median(taken):.2f} ({min(taken):.2f} to {max(taken):.2f})"
+        rate = f"{row['flops_per_second'] / 1e9:.0f}" if "flops_per_second" in row else ""
+        share = f"{row['of_rate']:.0%}" if "of_rate" in row else ""
+        lines.append(
+            f"| {row['who']} | {row['settings']['window']:,} | {spread} "
+            f"| {row['tokens_per_second']:,.0f} | {row['times_as_fast']:.2f} | {rate} | {share} "
+            f"| {row['peak_bytes'] / 2**20:,.0f} |"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
