@@ -145,6 +145,13 @@ class TrainConfig:
     log_every: int = setting(10, "steps between log lines", low=1)
     validate_every: int = setting(200, "steps between validations; 0: none but the last", low=0)
     validation_windows: int = setting(8, "windows of each validation lane", low=1)
+    profile_steps: int = setting(
+        0, "steps of each start that are profiled, into the run's profile/; 0: none", low=0
+    )
+    profile_after: int = setting(
+        5, "steps of a start before those; ZeRO-3 learns its order in the first two", low=0
+    )
+    profile_ranks: Literal["first", "all"] = setting("first", "whose steps: rank 0's, or all")
     max_attempts_without_progress: int = setting(
         5,
         "starts in a row that commit no checkpoint, after which the next one stops at once",

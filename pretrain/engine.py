@@ -231,9 +231,10 @@ class Engine:
         return found
 
     def pieces(self) -> Iterator[Piece]:
-        """This rank's part of every parameter's master and moments, on the CPU.
+        """This rank's part of every parameter's master and moments, where they lie.
 
-        The pieces of all ranks cover each tensor exactly once.
+        The pieces of all ranks cover each tensor exactly once. They are views: the next step
+        changes them.
         """
         for name, parameter in self._parameters.items():
             offset, views = self._local(parameter)
@@ -242,7 +243,7 @@ class Engine:
                 share = _share(shape.numel(), dist.get_rank(), dist.get_world_size())
                 offset, views = share.start, {kind: v[share] for kind, v in views.items()}
             for kind, view in views.items():
-                yield Piece(f"{name}/{kind}", tuple(shape), offset, view.detach().cpu().clone())
+                yield Piece(f"{name}/{kind}", tuple(shape), offset, view.detach())
 
     def restore(self, checkpoint: Checkpoint, optimizer_steps: int) -> None:
         """Take this rank's part of everything from a checkpoint of any ranks and stage.

@@ -125,6 +125,11 @@ class Plan:
         return self.simulation.peak + self.memory.states
 
     @property
+    def host_copy(self) -> int:
+        """Bytes of host memory from which a rank writes its part of a checkpoint."""
+        return self.memory.held["optimizer"] + self.memory.states // 2
+
+    @property
     def tokens(self) -> int:
         """Tokens of a step."""
         return self.config.data.lanes * self.config.window
@@ -291,7 +296,8 @@ def _shape_lines(plan: Plan) -> list[str]:
         f"{plan.cluster.gpu.name}",
         f"a step: {config.data.lanes} lanes of {config.window:,} tokens, {plan.tokens:,} in all; "
         f"a rank takes {plan.micro_batches} x {micro_batch} of them",
-        f"a checkpoint: {_size(plan.parameters * 12)}, and the lanes' memories",
+        f"a checkpoint: {_size(plan.parameters * 12)}, and the lanes' memories; it is written from "
+        f"a copy, {_size(plan.host_copy)} of host memory a rank",
     ]
 
 
