@@ -184,6 +184,12 @@ class ZeroConfig:
     stage: Literal[0, 1, 2, 3] = setting(
         3, "0: nothing, 1: optimizer, 2: and gradients, 3: and weights"
     )
+    live_parameters: int = setting(
+        1_000_000_000,
+        "stage 3: weights that may stand gathered at a time, ahead of their use or until their "
+        "next one; fewer take less memory, and are gathered more often",
+        low=1,
+    )
 
 
 @dataclass(frozen=True)

@@ -35,8 +35,9 @@ _KINDS = ("param", *_MOMENTS)
 BUCKET_ELEMENTS = 200_000_000
 # ZeRO-3: parameters of at most so many elements stay gathered once they have been.
 PERSISTENT_ELEMENTS = 100_000
-# ZeRO-3: so many elements may stand gathered ahead of their use, or wait for their next one.
-LIVE_ELEMENTS = 1_000_000_000
+# ZeRO-3: so many elements are gathered ahead of their use, and the parameter that fills them up:
+# while one matrix is multiplied the next one is under way, however large.
+_PREFETCH_ELEMENTS = 50_000_000
 
 
 def cache_directory() -> Path:
@@ -109,8 +110,9 @@ def deepspeed_settings(config: Config, ranks: int, parameters: int) -> dict[str,
             "reduce_bucket_size": bucket,
             "allgather_bucket_size": bucket,
             "stage3_param_persistence_threshold": PERSISTENT_ELEMENTS,
-            "stage3_max_live_parameters": LIVE_ELEMENTS,
-            "stage3_max_reuse_distance": LIVE_ELEMENTS,
+            "stage3_prefetch_bucket_size": _PREFETCH_ELEMENTS,
+            "stage3_max_live_parameters": config.zero.live_parameters,
+            "stage3_max_reuse_distance": config.zero.live_parameters,
         },
         "steps_per_print": None,
     }

@@ -13,7 +13,7 @@ import torch
 
 from data_prep.settings import SettingsError
 from pretrain.config import Config
-from pretrain.engine import BUCKET_ELEMENTS, LIVE_ELEMENTS, PERSISTENT_ELEMENTS
+from pretrain.engine import BUCKET_ELEMENTS, PERSISTENT_ELEMENTS
 from pretrain.model import flops
 from pretrain.model.transformer import Transformer
 from pretrain.simulate import Activations, Simulation, activations, simulate
@@ -189,7 +189,8 @@ def memory(config: Config, vocab_size: int, ranks: int) -> Memory:
     share = sum(-(-size // ranks) for size in sizes)
     whole = sum(sizes)
     gathered = min(
-        sum(size for size in sizes if size > PERSISTENT_ELEMENTS), LIVE_ELEMENTS + max(sizes)
+        sum(size for size in sizes if size > PERSISTENT_ELEMENTS),
+        config.zero.live_parameters + max(sizes),
     )
     shape, lanes = config.model, config.data.lanes // ranks
     state = shape.n_layers * shape.n_kv_heads * shape.d_head * (shape.d_head + 1) * 4
@@ -218,7 +219,7 @@ def sent_bytes(config: Config, vocab_size: int, ranks: int) -> float:
     large = sum(pad for size, pad in padded if size > PERSISTENT_ELEMENTS)
     small = sum(pad for size, pad in padded if size <= PERSISTENT_ELEMENTS)
     uses = 3 if config.train.activation_checkpointing == "full" else 2
-    gathers = 1 if uses * large <= LIVE_ELEMENTS else 2
+    gathers = 1 if uses * large <= config.zero.live_parameters else 2
     micro_batches = config.data.lanes // ranks // _micro_batch(config, ranks)
     elements = micro_batches * (gathers * large + large + small) + small
     width = DTYPES[config.train.precision].itemsize
