@@ -171,7 +171,8 @@ class Bench:
     def curve(self, name: str) -> dict[int, tuple[float, float]]:
         """Loss and gradient norm of each step."""
         records = read_records(self.root / name / "metrics.jsonl")
-        return {line["step"]: (line["loss"], line["grad_norm"]) for line in records}
+        train = [record for record in records if record["kind"] == "train"]
+        return {line["step"]: (line["loss"], line["grad_norm"]) for line in train}
 
     def state(self, name: str, step: int) -> dict[str, Any]:
         return checkpoint_state(self.root / name / "checkpoints" / step_name(step))
