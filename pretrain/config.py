@@ -149,6 +149,13 @@ class TrainConfig:
     log_every: int = setting(10, "steps between log lines", low=1)
     validate_every: int = setting(200, "steps between validations; 0: none but the last", low=0)
     validation_windows: int = setting(8, "windows of each validation lane", low=1)
+    profile_steps: int = setting(
+        0, "steps of each start that are profiled, into the run's profile/; 0: none", low=0
+    )
+    profile_after: int = setting(
+        5, "steps of a start before those; ZeRO-3 learns its order in the first two", low=0
+    )
+    profile_ranks: Literal["first", "all"] = setting("first", "whose steps: rank 0's, or all")
     max_attempts_without_progress: int = setting(
         5,
         "starts in a row that commit no checkpoint, after which the next one stops at once",
@@ -180,6 +187,12 @@ class ZeroConfig:
 
     stage: Literal[0, 1, 2, 3] = setting(
         3, "0: nothing, 1: optimizer, 2: and gradients, 3: and weights"
+    )
+    live_parameters: int = setting(
+        1_000_000_000,
+        "stage 3: weights that may stand gathered at a time, ahead of their use or until their "
+        "next one; fewer take less memory, and are gathered more often",
+        low=1,
     )
 
 

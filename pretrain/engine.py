@@ -35,8 +35,9 @@ _KINDS = ("param", *_MOMENTS)
 BUCKET_ELEMENTS = 200_000_000
 # ZeRO-3: parameters of at most so many elements stay gathered once they have been.
 PERSISTENT_ELEMENTS = 100_000
-# ZeRO-3: so many elements may stand gathered ahead of their use, or wait for their next one.
-LIVE_ELEMENTS = 1_000_000_000
+# ZeRO-3: so many elements are gathered ahead of their use, and the parameter that fills them up:
+# while one matrix is multiplied the next one is under way, however large.
+_PREFETCH_ELEMENTS = 50_000_000
 
 
 def cache_directory() -> Path:
@@ -109,8 +110,9 @@ def deepspeed_settings(config: Config, ranks: int, parameters: int) -> dict[str,
             "reduce_bucket_size": bucket,
             "allgather_bucket_size": bucket,
             "stage3_param_persistence_threshold": PERSISTENT_ELEMENTS,
-            "stage3_max_live_parameters": LIVE_ELEMENTS,
-            "stage3_max_reuse_distance": LIVE_ELEMENTS,
+            "stage3_prefetch_bucket_size": _PREFETCH_ELEMENTS,
+            "stage3_max_live_parameters": config.zero.live_parameters,
+            "stage3_max_reuse_distance": config.zero.live_parameters,
         },
         "steps_per_print": None,
     }
@@ -231,9 +233,10 @@ class Engine:
         return found
 
     def pieces(self) -> Iterator[Piece]:
-        """This rank's part of every parameter's master and moments, on the CPU.
+        """This rank's part of every parameter's master and moments, where they lie.
 
-        The pieces of all ranks cover each tensor exactly once.
+        The pieces of all ranks cover each tensor exactly once. They are views: the next step
+        changes them.
         """
         for name, parameter in self._parameters.items():
             offset, views = self._local(parameter)
@@ -242,7 +245,7 @@ class Engine:
                 share = _share(shape.numel(), dist.get_rank(), dist.get_world_size())
                 offset, views = share.start, {kind: v[share] for kind, v in views.items()}
             for kind, view in views.items():
-                yield Piece(f"{name}/{kind}", tuple(shape), offset, view.detach().cpu().clone())
+                yield Piece(f"{name}/{kind}", tuple(shape), offset, view.detach())
 
     def restore(self, checkpoint: Checkpoint, optimizer_steps: int) -> None:
         """Take this rank's part of everything from a checkpoint of any ranks and stage.

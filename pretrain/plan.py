@@ -13,7 +13,7 @@ import torch
 
 from data_prep.settings import SettingsError
 from pretrain.config import Config
-from pretrain.engine import BUCKET_ELEMENTS, LIVE_ELEMENTS, PERSISTENT_ELEMENTS
+from pretrain.engine import BUCKET_ELEMENTS, PERSISTENT_ELEMENTS
 from pretrain.model import flops
 from pretrain.model.transformer import Transformer
 from pretrain.simulate import Activations, Simulation, activations, simulate
@@ -127,6 +127,11 @@ class Plan:
         return self.simulation.peak + self.memory.states
 
     @property
+    def host_copy(self) -> int:
+        """Bytes of host memory from which a rank writes its part of a checkpoint."""
+        return self.memory.held["optimizer"] + self.memory.states // 2
+
+    @property
     def tokens(self) -> int:
         """Tokens of a step."""
         return self.config.data.lanes * self.config.window
@@ -197,7 +202,8 @@ def memory(config: Config, vocab_size: int, ranks: int) -> Memory:
     share = sum(-(-size // ranks) for size in sizes)
     whole = sum(sizes)
     gathered = min(
-        sum(size for size in sizes if size > PERSISTENT_ELEMENTS), LIVE_ELEMENTS + max(sizes)
+        sum(size for size in sizes if size > PERSISTENT_ELEMENTS),
+        config.zero.live_parameters + max(sizes),
     )
     shape, lanes = config.model, config.lanes_a_rank(ranks)
     state = shape.n_layers * shape.n_kv_heads * shape.d_head * (shape.d_head + 1) * 4
@@ -226,7 +232,7 @@ def sent_bytes(config: Config, vocab_size: int, ranks: int) -> float:
     large = sum(pad for size, pad in padded if size > PERSISTENT_ELEMENTS)
     small = sum(pad for size, pad in padded if size <= PERSISTENT_ELEMENTS)
     uses = 3 if config.train.activation_checkpointing == "full" else 2
-    gathers = 1 if uses * large <= LIVE_ELEMENTS else 2
+    gathers = 1 if uses * large <= config.zero.live_parameters else 2
     micro_batches = config.lanes_a_rank(ranks) // _micro_batch(config, ranks)
     elements = micro_batches * (gathers * large + large + small) + small
     width = DTYPES[config.train.precision].itemsize
@@ -324,7 +330,8 @@ def _shape_lines(plan: Plan) -> list[str]:
         f"{plan.cluster.gpu.name}",
         f"a step: {config.data.lanes} lanes of {config.window:,} tokens, {plan.tokens:,} in all; "
         f"a rank takes {plan.micro_batches} x {micro_batch} of them{shared}",
-        f"a checkpoint: {_size(plan.parameters * 12)}, and the lanes' memories",
+        f"a checkpoint: {_size(plan.parameters * 12)}, and the lanes' memories; it is written from "
+        f"a copy, {_size(plan.host_copy)} of host memory a rank",
     ]
 
 

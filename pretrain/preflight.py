@@ -79,7 +79,7 @@ class Report:
 def run(config: Config, ranks: int, meeting: Meeting, slow_factor: float) -> int:
     """Check this node, and with the others all of them; the exit code, 0 if all are good."""
     started = time.monotonic()
-    report = look(config, ranks)
+    report = look(config, ranks, len(meeting.names))
     if len(meeting.names) == 1:
         reports: dict[str, Report | None] = {meeting.node: report}
     else:
@@ -144,9 +144,10 @@ def verdict(
     return bad, shared
 
 
-def look(config: Config, ranks: int) -> Report:
-    """What this node finds by itself."""
+def look(config: Config, ranks: int, nodes: int = 1) -> Report:
+    """What this node, one of `nodes` with `ranks` ranks each, finds by itself."""
     report = Report(directory=_directory_problems(config), versions=_versions())
+    report.problems += _host_memory_problems(_checkpoint_bytes(config) // nodes)
     devices = [torch.device("cpu")]
     if config.launch.device != "cpu" and torch.cuda.is_available():
         report.problems += _gpu_problems()
@@ -191,8 +192,27 @@ def _directory_problems(config: Config) -> list[str]:
     return []
 
 
+def _host_memory_problems(needed: int) -> list[str]:
+    """Whether this node has memory for `needed` bytes, from which its ranks write checkpoints."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return []  # another system than Linux
+    (kibibytes,) = (line.split()[1] for line in lines if line.startswith("MemAvailable:"))
+    available = int(kibibytes) << 10
+    if available >= needed:
+        return []
+    return [
+        f"{available / 1e9:.1f} GB of host memory are available, the copies that its ranks write "
+        f"a checkpoint from need {needed / 1e9:.1f} GB"
+    ]
+
+
 def _checkpoint_bytes(config: Config) -> int:
-    """Float32 master and two moments of every weight; 0 where the data set cannot be read."""
+    """Float32 master and two moments of every weight; 0 where the data set cannot be read.
+
+    The lanes' memories come on top, which are small beside them.
+    """
     source = next(iter(config.data.sources.values()))
     try:
         vocabulary = read_manifest(Path(source.data)).tokenizer.vocab_size

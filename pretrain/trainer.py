@@ -11,9 +11,11 @@ import logging
 import math
 import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,10 +27,12 @@ from data_prep import durable, settings, tokenizer
 from data_prep.settings import SettingsError
 from data_prep.shards import DataError
 from pretrain.checkpoint.attempts import Attempt
+from pretrain.checkpoint.background import BackgroundSave
 from pretrain.checkpoint.commit import save, take_over
+from pretrain.checkpoint.copies import HostCopy
 from pretrain.checkpoint.load import Checkpoint, newest_good
 from pretrain.checkpoint.manifest import CHECKPOINTS, CheckpointError
-from pretrain.checkpoint.pieces import LaneRecord
+from pretrain.checkpoint.pieces import LaneRecord, Piece
 from pretrain.checkpoint.ranks import GroupRanks, agreed
 from pretrain.config import Config
 from pretrain.data.lanes import IGNORE, Dataset, LanePlace, Mix
@@ -50,6 +54,7 @@ from pretrain.model.state import ModelState
 from pretrain.model.transformer import Transformer
 from pretrain.optim import rate_fraction
 from pretrain.parallel import SequenceGroup
+from pretrain.profiling import StepProfiler
 from pretrain.stragglers import Straggler, Stragglers
 from pretrain.trained import CONFIG_FILE, DTYPES
 from pretrain.watchdog import Watchdog
@@ -58,6 +63,9 @@ T = TypeVar("T")
 
 
 _log = logging.getLogger("pretrain.trainer")
+
+# Within which a watchdog that has lost its patience has ended the rank, with its stacks.
+_WATCHDOG_SECONDS = 120.0
 
 
 class TrainingError(ValueError):
@@ -112,6 +120,7 @@ class Trainer:
         self.ranks = GroupRanks()
         self.hosts = self.ranks.gather(socket.gethostname())
         self.stragglers = Stragglers(self.ranks, device)
+        self.profiler = StepProfiler(self.directory, self.ranks.rank, device, config.train)
         self.ledger: Ledger | None = None  # of rank 0
         self.lanes = config.lanes_of_rank(self.ranks.rank, self.ranks.size)
         sequence = config.parallel.sequence
@@ -144,6 +153,12 @@ class Trainer:
         assert isinstance(self.engine.module, Transformer)
         self.model = self.engine.module
         self.progress = self._resume() or self._start()
+        # Of its own, so that the collectives of a save come in no order with those of a step.
+        patience = timedelta(seconds=config.watchdog.save + _WATCHDOG_SECONDS)
+        self.saving_ranks = GroupRanks(dist.new_group(backend="gloo", timeout=patience))
+        self.saves = BackgroundSave(watchdog.saving)
+        self.stood_still = 0.0  # seconds, for the save that began last
+        self.host_copy = self._agreed(self._reserved)
         _log.info(
             "%s parameters, %d ranks on %s, ZeRO stage %d, %d lanes of %d tokens a step%s",
             f"{parameters:,}", self.ranks.size, device, config.zero.stage,
@@ -162,6 +177,7 @@ class Trainer:
             with self._loader(self.mix, progress.places) as loader:
                 return self._loop(loader, recorder, stop)
         finally:
+            self._let_save_end()
             if recorder is not None:
                 recorder.close()
             if self.ledger is not None:
@@ -171,11 +187,15 @@ class Trainer:
         train, every = self.config.train, self.config.checkpoint.every
         progress, meter, logged = self.progress, Meter(), self.progress.step
         while progress.step < train.steps:
-            batch = self._next(loader, meter)
-            stopping, loss, result = self._step(batch, stop)
+            with self.profiler.step(progress.step + 1):
+                batch = self._next(loader, meter)
+                stopping, loss, result = self._step(batch, stop)
             self.watchdog.beat("step", progress.step)
+            self._note_save(recorder)
             meter.tokens += self.config.data.lanes * self.config.window
             last = progress.step == train.steps
+            with meter.paused():
+                self.profiler.write_if_done(last or stopping)
             if progress.step % train.log_every == 0 or last:
                 slow = self.stragglers.look(meter.own_wait, meter.seconds)
                 rates = meter.read(
@@ -198,7 +218,7 @@ class Trainer:
                 )
             if progress.step % every == 0 or last or stopping:
                 with meter.paused():
-                    self._save(recorder)
+                    self._save(recorder, finish=last or stopping)
                 if not last and not stopping:
                     self.watchdog.beat("step", progress.step)
             if stopping and not last:
@@ -230,7 +250,7 @@ class Trainer:
         failure: ValueError | None = None
         try:
             results.append(action())
-        except (DataError, TrackingError) as error:
+        except (CheckpointError, DataError, TrackingError) as error:
             failure = error
         if self._sum([float(failure is not None)]) != [0.0]:
             told = self.ranks.gather(str(failure or ""))
@@ -255,13 +275,18 @@ class Trainer:
 
         Returns whether some rank was told to stop, the loss (nats a token, over all ranks), and
         what the step did. The loss is weighted by tokens: its gradient is that of the mean over
-        all targets of the step, however they lie on ranks and micro-batches.
+        all targets of the step, however they lie on ranks and micro-batches. Raises on all ranks
+        what a save in the background raised.
         """
         progress = self.progress
         number = progress.step + 1
         torch.manual_seed(_key(self.config.run.seed, number, self.ranks.rank))
         own_targets = float(self._own_targets(batch))
-        stopping, targets = self._sum([float(stop.signal is not None), own_targets])
+        stopping, failed, targets = self._sum(
+            [float(stop.signal is not None), float(self.saves.failed), own_targets]
+        )
+        if failed:
+            self.saves.wait()
         # The engine averages gradients over the ranks.
         scale = self.ranks.size / max(targets, 1.0)
         total = torch.zeros((), dtype=torch.float64, device=self.device)
@@ -401,17 +426,16 @@ class Trainer:
                 time.perf_counter() - started,
             )  # fmt: skip
 
-    def _save(self, recorder: Recorder | None) -> None:
-        started, progress = time.perf_counter(), self.progress
+    def _save(self, recorder: Recorder | None, finish: bool) -> None:
+        """Copy out what the step left and have it committed meanwhile; with `finish`, before long.
+
+        At most one save is in flight: the next one waits for it. Raises CheckpointError, the same
+        on all ranks, where it or the one before fails.
+        """
+        began, progress = time.perf_counter(), self.progress
         self.watchdog.beat("save", progress.step)
-        if recorder is not None:
-            recorder.sync()
-        # Lanes lie in blocks on the ranks, so these are in the lanes' order.
-        own = progress.histories if self.keeps_lanes else []
-        histories = [one for theirs in self.ranks.gather(own) for one in theirs]
-        if self.ledger is not None:
-            number, size = self.attempt.number, self.ranks.size
-            self.ledger.add(progress.step, number, size, self.config, histories)
+        self.saves.wait()
+        self._note_save(recorder)
         assert progress.places is not None
         lanes = {
             lane: LaneRecord(
@@ -420,6 +444,7 @@ class Trainer:
             )
             for row, lane in enumerate(self.lanes if self.keeps_lanes else ())
         }
+        pieces, lanes = self.host_copy.take(self.engine.pieces(), lanes)
         trainer = {
             "step": progress.step,
             "tokens": progress.tokens,
@@ -430,18 +455,82 @@ class Trainer:
             "vocab_size": self.tokenizer.vocab_size,
             "configuration": settings.to_plain(self.config),
         }
-        path = save(
+        commit = partial(self._commit, progress.step, pieces, lanes, trainer, recorder)
+        self.saves.begin(progress.step, commit)
+        if finish:
+            self.saves.wait()
+        self.stood_still = time.perf_counter() - began
+        if finish:
+            self._note_save(recorder)
+
+    def _commit(
+        self,
+        step: int,
+        pieces: Sequence[Piece],
+        lanes: Mapping[int, LaneRecord],
+        trainer: Mapping[str, Any],
+        recorder: Recorder | None,
+    ) -> Path:
+        """Commit the checkpoint of copies, in another thread than training's; its directory.
+
+        What the step recorded, and its line in the ledger, are durable before.
+        """
+        # Lanes lie in blocks on the ranks, so these are in the lanes' order.
+        own = [record.place["history"] for record in lanes.values()]
+        histories = [one for rank in self.saving_ranks.gather(own) for one in rank]
+
+        def account() -> None:
+            if recorder is not None:
+                recorder.sync()
+            if self.ledger is not None:
+                number, size = self.attempt.number, self.ranks.size
+                self.ledger.add(step, number, size, self.config, histories)
+
+        agreed(self.saving_ranks, account)
+        return save(
             self.directory / CHECKPOINTS,
-            progress.step,
-            self.engine.pieces(),
+            step,
+            pieces,
             lanes,
             trainer,
-            self.ranks,
+            self.saving_ranks,
             self.config.checkpoint.keep_last,
             self.config.checkpoint.keep_every,
             self.attempt,
         )
-        _log.info("checkpoint %s in %.1f s", path, time.perf_counter() - started)
+
+    def _note_save(self, recorder: Recorder | None) -> None:
+        """Record the save that has ended since the last call, if one has."""
+        saved = self.saves.ended()
+        if saved is None:
+            return
+        times = {"seconds": saved.seconds, "stall": self.stood_still}
+        if recorder is not None:
+            recorder.record("checkpoint", {"step": saved.step, **times})
+        _log.info(
+            "checkpoint %s in %.1f s, for %.2f s of which training stood still",
+            saved.path, saved.seconds, self.stood_still,
+        )  # fmt: skip
+
+    def _let_save_end(self) -> None:
+        """Give a save that is in flight when training fails its time: its step is a good one.
+
+        What that raises is told, but is not why the run ends.
+        """
+        try:
+            self.watchdog.beat("save", self.progress.step)
+            self.saves.wait(self.config.watchdog.save)
+        except Exception as error:
+            _log.warning("the checkpoint in flight failed: %s", error)
+
+    def _reserved(self) -> HostCopy:
+        """Host memory for this rank's part of a checkpoint. Raises CheckpointError."""
+        memories = [
+            tensor
+            for row in range(len(self.lanes) if self.keeps_lanes else 0)
+            for tensor in _lane_tensors(self.progress.memory, row).values()
+        ]
+        return HostCopy([*(piece.values for piece in self.engine.pieces()), *memories])
 
     def _start(self) -> Progress:
         return Progress(0, 0, 0, 0, None, [""] * len(self.lanes), self._empty_memory())

@@ -3,8 +3,9 @@
     RUN/stacks/attempt-000007/rank-00001.txt    what every rank was doing when one of them hung
 
 The rank beats when it comes to a phase (start, step, save) and with each step. Where none comes for
-as long as the phase may take, the watchdog tells its peers by that directory; each has its
-own rank write its stacks, and some moments later kills it.
+as long as the phase may take, or a save in the background takes longer than it may while steps go
+on, the watchdog tells its peers by that directory; each has its own rank write its stacks, and some
+moments later kills it.
 
 A process, since a rank may hang in C code that holds the interpreter's lock, and may be stopped.
 What counts the time touches no file: what hangs may well be the file system.
@@ -25,6 +26,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -50,6 +52,8 @@ class Watchdog:
     """
 
     def __init__(self, directory: Path, rank: int, limits: Mapping[Phase, float]) -> None:
+        self._told = _Told()
+        self._telling = threading.Lock()
         beats, self._beats = os.pipe()
         stacks, self._stacks = os.pipe()
         os.set_blocking(self._beats, False)
@@ -74,8 +78,32 @@ class Watchdog:
 
         Raises WatchdogError where nobody listens.
         """
+        with self._telling:
+            self._told = replace(
+                self._told,
+                beats=self._told.beats + 1,
+                phase=phase,
+                step=step,
+                attempt=attempt or self._told.attempt,
+            )
+            self._tell()
+
+    def saving(self, step: int) -> None:
+        """Say that a thread has begun to save `step`; 0: that it has ended. Raises WatchdogError.
+
+        It is no beat: between the two, the time of that save is counted beside the rank's own.
+        """
+        with self._telling:
+            self._told = replace(self._told, saving=step)
+            self._tell()
+
+    def _tell(self) -> None:
+        """Write all that there is to know: a line that finds the pipe full is made up by the next.
+
+        The lock keeps the lines of two threads in order.
+        """
         try:
-            os.write(self._beats, f"{phase} {step} {attempt}\n".encode())
+            os.write(self._beats, f"{json.dumps(astuple(self._told))}\n".encode())
         except BlockingIOError:
             pass  # it has enough to read
         except BrokenPipeError:
@@ -83,6 +111,17 @@ class Watchdog:
                 f"the watchdog of this rank (process {self.process.pid}) was killed, and a hang "
                 "would not be noticed; the same command goes on from the last good checkpoint"
             ) from None
+
+
+@dataclass(frozen=True)
+class _Told:
+    """What a rank says of itself."""
+
+    beats: int = 0
+    phase: Phase = "start"
+    step: int = 0
+    attempt: int = 0  # 0: not yet known
+    saving: int = 0  # the step that a thread saves; 0: none
 
 
 class _Watcher:
@@ -94,9 +133,8 @@ class _Watcher:
         self._directory, self._rank, self._limits = directory, rank, limits
         self._beats, self._stacks = beats, stacks
         self._watched = os.getppid()
-        self._phase: Phase = "start"
-        self._step = self._attempt = 0
-        self._waited = 0.0
+        self._told = _Told()
+        self._waited = self._saved_for = 0.0
         self._poll = min(2.0, max(0.05, min(limits.values()) / 20))
         self._told_by_peer = threading.Event()
         # Until every peer has noticed a hang and has had its stacks written.
@@ -109,9 +147,11 @@ class _Watcher:
         while self._read_beats() and os.getppid() == self._watched:
             now = time.monotonic()
             # A job that is suspended as a whole is no hang: there this process stood still, too.
-            self._waited += min(now - last, 2 * self._poll)
+            passed = min(now - last, 2 * self._poll)
+            self._waited += passed
+            self._saved_for += passed if self._told.saving else 0.0
             last = now
-            if self._waited > self._limits[self._phase] or self._told_by_peer.is_set():
+            if self._hang() or self._told_by_peer.is_set():
                 self._end()
                 return
 
@@ -125,33 +165,48 @@ class _Watcher:
         said = os.read(self._beats, 1 << 16)
         lines = said.decode().split("\n")[:-1]
         if lines:
-            phase, step, attempt = lines[-1].split()
-            self._phase, self._step = phase, int(step)  # type: ignore[assignment]
-            self._attempt = int(attempt) or self._attempt
-            self._waited = 0.0
+            told = _Told(*json.loads(lines[-1]))
+            if told.beats != self._told.beats:
+                self._waited = 0.0
+            if told.saving != self._told.saving:
+                self._saved_for = 0.0
+            self._told = told
         return bool(said)
+
+    def _hang(self) -> str:
+        """What takes longer than it may; empty: nothing."""
+        told, limits = self._told, self._limits
+        if self._waited > limits[told.phase]:
+            return self._words(told.phase, told.step, self._waited, limits[told.phase])
+        if self._saved_for > limits["save"]:
+            return self._words("save", told.saving, self._saved_for, limits["save"])
+        return ""
+
+    @staticmethod
+    def _words(phase: Phase, step: int, waited: float, limit: float) -> str:
+        return (
+            f"{phase} after step {step}, no progress for {waited:.1f} s, longer than "
+            f"watchdog.{phase}={limit:g}"
+        )
 
     def _look_for_peers(self) -> None:
         """Notice that a peer of the same attempt hangs. Before its number is known, none can."""
-        while not (self._attempt and self._place().exists()):
+        while not (self._told.attempt and self._place().exists()):
             time.sleep(self._poll)
         self._told_by_peer.set()
 
     def _place(self) -> Path:
-        if self._attempt:
-            return Attempt(self._directory, self._attempt).stacks
+        if self._told.attempt:
+            return Attempt(self._directory, self._told.attempt).stacks
         return self._directory / STACKS / "starting"
 
     def _end(self) -> None:
         """Have the stacks written, leave peers the time to do the same, and kill the rank."""
         began = time.monotonic()
-        limit = self._limits[self._phase]
-        why = (
-            f"rank {self._rank} on {socket.gethostname()}, process {self._watched}: "
-            f"{self._phase} after step {self._step}, no progress for {self._waited:.1f} s"
-        )
-        if self._waited > limit:
-            why += f", longer than watchdog.{self._phase}={limit:g}"
+        told, hang = self._told, self._hang()
+        what = hang or f"{told.phase} after step {told.step}, no progress for {self._waited:.1f} s"
+        why = f"rank {self._rank} on {socket.gethostname()}, process {self._watched}: {what}"
+        if hang:
             _in_time(lambda: self._announce(why), _FILE_SECONDS)
         stopped = _state(self._watched).startswith("T")
         if stopped:
@@ -179,10 +234,10 @@ class _Watcher:
         try:
             place.mkdir()
         except FileExistsError:
-            if self._attempt:
+            if self._told.attempt:
                 return
-        if self._attempt:
-            Attempt(self._directory, self._attempt).hang.write_text(why, encoding="utf-8")
+        if self._told.attempt:
+            Attempt(self._directory, self._told.attempt).hang.write_text(why, encoding="utf-8")
         self._say(f"{why}; the stacks of all ranks go to {place}, and the ranks are killed")
 
     def _dump(self, stopped: bool) -> str:
@@ -205,11 +260,11 @@ class _Watcher:
     def _write(self, why: str, stacks: str) -> None:
         place = self._place()
         name = f"rank-{self._rank:05d}"
-        if not self._attempt:
+        if not self._told.attempt:
             name += f"-{socket.gethostname()}-{self._watched}"
         (place / f"{name}.txt").write_text(f"{why}\n\n{stacks}", encoding="utf-8")
-        if self._rank == 0 and self._attempt:
-            Attempt(self._directory, self._attempt).end(1, why)
+        if self._rank == 0 and self._told.attempt:
+            Attempt(self._directory, self._told.attempt).end(1, why)
 
     def _say(self, text: str) -> None:
         print(text, file=sys.stderr, flush=True)

@@ -25,6 +25,7 @@ FLOORS = {
     "pretrain.launch": 3,
     "pretrain.job": 3,
     "pretrain.stragglers": 3,
+    "pretrain.profiling": 3,
     "pretrain.watchdog": 3,
     "pretrain.engine": 4,
     "pretrain.simulate": 4,

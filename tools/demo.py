@@ -134,10 +134,10 @@ def _run(command: str, *words: str | Path, capture: bool = False) -> str:
 
 
 def _records() -> list[dict[str, Any]]:
-    """The whole lines of the run's metrics."""
+    """What the run recorded of losses, whole lines alone."""
     path = RUN / "metrics.jsonl"
     lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
-    return [json.loads(line) for line in lines]
+    return [record for record in map(json.loads, lines) if "loss" in record]
 
 
 def _last_step() -> int:

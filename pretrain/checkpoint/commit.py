@@ -22,6 +22,7 @@ import logging
 import re
 import shutil
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,8 @@ def save(
 
     Raises CheckpointError, the same on every rank, if any rank fails; then nothing that was there
     before has been touched. It is a SupersededError if a newer attempt than `attempt` has begun;
-    that is looked at first, and again right before the commit and the pruning.
+    that is looked at first, and again right before the commit and the pruning. It is a barrier: on
+    return every rank has finished, and the pruning is done.
 
     A good checkpoint of this step that is already there is kept and returned: the state of a run
     after a step is one. A damaged one is replaced.
@@ -109,8 +111,10 @@ def save(
             f"{final} could not be saved: {error}; earlier checkpoints are untouched"
         ) from error
     remember(final, digests[0])
-    if ranks.rank == 0:
-        _prune(root, keep_last, keep_every, attempt)
+    prune = partial(_prune, root, keep_last, keep_every, attempt)
+    (reason, *_) = ranks.gather(prune() if ranks.rank == 0 else None)
+    if reason is not None:
+        raise SupersededError(reason)
     return final
 
 
@@ -232,8 +236,11 @@ def _commit(writing: Path, final: Path, manifest: Manifest, attempt: Attempt) ->
     return digest
 
 
-def _prune(root: Path, keep_last: int, keep_every: int, attempt: Attempt) -> None:
-    """Delete what need not be kept. A failure is logged: the save is done, the next one retries."""
+def _prune(root: Path, keep_last: int, keep_every: int, attempt: Attempt) -> str | None:
+    """Delete what need not be kept; why the attempt may not, or None.
+
+    A failure is logged: the save is done, the next one retries.
+    """
     checkpoints = _checkpoints(root)
     good = [step for step, directory in checkpoints if still_good(directory)]
     oldest_kept = good[keep_last - 1] if len(good) >= keep_last else 0
@@ -242,10 +249,11 @@ def _prune(root: Path, keep_last: int, keep_every: int, attempt: Attempt) -> Non
         for step, directory in checkpoints:
             if step < oldest_kept and not (keep_every and step % keep_every == 0):
                 if reason := attempt.superseded():
-                    raise SupersededError(reason)
+                    return reason
                 _discard(directory, attempt)
     except OSError as error:
         _log.warning("%s: old checkpoints could not all be deleted: %s", root, error)
+    return None
 
 
 def _checkpoints(root: Path) -> list[tuple[int, Path]]:

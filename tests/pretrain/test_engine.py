@@ -22,7 +22,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from pretrain import ledger
+from pretrain import ledger, plan
 from pretrain.checkpoint.attempts import Attempt
 from pretrain.checkpoint.load import Checkpoint
 from pretrain.checkpoint.manifest import step_name
@@ -86,6 +86,7 @@ def _rank(jobs: Path) -> None:
         configure_logging(place.rank, directory)
         watchdog = Watchdog(directory, place.rank, {"start": 600, "step": 600, "save": 600})
         trainer = Trainer(config, Attempt(directory, 1), torch.device("cpu"), watchdog)
+        (directory / f"host-copy-{place.rank}").write_text(str(trainer.host_copy.bytes))
         if job["action"] == "train":
             assert trainer.run(stop) == 0
         elif job["action"] == "one step":
@@ -94,7 +95,7 @@ def _rank(jobs: Path) -> None:
             stop.signal = None
         elif job["action"] == "save":
             trainer.directory = Path(job["to"])
-            trainer._save(None)
+            trainer._save(None, finish=True)
         elif job["action"] == "go back":
             # One step more, and back to where the checkpoint was.
             with trainer._loader(trainer.mix, trainer.progress.places) as loader:
@@ -131,7 +132,7 @@ def _poisoned(trainer: Trainer, stop: StopFlag) -> Job:
 
 def _own_state(trainer: Trainer) -> dict[str, torch.Tensor]:
     """This rank's masters and moments, AdamW's count, and what the forward reads."""
-    state = {f"{p.name}@{p.offset}": p.values for p in trainer.engine.pieces()}
+    state = {f"{p.name}@{p.offset}": p.values.clone() for p in trainer.engine.pieces()}
     state["steps"] = torch.tensor(trainer.engine.optimizer_steps)
     for name, parameter in trainer.model.named_parameters():
         held = getattr(parameter, "ds_tensor", parameter)
@@ -478,6 +479,20 @@ def test_bf16_goes_from_stage_3_to_2_unchanged(two_ranks: Bench) -> None:
     assert followed[SAVED + 1][0] == pytest.approx(base[SAVED + 1][0], rel=1e-5)
     assert_near(followed, base, tolerance=1e-2)
     assert_near(two_ranks.curve("bf16-2"), base, tolerance=1e-2)
+
+
+@pytest.mark.parametrize(("name", "precision"), [("base", "float32"), ("bf16", "bf16")])
+def test_a_rank_copies_as_much_to_host_memory_as_was_planned(
+    two_ranks: Bench, name: str, precision: str
+) -> None:
+    config = load(None, two_ranks.job(name, f"train.precision={precision}")["settings"])
+    planned = plan.make(config, VOCABULARY, plan.cluster("h100", 1, 2, 0.4), False).host_copy
+    tensors = 3 * len(two_ranks.state(name, STEPS)) + 2 * 2 * LANES
+    for rank in (0, 1):
+        copied = int((two_ranks.root / name / f"host-copy-{rank}").read_text())
+        # What does not divide evenly is padding in the plan; a tensor starts at a multiple of 64.
+        assert abs(copied - planned) < 64 * tensors
+        assert planned > 64 * tensors
 
 
 # A step that must not happen.

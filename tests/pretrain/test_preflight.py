@@ -112,6 +112,24 @@ def test_two_checkpoints_must_find_their_place(
     assert preflight.look(base, 1).directory == []
 
 
+def test_the_copies_of_a_checkpoint_must_find_host_memory(
+    tmp_path: Path, write_data_set: Callable[..., Any]
+) -> None:
+    write_data_set(tmp_path / "data", [range(3, 40)] * 8, 8, 48)
+    base = config(tmp_path / "run", tmp_path / "data")
+    # 12 bytes a weight, 12 d^2 weights a layer: a third more than this machine has, on two nodes.
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    wide = 1 << 12
+    layers = 4 * memory // 3 // (12 * 12 * wide**2) + 1
+    model = replace(base.model, d_model=wide, n_heads=wide // 64, n_kv_heads=wide // 64,
+                    d_ff=8 * wide // 3, n_layers=int(layers))  # fmt: skip
+    large = replace(base, model=model)
+    (found,) = preflight.look(large, 1).problems
+    assert "GB of host memory are available, the copies that its ranks write" in found
+    assert preflight.look(large, 1, nodes=1000).problems == []
+    assert preflight.look(base, 1).problems == []
+
+
 def test_a_gpu_that_is_not_there_is_told(tmp_path: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")

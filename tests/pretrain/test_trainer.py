@@ -146,9 +146,15 @@ class Command:
         return self.directory / "checkpoints" / step_name(step)
 
 
+def recorded(run: Command, kind: str) -> list[dict[str, Any]]:
+    """The run's records of a kind: train, validation or checkpoint."""
+    records = read_records(run.directory / "metrics.jsonl")
+    return [record for record in records if record["kind"] == kind]
+
+
 def curve(directory: Path) -> list[tuple[Any, ...]]:
     """What a run recorded that does not depend on time: each record once, in order."""
-    records = read_records(directory / "metrics.jsonl")
+    records = [r for r in read_records(directory / "metrics.jsonl") if r["kind"] != "checkpoint"]
     keys = ("kind", "step", "loss", "grad_norm", "lr", "tokens", "skipped", "gates", "memory_norm",
             "epochs")  # fmt: skip
     return [tuple(json.dumps(record.get(key)) for key in keys) for record in records]
@@ -202,10 +208,10 @@ def new_run(
 def uninterrupted(new_run: Callable[[], Command]) -> Command:
     """A run that nothing happened to; it keeps all its checkpoints."""
     run = new_run()
-    ended = run.run(f"checkpoint.keep_every={EVERY}")
+    ended = run.run(f"checkpoint.keep_every={EVERY}", "train.profile_steps=2")
     assert ended.code == 0, ended.output
-    assert [line["step"] for line in read_records(run.directory / "metrics.jsonl")] == sorted(
-        [*range(1, STEPS + 1), 6, 12, 18, 24]
+    assert [step for _, step, *_ in curve(run.directory)] == sorted(
+        map(str, [*range(1, STEPS + 1), 6, 12, 18, 24]), key=int
     )
     return run
 
@@ -356,7 +362,7 @@ def test_the_ledger_proves_that_committed_steps_consumed_every_token_once(
 
 def last_step(run: Command) -> int:
     """The last step in the run's records; a resume drops those after its checkpoint."""
-    records = read_records(run.directory / "metrics.jsonl")
+    records = recorded(run, "train")
     return records[-1]["step"] if records else 0
 
 
@@ -395,6 +401,96 @@ def test_twelve_kills_at_random_moments_leave_no_trace(
     ended = killed.run()
     assert ended.code == 0, ended.output
     assert_as_uninterrupted(killed, whole)
+
+
+# Saved while training goes on.
+
+# For PYTHONPATH: what rank 1 does where it opens its file of a checkpoint of `step`.
+SAVING = """
+import os, time
+from pathlib import Path
+def act(event, arguments):
+    path = str(arguments[0]) if event == "open" else ""
+    if "{step}" in path and ".writing/rank-00001" in path and path.endswith(".tmp"):
+        {action}
+if os.environ.get("RANK") == "1":
+    import sys
+    sys.addaudithook(act)
+"""
+
+
+def saving(directory: Path, action: str, step: str = "step-") -> str:
+    """A PYTHONPATH under which rank 1 does so when it saves."""
+    (directory / "sitecustomize.py").write_text(SAVING.format(action=action, step=step))
+    return os.pathsep.join([str(directory), os.environ.get("PYTHONPATH", "")])
+
+
+def test_training_goes_on_while_a_slow_save_writes_the_state_of_its_step(
+    new_run: Callable[[], Command], uninterrupted: Command, tmp_path: Path
+) -> None:
+    run = new_run()
+    path = saving(tmp_path, "time.sleep(0.4)")
+    process = run.start(PYTHONPATH=path)
+    # Step 9 comes while step 8 is being saved, which waited for step 4.
+    while last_step(run) < 2 * EVERY + 1:
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.005)
+    process.kill()
+    run.end(process)
+    assert run.checkpoints() == [EVERY]
+    assert list((run.directory / "checkpoints").glob("step-00000008.000001.writing"))
+    ended = run.run(PYTHONPATH=path)
+    assert ended.code == 0, ended.output
+    assert_as_uninterrupted(run, uninterrupted)
+    assert ledger.check(run.directory) == []
+    records = [(r["kind"], r["step"]) for r in read_records(run.directory / "metrics.jsonl")]
+    # A save is noted when it has ended: when the next one's step is done.
+    for step in range(2 * EVERY, STEPS, EVERY):
+        noted = records.index(("checkpoint", step))
+        assert records.index(("train", step + EVERY)) < noted
+        assert step + 2 * EVERY > STEPS or noted < records.index(("train", step + EVERY + 1))
+
+
+def test_a_save_that_fails_in_the_background_is_told_on_all_ranks_and_resumed_from_the_one_before(
+    new_run: Callable[[], Command], uninterrupted: Command, tmp_path: Path
+) -> None:
+    run = new_run()
+    failure = "raise OSError(28, 'No space left on device', 'rank-00001')"
+    ended = run.run(PYTHONPATH=saving(tmp_path, failure, "step-00000008"))
+    assert ended.code == 1, ended.output
+    assert "Traceback" not in ended.output
+    told = (
+        f"{run.checkpoint(2 * EVERY)} could not be saved: rank-00001: No space left on device "
+        "(rank 1); earlier checkpoints are untouched"
+    )
+    for rank in (0, 1):
+        assert f"pretrain train: rank {rank}: {told}" in ended.output
+    assert json.loads((run.directory / "exit.json").read_text())["why"] == told
+    assert run.checkpoints() == [EVERY]
+    # At the latest where the next one would have been saved.
+    assert 2 * EVERY <= last_step(run) <= 3 * EVERY
+    assert run.run().code == 0
+    assert_as_uninterrupted(run, uninterrupted)
+
+
+def test_every_save_is_recorded_with_its_time_and_that_for_which_training_stood_still(
+    uninterrupted: Command,
+) -> None:
+    saves = recorded(uninterrupted, "checkpoint")
+    assert [save["step"] for save in saves] == list(range(EVERY, STEPS + 1, EVERY))
+    assert all(save["seconds"] > 0 and save["stall"] > 0 for save in saves)
+    # The last one is waited for.
+    assert saves[-1]["stall"] > saves[-1]["seconds"]
+
+
+def test_profiled_steps_leave_a_trace_of_rank_0_and_the_losses_of_steps_that_are_not(
+    uninterrupted: Command, interrupted: Interrupted
+) -> None:
+    stem = "steps-00000006-00000007.rank-00000"
+    directory = uninterrupted.directory / "profile"
+    assert {p.name for p in directory.iterdir()} == {f"{stem}.pt.trace.json.gz", f"{stem}.txt"}
+    assert "aten::mm" in (directory / f"{stem}.txt").read_text()
+    assert curve(uninterrupted.directory) == curve(interrupted.run.directory)
 
 
 # Hanging, slow, left over, and without progress.
@@ -492,6 +588,21 @@ def test_a_rank_that_hangs_in_a_save_a_load_or_its_data_ends_the_run_with_the_st
 
 
 @pytest.mark.slow
+def test_a_save_that_hangs_while_training_goes_on_ends_the_run_with_the_stacks_of_all(
+    new_run: Callable[[], Command], tmp_path: Path
+) -> None:
+    run = new_run()
+    run.words += [*ENDLESS, "checkpoint.every=400", "train.log_every=10"]
+    ended = run.run(PYTHONPATH=saving(tmp_path, "time.sleep(600)"))
+    assert (ended.code, ended.orphans) == (137, []), ended.output
+    waiting, hanging = stacks(run, 1)
+    assert "save after step 400, no progress for 5." in hanging
+    assert "in write_tensors\n" in hanging and "in write_tensors\n" not in waiting
+    assert "in _loop\n" in hanging
+    assert last_step(run) > 400
+
+
+@pytest.mark.slow
 def test_a_run_left_over_from_an_older_attempt_commits_nothing_when_it_wakes(
     uninterrupted: Command, new_run: Callable[[], Command]
 ) -> None:
@@ -562,10 +673,7 @@ def test_two_ranks_then_one_then_three_then_two_consume_every_token_once(
     ranks = [line["ranks"] for line in read_records(elastic.directory / "ledger.jsonl")]
     assert sorted(set(ranks), key=ranks.index) == [2, 1, 3]
     assert ranks[-1] == 2
-    losses = [
-        [r["loss"] for r in read_records(run.directory / "metrics.jsonl") if r["kind"] == "train"]
-        for run in (whole, elastic)
-    ]
+    losses = [[record["loss"] for record in recorded(run, "train")] for run in (whole, elastic)]
     assert losses[1] == pytest.approx(losses[0], abs=1e-5)
 
 
@@ -635,7 +743,7 @@ def test_a_changed_rate_is_told_and_used(
     assert ended.code == 0, ended.output
     assert "changed since the checkpoint: optim.lr: 0.001 -> 0.002" in ended.output
     assert "changed since the checkpoint: train.steps: 24 -> 22" in ended.output
-    last = read_records(run.directory / "metrics.jsonl")[-2]
+    last = recorded(run, "train")[-1]
     assert (last["step"], last["lr"]) == (22, pytest.approx(0.0002))
 
 
@@ -665,11 +773,11 @@ def test_steps_that_are_never_finite_end_the_run_with_the_checkpoint_from_before
     assert "the loss or a gradient was not finite in 3 steps in a row, up to step 24" in (
         ended.last_line
     )
-    records = read_records(run.directory / "metrics.jsonl")
-    assert [(r["step"], r["skipped"]) for r in records if r["kind"] == "train"][-4:] == [
+    records = recorded(run, "train")
+    assert [(r["step"], r["skipped"]) for r in records][-4:] == [
         (21, 0), (22, 1), (23, 2), (24, 3)
     ]  # fmt: skip
-    assert [r["grad_norm"] for r in records if r["kind"] == "train"][-1] is None
+    assert records[-1]["grad_norm"] is None
     assert run.checkpoints()[-1] == 20
     assert run.run("train.steps=21").code == 0
 
@@ -699,7 +807,8 @@ def test_a_killed_mix_ends_as_if_nothing_had_happened(
     uninterrupted_mix: Command, data: dict[str, Path], new_run: Callable[[], Command]
 ) -> None:
     run = mixed(new_run(), data, "train", "other", weights=(3, 1))
-    assert interrupt(run, signal.SIGKILL, 6).code == -signal.SIGKILL
+    # The second save waits for the first: once it has begun, step 4 is committed.
+    assert interrupt(run, signal.SIGKILL, 2 * EVERY + 1).code == -signal.SIGKILL
     ended = run.run()
     assert ended.code == 0 and "resumed from" in ended.output, ended.output
     assert_as_uninterrupted(run, uninterrupted_mix)
@@ -709,8 +818,7 @@ def test_epochs_are_documents_read_over_documents(uninterrupted_mix: Command) ->
     state = checkpoint_state(uninterrupted_mix.checkpoint(STEPS))
     places = [state[f"lane {lane} place"]["sources"] for lane in range(4)]
     read = [sum(sources[index]["read"] for sources in places) for index in (0, 1)]
-    records = read_records(uninterrupted_mix.directory / "metrics.jsonl")
-    assert [r["epochs"] for r in records if r["kind"] == "train"][-1] == {
+    assert recorded(uninterrupted_mix, "train")[-1]["epochs"] == {
         "train": read[0] / 80, "other": read[1] / 80
     }  # fmt: skip
     assert read[0] > read[1] > 0
@@ -731,7 +839,7 @@ def test_weights_may_change_and_data_sets_may_not(
     assert ended.code == 0, ended.output
     assert "changed since the checkpoint: data.mix[0].weight: 3.0 -> 0.0" in ended.output
     assert "data.mix[1].weight" not in ended.output
-    epochs = [r["epochs"] for r in read_records(run.directory / "metrics.jsonl")]
+    epochs = [record["epochs"] for record in recorded(run, "train")]
     # Four lanes end the document that they were in, and read no other.
     assert epochs[-1]["train"] - epochs[19]["train"] <= 4 / 80
     assert epochs[-1]["other"] > epochs[19]["other"]

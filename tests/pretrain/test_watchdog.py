@@ -30,9 +30,30 @@ def hangs_where_no_signal_reaches_it():
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     time.sleep(60)
 
+def saves_for_ever_while_steps_go_on():
+    watchdog.saving(30)
+    while True:
+        watchdog.beat("step", 41)
+        time.sleep(0.05)
+
+def saves_in_time_while_steps_go_on():
+    for save in range(4):
+        watchdog.saving(30 + save)
+        for _ in range(10):
+            watchdog.beat("step", 41)
+            time.sleep(0.05)
+        watchdog.saving(0)
+    sys.exit()
+
+def waits_in_vain_beside_saves():
+    while True:
+        watchdog.saving(30)
+        time.sleep(0.05)
+        watchdog.saving(0)
+
 run, rank, limit, attempt = sys.argv[1:]
-watchdog = Watchdog(pathlib.Path(run), int(rank), dict.fromkeys(("start", "step"), float(limit))
-                    | {"save": 600.0})
+watchdog = Watchdog(pathlib.Path(run), int(rank), dict.fromkeys(("start", "step", "save"),
+                                                                float(limit)))
 if attempt != "0":
     watchdog.beat("step", 0, int(attempt))
 print(watchdog.process.pid, flush=True)
@@ -141,6 +162,30 @@ def test_a_rank_that_hangs_is_killed_and_its_stack_kept(
     assert why in (tmp_path / "run" / "log.txt").read_text()
     ending = json.loads((tmp_path / "run" / "exit.json").read_text())
     assert (ending["attempt"], ending["code"]) == (7, 137) and why in ending["why"]
+
+
+def test_a_save_that_hangs_while_steps_go_on_ends_the_rank(start: Start, tmp_path: Path) -> None:
+    rank = start()
+    rank.order("saves_for_ever_while_steps_go_on")
+    code, said = rank.end()
+    assert code == -signal.SIGKILL
+    why = f"process {rank.process.pid}: save after step 30, no progress for "
+    assert why in said and "longer than watchdog.save=1; the stacks of all ranks go to" in said
+    assert "in saves_for_ever_while_steps_go_on\n" in stacks(tmp_path, 0)
+
+
+def test_saves_that_end_in_time_are_no_hang(start: Start, tmp_path: Path) -> None:
+    rank = start()
+    rank.order("saves_in_time_while_steps_go_on")
+    assert rank.end() == (0, "")
+    assert not (tmp_path / "run" / "stacks").exists()
+
+
+def test_saves_in_the_background_are_no_sign_of_life_of_the_rank_itself(start: Start) -> None:
+    rank = start()
+    rank.order("waits_in_vain_beside_saves")
+    code, said = rank.end()
+    assert code == -signal.SIGKILL and ": step after step 40, no progress for " in said
 
 
 def test_a_stopped_rank_is_woken_to_write_its_stack_which_the_log_says(

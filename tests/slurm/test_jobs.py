@@ -80,8 +80,8 @@ def ends(on_cluster: Run, place: Path) -> Iterator[Callable[[str], None]]:
 
 
 def losses(run: Path) -> dict[int, float]:
-    lines = text(run / "metrics.jsonl").splitlines()
-    return {record["step"]: record["loss"] for record in map(json.loads, lines)}
+    records = map(json.loads, text(run / "metrics.jsonl").splitlines())
+    return {record["step"]: record["loss"] for record in records if record["kind"] == "train"}
 
 
 def test_a_run_on_two_nodes_leaves_out_a_bad_node_saves_at_a_signal_and_comes_back(

@@ -1,0 +1,120 @@
+"""How often ZeRO-3 gathers weights, counted in the collectives of two real ranks.
+
+The third step is counted: in the first two DeepSpeed learns the order in which weights are needed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from pretrain.config import load
+from pretrain.engine import PERSISTENT_ELEMENTS, Engine
+from pretrain.launch import leave, place_in, start_ranks
+from pretrain.model import flops
+from pretrain.model.transformer import Transformer
+from pretrain.simulate import Ledger
+
+VOCABULARY = 512
+LAYERS = 4
+SETTINGS = (
+    *("data.lanes=2", "data.train=none", "run.directory=none", "launch.device=cpu"),
+    *("model.d_model=384", f"model.n_layers={LAYERS}", "model.n_heads=6", "model.n_kv_heads=6"),
+    *("model.d_ff=512", "model.segment=8", "train.window_segments=16"),
+    "model.tied_embeddings=false",
+)
+BLOCK = 4 * 384 * 384 + 3 * 384 * 512  # weights, but for those that stay gathered
+OUTSIDE = VOCABULARY * 384  # the embedding's, and as many of the output projection
+SCARCE, ROOM = "zero.live_parameters=1", f"zero.live_parameters={5 * BLOCK // 2}"
+FULL = "train.activation_checkpointing=full"
+CASES = {"scarce": [SCARCE], "scarce, full": [SCARCE, FULL], "room, full": [ROOM, FULL], "all": []}
+
+
+def _rank(told: Path) -> None:
+    place = place_in(os.environ)
+    assert place is not None
+    dist.init_process_group(
+        "gloo", init_method=place.init_method, rank=place.rank, world_size=place.size
+    )
+    counts = {name: _third_step([*SETTINGS, *settings]) for name, settings in CASES.items()}
+    if place.rank == 0:
+        told.write_text(json.dumps(counts))
+    dist.barrier()
+    leave(0)
+
+
+def _third_step(words: list[str]) -> dict[str, Any]:
+    """Elements of the weights that its passes gathered, of one micro-batch of one window."""
+    config = load(None, words)
+    engine = Engine(
+        lambda: Transformer(config.model, VOCABULARY, config.train.activation_checkpointing),
+        flops.parameters(config.model, VOCABULARY),
+        config,
+        torch.device("cpu"),
+    )
+    assert isinstance(engine.module, Transformer)
+    sizes = [int(p.ds_numel) for p in engine.module.parameters()]
+    assert sum(n for n in sizes if n > PERSISTENT_ELEMENTS) == LAYERS * BLOCK + 2 * OUTSIDE
+    tokens = torch.arange(config.window)[None] % VOCABULARY
+    starts = torch.zeros_like(tokens, dtype=torch.bool)
+    counted: dict[str, Any] = {}
+    for _ in range(3):
+        state = engine.module.initial_state(1, "cpu")
+        with Ledger(fake=False) as ledger:
+            loss = engine.forward(tokens, starts, state, tokens).losses.sum()
+            counted["forward"] = ledger.moved.get("allgather_base", 0) // 4
+            ledger.restart()
+            engine.backward(loss / config.window)
+            counted["backward"] = ledger.moved.get("allgather_base", 0) // 4
+            counted["reduced"] = ledger.moved["reduce_scatter_base"] // 4
+        assert engine.step(1.0).applied
+    return counted
+
+
+@pytest.fixture(scope="module")
+def gathered(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, int]]:
+    told = tmp_path_factory.mktemp("gathers") / "told.json"
+    assert start_ranks([sys.executable, "-P", __file__, str(told)], 2) == 0
+    counts: dict[str, dict[str, int]] = json.loads(told.read_text())
+    return counts
+
+
+def test_each_layers_weights_are_gathered_once_a_window_and_pass(
+    gathered: dict[str, dict[str, int]],
+) -> None:
+    # 16 segments, of which a loop over the model would gather each.
+    assert gathered["scarce"]["forward"] == LAYERS * BLOCK + 2 * OUTSIDE
+    # The output projection is still there when the backward begins.
+    assert gathered["scarce"]["backward"] == LAYERS * BLOCK + OUTSIDE
+
+
+def test_a_block_that_is_computed_again_is_gathered_no_more_often_if_it_may_stay_for_its_backward(
+    gathered: dict[str, dict[str, int]],
+) -> None:
+    both = gathered["room, full"]["forward"] + gathered["room, full"]["backward"]
+    assert both <= 2 * (LAYERS * BLOCK + 2 * OUTSIDE)
+    # Where it may not, it is gathered to be computed again, and for its backward.
+    assert gathered["scarce, full"]["backward"] > 1.5 * LAYERS * BLOCK
+
+
+def test_a_model_that_may_stay_gathered_whole_is_gathered_once_a_window(
+    gathered: dict[str, dict[str, int]],
+) -> None:
+    assert gathered["all"]["forward"] == LAYERS * BLOCK + 2 * OUTSIDE
+    assert gathered["all"]["backward"] == 0
+
+
+def test_every_gradient_is_reduced_once_a_window(gathered: dict[str, dict[str, int]]) -> None:
+    for counts in gathered.values():
+        assert 0 <= counts["reduced"] - (LAYERS * BLOCK + 2 * OUTSIDE) < LAYERS * 2000
+
+
+if __name__ == "__main__":
+    _rank(Path(sys.argv[1]))

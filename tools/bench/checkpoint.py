@@ -1,0 +1,156 @@
+"""How long a checkpoint holds training up: written in the background, and in the foreground.
+
+    python tools/bench/checkpoint.py data/stdlib --json out.json
+
+Two ranks under ZeRO-3 train a model of some 60 million parameters. In each round, in turn: steps
+with no save in flight; a save in the background, and the steps until it is committed; a save that
+is waited for, as the last one of a run is. A rank's own times; the table has rank 0's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import machine
+import torch
+import torch.distributed as dist
+
+from pretrain import config as configuration
+from pretrain.checkpoint.attempts import Attempt
+from pretrain.launch import StopFlag, leave, place_in, start_ranks
+from pretrain.trainer import Trainer
+from pretrain.watchdog import Watchdog
+
+MODEL = (
+    *("model.d_model=768", "model.n_layers=8", "model.n_heads=12", "model.n_kv_heads=12"),
+    *("model.d_head=64", "model.d_ff=2048", "model.segment=64", "train.window_segments=2"),
+    *("data.lanes=2", "train.steps=100000", "optim.warmup_steps=1000", "launch.device=cpu"),
+    "wandb.mode=disabled",
+)
+_RANKS = 2
+
+
+def main() -> None:
+    """Measure, print a table, write the JSON."""
+    parsed = _parser().parse_args()
+    place = place_in(os.environ)
+    if place is not None:
+        _rank(parsed, place.rank, place.init_method)
+    scratch = Path(tempfile.mkdtemp(dir=parsed.scratch))
+    try:
+        words = [sys.executable, *sys.argv, "--scratch", str(scratch)]
+        if start_ranks(words, _RANKS):
+            sys.exit("the ranks failed")
+        told = json.loads((scratch / "told.json").read_text())
+    finally:
+        shutil.rmtree(scratch)
+    print(_table(told))
+    if parsed.json:
+        parsed.json.write_text(json.dumps(told, indent=1) + "\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("data", type=Path, help="a data set of data-prep, of 2 or more shards")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=4, help="steps without a save (default 4)")
+    parser.add_argument("--scratch", type=Path, help="where checkpoints are written and removed")
+    parser.add_argument("--json", type=Path, help="file for the figures")
+    return parser
+
+
+def _rank(parsed: argparse.Namespace, rank: int, method: str) -> None:
+    """Measure as one of the ranks; it never returns."""
+    stop = StopFlag()
+    dist.init_process_group("gloo", init_method=method, rank=rank, world_size=_RANKS)
+    directory = parsed.scratch / "run"
+    directory.mkdir(exist_ok=True)
+    words = [*MODEL, f"data.train={parsed.data}", f"run.directory={directory}"]
+    watchdog = Watchdog(directory, rank, {"start": 600, "step": 600, "save": 600})
+    trainer = Trainer(
+        configuration.load(None, words), Attempt(directory, 1), torch.device("cpu"), watchdog
+    )
+    with trainer._loader(trainer.mix, None) as loader:
+
+        def step() -> float:
+            batch = next(loader)
+            dist.barrier()
+            began = time.perf_counter()
+            trainer._step(batch, stop)
+            return time.perf_counter() - began
+
+        for _ in range(3):
+            step()
+        rounds = [_round(trainer, step, parsed.steps) for _ in range(parsed.rounds)]
+    if rank == 0:
+        told = {
+            "machine": machine.described(),
+            "parameters": sum(p.ds_numel for p in trainer.model.parameters()),
+            "copied_bytes_a_rank": trainer.host_copy.bytes,
+            "rounds": rounds,
+        }
+        (parsed.scratch / "told.json").write_text(json.dumps(told))
+    dist.barrier()
+    leave(0)
+
+
+def _round(trainer: Trainer, step: Any, steps: int) -> dict[str, Any]:
+    """Seconds: of steps alone and beside a save, and what each kind of save took."""
+    alone = [step() for _ in range(steps)]
+    trainer._save(None, finish=False)
+    stall, beside, saved = trainer.stood_still, [], trainer.saves.ended()
+    while not all(trainer.ranks.gather(saved is not None)):
+        beside.append(step())
+        saved = saved or trainer.saves.ended()
+    assert saved is not None
+    step()  # a save of its own
+    dist.barrier()
+    trainer._save(None, finish=True)
+    return {
+        "step_alone": alone,
+        "step_beside_a_save": beside,
+        "stall_in_the_background": stall,
+        "save_in_the_background": saved.seconds,
+        "stall_in_the_foreground": trainer.stood_still,
+    }
+
+
+def _table(told: dict[str, Any]) -> str:
+    rounds = told["rounds"]
+    rows = [
+        ("training stands still, save in the foreground", "stall_in_the_foreground"),
+        ("training stands still, save in the background", "stall_in_the_background"),
+        ("from the copy to the commit, in the background", "save_in_the_background"),
+        ("a step with no save in flight", "step_alone"),
+        ("a step beside a save", "step_beside_a_save"),
+    ]
+    lines = [
+        ", ".join(f"{key} {value}" for key, value in told["machine"].items()),
+        f"{told['parameters']:,} parameters, {_RANKS} ranks, "
+        f"{told['copied_bytes_a_rank'] / 1e6:.0f} MB a rank",
+        "| seconds | median | least to most |",
+        "|---|---|---|",
+    ]
+    for name, key in rows:
+        values = [one for r in rounds for one in (r[key] if isinstance(r[key], list) else [r[key]])]
+        spread = f"{min(values):.3f} to {max(values):.3f}" if values else "none"
+        median = f"{statistics.median(values):.3f}" if values else "none"
+        lines.append(f"| {name} | {median} | {spread} |")
+    ratios = [r["stall_in_the_foreground"] / r["stall_in_the_background"] for r in rounds]
+    lines.append(f"the stall is {statistics.median(ratios):.1f} times shorter in the background")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

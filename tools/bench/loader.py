@@ -1,0 +1,164 @@
+"""How fast a rank is fed: the loader alone, beside the step of a model.
+
+    python tools/bench/loader.py data/stdlib --json out.json
+
+In each round, in turn: the loader's first windows with every shard checked anew, as after a start;
+its windows once all shards are checked; the ledger's hash of the same windows; and a training step
+of a small model on them. All of one rank, with `data.workers` threads. The rate is also set beside
+what a GPU takes in that trains the 1B recipe.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import machine
+import torch
+
+from pretrain import config as configuration
+from pretrain.config import Config
+from pretrain.data.lanes import Dataset, Mix
+from pretrain.data.loader import Batch, Loader
+from pretrain.ledger import extended
+from pretrain.model import flops
+from pretrain.model.state import ModelState
+from pretrain.model.transformer import Transformer
+from pretrain.plan import GPUS
+
+# The 1B recipe's windows and lanes of a rank, and a small model that a CPU can step.
+SETTINGS = (
+    *("data.lanes=8", "model.segment=2048", "train.window_segments=4", "run.directory=none"),
+    *("model.d_model=256", "model.n_layers=4", "model.n_heads=4", "model.n_kv_heads=4"),
+    "model.d_ff=688",
+)
+# Of the dense bf16 peak of an H100, for the 1B recipe.
+_SHARE = 0.5
+_VOCABULARY = 128_256
+
+
+def main() -> None:
+    """Measure, print a table, write the JSON."""
+    parsed = _parser().parse_args()
+    words = [*SETTINGS, f"data.train={parsed.data}", *parsed.settings]
+    config = configuration.load(None, words)
+    dataset = Dataset(parsed.data)
+    if len(dataset.manifest.shards) < config.data.lanes:
+        sys.exit(f"{parsed.data} has {len(dataset.manifest.shards)} shards; lower data.lanes")
+    model = Transformer(config.model, dataset.manifest.tokenizer.vocab_size)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    rates: dict[str, list[float]] = {}
+    for _ in range(parsed.rounds):
+        for name, rate in _round(config, parsed, model, optimizer).items():
+            rates.setdefault(name, []).append(rate)
+    told = {
+        "machine": machine.described(),
+        "documents": dataset.manifest.documents,
+        "tokens": dataset.manifest.tokens,
+        "tokens_a_batch": config.data.lanes * config.window,
+        "workers": config.data.workers,
+        "tokens_per_second": rates,
+        "gpu_1b": _rate_of_a_gpu(),
+    }
+    print(_table(told))
+    if parsed.json:
+        parsed.json.write_text(json.dumps(told, indent=1) + "\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("data", type=Path, help="a data set of data-prep, of 8 or more shards")
+    parser.add_argument("settings", nargs="*", metavar="key=value", help="of the configuration")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--batches", type=int, default=100, help="of the loader (default 100)")
+    parser.add_argument("--json", type=Path, help="file for the figures")
+    return parser
+
+
+def _round(
+    config: Config, parsed: argparse.Namespace, model: Transformer, optimizer: torch.optim.AdamW
+) -> dict[str, float]:
+    """Tokens/s of each part."""
+    mix = Mix([Dataset(parsed.data)])
+    size = config.data.lanes * config.window
+    epoch = max(1, mix.datasets[0].manifest.tokens // size)
+    first, _ = _read(mix, config, epoch)
+    for shard in range(len(mix.datasets[0].manifest.shards)):
+        mix.datasets[0].check(shard)
+    seconds, batch = _read(mix, config, parsed.batches)
+    began = time.perf_counter()
+    for tokens, starts in zip(batch.tokens, batch.starts, strict=True):
+        extended("", tokens.numpy(), starts.numpy())
+    hashed = time.perf_counter() - began
+    return {
+        "loader, shards checked on the way": epoch * size / first,
+        "loader": parsed.batches * size / seconds,
+        "ledger's hash": size / hashed,
+        "training step": _step_rate(batch, model, optimizer),
+    }
+
+
+def _read(mix: Mix, config: Config, batches: int) -> tuple[float, Batch]:
+    """Seconds for so many batches from the loader's start on, and the last one."""
+    lanes, data = range(config.data.lanes), config.data
+    began = time.perf_counter()
+    with Loader(
+        mix, lanes, data.lanes, config.window, config.run.seed, None, data.prefetch, data.workers
+    ) as loader:
+        for _ in range(batches):
+            batch = next(loader)
+    return time.perf_counter() - began, batch
+
+
+def _step_rate(batch: Batch, model: Transformer, optimizer: torch.optim.AdamW) -> float:
+    """Tokens/s of a step on one lane of the batch."""
+    state: ModelState = model.initial_state(1, "cpu")
+    began = time.perf_counter()
+    output = model(batch.tokens[:1], batch.starts[:1], state, batch.targets[:1])
+    (output.loss / batch.tokens.shape[1]).backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    return batch.tokens.shape[1] / (time.perf_counter() - began)
+
+
+def _rate_of_a_gpu() -> float:
+    """Tokens/s of an H100 that trains the 1B recipe at a share of its peak."""
+    recipe = configuration.load(machine.ROOT / "configs/1b.yaml")
+    peak = flops.peak_flops(GPUS["h100"].name, torch.bfloat16)
+    assert peak is not None
+    return _SHARE * peak / flops.training_flops_per_token(recipe.model, _VOCABULARY, recipe.window)
+
+
+def _table(told: dict[str, Any]) -> str:
+    rates = told["tokens_per_second"]
+    lines = [
+        ", ".join(f"{key} {value}" for key, value in told["machine"].items()),
+        f"{told['documents']:,} documents of {told['tokens'] / told['documents']:,.0f} tokens, "
+        f"batches of {told['tokens_a_batch']:,} tokens, {told['workers']} reading threads",
+        "| one rank | tokens/s, median (least to most) |",
+        "|---|---|",
+    ]
+    for name, values in rates.items():
+        spread = f"{min(values):,.0f} to {max(values):,.0f}"
+        lines.append(f"| {name} | {statistics.median(values):,.0f} ({spread}) |")
+    ratio = statistics.median(
+        a / b for a, b in zip(rates["loader"], rates["training step"], strict=True)
+    )
+    loader = statistics.median(rates["loader"])
+    lines.append(
+        f"the loader gives {ratio:,.0f} times what the step here takes, and ten times what a GPU "
+        f"takes up to {loader / 10:,.0f} tokens/s; the 1B recipe at {_SHARE:.0%} of an "
+        f"H100's bf16 peak takes {told['gpu_1b']:,.0f} (computed)"
+    )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,174 @@
+"""The parallel window beside a plain loop over its segments, under ZeRO-3 on two ranks.
+
+    python tools/bench/zero_gathers.py --json out.json
+
+Both train the same model on the same window of 16 segments with gradients through all of them; the
+loop calls the model segment by segment with the memory carried, so that ZeRO-3 gathers every layer
+for each. Weights leave after their use, as those of a model that does not fit do. A step of each in
+turn; seconds are rank 0's, bytes are those that a rank sends, counted in the collectives.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import machine
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from pretrain import config as configuration
+from pretrain.config import Config
+from pretrain.engine import Engine
+from pretrain.launch import leave, place_in, start_ranks
+from pretrain.model import flops
+from pretrain.model.transformer import Transformer
+from pretrain.simulate import Ledger
+
+SETTINGS = (
+    *("data.lanes=2", "data.train=none", "run.directory=none", "launch.device=cpu"),
+    *("model.d_model=512", "model.n_layers=8", "model.n_heads=8", "model.n_kv_heads=8"),
+    *("model.d_head=64", "model.d_ff=1365", "model.segment=64", "train.window_segments=16"),
+    "zero.live_parameters=1",
+)
+_VOCABULARY = 8192
+_RANKS = 2
+
+Way = Callable[[Engine, Config, Tensor], Tensor]
+
+
+def main() -> None:
+    """Measure, print a table, write the JSON."""
+    parsed = _parser().parse_args()
+    place = place_in(os.environ)
+    if place is not None:
+        _rank(parsed, place.rank, place.init_method)
+    with tempfile.TemporaryDirectory() as scratch:
+        told_file = Path(scratch) / "told.json"
+        if start_ranks([sys.executable, *sys.argv, "--told", str(told_file)], _RANKS):
+            sys.exit("the ranks failed")
+        told = json.loads(told_file.read_text())
+    print(_table(told))
+    if parsed.json:
+        parsed.json.write_text(json.dumps(told, indent=1) + "\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("settings", nargs="*", metavar="key=value", help="of the configuration")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--json", type=Path, help="file for the figures")
+    parser.add_argument("--told", type=Path, help=argparse.SUPPRESS)
+    return parser
+
+
+def window(engine: Engine, config: Config, tokens: Tensor) -> Tensor:
+    """The summed loss of the whole window at once."""
+    return _losses(engine, tokens, engine.module.initial_state(1, "cpu"))[0]  # type: ignore[operator]
+
+
+def loop(engine: Engine, config: Config, tokens: Tensor) -> Tensor:
+    """The same, segment by segment."""
+    state, total = engine.module.initial_state(1, "cpu"), torch.zeros(())  # type: ignore[operator]
+    for first in range(0, config.window, config.model.segment):
+        segment = tokens[:, first : first + config.model.segment + 1]
+        loss, state = _losses(engine, segment, state)
+        total = total + loss
+    return total
+
+
+def _losses(engine: Engine, tokens: Tensor, state: Any) -> tuple[Tensor, Any]:
+    starts = torch.zeros_like(tokens[:, 1:], dtype=torch.bool)
+    output = engine.forward(tokens[:, :-1], starts, state, tokens[:, 1:])
+    return output.loss, output.state
+
+
+WAYS: dict[str, Way] = {"parallel window": window, "loop over segments": loop}
+
+
+def _rank(parsed: argparse.Namespace, rank: int, method: str) -> None:
+    """Measure as one of the ranks; it never returns."""
+    dist.init_process_group("gloo", init_method=method, rank=rank, world_size=_RANKS)
+    config = configuration.load(None, [*SETTINGS, *parsed.settings])
+    parameters = flops.parameters(config.model, _VOCABULARY)
+
+    def build() -> Transformer:
+        return Transformer(config.model, _VOCABULARY, config.train.activation_checkpointing)
+
+    # An engine each, from the same weights: ZeRO-3 learns the order of a way that stays the same.
+    engines = {name: Engine(build, parameters, config, torch.device("cpu")) for name in WAYS}
+    steps: dict[str, list[dict[str, Any]]] = {name: [] for name in WAYS}
+    for number in range(3 + parsed.rounds):
+        generator = torch.Generator().manual_seed(number)
+        tokens = torch.randint(0, _VOCABULARY, (1, config.window + 1), generator=generator)
+        for name, way in WAYS.items():
+            done = _step(engines[name], config, tokens, way)
+            if number >= 3:
+                steps[name].append(done)
+    if rank == 0:
+        told = {
+            "machine": machine.described(),
+            "parameters": parameters,
+            "segments": config.train.window_segments,
+            "tokens": config.window,
+            "steps": steps,
+        }
+        parsed.told.write_text(json.dumps(told))
+    dist.barrier()
+    leave(0)
+
+
+def _step(engine: Engine, config: Config, tokens: Tensor, way: Way) -> dict[str, Any]:
+    dist.barrier()
+    began = time.perf_counter()
+    with Ledger(fake=False) as ledger:
+        loss = way(engine, config, tokens)
+        engine.backward(loss / config.window)
+        engine.step(1e-3)
+        sent = ledger.sent(_RANKS)
+        gathered = ledger.moved["allgather_base"] * (_RANKS - 1) / _RANKS
+    seconds = time.perf_counter() - began
+    return {"seconds": seconds, "sent": sent, "gathered": gathered, "loss": float(loss.detach())}
+
+
+def _table(told: dict[str, Any]) -> str:
+    steps = told["steps"]
+    parallel, looped = (steps[name] for name in WAYS)
+    lines = [
+        ", ".join(f"{key} {value}" for key, value in told["machine"].items()),
+        f"{told['parameters']:,} parameters, {_RANKS} ranks, a window of {told['tokens']:,} tokens "
+        f"in {told['segments']} segments",
+        "| a step | s, median (least to most) | sent by a rank, MB | of which gathers, MB |",
+        "|---|---|---|---|",
+    ]
+    for name in WAYS:
+        taken = [step["seconds"] for step in steps[name]]
+        last = steps[name][-1]
+        lines.append(
+            f"| {name} | {statistics.median(taken):.2f} ({min(taken):.2f} to {max(taken):.2f}) | "
+            f"{last['sent'] / 1e6:.1f} | {last['gathered'] / 1e6:.1f} |"
+        )
+    pairs = list(zip(parallel, looped, strict=True))
+    faster = statistics.median(b["seconds"] / a["seconds"] for a, b in pairs)
+    fewer = looped[-1]["sent"] / parallel[-1]["sent"]
+    apart = max(abs(b["loss"] / a["loss"] - 1) for a, b in pairs)
+    lines.append(
+        f"the window is {faster:.2f} times faster and sends {fewer:.1f} times less; their losses "
+        f"differ by {apart:.0e} of themselves at most"
+    )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
