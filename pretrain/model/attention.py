@@ -19,6 +19,7 @@ from pretrain.config import ModelConfig
 from pretrain.model import local_attention, memory
 from pretrain.model.local_attention import Attend, Kernel
 from pretrain.model.memory import MemoryState, Resets, resets
+from pretrain.model.memory_kernel import MemoryKernel
 from pretrain.model.rotary import Rotary, rotary, rotate
 
 
@@ -39,9 +40,18 @@ class Window:
     writable: Tensor
     """[B, S, N] bool; False for the padding of a short last segment."""
     reset: Resets
+    kernel: MemoryKernel
+    """What computes the memory's part."""
 
     @classmethod
-    def of(cls, starts: Tensor, config: ModelConfig, kernel: Kernel, dtype: torch.dtype) -> Window:
+    def of(
+        cls,
+        starts: Tensor,
+        config: ModelConfig,
+        kernel: Kernel,
+        dtype: torch.dtype,
+        memory_kernel: MemoryKernel = "torch",
+    ) -> Window:
         """The layout of `starts` [B, T] bool, True at each document's first token."""
         lanes, tokens = starts.shape
         # One segment shorter than N is computed at its own length instead of being padded.
@@ -58,6 +68,7 @@ class Window:
             readable=started == 0,
             writable=(started == in_segment) & present.view(segments, length),
             reset=resets(in_segment.squeeze(2) > 0),
+            kernel=memory_kernel,
         )
 
     def segmented(self, x: Tensor) -> Tensor:
@@ -165,9 +176,33 @@ class InfiniAttention(nn.Module):
         ).view(queries.shape)
         if carried is None:
             return self._tokens(local, window), None
-        before, after = self._advance(keys, values, carried, window.writable, window.reset)
         readable = window.readable & read_memory
-        return self._tokens(self._gated(local, queries, before, readable), window), after
+        if window.kernel == "triton":
+            heads, after = self._fused(local, queries, keys, values, carried, window, readable)
+        else:
+            before, after = self._advance(keys, values, carried, window.writable, window.reset)
+            heads = self._gated(local, queries, before, readable)
+        return self._tokens(heads, window), after
+
+    def _fused(
+        self,
+        local: Tensor,
+        queries: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        carried: MemoryState,
+        window: Window,
+        readable: Tensor,
+    ) -> tuple[Tensor, MemoryState]:
+        """`_advance` and `_gated` by Triton's kernels."""
+        from pretrain.model import kernels
+
+        assert self.gate is not None
+        before, after = kernels.advance(
+            keys, values, carried, window.writable, window.reset, self.config.memory
+        )
+        heads = kernels.gated(local, queries, before, readable, self.gate.float().sigmoid())
+        return heads, after
 
     def _continue(
         self,

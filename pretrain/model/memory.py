@@ -10,7 +10,7 @@ after some hundred segments.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeAlias
 
 import torch
@@ -91,8 +91,29 @@ def advance(
     smallest eigenvalue is then near 1 - dz / z_{s-1}, far below -1: what M held is blown up
     instead of replaced. With z_s ("inclusive") every eigenvalue lies within 0 to 1.
     """
-    added = keys.transpose(-2, -1) @ values
-    mass = keys.sum(dim=-2)
+    return compose(
+        keys.transpose(-2, -1) @ values,
+        keys.sum(dim=-2),
+        lambda normaliser: _erased(keys, normaliser),
+        carried,
+        reset,
+        config,
+    )
+
+
+def compose(
+    added: Tensor,
+    mass: Tensor,
+    erased: Callable[[Tensor], Tensor],
+    carried: MemoryState,
+    reset: Resets,
+    config: MemoryConfig,
+) -> tuple[MemoryState, MemoryState]:
+    """`advance` from what each segment writes: the steps over segments, without any token.
+
+    added [B, S, K, D, D] is sigma(K)^T V, mass [B, S, K, D] the sum of sigma(K), and erased gives
+    sigma(K)^T diag(sigma(K) z)^-1 sigma(K), [B, S, K, D, D], for the z [B, S, K, D] of Delta.
+    """
     normalisers, last_normaliser = _scan(carried.normaliser, mass, reset)
     transition = None
     if config.kind == "delta":
@@ -100,16 +121,16 @@ def advance(
         divisor = torch.stack([_forget(z, lanes) for z, lanes in by_segment], dim=1)
         if config.normaliser == "inclusive":
             divisor = divisor + mass
-        transition = _delta_transition(keys, divisor)
+        identity = torch.eye(mass.shape[-1], device=mass.device, dtype=mass.dtype)
+        transition = identity - erased(divisor)
     matrices, last_matrix = _scan(carried.matrix, added, reset, transition)
     return MemoryState(matrices, normalisers), MemoryState(last_matrix, last_normaliser)
 
 
-def _delta_transition(keys: Tensor, normaliser: Tensor) -> Tensor:
-    """I - sigma(K)^T diag(sigma(K) z)^-1 sigma(K) for each segment: [B, S, K, D, D]."""
+def _erased(keys: Tensor, normaliser: Tensor) -> Tensor:
+    """sigma(K)^T diag(sigma(K) z)^-1 sigma(K) for each segment: [B, S, K, D, D]."""
     weight = _reciprocal(torch.linalg.vecdot(keys, normaliser[..., None, :]))
-    identity = torch.eye(keys.shape[-1], device=keys.device, dtype=keys.dtype)
-    return identity - keys.transpose(-2, -1) @ (keys * weight[..., None])
+    return keys.transpose(-2, -1) @ (keys * weight[..., None])
 
 
 def _scan(

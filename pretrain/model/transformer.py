@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from pretrain.config import ModelConfig
-from pretrain.model import local_attention, memory
+from pretrain.model import local_attention, memory, memory_kernel
 from pretrain.model.attention import (
     Continuation,
     InfiniAttention,
@@ -153,7 +153,10 @@ class Transformer(nn.Module):
         assert len(state) == (len(self.layers) if remembers else 0), "initial_state gives a state"
         x = self.embedding(tokens)
         kernel = local_attention.choose(self.config.local_attention, x.device.type, x.dtype)
-        layout = Window.of(starts, self.config, kernel, x.dtype)
+        fused = memory_kernel.choose(
+            self.config.memory.kernel, x.device.type, x.dtype, self.config.d_head
+        )
+        layout = Window.of(starts, self.config, kernel, x.dtype, fused)
         after = []
         for layer, before in zip(self.layers, state or [None] * len(self.layers), strict=True):
             x, carried = self._block(layer, x, before, layout, read_memory)
