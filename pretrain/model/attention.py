@@ -20,7 +20,7 @@ from pretrain.model import local_attention, memory
 from pretrain.model.local_attention import Attend, Kernel
 from pretrain.model.memory import MemoryState, Resets, resets
 from pretrain.model.memory_kernel import MemoryKernel
-from pretrain.model.rotary import Rotary, rotary, rotate
+from pretrain.model.rotary import Rotary, rotary, rotary_at, rotate
 
 
 @dataclass(frozen=True)
@@ -81,23 +81,50 @@ class Window:
 
 @dataclass(frozen=True)
 class Continuation:
-    """The next tokens of an open segment, in streaming; one document, no boundary."""
+    """The next n tokens of an open segment, in streaming; one document, no boundary.
 
+    Where the tokens stand is a tensor: so a GPU can replay a step as a graph.
+    """
+
+    places: Tensor
+    """[n] int64, the tokens' places in the segment."""
     positions: Rotary
-    closes: bool
-    """True where these tokens fill the segment, so that it is written to the memory."""
+    visible: Tensor
+    """[n, reach] bool: of the segment's first places those at or before each token's own."""
+
+    @classmethod
+    def of(
+        cls, places: Tensor, reach: int, config: ModelConfig, dtype: torch.dtype
+    ) -> Continuation:
+        """The layout of tokens at `places`, one after another, all below `reach`."""
+        return cls(
+            places=places,
+            positions=rotary_at(places, config.d_head, config.rope_theta, dtype),
+            visible=torch.arange(reach, device=places.device) <= places[:, None],
+        )
 
 
 class OpenSegment(NamedTuple):
-    """What streaming keeps of a layer: memory, and keys and values of the segment not yet full."""
+    """What streaming keeps of a layer: memory, and keys and values of the segment not yet full.
+
+    All of it is written in place.
+    """
 
     memory: MemoryState | None
     keys: Tensor
-    """[B, n, K, D] without positions, for the memory."""
+    """[B, N, K, D] without positions, for the memory."""
     turned_keys: Tensor
-    """[B, n, K, D] with rotary positions, for the local attention."""
+    """[B, N, K, D] with rotary positions, for the local attention."""
     values: Tensor
-    """[B, n, K, D]."""
+    """[B, N, K, D]."""
+
+    @classmethod
+    def empty(
+        cls, memory: MemoryState | None, lanes: int, config: ModelConfig, like: Tensor
+    ) -> OpenSegment:
+        """A segment without a token, on the device and in the dtype of `like`."""
+        shape = (lanes, config.segment, config.n_kv_heads, config.d_head)
+        return cls(memory, *(like.new_zeros(shape) for _ in range(3)))
 
 
 class Projection(nn.Linear):
@@ -201,7 +228,7 @@ class InfiniAttention(nn.Module):
         before, after = kernels.advance(
             keys, values, carried, window.writable, window.reset, self.config.memory
         )
-        heads = kernels.gated(local, queries, before, readable, self.gate.float().sigmoid())
+        heads = kernels.gated_read(local, queries, before, readable, self.gate)
         return heads, after
 
     def _continue(
@@ -212,31 +239,34 @@ class InfiniAttention(nn.Module):
         segment: OpenSegment,
         layout: Continuation,
     ) -> tuple[Tensor, OpenSegment]:
-        segment = OpenSegment(
-            segment.memory,
-            torch.cat((segment.keys, keys), dim=1),
-            torch.cat((segment.turned_keys, rotate(keys, layout.positions)), dim=1),
-            torch.cat((segment.values, values), dim=1),
+        new_parts = (keys, rotate(keys, layout.positions), values)
+        for part, new in zip(segment[1:], new_parts, strict=True):
+            part.index_copy_(1, layout.places, new)
+        reach = layout.visible.shape[1]
+        heads = local_attention.attend_to_visible(
+            rotate(queries, layout.positions),
+            segment.turned_keys[:, :reach],
+            segment.values[:, :reach],
+            layout.visible,
         )
-        turned = rotate(queries, layout.positions)
-        heads = local_attention.attend_to_end(turned, segment.turned_keys, segment.values)
         if segment.memory is not None:
             before = MemoryState(*(part[:, None] for part in segment.memory))
-            new = queries.shape[1]
-            everywhere = torch.ones(1, 1, new, dtype=torch.bool, device=queries.device)
+            count = queries.shape[1]
+            everywhere = torch.ones(1, 1, count, dtype=torch.bool, device=queries.device)
             heads = self._gated(heads[:, None], queries[:, None], before, everywhere).squeeze(1)
-        return heads, self._close(segment) if layout.closes else segment
+        return heads, segment
 
-    def _close(self, segment: OpenSegment) -> OpenSegment:
-        """The segment that follows a full one, which is written to the memory."""
-        after = segment.memory
-        if after is not None:
-            lanes, length = segment.keys.shape[:2]
-            written = torch.ones(lanes, 1, length, dtype=torch.bool, device=segment.keys.device)
-            _, after = self._advance(
-                segment.keys[:, None], segment.values[:, None], after, written, (None,)
-            )
-        return OpenSegment(after, *(part[:, :0] for part in segment[1:]))
+    def close(self, segment: OpenSegment) -> None:
+        """Write a full segment to its memory; its places are then those of the next one."""
+        if segment.memory is None:
+            return
+        lanes, length = segment.keys.shape[:2]
+        written = torch.ones(lanes, 1, length, dtype=torch.bool, device=segment.keys.device)
+        _, after = self._advance(
+            segment.keys[:, None], segment.values[:, None], segment.memory, written, (None,)
+        )
+        for part, new in zip(segment.memory, after, strict=True):
+            part.copy_(new)
 
     def _advance(
         self, keys: Tensor, values: Tensor, carried: MemoryState, writable: Tensor, reset: Resets

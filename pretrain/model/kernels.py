@@ -35,15 +35,17 @@ def advance(
     keys: Tensor,
     values: Tensor,
     carried: MemoryState,
-    writable: Tensor,
+    writable: Tensor | None,
     reset: Resets,
     config: MemoryConfig,
 ) -> tuple[MemoryState, MemoryState]:
     """The states before each segment and after the last one, of keys before sigma.
 
-    keys, values: [B, S, N, K, D]; writable: [B, S, N] bool, the tokens that are written; the rest
-    as in `memory.advance`.
+    keys, values: [B, S, N, K, D]; writable: [B, S, N] bool, the tokens that are written, None for
+    all; the rest as in `memory.advance`.
     """
+    if writable is None:
+        writable = torch.ones(keys.shape[:3], dtype=torch.bool, device=keys.device)
     lanes = keys.shape[:2]
     segments = keys.flatten(0, 1), values.flatten(0, 1), writable.flatten(0, 1)
     written = _Write.apply(*segments)  # type: ignore[no-untyped-call]
@@ -59,13 +61,13 @@ def advance(
     return memory.compose(added, mass, erased, carried, reset, config)
 
 
-def gated(
+def gated_read(
     local: Tensor, queries: Tensor, before: MemoryState, readable: Tensor, gate: Tensor
 ) -> Tensor:
     """Equation 10 over local [B, S, N, H, D] and what queries of that shape retrieve.
 
     queries: before sigma; before: the state before each segment; readable: [B, S, N] bool; gate:
-    [H], sigmoid(beta).
+    [H], beta.
     """
     heads: Tensor = _Read.apply(  # type: ignore[no-untyped-call]
         local.flatten(0, 1),
@@ -73,7 +75,7 @@ def gated(
         before.matrix.flatten(0, 1),
         before.normaliser.flatten(0, 1),
         readable.flatten(0, 1),
-        gate.float(),
+        gate.float().sigmoid(),
     )
     return heads.view(queries.shape)
 

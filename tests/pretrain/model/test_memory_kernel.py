@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import logging
 from collections.abc import Iterator
@@ -41,6 +42,7 @@ def test_pytorch_asked_for_is_taken_in_silence(caplog: pytest.LogCaptureFixture)
 def test_triton_that_cannot_run_is_refused_with_what_to_do(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    importlib.import_module("triton")  # the interpreter is chosen for good at the first import
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     for asked, obstacle in {
         ("cpu", torch.bfloat16, 64): "they need a GPU and the model is on cpu",
