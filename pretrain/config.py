@@ -17,6 +17,9 @@ from data_prep.settings import group, setting
 
 Checkpointing: TypeAlias = Literal["none", "selective", "full"]
 
+TRITON_MAX_HEAD = 128
+"""The largest head of which Triton's kernels hold a memory state."""
+
 
 @dataclass(frozen=True)
 class RunConfig:
@@ -96,6 +99,11 @@ class MemoryConfig:
         "inclusive", "what delta divides by: z before the segment (paper) or after it (inclusive)"
     )
     initial_gate: float = setting(0.0, "initial beta of the gates (equation 10)")
+    kernel: Literal["auto", "torch", "triton"] = setting(
+        "auto",
+        "what computes the memory's part: PyTorch, or our Triton kernels (GPU, bf16); auto: "
+        "PyTorch, as long as no measurement on a GPU says otherwise",
+    )
 
 
 @dataclass(frozen=True)
@@ -128,6 +136,15 @@ class ModelConfig:
             )
         if self.d_head % 2:
             found.append(f"d_head: rotary embedding needs an even size, found {self.d_head}")
+        if self.memory.kernel == "triton" and self.memory.kind == "none":
+            found.append(
+                "memory.kernel: triton was asked for, and kind none has no memory; set it to auto"
+            )
+        if self.memory.kernel == "triton" and self.d_head > TRITON_MAX_HEAD:
+            found.append(
+                f"memory.kernel: triton holds heads of at most {TRITON_MAX_HEAD}, found "
+                f"d_head={self.d_head}; set it to torch or auto"
+            )
         return found
 
 
@@ -308,6 +325,15 @@ class Config:
             )
         if self.model.local_attention == "flash" and self.launch.device == "cpu":
             found.append("model.local_attention: flash-attn needs a GPU; set it to sdpa or auto")
+        if self.model.memory.kernel == "triton" and self.train.precision != "bf16":
+            found.append(
+                "model.memory.kernel: Triton's kernels compute in bf16; set train.precision=bf16, "
+                "or kernel=torch"
+            )
+        if self.model.memory.kernel == "triton" and self.launch.device == "cpu":
+            found.append(
+                "model.memory.kernel: Triton's kernels need a GPU; set it to torch or auto"
+            )
         if self.zero.stage == 0 and self.train.precision == "bf16":
             found.append(
                 "zero.stage: 0 has no float32 master weights, which bf16 needs; choose 1 to 3"

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from data_prep.tokenizer import StreamDecoder
+from pretrain.model.decoding import Decoder
 from pretrain.model.transformer import StreamState
 from pretrain.progress import Progress
 from pretrain.trained import Trained, default_device, load
@@ -77,10 +78,11 @@ def generate(
     """
     _check_sampling(max_tokens, temperature, top_p)
     tokenizer = trained.tokenizer
-    decoder = StreamDecoder(tokenizer)
+    text_decoder = StreamDecoder(tokenizer)
     for id in prompt_ids:
-        decoder.push(int(id))
+        text_decoder.push(int(id))
     logits, stream = take_in(trained, prompt_ids, report)
+    decoder = Decoder(trained.model, stream)
     generator = torch.Generator().manual_seed(seed)
     generated: list[int] = []
     while len(generated) < max_tokens:
@@ -88,13 +90,11 @@ def generate(
         if token == tokenizer.eos_id:
             break
         generated.append(token)
-        if text := decoder.push(token):
+        if text := text_decoder.push(token):
             on_text(text)
         if len(generated) < max_tokens:
-            tokens = torch.tensor([[token]], device=trained.device)
-            following, stream = trained.model.extend(tokens, stream)
-            logits = following[0, -1]
-    if text := decoder.finish():
+            logits = decoder.step(torch.tensor([token], device=trained.device))[0]
+    if text := text_decoder.finish():
         on_text(text)
     return generated
 

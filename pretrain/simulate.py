@@ -211,8 +211,11 @@ def _model_of(config: Config, vocab_size: int) -> Transformer:
 
 
 def _on_cpu(model: ModelConfig) -> ModelConfig:
-    """The model with the kernel that runs where there is no GPU; it keeps what flash-attn keeps."""
-    return replace(model, local_attention="sdpa")
+    """The model with the kernels that run where there is no GPU.
+
+    SDPA keeps what flash-attn keeps. PyTorch's memory keeps more than Triton's kernels do.
+    """
+    return replace(model, local_attention="sdpa", memory=replace(model.memory, kernel="torch"))
 
 
 def _window(lanes: int, tokens: int) -> tuple[Tensor, Tensor]:

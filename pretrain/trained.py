@@ -135,8 +135,9 @@ def _model(
     dtype: torch.dtype,
 ) -> Transformer:
     if device.type != "cuda":
-        # The kernel is no property of the weights: a run that used flash-attn can be read here.
-        config = replace(config, local_attention="auto")
+        # The kernels are no property of the weights: a run that used flash-attn can be read here.
+        memory = replace(config.memory, kernel="auto")
+        config = replace(config, local_attention="auto", memory=memory)
     with torch.device("meta"):
         model = Transformer(config, vocab_size)
     users = _users(model)

@@ -694,7 +694,8 @@ def _leaves(value: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
 
 def _is_fixed(key: str) -> bool:
     """Whether a checkpoint's state means nothing under another value of this setting."""
-    model = key.startswith("model.") and key != "model.local_attention"
+    kernels = ("model.local_attention", "model.memory.kernel")
+    model = key.startswith("model.") and key not in kernels
     return model or key in ("data.lanes", "run.seed")
 
 

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from pretrain.config import ModelConfig
 from pretrain.model import local_attention, memory
 from pretrain.model.local_attention import Attend, Kernel
-from pretrain.model.memory import MemoryState, Resets, resets
-from pretrain.model.rotary import Rotary, rotary, rotate
+from pretrain.model.memory import TORCH, MemoryState, Products, Resets, resets
+from pretrain.model.rotary import Rotary, rotary, rotary_at, rotate
 from pretrain.model.state_passing import Parts, StatePassing
 
 
@@ -40,6 +40,8 @@ class Window:
     writable: Tensor | None
     """[B, S, N] bool, False for the padding of a short last segment; None: everywhere."""
     reset: Resets
+    products: Products
+    """What computes the memory's part."""
     passing: StatePassing | None = None
     """Where these tokens are a part of a window: how its memories pass to the other parts."""
 
@@ -50,6 +52,7 @@ class Window:
         config: ModelConfig,
         kernel: Kernel,
         dtype: torch.dtype,
+        products: Products = TORCH,
         parts: Parts | None = None,
     ) -> Window:
         """The layout of `starts` [B, T] bool, True at each document's first token."""
@@ -73,6 +76,7 @@ class Window:
             readable=started == 0,
             writable=None if bool(writable.all()) else writable,
             reset=resets(starting),
+            products=products,
             passing=passing,
         )
 
@@ -86,23 +90,50 @@ class Window:
 
 @dataclass(frozen=True)
 class Continuation:
-    """The next tokens of an open segment, in streaming; one document, no boundary."""
+    """The next n tokens of an open segment, in streaming; one document, no boundary.
 
+    Where the tokens stand is a tensor: so a GPU can replay a step as a graph.
+    """
+
+    places: Tensor
+    """[n] int64, the tokens' places in the segment."""
     positions: Rotary
-    closes: bool
-    """True where these tokens fill the segment, so that it is written to the memory."""
+    visible: Tensor
+    """[n, reach] bool: of the segment's first places those at or before each token's own."""
+
+    @classmethod
+    def of(
+        cls, places: Tensor, reach: int, config: ModelConfig, dtype: torch.dtype
+    ) -> Continuation:
+        """The layout of tokens at `places`, one after another, all below `reach`."""
+        return cls(
+            places=places,
+            positions=rotary_at(places, config.d_head, config.rope_theta, dtype),
+            visible=torch.arange(reach, device=places.device) <= places[:, None],
+        )
 
 
 class OpenSegment(NamedTuple):
-    """What streaming keeps of a layer: memory, and keys and values of the segment not yet full."""
+    """What streaming keeps of a layer: memory, and keys and values of the segment not yet full.
+
+    All of it is written in place.
+    """
 
     memory: MemoryState | None
     keys: Tensor
-    """[B, n, K, D] without positions, for the memory."""
+    """[B, N, K, D] without positions, for the memory."""
     turned_keys: Tensor
-    """[B, n, K, D] with rotary positions, for the local attention."""
+    """[B, N, K, D] with rotary positions, for the local attention."""
     values: Tensor
-    """[B, n, K, D]."""
+    """[B, N, K, D]."""
+
+    @classmethod
+    def empty(
+        cls, memory: MemoryState | None, lanes: int, config: ModelConfig, like: Tensor
+    ) -> OpenSegment:
+        """A segment without a token, on the device and in the dtype of `like`."""
+        shape = (lanes, config.segment, config.n_kv_heads, config.d_head)
+        return cls(memory, *(like.new_zeros(shape) for _ in range(3)))
 
 
 class Projection(nn.Linear):
@@ -183,12 +214,13 @@ class InfiniAttention(nn.Module):
             return self._tokens(local, window), None
         assert self.gate is not None
         advance = memory.advance if window.passing is None else window.passing.advance
+        products = window.products
         before, after = advance(
-            keys, values, carried, window.writable, window.reset, self.config.memory
+            keys, values, carried, window.writable, window.reset, self.config.memory, products
         )
         readable = window.readable & read_memory
-        mixed = memory.gated_read(local, queries, before, readable, self.gate)
-        return self._tokens(mixed, window), after
+        heads = products.gated_read(local, queries, before, readable, self.gate)
+        return self._tokens(heads, window), after
 
     def _continue(
         self,
@@ -198,14 +230,16 @@ class InfiniAttention(nn.Module):
         segment: OpenSegment,
         layout: Continuation,
     ) -> tuple[Tensor, OpenSegment]:
-        segment = OpenSegment(
-            segment.memory,
-            torch.cat((segment.keys, keys), dim=1),
-            torch.cat((segment.turned_keys, rotate(keys, layout.positions)), dim=1),
-            torch.cat((segment.values, values), dim=1),
+        new_parts = (keys, rotate(keys, layout.positions), values)
+        for part, new in zip(segment[1:], new_parts, strict=True):
+            part.index_copy_(1, layout.places, new)
+        reach = layout.visible.shape[1]
+        heads = local_attention.attend_to_visible(
+            rotate(queries, layout.positions),
+            segment.turned_keys[:, :reach],
+            segment.values[:, :reach],
+            layout.visible,
         )
-        turned = rotate(queries, layout.positions)
-        heads = local_attention.attend_to_end(turned, segment.turned_keys, segment.values)
         if segment.memory is not None:
             assert self.gate is not None
             before = MemoryState(*(part[:, None] for part in segment.memory))
@@ -214,21 +248,16 @@ class InfiniAttention(nn.Module):
             heads = memory.gated_read(
                 heads[:, None], queries[:, None], before, everywhere, self.gate
             ).squeeze(1)
-        return heads, self._close(segment) if layout.closes else segment
+        return heads, segment
 
-    def _close(self, segment: OpenSegment) -> OpenSegment:
-        """The segment that follows a full one, which is written to the memory."""
-        after = segment.memory
-        if after is not None:
-            _, after = memory.advance(
-                segment.keys[:, None],
-                segment.values[:, None],
-                after,
-                None,
-                (None,),
-                self.config.memory,
-            )
-        return OpenSegment(after, *(part[:, :0] for part in segment[1:]))
+    def close(self, segment: OpenSegment) -> None:
+        """Write a full segment to its memory; its places are then those of the next one."""
+        if segment.memory is None:
+            return
+        written = segment.keys[:, None], segment.values[:, None]
+        _, after = memory.advance(*written, segment.memory, None, (None,), self.config.memory)
+        for part, new in zip(segment.memory, after, strict=True):
+            part.copy_(new)
 
     def _tokens(self, heads: Tensor, window: Window) -> Tensor:
         """[B, S, N, H, D] -> [B, T, H, D]."""

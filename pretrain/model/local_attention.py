@@ -100,7 +100,7 @@ def _causal(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     return _scaled_dot_product(queries, keys, values, is_causal=True)
 
 
-def _masked(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+def _masked(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
     return _scaled_dot_product(queries, keys, values, attn_mask=mask)
 
 
@@ -122,16 +122,12 @@ def _scaled_dot_product(
     return attended.transpose(1, 2)
 
 
-def attend_to_end(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """Attention of a segment's newest n tokens to all m + n of it, for streaming.
+def attend_to_visible(queries: Tensor, keys: Tensor, values: Tensor, visible: Tensor) -> Tensor:
+    """Attention of a segment's newest n tokens to what is there of it, for streaming.
 
-    queries [B, n, H, D]; keys, values [B, m + n, K, D] -> [B, n, H, D].
+    queries [B, n, H, D]; keys, values [B, N, K, D]; visible [n, N] bool -> [B, n, H, D].
     """
-    new, seen = queries.shape[1], keys.shape[1]
-    if new == 1:
-        return _masked(queries, keys, values, mask=None)
-    mask = torch.ones(new, seen, dtype=torch.bool, device=queries.device)
-    return _masked(queries, keys, values, mask=mask.tril(diagonal=seen - new))
+    return _masked(queries, keys, values, visible)
 
 
 def piece_offsets(starts: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ each, G = H / K query heads that share one, D size of a head. Features, states a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -85,12 +85,13 @@ def advance(
     writable: Tensor | None,
     reset: Resets,
     config: MemoryConfig,
+    products: Products | None = None,
 ) -> tuple[MemoryState, MemoryState]:
     """The states before each segment, [B, S, ...], and the state after the last one.
 
     keys, values: [B, S, N, K, D], keys without positions; carried: the state before the window;
     writable: [B, S, N] bool, None for everywhere; reset: where a document starts, so that nothing
-    from before the segment is kept after it.
+    from before the segment is kept after it; products: PyTorch's where not given.
 
     Linear (8): M_s = M_{s-1} + sigma(K)^T V. Linear + Delta (9), with D_s = diag(sigma(K) z):
     M_s = (I - sigma(K)^T D_s^-1 sigma(K)) M_{s-1} + sigma(K)^T V; the delta term is 0 on an empty
@@ -99,12 +100,13 @@ def advance(
     smallest eigenvalue is then near 1 - dz / z_{s-1}, far below -1: what M held is blown up
     instead of replaced. With z_s ("inclusive") every eigenvalue lies within 0 to 1.
     """
-    added, mass, features = sums(keys, values, writable)
+    products = products or TORCH
+    added, mass, features = products.sums(keys, values, writable)
     normalisers, last_normaliser = scan(carried.normaliser, mass, reset)
     transition = None
     if config.kind == "delta":
         divisor = delta_divisor(normalisers, mass, reset, config)
-        transition = delta_transition(keys, features, divisor, writable)
+        transition = products.delta_transition(keys, features, divisor, writable)
     matrices, last_matrix = scan(carried.matrix, added, reset, transition)
     return MemoryState(matrices, normalisers), MemoryState(last_matrix, last_normaliser)
 
@@ -127,11 +129,11 @@ def delta_divisor(normalisers: Tensor, mass: Tensor, reset: Resets, config: Memo
 
 
 def delta_transition(
-    keys: Tensor, features: Tensor, divisor: Tensor, writable: Tensor | None
+    keys: Tensor, features: Tensor | None, divisor: Tensor, writable: Tensor | None
 ) -> Tensor:
     """I - sigma(K)^T diag(sigma(K) z)^-1 sigma(K) for each segment: [B, S, K, D, D].
 
-    features: sigma(keys), as `sums` gives it; divisor: z.
+    features: sigma(keys), as `sums` gave it; divisor: z.
     """
     transition: Tensor = _Transition.apply(keys, features, divisor, writable)  # type: ignore[no-untyped-call]
     return transition
@@ -429,3 +431,14 @@ def _take(step: Tensor | None, x: Tensor, new: Tensor, out: Tensor) -> None:
         torch.add(x, new, out=out)
     else:
         torch.baddbmm(new, step, x, out=out)
+
+
+class Products(NamedTuple):
+    """The memory's work on tokens, as PyTorch does it here or as Triton does it in `kernels`."""
+
+    sums: Callable[[Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor, Tensor | None]]
+    delta_transition: Callable[[Tensor, Tensor | None, Tensor, Tensor | None], Tensor]
+    gated_read: Callable[[Tensor, Tensor, MemoryState, Tensor, Tensor], Tensor]
+
+
+TORCH = Products(sums, delta_transition, gated_read)

@@ -21,14 +21,18 @@ class Rotary(NamedTuple):
 def rotary(
     first: int, length: int, d_head: int, theta: float, device: torch.device, dtype: torch.dtype
 ) -> Rotary:
-    """Tables for the positions first .. first + length - 1 within a segment.
+    """Tables for the positions first .. first + length - 1 within a segment."""
+    return rotary_at(torch.arange(first, first + length, device=device), d_head, theta, dtype)
+
+
+def rotary_at(places: Tensor, d_head: int, theta: float, dtype: torch.dtype) -> Rotary:
+    """Tables for the positions `places` [positions], int64, within a segment.
 
     Angles are computed in float32 or better and only their cosines and sines are cast to `dtype`.
     """
     precise = torch.promote_types(torch.float32, dtype)
-    exponents = torch.arange(0, d_head, 2, device=device, dtype=precise) / d_head
-    positions = torch.arange(first, first + length, device=device, dtype=precise)
-    angles = (positions[:, None] * theta**-exponents)[:, None, :]
+    exponents = torch.arange(0, d_head, 2, device=places.device, dtype=precise) / d_head
+    angles = (places.to(precise)[:, None] * theta**-exponents)[:, None, :]
     return Rotary(angles.cos().to(dtype), angles.sin().to(dtype))
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pretrain.config import MemoryConfig
 from pretrain.model import memory
-from pretrain.model.memory import MemoryState, Resets
+from pretrain.model.memory import TORCH, MemoryState, Products, Resets
 
 
 class Parts(Protocol):
@@ -56,13 +56,14 @@ class StatePassing:
         writable: Tensor | None,
         reset: Resets,
         config: MemoryConfig,
+        products: Products = TORCH,
     ) -> tuple[MemoryState, MemoryState]:
         """`memory.advance` over the part's segments, in a window of all parts.
 
         `carried` is the state before the window, the second result the one after it: both are the
         same for all parts.
         """
-        added, mass, features = memory.sums(keys, values, writable)
+        added, mass, features = products.sums(keys, values, writable)
         if config.kind == "linear":
             # One exchange for both: z is one more column of M.
             joined = _joined(MemoryState(added, mass))
@@ -70,7 +71,7 @@ class StatePassing:
             return _split(states), _split(last)
         normalisers, last_normaliser = self._scan(carried.normaliser, mass, reset)
         divisor = memory.delta_divisor(normalisers, mass, reset, config)
-        transition = memory.delta_transition(keys, features, divisor, writable)
+        transition = products.delta_transition(keys, features, divisor, writable)
         matrices, last_matrix = self._scan(carried.matrix, added, reset, transition)
         return MemoryState(matrices, normalisers), MemoryState(last_matrix, last_normaliser)
 

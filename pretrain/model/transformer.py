@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from pretrain.config import Checkpointing, ModelConfig
-from pretrain.model import local_attention, memory
+from pretrain.model import local_attention, memory, memory_kernel
 from pretrain.model.attention import (
     Continuation,
     InfiniAttention,
@@ -25,7 +25,6 @@ from pretrain.model.feed_forward import FeedForward
 from pretrain.model.loss import OutputHead
 from pretrain.model.memory import MemoryState
 from pretrain.model.pointwise import RMSNorm
-from pretrain.model.rotary import rotary
 from pretrain.model.state import ModelState
 from pretrain.model.state_passing import Parts
 
@@ -142,7 +141,10 @@ class Transformer(nn.Module):
         assert len(state) == (len(self.layers) if remembers else 0), "initial_state gives a state"
         x = self.embedding(tokens)
         kernel = local_attention.choose(self.config.local_attention, x.device.type, x.dtype)
-        layout = Window.of(starts, self.config, kernel, x.dtype, parts)
+        products = memory_kernel.choose(
+            self.config.memory.kernel, x.device.type, x.dtype, self.config.d_head
+        )
+        layout = Window.of(starts, self.config, kernel, x.dtype, products, parts)
         after = []
         for layer, before in zip(self.layers, state or [None] * len(self.layers), strict=True):
             x, carried = self._block(layer, x, before, layout, read_memory)
@@ -179,17 +181,18 @@ class Transformer(nn.Module):
     def open_stream(self, lanes: int, device: torch.device | str) -> StreamState:
         """The state before the first token of one document in each of `lanes` lanes."""
         memories = self.initial_state(lanes, device) or (None,) * len(self.layers)
-        dtype = self.embedding.weight.dtype
-        shape = (lanes, 0, self.config.n_kv_heads, self.config.d_head)
-        nothing = torch.zeros(shape, device=device, dtype=dtype)
-        return StreamState(0, tuple(OpenSegment(m, nothing, nothing, nothing) for m in memories))
+        like = self.embedding.weight.new_empty(0, device=device)
+        return StreamState(
+            0, tuple(OpenSegment.empty(one, lanes, self.config, like) for one in memories)
+        )
 
     @torch.no_grad()
     def extend(self, tokens: Tensor, stream: StreamState) -> tuple[Tensor, StreamState]:
         """The logits [B, n, V] of the next tokens [B, n], n > 0, of each lane's document.
 
         Equal to the whole document's logits, whatever the chunks it comes in. Whole segments go
-        through in parallel; a caller bounds their number by the length of its chunks.
+        through in parallel; a caller bounds their number by the length of its chunks. The stream
+        that was given is used up: what it holds is written in place.
         """
         segment = self.config.segment
         logits = []
@@ -197,30 +200,47 @@ class Transformer(nn.Module):
             whole = tokens.shape[1] // segment * segment if stream.filled == 0 else 0
             taken = whole or min(tokens.shape[1], segment - stream.filled)
             now, tokens = tokens[:, :taken], tokens[:, taken:]
-            out, stream = self._whole_segments(now, stream) if whole else self._open(now, stream)
-            logits.append(out)
+            if whole:
+                logits.append(self._whole_segments(now, stream))
+            else:
+                places = torch.arange(taken, device=now.device) + stream.filled
+                logits.append(self.step(now, places, stream, stream.filled + taken))
+                stream = self.counted(stream, taken)
         return torch.cat(logits, dim=1), stream
 
-    def _whole_segments(self, tokens: Tensor, stream: StreamState) -> tuple[Tensor, StreamState]:
+    def _whole_segments(self, tokens: Tensor, stream: StreamState) -> Tensor:
+        """Their logits; the memory is written in place."""
         state = tuple(layer.memory for layer in stream.layers if layer.memory is not None)
         # An empty memory reads as 0, so the document's start needs no mark.
-        output = self(tokens, torch.zeros_like(tokens, dtype=torch.bool), state)
-        after = output.state or (None,) * len(stream.layers)
-        layers = (old._replace(memory=new) for old, new in zip(stream.layers, after, strict=True))
-        return output.logits, StreamState(0, tuple(layers))
+        output: Output = self(tokens, torch.zeros_like(tokens, dtype=torch.bool), state)
+        for before, after in zip(state, output.state, strict=True):
+            for part, new in zip(before, after, strict=True):
+                part.copy_(new)
+        assert output.logits is not None
+        return output.logits
 
-    def _open(self, tokens: Tensor, stream: StreamState) -> tuple[Tensor, StreamState]:
-        """Tokens that go into the open segment; the memory is written when they fill it."""
+    @torch.no_grad()
+    def step(self, tokens: Tensor, places: Tensor, stream: StreamState, reach: int) -> Tensor:
+        """The logits [B, n, V] of tokens [B, n] at `places` [n], int64, of the open segment.
+
+        Writes their keys and values into the stream, which `counted` then takes on. They attend
+        to the segment's first `reach` places, as far as something stands there at or before their
+        own: with the whole segment as reach every step is the same work on the same tensors.
+        """
         x = self.embedding(tokens)
-        count, config = tokens.shape[1], self.config
+        layout = Continuation.of(places, reach, self.config, x.dtype)
+        for layer, segment in zip(self.layers, stream.layers, strict=True):
+            x, _ = layer(x, segment, layout=layout)
+        logits: Tensor = self.lm_head(self.norm(x))
+        return logits
+
+    @torch.no_grad()
+    def counted(self, stream: StreamState, count: int) -> StreamState:
+        """The stream after a `step` of `count` tokens; the memory is written where they fill it."""
         filled = stream.filled + count
-        positions = rotary(
-            stream.filled, count, config.d_head, config.rope_theta, x.device, x.dtype
-        )
-        layout = Continuation(positions, closes=filled == config.segment)
-        layers = []
-        for layer, before in zip(self.layers, stream.layers, strict=True):
-            x, after = layer(x, before, layout=layout)
-            layers.append(after)
-        logits = self.lm_head(self.norm(x))
-        return logits, StreamState(0 if layout.closes else filled, tuple(layers))
+        if filled < self.config.segment:
+            return stream._replace(filled=filled)
+        for layer, segment in zip(self.layers, stream.layers, strict=True):
+            assert isinstance(layer, Block)
+            layer.attention.close(segment)
+        return stream._replace(filled=0)

@@ -1,7 +1,11 @@
-"""A trained run without training: random weights in the layout that the trainer leaves."""
+"""A trained run without training: random weights in the layout that the trainer leaves.
+
+Without a GPU Triton interprets its kernels; it must know when it is first imported, by whom ever.
+"""
 
 from __future__ import annotations
 
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +22,9 @@ from pretrain.checkpoint.pieces import Piece
 from pretrain.checkpoint.ranks import SoloRanks
 from pretrain.config import Config, DataConfig, MemoryConfig, ModelConfig, RunConfig, TrainConfig
 from pretrain.model.transformer import Transformer
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
 
 TEXT = (
     "It is a truth universally acknowledged, that a single man in possession of a good fortune, "

@@ -91,6 +91,19 @@ def test_the_resolved_configuration_reads_back_as_itself(tmp_path: Path) -> None
             ["model.local_attention=flash", "train.precision=bf16", "launch.device=cpu"],
             "model.local_attention: flash-attn needs a GPU",
         ),
+        (["model.memory.kernel=triton"], "model.memory.kernel: Triton's kernels compute in bf16"),
+        (
+            ["model.memory.kernel=triton", "train.precision=bf16", "launch.device=cpu"],
+            "model.memory.kernel: Triton's kernels need a GPU",
+        ),
+        (
+            ["model.memory.kernel=triton", "train.precision=bf16", "model.d_head=160"],
+            "model.memory.kernel: triton holds heads of at most 128, found d_head=160",
+        ),
+        (
+            ["model.memory.kernel=triton", "train.precision=bf16", "model.memory.kind=none"],
+            "model.memory.kernel: triton was asked for, and kind none has no memory",
+        ),
         (["data.mix=[{data: a}]"], "data.mix: stands beside data.train; give one of them"),
         (["data.train=''", "data.mix=[]"], "data.train: not set; give the directory"),
         (["data.train=''", "data.mix=[{weight: 2}]"], "data.mix[0].data: not set"),

@@ -94,8 +94,9 @@ def test_a_run_has_exactly_one_tokenizer(tmp_path: Path, write_run: Any) -> None
         trained.load(tmp_path / "run", CPU)
 
 
-def test_a_flash_attention_run_is_read_on_a_cpu(tmp_path: Path, write_run: Any) -> None:
-    write_run(tmp_path / "run", local_attention="flash")
+def test_a_run_with_a_gpu_s_kernels_is_read_on_a_cpu(tmp_path: Path, write_run: Any) -> None:
+    memory = MemoryConfig(kind="delta", kernel="triton")
+    write_run(tmp_path / "run", local_attention="flash", memory=memory)
     loaded = trained.load(tmp_path / "run", CPU)
     tokens = torch.arange(20)[None]
     state = loaded.model.initial_state(1, CPU)

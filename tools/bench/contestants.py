@@ -141,12 +141,12 @@ def _products(given: dict[str, Any]) -> tuple[Step, dict[str, Any]]:
     sizes = [(window, *pair) for pair in maps] + [(chunk, width, given["vocab_size"])] * (
         window // chunk
     )
-    operands = {
-        size: (torch.randn(size[0], size[1]), torch.randn(size[2], size[1]), torch.randn(size[0], size[2]))
-        for size in set(sizes)
-    }  # fmt: skip
-    results = {size: (torch.empty(size[0], size[2]), torch.empty(size[0], size[1]),
-                      torch.empty(size[2], size[1])) for size in operands}  # fmt: skip
+    operands, results = {}, {}
+    for size in set(sizes):
+        rows, inner, outer = size
+        of_x, of_weight, of_y = (rows, inner), (outer, inner), (rows, outer)
+        operands[size] = tuple(torch.randn(shape) for shape in (of_x, of_weight, of_y))
+        results[size] = tuple(torch.empty(shape) for shape in (of_y, of_x, of_weight))
 
     def step() -> None:
         for size in sizes:
@@ -211,7 +211,8 @@ def _llama(given: dict[str, Any]) -> tuple[Step, dict[str, Any]]:
         total: Tensor = model(input_ids=tokens, labels=tokens).loss
         return total
 
-    return _training(model, loss), {"parameters": _parameters(model), "version": version("transformers")}  # fmt: skip
+    told = {"parameters": _parameters(model), "version": version("transformers")}
+    return _training(model, loss), told
 
 
 if __name__ == "__main__":

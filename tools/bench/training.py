@@ -107,7 +107,7 @@ def _settings(shape: dict[str, int], window: int, threads: int, **more: Any) -> 
 
 
 def _groups(what: str, threads: int) -> list[list[Contestant]]:
-    """The contestants that are measured in turn; the first of a group is what others stand beside."""
+    """The contestants that are measured in turn, in groups; others stand beside a group's first."""
 
     def one(name: str, shape: dict[str, int], window: int, **more: Any) -> Contestant:
         return Contestant(name, _settings(shape, window, threads, **more))
@@ -125,7 +125,8 @@ def _groups(what: str, threads: int) -> list[list[Contestant]]:
         return [[one("loop over segments", SMALL, 4096, who="loop"), one("ours", SMALL, 4096)]]
     if what == "llama":
         return [[one("Llama, full attention", SMALL, window, who="llama"),
-                 *(one(f"ours, {kind}", SMALL, window, memory=kind) for kind in ("linear", "delta"))]
+                 *(one(f"ours, {kind}", SMALL, window, memory=kind)
+                   for kind in ("linear", "delta"))]
                 for window in (4096, 16384, 65536)]  # fmt: skip
     if what == "memory":
         return [[one(f"ours, {kind}", LARGE, 4096, memory=kind)

@@ -90,7 +90,10 @@ def test_the_mask_lets_a_token_see_its_own_document_before_it() -> None:
 def test_the_newest_tokens_attend_as_in_the_whole_segment(new: int) -> None:
     starts, queries, keys, values = segments([])
     whole = local_attention.sdpa(starts)(queries, keys, values)
-    last = local_attention.attend_to_end(queries[:, -new:], keys, values)
+    # Of a buffer for 10 tokens whose last 3 are not there yet.
+    buffers = [F.pad(x, (0, 0, 0, 0, 0, 3), value=9.0) for x in (keys, values)]
+    visible = torch.arange(10) <= torch.arange(7 - new, 7)[:, None]
+    last = local_attention.attend_to_visible(queries[:, -new:], *buffers, visible)
     torch.testing.assert_close(last, whole[:, -new:], rtol=1e-12, atol=1e-12)
 
 

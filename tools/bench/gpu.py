@@ -1,0 +1,353 @@
+"""What a training step of the recipes reaches on a GPU, and the kernels beside each other.
+
+    python tools/bench/gpu.py --json out.json
+
+Three tables. Steps: forward, backward and AdamW of `configs/1b.yaml` whole and of `configs/8b.yaml`
+with two layers, by the trainer's own engine on one GPU, one lane, for each window and choice of
+kernels in turn: tokens/s, the useful FLOPs as shares of the rate that plain bf16 matrix products
+reach in the same run and of the data sheet's peak, and the most memory allocated. Kernels:
+flash-attn beside SDPA and Triton beside PyTorch at the recipes' shapes, in turn, each time a
+forward with its backward. What cannot run here is named with its reason. `--tiny --device cpu` runs
+the same code on small shapes, Triton by its interpreter where TRITON_INTERPRET=1 is set: it proves
+the path, and its times mean nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from datetime import date
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+import machine
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from pretrain import config as configuration
+from pretrain.config import Config, ModelConfig
+from pretrain.engine import Engine
+from pretrain.model import flops, local_attention, memory_kernel
+from pretrain.model.attention import InfiniAttention, Window
+from pretrain.model.local_attention import KernelError
+from pretrain.model.memory import MemoryState
+from pretrain.model.transformer import Transformer
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+_VOCABULARY = 128_256
+_RECIPES = {"1b": (), "8b": ("model.n_layers=2",)}
+_TINY = (
+    *("model.d_model=32", "model.n_layers=2", "model.n_heads=2", "model.n_kv_heads=1"),
+    *("model.d_head=16", "model.d_ff=64", "model.segment=32"),
+)
+
+Row = dict[str, Any]
+
+
+def main() -> None:
+    """Measure, print the tables, write the JSON; exit code 2 without a GPU."""
+    parsed = _parser().parse_args()
+    if parsed.device == "cuda" and not torch.cuda.is_available():
+        print("no GPU: torch.cuda.is_available() is False, so nothing is measured", file=sys.stderr)
+        sys.exit(2)
+    device = torch.device(parsed.device, 0) if parsed.device == "cuda" else torch.device("cpu")
+    with tempfile.TemporaryDirectory() as scratch:
+        dist.init_process_group(
+            "gloo" if device.type == "cpu" else "nccl",
+            init_method=f"file://{scratch}/store", rank=0, world_size=1,
+        )  # fmt: skip
+        rate = _product_rate(device, parsed)
+        told = {
+            "date": date.today().isoformat(),
+            "command": " ".join(sys.argv),
+            "machine": machine.described() | _device(device),
+            "product_rate": rate,
+            "kernels": [row for name in _RECIPES for row in _kernels(name, device, parsed)],
+            "steps": [row for name in _RECIPES for row in _steps(name, device, rate, parsed)],
+        }
+        dist.destroy_process_group()
+    print(_tables(told))
+    if parsed.json:
+        parsed.json.write_text(json.dumps(told, indent=1) + "\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
+    parser.add_argument("--tiny", action="store_true", help="small shapes, to try the code itself")
+    parser.add_argument("--windows", type=int, nargs="+", metavar="TOKENS",
+                        help="tokens a window; 8, 32 and 128 Ki without")  # fmt: skip
+    parser.add_argument("--rounds", type=int, default=5, help="measured turns of each contestant")
+    parser.add_argument("--json", type=Path, help="file for the figures")
+    return parser
+
+
+def _recipe(name: str, parsed: argparse.Namespace) -> Config:
+    words = [
+        *_RECIPES[name],
+        *(_TINY if parsed.tiny else ()),
+        *("data.lanes=1", "train.micro_batch=1", f"launch.device={parsed.device}"),
+    ]
+    return configuration.load(CONFIGS / f"{name}.yaml", words)
+
+
+def _device(device: torch.device) -> dict[str, Any]:
+    found: dict[str, Any] = {"device": "cpu"}
+    if device.type == "cuda":
+        found = {"device": torch.cuda.get_device_name(device), "cuda": torch.version.cuda}
+    for package in ("triton", "flash-attn"):
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = None
+    return found
+
+
+def _product_rate(device: torch.device, parsed: argparse.Namespace) -> float:
+    """FLOP/s of bf16 matrix products: the best of the shapes of the recipes' feed-forward."""
+    best = 0.0
+    for name in _RECIPES:
+        shape = _recipe(name, parsed).model
+        tokens = 64 if parsed.tiny else 16_384
+        left, right = (
+            torch.randn(size, device=device, dtype=torch.bfloat16)
+            for size in ((tokens, shape.d_model), (shape.d_model, shape.d_ff))
+        )
+        seconds = min(_seconds({"product": lambda a=left, b=right: a @ b}, 20, device)["product"])
+        best = max(best, 2 * tokens * shape.d_model * shape.d_ff / seconds)
+    return best
+
+
+def _seconds(
+    contestants: dict[str, Callable[[], object]], rounds: int, device: torch.device
+) -> dict[str, list[float]]:
+    """Seconds of each contestant, in turn, after two turns that are not counted."""
+    seconds: dict[str, list[float]] = {name: [] for name in contestants}
+    for turn in range(rounds + 2):
+        for name, act in contestants.items():
+            _wait(device)
+            begun = time.perf_counter()
+            act()
+            _wait(device)
+            if turn >= 2:
+                seconds[name].append(time.perf_counter() - begun)
+    return seconds
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _kernels(name: str, device: torch.device, parsed: argparse.Namespace) -> Iterator[Row]:
+    """A layer's local attention, its memory's writing and reading, each by its two kernels."""
+    shape = _recipe(name, parsed).model
+    tokens = 4 * shape.segment
+    for part, contestants in _parts(shape, tokens, device).items():
+        able = {kernel: act for kernel, act in contestants.items() if callable(act)}
+        seconds = _seconds(able, parsed.rounds, device)
+        for kernel, act in contestants.items():
+            taken = {"milliseconds": [1e3 * s for s in seconds[kernel]]} if kernel in able else {}
+            obstacle = {} if kernel in able else {"obstacle": act}
+            yield {"recipe": name, "part": part, "kernel": kernel, "tokens": tokens,
+                   **taken, **obstacle}  # fmt: skip
+
+
+def _parts(
+    shape: ModelConfig, tokens: int, device: torch.device
+) -> dict[str, dict[str, Callable[[], object] | str]]:
+    """For each part its contestants: a forward with its backward, or why it cannot run."""
+    dtype = torch.bfloat16
+    layer = InfiniAttention(shape).to(device, dtype)
+    assert layer.gate is not None
+    starts = torch.zeros(1, tokens, dtype=torch.bool, device=device)
+    window = Window.of(starts, shape, local_attention.sdpa, dtype)
+
+    def drawn(heads: int) -> Tensor:
+        size = (1, tokens // shape.segment, shape.segment, heads, shape.d_head)
+        return torch.randn(size, device=device, dtype=dtype).requires_grad_()
+
+    queries, keys, values = (
+        drawn(heads) for heads in (shape.n_heads, shape.n_kv_heads, shape.n_kv_heads)
+    )
+    local = drawn(shape.n_heads)
+    size, heads = shape.d_head, shape.n_kv_heads
+    carried = MemoryState(
+        torch.zeros(1, heads, size, size, device=device), torch.ones(1, heads, size, device=device)
+    )
+    before = MemoryState(*(
+        part[:, None].expand(-1, queries.shape[1], *part.shape[1:]).clone().requires_grad_()
+        for part in carried
+    ))  # fmt: skip
+
+    def attend(kernel: Literal["flash", "sdpa"]) -> Callable[[], object]:
+        run = local_attention.choose(kernel, device.type, dtype)(starts.view(-1, shape.segment))
+        inputs = [x.flatten(0, 1) for x in (queries, keys, values)]
+        return lambda: run(*inputs).sum().backward()
+
+    def write(kernel: Literal["torch", "triton"]) -> Callable[[], object]:
+        memory_kernel.choose(kernel, device.type, dtype, size)
+        given = (keys, values, carried, window.writable, window.reset)
+        if kernel == "torch":
+            return lambda: _sum(layer._advance(*given))
+        return lambda: _sum(_triton().advance(*given, shape.memory))
+
+    def read(kernel: Literal["torch", "triton"]) -> Callable[[], object]:
+        memory_kernel.choose(kernel, device.type, dtype, size)
+        given = (local, queries, before, window.readable)
+        if kernel == "torch":
+            return lambda: layer._gated(*given).sum().backward()
+        return lambda: _triton().gated_read(*given, layer.gate).sum().backward()
+
+    return {
+        "local attention": {kernel: _able(attend, kernel) for kernel in ("sdpa", "flash")},
+        f"memory, {shape.memory.kind}: write": {k: _able(write, k) for k in ("torch", "triton")},
+        "memory: gated read": {kernel: _able(read, kernel) for kernel in ("torch", "triton")},
+    }
+
+
+def _triton() -> Any:
+    from pretrain.model import kernels
+
+    return kernels
+
+
+def _sum(states: tuple[MemoryState, MemoryState]) -> None:
+    before, after = states
+    (before.matrix.sum() + before.normaliser.sum() + after.matrix.sum()).backward()
+
+
+def _able(make: Callable[[Any], Callable[[], object]], kernel: str) -> Callable[[], object] | str:
+    try:
+        return make(kernel)
+    except KernelError as error:
+        return str(error)
+
+
+def _steps(
+    name: str, device: torch.device, rate: float, parsed: argparse.Namespace
+) -> Iterator[Row]:
+    """Training steps of a recipe; after a window that does not fit no longer one is tried."""
+    config = _recipe(name, parsed)
+    vocabulary = 64 if parsed.tiny else _VOCABULARY
+    engine = Engine(
+        lambda: Transformer(config.model, vocabulary, config.train.activation_checkpointing),
+        flops.parameters(config.model, vocabulary), config, device,
+    )  # fmt: skip
+    for window in parsed.windows or ([64] if parsed.tiny else [8192, 32_768, 131_072]):
+        useful = flops.training_flops_per_token(config.model, vocabulary, window)
+        for row in _window_steps(engine, config.model, vocabulary, window, device, parsed.rounds):
+            if "seconds" in row:
+                speed = window / statistics.median(row["seconds"])
+                row |= {"tokens_per_second": speed, "of_products": speed * useful / rate}
+                peak = flops.peak_flops(_device(device)["device"], torch.bfloat16)
+                row["of_peak"] = None if peak is None else speed * useful / peak
+            yield {"recipe": name, "layers": config.model.n_layers, "window": window, **row}
+        if "obstacle" in row and "out of memory" in row["obstacle"]:
+            break
+    del engine
+    gc.collect()
+
+
+def _window_steps(
+    engine: Engine, shape: ModelConfig, vocabulary: int, window: int, device: torch.device,
+    rounds: int,
+) -> list[Row]:  # fmt: skip
+    """A row for each choice of kernels; the choices take turns."""
+    model = engine.module
+    assert isinstance(model, Transformer)
+    tokens = torch.randint(vocabulary, (1, window), device=device)
+    starts = torch.zeros_like(tokens, dtype=torch.bool)
+    peaks: dict[str, int] = {}
+
+    def step(choice: str, config: ModelConfig) -> None:
+        model.config = config
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        output = engine.forward(tokens, starts, model.initial_state(1, device), tokens)
+        engine.backward(output.losses.sum() / window)
+        engine.step(0.0)
+        if device.type == "cuda":
+            peaks[choice] = torch.cuda.max_memory_allocated(device)
+
+    rows: list[Row] = []
+    able: dict[str, Callable[[], object]] = {}
+    for choice, config in _choices(shape).items():
+        try:
+            local_attention.choose(config.local_attention, device.type, torch.bfloat16)
+            kernel = config.memory.kernel
+            memory_kernel.choose(kernel, device.type, torch.bfloat16, shape.d_head)
+            able[choice] = lambda choice=choice, config=config: step(choice, config)
+        except KernelError as error:
+            rows.append({"kernels": choice, "obstacle": str(error)})
+    try:
+        seconds = _seconds(able, rounds, device)
+    except torch.cuda.OutOfMemoryError:
+        return [{"kernels": choice, "obstacle": "out of memory"} for choice in able]
+    return rows + [
+        {"kernels": choice, "seconds": taken, "peak_bytes": peaks.get(choice)}
+        for choice, taken in seconds.items()
+    ]
+
+
+def _choices(shape: ModelConfig) -> dict[str, ModelConfig]:
+    return {
+        f"{attention}, {kernel}": replace(
+            shape, local_attention=attention, memory=replace(shape.memory, kernel=kernel)
+        )
+        for attention in ("sdpa", "flash")
+        for kernel in ("torch", "triton")
+    }
+
+
+def _tables(told: dict[str, Any]) -> str:
+    lines = [
+        f"{told['date']}: " + ", ".join(f"{k} {v}" for k, v in told["machine"].items()),
+        f"plain bf16 matrix products: {told['product_rate'] / 1e12:.4g} TFLOP/s",
+        "",
+        "| recipe | part | kernel | tokens | ms, median (least to most) |",
+        "|---|---|---|---|---|",
+    ]
+    for row in told["kernels"]:
+        taken = row.get("milliseconds")
+        shown = row.get("obstacle") or _spread(taken, "{:.3g}")
+        lines.append(
+            f"| {row['recipe']} | {row['part']} | {row['kernel']} | {row['tokens']:,} | {shown} |"
+        )
+    lines += [
+        "",
+        "| recipe | layers | window | kernels | s a step | tokens/s | of products | peak | GiB |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in told["steps"]:
+        start = f"| {row['recipe']} | {row['layers']} | {row['window']:,} | {row['kernels']} "
+        if "obstacle" in row:
+            lines.append(f"{start}| {row['obstacle']} | | | | |")
+            continue
+        peak, memory = row["of_peak"], row["peak_bytes"]
+        lines.append(
+            f"{start}| {_spread(row['seconds'], '{:.3g}')} | {row['tokens_per_second']:,.0f} "
+            f"| {row['of_products']:.1%} | {'n/a' if peak is None else f'{peak:.1%}'} "
+            f"| {'n/a' if memory is None else f'{memory / 2**30:.1f}'} |"
+        )
+    return "\n".join(lines)
+
+
+def _spread(taken: list[float], form: str) -> str:
+    shown = [form.format(x) for x in (statistics.median(taken), min(taken), max(taken))]
+    return f"{shown[0]} ({shown[1]} to {shown[2]})"
+
+
+if __name__ == "__main__":
+    main()
