@@ -303,18 +303,18 @@ def _store_state(base: tl.tensor, state: tl.tensor, D: tl.constexpr, BLOCK_D: tl
 
 
 @triton.jit
-def _sigma(x: tl.tensor) -> tl.tensor:
-    """ELU + 1; its derivative is min(sigma, 1).
-
-    It is 1 in the columns beyond the head, which meet zeros of a state, or are not stored.
-    """
-    return tl.where(x > 0, x + 1, tl.exp(tl.minimum(x, 0.0)))
+def _sigma(x: tl.tensor, D: tl.constexpr, BLOCK_D: tl.constexpr) -> tl.tensor:
+    """ELU + 1, and 0 in the columns beyond the head; its derivative is min(sigma, 1)."""
+    # No result needs the 0, but ptxas spills registers in more kernels without it.
+    features = tl.where(x > 0, x + 1, tl.exp(tl.minimum(x, 0.0)))
+    return tl.where(tl.arange(0, BLOCK_D)[None, :] < D, features, 0.0)
 
 
 @triton.jit
 def _reciprocal(mass: tl.tensor, allowed: tl.tensor) -> tl.tensor:
     """1 / mass, and 0 where it is 0 or not allowed."""
-    return tl.where(allowed & (mass != 0), 1 / mass, 0.0)
+    some = allowed & (mass != 0)
+    return tl.where(some, 1 / tl.where(some, mass, 1.0), 0.0)
 
 
 @triton.jit
@@ -355,7 +355,7 @@ def _write_forward(
     total = tl.zeros((BLOCK_D,), dtype=tl.float32)
     for first in range(0, N, BLOCK_N):
         written = _tokens(writable + segment * N, first, N, BLOCK_N)
-        k = _sigma(_load(keys, first, keys_n, N, D, BLOCK_N, BLOCK_D))
+        k = _sigma(_load(keys, first, keys_n, N, D, BLOCK_N, BLOCK_D), D, BLOCK_D)
         k = tl.where(written[:, None], k, 0.0)
         v = _load(values, first, values_n, N, D, BLOCK_N, BLOCK_D)
         product += _dot(tl.trans(k), v, OPERAND, WIDEN)
@@ -404,7 +404,7 @@ def _write_backward(
     d_m = tl.load(d_mass + place * D + columns, mask=columns < D, other=0.0)
     written = _tokens(writable + segment * N, first, N, BLOCK_N)[:, None]
     keys += segment * keys_p + head * keys_h
-    k = _sigma(_load(keys, first, keys_n, N, D, BLOCK_N, BLOCK_D))
+    k = _sigma(_load(keys, first, keys_n, N, D, BLOCK_N, BLOCK_D), D, BLOCK_D)
     k = tl.where(written, k, 0.0)
     values += segment * values_p + head * values_h
     v = _load(values, first, values_n, N, D, BLOCK_N, BLOCK_D)
@@ -441,7 +441,7 @@ def _erase_forward(
     product = tl.zeros((BLOCK_D, BLOCK_D), dtype=tl.float32)
     for first in range(0, N, BLOCK_N):
         written = _tokens(writable + segment * N, first, N, BLOCK_N)
-        k = _sigma(_load(keys, first, keys_n, N, D, BLOCK_N, BLOCK_D))
+        k = _sigma(_load(keys, first, keys_n, N, D, BLOCK_N, BLOCK_D), D, BLOCK_D)
         weight = _reciprocal(tl.sum(k * z[None, :], axis=1), written)
         # Features and z are positive. Half of the weight on either side keeps the product
         # symmetric and its eigenvalues at 0 or above, however the operands are rounded.
@@ -482,7 +482,7 @@ def _erase_backward(
     d_z = tl.zeros((BLOCK_D,), dtype=tl.float32)
     for first in range(0, N, BLOCK_N):
         written = _tokens(writable + segment * N, first, N, BLOCK_N)
-        k = _sigma(_load(keys, first, keys_n, N, D, BLOCK_N, BLOCK_D))
+        k = _sigma(_load(keys, first, keys_n, N, D, BLOCK_N, BLOCK_D), D, BLOCK_D)
         weight = _reciprocal(tl.sum(k * z[None, :], axis=1), written)
         through = _dot(k, d_e, OPERAND, WIDEN)
         # weight = 1 / (k z), whose own gradient is k^T dE k.
@@ -527,7 +527,7 @@ def _read_forward(
     m = _state(matrix + place * D * D, D, 1, D, BLOCK_D, OPERAND)
     z = tl.load(normaliser + place * D + columns, mask=columns < D, other=0.0)
     queries += segment * queries_p + head * queries_h
-    q = _sigma(_load(queries, first, queries_n, N, D, BLOCK_N, BLOCK_D))
+    q = _sigma(_load(queries, first, queries_n, N, D, BLOCK_N, BLOCK_D), D, BLOCK_D)
     seen = _tokens(readable + segment * N, first, N, BLOCK_N)
     weight = _reciprocal(tl.sum(q * z[None, :], axis=1), seen)[:, None]
     retrieved = tl.where(weight != 0, _dot(q, m, OPERAND, WIDEN) * weight, 0.0)
@@ -587,7 +587,7 @@ def _read_backward(
         d_g = tl.zeros((BLOCK_N,), dtype=tl.float32)
         for first in range(0, N, BLOCK_N):
             base = queries + segment * queries_p + head * queries_h
-            q = _sigma(_load(base, first, queries_n, N, D, BLOCK_N, BLOCK_D))
+            q = _sigma(_load(base, first, queries_n, N, D, BLOCK_N, BLOCK_D), D, BLOCK_D)
             seen = _tokens(readable + segment * N, first, N, BLOCK_N)
             weight = _reciprocal(tl.sum(q * z[None, :], axis=1), seen)[:, None]
             retrieved = tl.where(weight != 0, _dot(q, m, OPERAND, WIDEN) * weight, 0.0)
