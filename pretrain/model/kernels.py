@@ -298,6 +298,7 @@ def _store_state(base: tl.tensor, state: tl.tensor, D: tl.constexpr, BLOCK_D: tl
 @triton.jit
 def _sigma(x: tl.tensor, D: tl.constexpr, BLOCK_D: tl.constexpr) -> tl.tensor:
     """ELU + 1, and 0 in the columns beyond the head; its derivative is min(sigma, 1)."""
+    # No result needs the 0, but ptxas spills registers in more kernels without it.
     features = tl.where(x > 0, x + 1, tl.exp(tl.minimum(x, 0.0)))
     return tl.where(tl.arange(0, BLOCK_D)[None, :] < D, features, 0.0)
 

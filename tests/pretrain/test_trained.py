@@ -98,6 +98,7 @@ def test_a_run_with_a_gpu_s_kernels_is_read_on_a_cpu(tmp_path: Path, write_run: 
     memory = MemoryConfig(kind="delta", kernel="triton")
     write_run(tmp_path / "run", local_attention="flash", memory=memory)
     loaded = trained.load(tmp_path / "run", CPU)
+    assert loaded.model.config.memory.kernel == "auto"
     tokens = torch.arange(20)[None]
     state = loaded.model.initial_state(1, CPU)
     output = loaded.model(tokens, torch.zeros_like(tokens, dtype=torch.bool), state)
