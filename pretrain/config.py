@@ -161,6 +161,10 @@ class TrainConfig:
         "what the backward computes again to save memory; selective: the feed-forward's hidden "
         "activations; full: each block, of which only the input is kept",
     )
+    compile: bool = setting(
+        False,
+        "fuse what is no matrix product by torch.compile; takes half a minute at the first start",
+    )
     clip_norm: float = setting(1.0, "global gradient norm to clip to; 0: no clipping", low=0.0)
     max_skipped: int = setting(5, "non-finite steps in a row after which the run stops", low=1)
     log_every: int = setting(10, "steps between log lines", low=1)

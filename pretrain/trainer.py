@@ -38,6 +38,7 @@ from pretrain.config import Config
 from pretrain.data.lanes import IGNORE, Dataset, LanePlace, Mix
 from pretrain.data.loader import Batch, Loader
 from pretrain.engine import Engine, StepResult
+from pretrain.heap import keep_freed_memory
 from pretrain.launch import EXIT_STOPPED, Place, StopFlag
 from pretrain.ledger import Ledger, extended
 from pretrain.metrics import (
@@ -48,7 +49,7 @@ from pretrain.metrics import (
     log_line,
     peak_memory,
 )
-from pretrain.model import flops, state
+from pretrain.model import compiling, flops, state
 from pretrain.model.memory import MemoryState
 from pretrain.model.state import ModelState
 from pretrain.model.transformer import Transformer
@@ -144,6 +145,7 @@ class Trainer:
         )
         peak = flops.peak_flops(_device_name(device), DTYPES[config.train.precision])
         self.peak_flops = None if peak is None else peak * self.ranks.size
+        compiling.switch(config.train.compile)
         self.engine = Engine(
             lambda: Transformer(config.model, vocabulary, config.train.activation_checkpointing),
             parameters,
@@ -634,6 +636,8 @@ def _ranks_joined(config: Config, place: Place) -> Iterator[torch.device]:
     device = torch.device("cuda", place.local_rank) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(device)
+    else:
+        keep_freed_memory()
     # Small agreements between ranks are made on the CPU, tensors of the model on its device.
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if cuda else "gloo",

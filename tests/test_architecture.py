@@ -18,6 +18,7 @@ FLOORS = {
     "pretrain.model": 2,
     "pretrain.data": 2,
     "pretrain.progress": 2,
+    "pretrain.heap": 2,
     "pretrain.checkpoint": 3,
     "pretrain.metrics": 3,
     "pretrain.optim": 3,

@@ -28,7 +28,8 @@ def fused(function: Callable[P, T]) -> Callable[P, T]:
 
     @functools.cache
     def compiled() -> Callable[P, T]:
-        return torch.compile(function)
+        # Sizes as they are: inductor fails on some of these functions with symbols for sizes.
+        return torch.compile(function, dynamic=False)
 
     @functools.wraps(function)
     def call(*arguments: P.args, **keywords: P.kwargs) -> T:

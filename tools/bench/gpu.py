@@ -36,7 +36,7 @@ from torch import Tensor
 from pretrain import config as configuration
 from pretrain.config import Config, ModelConfig
 from pretrain.engine import Engine
-from pretrain.model import flops, local_attention, memory_kernel
+from pretrain.model import flops, local_attention, memory, memory_kernel
 from pretrain.model.attention import InfiniAttention, Window
 from pretrain.model.local_attention import KernelError
 from pretrain.model.memory import MemoryState
@@ -197,30 +197,20 @@ def _parts(
         return lambda: run(*inputs).sum().backward()
 
     def write(kernel: Literal["torch", "triton"]) -> Callable[[], object]:
-        memory_kernel.choose(kernel, device.type, dtype, size)
-        given = (keys, values, carried, window.writable, window.reset)
-        if kernel == "torch":
-            return lambda: _sum(layer._advance(*given))
-        return lambda: _sum(_triton().advance(*given, shape.memory))
+        products = memory_kernel.choose(kernel, device.type, dtype, size)
+        given = (keys, values, carried, window.writable, window.reset, shape.memory, products)
+        return lambda: _sum(memory.advance(*given))
 
     def read(kernel: Literal["torch", "triton"]) -> Callable[[], object]:
-        memory_kernel.choose(kernel, device.type, dtype, size)
-        given = (local, queries, before, window.readable)
-        if kernel == "torch":
-            return lambda: layer._gated(*given).sum().backward()
-        return lambda: _triton().gated_read(*given, layer.gate).sum().backward()
+        products = memory_kernel.choose(kernel, device.type, dtype, size)
+        given = (local, queries, before, window.readable, layer.gate)
+        return lambda: products.gated_read(*given).sum().backward()
 
     return {
         "local attention": {kernel: _able(attend, kernel) for kernel in ("sdpa", "flash")},
         f"memory, {shape.memory.kind}: write": {k: _able(write, k) for k in ("torch", "triton")},
         "memory: gated read": {kernel: _able(read, kernel) for kernel in ("torch", "triton")},
     }
-
-
-def _triton() -> Any:
-    from pretrain.model import kernels
-
-    return kernels
 
 
 def _sum(states: tuple[MemoryState, MemoryState]) -> None:
@@ -276,7 +266,7 @@ def _window_steps(
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         output = engine.forward(tokens, starts, model.initial_state(1, device), tokens)
-        engine.backward(output.losses.sum() / window)
+        engine.backward(output.loss / window)
         engine.step(0.0)
         if device.type == "cuda":
             peaks[choice] = torch.cuda.max_memory_allocated(device)
