@@ -176,11 +176,13 @@ def test_starts_without_progress_are_counted_here_unless_the_batch_script_does(
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
 def test_a_full_disk_under_the_log_changes_no_exit_code(tmp_path: Path) -> None:
     leaving = "from pretrain.launch import leave; print('said'); leave(75)"
-    for words, code in ((["-c", leaving], 75), (["-m", "pretrain.cli", "train", "none.yaml"], 2)):
+    rank = ["-m", "pretrain.cli", "train", "c.yaml", "run.directory=r", "data.train=none"]
+    (tmp_path / "c.yaml").touch()
+    for words, code in ((["-c", leaving], 75), (rank, 2)):
         with Path("/dev/full").open("w") as full:
             ended = subprocess.run(
                 [sys.executable, *words], cwd=tmp_path, stdout=full, stderr=full, check=False,
-                env={**os.environ, "PYTHONUNBUFFERED": ""},
+                env={**os.environ, "PYTHONUNBUFFERED": "", "RANK": "0", "WORLD_SIZE": "1"},
             )  # fmt: skip
         assert ended.returncode == code
 

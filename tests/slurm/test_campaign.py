@@ -31,7 +31,7 @@ from tests.slurm.watch import Rename, Watch
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
 SEED = 4
-STEPS, COUNT = 400, 30
+STEPS, COUNT = 320, 30
 ELASTIC_STEPS = 100
 PATIENCE = 300  # seconds, for the run to get over a fault
 
