@@ -33,7 +33,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 SEED = 4
 STEPS, COUNT = 320, 30
 ELASTIC_STEPS = 100
-PATIENCE = 300  # seconds, for the run to get over a fault
+PATIENCE = 600  # seconds, for the run to get over a fault
 
 # The model of the demo; a step takes half a second on two cores. Lanes for 2, 4 and 6 ranks.
 CONFIG = """
@@ -106,6 +106,11 @@ class Campaign:
         lost = lambda: any(t > since and s != "RUNNING" for t, s in self.watch.states)  # noqa: E731
         wait_for(lost, "the job without nodes", PATIENCE)
 
+    def wait_for_the_next_start(self) -> None:
+        """Wait until the job has nodes again."""
+        self.wait_for_loss()
+        wait_for(lambda: self.watch.running, "the job on nodes again", PATIENCE)
+
     def wait_for_nodes(self) -> None:
         """Wait until every node answers again."""
 
@@ -115,9 +120,10 @@ class Campaign:
 
         wait_for(up, "three nodes that answer")
 
-    def strike(self, kind: str, moment: str) -> None:
+    def strike(
+        self, kind: str, inject: Callable[[Campaign], None], ends: bool, moment: str
+    ) -> None:
         """Do a fault, and wait until the run has got over it."""
-        inject, ends = FAULTS[kind]
         if moment == "save":
             saves = self.watch.saves
             wait_for(lambda: self.watch.saves > saves, "a save", PATIENCE)
@@ -133,7 +139,7 @@ class Campaign:
         assert at is not None, self.job.log()
         self.wait_for_nodes()
         noticed, waiting = self.watch.not_running(since, at)
-        resumed = self.watch.resumed_step() if ends else reached
+        repeated = self.watch.trained_by(attempt) - self.watch.resumed_step() if ends else 0
         self.faults.append(
             Fault(
                 kind,
@@ -144,7 +150,7 @@ class Campaign:
                 waiting,
                 at - since - noticed - waiting if ends else at - since,
                 self.watch.attempt - attempt,
-                reached - resumed,
+                repeated,
             )
         )
         print(json.dumps(asdict(self.faults[-1])), flush=True)
@@ -229,6 +235,20 @@ def fill_the_disk(c: Campaign) -> None:
     c.cluster.fault("free_disk", c.job.run)
 
 
+def lose_power_for_longer(c: Campaign) -> None:
+    node = c.node()
+    c.cluster.fault("power_off", node)
+    c.wait_for_the_next_start()
+    c.cluster.fault("power_on", node)
+
+
+def preempt_on_two_nodes(c: Campaign) -> None:
+    line = ("--parsable", "--partition=main", "--exclusive", "--nodes=2", "--output=/dev/null")
+    other = c.cluster.on("ctl", "sbatch", *line, "--wrap=sleep 600").stdout.strip()
+    c.wait_for_the_next_start()
+    c.cluster.on("ctl", "scancel", other)
+
+
 # What each does, and whether it ends the start of the job that it meets.
 FAULTS: dict[str, tuple[Callable[[Campaign], None], bool]] = {
     "SIGKILL of a rank": (kill_a_rank, True),
@@ -244,6 +264,13 @@ FAULTS: dict[str, tuple[Callable[[Campaign], None], bool]] = {
     "scancel --signal=USR1 --batch": (signal_the_batch_script, True),
     "scontrol requeue": (requeue, True),
     "full disk": (fill_the_disk, True),
+}
+# For a job on 1 to 3 nodes, in this order; and the nodes of the start that follows.
+ELASTIC: dict[str, tuple[Callable[[Campaign], None], int]] = {
+    "power loss of a node until the run goes on": (lose_power_for_longer, 2),
+    "SIGKILL of a rank": (kill_a_rank, 3),
+    "preemption on two nodes": (preempt_on_two_nodes, 1),
+    "scancel --signal=USR1 --batch": (signal_the_batch_script, 3),
 }
 
 
@@ -362,7 +389,7 @@ def results(campaign: Campaign, wall: float) -> dict[str, Any]:
 
 def table(faults: Sequence[Fault]) -> str:
     """Seconds by kind: recovery, and the medians of its parts."""
-    kinds = {kind: [fault for fault in faults if fault.kind == kind] for kind in FAULTS}
+    kinds = {kind: [fault for fault in faults if fault.kind == kind] for kind in FAULTS | ELASTIC}
     kinds = {kind: found for kind, found in kinds.items() if found} | {"all": list(faults)}
     rows = ["| fault | count | median | p95 | noticed | waiting | starting | steps repeated |"]
     rows.append("|---" * 8 + "|")
@@ -398,7 +425,7 @@ def test_a_run_ends_in_the_same_weights_whatever_happens_to_it(
         for index, (kind, moment) in enumerate(order_of_faults(chance, COUNT)):
             due = STEPS * (index + chance.random()) // (COUNT + 1) + 1
             wait_for(lambda: watch.reached >= due, f"step {due}", PATIENCE)  # noqa: B023
-            campaign.strike(kind, moment)
+            campaign.strike(kind, *FAULTS[kind], moment)
         wait_for(job.ended, "the end of the run", PATIENCE)
     assert job.state() == "COMPLETED" and job.log().endswith(" finished\n"), job.log()
     publish("campaign", campaign, time.monotonic() - began)
@@ -406,3 +433,27 @@ def test_a_run_ends_in_the_same_weights_whatever_happens_to_it(
     assert_one_writer(watch.renames)
     assert losses(job.run) == losses(whole) and len(losses(whole)) == STEPS
     assert weights(job.run, STEPS) == weights(whole, STEPS) and len(weights(whole, STEPS)) == 4
+
+
+def test_a_run_ends_as_undisturbed_on_whatever_number_of_ranks_it_comes_back(
+    cluster: Cluster, place: Path
+) -> None:
+    whole = undisturbed(place, ELASTIC_STEPS)
+    began = time.monotonic()
+    job = submitted(cluster, place, "elastic", ELASTIC_STEPS, "--nodes=1-3")
+    with Watch(cluster, job.number, job.run) as watch:
+        campaign = Campaign(cluster, job, watch, random.Random(SEED))
+        for index, (kind, (inject, nodes)) in enumerate(ELASTIC.items()):
+            due = ELASTIC_STEPS * (index + 1) // (len(ELASTIC) + 2)
+            wait_for(lambda: watch.reached >= due, f"step {due}", PATIENCE)  # noqa: B023
+            campaign.strike(kind, inject, ends=True, moment="step")
+            (*_, start) = re.findall(r"start \d+, on (\d) nodes", job.log())
+            assert int(start) == nodes, job.log()
+        wait_for(job.ended, "the end of the run", PATIENCE)
+    assert job.state() == "COMPLETED" and job.log().endswith(" finished\n"), job.log()
+    publish("elastic", campaign, time.monotonic() - began)
+    assert_every_token_once(job.run, place)
+    assert_one_writer(watch.renames)
+    ours, theirs = losses(job.run), losses(whole)
+    assert sorted(ours) == sorted(theirs) == list(range(1, ELASTIC_STEPS + 1))
+    assert max(abs(ours[step] - theirs[step]) for step in ours) < 1e-5

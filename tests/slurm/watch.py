@@ -78,6 +78,10 @@ class Watch:
         """Whether the job had its nodes when it was last asked for."""
         return bool(self.states) and self.states[-1][1] == "RUNNING"
 
+    def trained_by(self, attempt: int) -> int:
+        """The greatest step that this attempt or an earlier one has trained."""
+        return max((step for _, by, step in self.steps if by <= attempt), default=0)
+
     def resumed_step(self) -> int:
         """The checkpoint from which the newest attempt started; 0: from none."""
         record = (self.run / "attempts" / f"{self.attempt:06d}.json").read_text()
@@ -88,9 +92,11 @@ class Watch:
 
         `another`: by an attempt after `attempt`, and beyond all that attempts up to it trained.
         """
-        former = [s for t, a, s in self.steps if (a <= attempt if another else t <= since)]
+        former = self.trained_by(attempt)
+        if not another:
+            former = max((step for at, _, step in self.steps if at <= since), default=0)
         for at, by, step in self.steps:
-            if at > since and step > max(former, default=0) and (by > attempt or not another):
+            if at > since and step > former and (by > attempt or not another):
                 return at
         return None
 
