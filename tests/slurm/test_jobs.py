@@ -140,6 +140,18 @@ def test_a_start_that_was_replaced_does_not_disturb_the_one_that_goes_on(
     assert job.state() == "RUNNING" and len(list((job.run / "slurm/starts").iterdir())) == 2
 
 
+def test_a_start_that_ends_while_slurm_is_restarted_is_requeued(
+    submit: Callable[..., Job], ends: Callable[[str], None], on_cluster: Run, place: Path
+) -> None:
+    ends('[ "$SLURM_RESTART_COUNT" ] && sleep 60; sleep 3; exit 1')
+    job = submit("restarted", "--nodes=1", site="recorder.env")
+    wait_for((place / "record" / f"{job.number}.0.0").exists, "a running task")
+    on_cluster("pkill", "-x", "slurmctld")
+    time.sleep(8)
+    on_cluster("slurmctld")
+    job.start_again(1)
+
+
 def test_a_cancelled_job_does_not_come_back(
     submit: Callable[..., Job], ends: Callable[[str], None], on_cluster: Run
 ) -> None:
