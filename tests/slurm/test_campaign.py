@@ -42,7 +42,7 @@ model: {d_model: 128, n_layers: 3, n_heads: 4, n_kv_heads: 2, d_head: 32, d_ff: 
 train: {window_segments: 2, log_every: 1, validate_every: 0}
 optim: {lr: 3.0e-3, warmup_steps: 30}
 checkpoint: {every: 5}
-watchdog: {start: 180, step: 30, save: 30}
+watchdog: {start: 300, step: 40, save: 40}
 wandb: {mode: disabled}
 launch: {device: cpu, ranks: 2}
 """

@@ -192,6 +192,22 @@ def test_jobs_of_a_chain_run_one_after_the_other_and_end_with_the_time_limits_si
     wait_for((place / "record" / f"{second}.1.0").exists, "the second job")
 
 
+@pytest.mark.slow
+def test_starts_without_progress_are_counted_over_the_jobs_of_a_chain(
+    submit: Callable[..., Job], ends: Callable[[str], None], on_cluster: Run
+) -> None:
+    ends("exit 1")
+    job = submit("vain", "--nodes=1", "--chain=3", site="recorder.env")
+    first, second, third = (
+        Job(on_cluster, number, job.run) for number in text(job.run / "slurm/jobs").split()
+    )
+    wait_for(third.ended, "the end of the last job")
+    assert first.log().splitlines()[-1].endswith("goes on from checkpoint none")
+    for stopped in (second, third):
+        assert "stopped: no progress in 2 starts" in stopped.log().splitlines()[-1]
+    assert "; this one is not tried. " in third.log()
+
+
 # What the shell or Slurm might take for more than a name. None may make a file `canary`; each is
 # refused, or arrives as it was given.
 _NAMES = [
