@@ -242,6 +242,14 @@ def lose_power_for_longer(c: Campaign) -> None:
     c.cluster.fault("power_on", node)
 
 
+def kill_a_rank_while_slurmctld_is_away(c: Campaign) -> None:
+    node = c.node()
+    c.cluster.fault("kill_slurmctld")
+    c.cluster.fault("kill_rank", node)
+    time.sleep(30)  # Slurm's commands give up after 8 s
+    c.cluster.fault("start_slurmctld")
+
+
 def preempt_on_two_nodes(c: Campaign) -> None:
     line = ("--parsable", "--partition=main", "--exclusive", "--nodes=2", "--output=/dev/null")
     other = c.cluster.on("ctl", "sbatch", *line, "--wrap=sleep 600").stdout.strip()
@@ -268,7 +276,7 @@ FAULTS: dict[str, tuple[Callable[[Campaign], None], bool]] = {
 # For a job on 1 to 3 nodes, in this order; and the nodes of the start that follows.
 ELASTIC: dict[str, tuple[Callable[[Campaign], None], int]] = {
     "power loss of a node until the run goes on": (lose_power_for_longer, 2),
-    "SIGKILL of a rank": (kill_a_rank, 3),
+    "SIGKILL of a rank, slurmctld away for 30 s": (kill_a_rank_while_slurmctld_is_away, 3),
     "preemption on two nodes": (preempt_on_two_nodes, 1),
     "scancel --signal=USR1 --batch": (signal_the_batch_script, 3),
 }
