@@ -1,8 +1,8 @@
 """A campaign of faults: whatever happens to a run on a real Slurm, it ends in the same weights.
 
 The faults come in an order drawn by a seed, each once the run has got over the one before it. The
-job is submitted once and never touched. What it took is printed as a table and written to
-`campaign.json` in the directory that CAMPAIGN_RESULTS names.
+job is submitted once and never touched, but for its time limit. What it took is printed as a table
+and written as JSON, to the directory that CAMPAIGN_RESULTS names where it is set.
 """
 
 from __future__ import annotations
@@ -413,16 +413,20 @@ def table(faults: Sequence[Fault]) -> str:
     return "\n".join(rows)
 
 
-def publish(name: str, campaign: Campaign, wall: float) -> None:
+def publish(
+    campaign: Campaign, wall: float, place: Path, terminal: pytest.CaptureFixture[str]
+) -> None:
     found = results(campaign, wall)
     told = {key: value for key, value in found.items() if key != "faults"}
-    print(f"{table(campaign.faults)}\n{json.dumps(told)}", flush=True)
-    directory = Path(os.environ.get("CAMPAIGN_RESULTS", campaign.job.run))
-    (directory / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n")
+    directory = Path(os.environ.get("CAMPAIGN_RESULTS", place))
+    path = directory / f"{campaign.job.run.name}.json"
+    path.write_text(json.dumps(found, indent=1) + "\n")
+    with terminal.disabled():
+        print(f"\n{path}\n{table(campaign.faults)}\n{json.dumps(told)}", flush=True)
 
 
 def test_a_run_ends_in_the_same_weights_whatever_happens_to_it(
-    cluster: Cluster, place: Path
+    cluster: Cluster, place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     whole = undisturbed(place, STEPS)
     chance = random.Random(SEED)
@@ -436,7 +440,7 @@ def test_a_run_ends_in_the_same_weights_whatever_happens_to_it(
             campaign.strike(kind, *FAULTS[kind], moment)
         wait_for(job.ended, "the end of the run", PATIENCE)
     assert job.state() == "COMPLETED" and job.log().endswith(" finished\n"), job.log()
-    publish("campaign", campaign, time.monotonic() - began)
+    publish(campaign, time.monotonic() - began, place, capsys)
     assert_every_token_once(job.run, place)
     assert_one_writer(watch.renames)
     assert losses(job.run) == losses(whole) and len(losses(whole)) == STEPS
@@ -444,7 +448,7 @@ def test_a_run_ends_in_the_same_weights_whatever_happens_to_it(
 
 
 def test_a_run_ends_as_undisturbed_on_whatever_number_of_ranks_it_comes_back(
-    cluster: Cluster, place: Path
+    cluster: Cluster, place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     whole = undisturbed(place, ELASTIC_STEPS)
     began = time.monotonic()
@@ -459,7 +463,7 @@ def test_a_run_ends_as_undisturbed_on_whatever_number_of_ranks_it_comes_back(
             assert int(start) == nodes, job.log()
         wait_for(job.ended, "the end of the run", PATIENCE)
     assert job.state() == "COMPLETED" and job.log().endswith(" finished\n"), job.log()
-    publish("elastic", campaign, time.monotonic() - began)
+    publish(campaign, time.monotonic() - began, place, capsys)
     assert_every_token_once(job.run, place)
     assert_one_writer(watch.renames)
     ours, theirs = losses(job.run), losses(whole)
