@@ -31,7 +31,7 @@ from tests.slurm.watch import Rename, Watch
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
 SEED = 4
-STEPS, COUNT = 320, 30
+STEPS, COUNT = 400, 30
 ELASTIC_STEPS = 100
 PATIENCE = 600  # seconds, for the run to get over a fault
 
@@ -437,6 +437,7 @@ def test_a_run_ends_in_the_same_weights_whatever_happens_to_it(
         for index, (kind, moment) in enumerate(order_of_faults(chance, COUNT)):
             due = STEPS * (index + chance.random()) // (COUNT + 1) + 1
             wait_for(lambda: watch.reached >= due, f"step {due}", PATIENCE)  # noqa: B023
+            assert not job.ended(), f"the run ended before {kind}\n{job.log()}"
             campaign.strike(kind, *FAULTS[kind], moment)
         wait_for(job.ended, "the end of the run", PATIENCE)
     assert job.state() == "COMPLETED" and job.log().endswith(" finished\n"), job.log()
