@@ -6,6 +6,7 @@ torch is imported by the commands that need it, after the configuration was chec
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
 import os
 import sys
@@ -34,6 +35,10 @@ _EXIT_CODES = """exit codes, also in exit.json of the run directory:
   78  train.max_attempts_without_progress starts in a row committed no checkpoint
 """
 
+# Set by a batch script that itself counts the starts without progress, also those that end before
+# there is a rank.
+_STARTS_COUNTED = "PRETRAIN_STARTS_COUNTED"
+
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line; ends the process with the command's exit code."""
@@ -46,21 +51,20 @@ def _code(verb: str, action: Callable[[], int]) -> int:
     try:
         return action()
     except Exception as error:
-        code = launch.exit_code(error)
-        if isinstance(error, SettingsError):
-            return _tell(f"pretrain {verb}: this configuration cannot work:\n{error}", code)
-        # Ours are written for the user; any other is a bug and shows its traceback.
-        module = type(error).__module__.partition(".")[0]
-        if isinstance(error, ValueError) and module in ("data_prep", "pretrain"):
-            rank = os.environ.get("RANK")
-            return _tell(f"pretrain {verb}: {f'rank {rank}: ' if rank else ''}{error}", code)
-        traceback.print_exc()
-        return code
+        with contextlib.suppress(OSError):  # the disk of the log may be full
+            print(_told(verb, error), file=sys.stderr)
+        return launch.exit_code(error)
 
 
-def _tell(message: str, code: int) -> int:
-    print(message, file=sys.stderr)
-    return code
+def _told(verb: str, error: Exception) -> str:
+    if isinstance(error, SettingsError):
+        return f"pretrain {verb}: this configuration cannot work:\n{error}"
+    # Ours are written for the user; any other is a bug and shows its traceback.
+    module = type(error).__module__.partition(".")[0]
+    if isinstance(error, ValueError) and module in ("data_prep", "pretrain"):
+        rank = os.environ.get("RANK")
+        return f"pretrain {verb}: {f'rank {rank}: ' if rank else ''}{error}"
+    return "".join(traceback.format_exception(error)).rstrip()
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -257,7 +261,8 @@ def _train_rank(config: Config, place: Place) -> int:
     )
     if place.rank != 0:
         return _train_watched(config, place, watchdog, 0)
-    patience = config.train.max_attempts_without_progress
+    counted = _STARTS_COUNTED in os.environ
+    patience = None if counted else config.train.max_attempts_without_progress
     attempt = attempts.claim(directory, place.size, config.train.steps, patience)
     watchdog.beat("start", attempt=attempt.number)
     with attempts.failures_recorded(attempt, launch.exit_code):
@@ -299,6 +304,7 @@ def _check(words: argparse.Namespace) -> int:
         raise SettingsError(problems)
     print(f"directory={planned.directory}")
     print(f"ranks={planned.ranks}")
+    print(f"patience={config.train.max_attempts_without_progress}")
     print(f"lanes={config.data.lanes}")
     print(f"cpu={int(config.launch.device == 'cpu')}")
     print(f"validation={config.data.validation}")

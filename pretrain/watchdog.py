@@ -2,10 +2,11 @@
 
     RUN/stacks/attempt-000007/rank-00001.txt    what every rank was doing when one of them hung
 
-The rank beats when it comes to a phase (start, step, save) and with each step. Where none comes for
-as long as the phase may take, or a save in the background takes longer than it may while steps go
-on, the watchdog tells its peers by that directory; each has its own rank write its stacks, and some
-moments later kills it.
+The rank beats when it comes to a phase (start, step, save) and with each step. Where none comes, or
+a save in the background takes too long while steps go on, the watchdog tells its peers by that
+directory; each has its own rank write its stacks, and some moments later kills it. It begins so
+early that all ranks are dead when the phase's limit has passed since the last beat: 28 s before, or
+with limits below 80 s when 0.525 of the time has passed.
 
 A process, since a rank may hang in C code that holds the interpreter's lock, and may be stopped.
 What counts the time touches no file: what hangs may well be the file system.
@@ -37,8 +38,7 @@ Phase = Literal["start", "step", "save"]
 _DUMP_SIGNAL = signal.SIGUSR2
 # Signals that a launcher may send to every process of a job: the rank decides what they mean.
 _IGNORED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
-_DUMP_SECONDS = 2.0  # for a rank to write its stacks
-_FILE_SECONDS = 2.0  # for the file system to take them
+_MOMENT = 2.0  # seconds for a rank to write its stacks, and for the file system to take a file
 
 
 class WatchdogError(RuntimeError):
@@ -135,10 +135,17 @@ class _Watcher:
         self._watched = os.getppid()
         self._told = _Told()
         self._waited = self._saved_for = 0.0
-        self._poll = min(2.0, max(0.05, min(limits.values()) / 20))
+        shortest = min(limits.values())
+        self._poll = min(2.0, shortest / 40)
+        self._moment = min(_MOMENT, shortest / 20)
         self._told_by_peer = threading.Event()
         # Until every peer has noticed a hang and has had its stacks written.
-        self._peers_seconds = 4 * self._poll + _DUMP_SECONDS
+        self._peers_seconds = 4 * self._poll + self._moment
+        # Twice: a rank that is woken late must not meet peers that are dead. Or what a rank takes
+        # that was stopped, where each file takes its moment.
+        self._ending_seconds = max(2 * self._peers_seconds, self._peers_seconds + 4 * self._moment)
+        # From the last moment to begin with it until the last peer is dead.
+        self._ahead = 3 * self._poll + self._moment + self._ending_seconds
 
     def run(self) -> None:
         """Return when the rank has ended, by itself or here."""
@@ -174,19 +181,18 @@ class _Watcher:
         return bool(said)
 
     def _hang(self) -> str:
-        """What takes longer than it may; empty: nothing."""
+        """What takes so long that it has to be ended now; empty: nothing."""
         told, limits = self._told, self._limits
-        if self._waited > limits[told.phase]:
-            return self._words(told.phase, told.step, self._waited, limits[told.phase])
-        if self._saved_for > limits["save"]:
-            return self._words("save", told.saving, self._saved_for, limits["save"])
+        if self._waited > limits[told.phase] - self._ahead:
+            return self._words(told.phase, told.step, self._waited)
+        if self._saved_for > limits["save"] - self._ahead:
+            return self._words("save", told.saving, self._saved_for)
         return ""
 
-    @staticmethod
-    def _words(phase: Phase, step: int, waited: float, limit: float) -> str:
+    def _words(self, phase: Phase, step: int, waited: float) -> str:
         return (
-            f"{phase} after step {step}, no progress for {waited:.1f} s, longer than "
-            f"watchdog.{phase}={limit:g}"
+            f"{phase} after step {step}, no progress for {waited:.1f} s, and "
+            f"watchdog.{phase}={self._limits[phase]:g} ends a hang"
         )
 
     def _look_for_peers(self) -> None:
@@ -207,7 +213,7 @@ class _Watcher:
         what = hang or f"{told.phase} after step {told.step}, no progress for {self._waited:.1f} s"
         why = f"rank {self._rank} on {socket.gethostname()}, process {self._watched}: {what}"
         if hang:
-            _in_time(lambda: self._announce(why), _FILE_SECONDS)
+            _in_time(lambda: self._announce(why), self._moment)
         stopped = _state(self._watched).startswith("T")
         if stopped:
             # Once it is woken the others go on: their stacks come first.
@@ -220,10 +226,9 @@ class _Watcher:
         elif stopped:
             why += "; it was stopped by a signal (SIGSTOP), and was woken to write its stacks"
         if not stacks or stopped:
-            _in_time(lambda: self._say(why), _FILE_SECONDS)
-        _in_time(lambda: self._write(why, stacks), _FILE_SECONDS)
-        # Twice: a rank that is woken late must not meet peers that are dead.
-        time.sleep(max(0.0, began + 2 * self._peers_seconds - time.monotonic()))
+            _in_time(lambda: self._say(why), self._moment)
+        _in_time(lambda: self._write(why, stacks), self._moment)
+        time.sleep(max(0.0, began + self._ending_seconds - time.monotonic()))
         if os.getppid() == self._watched:
             os.kill(self._watched, signal.SIGKILL)
 
@@ -245,7 +250,7 @@ class _Watcher:
         for number in (_DUMP_SIGNAL, signal.SIGCONT)[: 1 + stopped]:
             with contextlib.suppress(ProcessLookupError):  # it ended in this moment
                 os.kill(self._watched, number)
-        deadline, text = time.monotonic() + _DUMP_SECONDS, b""
+        deadline, text = time.monotonic() + self._moment, b""
         while (left := deadline - time.monotonic()) > 0:
             # Once it writes it does so without a pause.
             ready, _, _ = select.select([self._stacks], [], [], min(left, 0.5) if text else left)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,9 +14,7 @@ import pytest
 
 from data_prep import shards
 from data_prep.shards import Document, Manifest, TokenizerInfo
-
-ROOT = Path(__file__).resolve().parents[1]
-CLUSTER = ROOT / "tools" / "slurm_cluster"
+from tests.cluster import running_cluster
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -26,32 +22,8 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 @pytest.fixture(scope="session")
 def on_host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     """Runs a command on a host of a Slurm cluster: ctl, or one of the nodes n1, n2, n3."""
-    if sys.platform != "linux" or os.geteuid():
-        pytest.skip("a Slurm cluster in namespaces needs root on Linux")
-    environment = {
-        **os.environ,
-        "CLUSTER_DIR": str(tmp_path_factory.mktemp("cluster")),
-        "CLUSTER_NODES": "3",
-        "PYTHONPATH": str(ROOT),
-    }
-
-    def run(*command: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            command,
-            env=environment,
-            cwd=cwd,
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
-
-    up = run(CLUSTER / "up")
-    if up.returncode:
-        run(CLUSTER / "down")
-        pytest.skip(f"no Slurm cluster: {(up.stderr.strip() or up.stdout.strip())[-300:]}")
-    yield lambda host, *command, **more: run(CLUSTER / "on", host, *command, **more)
-    run(CLUSTER / "down")
+    with running_cluster(tmp_path_factory.mktemp("cluster")) as cluster:
+        yield cluster.on
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,9 @@ commits or prunes a checkpoint, and stops. Free of torch, so that a number is cl
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 import os
 import re
 import signal
@@ -92,17 +94,19 @@ class Attempt:
             durable.write_json(self.directory / EXIT_FILE, ending)
 
 
-def claim(directory: Path, ranks: int, steps: int, most_without_progress: int) -> Attempt:
+def claim(directory: Path, ranks: int, steps: int, most_without_progress: int | None) -> Attempt:
     """Take the next number, for an attempt of `ranks` ranks at a run of `steps` steps.
 
     The attempt is futile if `most_without_progress` in a row started from the step that is still
-    the last committed one. The next one after that is not: it counts anew.
+    the last committed one; None: never. The next one after that is not: it counts anew.
     Raises RunDirectoryError.
     """
     try:
         (directory / _ATTEMPTS).mkdir(parents=True, exist_ok=True)
         step = committed_step(directory)
         stuck = _without_progress(directory, step)
+        most = math.inf if most_without_progress is None else most_without_progress
+        enough = step < steps and len(stuck) >= most
         record = {
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
             "host": socket.gethostname(),
@@ -112,7 +116,7 @@ def claim(directory: Path, ranks: int, steps: int, most_without_progress: int) -
             "ranks": ranks,
             "step": step,
             # Whether the number counts among those without progress, if the next starts here too.
-            "counts": len(stuck) < most_without_progress and step < steps,
+            "counts": step < steps and not enough,
         }
         number = _create(directory, record)
     except OSError as error:
@@ -121,7 +125,7 @@ def claim(directory: Path, ranks: int, steps: int, most_without_progress: int) -
             "and have space"
         ) from error
     futile = ""
-    if len(stuck) >= most_without_progress and step < steps:
+    if enough:
         futile = (
             f"no progress: attempts {stuck[-1]} to {stuck[0]} started from step {step}, and none "
             f"committed a later checkpoint, so it is not tried again. {LOG_FILE}, the job's log "
@@ -133,13 +137,18 @@ def claim(directory: Path, ranks: int, steps: int, most_without_progress: int) -
 
 @contextmanager
 def failures_recorded(attempt: Attempt, exit_code: Callable[[Exception], int]) -> Iterator[None]:
-    """A block whose exception ends the attempt, and is the last line of the run's log."""
+    """A block whose exception ends the attempt, and is the last line of the run's log.
+
+    Where the disk does not take that, the exception is still the one that ends the block.
+    """
     try:
         yield
     except Exception as error:
         why = str(error) or repr(error)
-        note(attempt.directory, why)
-        attempt.end(exit_code(error), why)
+        with contextlib.suppress(OSError):
+            note(attempt.directory, why)
+        with contextlib.suppress(OSError):
+            attempt.end(exit_code(error), why)
         raise
 
 

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pretrain.checkpoint.attempts import claim
+
 
 @pytest.fixture(scope="module")
 def no_torch(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -156,6 +158,33 @@ def test_ranks_of_torchrun_are_counted_too(pretrain: Run, data: dict[str, Path])
     )  # fmt: skip
     (found,) = mistakes(ended)
     assert found.startswith("data.lanes: 8 lanes cannot be shared evenly by 3 ranks")
+
+
+def test_starts_without_progress_are_counted_here_unless_the_batch_script_does(
+    pretrain: Run, data: dict[str, Path], tmp_path: Path
+) -> None:
+    claim(tmp_path / "r", 3, 1000, 1)
+    words = ("train", "c.yaml", "run.directory=r", f"data.train={data['train']}",
+             "train.max_attempts_without_progress=1")  # fmt: skip
+    place = {"RANK": "0", "WORLD_SIZE": "3", "LOCAL_RANK": "0"}
+    counted = pretrain(*words, **place, PRETRAIN_STARTS_COUNTED="1")
+    assert counted.returncode == 2 and "cannot be shared evenly by 3 ranks" in counted.stderr
+    ended = pretrain(*words, **place)
+    assert ended.returncode == 78 and "no progress: attempts 1 to 2 " in ended.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_full_disk_under_the_log_changes_no_exit_code(tmp_path: Path) -> None:
+    leaving = "from pretrain.launch import leave; print('said'); leave(75)"
+    rank = ["-m", "pretrain.cli", "train", "c.yaml", "run.directory=r", "data.train=none"]
+    (tmp_path / "c.yaml").touch()
+    for words, code in ((["-c", leaving], 75), (rank, 2)):
+        with Path("/dev/full").open("w") as full:
+            ended = subprocess.run(
+                [sys.executable, *words], cwd=tmp_path, stdout=full, stderr=full, check=False,
+                env={**os.environ, "PYTHONUNBUFFERED": "", "RANK": "0", "WORLD_SIZE": "1"},
+            )  # fmt: skip
+        assert ended.returncode == code
 
 
 def test_tasks_of_srun_that_cannot_meet_are_a_mistake_in_the_batch_script(

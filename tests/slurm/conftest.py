@@ -40,14 +40,15 @@ def place(tmp_path_factory: pytest.TempPathFactory, write_data_set: Callable[...
         "data: {train: data, lanes: 12}\n"
         "model: {d_model: 16, n_layers: 2, n_heads: 2, n_kv_heads: 2, d_head: 8, d_ff: 16,"
         " segment: 8}\n"
-        "train: {steps: 60, window_segments: 2, log_every: 1, validate_every: 0}\n"
+        "train: {steps: 60, window_segments: 2, log_every: 1, validate_every: 0,"
+        " max_attempts_without_progress: 2}\n"
         "optim: {warmup_steps: 1}\n"
         "checkpoint: {every: 1000}\n"
         "wandb: {mode: disabled}\n"
         "launch: {device: cpu, ranks: 1}\n"
     )
     common = (
-        "CPU_PARTITION=main GPUS_PER_NODE=0 GRACE_SECONDS=60 MAX_STARTS_WITHOUT_PROGRESS=2\n"
+        "CPU_PARTITION=main GPUS_PER_NODE=0 GRACE_SECONDS=60\n"
         # Other work on this machine is no fault of a node.
         "PREFLIGHT_OPTIONS=(--slow-factor=1000)\nexport OMP_NUM_THREADS=1\n"
     )

@@ -9,50 +9,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from tests.slurm.job import Job, Run, losses, text, wait_for
+
 ROOT = Path(__file__).resolve().parents[2]
-Run = Callable[..., subprocess.CompletedProcess[str]]
-
-
-def wait_for(reached: Callable[[], object], what: str, seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not reached():
-        assert time.monotonic() < deadline, f"never: {what}"
-        time.sleep(0.1)
-
-
-def text(path: Path) -> str:
-    return path.read_text() if path.exists() else ""
-
-
-@dataclass
-class Job:
-    """A job of a run, as its user sees it."""
-
-    on_cluster: Run
-    number: str
-    run: Path
-
-    def log(self) -> str:
-        return text(self.run / "slurm" / f"{self.number}.log")
-
-    def state(self) -> str:
-        told = self.on_cluster("scontrol", "-o", "show", "job", self.number).stdout
-        return next(w for w in told.split() if w.startswith("JobState=")).partition("=")[2]
-
-    def ended(self) -> bool:
-        return self.state() not in ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING")
-
-    def start_again(self, count: int) -> None:
-        """Wait for the count-th requeue, and let Slurm start the job at once."""
-        wait_for(lambda: self.log().count("; requeued, ") >= count, f"requeue {count}")
-        wait_for(lambda: self.state() == "PENDING", "a pending job")
-        time.sleep(2)  # a node refuses a job again whose credential it revoked within this second
-        self.on_cluster("scontrol", "update", f"jobid={self.number}", "StartTime=now")
 
 
 @pytest.fixture
@@ -77,11 +40,6 @@ def ends(on_cluster: Run, place: Path) -> Iterator[Callable[[str], None]]:
     path = place / "record" / "end"
     yield lambda line: (path.write_text(line), None)[1]
     path.unlink(missing_ok=True)
-
-
-def losses(run: Path) -> dict[int, float]:
-    records = map(json.loads, text(run / "metrics.jsonl").splitlines())
-    return {record["step"]: record["loss"] for record in records if record["kind"] == "train"}
 
 
 def test_a_run_on_two_nodes_leaves_out_a_bad_node_saves_at_a_signal_and_comes_back(
@@ -132,25 +90,24 @@ def test_a_job_without_progress_stops_with_a_clear_last_line(
     assert (
         "stopped: no progress in 2 starts, all from checkpoint none; the last one: failed" in last
     )
-    assert "delete that file and submit again" in last
+    assert last.endswith("Mend the cause and submit again")
+    again = submit("stuck", "--nodes=1", site="recorder.env")  # counts anew
+    again.start_again(1)
 
 
-@pytest.mark.parametrize(
-    ("code", "told"),
-    [(2, "stopped: a mistake in the configuration"), (78, "stopped: the trainer made no progress")],
-)
 def test_what_the_trainer_says_of_its_end_decides(
-    submit: Callable[..., Job], ends: Callable[[str], None], code: int, told: str
+    submit: Callable[..., Job], ends: Callable[[str], None]
 ) -> None:
     # As `pretrain train` leaves it, of this attempt; torchrun makes 1 of every code.
     ends(
-        f"mkdir -p end{code}/attempts\n"
-        f'echo \'{{"attempt": 1, "code": {code}, "step": 3, "why": "x"}}\' >end{code}/exit.json\n'
+        "mkdir -p mistaken/attempts\n"
+        'echo \'{"attempt": 1, "code": 2, "step": 3, "why": "x"}\' >mistaken/exit.json\n'
         "exit 1\n"
     )
-    job = submit(f"end{code}", "--nodes=1", site="recorder.env")
+    job = submit("mistaken", "--nodes=1", site="recorder.env")
     wait_for(job.ended, "the end")
-    assert job.state() == "FAILED" and told in job.log().splitlines()[-1], job.log()
+    assert job.state() == "FAILED"
+    assert "stopped: a mistake in the configuration" in job.log().splitlines()[-1], job.log()
 
 
 def test_what_an_older_attempt_left_decides_nothing(
@@ -177,10 +134,23 @@ def test_a_start_that_was_replaced_does_not_disturb_the_one_that_goes_on(
     told = job.on_cluster("scontrol", "-o", "show", "job", job.number).stdout
     node = next(w for w in told.split() if w.startswith("NodeList=")).partition("=")[2]
     environment = [f"SLURM_JOB_ID={job.number}", f"SLURM_JOB_NODELIST={node}"]
-    words = [str(ROOT), str(place / "recorder.env"), str(job.run), "1", "c.yaml"]
+    words = [str(ROOT), str(place / "recorder.env"), str(job.run), "1", "2", "c.yaml"]
     old = on_host(node, "env", *environment, "bash", str(ROOT / "slurm/train.sbatch"), *words)
     assert old.returncode == 1 and "; start 1 of this job goes on with the run" in old.stdout
-    assert job.state() == "RUNNING" and len(text(job.run / "slurm/no_progress").splitlines()) == 1
+    assert job.state() == "RUNNING" and len(list((job.run / "slurm/starts").iterdir())) == 2
+
+
+@pytest.mark.slow
+def test_a_start_that_ends_while_slurm_is_restarted_is_requeued(
+    submit: Callable[..., Job], ends: Callable[[str], None], on_cluster: Run, place: Path
+) -> None:
+    ends('[ "$SLURM_RESTART_COUNT" ] && sleep 60; sleep 3; exit 1')
+    job = submit("restarted", "--nodes=1", site="recorder.env")
+    wait_for((place / "record" / f"{job.number}.0.0").exists, "a running task")
+    on_cluster("pkill", "-x", "slurmctld")
+    time.sleep(30)  # its clients give up after 8 s
+    on_cluster("slurmctld")
+    job.start_again(1)
 
 
 def test_a_cancelled_job_does_not_come_back(
@@ -220,6 +190,22 @@ def test_jobs_of_a_chain_run_one_after_the_other_and_end_with_the_time_limits_si
     wait_for(job.ended, "the end of the first")
     assert "Slurm does not requeue this job; what is submitted next goes on" in job.log()
     wait_for((place / "record" / f"{second}.1.0").exists, "the second job")
+
+
+@pytest.mark.slow
+def test_starts_without_progress_are_counted_over_the_jobs_of_a_chain(
+    submit: Callable[..., Job], ends: Callable[[str], None], on_cluster: Run
+) -> None:
+    ends("exit 1")
+    job = submit("vain", "--nodes=1", "--chain=3", site="recorder.env")
+    first, second, third = (
+        Job(on_cluster, number, job.run) for number in text(job.run / "slurm/jobs").split()
+    )
+    wait_for(third.ended, "the end of the last job")
+    assert first.log().splitlines()[-1].endswith("goes on from checkpoint none")
+    for stopped in (second, third):
+        assert "stopped: no progress in 2 starts" in stopped.log().splitlines()[-1]
+    assert "; this one is not tried. " in third.log()
 
 
 # What the shell or Slurm might take for more than a name. None may make a file `canary`; each is

@@ -29,10 +29,10 @@ def mistakes(done: subprocess.CompletedProcess[str]) -> list[str]:
 
 def test_a_dry_run_shows_the_plan_the_command_and_the_script(dry: Submit, place: Path) -> None:
     done = dry("train", "c.yaml", "--nodes", "1-2", "--partition", "low", "--", "train.steps=7")
-    ((*options, script, project, site, run, ranks, config, setting),) = sbatch_words(done)
+    ((*options, script, project, site, run, ranks, patience, config, setting),) = sbatch_words(done)
     assert (script, project) == (str(ROOT / "slurm/train.sbatch"), str(ROOT))
     assert (site, run) == (str(place / "site.env"), str(place / "run"))
-    assert (ranks, config, setting) == ("1", "c.yaml", "train.steps=7")
+    assert (ranks, patience, config, setting) == ("1", "2", "c.yaml", "train.steps=7")
     assert {"--nodes=1-2", "--partition=low", "--job-name=run", "--requeue"} <= set(options)
     assert {f"--output={place}/run/slurm/%j.log", "--signal=B:USR1@60"} <= set(options)
     assert "ranks:   1-2 nodes of 1, 12 lanes shared by them" in done.stdout

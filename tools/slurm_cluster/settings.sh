@@ -8,3 +8,23 @@ HOSTS="ctl $(seq -s ' ' -f 'n%g' "$CLUSTER_NODES")"
 HERE=$(dirname "$(readlink -f "$0")")
 
 alive() { [ -s "$CLUSTER_DIR/$1.pid" ] && grep -qsa "$HERE/host" "/proc/$(cat "$CLUSTER_DIR/$1.pid")/cmdline"; }
+
+# Start a host. It has its own network, name, mounts and processes; all end with its process 1.
+boot() {
+  local child
+  setsid unshare --net --uts --mount --pid --fork --kill-child --mount-proc "$HERE/host" "$1" \
+    </dev/null >>"$CLUSTER_DIR/log/$1.log" 2>&1 &
+  until child=$(pgrep -P $!); do sleep 0.02; done
+  echo "$child" >"$CLUSTER_DIR/$1.pid"
+}
+
+in_network() { local host=$1; shift; nsenter -t "$(cat "$CLUSTER_DIR/$host.pid")" -n ip "$@"; }
+
+# Join a node to the controller's bridge by a cable: eth0 there, the node's name here.
+connect() {
+  in_network ctl link add "$1" type veth peer name eth0 netns "$(cat "$CLUSTER_DIR/$1.pid")"
+  in_network ctl link set "$1" master bridge up
+  in_network "$1" address add "$NET.$((10 + ${1#n}))/24" dev eth0
+  in_network "$1" link set eth0 up
+  in_network "$1" link set lo up
+}

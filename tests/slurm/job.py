@@ -1,0 +1,54 @@
+"""A training job and its run directory, as their user sees them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def wait_for(reached: Callable[[], object], what: str, seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not reached():
+        assert time.monotonic() < deadline, f"never: {what}"
+        time.sleep(0.1)
+
+
+def text(path: Path) -> str:
+    return path.read_text() if path.exists() else ""
+
+
+@dataclass
+class Job:
+    """A job of a run, as its user sees it."""
+
+    on_cluster: Run
+    number: str
+    run: Path
+
+    def log(self) -> str:
+        return text(self.run / "slurm" / f"{self.number}.log")
+
+    def state(self) -> str:
+        told = self.on_cluster("scontrol", "-o", "show", "job", self.number).stdout
+        return next(w for w in told.split() if w.startswith("JobState=")).partition("=")[2]
+
+    def ended(self) -> bool:
+        return self.state() not in ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING")
+
+    def start_again(self, count: int) -> None:
+        """Wait for the count-th requeue, and let Slurm start the job at once."""
+        wait_for(lambda: self.log().count("; requeued, ") >= count, f"requeue {count}")
+        wait_for(lambda: self.state() == "PENDING", "a pending job")
+        time.sleep(2)  # a node refuses a job again whose credential it revoked within this second
+        self.on_cluster("scontrol", "update", f"jobid={self.number}", "StartTime=now")
+
+
+def losses(run: Path) -> dict[int, float]:
+    records = map(json.loads, text(run / "metrics.jsonl").splitlines())
+    return {record["step"]: record["loss"] for record in records if record["kind"] == "train"}
