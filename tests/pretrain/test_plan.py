@@ -168,8 +168,8 @@ def test_what_does_not_fit_is_said_with_what_to_do() -> None:
         (warning,) = warnings(replace(plan, config=config, memory=needs))
         return warning
 
-    assert said(held=60 * 2**30).startswith("will hardly fit: 71.")
-    assert said(held=70 * 2**30).startswith("does not fit: 81.")
+    assert said(held=60 * 2**30).startswith("will hardly fit: 68.")
+    assert said(held=70 * 2**30).startswith("does not fit: 78.")
     assert said(held=90 * 2**30).endswith("ask for more nodes")
     full, block = "train.activation_checkpointing=full", 80 * 2**30
     assert said("train.activation_checkpointing=none", block=block).endswith(full)

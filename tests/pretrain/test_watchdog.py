@@ -171,7 +171,7 @@ def test_a_save_that_hangs_while_steps_go_on_ends_the_rank(start: Start, tmp_pat
     code, said = rank.end()
     assert code == -signal.SIGKILL
     why = f"process {rank.process.pid}: save after step 30, no progress for "
-    assert why in said and "and watchdog.save=1 ends a hang; the stacks of all ranks" in said
+    assert why in said and "and watchdog.save=2 ends a hang; the stacks of all ranks" in said
     assert "in saves_for_ever_while_steps_go_on\n" in stacks(tmp_path, 0)
 
 
