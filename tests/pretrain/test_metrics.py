@@ -260,12 +260,13 @@ def test_wandb_gets_every_record_as_numbers_by_name(tracked: Path) -> None:
             )
     wanted = read_records(tracked / "metrics.jsonl")
     assert [(r["kind"], r["step"]) for r in wanted] == [
-        ("train", 1), ("train", 2), ("validation", 2),
-        ("train", 3), ("train", 4), ("validation", 4),
+        ("train", 1), ("train", 2), ("validation", 2), ("checkpoint", 2),
+        ("train", 3), ("train", 4), ("validation", 4), ("checkpoint", 4),
     ]  # fmt: skip
     assert [entry["step"] for entry in history] == [record["step"] for record in wanted]
     for entry, record in zip(history, wanted, strict=True):
-        assert entry[f"{record['kind']}/loss"] == record["loss"]
+        number = "stall" if record["kind"] == "checkpoint" else "loss"
+        assert entry[f"{record['kind']}/{number}"] == record[number]
         if record["kind"] == "train":
             assert entry["train/gates/01/00"] == record["gates"][1][0]
             assert entry["train/memory_norm/00"] == record["memory_norm"][0]
