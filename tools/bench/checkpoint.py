@@ -53,20 +53,15 @@ def main() -> None:
         told = json.loads((scratch / "told.json").read_text())
     finally:
         shutil.rmtree(scratch)
-    print(_table(told))
-    if parsed.json:
-        parsed.json.write_text(json.dumps(told, indent=1) + "\n")
+    machine.report(told, _table(told), parsed.json)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = machine.parser(__doc__)
     parser.add_argument("data", type=Path, help="a data set of data-prep, of 2 or more shards")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=4, help="steps without a save (default 4)")
     parser.add_argument("--scratch", type=Path, help="where checkpoints are written and removed")
-    parser.add_argument("--json", type=Path, help="file for the figures")
     return parser
 
 
@@ -126,7 +121,7 @@ def _round(trainer: Trainer, step: Any, steps: int) -> dict[str, Any]:
     }
 
 
-def _table(told: dict[str, Any]) -> str:
+def _table(told: dict[str, Any]) -> list[str]:
     rounds = told["rounds"]
     rows = [
         ("training stands still, save in the foreground", "stall_in_the_foreground"),
@@ -136,7 +131,6 @@ def _table(told: dict[str, Any]) -> str:
         ("a step beside a save", "step_beside_a_save"),
     ]
     lines = [
-        ", ".join(f"{key} {value}" for key, value in told["machine"].items()),
         f"{told['parameters']:,} parameters, {_RANKS} ranks, "
         f"{told['copied_bytes_a_rank'] / 1e6:.0f} MB a rank",
         "| seconds | median | least to most |",
@@ -149,7 +143,7 @@ def _table(told: dict[str, Any]) -> str:
         lines.append(f"| {name} | {median} | {spread} |")
     ratios = [r["stall_in_the_foreground"] / r["stall_in_the_background"] for r in rounds]
     lines.append(f"the stall is {statistics.median(ratios):.1f} times shorter in the background")
-    return "\n".join(lines)
+    return lines
 
 
 if __name__ == "__main__":

@@ -16,14 +16,12 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from datetime import date
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
@@ -67,7 +65,6 @@ def main() -> None:
         )  # fmt: skip
         rate = _product_rate(device, parsed)
         told = {
-            "date": date.today().isoformat(),
             "command": " ".join(sys.argv),
             "machine": machine.described() | _device(device),
             "product_rate": rate,
@@ -75,21 +72,16 @@ def main() -> None:
             "steps": [row for name in _RECIPES for row in _steps(name, device, rate, parsed)],
         }
         dist.destroy_process_group()
-    print(_tables(told))
-    if parsed.json:
-        parsed.json.write_text(json.dumps(told, indent=1) + "\n")
+    machine.report(told, _tables(told), parsed.json)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = machine.parser(__doc__)
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--tiny", action="store_true", help="small shapes, to try the code itself")
     parser.add_argument("--windows", type=int, nargs="+", metavar="TOKENS",
                         help="tokens a window; 8, 32 and 128 Ki without")  # fmt: skip
     parser.add_argument("--rounds", type=int, default=5, help="measured turns of each contestant")
-    parser.add_argument("--json", type=Path, help="file for the figures")
     return parser
 
 
@@ -301,9 +293,8 @@ def _choices(shape: ModelConfig) -> dict[str, ModelConfig]:
     }
 
 
-def _tables(told: dict[str, Any]) -> str:
+def _tables(told: dict[str, Any]) -> list[str]:
     lines = [
-        f"{told['date']}: " + ", ".join(f"{k} {v}" for k, v in told["machine"].items()),
         f"plain bf16 matrix products: {told['product_rate'] / 1e12:.4g} TFLOP/s",
         "",
         "| recipe | part | kernel | tokens | ms, median (least to most) |",
@@ -331,7 +322,7 @@ def _tables(told: dict[str, Any]) -> str:
             f"| {row['of_products']:.1%} | {'n/a' if peak is None else f'{peak:.1%}'} "
             f"| {'n/a' if memory is None else f'{memory / 2**30:.1f}'} |"
         )
-    return "\n".join(lines)
+    return lines
 
 
 def _spread(taken: list[float], form: str) -> str:

@@ -11,7 +11,6 @@ what a GPU takes in that trains the 1B recipe.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import time
@@ -65,20 +64,15 @@ def main() -> None:
         "tokens_per_second": rates,
         "gpu_1b": _rate_of_a_gpu(),
     }
-    print(_table(told))
-    if parsed.json:
-        parsed.json.write_text(json.dumps(told, indent=1) + "\n")
+    machine.report(told, _table(told), parsed.json)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = machine.parser(__doc__)
     parser.add_argument("data", type=Path, help="a data set of data-prep, of 8 or more shards")
     parser.add_argument("settings", nargs="*", metavar="key=value", help="of the configuration")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--batches", type=int, default=100, help="of the loader (default 100)")
-    parser.add_argument("--json", type=Path, help="file for the figures")
     return parser
 
 
@@ -136,10 +130,9 @@ def _rate_of_a_gpu() -> float:
     return _SHARE * peak / flops.training_flops_per_token(recipe.model, _VOCABULARY, recipe.window)
 
 
-def _table(told: dict[str, Any]) -> str:
+def _table(told: dict[str, Any]) -> list[str]:
     rates = told["tokens_per_second"]
     lines = [
-        ", ".join(f"{key} {value}" for key, value in told["machine"].items()),
         f"{told['documents']:,} documents of {told['tokens'] / told['documents']:,.0f} tokens, "
         f"batches of {told['tokens_a_batch']:,} tokens, {told['workers']} reading threads",
         "| one rank | tokens/s, median (least to most) |",
@@ -157,7 +150,7 @@ def _table(told: dict[str, Any]) -> str:
         f"takes up to {loader / 10:,.0f} tokens/s; the 1B recipe at {_SHARE:.0%} of an "
         f"H100's bf16 peak takes {told['gpu_1b']:,.0f} (computed)"
     )
-    return "\n".join(lines)
+    return lines
 
 
 if __name__ == "__main__":

@@ -1,10 +1,13 @@
-"""What a figure was measured on: commit, cores, threads, load and versions."""
+"""What every benchmark has: its options, what it was measured on, and where its figures go."""
 
 from __future__ import annotations
 
+import argparse
+import json
 import os
 import platform
 import subprocess
+from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -23,6 +26,7 @@ def described() -> dict[str, Any]:
         check=False,
     ).stdout.strip()
     return {
+        "date": date.today().isoformat(),
         "commit": commit,
         "cores": len(os.sched_getaffinity(0)),
         "threads": torch.get_num_threads(),
@@ -30,3 +34,20 @@ def described() -> dict[str, Any]:
         "python": platform.python_version(),
         **{package: version(package) for package in ("torch", "deepspeed", "numpy")},
     }
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """A command line with `--json`; `description` is shown as it is written."""
+    made = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    made.add_argument("--json", type=Path, help="file for the figures")
+    return made
+
+
+def report(told: dict[str, Any], table: list[str], file: Path | None) -> None:
+    """Print the figures' machine and table, and write them to the file that was asked for."""
+    print(", ".join(f"{key} {value}" for key, value in told["machine"].items()))
+    print("\n".join(table))
+    if file:
+        file.write_text(json.dumps(told, indent=1) + "\n")

@@ -28,6 +28,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import machine
 import sentencepiece
 import tokenizers
 from datatrove.data import Document
@@ -59,22 +60,17 @@ def main() -> None:
         with tempfile.TemporaryDirectory(dir=parsed.scratch) as scratch:
             rows += _measure(name, parsed, Path(scratch))
     told = {"machine": _machine(parsed), "rows": rows}
-    print(_table(told))
-    if parsed.json:
-        parsed.json.write_text(json.dumps(told, indent=1) + "\n")
+    machine.report(told, _table(told), parsed.json)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = machine.parser(__doc__)
     parser.add_argument("corpus", type=Path, help="directory of *.jsonl.gz with a `text` field")
     parser.add_argument("--vocab-size", type=int, default=32_000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--cores", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--megatron", type=Path, help="a clone of Megatron-LM; left out without")
     parser.add_argument("--scratch", type=Path, help="where outputs are written and removed")
-    parser.add_argument("--json", type=Path, help="file for the figures")
     return parser
 
 
@@ -238,9 +234,8 @@ def _machine(parsed: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _table(told: dict[str, Any]) -> str:
+def _table(told: dict[str, Any]) -> list[str]:
     lines = [
-        ", ".join(f"{key} {value}" for key, value in told["machine"].items()),
         "| corpus | what | MB | documents | s, median (least to most) | MB/s | of bare |",
         "|---|---|---|---|---|---|---|",
     ]
@@ -251,7 +246,7 @@ def _table(told: dict[str, Any]) -> str:
             f"| {row['corpus']} | {row['what']} | {row['megabytes']:.1f} | {row['documents']:,} "
             f"| {spread} | {row['megabytes_per_second']:.2f} | {row['of_bare']:.0%} |"
         )
-    return "\n".join(lines)
+    return lines
 
 
 if __name__ == "__main__":

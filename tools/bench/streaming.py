@@ -10,7 +10,6 @@ are drawn at random: neither changes what a token costs.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import time
@@ -51,20 +50,15 @@ def main() -> None:
         "tenths": tenths,
         "decoding": _decoded(model, early, late, parsed.rounds),
     }
-    print(_table(told))
-    if parsed.json:
-        parsed.json.write_text(json.dumps(told, indent=1) + "\n")
+    machine.report(told, _table(told), parsed.json)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = machine.parser(__doc__)
     parser.add_argument("--tokens", type=int, default=2**20)
     parser.add_argument("--memory", choices=("linear", "delta"), default="delta")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--json", type=Path, help="file for the figures")
     return parser
 
 
@@ -110,9 +104,8 @@ def _decoded(
     return {name: taken[1:] for name, taken in speeds.items()}
 
 
-def _table(told: dict[str, Any]) -> str:
+def _table(told: dict[str, Any]) -> list[str]:
     lines = [
-        ", ".join(f"{key} {value}" for key, value in told["machine"].items()),
         f"{told['tokens']:,} tokens, memory {told['memory']}",
         "| tenth | tokens/s | resident, MiB |",
         "|---|---|---|",
@@ -126,7 +119,7 @@ def _table(told: dict[str, Any]) -> str:
         f"decoding: {early:.1f} tokens/s after 4 Ki tokens, {late:.1f} after all "
         f"({statistics.median(ratios):.2f} times)"
     )
-    return "\n".join(lines)
+    return lines
 
 
 if __name__ == "__main__":

@@ -159,15 +159,11 @@ def main() -> None:
             contestant.stop()
             rows.append(_row(contestant, group[0]))
     told = {"what": parsed.what, "machine": machine.described(), "rows": rows}
-    print(_table(told))
-    if parsed.json:
-        parsed.json.write_text(json.dumps(told, indent=1) + "\n")
+    machine.report(told, _table(told), parsed.json)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = machine.parser(__doc__)
     parser.add_argument(
         "what",
         choices=("rate", "peer", "loop", "llama", "memory", "length", "heap", "compile"),
@@ -175,7 +171,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--json", type=Path, help="file for the figures")
     return parser
 
 
@@ -203,9 +198,8 @@ def _row(contestant: Contestant, first: Contestant) -> dict[str, Any]:
     return row
 
 
-def _table(told: dict[str, Any]) -> str:
+def _table(told: dict[str, Any]) -> list[str]:
     lines = [
-        ", ".join(f"{key} {value}" for key, value in told["machine"].items()),
         "| who | window | s a step, median (least to most) | tokens/s | times the first "
         "| GFLOP/s | of the first's | peak, MiB |",
         "|---|---|---|---|---|---|---|---|",
@@ -220,7 +214,7 @@ def _table(told: dict[str, Any]) -> str:
             f"| {row['tokens_per_second']:,.0f} | {row['times_as_fast']:.2f} | {rate} | {share} "
             f"| {row['peak_bytes'] / 2**20:,.0f} |"
         )
-    return "\n".join(lines)
+    return lines
 
 
 if __name__ == "__main__":

@@ -57,18 +57,13 @@ def main() -> None:
         if start_ranks([sys.executable, *sys.argv, "--told", str(told_file)], _RANKS):
             sys.exit("the ranks failed")
         told = json.loads(told_file.read_text())
-    print(_table(told))
-    if parsed.json:
-        parsed.json.write_text(json.dumps(told, indent=1) + "\n")
+    machine.report(told, _table(told), parsed.json)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = machine.parser(__doc__)
     parser.add_argument("settings", nargs="*", metavar="key=value", help="of the configuration")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--json", type=Path, help="file for the figures")
     parser.add_argument("--told", type=Path, help=argparse.SUPPRESS)
     return parser
 
@@ -142,11 +137,10 @@ def _step(engine: Engine, config: Config, tokens: Tensor, way: Way) -> dict[str,
     return {"seconds": seconds, "sent": sent, "gathered": gathered, "loss": float(loss.detach())}
 
 
-def _table(told: dict[str, Any]) -> str:
+def _table(told: dict[str, Any]) -> list[str]:
     steps = told["steps"]
     parallel, looped = (steps[name] for name in WAYS)
     lines = [
-        ", ".join(f"{key} {value}" for key, value in told["machine"].items()),
         f"{told['parameters']:,} parameters, {_RANKS} ranks, a window of {told['tokens']:,} tokens "
         f"in {told['segments']} segments",
         "| a step | s, median (least to most) | sent by a rank, MB | of which gathers, MB |",
@@ -167,7 +161,7 @@ def _table(told: dict[str, Any]) -> str:
         f"the window is {faster:.2f} times faster and sends {fewer:.1f} times less; their losses "
         f"differ by {apart:.0e} of themselves at most"
     )
-    return "\n".join(lines)
+    return lines
 
 
 if __name__ == "__main__":
