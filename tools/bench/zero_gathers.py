@@ -131,8 +131,8 @@ def _step(engine: Engine, config: Config, tokens: Tensor, way: Way) -> dict[str,
         loss = way(engine, config, tokens)
         engine.backward(loss / config.window)
         engine.step(1e-3)
-        sent = ledger.sent(_RANKS)
-        gathered = ledger.moved["allgather_base"] * (_RANKS - 1) / _RANKS
+        sent = ledger.sent()
+        gathered = ledger.moved["allgather_base", _RANKS] * (_RANKS - 1) / _RANKS
     seconds = time.perf_counter() - began
     return {"seconds": seconds, "sent": sent, "gathered": gathered, "loss": float(loss.detach())}
 
