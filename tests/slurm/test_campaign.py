@@ -383,7 +383,7 @@ def results(campaign: Campaign, wall: float) -> dict[str, Any]:
     checks, checkpoints, steps trained again, and waiting.
     """
     lines = (campaign.job.run / "metrics.jsonl").read_text().splitlines()
-    useful = sum(json.loads(line)["seconds_per_step"] for line in lines)
+    useful = sum(json.loads(line).get("seconds_per_step", 0.0) for line in lines)
     waiting = sum(fault.waiting for fault in campaign.faults)
     return {
         "faults": [asdict(fault) for fault in campaign.faults],
