@@ -33,6 +33,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 SEED = 4
 STEPS, COUNT = 600, 30
 ELASTIC_STEPS = 100
+# At the demo's rate rounding grows: 2 and 4 ranks, undisturbed, differ by 8e-4 after 100 steps.
+ELASTIC_RATE = "optim.lr=3.0e-4"
 PATIENCE = 600  # seconds, for the run to get over a fault
 
 # The model of the demo; a step takes half a second on two cores. Lanes for 2, 4 and 6 ranks.
@@ -318,12 +320,12 @@ def cluster(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[C
         subprocess.run(["umount", "--lazy", place / "runs"], check=True)
 
 
-def undisturbed(place: Path, steps: int) -> Path:
+def undisturbed(place: Path, *settings: str) -> Path:
     """The same run by four ranks on this machine."""
-    run = place / f"undisturbed{steps}"
+    run = place / f"undisturbed-{settings[0]}"
     command = [sys.executable, "-m", "pretrain.cli", "train", "c.yaml", "launch.ranks=4"]
     done = subprocess.run(
-        [*command, f"run.directory={run.name}", f"train.steps={steps}"],
+        [*command, f"run.directory={run.name}", *settings],
         cwd=place,
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         capture_output=True,
@@ -334,11 +336,11 @@ def undisturbed(place: Path, steps: int) -> Path:
     return run
 
 
-def submitted(cluster: Cluster, place: Path, name: str, steps: int, *words: str) -> Job:
+def submitted(cluster: Cluster, place: Path, name: str, nodes: str, *settings: str) -> Job:
     """The job of a run, by the one command that its user types."""
-    line = [ROOT / "slurm/submit", "train", "c.yaml", "--site=site.env", "--time=60", *words]
-    settings = [f"run.directory=runs/{name}", f"train.steps={steps}"]
-    done = cluster.on("ctl", *line, "--", *settings, cwd=place)
+    line = [ROOT / "slurm/submit", "train", "c.yaml", "--site=site.env", "--time=60"]
+    words = [f"--nodes={nodes}", "--", f"run.directory=runs/{name}", *settings]
+    done = cluster.on("ctl", *line, *words, cwd=place)
     assert done.returncode == 0, done.stderr
     number = next(x for x in done.stdout.splitlines() if x.startswith("job:")).split()[1]
     return Job(lambda *command: cluster.on("ctl", *command), number, place / "runs" / name)
@@ -428,10 +430,10 @@ def publish(
 def test_a_run_ends_in_the_same_weights_whatever_happens_to_it(
     cluster: Cluster, place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    whole = undisturbed(place, STEPS)
+    whole = undisturbed(place, f"train.steps={STEPS}")
     chance = random.Random(SEED)
     began = time.monotonic()
-    job = submitted(cluster, place, "struck", STEPS, "--nodes=2")
+    job = submitted(cluster, place, "struck", "2", f"train.steps={STEPS}")
     with Watch(cluster, job.number, job.run) as watch:
         campaign = Campaign(cluster, job, watch, chance)
         for index, (kind, moment) in enumerate(order_of_faults(chance, COUNT)):
@@ -452,9 +454,10 @@ def test_a_run_ends_in_the_same_weights_whatever_happens_to_it(
 def test_a_run_ends_as_undisturbed_on_whatever_number_of_ranks_it_comes_back(
     cluster: Cluster, place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    whole = undisturbed(place, ELASTIC_STEPS)
+    settings = (f"train.steps={ELASTIC_STEPS}", ELASTIC_RATE)
+    whole = undisturbed(place, *settings)
     began = time.monotonic()
-    job = submitted(cluster, place, "elastic", ELASTIC_STEPS, "--nodes=1-3")
+    job = submitted(cluster, place, "elastic", "1-3", *settings)
     with Watch(cluster, job.number, job.run) as watch:
         campaign = Campaign(cluster, job, watch, random.Random(SEED))
         for index, (kind, (inject, nodes)) in enumerate(ELASTIC.items()):
