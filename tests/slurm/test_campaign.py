@@ -31,7 +31,7 @@ from tests.slurm.watch import Rename, Watch
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
 SEED = 4
-STEPS, COUNT = 600, 30
+STEPS, COUNT = 900, 30
 ELASTIC_STEPS = 100
 # At the demo's rate rounding grows: 2 and 4 ranks, undisturbed, differ by 8e-4 after 100 steps.
 ELASTIC_RATE = "optim.lr=3.0e-4"
