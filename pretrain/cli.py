@@ -18,7 +18,7 @@ from typing import NoReturn
 from data_prep.settings import SettingsError
 from data_prep.shards import DataError, read_manifest
 from pretrain import config as configuration
-from pretrain import job, launch
+from pretrain import job, launch, origin
 from pretrain.checkpoint import attempts
 from pretrain.checkpoint.attempts import NoProgressError
 from pretrain.config import Config
@@ -288,14 +288,14 @@ def _check_start(config: Config, ranks: int) -> None:
             "model.local_attention: flash-attn is not installed; install the extra `gpu` (README), "
             "or set it to auto or sdpa"
         )
-    problems += _data_problems(config, [])
+    problems += _data_problems(config, []) + origin.problems(config)
     if problems:
         raise SettingsError(problems)
 
 
 def _check(words: argparse.Namespace) -> int:
     config = configuration.load(words.config, words.settings)
-    problems = _data_problems(config, words.made_before)
+    problems = _data_problems(config, words.made_before) + origin.problems(config)
     try:
         planned = job.plan(config, words.nodes, words.gpus_per_node)
     except SettingsError as error:

@@ -153,6 +153,11 @@ class TrainConfig:
     """Length, precision and rhythm of training."""
 
     steps: int = setting(1000, "optimizer steps", low=1)
+    start_from: str = setting(
+        "",
+        "run directory, checkpoint or imported model whose weights a new run begins with; all else "
+        "of it begins anew",
+    )
     window_segments: int = setting(16, "segments W of a window, the back-propagated length", low=1)
     micro_batch: int = setting(0, "lanes of a rank per forward and backward; 0: all of them", low=0)
     precision: Literal["float32", "bf16"] = setting("float32", "dtype of weights and activations")

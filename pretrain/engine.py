@@ -14,7 +14,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -255,13 +255,38 @@ class Engine:
         checkpoint.expect(
             {f"{n}/{kind}": tuple(s) for n, s in self._shapes.items() for kind in _KINDS}
         )
+        self._read(checkpoint, list(self._parameters), _KINDS)
+        for state in self._adamw.state.values():
+            state["step"].fill_(optimizer_steps)
+
+    def take_weights(self, checkpoint: Checkpoint) -> None:
+        """Take this rank's part of the weights alone; gates may stand on one side only.
+
+        Gates that the checkpoint lacks keep their initial values. Raises CheckpointError where
+        its weights are not those of this model.
+        """
+        stored = checkpoint.names()
+        own = {f"{name}/param": tuple(shape) for name, shape in self._shapes.items()}
+        taken = [name for name in self._shapes if f"{name}/param" in stored or not is_gate(name)]
+        others = {
+            name: shape
+            for name, shape in stored.items()
+            if name not in own and (not name.endswith("/param") or is_gate(name.split("/")[0]))
+        }
+        checkpoint.expect({f"{name}/param": own[f"{name}/param"] for name in taken} | others)
+        self._read(checkpoint, taken, ("param",))
+
+    def _read(self, checkpoint: Checkpoint, names: Sequence[str], kinds: Sequence[str]) -> None:
+        """Take this rank's part of parameters, and what the forward reads of them."""
         if self._stage == 3:
             # Once a step was taken, small parameters stay gathered: drop that, then gather anew.
             self._zero.checkpoint_event_prologue()
-        for name, parameter in self._parameters.items():
+        for name in names:
+            parameter = self._parameters[name]
             offset, views = self._local(parameter)
-            for kind, view in views.items():
-                view.copy_(checkpoint.read(f"{name}/{kind}", offset, view.numel()))
+            for kind in kinds:
+                values = checkpoint.read(f"{name}/{kind}", offset, views[kind].numel())
+                views[kind].copy_(values)
             if self._stage == 3:
                 # What the forward gathers is another tensor than the master that was just set.
                 master = views["param"]
@@ -270,8 +295,6 @@ class Engine:
                 parameter.data.copy_(checkpoint.tensor(f"{name}/param"))
         if self._stage == 3:
             self._zero.checkpoint_event_epilogue()
-        for state in self._adamw.state.values():
-            state["step"].fill_(optimizer_steps)
 
     def _local(self, parameter: nn.Parameter) -> tuple[int, dict[str, Tensor]]:
         """Where this rank's part of the flattened parameter starts, and writable flat views of it.

@@ -17,7 +17,7 @@ from data_prep.settings import SettingsError
 from data_prep.tokenizer import Tokenizer
 from pretrain.checkpoint.load import Checkpoint, newest_good
 from pretrain.checkpoint.manifest import CHECKPOINTS, MANIFEST, CheckpointError, step_of
-from pretrain.checkpoint.ranks import SoloRanks
+from pretrain.checkpoint.ranks import Ranks, SoloRanks
 from pretrain.checkpoint.verify import verify
 from pretrain.config import Config, ModelConfig
 from pretrain.model.transformer import Transformer
@@ -64,7 +64,7 @@ def load(path: Path, device: torch.device) -> Trained:
     only one tensor at a time stands in memory.
     Raises TrainedError, CheckpointError or TokenizerError.
     """
-    run_directory, checkpoint_path = _locate(path)
+    run_directory, checkpoint_path = locate(path, SoloRanks())
     with Checkpoint(checkpoint_path) as checkpoint:
         config = _configuration(checkpoint)
         own = tokenizer.load(tokenizer.find(run_directory))
@@ -80,8 +80,11 @@ def load(path: Path, device: torch.device) -> Trained:
     return Trained(config, model, checkpoint.step, own, run_directory, checkpoint_path)
 
 
-def _locate(path: Path) -> tuple[Path, Path]:
-    """The run directory and a verified checkpoint of it."""
+def locate(path: Path, ranks: Ranks) -> tuple[Path, Path]:
+    """The run directory and its newest good checkpoint, or the one that `path` is, verified.
+
+    The same on every rank. Raises TrainedError or CheckpointError.
+    """
     if not path.is_dir():
         state = "is not a directory" if path.exists() else "there is no such directory"
         raise TrainedError(
@@ -89,13 +92,13 @@ def _locate(path: Path) -> tuple[Path, Path]:
         )
     resolved = path.resolve()
     if step_of(resolved.name) is not None or (path / MANIFEST).is_file():
-        return _of_checkpoint(resolved)
+        return _of_checkpoint(resolved, ranks)
     if not ((path / CHECKPOINTS).is_dir() or (path / CONFIG_FILE).is_file()):
         raise TrainedError(
             f"{path}: is neither a run directory (no {CHECKPOINTS}/ in it) nor a checkpoint of one "
             f"(named RUN/{CHECKPOINTS}/step-00000100)"
         )
-    found = newest_good(path / CHECKPOINTS, SoloRanks())
+    found = newest_good(path / CHECKPOINTS, ranks)
     for name, reason in found.passed_over:
         _log.warning("passed over checkpoint %s: %s", name, reason)
     if found.path is None:
@@ -106,13 +109,13 @@ def _locate(path: Path) -> tuple[Path, Path]:
     return path, found.path
 
 
-def _of_checkpoint(path: Path) -> tuple[Path, Path]:
+def _of_checkpoint(path: Path, ranks: Ranks) -> tuple[Path, Path]:
     if path.parent.name != CHECKPOINTS:
         raise TrainedError(
             f"{path}: is not in a run's {CHECKPOINTS}/, and the run's tokenizer is needed "
             f"too; give RUN/{CHECKPOINTS}/{path.name}"
         )
-    reason = verify(path, SoloRanks())
+    reason = verify(path, ranks)
     if reason is not None:
         raise CheckpointError(f"{path}: is not a good checkpoint: {reason}")
     return path.parent.parent, path

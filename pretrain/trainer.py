@@ -57,7 +57,7 @@ from pretrain.optim import rate_fraction
 from pretrain.parallel import SequenceGroup
 from pretrain.profiling import StepProfiler
 from pretrain.stragglers import Straggler, Stragglers
-from pretrain.trained import CONFIG_FILE, DTYPES
+from pretrain.trained import CONFIG_FILE, DTYPES, locate
 from pretrain.watchdog import Watchdog
 
 T = TypeVar("T")
@@ -154,6 +154,7 @@ class Trainer:
         )
         assert isinstance(self.engine.module, Transformer)
         self.model = self.engine.module
+        self.origin: dict[str, Any] | None = None  # where the first weights came from
         self.progress = self._resume() or self._start()
         # Of its own, so that the collectives of a save come in no order with those of a step.
         patience = timedelta(seconds=config.watchdog.save + _WATCHDOG_SECONDS)
@@ -455,6 +456,7 @@ class Trainer:
             "optimizer_steps": self.engine.optimizer_steps,
             "sources": _fingerprints(self.mix),
             "vocab_size": self.tokenizer.vocab_size,
+            "origin": self.origin,
             "configuration": settings.to_plain(self.config),
         }
         commit = partial(self._commit, progress.step, pieces, lanes, trainer, recorder)
@@ -535,6 +537,14 @@ class Trainer:
         return HostCopy([*(piece.values for piece in self.engine.pieces()), *memories])
 
     def _start(self) -> Progress:
+        """Step 0, with new weights or those of `train.start_from`."""
+        if self.config.train.start_from:
+            _, path = locate(Path(self.config.train.start_from), self.ranks)
+            with Checkpoint(path) as checkpoint:
+                self.engine.take_weights(checkpoint)
+                step, digest = checkpoint.step, checkpoint.sha256
+            self.origin = {"path": str(path.resolve()), "step": step, "sha256": digest}
+            _log.info("weights of %s, step %d, sha256 of its manifest %s", path, step, digest)
         return Progress(0, 0, 0, 0, None, [""] * len(self.lanes), self._empty_memory())
 
     def _resume(self) -> Progress | None:
@@ -548,8 +558,14 @@ class Trainer:
             return None
         with Checkpoint(found.path) as checkpoint:
             trainer = checkpoint.trainer
+            if "optimizer_steps" not in trainer:
+                raise CheckpointError(
+                    f"run.directory: {self.directory} is an imported model, which no run goes on "
+                    f"from; give another, and train.start_from={self.directory}"
+                )
             self._check_resumable(trainer)
             self.engine.restore(checkpoint, trainer["optimizer_steps"])
+            self.origin = trainer.get("origin")
             records = [checkpoint.lane(lane) for lane in self.lanes]
         if "history" not in records[0].place:
             raise CheckpointError(
@@ -700,7 +716,7 @@ def _is_fixed(key: str) -> bool:
     """Whether a checkpoint's state means nothing under another value of this setting."""
     kernels = ("model.local_attention", "model.memory.kernel")
     model = key.startswith("model.") and key not in kernels
-    return model or key in ("data.lanes", "run.seed")
+    return model or key in ("data.lanes", "run.seed", "train.start_from")
 
 
 def _fingerprints(mix: Mix) -> list[list[str]]:

@@ -25,6 +25,7 @@ FLOORS = {
     "pretrain.parallel": 3,
     "pretrain.launch": 3,
     "pretrain.job": 3,
+    "pretrain.origin": 3,
     "pretrain.stragglers": 3,
     "pretrain.profiling": 3,
     "pretrain.watchdog": 3,
@@ -153,7 +154,7 @@ def test_no_module_imports_from_a_floor_above_its_own(name: str) -> None:
             assert floor is not None and floor <= own, f"{name} (floor {own}) imports {imported}"
 
 
-WITHOUT_TORCH = ["config", "launch", "cli", "job", "watchdog", "checkpoint.attempts",
+WITHOUT_TORCH = ["config", "launch", "cli", "job", "origin", "watchdog", "checkpoint.attempts",
                  "checkpoint.manifest"]  # fmt: skip
 
 

@@ -67,12 +67,13 @@ def newest_good(root: Path, ranks: Ranks) -> Found:
 class Checkpoint:
     """Reads a checkpoint that `newest_good` or `verify` found good, one slice at a time.
 
-    Files are mapped, never loaded whole. `step`, `trainer` (the trainer's own JSON) and `ranks`
-    (how many wrote it) are attributes. Close it, or use it in a `with` block.
+    Files are mapped, never loaded whole. `step`, `trainer` (the trainer's own JSON), `ranks` (how
+    many wrote it) and `sha256` (of its manifest) are attributes. Close it, or use it in a `with`
+    block.
     """
 
     def __init__(self, path: Path) -> None:
-        manifest, _ = read_manifest(path)
+        manifest, self.sha256 = read_manifest(path)
         self.path = path
         self.step = manifest.step
         self.ranks = manifest.ranks
