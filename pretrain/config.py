@@ -99,11 +99,44 @@ class MemoryConfig:
         "inclusive", "what delta divides by: z before the segment (paper) or after it (inclusive)"
     )
     initial_gate: float = setting(0.0, "initial beta of the gates (equation 10)")
+    when_empty: Literal["zero", "local"] = setting(
+        "zero",
+        "what a memory reads as that holds nothing of a token's document: 0, which scales the "
+        "local attention by 1 - g; or the local attention, which is then left as it is",
+    )
     kernel: Literal["auto", "torch", "triton"] = setting(
         "auto",
         "what computes the memory's part: PyTorch, or our Triton kernels (GPU, bf16); auto: "
         "PyTorch, as long as no measurement on a GPU says otherwise",
     )
+
+
+@dataclass(frozen=True)
+class RopeScalingConfig:
+    """How the rotary embedding's frequencies were lowered to pre-train on longer contexts."""
+
+    kind: Literal["none", "linear", "llama3"] = setting(
+        "none",
+        "linear: all of them divided by the factor; llama3: those of few turns within the original "
+        "length, as in Llama 3.1",
+    )
+    factor: float = setting(1.0, "what frequencies are divided by", low=1.0)
+    low_turns: float = setting(
+        1.0, "llama3: frequencies of fewer turns within the original length are divided", low=0.0
+    )
+    high_turns: float = setting(
+        4.0, "llama3: frequencies of more turns are kept; between the two it is blended", low=0.0
+    )
+    original_length: int = setting(8192, "llama3: tokens of the original context", low=1)
+
+    def problems(self) -> list[str]:
+        """Combinations that cannot work."""
+        found = []
+        if self.kind == "none" and self.factor != 1:
+            found.append(f"factor: {self.factor} does nothing under kind none; choose a kind")
+        if self.kind == "llama3" and self.low_turns >= self.high_turns:
+            found.append(f"low_turns: {self.low_turns} is not below high_turns, {self.high_turns}")
+        return found
 
 
 @dataclass(frozen=True)
@@ -118,6 +151,7 @@ class ModelConfig:
     d_ff: int = setting(688, "hidden size of the SwiGLU feed-forward", low=1)
     segment: int = setting(256, "tokens of a segment N, the reach of local attention", low=1)
     rope_theta: float = setting(10000.0, "base of the rotary embedding", low=1.0)
+    rope_scaling: RopeScalingConfig = group(RopeScalingConfig)
     norm_eps: float = setting(1e-5, "epsilon of RMSNorm", low=0.0)
     tied_embeddings: bool = setting(True, "the output projection is the embedding's weight")
     init_std: float = setting(0.02, "standard deviation of the initial weights", low=0.0)

@@ -72,7 +72,7 @@ class Window:
         return cls(
             tokens=tokens,
             attend=kernel(padded.flatten(0, 1)),
-            positions=rotary(0, length, config.d_head, config.rope_theta, starts.device, dtype),
+            positions=rotary(0, length, config, starts.device, dtype),
             readable=started == 0,
             writable=None if bool(writable.all()) else writable,
             reset=resets(starting),
@@ -108,7 +108,7 @@ class Continuation:
         """The layout of tokens at `places`, one after another, all below `reach`."""
         return cls(
             places=places,
-            positions=rotary_at(places, config.d_head, config.rope_theta, dtype),
+            positions=rotary_at(places, config, dtype),
             visible=torch.arange(reach, device=places.device) <= places[:, None],
         )
 
@@ -220,6 +220,7 @@ class InfiniAttention(nn.Module):
         )
         readable = window.readable & read_memory
         heads = products.gated_read(local, queries, before, readable, self.gate)
+        heads = self._whole_where_empty(heads, local, before, readable)
         return self._tokens(heads, window), after
 
     def _continue(
@@ -245,10 +246,20 @@ class InfiniAttention(nn.Module):
             before = MemoryState(*(part[:, None] for part in segment.memory))
             everywhere = torch.ones((), dtype=torch.bool, device=queries.device)
             everywhere = everywhere.expand(1, 1, queries.shape[1])
-            heads = memory.gated_read(
-                heads[:, None], queries[:, None], before, everywhere, self.gate
-            ).squeeze(1)
+            local = heads[:, None]
+            heads = memory.gated_read(local, queries[:, None], before, everywhere, self.gate)
+            heads = self._whole_where_empty(heads, local, before, everywhere).squeeze(1)
         return heads, segment
+
+    def _whole_where_empty(
+        self, heads: Tensor, local: Tensor, before: MemoryState, readable: Tensor
+    ) -> Tensor:
+        """`heads` [B, S, N, H, D], or the local attention where memory has nothing for a token."""
+        if self.config.memory.when_empty == "zero":
+            return heads
+        # Features are above 0, so z is 0 where nothing has been written, and nowhere else.
+        holding = (before.normaliser > 0).flatten(2).any(dim=2)[..., None]
+        return torch.where((holding & readable)[..., None, None], heads, local)
 
     def close(self, segment: OpenSegment) -> None:
         """Write a full segment to its memory; its places are then those of the next one."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from pretrain.config import ModelConfig
 from pretrain.model.compiling import fused
 
 
@@ -19,21 +21,40 @@ class Rotary(NamedTuple):
 
 
 def rotary(
-    first: int, length: int, d_head: int, theta: float, device: torch.device, dtype: torch.dtype
+    first: int, length: int, config: ModelConfig, device: torch.device, dtype: torch.dtype
 ) -> Rotary:
     """Tables for the positions first .. first + length - 1 within a segment."""
-    return rotary_at(torch.arange(first, first + length, device=device), d_head, theta, dtype)
+    return rotary_at(torch.arange(first, first + length, device=device), config, dtype)
 
 
-def rotary_at(places: Tensor, d_head: int, theta: float, dtype: torch.dtype) -> Rotary:
+def rotary_at(places: Tensor, config: ModelConfig, dtype: torch.dtype) -> Rotary:
     """Tables for the positions `places` [positions], int64, within a segment.
 
     Angles are computed in float32 or better and only their cosines and sines are cast to `dtype`.
     """
     precise = torch.promote_types(torch.float32, dtype)
-    exponents = torch.arange(0, d_head, 2, device=places.device, dtype=precise) / d_head
-    angles = (places.to(precise)[:, None] * theta**-exponents)[:, None, :]
+    frequencies = _frequencies(config, places.device, precise)
+    angles = (places.to(precise)[:, None] * frequencies)[:, None, :]
     return Rotary(angles.cos().to(dtype), angles.sin().to(dtype))
+
+
+def _frequencies(config: ModelConfig, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Radians a position of each pair of components [d_head / 2].
+
+    Rounded as in Hugging Face's models, where weights come from and go to: at far positions an
+    angle shows the last bit of its frequency.
+    """
+    exponents = torch.arange(0, config.d_head, 2, device=device, dtype=dtype) / config.d_head
+    frequencies = 1.0 / config.rope_theta**exponents
+    scaling = config.rope_scaling
+    if scaling.kind == "none":
+        return frequencies
+    lowered = frequencies / scaling.factor
+    if scaling.kind == "linear":
+        return lowered
+    turns = scaling.original_length / (2 * math.pi / frequencies)
+    kept = (turns - scaling.low_turns) / (scaling.high_turns - scaling.low_turns)
+    return torch.lerp(lowered, frequencies, kept.clamp(0, 1))
 
 
 def rotate(x: Tensor, table: Rotary) -> Tensor:

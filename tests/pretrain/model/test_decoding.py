@@ -16,13 +16,14 @@ from pretrain.model.transformer import StreamState, Transformer
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SEGMENT = 8
-KINDS = ["none", "linear", "delta"]
+MEMORIES = [MemoryConfig(kind="none"), MemoryConfig(kind="linear", when_empty="local"),
+            MemoryConfig(kind="delta")]  # fmt: skip
 
 
-def build(kind: Any) -> Transformer:
+def build(memory: MemoryConfig) -> Transformer:
     torch.manual_seed(1)
     shape = {"d_model": 32, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "d_head": 8, "d_ff": 48}
-    config = ModelConfig(segment=SEGMENT, memory=MemoryConfig(kind=kind), init_std=0.2, **shape)
+    config = ModelConfig(segment=SEGMENT, memory=memory, init_std=0.2, **shape)
     model = Transformer(config, 50).eval().to(DEVICE)
     for name, weight in model.named_parameters():
         if name.endswith("gate"):
@@ -48,10 +49,10 @@ def tensors(stream: StreamState) -> list[Tensor]:
     return [tensor for layer in stream.layers for tensor in (*(layer.memory or ()), *layer[1:])]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("memory", MEMORIES, ids=lambda memory: memory.kind)
 @pytest.mark.parametrize("prompt", [0, 3, SEGMENT, 2 * SEGMENT + 7])
-def test_decoded_logits_are_those_of_the_whole_document(kind: str, prompt: int) -> None:
-    model, tokens = build(kind), documents(4 * SEGMENT + 3)
+def test_decoded_logits_are_those_of_the_whole_document(memory: MemoryConfig, prompt: int) -> None:
+    model, tokens = build(memory), documents(4 * SEGMENT + 3)
     with torch.no_grad():
         starts = torch.zeros_like(tokens, dtype=torch.bool)
         whole = model(tokens, starts, model.initial_state(2, DEVICE)).logits
@@ -72,10 +73,12 @@ class Calls(TorchDispatchMode):
         return call(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_step_over_the_whole_segment_is_the_same_work_on_the_same_tensors(kind: str) -> None:
+@pytest.mark.parametrize("memory", MEMORIES, ids=lambda memory: memory.kind)
+def test_a_step_over_the_whole_segment_is_the_same_work_on_the_same_tensors(
+    memory: MemoryConfig,
+) -> None:
     """What a graph needs; and why the millionth token costs what the first does."""
-    model, tokens = build(kind), documents(3 * SEGMENT)
+    model, tokens = build(memory), documents(3 * SEGMENT)
     stream = model.open_stream(2, DEVICE)
     places = [tensor.data_ptr() for tensor in tensors(stream)]
     steps = []
@@ -92,9 +95,9 @@ def test_a_step_over_the_whole_segment_is_the_same_work_on_the_same_tensors(kind
     assert not names & {"aten._local_scalar_dense.default", "aten.nonzero.default"}
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_places_that_are_not_filled_are_not_seen(kind: str) -> None:
-    model, tokens = build(kind), documents(SEGMENT)
+@pytest.mark.parametrize("memory", MEMORIES, ids=lambda memory: memory.kind)
+def test_places_that_are_not_filled_are_not_seen(memory: MemoryConfig) -> None:
+    model, tokens = build(memory), documents(SEGMENT)
     expected, _ = model.extend(tokens, model.open_stream(2, DEVICE))
     stream = model.open_stream(2, DEVICE)
     for part in tensors(stream)[-3:]:

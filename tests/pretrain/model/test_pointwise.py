@@ -57,7 +57,7 @@ def test_swiglu_is_silu_times_up() -> None:
 
 
 def test_rotation_turns_pairs_of_components_and_its_gradient_turns_back() -> None:
-    table = rotary(3, 5, 8, 10_000.0, torch.device("cpu"), torch.float64)
+    table = rotary(3, 5, ModelConfig(d_head=8), torch.device("cpu"), torch.float64)
 
     def by_halves(x: Tensor) -> Tensor:
         first, second = x.chunk(2, dim=-1)

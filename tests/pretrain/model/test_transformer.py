@@ -25,6 +25,7 @@ RULES = {
     "linear": MemoryConfig(kind="linear"),
     "delta, paper": MemoryConfig(kind="delta", normaliser="paper"),
     "delta, inclusive": MemoryConfig(kind="delta", normaliser="inclusive"),
+    "linear, local when empty": MemoryConfig(kind="linear", when_empty="local"),
     "none": MemoryConfig(kind="none"),
 }
 WITH_MEMORY = [rule for rule in RULES if rule != "none"]
@@ -176,10 +177,17 @@ class Naive:
                     outputs.append(local)
                     continue
                 g = 1 / (1 + torch.exp(-self.weights[f"{name}.gate"][head]))
-                outputs.append(g * torch.stack(reads[member]) + (1 - g) * local)
+                pairs = zip(reads[member], local, strict=True)
+                outputs.append(torch.stack([self.mixed(g, read, near) for read, near in pairs]))
         result = torch.cat(outputs, dim=-1) @ self.weights[f"{name}.o_proj.weight"].T
         after = (torch.stack(matrices), torch.stack(normalisers)) if matrices else None
         return result, after
+
+    def mixed(self, g: Tensor, read: Tensor | None, near: Tensor) -> Tensor:
+        """Of one token; `read` is None where there was nothing to read."""
+        if read is None:
+            return near if self.config.memory.when_empty == "local" else (1 - g) * near
+        return g * read + (1 - g) * near
 
     def local(self, q: Tensor, k: Tensor, v: Tensor, documents: list[int]) -> Tensor:
         rows = []
@@ -202,9 +210,9 @@ class Naive:
 
     def remember(
         self, queries: list[Tensor], k: Tensor, v: Tensor, documents: list[int], memory: Any
-    ) -> tuple[list[list[Tensor]], Any]:
+    ) -> tuple[list[list[Tensor | None]], Any]:
         """What each query head reads at each token, and (M, z) after the last segment."""
-        reads: list[list[Tensor]] = [[] for _ in queries]
+        reads: list[list[Tensor | None]] = [[] for _ in queries]
         if memory is None:
             return reads, None
         matrix, z = memory
@@ -213,9 +221,8 @@ class Naive:
             segment = range(first, min(first + SEGMENT, len(k)))
             for t in segment:
                 for head, q in enumerate(queries):
-                    may = self.read_memory and documents[t] == held
-                    read = self.recall(feature(q[t]), matrix, z) if may else 0 * v[t]
-                    reads[head].append(read)
+                    may = self.read_memory and documents[t] == held and bool((z != 0).any())
+                    reads[head].append(self.recall(feature(q[t]), matrix, z) if may else None)
             if documents[segment[-1]] != held:
                 matrix, z, held = 0 * matrix, 0 * z, documents[segment[-1]]
             matrix, z = self.write(k, v, [t for t in segment if documents[t] == held], matrix, z)
