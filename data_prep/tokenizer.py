@@ -293,7 +293,7 @@ class HuggingFace:
         self._model.encode_special_tokens = True
         try:
             self.pieces = tokenizer_json.pieces(self._plain, self._model)
-            self._special = tokenizer_json.special_tokens(path, self._plain, self._model)
+            self.special_tokens = tokenizer_json.special_tokens(path, self._plain, self._model)
         except ValueError as error:
             raise TokenizerError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from None
         self.vocab_size = len(self.pieces)
@@ -353,7 +353,7 @@ class HuggingFace:
     @cached_property
     def standalone(self) -> bytes:
         """The file, with the special tokens in it that files beside it named."""
-        stated = tokenizer_json.stating(self._plain, self._special, self._model)
+        stated = tokenizer_json.stating(self._plain, self.special_tokens, self._model)
         if stated is None:
             return self._data
         return json.dumps(stated, ensure_ascii=False, indent=2).encode()
@@ -369,7 +369,7 @@ class HuggingFace:
         return tokenizer_json.cut(self._plain)
 
     def _special_id(self, role: str) -> int | None:
-        token = self._special[role]
+        token = self.special_tokens[role]
         return None if token is None else self._model.token_to_id(token)
 
     def _encode(self, text: str) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""`pretrain`: plan, train, evaluate, generate, plot; check and preflight for jobs on a cluster.
+"""`pretrain`: plan, train, evaluate, generate, plot; import, export; check and preflight for jobs.
 
 torch is imported by the commands that need it, after the configuration was checked.
 """
@@ -15,13 +15,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from data_prep import settings
 from data_prep.settings import SettingsError
 from data_prep.shards import DataError, read_manifest
 from pretrain import config as configuration
 from pretrain import job, launch, origin
 from pretrain.checkpoint import attempts
 from pretrain.checkpoint.attempts import NoProgressError
-from pretrain.config import Config
+from pretrain.config import Config, ImportConfig
 from pretrain.launch import Place
 from pretrain.watchdog import Watchdog
 
@@ -76,6 +77,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_train(verbs)
     _add_eval(verbs)
     _add_generate(verbs)
+    _add_import(verbs)
+    _add_export(verbs)
     _add_plot(verbs)
     _add_check(verbs)
     _add_preflight(verbs)
@@ -161,6 +164,44 @@ def _add_generate(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("--top-p", type=float, default=0.95, help="nucleus mass (default 0.95)")
     parser.add_argument("--seed", type=int, default=0, help="same seed, same text (default 0)")
     parser.set_defaults(run=_generate)
+
+
+def _add_import(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    keys = "\n".join(f"  {line}" for line in settings.describe(ImportConfig))
+    parser = verbs.add_parser(
+        "import",
+        help="take in a Hugging Face model of the Llama family",
+        description="Turn a directory with config.json, safetensors and a tokenizer into a "
+        "checkpoint that train.start_from, eval, generate and export read.",
+        epilog=f"settings and their defaults:\n{keys}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("source", type=Path, help="the model's directory")
+    parser.add_argument("out", type=Path, help="directory to be made")
+    parser.add_argument("settings", nargs="*", metavar="key=value")
+    parser.add_argument(
+        "--tokenizer", type=Path, help="tokenizer.model or tokenizer.json (default: the one there)"
+    )
+    parser.set_defaults(run=_import)
+
+
+def _add_export(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = verbs.add_parser(
+        "export",
+        help="write a model that Hugging Face's transformers load",
+        description="Write safetensors, config.json, the tokenizer and the code of the model: "
+        "AutoModelForCausalLM.from_pretrained(OUT, trust_remote_code=True) loads it. A model "
+        "without memory becomes a plain Llama, which is the same for texts of one segment.",
+    )
+    parser.add_argument("path", type=Path, help="run directory, or one checkpoint of it")
+    parser.add_argument("out", type=Path, help="directory to be made")
+    parser.add_argument(
+        "--dtype",
+        choices=["stored", "float32", "bf16"],
+        default="stored",
+        help="of the weights written (default: as they are stored, exact)",
+    )
+    parser.set_defaults(run=_export)
 
 
 def _add_plot(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -379,6 +420,18 @@ def _generate(words: argparse.Namespace) -> int:
         top_p=words.top_p,
         seed=words.seed,
     )
+
+
+def _import(words: argparse.Namespace) -> int:
+    from pretrain.convert import llama
+
+    return llama.run(words.source, words.out, words.settings, words.tokenizer)
+
+
+def _export(words: argparse.Namespace) -> int:
+    from pretrain.convert import export
+
+    return export.run(words.path, words.out, words.dtype)
 
 
 def _plot(words: argparse.Namespace) -> int:

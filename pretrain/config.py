@@ -437,6 +437,17 @@ class Config:
         ]
 
 
+@dataclass(frozen=True)
+class ImportConfig:
+    """What a model without memory does not say, and whoever imports it chooses."""
+
+    segment: int = setting(2048, "tokens of a segment N, the reach of local attention", low=1)
+    window_segments: int = setting(
+        16, "segments that evaluation and generation compute at once", low=1
+    )
+    memory: MemoryConfig = group(MemoryConfig)
+
+
 def _any_of(choices: Sequence[object]) -> str:
     """`a, b or c`."""
     *others, last = map(str, choices)

@@ -66,18 +66,24 @@ def load(path: Path, device: torch.device) -> Trained:
     """
     run_directory, checkpoint_path = locate(path, SoloRanks())
     with Checkpoint(checkpoint_path) as checkpoint:
-        config = _configuration(checkpoint)
-        own = tokenizer.load(tokenizer.find(run_directory))
-        vocab_size = checkpoint.trainer["vocab_size"]
-        if own.vocab_size != vocab_size:
-            raise TrainedError(
-                f"{own.path}: has {own.vocab_size} pieces, the model of {checkpoint_path} has "
-                f"{vocab_size}: it is another run's; put back the {own.path.name} of the data set "
-                "that the run was trained on"
-            )
+        config = configuration_of(checkpoint)
+        own = tokenizer_of(run_directory, checkpoint)
         dtype = DTYPES[config.train.precision] if device.type == "cuda" else torch.float32
-        model = _model(config.model, vocab_size, checkpoint, device, dtype)
+        model = _model(config.model, own.vocab_size, checkpoint, device, dtype)
     return Trained(config, model, checkpoint.step, own, run_directory, checkpoint_path)
+
+
+def tokenizer_of(run_directory: Path, checkpoint: Checkpoint) -> Tokenizer:
+    """The run's tokenizer. Raises TokenizerError, or TrainedError where it is another model's."""
+    own = tokenizer.load(tokenizer.find(run_directory))
+    vocab_size = checkpoint.trainer["vocab_size"]
+    if own.vocab_size != vocab_size:
+        raise TrainedError(
+            f"{own.path}: has {own.vocab_size} pieces, the model of {checkpoint.path} has "
+            f"{vocab_size}: it is another run's; put back the {own.path.name} of the data set "
+            "that the run was trained on"
+        )
+    return own
 
 
 def locate(path: Path, ranks: Ranks) -> tuple[Path, Path]:
@@ -121,7 +127,8 @@ def _of_checkpoint(path: Path, ranks: Ranks) -> tuple[Path, Path]:
     return path.parent.parent, path
 
 
-def _configuration(checkpoint: Checkpoint) -> Config:
+def configuration_of(checkpoint: Checkpoint) -> Config:
+    """What it was trained with. Raises TrainedError."""
     try:
         return settings.from_plain(Config, checkpoint.trainer["configuration"])
     except SettingsError as error:

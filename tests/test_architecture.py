@@ -35,6 +35,7 @@ FLOORS = {
     "pretrain.trained": 4,
     "pretrain.evaluate": 4,
     "pretrain.generate": 4,
+    "pretrain.convert": 5,
     "pretrain.ledger": 5,
     "pretrain.plot": 4,
     "pretrain.preflight": 4,

@@ -10,7 +10,7 @@ import hashlib
 import itertools
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -139,33 +139,56 @@ def _coverage_problem(parts: Sequence[Extent]) -> str | None:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> FileInfo:
+    """`stream_tensors` of what is in memory, or on a device, already."""
+    infos = {
+        key: TensorInfo(dtype_name(tensor.dtype), tuple(tensor.shape))
+        for key, tensor in tensors.items()
+    }
+    return stream_tensors(path, infos, tensors.__getitem__)
+
+
+def stream_tensors(
+    path: Path,
+    tensors: Mapping[str, TensorInfo],
+    read: Callable[[str], Tensor],
+    metadata: Mapping[str, str] | None = None,
+) -> FileInfo:
     """Write a safetensors file durably; its size and the sha256 of what was meant to be written.
 
     The library's own writer wants all tensors in host memory and would have the file read again
-    for its hash; here one tensor at a time is brought to the host, hashed and written. Reading is
-    the library's.
+    for its hash; here `read` gives one after another, which is brought to the host, hashed and
+    written. Reading is the library's.
     """
+    sizes = {
+        key: (DTYPES[info.dtype].itemsize, math.prod(info.shape)) for key, info in tensors.items()
+    }
     # Wide dtypes first keeps every tensor aligned to its element size, as the library does.
-    ordered = sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0]))
-    header: dict[str, Any] = {}
+    ordered = sorted(tensors, key=lambda key: (-sizes[key][0], key))
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     end = 0
-    for key, tensor in ordered:
-        start, end = end, end + tensor.numel() * tensor.element_size()
+    for key in ordered:
+        start, end = end, end + math.prod(sizes[key])
+        info = tensors[key]
         header[key] = {
-            "dtype": dtype_name(tensor.dtype),
-            "shape": list(tensor.shape),
-            "data_offsets": [start, end],
-        }
+            "dtype": info.dtype, "shape": list(info.shape), "data_offsets": [start, end]
+        }  # fmt: skip
     text = json.dumps(header, ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     digest = hashlib.sha256()
     head = [memoryview(len(text).to_bytes(8, "little")), memoryview(text)]
-    values = itertools.chain.from_iterable(_blocks(tensor) for _, tensor in ordered)
+    values = itertools.chain.from_iterable(_of(key, tensors[key], read(key)) for key in ordered)
     with durable.replacing(path) as file:
         for block in itertools.chain(head, values):
             digest.update(block)
             file.write(block)
     return FileInfo(8 + len(text) + end, digest.hexdigest())
+
+
+def _of(key: str, info: TensorInfo, tensor: Tensor) -> Iterable[memoryview]:
+    """The blocks of what was read as `key`."""
+    found = TensorInfo(dtype_name(tensor.dtype), tuple(tensor.shape))
+    assert found == info, f"{key}: announced as {info}, read as {found}"
+    return _blocks(tensor)
 
 
 def _blocks(tensor: Tensor) -> Iterable[memoryview]:

@@ -1,0 +1,201 @@
+"""Models out: a directory that Hugging Face's transformers load, with the memory as its cache.
+
+OUT/config.json, generation_config.json
+OUT/model.safetensors, or parts of it and their index
+OUT/modeling_infini_llama.py       the model, unless it has no memory and is a plain Llama
+OUT/tokenizer.model or tokenizer.json
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from data_prep import durable, tokenizer
+from data_prep.tokenizer import HuggingFace, Tokenizer
+from pretrain.checkpoint.load import Checkpoint
+from pretrain.checkpoint.manifest import TensorInfo
+from pretrain.checkpoint.pieces import DTYPES, dtype_name, stream_tensors
+from pretrain.checkpoint.ranks import SoloRanks
+from pretrain.config import Config
+from pretrain.convert.hugging_face import ConversionError, config_json, shapes, their_name
+from pretrain.optim import is_gate
+from pretrain.trained import configuration_of, locate, tokenizer_of
+
+MODELING = "modeling_infini_llama.py"
+_PART_BYTES = 5_000_000_000
+_WRITTEN = {"float32": "F32", "bf16": "BF16"}
+_NAMES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+
+
+def run(path: Path, out: Path, dtype: str) -> int:
+    """Export a run's newest checkpoint, or one checkpoint, into the new directory `out`; 0.
+
+    dtype: "stored", "float32" or "bf16". Raises ConversionError, TrainedError, CheckpointError or
+    TokenizerError.
+    """
+    if out.exists():
+        raise ConversionError([f"{out}: is there already; give a directory that is not"])
+    run_directory, checkpoint_path = locate(path, SoloRanks())
+    with Checkpoint(checkpoint_path) as checkpoint:
+        config = configuration_of(checkpoint)
+        own = tokenizer_of(run_directory, checkpoint)
+        source = Source(checkpoint, config, own.vocab_size, _WRITTEN.get(dtype))
+        writing = out.with_name(f"{out.name}.exporting")
+        shutil.rmtree(writing, ignore_errors=True)
+        writing.mkdir(parents=True)
+        _write_weights(writing, source)
+        _write_configuration(writing, source, own)
+        if config.model.memory.kind != "none":
+            durable.write_bytes(writing / MODELING, _modeling())
+        _write_tokenizer(writing, own)
+        _verify(writing, source)
+    writing.rename(out)
+    durable.sync_directory(out.parent)
+    print(_summary(out, source))
+    return 0
+
+
+@dataclass(frozen=True)
+class Source:
+    """The weights that are exported, under Hugging Face's names."""
+
+    checkpoint: Checkpoint
+    config: Config
+    vocab_size: int
+    dtype: str | None
+    """What matrices and norms are written in; None: as they are stored."""
+
+    @property
+    def tensors(self) -> dict[str, TensorInfo]:
+        """What is written, by name, in the order of the model."""
+        return {their_name(name): info for name, info in self._ours.items()}
+
+    @property
+    def _ours(self) -> dict[str, TensorInfo]:
+        return {
+            name: TensorInfo(self._dtype(name), shape)
+            for name, shape in shapes(self.config.model, self.vocab_size).items()
+        }
+
+    def _dtype(self, name: str) -> str:
+        stored = dtype_name(self.checkpoint.dtype(f"{name}/param"))
+        return stored if self.dtype is None or is_gate(name) else self.dtype
+
+    def reader(self) -> Callable[[str], Tensor]:
+        """Reads a tensor by its name; of the checkpoint no more than that stays mapped."""
+        ours = {their_name(name): (name, info) for name, info in self._ours.items()}
+
+        def read(theirs: str) -> Tensor:
+            name, info = ours[theirs]
+            tensor = self.checkpoint.tensor(f"{name}/param").to(DTYPES[info.dtype])
+            self.checkpoint.close()
+            return tensor
+
+        return read
+
+
+def _write_weights(directory: Path, source: Source) -> None:
+    """One file, or parts of at most 5 GB and their index."""
+    tensors, read = source.tensors, source.reader()
+    parts = _parts(tensors)
+    names = ["model.safetensors"]
+    if len(parts) > 1:
+        count = len(parts)
+        names = [f"model-{part:05d}-of-{count:05d}.safetensors" for part in range(1, count + 1)]
+    for name, part in zip(names, parts, strict=True):
+        stream_tensors(directory / name, part, read, {"format": "pt"})
+    if len(parts) > 1:
+        files = {key: name for name, part in zip(names, parts, strict=True) for key in part}
+        total = sum(map(_bytes, tensors.values()))
+        index = {"metadata": {"total_size": total}, "weight_map": files}
+        durable.write_json(directory / "model.safetensors.index.json", index)
+
+
+def _parts(tensors: Mapping[str, TensorInfo]) -> list[dict[str, TensorInfo]]:
+    """The tensors in order, in parts of at most `_PART_BYTES` or of one tensor."""
+    parts: list[dict[str, TensorInfo]] = [{}]
+    size = 0
+    for name, info in tensors.items():
+        if parts[-1] and size + _bytes(info) > _PART_BYTES:
+            parts.append({})
+            size = 0
+        parts[-1][name] = info
+        size += _bytes(info)
+    return parts
+
+
+def _bytes(info: TensorInfo) -> int:
+    return math.prod(info.shape) * DTYPES[info.dtype].itemsize
+
+
+def _write_configuration(directory: Path, source: Source, own: Tokenizer) -> None:
+    special = {"bos_token_id": own.bos_id, "eos_token_id": own.eos_id, "pad_token_id": own.pad_id}
+    dtypes = [info.dtype for name, info in source.tensors.items() if not is_gate(name)]
+    config = config_json(
+        source.config.model,
+        source.vocab_size,
+        source.config.train.window_segments,
+        special,
+        _NAMES[max(set(dtypes), key=dtypes.count)],
+    )
+    durable.write_json(directory / "config.json", config)
+    durable.write_json(directory / "generation_config.json", special)
+
+
+def _write_tokenizer(directory: Path, own: Tokenizer) -> None:
+    """The run's own file; for a tokenizer.json what AutoTokenizer must be told, too."""
+    tokenizer.write(directory, own.path.name, own.path.read_bytes())
+    if isinstance(own, HuggingFace):
+        told: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
+        told |= {role: token for role, token in own.special_tokens.items() if token is not None}
+        durable.write_json(directory / "tokenizer_config.json", told)
+
+
+def _modeling() -> bytes:
+    return resources.files("pretrain.convert").joinpath(MODELING).read_bytes()
+
+
+def _verify(directory: Path, source: Source) -> None:
+    """Read back names, shapes and dtypes of all that was written. Raises ConversionError."""
+    found: dict[str, TensorInfo] = {}
+    for path in sorted(directory.glob("*.safetensors")):
+        with safe_open(path, framework="pt", device="cpu") as file:
+            for name in file.keys():  # noqa: SIM118 (it is no mapping)
+                part = file.get_slice(name)
+                found[name] = TensorInfo(part.get_dtype(), tuple(part.get_shape()))
+    wanted = source.tensors
+    wrong = sorted(
+        name for name in {*found, *wanted} if found.get(name) != wanted.get(name)
+    )  # fmt: skip
+    if wrong:
+        raise ConversionError(
+            [f"{name}: written as {found.get(name)}, is {wanted.get(name)}" for name in wrong[:8]],
+            f"{directory}: is not what was to be written:",
+        )
+
+
+def _summary(out: Path, source: Source) -> str:
+    tensors = source.tensors
+    count = sum(torch.Size(info.shape).numel() for info in tensors.values())
+    lines = [f"exported: {len(tensors)} tensors, {count:,} weights, into {out}"]
+    model = source.config.model
+    if model.memory.kind == "none":
+        lines.append(
+            f"a plain Llama: it has the same logits for texts of at most {model.segment} tokens, "
+            "a segment, and attends to more than the model was trained with beyond"
+        )
+    else:
+        lines.append(
+            f"AutoModelForCausalLM.from_pretrained({str(out)!r}, trust_remote_code=True) loads it"
+        )
+    return "\n".join(lines)

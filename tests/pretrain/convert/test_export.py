@@ -1,0 +1,281 @@
+"""Exported models in transformers, against our own."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pretrain import trained
+from pretrain.checkpoint.load import Checkpoint
+from pretrain.checkpoint.manifest import step_name
+from pretrain.config import MemoryConfig, RopeScalingConfig
+from pretrain.convert import export, llama
+from pretrain.convert.hugging_face import ConversionError
+from pretrain.model.transformer import Transformer
+
+CPU = torch.device("cpu")
+SEGMENT = 16
+LLAMA3 = RopeScalingConfig(kind="llama3", factor=8.0, original_length=32)
+
+MODELS: dict[str, dict[str, Any]] = {
+    "linear": {"memory": MemoryConfig(kind="linear")},
+    "delta": {"memory": MemoryConfig(kind="delta")},
+    "the paper's delta": {"memory": MemoryConfig(kind="delta", normaliser="paper")},
+    "local when empty": {"memory": MemoryConfig(kind="delta", when_empty="local")},
+    "embeddings of its own": {"tied_embeddings": False},
+    "a head for each query": {"n_kv_heads": 4},
+    "llama3 scaling": {"rope_scaling": LLAMA3, "rope_theta": 100.0},
+    "linear scaling": {"rope_scaling": RopeScalingConfig(kind="linear", factor=4.0)},
+}
+
+
+def exported(tmp_path: Path, dtype: str = "stored") -> Any:
+    """The run in `tmp_path`/run as transformers load what is written of it."""
+    from transformers import AutoModelForCausalLM
+
+    export.run(tmp_path / "run", tmp_path / "hub", dtype)
+    return AutoModelForCausalLM.from_pretrained(tmp_path / "hub", trust_remote_code=True).eval()
+
+
+def random_tokens(length: int, lanes: int = 2) -> Tensor:
+    return torch.randint(320, (lanes, length), generator=torch.manual_seed(1))
+
+
+@torch.no_grad()
+def logits(model: Transformer, tokens: Tensor) -> Tensor:
+    starts = torch.zeros_like(tokens, dtype=torch.bool)
+    output = model(tokens, starts, model.initial_state(len(tokens), CPU))
+    assert output.logits is not None
+    return output.logits
+
+
+def assert_equal_logits(found: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("changes", MODELS.values(), ids=MODELS)
+@torch.no_grad()
+def test_logits_are_ours_whole_and_token_by_token(
+    tmp_path: Path, write_run: Any, changes: dict[str, Any]
+) -> None:
+    ours = write_run(tmp_path / "run", **changes)
+    theirs, tokens = exported(tmp_path), random_tokens(4 * SEGMENT + 5)
+    expected = logits(ours, tokens)
+    assert_equal_logits(theirs(tokens).logits, expected)
+    assert_equal_logits(theirs(tokens, logits_to_keep=7).logits, expected[:, -7:])
+    cache, found = None, []
+    for part in torch.split(tokens, [SEGMENT + 3, 20, *[1] * (tokens.shape[1] - SEGMENT - 23)], 1):
+        output = theirs(part, cache=cache)
+        cache = output.cache
+        found.append(output.logits)
+    assert_equal_logits(torch.cat(found, dim=1), expected)
+    # However long the text, the cache is of one segment and a memory.
+    assert cache.get_seq_length() == tokens.shape[1]
+    assert all(layer.keys.shape[1] == 5 for layer in cache.layers)
+
+
+def test_generate_goes_on_as_ours_does(tmp_path: Path, write_run: Any) -> None:
+    ours = write_run(tmp_path / "run")
+    theirs, prompt = exported(tmp_path), random_tokens(SEGMENT + 7)
+    options = {"max_new_tokens": 30, "eos_token_id": None, "pad_token_id": 0}
+    found = theirs.generate(prompt, do_sample=False, **options)
+    expected = prompt
+    while expected.shape[1] < prompt.shape[1] + 30:
+        likeliest = logits(ours, expected)[:, -1].argmax(dim=1, keepdim=True)
+        expected = torch.cat((expected, likeliest), dim=1)
+    assert torch.equal(found, expected)
+    # Beams change places, and take their memories with them.
+    with_cache = theirs.generate(prompt, num_beams=3, do_sample=False, **options)
+    without = theirs.generate(prompt, num_beams=3, do_sample=False, use_cache=False, **options)
+    assert torch.equal(with_cache, without)
+
+
+def test_padding_is_refused(tmp_path: Path, write_run: Any) -> None:
+    write_run(tmp_path / "run")
+    mask = torch.ones(2, 9)
+    mask[0, :2] = 0
+    with pytest.raises(ValueError, match="takes no padding: it would be remembered"):
+        exported(tmp_path)(random_tokens(9), attention_mask=mask)
+
+
+def test_a_loss_and_its_gradient_reach_every_weight(tmp_path: Path, write_run: Any) -> None:
+    ours = write_run(tmp_path / "run")
+    theirs, tokens = exported(tmp_path), random_tokens(2 * SEGMENT + 3)
+    loss = theirs(tokens, labels=tokens).loss
+    loss.backward()
+    log_p = logits(ours, tokens)[:, :-1].log_softmax(dim=-1)
+    expected = -log_p.gather(2, tokens[:, 1:, None]).mean()
+    torch.testing.assert_close(loss.detach(), expected, rtol=1e-5, atol=0)
+    assert all(bool(weight.grad.any()) for weight in theirs.parameters())
+
+
+def test_without_memory_it_is_a_plain_llama_for_texts_of_a_segment(
+    tmp_path: Path, write_run: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ours = write_run(tmp_path / "run", memory=MemoryConfig(kind="none"), rope_scaling=LLAMA3)
+    theirs, tokens = exported(tmp_path), random_tokens(SEGMENT)
+    assert "texts of at most 16 tokens" in capsys.readouterr().out
+    assert type(theirs).__name__ == "LlamaForCausalLM"
+    assert theirs.config.max_position_embeddings == SEGMENT
+    assert not (tmp_path / "hub/modeling_infini_llama.py").exists()
+    with torch.no_grad():
+        assert_equal_logits(theirs(tokens).logits, logits(ours, tokens))
+
+
+@pytest.mark.parametrize("changes", [{}, {"memory": MemoryConfig(kind="none")},
+                                     MODELS["llama3 scaling"],
+                                     {"tied_embeddings": False}], ids=str)  # fmt: skip
+def test_an_export_that_is_imported_is_the_same_to_the_bit(
+    tmp_path: Path, write_run: Any, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_run(tmp_path / "run", **changes)
+    monkeypatch.setattr(export, "_PART_BYTES", 30_000)
+    export.run(tmp_path / "run", tmp_path / "hub", "stored")
+    assert len(list((tmp_path / "hub").glob("model-*.safetensors"))) > 2
+    words = ["memory.kind=none", "segment=16"] if "memory" in changes else []
+    llama.run(tmp_path / "hub", tmp_path / "again", words, None)
+    before = Checkpoint(tmp_path / "run/checkpoints" / step_name(7))
+    after = Checkpoint(tmp_path / "again/checkpoints" / step_name(0))
+    names = {name for name in before.names() if name.endswith("/param")}
+    assert names == set(after.names())
+    for name in names:
+        assert before.dtype(name) == after.dtype(name)
+        assert torch.equal(before.tensor(name), after.tensor(name)), name
+    model = trained.load(tmp_path / "run", CPU).config.model
+    assert trained.load(tmp_path / "again", CPU).config.model == model
+    tokenizers = [(tmp_path / one / "tokenizer.model").read_bytes() for one in ("run", "again")]
+    assert tokenizers[0] == tokenizers[1]
+
+
+def test_bf16_rounds_all_but_the_gates(tmp_path: Path, write_run: Any) -> None:
+    ours = write_run(tmp_path / "run")
+    theirs = exported(tmp_path, "bf16")
+    weight = theirs.model.layers[1].mlp.up_proj.weight
+    assert theirs.dtype == torch.bfloat16
+    assert torch.equal(weight, ours.layers[1].feed_forward.up_proj.bfloat16())
+    llama.run(tmp_path / "hub", tmp_path / "again", [], None)
+    with Checkpoint(tmp_path / "again/checkpoints" / step_name(0)) as checkpoint:
+        gates = checkpoint.tensor("layers.1.attention.gate/param", torch.float32)
+        assert torch.equal(gates, ours.layers[1].attention.gate)
+
+
+def test_the_exported_directory_needs_nothing_of_ours(tmp_path: Path, write_run: Any) -> None:
+    write_run(tmp_path / "run")
+    export.run(tmp_path / "run", tmp_path / "hub", "stored")
+    code = (tmp_path / "hub/modeling_infini_llama.py").read_text()
+    assert "import pretrain" not in code and "from pretrain" not in code
+    program = f"""
+import sys
+sys.modules["pretrain"] = sys.modules["data_prep"] = None
+from transformers import AutoModelForCausalLM
+import torch
+model = AutoModelForCausalLM.from_pretrained({str(tmp_path / "hub")!r}, trust_remote_code=True)
+print(model.generate(torch.ones(1, 20, dtype=torch.long), max_new_tokens=3, do_sample=False).shape)
+"""
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert "torch.Size([1, 23])" in done.stdout, done.stderr
+
+
+def test_a_tokenizer_json_gives_autotokenizer_its_special_tokens(
+    tmp_path: Path, write_run: Any
+) -> None:
+    import tokenizers
+    from transformers import AutoTokenizer
+
+    model = tokenizers.Tokenizer(tokenizers.models.BPE())
+    model.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    model.decoder = tokenizers.decoders.ByteLevel()
+    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=320, special_tokens=["<|endoftext|>"], initial_alphabet=alphabet
+    )
+    model.train_from_iterator(["It is a truth universally acknowledged, that a man" * 9] * 3,
+                              trainer)  # fmt: skip
+    write_run(tmp_path / "run")
+    (tmp_path / "run/tokenizer.model").unlink()
+    model.save(str(tmp_path / "run/tokenizer.json"))
+    with Checkpoint(tmp_path / "run/checkpoints" / step_name(7)) as checkpoint:
+        rows = checkpoint.trainer["vocab_size"]
+    if model.get_vocab_size() < rows:
+        model.add_tokens([f"<more-{index}>" for index in range(rows - model.get_vocab_size())])
+        model.save(str(tmp_path / "run/tokenizer.json"))
+    export.run(tmp_path / "run", tmp_path / "hub", "stored")
+    theirs = AutoTokenizer.from_pretrained(tmp_path / "hub")
+    ours = trained.load(tmp_path / "run", CPU).tokenizer
+    assert theirs.eos_token_id == ours.eos_id is not None
+    text = "It is a truth, “naïve” or not.\n"
+    assert theirs.encode(text, add_special_tokens=False) == ours.encode(text).tolist()
+
+
+def test_a_directory_that_is_there_and_a_path_without_a_model_are_refused(
+    tmp_path: Path, write_run: Any
+) -> None:
+    write_run(tmp_path / "run")
+    (tmp_path / "hub").mkdir()
+    with pytest.raises(ConversionError, match="is there already"):
+        export.run(tmp_path / "run", tmp_path / "hub", "stored")
+    with pytest.raises(trained.TrainedError, match="neither a run directory"):
+        export.run(tmp_path / "hub", tmp_path / "other", "stored")
+
+
+def test_what_was_not_written_as_meant_is_told(tmp_path: Path, write_run: Any) -> None:
+    write_run(tmp_path / "run")
+    export.run(tmp_path / "run", tmp_path / "hub", "stored")
+    with Checkpoint(tmp_path / "run/checkpoints" / step_name(7)) as checkpoint:
+        config = trained.configuration_of(checkpoint)
+        source = export.Source(checkpoint, config, 320, None)
+        export._verify(tmp_path / "hub", source)
+        shutil.copyfile(tmp_path / "hub/model.safetensors", tmp_path / "model.safetensors")
+        with pytest.raises(ConversionError, match="is not what was to be written"):
+            export._verify(tmp_path / "hub", export.Source(checkpoint, config, 320, "BF16"))
+    assert json.loads((tmp_path / "hub/config.json").read_text())["dtype"] == "float32"
+
+
+def planted(model: Any, fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = sys.modules[type(model).__module__]
+    if fault == "rotary embedding in the memory":
+        written = module.InfiniAttention._written
+
+        def turned(self: Any, now: Any) -> Any:
+            now.keys = now.turned_keys
+            return written(self, now)
+
+        monkeypatch.setattr(module.InfiniAttention, "_written", turned)
+    elif fault == "interleaved rotary embedding":
+        monkeypatch.setattr(
+            module, "_turned",
+            lambda x, c, s: torch.stack(
+                (x[..., ::2] * c - x[..., 1::2] * s, x[..., 1::2] * c + x[..., ::2] * s), -1
+            ).flatten(-2),
+        )  # fmt: skip
+    else:
+        for layer in model.model.layers:
+            weight = layer.self_attn.k_proj.weight
+            layer.self_attn.k_proj.weight = nn.Parameter(
+                weight.view(2, 8, -1).flip(0).flatten(0, 1)
+            )
+
+
+@pytest.mark.parametrize(
+    "fault",
+    ["rotary embedding in the memory", "interleaved rotary embedding", "key heads changed places"],
+)
+@torch.no_grad()
+def test_parity_sees_a_planted_fault(
+    tmp_path: Path, write_run: Any, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    ours = write_run(tmp_path / "run")
+    theirs, tokens = exported(tmp_path), random_tokens(3 * SEGMENT)
+    expected = logits(ours, tokens)
+    assert_equal_logits(theirs(tokens).logits, expected)
+    planted(theirs, fault, monkeypatch)
+    assert float((theirs(tokens).logits - expected).abs().max()) > 1e-3

@@ -1,0 +1,329 @@
+"""Imported models against transformers' own on the same weights."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from pretrain import generate, trained
+from pretrain.checkpoint.load import Checkpoint
+from pretrain.convert import llama
+from pretrain.convert.hugging_face import ConversionError
+from pretrain.model import local_attention, rotary
+from pretrain.model.transformer import Transformer
+from tests.pretrain.convert.conftest import LLAMA3, random_tokens
+
+CPU = torch.device("cpu")
+SEGMENT = 64
+
+
+def imported(tmp_path: Path, *words: str) -> Transformer:
+    """The model of `tmp_path`/hub, as it is read for evaluation."""
+    llama.run(tmp_path / "hub", tmp_path / "out", [f"segment={SEGMENT}", *words], None)
+    return trained.load(tmp_path / "out", CPU).model
+
+
+@torch.no_grad()
+def logits(model: Transformer, tokens: Tensor, **options: Any) -> Tensor:
+    starts = torch.zeros_like(tokens, dtype=torch.bool)
+    starts[:, 0] = True
+    output = model(tokens, starts, model.initial_state(len(tokens), CPU), **options)
+    return output.logits
+
+
+@torch.no_grad()
+def theirs(model: Any, tokens: Tensor) -> Tensor:
+    return model(tokens).logits
+
+
+def assert_equal_logits(ours: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(ours, expected, rtol=0, atol=1e-5)
+
+
+MODELS: dict[str, dict[str, Any]] = {
+    "grouped queries": {},
+    "a head for each query": {"num_key_value_heads": 4},
+    "one key/value head": {"num_key_value_heads": 1},
+    "tied embeddings": {"tie_word_embeddings": True},
+    "heads of another size": {"head_dim": 20},
+    "linear scaling": {"rope_parameters": {"rope_type": "linear", "factor": 3.0,
+                                           "rope_theta": 1000.0}},
+    "llama3 scaling": {"rope_parameters": LLAMA3},
+    "many files": {"shard": "40KB"},
+    "Mistral": {"kind": "Mistral", "sliding_window": None},
+    "a sliding window of a segment": {"kind": "Mistral", "sliding_window": SEGMENT},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("changes", MODELS.values(), ids=MODELS)
+def test_without_memory_logits_are_transformers_own_up_to_a_segment(
+    tmp_path: Path, save_model: Any, changes: dict[str, Any]
+) -> None:
+    model = save_model(tmp_path / "hub", **changes)
+    ours, tokens = imported(tmp_path, "memory.kind=none"), random_tokens(SEGMENT)
+    assert ours.config.tied_embeddings is changes.get("tie_word_embeddings", False)
+    assert_equal_logits(logits(ours, tokens), theirs(model, tokens))
+    # Beyond, each segment is a text of its own to the local attention.
+    more = random_tokens(2 * SEGMENT + 9)
+    parts = [theirs(model, part) for part in more.split(SEGMENT, dim=1)]
+    if "rope_parameters" not in changes:
+        assert_equal_logits(logits(ours, more)[:, :SEGMENT], parts[0])
+        assert float((logits(ours, more) - theirs(model, more)).abs().max()) > 0.1
+
+
+@pytest.mark.parametrize("kind", ["linear", "delta"])
+def test_an_empty_memory_that_reads_as_the_local_attention_keeps_the_first_segment(
+    tmp_path: Path, save_model: Any, kind: str
+) -> None:
+    model = save_model(tmp_path / "hub")
+    words = [f"memory.kind={kind}", "memory.when_empty=local", "memory.initial_gate=-1"]
+    ours, tokens = imported(tmp_path, *words), random_tokens(SEGMENT + 20)
+    expected = theirs(model, tokens[:, :SEGMENT])
+    found = logits(ours, tokens)
+    assert_equal_logits(found[:, :SEGMENT], expected)
+    # In streaming and decoding, too.
+    streamed, stream = ours.extend(tokens[:, :50], ours.open_stream(2, CPU))
+    assert_equal_logits(streamed, expected[:, :50])
+    more, _ = ours.extend(tokens[:, 50:], stream)
+    assert_equal_logits(more, found[:, 50:])
+    # With nothing read, as `pretrain eval` masks it, memory is off at every length.
+    (tmp_path / "none").mkdir()
+    save_model(tmp_path / "none/hub")
+    off = logits(imported(tmp_path / "none", "memory.kind=none"), tokens)
+    assert_equal_logits(logits(ours, tokens, read_memory=False), off)
+
+
+def test_an_empty_memory_that_reads_as_0_scales_the_first_segment_by_the_gate(
+    tmp_path: Path, save_model: Any
+) -> None:
+    model, tokens = save_model(tmp_path / "hub"), random_tokens(SEGMENT)
+    expected = theirs(model, tokens)
+    off = float(
+        (logits(imported(tmp_path, "memory.initial_gate=0"), tokens) - expected).abs().max()
+    )
+    assert off > 0.1
+    # Attention's output, scaled by 1 - g, is what the output projection can make up for.
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.self_attn.o_proj.weight.mul_(0.5)
+    scaled = trained.load(tmp_path / "out", CPU).model
+    assert_equal_logits(logits(scaled, tokens), theirs(model, tokens))
+
+
+def test_gates_begin_as_chosen_and_weights_keep_their_bits_and_dtype(
+    tmp_path: Path, save_model: Any
+) -> None:
+    model = save_model(tmp_path / "hub").to(torch.bfloat16)
+    model.save_pretrained(tmp_path / "hub")
+    imported(tmp_path, "memory.initial_gate=-2.5")
+    with Checkpoint(tmp_path / "out/checkpoints/step-00000000") as checkpoint:
+        name = "layers.1.attention.q_proj.weight/param"
+        weight = model.model.layers[1].self_attn.q_proj.weight
+        assert torch.equal(checkpoint.tensor(name, torch.bfloat16), weight)
+        gates = checkpoint.tensor("layers.0.attention.gate/param", torch.float32)
+        assert torch.equal(gates, torch.full((4,), -2.5))
+        assert checkpoint.trainer["imported"]["path"] == str((tmp_path / "hub").resolve())
+        assert checkpoint.lanes() == 0
+
+
+def test_rows_that_no_token_stands_for_are_left_out(
+    tmp_path: Path, save_model: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, tokens = save_model(tmp_path / "hub", vocab_size=384), random_tokens(40)
+    ours = imported(tmp_path, "memory.kind=none")
+    assert "left out: 64 rows of the embeddings" in capsys.readouterr().out
+    assert_equal_logits(logits(ours, tokens), theirs(model, tokens)[..., :320])
+
+
+def test_a_text_is_continued_as_by_transformers(
+    tmp_path: Path, save_model: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = save_model(tmp_path / "hub")
+    imported(tmp_path, "memory.when_empty=local")
+    own = trained.load(tmp_path / "out", CPU)
+    prompt = own.tokenizer.encode("It is a truth")
+    found = generate.generate(
+        own, prompt, max_tokens=12, temperature=0, top_p=1, seed=0,
+        on_text=lambda text: None, report=lambda text: None,
+    )  # fmt: skip
+    laid_out = torch.tensor([[own.tokenizer.bos_id, *prompt.tolist()]])
+    expected = model.generate(laid_out, max_new_tokens=12, do_sample=False, eos_token_id=None)
+    assert len(found) == 12
+    assert found == expected[0, laid_out.shape[1] :].tolist()
+
+
+def interleaved(x: Tensor, table: rotary.Rotary) -> Tensor:
+    """Rotary embedding of neighbouring components, as GPT-J's."""
+    first, second = x[..., ::2], x[..., 1::2]
+    cosine, sine = table
+    turned = (first * cosine - second * sine, second * cosine + first * sine)
+    return torch.stack(turned, dim=-1).flatten(-2)
+
+
+def scrambled_groups(queries: Tensor, keys: Tensor, values: Tensor, **options: Any) -> Tensor:
+    """Query head h reads key/value head h % K, as where heads were repeated, not interleaved."""
+    times = queries.shape[2] // keys.shape[2]
+    keys, values = keys.repeat(1, 1, times, 1), values.repeat(1, 1, times, 1)
+    return local_attention._scaled_dot_product(queries, keys, values, **options)
+
+
+def test_parity_sees_a_wrong_rotation_and_a_wrong_grouping_of_heads(
+    tmp_path: Path, save_model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, tokens = save_model(tmp_path / "hub"), random_tokens(SEGMENT)
+    ours, expected = imported(tmp_path, "memory.kind=none"), theirs(model, tokens)
+    with monkeypatch.context() as planted:
+        planted.setattr("pretrain.model.attention.rotate", interleaved)
+        assert float((logits(ours, tokens) - expected).abs().max()) > 0.01
+    with monkeypatch.context() as planted:
+        planted.setattr(
+            local_attention, "_causal", lambda q, k, v: scrambled_groups(q, k, v, is_causal=True)
+        )
+        assert float((logits(ours, tokens) - expected).abs().max()) > 0.01
+    assert_equal_logits(logits(ours, tokens), expected)
+
+
+def refused(tmp_path: Path, *words: str) -> list[str]:
+    with pytest.raises(ConversionError) as caught:
+        imported(tmp_path, *words)
+    assert not (tmp_path / "out").exists()
+    return caught.value.problems
+
+
+def change(path: Path, **changes: Any) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def test_all_that_cannot_be_imported_is_told_at_once(tmp_path: Path, save_model: Any) -> None:
+    save_model(tmp_path / "hub")
+    change(
+        tmp_path / "hub/config.json", hidden_act="gelu", attention_bias=True, sliding_window=32,
+        num_attention_heads="four", quantization_config={},
+        rope_parameters={"rope_type": "yarn", "rope_theta": 1e4},
+    )  # fmt: skip
+    (tmp_path / "hub/tokenizer.json").write_text("{}")
+    found = refused(tmp_path)
+    said = "\n".join(found)
+    for what in (
+        "holds both of tokenizer.model and tokenizer.json", "--tokenizer FILE",
+        "attention_bias: our projections have no biases", "hidden_act: 'gelu'",
+        "sliding_window: 32 tokens are fewer than the 64 of a segment",
+        "quantization_config: quantized", "rope_type: 'yarn' is not computed here",
+        "num_attention_heads: expected a whole number, found 'four'",
+    ):  # fmt: skip
+        assert what in said, said
+
+
+def test_a_model_of_qwen2_is_refused_for_its_biases(tmp_path: Path, save_model: Any) -> None:
+    save_model(tmp_path / "hub", kind="Qwen2")
+    (text,) = refused(tmp_path)
+    assert "model_type: 'qwen2' is another architecture (Qwen2's query, key and value" in text
+
+
+def test_tensors_that_are_missing_too_many_or_misshapen_are_named(
+    tmp_path: Path, save_model: Any
+) -> None:
+    save_model(tmp_path / "hub")
+    path = tmp_path / "hub/model.safetensors"
+    tensors = load_file(path)
+    del tensors["model.norm.weight"]
+    tensors["model.layers.0.extra"] = torch.zeros(2)
+    tensors["model.layers.1.mlp.up_proj.weight"] = torch.zeros(3, 4)
+    tensors["lm_head.weight"] = tensors["lm_head.weight"].to(torch.int8)
+    save_file(tensors, path, metadata={"format": "pt"})
+    assert sorted(refused(tmp_path)) == [
+        "lm_head.weight: is I8, expected one of F32, BF16, F16",
+        "model.layers.0.extra: our model has no such tensor",
+        "model.layers.1.mlp.up_proj.weight: has shape [3, 4], config.json makes [80, 48]",
+        "model.norm.weight: missing",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda hub: (hub / "config.json").unlink(), "config.json: cannot be read (No such file"),
+        (lambda hub: (hub / "tokenizer.model").unlink(), "holds none of tokenizer.model and"),
+        (lambda hub: (hub / "model.safetensors").unlink(), "holds neither model.safetensors nor"),
+        (lambda hub: (hub / "model.safetensors").write_bytes(b"x" * 99), "model.safetensors: can"),
+        (lambda hub: change(hub / "config.json", hidden_size=1.5), "hidden_size: expected a"),
+    ],
+)  # fmt: skip
+def test_a_directory_that_is_not_whole_is_refused(
+    tmp_path: Path, save_model: Any, spoil: Callable[[Path], Any], said: str
+) -> None:
+    save_model(tmp_path / "hub")
+    spoil(tmp_path / "hub")
+    assert any(said in text for text in refused(tmp_path)), refused(tmp_path)
+
+
+def test_a_file_that_the_index_names_and_is_not_there_is_told(
+    tmp_path: Path, save_model: Any
+) -> None:
+    save_model(tmp_path / "hub", shard="40KB")
+    lost = sorted((tmp_path / "hub").glob("model-*.safetensors"))[0]
+    lost.unlink()
+    assert any(lost.name in text for text in refused(tmp_path))
+
+
+def test_another_models_tokenizer_and_a_directory_that_is_there_are_refused(
+    tmp_path: Path, save_model: Any
+) -> None:
+    save_model(tmp_path / "hub", vocab_size=300)
+    (tmp_path / "out").mkdir()
+    with pytest.raises(ConversionError) as caught:
+        llama.run(tmp_path / "hub", tmp_path / "out", [], None)
+    first, second = caught.value.problems
+    assert first.endswith("out: is there already; give a directory that is not")
+    assert "has 320 pieces and the embedding 300 rows" in second
+
+
+def test_what_a_killed_import_left_is_written_over(tmp_path: Path, save_model: Any) -> None:
+    save_model(tmp_path / "hub")
+    (tmp_path / "out.importing/checkpoints/step-00000000").mkdir(parents=True)
+    imported(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["hub", "out"]
+
+
+MEASURED = """
+import resource, sys
+from pathlib import Path
+from pretrain.convert import export, llama
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+llama.run(Path(sys.argv[1]), Path(sys.argv[3] + "/warm"), ["segment=64"], None)
+export.run(Path(sys.argv[3] + "/warm"), Path(sys.argv[3] + "/warm-hub"), "stored")
+before = peak()
+llama.run(Path(sys.argv[2]), Path(sys.argv[3] + "/out"), ["segment=64"], None)
+between = peak()
+export.run(Path(sys.argv[3] + "/out"), Path(sys.argv[3] + "/hub"), "stored")
+print("peak", between - before, peak() - before)
+"""
+
+
+def test_neither_way_holds_more_than_a_few_tensors_at_a_time(
+    tmp_path: Path, save_model: Any
+) -> None:
+    save_model(tmp_path / "small")
+    shape = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 16}
+    save_model(tmp_path / "large", **shape)
+    size = (tmp_path / "large/model.safetensors").stat().st_size
+    paths = [str(tmp_path / "small"), str(tmp_path / "large"), str(tmp_path)]
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURED, *paths], capture_output=True, text=True, check=True
+    )
+    _, importing, both = done.stdout.strip().splitlines()[-1].split()
+    # 16 layers of seven matrices, the largest of 4 MB; the library's mapping included.
+    assert size > 200e6
+    assert int(importing) < size / 8 and int(both) < size / 8, done.stdout
