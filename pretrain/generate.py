@@ -116,7 +116,7 @@ def take_in(
         )
     progress = Progress("prompt", len(laid_out), report)
     stream = trained.model.open_stream(1, trained.device)
-    for chunk in torch.split(torch.from_numpy(laid_out), _chunk(trained)):
+    for chunk in torch.split(torch.from_numpy(laid_out), chunk_tokens(trained)):
         logits, stream = trained.model.extend(chunk[None].to(trained.device), stream)
         progress.add(len(chunk))
     return logits[0, -1], stream
@@ -151,7 +151,8 @@ def _choose(logits: Tensor, temperature: float, top_p: float, generator: torch.G
     return int(torch.multinomial(probabilities, 1, generator=generator))
 
 
-def _chunk(trained: Trained) -> int:
+def chunk_tokens(trained: Trained) -> int:
+    """Tokens that are taken in at once: whole segments, at most a window of the run."""
     segment = trained.config.model.segment
     affordable = _CHUNK_LOGITS // trained.tokenizer.vocab_size // segment
     return segment * max(1, min(affordable, trained.config.train.window_segments))

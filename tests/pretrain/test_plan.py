@@ -61,8 +61,8 @@ def asked(**changes: Any) -> Cluster:
     return replace(Cluster(GPUS["h100"], 1, 8, 0.4), **changes)
 
 
-def test_there_are_three_recipes_for_gpus() -> None:
-    assert [path.stem for path in RECIPES] == ["1b", "8b", "paper_pg19"]
+def test_there_are_four_recipes_for_gpus() -> None:
+    assert [path.stem for path in RECIPES] == ["1b", "8b", "paper_pg19", "passkey_1b"]
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
@@ -72,7 +72,8 @@ def test_a_recipes_header_says_what_the_plan_says(path: Path) -> None:
     assert f"{plan.parameters:,} parameters" in header(path)
     assert "computed, not measured" in header(path)
     assert warnings(plan) == []
-    assert plan.tokens == plan.config.data.lanes * 16 * 2048
+    segments = 2 if path.stem == "passkey_1b" else 16
+    assert plan.tokens == plan.config.data.lanes * segments * 2048
 
 
 def test_the_recipes_have_the_published_numbers_of_weights() -> None:

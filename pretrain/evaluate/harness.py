@@ -1,0 +1,180 @@
+"""EleutherAI's lm-evaluation-harness on our models, over tasks from files of this machine.
+
+Each request is one document, streamed: contexts of any length in constant space. Task files of the
+harness may name functions of their own, which run as code.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lm_eval.api.model import TemplateLM
+from lm_eval.models.utils import normalize_gen_kwargs
+
+from data_prep import durable
+from pretrain.generate import chunk_tokens, generate
+from pretrain.trained import Trained, default_device, load
+
+
+class HarnessError(ValueError):
+    """The harness, or a task of it, that cannot be run."""
+
+
+def run(
+    path: Path,
+    tasks_directory: Path,
+    *,
+    tasks: Sequence[str],
+    shots: int | None,
+    limit: int | None,
+) -> int:
+    """Evaluate a run or checkpoint on the harness's tasks in a directory, all where none is named.
+
+    Prints the harness's table, and writes its results to `harness-STEP.json` in the run; returns
+    the exit code, 0. Nothing is downloaded. Raises HarnessError and what `load` raises.
+    """
+    for variable in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
+        os.environ[variable] = "1"
+    if not tasks_directory.is_dir():
+        raise HarnessError(f"{tasks_directory}: is no directory; expected one of task files (YAML)")
+    # Imported now, since `datasets` looks at the variables as it is imported.
+    from lm_eval import simple_evaluate
+    from lm_eval.tasks import TaskManager
+    from lm_eval.utils import make_table
+
+    manager = TaskManager(include_path=str(tasks_directory), include_defaults=False)
+    there = sorted(manager.all_tasks)
+    if unknown := sorted(set(tasks) - set(there)):
+        raise HarnessError(f"{tasks_directory}: has no task {', '.join(unknown)}; it has {there}")
+    if not there:
+        raise HarnessError(f"{tasks_directory}: holds no task file of the harness (YAML)")
+    trained = load(path, default_device())
+    results = simple_evaluate(
+        Streamed(trained),
+        tasks=list(tasks or there),
+        num_fewshot=shots,
+        limit=limit,
+        task_manager=manager,
+        bootstrap_iters=1000,
+        log_samples=False,
+    )
+    written = trained.run_directory / f"harness-{trained.step}.json"
+    kept = ("results", "versions", "n-shot", "n-samples", "higher_is_better")
+    durable.write_json(
+        written,
+        {
+            "checkpoint": str(trained.checkpoint_path),
+            "limit": limit,
+            **{key: _plain(results[key]) for key in kept if key in results},
+        },
+    )
+    print(make_table(results))
+    print(f"written to {written}")
+    return 0
+
+
+class Streamed(TemplateLM):
+    """A trained model as the harness asks for one."""
+
+    def __init__(self, trained: Trained) -> None:
+        super().__init__()
+        self._trained = trained
+        self._tokenizer = trained.tokenizer
+
+    @property
+    def eot_token_id(self) -> int:
+        """EOS."""
+        return self._known(self._tokenizer.eos_id, "EOS")
+
+    @property
+    def prefix_token_id(self) -> int:
+        """What stands before a text without a context: BOS, or EOS where there is none."""
+        bos = self._tokenizer.bos_id
+        return self.eot_token_id if bos is None else bos
+
+    def tok_encode(
+        self, string: str, add_special_tokens: bool | None = None, **_: Any
+    ) -> list[int]:
+        """The tokens of a document's start: BOS, where there is one, goes before."""
+        bos = self._tokenizer.bos_id
+        laid_before = [] if bos is None or add_special_tokens is False else [bos]
+        return [*laid_before, *self._tokenizer.encode(string).tolist()]
+
+    def _loglikelihood_tokens(
+        self, requests: Sequence[tuple[Any, list[int], list[int]]], **_: Any
+    ) -> list[tuple[float, bool]]:
+        return [self._score(context, following) for _, context, following in requests]
+
+    def loglikelihood_rolling(self, requests: Sequence[Any], **_: Any) -> list[float]:
+        """The log-likelihood of whole texts, nats."""
+        texts = [self.tok_encode(request.args[0], add_special_tokens=False) for request in requests]
+        return [self._score([self.prefix_token_id], text)[0] for text in texts]
+
+    def generate_until(self, requests: Sequence[Any], **_: Any) -> list[str]:
+        """What follows each context, up to the first of the request's `until`."""
+        return [self._continuation(*request.args) for request in requests]
+
+    def _score(self, context: Sequence[int], following: Sequence[int]) -> tuple[float, bool]:
+        """Nats of `following` after `context`, and whether each token of it is the likeliest."""
+        tokens = torch.tensor([[*context, *following]])
+        stream = self._trained.model.open_stream(1, self._trained.device)
+        total, greedy, done = 0.0, True, 0
+        for chunk in torch.split(tokens[:, :-1], chunk_tokens(self._trained), dim=1):
+            logits, stream = self._trained.model.extend(chunk.to(self._trained.device), stream)
+            first = max(len(context) - 1 - done, 0)
+            done += chunk.shape[1]
+            if first >= chunk.shape[1]:
+                continue
+            scores = logits[0, first:].float().log_softmax(dim=1).cpu()
+            targets = tokens[0, done - len(scores) + 1 : done + 1, None]
+            total += float(scores.gather(1, targets).double().sum())
+            greedy = greedy and bool((scores.argmax(dim=1) == targets[:, 0]).all())
+        return total, greedy
+
+    def _continuation(self, context: str, options: Mapping[str, Any]) -> str:
+        asked = normalize_gen_kwargs(dict(options))
+        ends = [end for end in asked["until"] if end]
+        text = ""
+
+        def take(piece: str) -> None:
+            nonlocal text
+            text += piece
+            if any(end in text for end in ends):
+                raise _EndError
+
+        try:
+            generate(
+                self._trained,
+                self._tokenizer.encode(context),
+                max_tokens=asked["max_gen_toks"],
+                temperature=asked.get("temperature", 1.0 if asked.get("do_sample") else 0.0),
+                top_p=asked.get("top_p", 1.0),
+                seed=0,
+                on_text=take,
+                report=lambda line: None,
+            )
+        except _EndError:
+            text = text[: min(text.index(end) for end in ends if end in text)]
+        return text
+
+    def _known(self, id: int | None, name: str) -> int:
+        if id is None:
+            raise HarnessError(f"{self._tokenizer.path}: has no {name}, which the harness needs")
+        return id
+
+
+class _EndError(Exception):
+    """The text has come to where the request ends it."""
+
+
+def _plain(value: Any) -> Any:
+    """As JSON holds it; what a metric could not compute is null."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, float) and value != value:
+        return None
+    return value if isinstance(value, str | int | float | bool | None) else str(value)

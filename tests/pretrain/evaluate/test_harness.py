@@ -1,0 +1,150 @@
+"""lm-evaluation-harness over local task files, against the whole document's forward."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from pretrain import trained
+from pretrain.evaluate import harness
+from pretrain.evaluate.harness import HarnessError, Streamed
+from pretrain.trained import Trained
+
+TEXT = "It is a truth universally acknowledged, that a single man in possession of a fortune"
+QUESTIONS = [
+    (TEXT * 3 + " ", "must be", "a wife"),
+    ("However little", "known", "—"),
+    (TEXT, "a", "such"),
+]
+
+
+@pytest.fixture
+def model(tmp_path: Path, write_run: Any) -> Trained:
+    """Segments of 16 tokens, taken in four at a time."""
+    write_run(tmp_path / "run")
+    return trained.load(tmp_path / "run", torch.device("cpu"))
+
+
+@pytest.fixture
+def tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A task of each kind of request, as the harness's users write them."""
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    directory = tmp_path / "tasks"
+    directory.mkdir()
+    lines = [
+        {"question": question, "first": first, "second": second, "answer": index % 2}
+        for index, (question, first, second) in enumerate(QUESTIONS)
+    ]
+    data = directory / "questions.jsonl"
+    data.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    common = (
+        f"dataset_path: json\ntest_split: test\ndataset_kwargs: {{data_files: {{test: {data}}}}}\n"
+    )
+    kinds = {
+        "choice": "output_type: multiple_choice\ndoc_to_text: '{{question}}'\n"
+        "doc_to_choice: '{{[first, second]}}'\ndoc_to_target: answer\n"
+        "metric_list: [{metric: acc}]\n",
+        "rolling": "output_type: loglikelihood_rolling\ndoc_to_text: ''\n"
+        "doc_to_target: '{{question}}'\nmetric_list: [{metric: bits_per_byte}]\n",
+        "continue": "output_type: generate_until\ndoc_to_text: '{{question}}'\n"
+        "doc_to_target: '{{first}}'\ngeneration_kwargs: {until: [e], max_gen_toks: 9}\n"
+        "metric_list: [{metric: exact_match}]\n",
+    }
+    for name, text in kinds.items():
+        (directory / f"{name}.yaml").write_text(f"task: {name}\n{common}{text}")
+    return directory
+
+
+@torch.no_grad()
+def log_p(model: Trained, tokens: list[int]) -> Tensor:
+    """Log-probabilities [T, V] of the whole document's forward."""
+    row = torch.tensor([tokens])
+    starts = torch.zeros_like(row, dtype=torch.bool)
+    logits = model.model(row, starts, model.model.initial_state(1, "cpu")).logits
+    return logits[0].log_softmax(dim=1)
+
+
+def likelihood(model: Trained, context: str, following: str) -> tuple[float, bool]:
+    """Of `following` after BOS and `context`."""
+    bos, encode = model.tokenizer.bos_id, model.tokenizer.encode
+    assert bos is not None
+    whole = [bos, *encode(context + following).tolist()]
+    first = 1 + len(encode(context))
+    scores = log_p(model, whole)
+    picked = [float(scores[place - 1, whole[place]]) for place in range(first, len(whole))]
+    likeliest = [int(scores[place - 1].argmax()) for place in range(first, len(whole))]
+    return sum(picked), likeliest == whole[first:]
+
+
+@pytest.mark.parametrize("context", ["x", TEXT, TEXT * 7])
+def test_likelihoods_are_those_of_the_whole_document(model: Trained, context: str) -> None:
+    streamed = Streamed(model)
+    following = " must be in want of a wife"
+    ((found, greedy),) = streamed.loglikelihood(
+        [SimpleNamespace(args=(context, following))], disable_tqdm=True
+    )
+    expected, likeliest = likelihood(model, context, following)
+    assert found == pytest.approx(expected, abs=1e-4)
+    assert greedy is likeliest
+    (rolled,) = streamed.loglikelihood_rolling([SimpleNamespace(args=(context + following,))])
+    assert rolled == pytest.approx(likelihood(model, "", context + following)[0], rel=1e-5)
+
+
+def test_the_likeliest_continuation_is_known_as_such(model: Trained) -> None:
+    bos = model.tokenizer.bos_id
+    assert bos is not None
+    context = [bos, *model.tokenizer.encode(TEXT).tolist()]
+    best = int(log_p(model, context)[-1].argmax())
+    streamed = Streamed(model)
+    assert streamed._score(context, [best])[1]
+    assert not streamed._score(context, [(best + 1) % 320])[1]
+
+
+def test_every_kind_of_task_runs_from_local_files(
+    model: Trained, tasks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert harness.run(tmp_path / "run", tasks, tasks=[], shots=None, limit=None) == 0
+    said = capsys.readouterr().out
+    written = json.loads((tmp_path / "run/harness-7.json").read_text())
+    assert all(name in said for name in ("choice", "rolling", "continue", "harness-7.json"))
+    right = 0
+    for index, (question, first, second) in enumerate(QUESTIONS):
+        # The harness moves a context's last space to what follows, and lays one before an answer.
+        scores = [likelihood(model, question.rstrip(), f" {one}")[0] for one in (first, second)]
+        right += int(scores.index(max(scores)) == index % 2)
+    assert written["results"]["choice"]["acc,none"] == pytest.approx(right / len(QUESTIONS))
+    nats = sum(likelihood(model, "", question)[0] for question, _, _ in QUESTIONS)
+    size = sum(len(question.encode()) for question, _, _ in QUESTIONS)
+    bits = written["results"]["rolling"]["bits_per_byte,none"]
+    assert bits == pytest.approx(-nats / size / 0.6931471805599453, rel=1e-4)
+    assert 0 <= written["results"]["continue"]["exact_match,none"] <= 1
+
+
+def test_a_continuation_ends_before_the_first_of_the_requests_ends(model: Trained) -> None:
+    streamed = Streamed(model)
+
+    def continued(**options: Any) -> str:
+        (text,) = streamed.generate_until([SimpleNamespace(args=(TEXT, options))])
+        return text
+
+    whole = continued(until=[], max_gen_toks=40)
+    end = whole[len(whole) // 2]
+    assert whole and end in whole
+    assert continued(until=[end, "never there"], max_gen_toks=40) == whole[: whole.index(end)]
+
+
+def test_a_task_that_is_not_there_is_refused_with_those_that_are(
+    model: Trained, tasks: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(HarnessError, match=r"no task chioce; it has \['choice', 'continue', 'ro"):
+        harness.run(tmp_path / "run", tasks, tasks=["chioce"], shots=None, limit=None)
+    with pytest.raises(HarnessError, match="holds no task file"):
+        harness.run(tmp_path / "run", tmp_path / "run", tasks=[], shots=None, limit=None)
+    with pytest.raises(HarnessError, match="is no directory"):
+        harness.run(tmp_path / "run", tmp_path / "none", tasks=[], shots=None, limit=None)
