@@ -141,6 +141,7 @@ def _add_eval(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     )
     kinds = parser.add_subparsers(dest="kind", required=True, metavar="KIND")
     _add_perplexity(kinds)
+    _add_harness(kinds)
 
 
 def _add_perplexity(kinds: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -157,6 +158,25 @@ def _add_perplexity(kinds: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--window-segments", type=int, help="segments a window (default: the run's)"
     )
     parser.set_defaults(run=_perplexity)
+
+
+def _add_harness(kinds: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = kinds.add_parser(
+        "harness",
+        help="tasks of EleutherAI's lm-evaluation-harness, from local files",
+        description="Run the harness's tasks in a directory, offline; needs the extra `harness`. "
+        "A task file may name Python functions, which are run.",
+    )
+    parser.add_argument("path", type=Path, help="run directory, or one checkpoint of it")
+    parser.add_argument(
+        "--tasks-directory", type=Path, required=True, help="directory of task files (YAML)"
+    )
+    parser.add_argument("--tasks", nargs="*", default=[], help="their names (default: all there)")
+    parser.add_argument(
+        "--shots", type=int, help="examples before a question (default: the task's)"
+    )
+    parser.add_argument("--limit", type=int, help="the first so many documents of each task")
+    parser.set_defaults(run=_harness)
 
 
 def _add_generate(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -415,6 +435,20 @@ def _perplexity(words: argparse.Namespace) -> int:
         window_segments=words.window_segments,
         max_documents=words.documents,
         batch=words.batch,
+    )
+
+
+def _harness(words: argparse.Namespace) -> int:
+    if importlib.util.find_spec("lm_eval") is None:
+        raise SettingsError(["lm-eval is not installed; install the extra `harness` (README)"])
+    from pretrain.evaluate import harness
+
+    return harness.run(
+        words.path,
+        words.tasks_directory,
+        tasks=words.tasks,
+        shots=words.shots,
+        limit=words.limit,
     )
 
 

@@ -9,19 +9,24 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from data_prep import settings
 from pretrain import generate, trained
 from pretrain.checkpoint.load import Checkpoint
+from pretrain.config import ImportConfig, load
 from pretrain.convert import llama
-from pretrain.convert.hugging_face import ConversionError
+from pretrain.convert.hugging_face import ConversionError, model_config
 from pretrain.model import local_attention, rotary
 from pretrain.model.transformer import Transformer
 from tests.pretrain.convert.conftest import LLAMA3, random_tokens
+from tests.pretrain.test_origin import train
 
+ROOT = Path(__file__).parents[3]
 CPU = torch.device("cpu")
 SEGMENT = 64
 
@@ -133,6 +138,46 @@ def test_gates_begin_as_chosen_and_weights_keep_their_bits_and_dtype(
         assert torch.equal(gates, torch.full((4,), -2.5))
         assert checkpoint.trainer["imported"]["path"] == str((tmp_path / "hub").resolve())
         assert checkpoint.lanes() == 0
+
+
+def test_two_ranks_begin_with_an_imported_model_and_none_goes_on_from_it(
+    tmp_path: Path, save_model: Any, write_data_set: Any, tokenizer_model: Path
+) -> None:
+    shape = {"hidden_size": 32, "head_dim": 8, "intermediate_size": 48}
+    save_model(tmp_path / "hub", **shape).to(torch.bfloat16).save_pretrained(tmp_path / "hub")
+    words = ["segment=8", "memory.initial_gate=-2"]
+    llama.run(tmp_path / "hub", tmp_path / "old", words, None)
+    documents = np.random.default_rng(0).integers(3, 320, size=(8, 90))
+    write_data_set(tmp_path / "data", list(documents), 4, 320, tokenizer=tokenizer_model)
+    same = ["model.tied_embeddings=false", "model.norm_eps=1e-6", "train.steps=1"]
+    ended = train(tmp_path, *same)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    source = Checkpoint(tmp_path / "old/checkpoints/step-00000000")
+    begun = Checkpoint(tmp_path / "new/checkpoints/step-00000001")
+    for name in source.names():
+        assert torch.equal(begun.tensor(name), source.tensor(name).float()), name
+    assert begun.trainer["origin"]["sha256"] == source.sha256
+    ended = train(tmp_path, *same, f"run.directory={tmp_path / 'old'}", "launch.ranks=1")
+    assert ended.returncode == 1
+    assert "old is an imported model, which no run goes on from; give another" in ended.stderr
+
+
+def test_the_recipe_of_the_papers_passkey_model_is_llamas_shape() -> None:
+    # config.json of meta-llama/Llama-3.2-1B.
+    plain = {
+        "model_type": "llama", "hidden_act": "silu", "hidden_size": 2048, "head_dim": 64,
+        "initializer_range": 0.02, "intermediate_size": 8192, "attention_bias": False,
+        "max_position_embeddings": 131072, "mlp_bias": False, "num_attention_heads": 32,
+        "num_hidden_layers": 16, "num_key_value_heads": 8, "pretraining_tp": 1,
+        "rms_norm_eps": 1e-05, "rope_scaling": {
+            "factor": 32.0, "high_freq_factor": 4.0, "low_freq_factor": 1.0,
+            "original_max_position_embeddings": 8192, "rope_type": "llama3",
+        }, "rope_theta": 500000.0, "tie_word_embeddings": True, "torch_dtype": "bfloat16",
+        "use_cache": True, "vocab_size": 128256,
+    }  # fmt: skip
+    chosen = settings.load(ImportConfig, None, ["segment=2048", "memory.when_empty=local"])
+    for name in ("passkey_1b", "passkey_1b_tune"):
+        assert load(ROOT / f"configs/{name}.yaml").model == model_config(plain, chosen)
 
 
 def test_rows_that_no_token_stands_for_are_left_out(
