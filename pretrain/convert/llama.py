@@ -114,7 +114,10 @@ class Plan:
 
     def config(self, out: Path) -> Config:
         """The configuration of the directory, as a run has one."""
-        train = TrainConfig(window_segments=self.chosen.window_segments)
+        half = self.tensors["embedding.weight"].dtype == "BF16"
+        train = TrainConfig(
+            window_segments=self.chosen.window_segments, precision="bf16" if half else "float32"
+        )
         return Config(run=RunConfig(directory=str(out)), model=self.model, train=train)
 
     def told(self, source: Path) -> dict[str, Any]:

@@ -138,6 +138,8 @@ def test_gates_begin_as_chosen_and_weights_keep_their_bits_and_dtype(
         assert torch.equal(gates, torch.full((4,), -2.5))
         assert checkpoint.trainer["imported"]["path"] == str((tmp_path / "hub").resolve())
         assert checkpoint.lanes() == 0
+    # On a GPU it is evaluated in the precision that it came in.
+    assert trained.load(tmp_path / "out", CPU).config.train.precision == "bf16"
 
 
 def test_two_ranks_begin_with_an_imported_model_and_none_goes_on_from_it(
