@@ -82,7 +82,7 @@ def model_config(plain: Mapping[str, Any], chosen: ImportConfig) -> ModelConfig:
     heads = plain.get("num_attention_heads")
     head = plain.get("head_dim")
     if head is None and isinstance(heads, int) and isinstance(plain.get("hidden_size"), int):
-        head = plain["hidden_size"] // heads
+        head = plain["hidden_size"] // max(heads, 1)
     values = {ours: plain[theirs] for ours, theirs in _KEYS.items() if theirs in plain}
     missing = [theirs for ours, theirs in _KEYS.items() if ours not in values]
     found += [f"{key}: missing" for key in missing] + rope_problems
@@ -183,7 +183,8 @@ def _strangeness(plain: Mapping[str, Any], chosen: ImportConfig) -> list[str]:
     if activation != "silu":
         found.append(f"hidden_act: {activation!r}; our feed-forward is SwiGLU, with silu")
     sliding = plain.get("sliding_window")
-    if sliding is not None and plain.get("use_sliding_window", True) and sliding < chosen.segment:
+    shorter = isinstance(sliding, int) and sliding < chosen.segment
+    if shorter and plain.get("use_sliding_window", True):
         found.append(
             f"sliding_window: {sliding} tokens are fewer than the {chosen.segment} of a segment; "
             f"choose segment={sliding} or less, within which it cuts nothing"
@@ -195,11 +196,12 @@ def _strangeness(plain: Mapping[str, Any], chosen: ImportConfig) -> list[str]:
 
 def _rope(plain: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """Our settings of the rotary embedding, and what is wrong with it."""
-    given = {
-        "rope_theta": plain.get("rope_theta", 10000.0),
-        **(plain.get("rope_scaling") or {}),
-        **(plain.get("rope_parameters") or {}),
-    }
+    given: dict[str, Any] = {"rope_theta": plain.get("rope_theta", 10000.0)}
+    for key in ("rope_scaling", "rope_parameters"):
+        part = plain.get(key) or {}
+        if not isinstance(part, Mapping):
+            return {}, [f"{key}: expected an object, found {part!r}"]
+        given |= part
     kind = given.get("rope_type", given.get("type", "default"))
     scaling: dict[str, Any] = {}
     found = []

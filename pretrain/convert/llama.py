@@ -152,13 +152,7 @@ def _plan(source: Path, out: Path, words: Sequence[str], tokenizer_path: Path | 
     own = _attempted(problems, lambda: _tokenizer(source, tokenizer_path))
     stored = _attempted(problems, lambda: _stored(source)) or {}
     plain = _attempted(problems, lambda: _json(source / "config.json"))
-    model, chosen = None, ImportConfig()
-    if plain is not None:
-        try:
-            chosen = settings.load(ImportConfig, None, [*chosen_there(plain), *words])
-            model = model_config(plain, chosen)
-        except SettingsError as error:
-            problems += [f"config.json: {text}" for text in error.problems]
+    chosen, model = _attempted(problems, lambda: _model(plain or {}, words)) or (None, None)
     rows = own.vocab_size if own else 0
     tensors: dict[str, TensorInfo] = {}
     if model is not None and stored:
@@ -171,11 +165,30 @@ def _plan(source: Path, out: Path, words: Sequence[str], tokenizer_path: Path | 
             f"{own.path}: has {own.vocab_size} pieces and the embedding {rows} rows: it is another "
             "model's"
         )
-    if problems or own is None or model is None:
+    if problems or own is None or model is None or chosen is None:
         raise ConversionError(problems, f"{source}: cannot be imported:")
     for name in set(tensors) & set(_EMBEDDINGS):
         tensors[name] = TensorInfo(tensors[name].dtype, (own.vocab_size, model.d_model))
     return Plan(model, chosen, own, tensors, stored, rows)
+
+
+def _model(plain: Mapping[str, Any], words: Sequence[str]) -> tuple[ImportConfig, ModelConfig]:
+    """What was chosen, and our model of a config.json. Raises ConversionError."""
+    problems: list[str] = []
+    # Where a word is wrong no segment is known, and nothing is said of it.
+    chosen, model = ImportConfig(segment=1), ModelConfig()
+    try:
+        chosen = settings.load(ImportConfig, None, [*chosen_there(plain), *words])
+    except SettingsError as error:
+        problems += error.problems
+    try:
+        if plain:
+            model = model_config(plain, chosen)
+    except SettingsError as error:
+        problems += [f"config.json: {text}" for text in error.problems]
+    if problems or not plain:  # a file that cannot be read is told already
+        raise ConversionError(problems)
+    return chosen, model
 
 
 def _attempted(problems: list[str], action: Callable[[], Any]) -> Any:

@@ -258,14 +258,13 @@ def test_all_that_cannot_be_imported_is_told_at_once(tmp_path: Path, save_model:
         rope_parameters={"rope_type": "yarn", "rope_theta": 1e4},
     )  # fmt: skip
     (tmp_path / "hub/tokenizer.json").write_text("{}")
-    found = refused(tmp_path)
-    said = "\n".join(found)
+    said = "\n".join([*refused(tmp_path), *refused(tmp_path, "segmant=3")])
     for what in (
         "holds both of tokenizer.model and tokenizer.json", "--tokenizer FILE",
         "attention_bias: our projections have no biases", "hidden_act: 'gelu'",
         "sliding_window: 32 tokens are fewer than the 64 of a segment",
         "quantization_config: quantized", "rope_type: 'yarn' is not computed here",
-        "num_attention_heads: expected a whole number, found 'four'",
+        "num_attention_heads: expected a whole number, found 'four'", "segmant: unknown key; did",
     ):  # fmt: skip
         assert what in said, said
 
