@@ -119,16 +119,7 @@ def config_json(
 
     Llama's attention has no segments, so it is our model for texts of one segment at most.
     """
-    rope: dict[str, Any] = {"rope_theta": model.rope_theta, "rope_type": "default"}
-    scaling = model.rope_scaling
-    if scaling.kind != "none":
-        rope |= {"rope_type": scaling.kind, "factor": scaling.factor}
-    if scaling.kind == "llama3":
-        rope |= {
-            "low_freq_factor": scaling.low_turns,
-            "high_freq_factor": scaling.high_turns,
-            "original_max_position_embeddings": scaling.original_length,
-        }
+    scaling = _rope_scaling(model)
     common = {
         **{theirs: getattr(model, ours) for ours, theirs in _KEYS.items()},
         **special,
@@ -138,7 +129,7 @@ def config_json(
         "rms_norm_eps": model.norm_eps,
         "tie_word_embeddings": model.tied_embeddings,
         "initializer_range": model.init_std,
-        "rope_parameters": rope,
+        "rope_parameters": {"rope_theta": model.rope_theta, "rope_type": "default", **scaling},
         "vocab_size": vocab_size,
         "dtype": dtype,
     }
@@ -147,6 +138,10 @@ def config_json(
             "model_type": "llama",
             "architectures": ["LlamaForCausalLM"],
             "max_position_embeddings": model.segment,
+            # Where programs before transformers 5 look for them.
+            "rope_theta": model.rope_theta,
+            "rope_scaling": scaling or None,
+            "torch_dtype": dtype,
             **common,
         }
     memory = {key: value for key, value in asdict(model.memory).items() if key in _OF_A_MODEL}
@@ -164,6 +159,22 @@ def config_json(
         "max_position_embeddings": _LONGEST,
         **common,
     }  # fmt: skip
+
+
+def _rope_scaling(model: ModelConfig) -> dict[str, Any]:
+    """What config.json says of scaled frequencies; nothing where they are not."""
+    scaling = model.rope_scaling
+    if scaling.kind == "none":
+        return {}
+    told = {"rope_type": scaling.kind, "factor": scaling.factor}
+    if scaling.kind == "linear":
+        return told
+    return {
+        **told,
+        "low_freq_factor": scaling.low_turns,
+        "high_freq_factor": scaling.high_turns,
+        "original_max_position_embeddings": scaling.original_length,
+    }
 
 
 def _strangeness(plain: Mapping[str, Any], chosen: ImportConfig) -> list[str]:

@@ -117,10 +117,12 @@ def test_a_loss_and_its_gradient_reach_every_weight(tmp_path: Path, write_run: A
     assert all(bool(weight.grad.any()) for weight in theirs.parameters())
 
 
+@pytest.mark.parametrize("changes", [{}, {"rope_scaling": LLAMA3}], ids=str)
 def test_without_memory_it_is_a_plain_llama_for_texts_of_a_segment(
-    tmp_path: Path, write_run: Any, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, write_run: Any, capsys: pytest.CaptureFixture[str], changes: dict[str, Any]
 ) -> None:
-    ours = write_run(tmp_path / "run", memory=MemoryConfig(kind="none"), rope_scaling=LLAMA3)
+    none = MemoryConfig(kind="none")
+    ours = write_run(tmp_path / "run", memory=none, rope_theta=100.0, **changes)
     theirs, tokens = exported(tmp_path), random_tokens(SEGMENT)
     assert "texts of at most 16 tokens" in capsys.readouterr().out
     assert type(theirs).__name__ == "LlamaForCausalLM"
