@@ -137,7 +137,7 @@ def test_a_large_vocabulary_takes_a_prompt_in_by_smaller_chunks(
     ids = model.tokenizer.encode(PROMPT)
     expected, _ = generate.take_in(model, ids, print)
     monkeypatch.setattr(generate, "_CHUNK_LOGITS", 320 * 16 * 2 + 1)
-    assert generate._chunk(model) == 2 * 16
+    assert generate.chunk_tokens(model) == 2 * 16
     logits, _ = generate.take_in(model, ids, print)
     torch.testing.assert_close(logits, expected, rtol=0, atol=1e-5)
 
