@@ -49,13 +49,13 @@ class InputFile:
     compression: Compression
     text_field: str
     id_field: str
-    prompt_field: str = ""
-    answer_field: str = ""
     listed: Status = Status(0, "")
     group: str = ""
     separator: str = ""
     max_record_bytes: int = 1 << 32
     max_held_bytes: int = 1 << 26
+    prompt_field: str = ""
+    answer_field: str = ""
 
     @property
     def name(self) -> str:

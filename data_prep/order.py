@@ -24,9 +24,9 @@ class Placed:
     line: int
     bytes: int
     tokens: int
-    prompt: int
     unit: int
     first: int
+    prompt: int = 0
 
 
 def keyed(seed: int, *names: str) -> bytes:

@@ -262,7 +262,7 @@ class _Tokenized:
             found.starts.append(len(found.documents))
             for id, file, line, size, tokens, prompt in marker["documents"]:
                 source, name = work.files[file].source, work.files[file].name
-                place = (size, tokens, prompt, unit, first)
+                place = (size, tokens, unit, first, prompt)
                 found.documents.append(Placed(id, source, name, line, *place))
                 first += tokens
             found.fingerprints += marker["fingerprints"]

@@ -62,7 +62,7 @@ class Run:
             read = [lane.window(WINDOW) for lane in self.lanes]
             self.histories = [
                 extended(history, tokens, starts)
-                for history, (tokens, _, starts) in zip(self.histories, read, strict=True)
+                for history, (tokens, _, starts, _) in zip(self.histories, read, strict=True)
             ]
             self.step += 1
 
