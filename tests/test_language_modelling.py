@@ -10,7 +10,14 @@ import pytest
 from pretrain import config as configuration
 from pretrain.model import flops
 from tools.recipes import language_modelling
-from tools.recipes.language_modelling import Scores, compare, interval, models, scores_of
+from tools.recipes.language_modelling import (
+    Scores,
+    by_position,
+    compare,
+    interval,
+    models,
+    scores_of,
+)
 
 
 def test_models_have_one_size_and_one_budget() -> None:
@@ -57,7 +64,14 @@ def test_books_are_matched_by_their_ids() -> None:
     def report(*books: tuple[str, float]) -> dict[str, object]:
         return {
             "by_document": [
-                {"id": id, "text_bytes": 10 * int(id), "total": {"nats": {"memory": nats}}}
+                {
+                    "id": id,
+                    "total": {"nats": {"memory": nats}, "bytes": 10 * int(id)},
+                    "positions": [
+                        {"end": end, "nats": {"memory": nats / 4}, "bytes": int(id)}
+                        for end in (32, 64, 128)[: 1 + int(id)]
+                    ],
+                }
                 for id, nats in books
             ]
         }
@@ -65,3 +79,9 @@ def test_books_are_matched_by_their_ids() -> None:
     scores = scores_of([report(("2", 5.0), ("1", 7.0)), report(("1", 8.0), ("2", 6.0))])
     assert scores.nats.tolist() == [[7.0, 5.0], [8.0, 6.0]]
     assert scores.bytes.tolist() == [10, 20]
+    # Of positions alone; the first book has none of 64 and more, and the first ones are left out.
+    assert scores_of([report(("2", 8.0))], 128).nats.tolist() == [[2.0]]
+    both = [report(("1", 8.0), ("2", 6.0))]
+    (row,) = by_position({"none": both, "delta": both})
+    assert row["end"] == 64 and [one["model"] for one in row["rows"]] == ["none", "delta"]
+    assert row["rows"][1]["bits"] == pytest.approx(3.5 / 3 / math.log(2))

@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from data_prep import durable
 from data_prep.settings import SettingsError
@@ -38,6 +39,8 @@ ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "configs" / "language_modelling_cpu.yaml"
 BIN = Path(sys.executable).parent
 DRAWS = 10_000
+# Positions before it are few tokens, and hold the books' titles.
+_FIRST = 32
 
 
 @dataclass(frozen=True)
@@ -214,23 +217,50 @@ def _gates(run: Path) -> list[list[float]]:
     return gates
 
 
-def scores_of(reports: Sequence[dict[str, Any]]) -> Scores:
-    """The scores in a model's reports, one a seed."""
-    books = [sorted(report["by_document"], key=lambda book: book["id"]) for report in reports]
-    nats = [[next(iter(book["total"]["nats"].values())) for book in seed] for seed in books]
-    return Scores(np.array(nats), np.array([book["text_bytes"] for book in books[0]]))
+def scores_of(reports: Sequence[dict[str, Any]], end: int | None = None) -> Scores:
+    """The scores in a model's reports, one a seed; with `end` of the positions up to it alone."""
+    nats, sizes = [], []
+    for report in reports:
+        books = sorted(report["by_document"], key=lambda book: book["id"])
+        parts = [_part(book, end) for book in books]
+        nats.append([next(iter(part["nats"].values())) for part in parts])
+        sizes = [part["bytes"] for part in parts]
+    return Scores(np.array(nats), np.array(sizes))
+
+
+def _part(book: dict[str, Any], end: int | None) -> dict[str, Any]:
+    part: dict[str, Any] = book["total"]
+    if end is not None:
+        (part,) = (row for row in book["positions"] if row["end"] == end)
+    return part
+
+
+def by_position(reports: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """`compare` for each range of positions that all books have, but for the very first tokens."""
+    books = next(iter(reports.values()))[0]["by_document"]
+    ends = [{row["end"] for row in book["positions"]} for book in books]
+    return [
+        {
+            "end": end,
+            "rows": compare({name: scores_of(found, end) for name, found in reports.items()}),
+        }
+        for end in sorted(set.intersection(*ends))
+        if end > _FIRST
+    ]
 
 
 def _write(out: Path, config: Config, reports: dict[str, list[dict[str, Any]]]) -> None:
     rows = compare({name: scores_of(found) for name, found in reports.items()})
+    positions = by_position(reports)
     titles = {model.name: model.title for model in models(config)}
-    durable.write_json(out / "comparison.json", {"rows": rows})
+    durable.write_json(out / "comparison.json", {"rows": rows, "positions": positions})
     text = _table(rows, titles, reports)
     durable.write_bytes(out / "comparison.md", text.encode())
-    for name, figure in (
-        ("positions.png", _positions(titles, reports)),
-        ("gates.png", _drawn_gates(titles, reports)),
-    ):
+    figures = {
+        "positions.png": _positions(titles, positions),
+        "gates.png": _gates_drawn(titles, reports),
+    }
+    for name, figure in figures.items():
         with durable.replacing(out / name) as file:
             figure.savefig(file, format="png", dpi=150)
     print(text)
@@ -258,41 +288,42 @@ def _table(
     return "\n".join(lines) + "\n"
 
 
-def _positions(titles: dict[str, str], reports: dict[str, list[dict[str, Any]]]) -> Figure:
+def _positions(titles: dict[str, str], positions: Sequence[dict[str, Any]]) -> Figure:
+    """What each model is better by than local attention alone, with its interval, by position."""
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
-    for name, found in reports.items():
-        rows = [[row for row in report["positions"] if row["bytes"]] for report in found]
-        bits = np.mean(
-            [[next(iter(row["bits_per_byte"].values())) for row in one] for one in rows], axis=0
-        )
-        axes.plot(
-            [row["end"] for row in rows[0]], bits, marker="o", markersize=4, label=titles[name]
-        )
+    ends = [row["end"] for row in positions]
+    for index, name in enumerate(titles):
+        rows = [one["rows"][index] for one in positions]
+        if name != "none":
+            low, high = zip(*(row["gain_interval"] for row in rows), strict=True)
+            axes.fill_between(ends, low, high, color=f"C{index}", alpha=0.15, linewidth=0)
+            gains = [row["gain"] for row in rows]
+            axes.plot(ends, gains, color=f"C{index}", marker="o", markersize=4, label=titles[name])
+    axes.axhline(0, color="grey", linewidth=1)
     axes.set_xscale("log", base=2)
-    axes.set_xlabel("position in the book, up to (text tokens before the target)")
-    axes.set_ylabel("bits a byte")
+    axes.set_xlabel("position in the book, from half of this on (text tokens before the target)")
+    axes.set_ylabel("better than local attention alone by (bits a byte)")
     axes.legend(frameon=False)
     return figure
 
 
-def _drawn_gates(titles: dict[str, str], reports: dict[str, list[dict[str, Any]]]) -> Figure:
+def _gates_drawn(titles: dict[str, str], reports: dict[str, list[dict[str, Any]]]) -> Figure:
     """Each head's gate of all seeds by layer, a panel a model with memory (Figure 3)."""
     found = {name: [r["gates"] for r in each] for name, each in reports.items() if each[0]["gates"]}
     figure = Figure(figsize=(3.5 * len(found), 4), layout="constrained")
-    for axes, (name, seeds) in zip(
-        figure.subplots(1, len(found), sharey=True, squeeze=False)[0], found.items(), strict=True
-    ):
+    panels = figure.subplots(1, len(found), sharey=True, squeeze=False)[0]
+    for axes, (name, seeds) in zip(panels, found.items(), strict=True):
         for seed, layers in enumerate(seeds):
             for layer, gates in enumerate(layers):
-                axes.scatter(
-                    [layer + 0.15 * (seed - 1)] * len(gates), gates, s=14, color=f"C{seed}"
-                )
+                place = layer + 0.2 * (seed - (len(seeds) - 1) / 2)
+                axes.scatter([place] * len(gates), gates, s=14, color=f"C{seed}")
         axes.axhline(0.5, color="grey", linestyle=":", linewidth=1)
         axes.set_ylim(-0.03, 1.03)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_title(titles[name], fontsize=9)
-        axes.set_xlabel("layer (a dot a head, a colour a seed)")
-    figure.axes[0].set_ylabel("sigmoid(β), share of the memory")
+        axes.set_xlabel("layer (a dot a head, a colour a seed)", fontsize=8)
+    panels[0].set_ylabel("sigmoid(β), share of the memory")
     return figure
 
 
