@@ -54,6 +54,8 @@ class InputFile:
     separator: str = ""
     max_record_bytes: int = 1 << 32
     max_held_bytes: int = 1 << 26
+    prompt_field: str = ""
+    answer_field: str = ""
 
     @property
     def name(self) -> str:
@@ -371,6 +373,8 @@ def _input(source: SourceConfig, listed: Listed) -> InputFile:
         compression=compression,
         text_field=source.text_field,
         id_field=source.id_field,
+        prompt_field=source.prompt_field,
+        answer_field=source.answer_field,
         listed=listed.status,
         group=_group(source, listed.relative),
         separator=source.group_separator,

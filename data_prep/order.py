@@ -13,7 +13,10 @@ from data_prep.settings import SettingsError
 
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """A tokenized document: its place in the corpus, and its tokens' place in a unit's file."""
+    """A tokenized document: its place in the corpus, and its tokens' place in a unit's file.
+
+    The first `prompt` of its tokens are a prompt's.
+    """
 
     id: str
     source: str
@@ -23,6 +26,7 @@ class Placed:
     tokens: int
     unit: int
     first: int
+    prompt: int = 0
 
 
 def keyed(seed: int, *names: str) -> bytes:

@@ -82,13 +82,15 @@ def evaluate(
     max_documents: int | None,
     batch: int,
     report: Callable[[str], None],
+    by_document: bool = False,
 ) -> dict[str, Any]:
     """Score the first `max_documents` (None: all) documents of a data set, `batch` side by side.
 
     A window is `window_segments` segments (None: the run's); neither it nor `batch` changes what is
     measured. `report` is given progress lines. Returns JSON-able numbers: what was evaluated, and
     `total` and each of `positions` (targets at `first` <= p < `end`) with tokens, bytes, and by
-    column nats, bits_per_byte (None without bytes) and perplexity.
+    column nats, bits_per_byte (None without bytes) and perplexity; with `by_document` also, under
+    that key, the id, text_bytes, total and positions of each document alone.
     Raises EvaluationError or DataError.
     """
     if window_segments is None:
@@ -98,6 +100,7 @@ def evaluate(
     _check_tokenizer(trained, data)
     progress = Progress("evaluate", _tokens_ahead(data, max_documents), report)
     score = _Score(_columns(trained), _TokenBytes.of(trained.tokenizer))
+    score.documents = {} if by_document else None
     queue = _Queue(itertools.islice(data.documents(), max_documents))
     lanes = [_Lane(queue, data, trained.config.model.segment) for _ in range(batch)]
     for windows, losses in _losses(trained, lanes, window_segments, score.columns):
@@ -117,6 +120,7 @@ def evaluate(
         "text_bytes": queue.text_bytes,
         "total": score.total(queue.text_bytes),
         "positions": score.by_position(),
+        **({} if score.documents is None else {"by_document": _each(score.documents)}),
     }
 
 
@@ -149,13 +153,15 @@ def table(report: dict[str, Any]) -> str:
 class _Window:
     """A lane's next window: arrays [length]; `taken` tokens of documents, the rest is padding.
 
-    `positions` are of the targets. `end` is where the last of the documents' tokens ends.
+    `positions` are of the targets, `owners` the place in `ids` of their document. `end` is where
+    the last of the documents' tokens ends.
     """
 
     tokens: np.ndarray
     targets: np.ndarray
     starts: np.ndarray
     positions: np.ndarray
+    owners: np.ndarray
     taken: int
     end: int
     ids: list[str]
@@ -193,6 +199,7 @@ class _Lane:
         """The next window, `length` being a multiple of the segment; None where nothing is left."""
         tokens, positions = np.zeros(length, np.int64), np.zeros(length, np.int64)
         targets, starts = np.full(length, IGNORE, np.int64), np.zeros(length, np.bool_)
+        owners = np.zeros(length, np.int64)
         filled = taken = end = 0
         ids: list[str] = []
         while filled < length and self._open():
@@ -204,13 +211,14 @@ class _Lane:
             targets[filled : filled + len(following)] = following
             positions[filled:end] = np.arange(count) + (offset + 1 - self._shift)
             starts[filled] = offset == 0
+            owners[filled:end] = len(ids)
             ids.append(self._id)
             self._offset += count
             taken += count
             filled += math.ceil(count / self._segment) * self._segment
         if not taken:
             return None
-        return _Window(tokens, targets, starts, positions, taken, end, ids)
+        return _Window(tokens, targets, starts, positions, owners, taken, end, ids)
 
     def _open(self) -> bool:
         """Whether there is a token left, of the open document or of the next."""
@@ -286,6 +294,8 @@ class _Score:
     tokens: np.ndarray = field(default_factory=lambda: np.zeros(_BUCKETS, np.int64))
     bytes: np.ndarray = field(default_factory=lambda: np.zeros(_BUCKETS, np.int64))
     nats: dict[str, np.ndarray] = field(default_factory=dict)
+    documents: dict[str, _Score] | None = None
+    """The same of each document, where that is asked for."""
 
     def __post_init__(self) -> None:
         self.nats = {column: np.zeros(_BUCKETS) for column in self.columns}
@@ -295,10 +305,7 @@ class _Score:
         for row, window in enumerate(windows):
             is_target = window.targets != IGNORE
             positions, targets = window.positions[is_target], window.targets[is_target]
-            buckets = bucket_of(positions)
-            self.tokens += np.bincount(buckets, minlength=_BUCKETS)
-            weights = self.token_bytes(targets, positions)
-            self.bytes += np.bincount(buckets, weights, _BUCKETS).astype(np.int64)
+            nats = {}
             for column, batch in losses.items():
                 values = batch[row].double().numpy()[is_target[: batch.shape[1]]]
                 if not np.isfinite(values).all():
@@ -307,7 +314,34 @@ class _Score:
                         f"{positions[~np.isfinite(values)][0]} ({_HEADINGS[column]}): the weights "
                         "or the memory have overflowed; evaluate an earlier checkpoint"
                     )
-                self.nats[column] += np.bincount(buckets, values, _BUCKETS)
+                nats[column] = values
+            own = (bucket_of(positions), self.token_bytes(targets, positions), nats)
+            self._count(*own)
+            if self.documents is not None:
+                self._count_each(self.documents, window.ids, window.owners[is_target], *own)
+
+    def _count(self, buckets: np.ndarray, sizes: np.ndarray, nats: dict[str, np.ndarray]) -> None:
+        """Add targets: bucket and bytes [n], and nats [n] by column."""
+        self.tokens += np.bincount(buckets, minlength=_BUCKETS)
+        self.bytes += np.bincount(buckets, sizes, _BUCKETS).astype(np.int64)
+        for column, values in nats.items():
+            self.nats[column] += np.bincount(buckets, values, _BUCKETS)
+
+    def _count_each(
+        self,
+        documents: dict[str, _Score],
+        ids: Sequence[str],
+        owners: np.ndarray,
+        buckets: np.ndarray,
+        sizes: np.ndarray,
+        nats: dict[str, np.ndarray],
+    ) -> None:
+        for index, id in enumerate(ids):
+            own = owners == index
+            score = documents.setdefault(id, _Score(self.columns, self.token_bytes))
+            score._count(
+                buckets[own], sizes[own], {column: values[own] for column, values in nats.items()}
+            )
 
     def total(self, text_bytes: int) -> dict[str, Any]:
         """Over all targets and `text_bytes`."""
@@ -323,6 +357,20 @@ class _Score:
             numbers = _numbers(int(self.tokens[bucket]), int(self.bytes[bucket]), nats)
             rows.append({**edges, **numbers})
         return rows
+
+
+def _each(documents: dict[str, _Score]) -> list[dict[str, Any]]:
+    sizes = {id: int(score.bytes.sum()) for id, score in documents.items()}
+    return [
+        {
+            "id": id,
+            "text_bytes": sizes[id],
+            "total": score.total(sizes[id]),
+            "positions": score.by_position(),
+        }
+        for id, score in documents.items()
+        if score.tokens.sum()
+    ]
 
 
 def bucket_of(positions: np.ndarray) -> np.ndarray:

@@ -94,6 +94,27 @@ def test_the_masked_read_differs_from_the_second_segment_on(small: tuple[Trained
             assert abs(memory - masked) > 1e-4 * memory
 
 
+def test_each_document_s_numbers_are_those_of_it_alone(
+    tmp_path: Path, write_data_set: Any, tokenizer_model: Path, small: tuple[Trained, Path]
+) -> None:
+    model, whole = small[0], _evaluate(*small, batch=3, by_document=True)
+    each = whole.pop("by_document")
+    assert whole == _evaluate(*small, batch=3)
+    documents = {one.id: one for one in _documents(model.tokenizer, TEXTS)}
+    assert {one["id"] for one in each} <= documents.keys() and len(each) >= 6
+    for one in each:
+        directory = tmp_path / one["id"]
+        write_data_set(directory, [documents[one["id"]]], 1, 320, tokenizer=tokenizer_model)
+        if not one["text_bytes"]:
+            continue
+        alone = _evaluate(model, directory)
+        assert one["text_bytes"] == alone["text_bytes"]
+        assert one["total"]["nats"] == pytest.approx(alone["total"]["nats"], rel=1e-6)
+        assert [row["tokens"] for row in one["positions"]] == [
+            row["tokens"] for row in alone["positions"]
+        ]
+
+
 def test_buckets_are_powers_of_two() -> None:
     edges = [0, 1, 2, 3, 4, 7, 8, 15, 16, 1023, 1024, 2**20 - 1, 2**20, 2**40 - 1, 2**40]
     expected = [0, 1, 2, 2, 3, 3, 4, 4, 5, 10, 11, 20, 21, 40, 41]

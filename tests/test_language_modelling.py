@@ -1,0 +1,87 @@
+"""The statistics of the comparison of language models, by hand and against a known spread."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from pretrain import config as configuration
+from pretrain.model import flops
+from tools.recipes import language_modelling
+from tools.recipes.language_modelling import (
+    Scores,
+    by_position,
+    compare,
+    interval,
+    models,
+    scores_of,
+)
+
+
+def test_models_have_one_size_and_one_budget() -> None:
+    words = ["data.train=d", "run.directory=r"]
+    base = configuration.load(language_modelling.CONFIG, words)
+    sizes, tokens = [], []
+    for model in models(base):
+        config = configuration.load(language_modelling.CONFIG, [*words, *model.settings])
+        gates = 0 if config.model.memory.kind == "none" else config.model.n_layers * 4
+        sizes.append(flops.parameters(config.model, 4096) - gates)
+        tokens.append(config.window * config.data.lanes)
+    assert len(set(sizes)) == 1 and set(tokens) == {8192}
+
+
+def test_bits_a_byte_are_of_all_bytes_and_averaged_over_seeds() -> None:
+    nats = np.array([[2.0, 30.0], [4.0, 50.0]]) * math.log(2)
+    score = Scores(nats, np.array([1, 9]))
+    assert score.of_seeds == pytest.approx([3.2, 5.4])
+    assert score.bits == pytest.approx(4.3)
+    # The first book alone, the second alone, and both.
+    drawn = score.drawn(np.array([[0, 0], [1, 1], [1, 0]]))
+    assert drawn.tolist() == pytest.approx([3.0, 40 / 9, 4.3])
+
+
+def test_a_difference_that_every_book_shows_is_sure_where_the_books_differ_much() -> None:
+    rng = np.random.default_rng(1)
+    sizes = rng.integers(1000, 9000, size=8)
+    bits = rng.uniform(1.5, 3.0, size=8)
+    none = Scores((bits * sizes * math.log(2))[None], sizes)
+    better = Scores(((bits - 0.01) * sizes * math.log(2))[None], sizes)
+    base, row = compare({"none": none, "delta": better})
+    low, high = row["interval"]
+    assert high - low > 0.3, "books differ"
+    assert row["gain"] == pytest.approx(0.01)
+    assert row["gain_interval"] == pytest.approx((0.01, 0.01))
+    assert base["gain"] == 0 and base["interval"][0] < none.bits < base["interval"][1]
+
+
+def test_an_interval_is_the_middle_95_percent() -> None:
+    assert interval(np.arange(1001.0)) == (25.0, 975.0)
+
+
+def test_books_are_matched_by_their_ids() -> None:
+    def report(*books: tuple[str, float]) -> dict[str, object]:
+        return {
+            "by_document": [
+                {
+                    "id": id,
+                    "total": {"nats": {"memory": nats}, "bytes": 10 * int(id)},
+                    "positions": [
+                        {"end": end, "nats": {"memory": nats / 4}, "bytes": int(id)}
+                        for end in (32, 64, 128)[: 1 + int(id)]
+                    ],
+                }
+                for id, nats in books
+            ]
+        }
+
+    scores = scores_of([report(("2", 5.0), ("1", 7.0)), report(("1", 8.0), ("2", 6.0))])
+    assert scores.nats.tolist() == [[7.0, 5.0], [8.0, 6.0]]
+    assert scores.bytes.tolist() == [10, 20]
+    # Of positions alone; the first book has none of 64 and more, and the first ones are left out.
+    assert scores_of([report(("2", 8.0))], 128).nats.tolist() == [[2.0]]
+    both = [report(("1", 8.0), ("2", 6.0))]
+    (row,) = by_position({"none": both, "delta": both})
+    assert row["end"] == 64 and [one["model"] for one in row["rows"]] == ["none", "delta"]
+    assert row["rows"][1]["bits"] == pytest.approx(3.5 / 3 / math.log(2))
