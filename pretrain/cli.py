@@ -133,6 +133,16 @@ def _add_train(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
 def _add_eval(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = verbs.add_parser(
         "eval",
+        help="what a model can do, measured",
+        description="Evaluate a run or one checkpoint of it; each kind has a --help of its own.",
+    )
+    kinds = parser.add_subparsers(dest="kind", required=True, metavar="KIND")
+    _add_perplexity(kinds)
+
+
+def _add_perplexity(kinds: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = kinds.add_parser(
+        "perplexity",
         help="bits a byte by position, with memory and with its read masked",
         description="Stream whole documents through a model and report how well it predicts them.",
     )
@@ -143,7 +153,7 @@ def _add_eval(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     parser.add_argument(
         "--window-segments", type=int, help="segments a window (default: the run's)"
     )
-    parser.set_defaults(run=_eval)
+    parser.set_defaults(run=_perplexity)
 
 
 def _add_generate(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -355,7 +365,7 @@ def _data_problems(config: Config, made_before: Sequence[str]) -> list[str]:
     return problems
 
 
-def _eval(words: argparse.Namespace) -> int:
+def _perplexity(words: argparse.Namespace) -> int:
     from pretrain.evaluate import perplexity
 
     return perplexity.run(

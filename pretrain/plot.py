@@ -140,7 +140,8 @@ def _positions(run_directory: Path) -> Figure | None:
     path = newest_evaluation(run_directory)
     if path is None:
         _log.warning(
-            "positions.png is skipped: %s has no evaluation; run `pretrain eval %s --data DIR`",
+            "positions.png is skipped: %s has no evaluation; "
+            "run `pretrain eval perplexity %s --data DIR`",
             run_directory, run_directory,
         )  # fmt: skip
         return None

@@ -82,7 +82,7 @@ def test_a_model_is_trained_evaluated_and_sampled_with_it(tmp_path: Path) -> Non
     kept = tokenizer.load(tokenizer.find(run))
     assert kept.path == run / "tokenizer.json" and kept.eos_id == eot
     assert kept.path.read_bytes() == (data / "tokenizer.json").read_bytes()
-    typed("pretrain.cli", "eval", str(run), "--data", str(tmp_path / "more"))
+    typed("pretrain.cli", "eval", "perplexity", str(run), "--data", str(tmp_path / "more"))
     (report,) = run.glob("eval-*.json")
     measured = json.loads(report.read_text())
     # The first token is no target without a BOS, so its bytes are not counted by position.

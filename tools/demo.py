@@ -99,7 +99,7 @@ def _train_killed_and_resumed() -> list[str]:
 
 def _evaluate() -> list[str]:
     _title("Bits a byte on files that it never saw, streamed whole")
-    _run("pretrain", "eval", RUN, "--data", VALIDATION)
+    _run("pretrain", "eval", "perplexity", RUN, "--data", VALIDATION)
     (path,) = RUN.glob("eval-*.json")
     total = json.loads(path.read_text(encoding="utf-8"))["total"]["bits_per_byte"]
     return [

@@ -141,7 +141,7 @@ def _write_evaluation(path: Path, columns: tuple[str, ...] = ("memory", "masked"
         },
         "positions": [row(0, 1, (3.0, 3.0)), row(1, 2, (None, None)), row(4, 8, (2.0, 2.5))],
     }
-    durable.write_json(path, report)  # as `pretrain eval` writes it
+    durable.write_json(path, report)  # as `pretrain eval perplexity` writes it
 
 
 def _lines(lines: Any) -> dict[str, list[tuple[float, float | None]]]:
