@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
@@ -97,8 +97,7 @@ def document(
     return fitted(made_of, count, length)
 
 
-def lengths(seed: int, task: str, low: int, high: int) -> Iterator[int]:
-    """Lengths of a task's documents in tokens, one after the other; their logarithm is uniform."""
-    draws = Draws(seed, "lengths", task)
-    while True:
-        yield int(low * math.exp(draws.fraction() * math.log((high + 1) / low)))
+def length(seed: int, task: str, number: int, low: int, high: int) -> int:
+    """Tokens of a document's prompt, `low` to `high`; their logarithm is uniform."""
+    draws = Draws(seed, "length", task, str(number))
+    return int(low * math.exp(draws.fraction() * math.log((high + 1) / low)))
