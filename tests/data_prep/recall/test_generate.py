@@ -33,6 +33,7 @@ def test_the_file_is_the_same_for_any_number_of_workers(tmp_path: Path, model: P
     assert one == gzip.decompress(_written(tmp_path / "a.jsonl.gz", model))
     packed = (tmp_path / "a.jsonl.gz").read_bytes()
     assert packed == _written(tmp_path / "b.jsonl.gz", model, "--workers", "2")
+    assert packed[4:8] == bytes(4)  # no time in its header
     assert one != _written(tmp_path / "other.jsonl", model, "--seed", "2")
 
 
