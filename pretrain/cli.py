@@ -23,6 +23,7 @@ from pretrain import job, launch
 from pretrain.checkpoint import attempts
 from pretrain.checkpoint.attempts import NoProgressError
 from pretrain.config import Config
+from pretrain.evaluate.questions import Asked
 from pretrain.launch import Place
 from pretrain.watchdog import Watchdog
 
@@ -44,7 +45,8 @@ _STARTS_COUNTED = "PRETRAIN_STARTS_COUNTED"
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line; ends the process with the command's exit code."""
     words = _parser().parse_args(arguments)
-    sys.exit(_code(words.verb, lambda: words.run(words)))
+    verb = " ".join([words.verb, *([words.kind] if words.verb == "eval" else [])])
+    sys.exit(_code(verb, lambda: words.run(words)))
 
 
 def _code(verb: str, action: Callable[[], int]) -> int:
@@ -453,17 +455,31 @@ def _perplexity(words: argparse.Namespace) -> int:
 
 
 def _passkey(words: argparse.Namespace) -> int:
-    from pretrain.evaluate import recall
-
-    asked = recall.Asked([PASSKEY], words.lengths, words.depths, words.samples, words.seed)
-    return recall.run(words.path, "passkey", asked, None)
+    return _recall(words, [PASSKEY], words.depths, None)
 
 
 def _needles(words: argparse.Namespace) -> int:
+    return _recall(words, words.tasks, [None], words.filler)
+
+
+def _recall(
+    words: argparse.Namespace,
+    tasks: Sequence[str],
+    depths: Sequence[float | None],
+    filler: Path | None,
+) -> int:
+    asked = Asked(tasks, words.lengths, depths, words.samples, words.seed)
+    problems = asked.problems()
+    if filler is not None:
+        try:
+            read_manifest(filler)
+        except DataError as error:
+            problems.append(f"--filler: {error}")
+    if problems:
+        raise SettingsError(problems)
     from pretrain.evaluate import recall
 
-    asked = recall.Asked(words.tasks, words.lengths, [None], words.samples, words.seed)
-    return recall.run(words.path, "needles", asked, words.filler)
+    return recall.run(words.path, words.kind, asked, filler)
 
 
 def _generate(words: argparse.Namespace) -> int:

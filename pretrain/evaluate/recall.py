@@ -26,8 +26,8 @@ from torch import Tensor
 from data_prep import durable
 from data_prep.recall import tasks
 from data_prep.recall.tasks import Haystack
-from data_prep.settings import SettingsError
 from data_prep.tokenizer import Tokenizer
+from pretrain.evaluate.questions import Asked
 from pretrain.model.state import of_lanes
 from pretrain.model.transformer import Transformer
 from pretrain.progress import Progress
@@ -39,17 +39,6 @@ _AT_ONCE = {"cpu": 2**14, "cuda": 2**18}
 
 class RecallError(ValueError):
     """Questions that cannot be put to a model."""
-
-
-@dataclass(frozen=True)
-class Asked:
-    """What is asked: of every task, length and depth (None: drawn) so many samples."""
-
-    tasks: Sequence[str]
-    lengths: Sequence[int]
-    depths: Sequence[float | None]
-    samples: int
-    seed: int
 
 
 @dataclass(frozen=True)
@@ -66,10 +55,8 @@ def run(path: Path, name: str, asked: Asked, filler: Path | None) -> int:
 
     `NAME-STEP.json` holds the numbers; with depths `plots/NAME-STEP.png` is a heat map. `filler` is
     a data set with books, None: the passkey's own filler. Returns the exit code, 0. Raises what
-    `load`, `Haystack.of_books` and `evaluate` raise, and SettingsError for what cannot be asked.
+    `load`, `Haystack.of_books` and `evaluate` raise.
     """
-    if problems := check(asked):
-        raise SettingsError(problems)
     trained = load(path, default_device())
     haystack = Haystack.repeated() if filler is None else Haystack.of_books(filler)
     report = evaluate(
@@ -87,29 +74,6 @@ def run(path: Path, name: str, asked: Asked, filler: Path | None) -> int:
             heat_map(report).savefig(out, format="png", dpi=120)
         print(f"heat map in {picture}")
     return 0
-
-
-def check(asked: Asked) -> list[str]:
-    """Every reason why this cannot be asked."""
-    problems = [
-        f"--tasks: {task} is not known; there are {', '.join(tasks.TASKS)}"
-        for task in asked.tasks
-        if task not in tasks.TASKS
-    ]
-    problems += [
-        f"--depths: {depth} is not between 0 (the prompt's start) and 1 (its end)"
-        for depth in asked.depths
-        if depth is not None and not 0 <= depth <= 1
-    ]
-    problems += [
-        f"--lengths: {length} is not a number of tokens" for length in asked.lengths if length < 1
-    ]
-    for option, values in (("--lengths", asked.lengths), ("--depths", asked.depths)):
-        if len(set(values)) < len(values):
-            problems.append(f"{option}: names one of them twice")
-    if asked.samples < 1:
-        problems.append(f"--samples: expected at least 1, found {asked.samples}")
-    return problems
 
 
 def evaluate(

@@ -12,11 +12,11 @@ import torch
 
 from data_prep.recall import tasks
 from data_prep.recall.tasks import Haystack
-from data_prep.settings import SettingsError
 from pretrain import trained
 from pretrain.config import MemoryConfig
 from pretrain.evaluate import recall
-from pretrain.evaluate.recall import Asked, RecallError
+from pretrain.evaluate.questions import Asked
+from pretrain.evaluate.recall import RecallError
 from pretrain.model.transformer import Transformer
 from pretrain.progress import Progress
 from pretrain.trained import Trained
@@ -150,16 +150,6 @@ def test_needles_are_asked_for_among_the_sentences_of_books(
     report = json.loads((model.run_directory / "needles-7.json").read_text())
     assert [row["task"] for row in report["rows"]] == names
     assert report["filler"] == "books" and not (model.run_directory / "plots").exists()
-
-
-def test_every_mistake_in_what_is_asked_is_told(model: Trained) -> None:
-    asked = Asked(["passkey", "riddle"], [0, 512, 512], [0.5, 1.5], samples=0, seed=0)
-    with pytest.raises(SettingsError) as caught:
-        recall.run(model.run_directory, "passkey", asked, None)
-    told = "\n".join(caught.value.problems)
-    assert len(caught.value.problems) == 5
-    for part in ("riddle", "1.5", "0 is not a number", "--lengths: names", "--samples"):
-        assert part in told
 
 
 def test_a_length_without_room_for_the_task_is_refused(model: Trained) -> None:
