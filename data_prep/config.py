@@ -104,6 +104,12 @@ class SourceConfig:
         "(WET); text: a file; auto: by suffix",
     )
     text_field: str = setting("text", "key or column of a jsonl or parquet record's text")
+    prompt_field: str = setting(
+        "", "in place of a text, key of a jsonl record's prompt, which its answer follows"
+    )
+    answer_field: str = setting(
+        "", "key of the answer; training weighs the prompt by data.prompt_weight"
+    )
     id_field: str = setting("id", "of its id; where it is missing the id is path:line")
     group_by: Literal["file", "directory", "top"] = setting(
         "file",
@@ -136,6 +142,34 @@ class SourceConfig:
             found.append(f"group_by: joins text files, and format is {self.format}")
         if self.group_by == "file" and self.group_separator != _SEPARATOR:
             found.append("group_separator: joins nothing while group_by is file")
+        return found + self._pair_problems()
+
+    @property
+    def has_pairs(self) -> bool:
+        """Whether its documents are a prompt and an answer each."""
+        return bool(self.prompt_field or self.answer_field)
+
+    def _pair_problems(self) -> list[str]:
+        if not self.has_pairs:
+            return []
+        found = []
+        if not self.prompt_field:
+            found.append("prompt_field: not set beside answer_field; name the prompt's key")
+        if not self.answer_field:
+            found.append("answer_field: not set beside prompt_field; name the answer's key")
+        if self.prompt_field == self.answer_field:
+            found.append(f"answer_field: is the prompt's, {self.prompt_field!r}; name another key")
+        if self.text_field != "text":
+            found.append("text_field: a record has either a text or a prompt and an answer")
+        if self.format != "jsonl":
+            found.append(
+                f"prompt_field: is read of jsonl, and format is {self.format}; set format: jsonl"
+            )
+        if self.cleaning != CleaningConfig():
+            found.append(
+                "cleaning: its rules are made for running text, not for a prompt and its answer; "
+                "leave it out, and clean the texts before the pairs are made of them"
+            )
         return found
 
 
@@ -234,6 +268,11 @@ class Config:
     def identity(self) -> dict[str, Any]:
         """What decides the bytes of the data set, beside its inputs: kept in the manifest."""
         plain = settings.to_plain(self)
+        for source in plain["sources"]:
+            for key in ("prompt_field", "answer_field"):
+                # A data set without pairs is the same as before there were any.
+                if not source[key]:
+                    del source[key]
         return {key: value for key, value in plain.items() if key not in _WHERE_AND_SPEED}
 
 

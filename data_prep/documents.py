@@ -32,6 +32,7 @@ _BOM = b"\xef\xbb\xbf"
 class RawDocument:
     """A document before tokenization; its record begins at `offset` and has `read` bytes.
 
+    With an `answer` the `text` is the prompt before it.
     `line` is the number, from 1, of a line, of a row (parquet) or of a record (warc). The offset of
     a row is that of its row group, in bytes after decompression.
     """
@@ -41,6 +42,7 @@ class RawDocument:
     offset: int
     read: int
     text: str
+    answer: str = ""
 
     @property
     def is_long(self) -> bool:
@@ -62,6 +64,7 @@ class LongDocument:
     read: int
     open: Callable[[], Iterator[str]]
     is_long: ClassVar[bool] = True
+    answer: ClassVar[str] = ""
 
     def passages(self) -> Iterator[str]:
         """The text, passage by passage. Raises BadRecordError where it is not UTF-8."""
@@ -190,12 +193,12 @@ def _record(file: InputFile, record: _Line, line: int, offset: int) -> RawDocume
     try:
         check_size(file, record.size)
         if file.format == "text":
-            id, text = _text_record(file, record.data)
+            (id, text), answer = _text_record(file, record.data), ""
         else:
-            id, text = _json(file, record.data, line)
+            id, text, answer = _json(file, record.data, line)
     except BadRecordError as bad:
         return Reject(file.name, line, offset, bad.reason, bad.detail, record.size)
-    return RawDocument(id, line, offset, record.size, text)
+    return RawDocument(id, line, offset, record.size, text, answer)
 
 
 def _text_record(file: InputFile, data: bytes) -> tuple[str, str]:
@@ -204,7 +207,8 @@ def _text_record(file: InputFile, data: bytes) -> tuple[str, str]:
     return file.relative, utf8(data)
 
 
-def _json(file: InputFile, data: bytes, line: int) -> tuple[str, str]:
+def _json(file: InputFile, data: bytes, line: int) -> tuple[str, str, str]:
+    """Id, text or prompt, and answer or nothing."""
     # A byte order mark may head a jsonl file; inside of a text it is text.
     content = utf8(data.removeprefix(_BOM) if line == 1 else data)
     if not content.strip():
@@ -217,20 +221,30 @@ def _json(file: InputFile, data: bytes, line: int) -> tuple[str, str]:
         raise BadRecordError("broken JSON", str(error).splitlines()[0]) from None
     if not isinstance(value, dict):
         raise BadRecordError("not an object", f"found {type(value).__name__}")
-    text = value.get(file.text_field)
-    if file.text_field not in value:
-        raise BadRecordError("text missing", f"no key {file.text_field!r}")
-    if not isinstance(text, str):
-        raise BadRecordError("text not a string", f"found {type(text).__name__}")
-    if not text:
-        raise BadRecordError("empty text")
     id = identifier(value.get(file.id_field), f"{file.relative}:{line}")
+    if file.prompt_field:
+        text = _text(value, file.prompt_field, "prompt")
+        answer = _text(value, file.answer_field, "answer")
+    else:
+        text, answer = _text(value, file.text_field, "text"), ""
     try:
-        text.encode()
-        id.encode()
+        for part in (text, answer, id):
+            part.encode()
     except UnicodeEncodeError as error:
         raise BadRecordError("lone surrogate", f"{error.object[error.start]!r}") from None
-    return id, text
+    return id, text, answer
+
+
+def _text(value: dict[str, Any], key: str, what: str) -> str:
+    """What stands under the key. Raises BadRecordError unless that is a text."""
+    if key not in value:
+        raise BadRecordError(f"{what} missing", f"no key {key!r}")
+    text = value[key]
+    if not isinstance(text, str):
+        raise BadRecordError(f"{what} not a string", f"found {type(text).__name__}")
+    if not text:
+        raise BadRecordError(f"empty {what}")
+    return text
 
 
 def identifier(value: Any, default: str) -> str:

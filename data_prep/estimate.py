@@ -305,8 +305,9 @@ def _clean(sample: SourceSample, cleaner: Cleaner, records: list[RawDocument | R
         if done.dropped:
             sample.left_out[f"dropped: {done.dropped}"] += 1
         else:
-            sample.bytes += len(done.text.encode())
-            sample.texts.append(done.text)
+            text = done.text + record.answer
+            sample.bytes += len(text.encode())
+            sample.texts.append(text)
 
 
 def _tokenize(plan: Estimate, work: Work) -> None:

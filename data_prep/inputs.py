@@ -49,6 +49,8 @@ class InputFile:
     compression: Compression
     text_field: str
     id_field: str
+    prompt_field: str = ""
+    answer_field: str = ""
     listed: Status = Status(0, "")
     group: str = ""
     separator: str = ""
@@ -371,6 +373,8 @@ def _input(source: SourceConfig, listed: Listed) -> InputFile:
         compression=compression,
         text_field=source.text_field,
         id_field=source.id_field,
+        prompt_field=source.prompt_field,
+        answer_field=source.answer_field,
         listed=listed.status,
         group=_group(source, listed.relative),
         separator=source.group_separator,

@@ -13,7 +13,10 @@ from data_prep.settings import SettingsError
 
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """A tokenized document: its place in the corpus, and its tokens' place in a unit's file."""
+    """A tokenized document: its place in the corpus, and its tokens' place in a unit's file.
+
+    The first `prompt` of its tokens are a prompt's.
+    """
 
     id: str
     source: str
@@ -21,6 +24,7 @@ class Placed:
     line: int
     bytes: int
     tokens: int
+    prompt: int
     unit: int
     first: int
 

@@ -110,6 +110,7 @@ def open_work(config: Config) -> Work:
         raise SettingsError(problems)
     if config.tokenizer.path:
         check_lossless(model)
+        _check_end(config, model)
     return Work(output, files, evaluation, config.limit)
 
 
@@ -169,6 +170,17 @@ def check_lossless(path: Path) -> None:
         )
 
 
+def _check_end(config: Config, path: Path) -> None:
+    """Raise TokenizerError where answers would have no end that a model could learn."""
+    pairs = [source.name for source in config.sources if source.has_pairs]
+    if pairs and tokenizer.load(path).eos_id is None:
+        raise TokenizerError(
+            f"tokenizer.path: {path} has no end-of-text token, with which the answers of "
+            f"{', '.join(pairs)} would end; give a tokenizer that names one (eos_token), or leave "
+            "it empty to train one"
+        )
+
+
 class OrderDocuments(UnitStep):
     """Leave out duplicates, shuffle and cut: which documents each shard holds; the accounts."""
 
@@ -195,7 +207,8 @@ class OrderDocuments(UnitStep):
             )
         sizes = _write_recipes(self.config, self.work, order.shuffled(kept, self.config.seed))
         totals = {name: accounts.total(name) for name in ("rejected", "dropped", "duplicates")}
-        return {"documents": len(kept), **totals, "sizes": sizes}
+        prompts = sum(document.prompt for document in kept)
+        return {"documents": len(kept), "prompt_tokens": prompts, **totals, "sizes": sizes}
 
 
 class WriteManifest(UnitStep):
@@ -247,9 +260,10 @@ class _Tokenized:
         for unit in range(len(work.units)):
             marker, first = work.read(Tokenize.stage, unit), 0
             found.starts.append(len(found.documents))
-            for id, file, line, size, tokens in marker["documents"]:
+            for id, file, line, size, tokens, prompt in marker["documents"]:
                 source, name = work.files[file].source, work.files[file].name
-                found.documents.append(Placed(id, source, name, line, size, tokens, unit, first))
+                place = (size, tokens, prompt, unit, first)
+                found.documents.append(Placed(id, source, name, line, *place))
                 first += tokens
             found.fingerprints += marker["fingerprints"]
             found.rejects += map(tuple, marker["rejects"])
@@ -296,7 +310,7 @@ def _write_recipes(config: Config, work: Work, documents: list[Placed]) -> list[
         for index in run:
             document = documents[index]
             place = (document.unit, document.first, document.tokens)
-            recipe.append((ids[index], document.source, document.bytes, *place))
+            recipe.append((ids[index], document.source, document.bytes, document.prompt, *place))
         work.finish("recipes", shard, recipe)
         sizes.append(sum(documents[index].bytes for index in run))
     return sizes
@@ -336,6 +350,7 @@ def _finish(config: Config, work: Work) -> None:
         rejected=ordered["rejected"],
         dropped=ordered["dropped"],
         duplicates=ordered["duplicates"],
+        prompt_tokens=ordered["prompt_tokens"],
     )
     assert manifest.documents == ordered["documents"]
     shards.write_manifest(work.output, manifest)

@@ -1,7 +1,9 @@
 """The contract between data_prep and pretrain: shards, and the manifest that makes them a data set.
 
 A shard is an uncompressed tar that stock webdataset reads. A document is two members, `KEY.json`
-(id, source, bytes, tokens) and `KEY.tokens.npy`, with KEY its zero-padded number in the shard.
+(id, source, bytes, tokens, and prompt where a prompt and an answer make the document: how many of
+its first tokens are the prompt's) and `KEY.tokens.npy`, with KEY its zero-padded number in the
+shard.
 
 webdataset writes and reads the tars, but ends a shard without an exception where a tar is cut or a
 header is damaged, and passes flipped bits on. So sizes, counts and sha256 are kept here. They find
@@ -48,12 +50,16 @@ class DataError(ValueError):
 
 @dataclass(frozen=True, eq=False)
 class Document:
-    """One document; `bytes` counts its text in UTF-8, `tokens` [n] holds neither BOS nor EOS."""
+    """One document; `bytes` counts its text in UTF-8, `tokens` [n] holds neither BOS nor EOS.
+
+    The first `prompt` tokens are a prompt, the others its answer; 0: a plain text.
+    """
 
     id: str
     source: str
     bytes: int
     tokens: np.ndarray
+    prompt: int = 0
 
 
 @dataclass(frozen=True)
@@ -65,6 +71,7 @@ class StoredDocument:
     bytes: int
     tokens: int
     blocks: Iterator[np.ndarray]
+    prompt: int = 0
 
 
 @dataclass(frozen=True)
@@ -105,7 +112,8 @@ class Manifest:
     """A whole data set. `dtype` is of the stored ids; `text_bytes` are UTF-8 bytes of all texts.
 
     `rejected` records could not be used; cleaning left out the `dropped` documents, and of
-    `duplicates` another one was kept.
+    `duplicates` another one was kept. `prompt_tokens` of the tokens are prompts'; the file says it
+    where there are any.
     """
 
     format_version: int
@@ -120,6 +128,7 @@ class Manifest:
     rejected: int
     dropped: int
     duplicates: int
+    prompt_tokens: int = 0
 
 
 def dtype_of(vocab_size: int) -> str:
@@ -186,7 +195,10 @@ def check_shard(path: Path, info: ShardInfo) -> None:
 
 def write_manifest(directory: Path, manifest: Manifest) -> None:
     """Make the directory a data set: the last thing that is written."""
-    durable.write_json(directory / MANIFEST, dataclasses.asdict(manifest))
+    plain = dataclasses.asdict(manifest)
+    if not manifest.prompt_tokens:
+        del plain["prompt_tokens"]
+    durable.write_json(directory / MANIFEST, plain)
 
 
 def read_manifest(directory: Path) -> Manifest:
@@ -228,7 +240,7 @@ def verify(directory: Path) -> list[str]:
         _check_file(directory / manifest.tokenizer.file, manifest.tokenizer.sha256)
     except DataError as error:
         problems.append(str(error))
-    text_bytes = 0
+    text_bytes = prompt_tokens = 0
     for info in manifest.shards:
         path = directory / info.name
         try:
@@ -236,12 +248,18 @@ def verify(directory: Path) -> list[str]:
             for document in read_shard(path, info):
                 _check_ids(path, document, manifest)
                 text_bytes += document.bytes
+                prompt_tokens += document.prompt
         except DataError as error:
             problems.append(str(error))
     if not problems and text_bytes != manifest.text_bytes:
         problems.append(
             f"{directory / MANIFEST}: says {manifest.text_bytes} bytes of text, "
             f"the shards say {text_bytes}"
+        )
+    if not problems and prompt_tokens != manifest.prompt_tokens:
+        problems.append(
+            f"{directory / MANIFEST}: says {manifest.prompt_tokens} tokens of prompts, "
+            f"the shards say {prompt_tokens}"
         )
     listed = {info.name for info in manifest.shards}
     for path in sorted(directory.glob("*.tar")):
@@ -294,6 +312,8 @@ def _meta(document: Document | StoredDocument, tokens: int) -> bytes:
         "bytes": document.bytes,
         "tokens": tokens,
     }
+    if document.prompt:
+        meta["prompt"] = document.prompt
     return json.dumps(meta, sort_keys=True).encode()
 
 
@@ -350,8 +370,10 @@ def _document(path: Path, key: str, members: dict[str, bytes]) -> Document:
     try:
         meta = json.loads(members["json"])
         tokens = np.load(io.BytesIO(members["tokens.npy"]), allow_pickle=False)
-        document = Document(meta["id"], meta["source"], meta["bytes"], tokens)
+        prompt = meta.get("prompt", 0)
+        document = Document(meta["id"], meta["source"], meta["bytes"], tokens, prompt)
         sound = tokens.ndim == 1 and tokens.dtype.kind == "u" and meta["tokens"] == len(tokens)
+        sound = sound and 0 <= prompt <= len(tokens)
     except (KeyError, TypeError, AttributeError, ValueError, EOFError):
         sound = False
     if not sound:
@@ -409,11 +431,21 @@ def _check_ids(path: Path, document: Document, manifest: Manifest) -> None:
 
 
 def _record(kind: type[T], value: Any, where: str) -> T:
-    """`value` as the dataclass `kind`, with no key missing, unknown or of another type."""
-    hints = _hints(kind)  # type: ignore[arg-type]
-    if not isinstance(value, dict) or value.keys() != hints.keys():
+    """`value` as the dataclass `kind`, with no key missing, unknown or of another type.
+
+    A field with a default may be missing.
+    """
+    hints, needed = _hints(kind), _needed(kind)  # type: ignore[arg-type]
+    if not isinstance(value, dict) or not needed <= value.keys() <= hints.keys():
         raise DataError(f"{where}: expected the keys {', '.join(hints)}; prepare the data set anew")
-    return kind(**{name: _field(hints[name], value[name], f"{where}: {name}") for name in hints})
+    return kind(**{name: _field(hints[name], value[name], f"{where}: {name}") for name in value})
+
+
+@functools.cache
+def _needed(kind: type[Any]) -> set[str]:
+    """The fields without a default."""
+    fields = dataclasses.fields(kind)
+    return {field.name for field in fields if field.default is dataclasses.MISSING}
 
 
 @functools.cache

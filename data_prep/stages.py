@@ -164,7 +164,7 @@ class DrawSample(UnitStep):
         self, file: int, record: RawDocument | LongDocument, limit: int
     ) -> Iterator[list[str]]:
         begun = 0
-        for text in record.passages():
+        for text in itertools.chain(record.passages(), [record.answer]):
             keys = self._keys(file, record, range(begun, begun + len(text), _PASSAGE), limit)
             for start, key in keys.items():
                 # Alone: to clean all of a long document for some passages takes long.
@@ -255,6 +255,7 @@ class _Written:
     signature: Signature
     bytes: int = 0
     tokens: int = 0
+    prompt: int = 0
     changed: set[str] = dataclasses.field(default_factory=set)
 
     def add(self, text: str, size: int, tokens: int) -> None:
@@ -288,13 +289,17 @@ class _Outcome:
 
     def accept(self, file: int, record: RawDocument | LongDocument, written: _Written) -> None:
         """The document is in the data set."""
-        self.documents.append([record.id, file, record.line, written.bytes, written.tokens])
+        size = [written.bytes, written.tokens, written.prompt]
+        self.documents.append([record.id, file, record.line, *size])
         if fingerprint := written.signature.fingerprint:
             self.fingerprints.append(fingerprint)
         self.accounts.of(self.files[file].source).accepted += 1
 
     def plain(self) -> dict[str, Any]:
-        """`documents` are [id, file, line, bytes, tokens], `rejects` [file, line, offset, ...]."""
+        """`documents` are [id, file, line, bytes, tokens, tokens of the prompt].
+
+        `rejects` are [file, line, offset, ...].
+        """
         return {
             "documents": self.documents,
             "fingerprints": self.fingerprints,
@@ -344,6 +349,10 @@ class Tokenize(UnitStep):
         begun = out.tell()
         try:
             self._write(self._cleaned(file, record, written), out, written)
+            if record.answer:
+                # Of its own, so that no token lies on both sides of where it begins.
+                written.prompt = written.tokens
+                self._write(iter([record.answer]), out, written)
         except _DroppedError as dropped:
             outcome.drop(file, record, dropped.reason)
         except BadRecordError as bad:
@@ -376,7 +385,7 @@ class Tokenize(UnitStep):
         """Write the tokens of a text. Raises BadRecordError where they do not give it back."""
         model = self.work.tokenizer
         dtype = np.dtype(shards.dtype_of(model.vocab_size)).newbyteorder("<")
-        for part, ids in model.encode_parts(texts):
+        for part, ids in model.encode_parts(texts, inside=written.bytes > 0):
             data = part.encode()
             if model.decode_bytes(ids, inside=written.bytes > 0) != data:
                 detail = "the tokenizer does not give this text back exactly"
@@ -443,13 +452,14 @@ class WriteShards(UnitStep):
         return dataclasses.asdict(shards.write_shard(path, self._documents(recipe, dtype), dtype))
 
     def _documents(self, recipe: list[Any], dtype: str) -> Iterator[Document | StoredDocument]:
-        for id, source, size, unit, first, count in recipe:
+        for id, source, size, prompt, unit, first, count in recipe:
             if count <= _BLOCK:
-                yield Document(id, source, size, self.work.read_tokens(unit, first, count, dtype))
+                tokens = self.work.read_tokens(unit, first, count, dtype)
+                yield Document(id, source, size, tokens, prompt)
             else:
                 blocks = (
                     self.work.read_tokens(unit, start, min(_BLOCK, first + count - start), dtype)
                     for start in range(first, first + count, _BLOCK)
                 )
-                yield StoredDocument(id, source, size, count, blocks)
+                yield StoredDocument(id, source, size, count, blocks, prompt)
             progress.count(size, count)

@@ -94,10 +94,13 @@ class Tokenizer(Protocol):
         What reads like a special token is text.
         """
 
-    def encode_parts(self, texts: Iterable[str]) -> Iterator[tuple[str, np.ndarray]]:
+    def encode_parts(
+        self, texts: Iterable[str], inside: bool = False
+    ) -> Iterator[tuple[str, np.ndarray]]:
         """(part, its tokens) of the text that `texts` are, laid end to end, in bounded memory.
 
-        How the text comes does not matter; the tokens joined are those of `encode`.
+        How the text comes does not matter; the tokens joined are those of `encode`. `inside`:
+        other text stands before it, whose tokens these are to follow.
         """
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
@@ -177,9 +180,10 @@ class SentencePiece:
         """Tokens of the text alone: int32 [tokens]. `text` must not hold lone surrogates."""
         return _joined(self.encode_parts([text]))
 
-    def encode_parts(self, texts: Iterable[str]) -> Iterator[tuple[str, np.ndarray]]:
+    def encode_parts(
+        self, texts: Iterable[str], inside: bool = False
+    ) -> Iterator[tuple[str, np.ndarray]]:
         """(part, its tokens) of the text that `texts` are, laid end to end."""
-        inside = False
         for part in _parts(texts, lambda: self._cut, _PART):
             yield part, self._encode_part(part, inside)
             inside = True
@@ -306,9 +310,10 @@ class HuggingFace:
         """Tokens of the text alone: int32 [tokens]. `text` must not hold lone surrogates."""
         return _joined(self.encode_parts([text]))
 
-    def encode_parts(self, texts: Iterable[str]) -> Iterator[tuple[str, np.ndarray]]:
+    def encode_parts(
+        self, texts: Iterable[str], inside: bool = False
+    ) -> Iterator[tuple[str, np.ndarray]]:
         """(part, its tokens) of the text that `texts` are, laid end to end."""
-        inside = False
         for part in _parts(texts, lambda: self._cut, _JSON_PART):
             yield part, self._encode_part(part, inside)
             inside = True

@@ -39,7 +39,7 @@ _COMPRESSED_PARTS = 8
 # Files are surveyed together up to this size or number, or what makes _UNITS of the corpus.
 _SURVEY_BYTES = 4 << 20
 _SURVEY_FILES = 128
-_VERSION = 3
+_VERSION = 4
 _LOCK_SECONDS = 10.0
 
 

@@ -55,6 +55,13 @@ class DataConfig:
         [], "in place of `train`, a list of {data, weight, name}: data sets that are read together"
     )
     validation: str = setting("", "data set directory to validate on; empty: no validation")
+    prompt_weight: float = setting(
+        0.0,
+        "weight in the loss of a prompt's tokens, where documents are a prompt and an answer, "
+        "whose weight is 1; 0: loss on the answers alone; 1: as plain text",
+        low=0.0,
+        high=1.0,
+    )
     lanes: int = setting(8, "lanes G: windows in a step, whatever the number of ranks", low=1)
     workers: int = setting(1, "threads of a rank that read shards ahead", low=1)
     prefetch: int = setting(4, "batches that a rank reads ahead", low=1)

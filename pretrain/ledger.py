@@ -119,7 +119,7 @@ class _Replay:
         lanes, seed = self._config.data.lanes, self._config.run.seed
         lane = Lane(Mix(self._datasets, weights), self.index, lanes, seed, self.place)
         for _ in range(steps):
-            tokens, _, starts = lane.window(window)
+            tokens, _, starts, _ = lane.window(window)
             self.history = extended(self.history, tokens, starts)
         self.tokens += steps * window
         self.place = lane.place

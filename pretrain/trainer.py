@@ -129,14 +129,17 @@ class Trainer:
         self.part = config.tokens_of_rank(self.ranks.rank)
         # A lane is stored and counted once, by the first of the ranks that share its windows.
         self.keeps_lanes = self.part.start == 0
-        sources = config.data.sources.values()
+        sources, prompt_weight = config.data.sources.values(), config.data.prompt_weight
         self.mix = Mix(
             [Dataset(Path(source.data)) for source in sources],
             [source.weight for source in sources],
+            prompt_weight,
         )
         self.tokenizer = self.mix.datasets[0].manifest.tokenizer
         self.validation = (
-            Mix([Dataset(Path(config.data.validation))]) if config.data.validation else None
+            Mix([Dataset(Path(config.data.validation))], prompt_weight=prompt_weight)
+            if config.data.validation
+            else None
         )
         vocabulary = self.tokenizer.vocab_size
         parameters = flops.parameters(config.model, vocabulary)
@@ -276,21 +279,20 @@ class Trainer:
         """One optimizer step over the rank's lanes, micro-batch by micro-batch.
 
         Returns whether some rank was told to stop, the loss (nats a token, over all ranks), and
-        what the step did. The loss is weighted by tokens: its gradient is that of the mean over
-        all targets of the step, however they lie on ranks and micro-batches. Raises on all ranks
-        what a save in the background raised.
+        what the step did. The loss is weighted by tokens: its gradient is that of the weighted
+        mean over all targets of the step, however they lie on ranks and micro-batches. Raises on
+        all ranks what a save in the background raised.
         """
         progress = self.progress
         number = progress.step + 1
         torch.manual_seed(_key(self.config.run.seed, number, self.ranks.rank))
-        own_targets = float(self._own_targets(batch))
-        stopping, failed, targets = self._sum(
-            [float(stop.signal is not None), float(self.saves.failed), own_targets]
+        stopping, failed, weight = self._sum(
+            [float(stop.signal is not None), float(self.saves.failed), self._own_weight(batch)]
         )
         if failed:
             self.saves.wait()
         # The engine averages gradients over the ranks.
-        scale = self.ranks.size / max(targets, 1.0)
+        scale = self.ranks.size / (weight or 1.0)
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         memories = []
         for rows in self._micro_batches():
@@ -303,7 +305,7 @@ class Trainer:
         result = self.engine.step(rate)
         (loss_sum,) = self._sum([float(total)])
         self._advance(batch, state.joined(memories), result)
-        return stopping > 0, loss_sum / max(targets, 1.0), result
+        return stopping > 0, loss_sum / (weight or 1.0), result
 
     def _micro_batches(self) -> list[slice]:
         """The rows of each micro-batch of this rank's lanes."""
@@ -321,11 +323,21 @@ class Trainer:
             state.of_lanes(memory, rows),
             batch.targets[rows, self.part].to(self.device, non_blocking=True),
             parts=self.parts,
+            weights=(
+                None
+                if batch.weights is None
+                else batch.weights[rows, self.part].to(self.device, non_blocking=True)
+            ),
         )
 
-    def _own_targets(self, batch: Batch) -> int:
-        """Targets in this rank's part of the windows."""
-        return int((batch.targets[:, self.part] != IGNORE).sum())
+    def _own_weight(self, batch: Batch) -> float:
+        """The sum of the weights of all targets in this rank's part of the windows.
+
+        Of numbers with few bits, so that it is the same in any order: however many ranks there are.
+        """
+        if batch.weights is None:
+            return float((batch.targets[:, self.part] != IGNORE).sum())
+        return float(batch.weights[:, self.part].double().sum())
 
     def _advance(self, batch: Batch, memory: ModelState, result: StepResult) -> None:
         progress = self.progress
@@ -404,11 +416,11 @@ class Trainer:
         }
 
     def _validate(self, mix: Mix, recorder: Recorder | None) -> None:
-        """Mean loss over the first windows of the validation lanes, memory carried."""
+        """Weighted mean loss over the first windows of validation's lanes, memory carried."""
         started = time.perf_counter()
         self.engine.train(False)
         memory = self._empty_memory()
-        total, targets = 0.0, 0
+        total, weight = 0.0, 0.0
         with self._loader(mix, None) as loader, torch.no_grad():
             for _ in range(self.config.train.validation_windows):
                 batch = self._agreed(lambda: next(loader))
@@ -416,15 +428,15 @@ class Trainer:
                 outputs = [self._forward(batch, rows, memory) for rows in self._micro_batches()]
                 memory = state.joined([output.state for output in outputs])
                 total += sum(float(output.losses.double().sum()) for output in outputs)
-                targets += self._own_targets(batch)
+                weight += self._own_weight(batch)
         self.engine.train(True)
-        total, count = self._sum([total, float(targets)])
-        loss = total / max(count, 1.0)
+        total, weight = self._sum([total, weight])
+        loss = total / (weight or 1.0)
         if recorder is not None:
             recorder.record("validation", {"step": self.progress.step, "loss": loss})
             _log.info(
                 "step %d | validation loss %.4f | perplexity %.2f | %d tokens in %.1f s",
-                self.progress.step, loss, math.exp(min(loss, 700.0)), count,
+                self.progress.step, loss, math.exp(min(loss, 700.0)), weight,
                 time.perf_counter() - started,
             )  # fmt: skip
 

@@ -120,6 +120,7 @@ def _write(
         rejected=0,
         dropped=0,
         duplicates=0,
+        prompt_tokens=sum(document.prompt for document in documents),
     )
     shards.write_manifest(directory, manifest)
     return manifest

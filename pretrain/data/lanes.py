@@ -108,6 +108,16 @@ class Dataset:
         """What a model sees of a document: [BOS if any] + tokens + [EOS if any], int64 [n]."""
         return np.concatenate([self._head, document.tokens, self._tail], dtype=np.int64)
 
+    def weigh(self, document: Document, prompt_weight: float) -> np.ndarray:
+        """The weight in the loss of each token of the laid-out document, float32 [n].
+
+        BOS and the prompt have `prompt_weight`; the answer, its EOS and plain documents have 1.
+        """
+        weights = np.ones(len(self._head) + len(document.tokens) + len(self._tail), np.float32)
+        if document.prompt:
+            weights[: len(self._head) + document.prompt] = prompt_weight
+        return weights
+
     def order(self, seed: int, epoch: int, source: int = 0) -> np.ndarray:
         """The permutation of shard indices keyed by (seed, epoch), and by the source's number.
 
@@ -123,14 +133,27 @@ class Mix:
     `weights` are shares of tokens, in any unit. A document of source s is drawn with a probability
     in proportion to weight_s / (mean length of its laid-out documents), so that the share of its
     tokens is weight_s / (sum of weights): exactly in expectation, whatever the documents' lengths.
+    `prompt_weight` is that of a prompt's tokens in the loss.
     """
 
-    def __init__(self, datasets: Sequence[Dataset], weights: Sequence[float] = (1.0,)) -> None:
+    def __init__(
+        self,
+        datasets: Sequence[Dataset],
+        weights: Sequence[float] = (1.0,),
+        prompt_weight: float = 1.0,
+    ) -> None:
         self.datasets = list(datasets)
+        self.prompt_weight = prompt_weight
         pairs = zip(weights, datasets, strict=True)
         sums = list(itertools.accumulate(weight / data.mean_length for weight, data in pairs))
         # Divided by itself the last one is exactly 1, which no draw reaches: weight 0 is never.
         self._bounds = [total / sums[-1] for total in sums]
+
+    @property
+    def is_weighted(self) -> bool:
+        """Whether any token's weight in the loss is another than 1."""
+        prompts = any(data.manifest.prompt_tokens for data in self.datasets)
+        return prompts and self.prompt_weight != 1.0
 
     def draw(self, seed: int, lane: int, number: int) -> int:
         """The source of the document of this number in a lane: a function of these alone."""
@@ -176,15 +199,15 @@ class _Stream:
             return int(self._shards[following])
         return int(self._shards_of(self.place.epoch + 1)[0])
 
-    def open_document(self) -> np.ndarray:
-        """The document at the place, laid out; moves on over shard ends."""
+    def open_document(self) -> Document:
+        """The document at the place; moves on over shard ends."""
         while True:
             if self._reader is None:
                 shard = int(self._shards[self.place.shard])
                 self._reader = self.dataset.read(shard, skip=self.place.document)
             found = next(self._reader, None)
             if found is not None:
-                return self.dataset.lay_out(found)
+                return found
             self._pass_shard()
 
     def pass_document(self) -> None:
@@ -235,6 +258,7 @@ class Lane:
         ]
         self._source, self._token = place.source, place.token
         self._document: np.ndarray | None = None
+        self._weights: np.ndarray | None = None  # of the document's tokens
         for source, stream in enumerate(self._streams):
             if not stream.has_place(place.token if source == place.source else 0):
                 raise self._foreign_place(stream.dataset, place)
@@ -249,16 +273,18 @@ class Lane:
         """(source, index of a shard) of what this lane opens next in each source."""
         return [(source, stream.next_shard) for source, stream in enumerate(self._streams)]
 
-    def window(self, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The next `length` tokens: tokens int64, targets int64, starts bool, all [length].
+    def window(self, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
+        """The next `length` tokens: tokens int64, targets int64, starts bool, weights, [length].
 
         The target of a token is the token after it in its document, also where that lies beyond
         the window; of a document's last token it is IGNORE. `starts` marks the first token of each
-        document. Raises DataError.
+        document. The weights, float32, are the targets' in the loss, 0 where there is none; None
+        stands for 1 at every target. Raises DataError.
         """
         tokens = np.empty(length, np.int64)
         targets = np.full(length, IGNORE, np.int64)
         starts = np.zeros(length, np.bool_)
+        weights = np.zeros(length, np.float32) if self._mix.is_weighted else None
         filled = 0
         while filled < length:
             if self._document is None:
@@ -269,12 +295,16 @@ class Lane:
             following = document[offset + 1 : offset + 1 + taken]
             targets[filled : filled + len(following)] = following
             starts[filled] = offset == 0
+            if weights is not None:
+                assert self._weights is not None
+                of_following = self._weights[offset + 1 : offset + 1 + taken]
+                weights[filled : filled + len(of_following)] = of_following
             filled += taken
             if offset + taken == len(document):
                 self._pass_document()
             else:
                 self._token = offset + taken
-        return tokens, targets, starts
+        return tokens, targets, starts, weights
 
     def _open_document(self) -> np.ndarray:
         """The document at the place, or where none is begun the next that has a token.
@@ -285,10 +315,13 @@ class Lane:
             if self._token == 0:
                 self._source = self._mix.draw(self._seed, self._index, self.place.drawn)
             stream = self._streams[self._source]
-            document = stream.open_document()
+            found = stream.open_document()
+            document = stream.dataset.lay_out(found)
             if self._token > 0 and self._token >= len(document):
                 raise self._foreign_place(stream.dataset, self.place)
             if len(document):
+                if self._mix.is_weighted:
+                    self._weights = stream.dataset.weigh(found, self._mix.prompt_weight)
                 return document
             self._pass_document()
 

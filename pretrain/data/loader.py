@@ -31,17 +31,19 @@ _POLL_SECONDS = 0.05
 class Batch:
     """A window of each of a rank's lanes: tensors [lanes, length] on the CPU.
 
-    `tokens` and `targets` are int64, `starts` bool, as `Lane.window` says. `places` are the lanes'
-    places after this batch: with them a new loader goes on with the next one.
+    `tokens` and `targets` are int64, `starts` bool, `weights` float32 or None, as `Lane.window`
+    says. `places` are the lanes' places after this batch: with them a new loader goes on with the
+    next one.
     """
 
     tokens: torch.Tensor
     targets: torch.Tensor
     starts: torch.Tensor
+    weights: torch.Tensor | None
     places: list[LanePlace]
 
 
-_Window = tuple[np.ndarray, np.ndarray, np.ndarray, LanePlace]
+_Window = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None, LanePlace]
 _Part = list[_Window] | BaseException
 
 
@@ -89,13 +91,14 @@ class Loader(Iterator[Batch]):
             # An interrupt too: the threads' windows are no longer of the same step.
             self.close()
             raise
-        tokens, targets, starts, places = zip(
+        tokens, targets, starts, weights, places = zip(
             *(windows[row] for row in sorted(windows)), strict=True
         )
         return Batch(
             torch.from_numpy(np.stack(tokens)),
             torch.from_numpy(np.stack(targets)),
             torch.from_numpy(np.stack(starts)),
+            None if weights[0] is None else torch.from_numpy(np.stack(weights)),
             list(places),
         )
 

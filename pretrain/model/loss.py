@@ -31,28 +31,37 @@ class OutputHead(nn.Module):
         else:
             self.weight = tied
 
-    def forward(self, x: Tensor, targets: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
+    def forward(
+        self, x: Tensor, targets: Tensor | None = None, weights: Tensor | None = None
+    ) -> Tensor | tuple[Tensor, Tensor]:
         """x [B, T, d_model] -> logits [B, T, V]; given targets [B, T], losses instead.
 
         They are the sum over all targets, to be differentiated, and each token's, [B, T], without
-        a gradient; cross-entropy in nats, float32, 0 where the target is IGNORE. No [B, T, V]
-        tensor ever stands in memory.
+        a gradient; cross-entropy in nats, float32, 0 where the target is IGNORE, each times its
+        weight where `weights` [B, T], float32, are given. No [B, T, V] tensor ever stands in
+        memory.
         """
         if targets is None:
             return F.linear(x, self.weight)
-        total, losses = _CrossEntropy.apply(x.flatten(0, 1), self.weight, targets.flatten())  # type: ignore[no-untyped-call]
+        flat = None if weights is None else weights.flatten()
+        total, losses = _CrossEntropy.apply(  # type: ignore[no-untyped-call]
+            x.flatten(0, 1), self.weight, targets.flatten(), flat
+        )
         return total, losses.view_as(targets)
 
 
 class _CrossEntropy(torch.autograd.Function):
-    """hidden [n, d_model], weight [V, d_model], targets [n] -> sum of the losses, losses [n].
+    """hidden [n, d_model], weight [V, d_model], targets [n], weights [n] or None -> losses.
 
+    They are their sum and each, [n].
     A chunk's logits give its losses and, at once, its gradients: they are never computed again.
     The sum alone is differentiable, since its gradient scales what was computed.
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, weights: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         precise = torch.promote_types(torch.float32, hidden.dtype)
         losses = torch.empty(targets.shape, dtype=precise, device=hidden.device)
         learning = any(ctx.needs_input_grad)
@@ -66,10 +75,15 @@ class _CrossEntropy(torch.autograd.Function):
             wanted = targets[rows].where(kept, 0)[:, None]
             log_p = F.linear(hidden[rows], weight).log_softmax(dim=1, dtype=precise)
             losses[rows] = log_p.gather(1, wanted).squeeze(1).neg_().where(kept, 0)
+            if weights is not None:
+                losses[rows] *= weights[rows]
             if learning:
                 slope = log_p.exp_().scatter_add_(
                     1, wanted, -torch.ones_like(wanted, dtype=precise)
                 )
+                if weights is not None:
+                    # Before it is rounded: a weight of 0.1 is none of bfloat16's numbers.
+                    slope *= weights[rows, None]
                 slope = slope.to(weight.dtype)
                 # Rows that are not in the loss are blanked where they are small.
                 to_hidden[rows] = (slope @ weight).mul_(kept[:, None])
@@ -82,10 +96,10 @@ class _CrossEntropy(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, slope: Tensor, _: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, slope: Tensor, _: Tensor) -> tuple[Tensor, Tensor, None, None]:
         to_hidden, to_weight = ctx.saved_tensors
         # Once alone, as the graph is freed: two of the weight's size would be the step's peak.
-        return to_hidden.mul_(slope), to_weight.mul_(slope).to(ctx.weight_dtype), None
+        return to_hidden.mul_(slope), to_weight.mul_(slope).to(ctx.weight_dtype), None, None
 
 
 def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:

@@ -126,12 +126,14 @@ class Transformer(nn.Module):
         targets: Tensor | None = None,
         read_memory: bool = True,
         parts: Parts | None = None,
+        weights: Tensor | None = None,
     ) -> Output:
         """One window of each lane, in parallel over its segments.
 
         tokens [B, T] int64, of any length T, begins at a segment's start; starts [B, T] bool is
         True at each document's first token; state is the memory before the window; targets [B, T]
-        int64 asks for losses in place of logits. With `read_memory` False every retrieval reads 0,
+        int64 asks for losses in place of logits, each times its weight [B, T], float32, where
+        `weights` are given. With `read_memory` False every retrieval reads 0,
         while the memory is still written. With `parts` the tokens are one of the parts of the
         window, of whole segments; `state` is still that before the whole of it, as the state
         returned is that after it.
@@ -139,7 +141,7 @@ class Transformer(nn.Module):
         x, new_state = self.hidden(tokens, starts, state, read_memory, parts)
         if targets is None:
             return Output(self.lm_head(x), None, None, new_state)
-        loss, losses = self.lm_head(x, targets)
+        loss, losses = self.lm_head(x, targets, weights)
         return Output(None, loss, losses, new_state)
 
     def hidden(

@@ -310,7 +310,7 @@ def reference(
     for step in range(1, steps + 1):
         windows = [lane.window(config.window) for lane in lanes]
         tokens, targets, starts = (
-            torch.from_numpy(np.stack(x)) for x in zip(*windows, strict=True)
+            torch.from_numpy(np.stack(x)) for x in list(zip(*windows, strict=True))[:3]
         )
         output = model(tokens, starts, state, targets)
         state = tuple(MemoryState(*(t.detach() for t in layer)) for layer in output.state)

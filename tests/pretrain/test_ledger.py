@@ -126,7 +126,7 @@ def test_windows_in_another_order_are_found(run: Run) -> None:
 
 
 def test_one_token_that_differs_is_found(run: Run) -> None:
-    tokens, _, starts = run.lanes[0].window(WINDOW)
+    tokens, _, starts, _ = run.lanes[0].window(WINDOW)
     right = extended(run.histories[0], tokens, starts)
     tokens[5] += 1
     assert extended(run.histories[0], tokens, starts) != right

@@ -14,7 +14,7 @@ from data_prep.shards import DataError, Manifest
 from pretrain.data.lanes import IGNORE, Dataset, Lane, LanePlace, Mix, SourcePlace
 from pretrain.model import loss
 
-Window = tuple[np.ndarray, np.ndarray, np.ndarray]
+Window = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]
 
 
 def at(epoch: int, shard: int, document: int, *, token: int = 0, read: int = 0) -> LanePlace:
@@ -62,11 +62,12 @@ def naive_documents(
 
 def naive_window(stream: Iterator[tuple[int, int, bool]], length: int) -> Window:
     tokens, targets, starts = zip(*itertools.islice(stream, length), strict=True)
-    return np.array(tokens), np.array(targets), np.array(starts)
+    return np.array(tokens), np.array(targets), np.array(starts), None
 
 
 def assert_equal(found: Window, expected: Window) -> None:
-    for name, left, right in zip(("tokens", "targets", "starts"), found, expected, strict=True):
+    names = ("tokens", "targets", "starts", "weights")
+    for name, left, right in zip(names, found, expected, strict=True):
         np.testing.assert_array_equal(left, right, err_msg=name)
 
 
@@ -76,19 +77,19 @@ def test_windows_by_hand(tmp_path: Path, write_data_set: Any) -> None:
     lane, x = Lane(Mix([Dataset(tmp_path)]), 0, 1, seed=1), IGNORE
     # The second document is one token; the third is empty and leaves no trace. The fourth starts
     # at the first window's last token, whose target lies beyond that window.
-    tokens, targets, starts = lane.window(5)
+    tokens, targets, starts, _ = lane.window(5)
     assert tokens.tolist() == [10, 11, 12, 20, 40]
     assert targets.tolist() == [11, 12, x, x, 41]
     assert starts.tolist() == [True, False, False, True, True]
     assert lane.place == at(0, 0, 3, token=1, read=3)
     # The second window ends with the fourth document's end.
-    tokens, targets, starts = lane.window(2)
+    tokens, targets, starts, _ = lane.window(2)
     assert tokens.tolist() == [41, 42]
     assert targets.tolist() == [42, x]
     assert starts.tolist() == [False, False]
     assert lane.place == at(0, 0, 4, read=4)
     # The third starts with a document and goes on into the next epoch.
-    tokens, targets, starts = lane.window(4)
+    tokens, targets, starts, _ = lane.window(4)
     assert tokens.tolist() == [50, 51, 10, 11]
     assert targets.tolist() == [51, x, 11, 12]
     assert starts.tolist() == [True, False, True, False]
@@ -347,7 +348,7 @@ def test_shares_are_of_tokens_and_not_of_documents(tmp_path: Path, write_data_se
     write_data_set(tmp_path / "short", short, 8, 100, bos_id=None)
     write_data_set(tmp_path / "long", long, 8, 100, bos_id=None)
     lane = Lane(mix_of([tmp_path / "short", tmp_path / "long"], (3.0, 1.0)), 0, 2, seed=1)
-    tokens, _, starts = lane.window(100_000)
+    tokens, _, starts, _ = lane.window(100_000)
     first = np.flatnonzero(starts)
     lengths = np.diff(first)
     of_short = tokens[first[:-1]] != 20  # 10, or the mark of an empty one
@@ -440,8 +441,8 @@ def test_other_weights_hold_from_the_next_document_on(sources: list[Path]) -> No
         lane.window(5)
     place = lane.place
     changed = Lane(mix_of(sources, (0.0, 0.0, 1.0)), 0, 1, seed=6, place=place)
-    before, _, starts = lane.window(300)
-    after, _, _ = changed.window(300)
+    before, _, starts, _ = lane.window(300)
+    after, _, _, _ = changed.window(300)
     end = int(np.flatnonzero(starts)[0])
     assert end > 0 and before[:end].tolist() == after[:end].tolist()
     assert before.tolist() != after.tolist()

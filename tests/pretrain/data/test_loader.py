@@ -39,9 +39,9 @@ def expected(directory: Path) -> list[Batch]:
     lanes = [Lane(Mix([Dataset(directory)]), index, LANES, SEED) for index in range(LANES)]
     batches = []
     for _ in range(STEPS):
-        tokens, targets, starts = zip(*(lane.window(LENGTH) for lane in lanes), strict=True)
+        tokens, targets, starts, _ = zip(*(lane.window(LENGTH) for lane in lanes), strict=True)
         stacked = [torch.from_numpy(np.stack(part)) for part in (tokens, targets, starts)]
-        batches.append(Batch(*stacked, places=[lane.place for lane in lanes]))
+        batches.append(Batch(*stacked, weights=None, places=[lane.place for lane in lanes]))
     epochs = [[place.sources[0].epoch for place in batch.places] for batch in batches]
     assert min(epochs[-1]) >= 2, "three epochs and more"
     assert any(len(set(each)) > 1 for each in epochs), "that lanes end at different times"
