@@ -79,3 +79,33 @@ def test_slurm_settings_decide_no_byte_and_are_checked() -> None:
         "slurm.sbatch[0]: 'qos=a' is not of the form --name=value or --name",
         "slurm.sbatch[1]: --array is set by data-prep; leave it out",
     ]
+
+
+PAIRS = {"prompt_field": "question", "answer_field": "answer", "format": "jsonl"}
+
+
+def test_half_a_pair_and_what_is_not_made_for_pairs_is_refused() -> None:
+    assert config.SourceConfig(name="s", paths=["*"], **PAIRS).problems() == []
+    wrong = config.SourceConfig(
+        name="s",
+        paths=["*"],
+        text_field="body",
+        answer_field="answer",
+        cleaning=config.CleaningConfig(nfc=True),
+    )
+    assert [problem.split(";")[0] for problem in wrong.problems()] == [
+        "prompt_field: not set beside answer_field",
+        "text_field: a record has either a text or a prompt and an answer",
+        "prompt_field: is read of jsonl, and format is auto",
+        "cleaning: its rules are made for running text, not for a prompt and its answer",
+    ]
+    same = config.SourceConfig(name="s", paths=["*"], **{**PAIRS, "answer_field": "question"})
+    assert same.problems() == ["answer_field: is the prompt's, 'question'; name another key"]
+
+
+def test_pairs_are_part_of_the_identity_and_plain_sources_as_they_were() -> None:
+    plain = config.load(None, ["output=o", "sources=[{name: s, paths: [a], format: jsonl}]"])
+    assert "prompt_field" not in plain.identity()["sources"][0]
+    pairs = "sources=[{name: s, paths: [a], format: jsonl, prompt_field: q, answer_field: a}]"
+    source = config.load(None, ["output=o", pairs]).identity()["sources"][0]
+    assert (source["prompt_field"], source["answer_field"]) == ("q", "a")

@@ -322,3 +322,24 @@ def test_a_file_that_changed_since_its_survey_is_refused(tmp_path: Path) -> None
     path.write_bytes(line(text="ab"))
     with pytest.raises(InputChangedError, match=r"a\.jsonl: changed since"):
         list(readers.records(file, found, (0, 1), found.size))
+
+
+def test_a_record_of_a_prompt_and_an_answer(tmp_path: Path) -> None:
+    path = tmp_path / "pairs.jsonl"
+    path.write_bytes(
+        line(question="Who?", reply=" She.", id="x", text="not read")
+        + line(question="Who?")
+        + line(question="", reply="a")
+        + line(question="Who?", reply=["She."])
+        + line(question="Who?", reply="\ud800")
+    )
+    file = replace(input_file(path), prompt_field="question", answer_field="reply")
+    first, *rest = read(file)
+    assert isinstance(first, RawDocument)
+    assert (first.id, first.text, first.answer) == ("x", "Who?", " She.")
+    assert [record.reason for record in rest if isinstance(record, Reject)] == [
+        "answer missing",
+        "empty prompt",
+        "answer not a string",
+        "lone surrogate",
+    ]

@@ -26,7 +26,7 @@ import tokenizers
 import zstandard
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from data_prep import config, inputs, pipeline, shards, tokenizer, workspace
+from data_prep import config, inputs, pipeline, reshard, shards, tokenizer, workspace
 from data_prep.config import Config
 from data_prep.documents import Survey
 from data_prep.engine import Workers
@@ -793,3 +793,62 @@ def test_a_limit_takes_the_first_records_of_each_source(
         # a.jsonl has 128 lines; what is beyond it comes from b.jsonl.gz.
         assert {line["file"] for line in taken} <= {"lines/a.jsonl", "lines/b.jsonl.gz"}
         assert all(line["line"] <= min(limit, 128) for line in taken)
+
+
+def test_a_prompt_and_its_answer_share_no_token(tmp_path: Path) -> None:
+    source = random.Random(3)
+    pairs = {f"pair {n}": (story(source, 80), story(source, 9)) for n in range(60)}
+    # Where one text would be cut otherwise than two.
+    pairs["joint"] = ("the memor", "y of the segment")
+    lines = [json.dumps({"id": i, "q": q, "a": a}) for i, (q, a) in pairs.items()]
+    (tmp_path / "pairs.jsonl").write_text("\n".join([*lines, '{"q": "no answer"}']))
+    entry = "{name: pairs, paths: [pairs.jsonl], format: jsonl, prompt_field: q, answer_field: a}"
+    words = [f"root={tmp_path}", f"sources=[{entry}]", "tokenizer.vocab_size=400", "shards.count=2"]
+    output = tmp_path / "out"
+    manifest = pipeline.run(config.load(None, [*words, f"output={output}", "workers=1"])).manifest
+    assert (manifest.documents, manifest.rejected) == (61, 1)
+    assert manifest.configuration["sources"][0]["prompt_field"] == "q"
+    assert shards.verify(output) == []
+    model = tokenizer.load(tokenizer.find(output))
+    found = {}
+    for document in documents_of(output):
+        prompt, answer = document.tokens[: document.prompt], document.tokens[document.prompt :]
+        assert prompt.tolist() == model.encode(pairs[document.id][0]).tolist()
+        found[document.id] = (
+            model.decode(prompt),
+            model.decode_bytes(answer, inside=True).decode(),
+        )
+        assert document.bytes == sum(len(part.encode()) for part in found[document.id])
+    assert found == pairs
+    assert manifest.prompt_tokens == sum(document.prompt for document in documents_of(output))
+    joint = "".join(pairs["joint"])
+    (stored,) = (document for document in documents_of(output) if document.id == "joint")
+    assert stored.tokens.tolist() != model.encode(joint).tolist(), "the case should be met"
+    # Cut anew, the prompts stay.
+    assert reshard.run(output, tmp_path / "again", 3)
+    again = {document.id: document.prompt for document in documents_of(tmp_path / "again")}
+    assert again == {document.id: document.prompt for document in documents_of(output)}
+    assert shards.verify(tmp_path / "again") == []
+
+
+def test_answers_without_an_end_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "pairs.jsonl").write_text('{"q": "a", "a": "b"}')
+    model = tmp_path / "endless.model"
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["abc def\tx", "cab fed"] * 20),
+        model_prefix=str(model.with_suffix("")),
+        model_type="char",
+        vocab_size=20,
+        hard_vocab_limit=False,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        user_defined_symbols=["\n", "\r", "\t"],
+        eos_id=-1,
+        minloglevel=2,
+    )
+    entry = "{name: pairs, paths: [pairs.jsonl], format: jsonl, prompt_field: q, answer_field: a}"
+    words = [f"root={tmp_path}", f"sources=[{entry}]", f"tokenizer.path={model}"]
+    with pytest.raises(
+        TokenizerError, match="no end-of-text token, with which the answers of pairs"
+    ):
+        pipeline.run(config.load(None, [*words, f"output={tmp_path / 'out'}"]))

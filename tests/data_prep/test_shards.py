@@ -341,3 +341,49 @@ def test_verify_reads_ids_types_and_sizes_and_not_only_checksums(
     shards.write_manifest(tmp_path, dataclasses.replace(manifest, text_bytes=1))
     (problem,) = shards.verify(tmp_path)
     assert "says 1 bytes of text, the shards say 21" in problem
+
+
+def test_a_shard_says_how_many_tokens_are_the_prompt_s(tmp_path: Path) -> None:
+    block = [np.arange(3, dtype=np.int32)]
+    pairs = [
+        replace(a_document(0, [5, 6, 7]), prompt=2),
+        a_document(1, [8]),
+        StoredDocument("id-2", "a source", 0, 3, iter(block), prompt=1),
+    ]
+    path = tmp_path / "shard.tar"
+    info = shards.write_shard(path, pairs, "uint16")
+    assert [document.prompt for document in shards.read_shard(path, info)] == [2, 0, 1]
+    with tarfile.open(path) as tar:
+        metas = [json.load(tar.extractfile(f"{n:08d}.json")) for n in range(3)]  # type: ignore[arg-type]
+    assert [one.get("prompt") for one in metas] == [2, None, 1]
+
+
+@pytest.mark.parametrize("prompt", [-1, 4, "1"])
+def test_a_prompt_longer_than_its_document_is_refused(tmp_path: Path, prompt: Any) -> None:
+    path = tmp_path / "shard.tar"
+    plain = {**json.loads(meta(3)), "prompt": prompt}
+    write_members(
+        path,
+        [
+            ("00000000.json", json.dumps(plain).encode()),
+            ("00000000.tokens.npy", npy(np.array([1, 2, 3], np.uint16))),
+        ],
+    )
+    with pytest.raises(DataError, match="document 00000000 is incomplete or not of this format"):
+        list(shards.read_shard(path, info_of(path, 1, 3)))
+
+
+def test_the_manifest_counts_tokens_of_prompts_where_there_are_any(
+    tmp_path: Path, write_data_set: Any
+) -> None:
+    plain, pairs = tmp_path / "plain", tmp_path / "pairs"
+    write_data_set(plain, [[5, 6, 7]], 1, 100)
+    assert "prompt_tokens" not in json.loads((plain / shards.MANIFEST).read_bytes())
+    assert shards.read_manifest(plain).prompt_tokens == 0
+    manifest = write_data_set(pairs, [replace(a_document(0, [5, 6, 7]), prompt=2)], 1, 100)
+    assert shards.read_manifest(pairs).prompt_tokens == 2
+    assert shards.verify(pairs) == []
+    shards.write_manifest(pairs, replace(manifest, prompt_tokens=1))
+    assert shards.verify(pairs) == [
+        f"{pairs / shards.MANIFEST}: says 1 tokens of prompts, the shards say 2"
+    ]

@@ -21,7 +21,9 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 
+from data_prep.shards import Document
 from pretrain import ledger, plan
 from pretrain.checkpoint.attempts import Attempt
 from pretrain.checkpoint.load import Checkpoint
@@ -60,6 +62,7 @@ SETTINGS = (
     "launch.device=cpu",
     "wandb.mode=disabled",
 )
+WEIGHTED = ("data.prompt_weight=0.1", f"train.validate_every={STEPS}", "train.validation_windows=2")
 Job = dict[str, Any]
 
 
@@ -156,11 +159,25 @@ def corpus(tmp_path_factory: pytest.TempPathFactory, write_data_set: Callable[..
     return directory
 
 
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory, write_data_set: Callable[..., Any]) -> Path:
+    """Prompts and answers of very unequal lengths; some shards hold plain documents."""
+    directory = tmp_path_factory.mktemp("pairs")
+    rng = np.random.default_rng(1)
+    documents = []
+    for number in range(40 * LANES):
+        tokens = rng.integers(3, VOCABULARY, size=int(rng.integers(2, 70)))
+        prompt = 0 if number % 80 < 10 else int(rng.integers(1, len(tokens)))
+        documents.append(Document(f"pair {number}", "test", 1, tokens, prompt))
+    write_data_set(directory, documents, 2 * LANES, VOCABULARY)
+    return directory
+
+
 class Bench:
     """Starts ranks on jobs, and knows where their results lie."""
 
-    def __init__(self, root: Path, corpus: Path) -> None:
-        self.root, self.corpus = root, corpus
+    def __init__(self, root: Path, corpus: Path, pairs: Path) -> None:
+        self.root, self.corpus, self.pairs = root, corpus, pairs
 
     def job(self, name: str, *settings: str, action: str = "train", **more: str) -> Job:
         words = [*SETTINGS, f"data.train={self.corpus}", f"run.directory={self.root / name}"]
@@ -222,8 +239,8 @@ def assert_near(
 
 
 @pytest.fixture(scope="module")
-def bench(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Bench:
-    return Bench(tmp_path_factory.mktemp("bench"), corpus)
+def bench(tmp_path_factory: pytest.TempPathFactory, corpus: Path, pairs: Path) -> Bench:
+    return Bench(tmp_path_factory.mktemp("bench"), corpus, pairs)
 
 
 @pytest.fixture(scope="module")
@@ -236,6 +253,7 @@ def two_ranks(bench: Bench) -> Bench:
         "train.validate_every=4",
         "train.validation_windows=2",
     )
+    weighted = (f"data.train={bench.pairs}", f"data.validation={bench.pairs}", *WEIGHTED)
     jobs = [
         bench.job("base"),
         *(bench.job(f"stage-{stage}", f"zero.stage={stage}") for stage in (2, 1, 0)),
@@ -243,6 +261,9 @@ def two_ranks(bench: Bench) -> Bench:
         bench.job("recomputed", "train.micro_batch=3", "train.activation_checkpointing=full"),
         bench.job("recomputed-whole", "train.activation_checkpointing=full", "zero.stage=0"),
         bench.job("linear", "model.memory.kind=linear"),
+        bench.job("weighted", *weighted, "train.micro_batch=3"),
+        bench.job("weighted-on", *weighted, "train.micro_batch=3", start_from="weighted"),
+        bench.job("weighted-shared", *weighted, shared),
         bench.job("linear-shared", "model.memory.kind=linear", shared),
         bench.job("validated", *validated),
         bench.job("shared", shared, "train.micro_batch=3", *validated),
@@ -287,8 +308,8 @@ def reference(
 
     Returns the loss and gradient norm of each step, and the model.
     """
-    data = Dataset(corpus)
-    lanes = [Lane(Mix([data]), g, LANES, config.run.seed) for g in range(LANES)]
+    mix = Mix([Dataset(corpus)], prompt_weight=config.data.prompt_weight)
+    lanes = [Lane(mix, g, LANES, config.run.seed) for g in range(LANES)]
     torch.manual_seed(config.run.seed)
     model = Transformer(config.model, VOCABULARY)
     named = dict(model.named_parameters())
@@ -312,9 +333,15 @@ def reference(
         tokens, targets, starts = (
             torch.from_numpy(np.stack(x)) for x in list(zip(*windows, strict=True))[:3]
         )
-        output = model(tokens, starts, state, targets)
+        weights = torch.tensor(
+            np.stack(
+                [np.where(t == IGNORE, 0.0, 1.0 if w is None else w) for _, t, _, w in windows]
+            )
+        )
+        output = model(tokens, starts, state)
         state = tuple(MemoryState(*(t.detach() for t in layer)) for layer in output.state)
-        loss = output.loss / (targets != IGNORE).sum()
+        losses = F.cross_entropy(output.logits.mT, targets, reduction="none")
+        loss = (losses.double() * weights).sum() / weights.sum()
         adamw.zero_grad()
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
@@ -344,6 +371,24 @@ def test_lanes_of_very_unequal_targets_train_as_one_batch_in_plain_torch(two_ran
         torch.testing.assert_close(final[f"{name}/param"], parameter.detach(), atol=2e-5, rtol=0)
 
 
+def test_weighted_losses_train_as_one_batch_in_plain_torch(two_ranks: Bench) -> None:
+    config = load(None, two_ranks.job("weighted", *WEIGHTED)["settings"])
+    curve, _ = reference(config, two_ranks.pairs, STEPS)
+    assert_near(two_ranks.curve("weighted"), curve)
+    assert_near(two_ranks.curve("weighted-shared"), curve)
+    # Validation over the same lanes from their start: of two windows, weighted over both.
+    (found,) = two_ranks.records("weighted", "validation")
+    (shared,) = two_ranks.records("weighted-shared", "validation")
+    assert shared["loss"] == pytest.approx(found["loss"], rel=1e-5)
+
+
+def test_a_resume_of_weighted_losses_is_exact_to_the_bit(two_ranks: Bench) -> None:
+    resumed, whole = two_ranks.curve("weighted-on"), two_ranks.curve("weighted")
+    assert resumed == {step: whole[step] for step in range(SAVED + 1, STEPS + 1)}
+    end = two_ranks.state("weighted", STEPS)
+    assert differences(two_ranks.state("weighted-on", STEPS), end) == []
+
+
 @pytest.mark.parametrize(
     "name", ["stage-2", "stage-1", "stage-0", "micro-batch", "recomputed", "recomputed-whole"]
 )
@@ -360,6 +405,7 @@ def other_ranks(request: pytest.FixtureRequest, two_ranks: Bench) -> tuple[Bench
     ranks, bench = request.param, two_ranks
     jobs = [
         bench.job(f"scratch-{ranks}"),
+        bench.job(f"weighted-{ranks}", f"data.train={bench.pairs}", "data.prompt_weight=0.1"),
         bench.job(f"load-{ranks}", action="save", start_from="base", to=f"on-{ranks}"),
         bench.job(f"on-{ranks}"),
     ]
@@ -395,6 +441,7 @@ def test_losses_from_scratch_are_the_same_for_any_number_of_ranks(
 ) -> None:
     bench, ranks = other_ranks
     assert_near(bench.curve(f"scratch-{ranks}"), bench.curve("base"))
+    assert_near(bench.curve(f"weighted-{ranks}"), bench.curve("weighted"))
     # Data and memory places too, up to the last window.
     end, base = bench.state(f"scratch-{ranks}", STEPS), bench.state("base", STEPS)
     for lane in range(LANES):

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data_prep.shards import DataError, Manifest
+from data_prep.shards import DataError, Document, Manifest
 from pretrain.data.lanes import IGNORE, Dataset, Lane, LanePlace, Mix, SourcePlace
 from pretrain.model import loss
 
@@ -468,3 +468,33 @@ def test_a_lane_names_the_shards_that_it_opens_next_in_each_source(sources: list
     lane.window(1)
     opened = lane.place.sources[0].shard
     assert lane.next_shards == [(0, orders[0][opened + 1]), (1, orders[1][0]), (2, orders[2][0])]
+
+
+def test_weights_by_hand(tmp_path: Path, write_data_set: Any) -> None:
+    pair = Document("pair", "test", 1, np.array([10, 11, 12, 13]), prompt=2)
+    write_data_set(tmp_path, [pair, [20, 21]], 1, 100)
+    dataset = Dataset(tmp_path)
+    lane = Lane(Mix([dataset], prompt_weight=0.25), 0, 1, seed=1)
+    # A weight is that of the token to be predicted: what stands before the answer predicts it.
+    tokens, targets, _, weights = lane.window(10)
+    assert tokens.tolist() == [1, 10, 11, 12, 13, 2, 1, 20, 21, 2]
+    assert targets.tolist() == [10, 11, 12, 13, 2, IGNORE, 20, 21, 2, IGNORE]
+    assert weights is not None and weights.dtype == np.float32
+    assert weights.tolist() == [0.25, 0.25, 1, 1, 1, 0, 1, 1, 1, 0]
+    # A window may begin and end inside of a pair, and a lane go on there.
+    _, _, _, first = lane.window(1)
+    again = Lane(Mix([dataset], prompt_weight=0.25), 0, 1, seed=1, place=lane.place)
+    _, _, _, rest = again.window(3)
+    assert first is not None and rest is not None
+    assert [*first, *rest] == [0.25, 0.25, 1, 1]
+
+
+def test_there_are_no_weights_where_every_one_is_1(tmp_path: Path, write_data_set: Any) -> None:
+    pair = Document("pair", "test", 1, np.array([10, 11]), prompt=1)
+    write_data_set(tmp_path / "pairs", [pair], 1, 100)
+    write_data_set(tmp_path / "plain", [[10, 11]], 1, 100)
+    plain, pairs = Dataset(tmp_path / "plain"), Dataset(tmp_path / "pairs")
+    assert not Mix([plain], prompt_weight=0.5).is_weighted
+    assert not Mix([pairs]).is_weighted
+    assert Mix([plain, pairs], [1.0, 1.0], 0.0).is_weighted
+    assert Lane(Mix([pairs]), 0, 1, seed=1).window(3)[3] is None

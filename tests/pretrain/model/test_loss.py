@@ -99,3 +99,29 @@ def test_tied_heads_share_the_very_parameter() -> None:
     embedding = torch.nn.Embedding(VOCABULARY, 8)
     head = OutputHead(8, VOCABULARY, std=0.5, tied=embedding.weight)
     assert head.weight is embedding.weight
+
+
+def test_each_loss_and_its_gradient_have_the_token_s_weight(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(loss._CHUNK_LOGITS, "cpu", 128 * VOCABULARY)
+    head, x, targets = head_and_tokens(300)
+    weights = torch.rand(2, 300, dtype=torch.float64) * (torch.rand(2, 300) < 0.7)
+    total, losses = head(x, targets, weights)
+    ours = torch.autograd.grad(total, [x, head.weight])
+    expected = weights * F.cross_entropy(
+        (x @ head.weight.T).flatten(0, 1), targets.flatten(), reduction="none"
+    ).view(2, 300)
+    theirs = torch.autograd.grad(expected.sum(), [x, head.weight])
+    torch.testing.assert_close(losses, expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(total, expected.sum(), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+
+
+def test_weights_of_1_change_no_bit() -> None:
+    head, x, targets = head_and_tokens(60, torch.bfloat16)
+    found = []
+    for weights in (None, torch.ones(2, 60)):
+        total, losses = head(x, targets, weights)
+        found.append([total, losses, *torch.autograd.grad(total, [x, head.weight])])
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
