@@ -12,9 +12,10 @@ from pathlib import Path
 from types import FrameType
 
 from data_prep import config as configuration
-from data_prep import report, reshard, shards
+from data_prep import report, reshard, shards, tokenizer
 from data_prep.config import Config
 from data_prep.inputs import InputChangedError
+from data_prep.recall import generate, tasks
 from data_prep.settings import SettingsError
 from data_prep.shards import DataError
 from data_prep.tokenizer import TokenizerError
@@ -148,7 +149,64 @@ def _parser() -> argparse.ArgumentParser:
     page.add_argument("directory", type=_data_set, metavar="DIR")
     page.add_argument("--output", type=Path, metavar="FILE.html", help="default: DIR/report.html")
     page.set_defaults(act=_report)
+    _add_recall(verbs)
     return parser
+
+
+def _add_recall(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = verbs.add_parser(
+        "recall",
+        help="write documents that ask for what stands far back in them",
+        description="Write prompts and answers as jsonl (keys id, prompt, answer): passkeys, or "
+        "tasks after RULER and BABILong among the sentences of books. The bytes depend on what is "
+        "asked for and the seed alone.",
+    )
+    parser.add_argument("output", type=Path, metavar="FILE.jsonl[.gz]")
+    parser.add_argument(
+        "--tasks",
+        type=lambda word: word.split(","),
+        default=[tasks.PASSKEY],
+        metavar="T,T",
+        help=f"in turn, some of {', '.join(tasks.TASKS)} (default {tasks.PASSKEY})",
+    )
+    parser.add_argument("--documents", type=int, required=True, metavar="N")
+    parser.add_argument("--min-tokens", type=int, default=128, help="of a prompt (default 128)")
+    parser.add_argument("--max-tokens", type=int, default=8192, help="of a prompt (default 8192)")
+    parser.add_argument("--seed", type=int, default=1, help="default 1")
+    parser.add_argument("--workers", type=int, default=1, help="processes (default 1)")
+    measured = parser.add_mutually_exclusive_group(required=True)
+    measured.add_argument(
+        "--filler",
+        type=_data_set,
+        metavar="DIR",
+        help="data set of books to hide things in, by whose tokenizer prompts are measured",
+    )
+    measured.add_argument(
+        "--tokenizer",
+        type=Path,
+        metavar="FILE",
+        help="what prompts are measured by; the filler is the passkey's",
+    )
+    parser.set_defaults(act=lambda parsed: _stoppable(lambda: _recall(parsed)))
+
+
+def _recall(parsed: argparse.Namespace) -> int:
+    wanted = generate.Wanted(
+        parsed.tasks, parsed.documents, parsed.min_tokens, parsed.max_tokens, parsed.seed
+    )
+    problems = wanted.problems()
+    if parsed.workers < 1:
+        problems.append(f"--workers: expected at least 1, found {parsed.workers}")
+    if problems:
+        raise SettingsError(problems)
+    if parsed.filler is None:
+        haystack, model = tasks.Haystack.repeated(), tokenizer.load(parsed.tokenizer)
+    else:
+        haystack = tasks.Haystack.of_books(parsed.filler)
+        model = tokenizer.load(tokenizer.find(parsed.filler))
+    generate.write(parsed.output, wanted, haystack, model, parsed.workers)
+    print(f"{parsed.documents:,} documents: {parsed.output}")
+    return 0
 
 
 def _make(parsed: argparse.Namespace) -> int:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from data_prep import settings
+from data_prep.recall.tasks import PASSKEY, TASKS
 from data_prep.settings import SettingsError
 from data_prep.shards import DataError, read_manifest
 from pretrain import config as configuration
@@ -23,6 +24,7 @@ from pretrain import job, launch, origin
 from pretrain.checkpoint import attempts
 from pretrain.checkpoint.attempts import NoProgressError
 from pretrain.config import Config, ImportConfig
+from pretrain.evaluate.questions import Asked
 from pretrain.launch import Place
 from pretrain.watchdog import Watchdog
 
@@ -44,7 +46,8 @@ _STARTS_COUNTED = "PRETRAIN_STARTS_COUNTED"
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line; ends the process with the command's exit code."""
     words = _parser().parse_args(arguments)
-    sys.exit(_code(words.verb, lambda: words.run(words)))
+    verb = " ".join([words.verb, *([words.kind] if words.verb == "eval" else [])])
+    sys.exit(_code(verb, lambda: words.run(words)))
 
 
 def _code(verb: str, action: Callable[[], int]) -> int:
@@ -142,6 +145,8 @@ def _add_eval(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     kinds = parser.add_subparsers(dest="kind", required=True, metavar="KIND")
     _add_perplexity(kinds)
     _add_harness(kinds)
+    _add_passkey(kinds)
+    _add_needles(kinds)
 
 
 def _add_perplexity(kinds: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -177,6 +182,78 @@ def _add_harness(kinds: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     )
     parser.add_argument("--limit", type=int, help="the first so many documents of each task")
     parser.set_defaults(run=_harness)
+
+
+def _add_passkey(kinds: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = kinds.add_parser(
+        "passkey",
+        help="a key that stands far back in the prompt, by length and depth",
+        description="Hide a five-digit key at several depths of a long prompt and ask for it. All "
+        "prompts of a length are streamed side by side; what they share is read once.",
+    )
+    parser.add_argument("path", type=Path, help="run directory, or one checkpoint of it")
+    _add_lengths(parser, "4k,32k,128k")
+    parser.add_argument(
+        "--depths",
+        type=_fractions,
+        default=[0.0, 0.25, 0.5, 0.75, 1.0],
+        metavar="D,D",
+        help="places of the key, 0 the prompt's start, 1 its end (default 0,0.25,0.5,0.75,1)",
+    )
+    parser.set_defaults(run=_passkey)
+
+
+def _add_needles(kinds: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = kinds.add_parser(
+        "needles",
+        help="facts in books: several needles, chains, common words, stories",
+        description="Tasks after RULER and BABILong among the sentences of books. The places of "
+        "the facts are drawn.",
+    )
+    parser.add_argument("path", type=Path, help="run directory, or one checkpoint of it")
+    parser.add_argument(
+        "--filler", type=Path, required=True, help="data set directory of data-prep with books"
+    )
+    parser.add_argument(
+        "--tasks",
+        type=lambda word: word.split(","),
+        default=[task for task in TASKS if task != PASSKEY],
+        metavar="T,T",
+        help="some of single, multikey, multivalue, multiquery (needles), variables, words, and "
+        "qa1, qa2, qa3 (stories); default: all",
+    )
+    _add_lengths(parser, "4k,16k,64k,128k")
+    parser.set_defaults(run=_needles)
+
+
+def _add_lengths(parser: argparse.ArgumentParser, lengths: str) -> None:
+    parser.add_argument(
+        "--lengths",
+        type=_counts,
+        default=_counts(lengths),
+        metavar="N,N",
+        help=f"tokens of the prompts, k for 1,024 and m for 1,048,576 (default {lengths})",
+    )
+    parser.add_argument("--samples", type=int, default=4, help="prompts a cell (default 4)")
+    parser.add_argument("--seed", type=int, default=0, help="same seed, same prompts (default 0)")
+
+
+def _counts(word: str) -> list[int]:
+    sizes = {"k": 2**10, "m": 2**20}
+    try:
+        return [
+            int(part[:-1]) * sizes[part[-1]] if part[-1:] in sizes else int(part)
+            for part in word.lower().split(",")
+        ]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{word!r}: expected numbers as 4096,32k,1m") from None
+
+
+def _fractions(word: str) -> list[float]:
+    try:
+        return [float(part) for part in word.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{word!r}: expected numbers as 0,0.5,1") from None
 
 
 def _add_generate(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -450,6 +527,34 @@ def _harness(words: argparse.Namespace) -> int:
         shots=words.shots,
         limit=words.limit,
     )
+
+
+def _passkey(words: argparse.Namespace) -> int:
+    return _recall(words, [PASSKEY], words.depths, None)
+
+
+def _needles(words: argparse.Namespace) -> int:
+    return _recall(words, words.tasks, [None], words.filler)
+
+
+def _recall(
+    words: argparse.Namespace,
+    tasks: Sequence[str],
+    depths: Sequence[float | None],
+    filler: Path | None,
+) -> int:
+    asked = Asked(tasks, words.lengths, depths, words.samples, words.seed)
+    problems = asked.problems()
+    if filler is not None:
+        try:
+            read_manifest(filler)
+        except DataError as error:
+            problems.append(f"--filler: {error}")
+    if problems:
+        raise SettingsError(problems)
+    from pretrain.evaluate import recall
+
+    return recall.run(words.path, words.kind, asked, filler)
 
 
 def _generate(words: argparse.Namespace) -> int:

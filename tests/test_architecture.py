@@ -42,9 +42,9 @@ FLOORS = {
     "pretrain.trainer": 5,
     "pretrain.cli": 6,
 }
-# What pretrain takes from data_prep: the shard contract, the tokenizer, and two things of the
-# standard library's kind.
-SHARED = {"shards", "tokenizer", "settings", "durable"}
+# What pretrain takes from data_prep: the shard contract, the tokenizer, the tasks of recall, which
+# training and evaluation must word alike, and two things of the standard library's kind.
+SHARED = {"shards", "tokenizer", "recall", "settings", "durable"}
 # What a model may import: no ranks, no files, no engine.
 OF_A_MODEL = {"pretrain.config", "pretrain.model", "torch", "flash_attn", "triton"} | {
     *("__future__", "collections", "dataclasses", "functools", "importlib"),
@@ -156,7 +156,7 @@ def test_no_module_imports_from_a_floor_above_its_own(name: str) -> None:
 
 
 WITHOUT_TORCH = ["config", "launch", "cli", "job", "origin", "watchdog", "checkpoint.attempts",
-                 "checkpoint.manifest"]  # fmt: skip
+                 "checkpoint.manifest", "evaluate.questions"]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", [f"pretrain.{name}" for name in WITHOUT_TORCH])

@@ -138,6 +138,21 @@ class Transformer(nn.Module):
         window, of whole segments; `state` is still that before the whole of it, as the state
         returned is that after it.
         """
+        x, new_state = self.hidden(tokens, starts, state, read_memory, parts)
+        if targets is None:
+            return Output(self.lm_head(x), None, None, new_state)
+        loss, losses = self.lm_head(x, targets, weights)
+        return Output(None, loss, losses, new_state)
+
+    def hidden(
+        self,
+        tokens: Tensor,
+        starts: Tensor,
+        state: ModelState,
+        read_memory: bool = True,
+        parts: Parts | None = None,
+    ) -> tuple[Tensor, ModelState]:
+        """What the output head is given, [B, T, d_model], and the memory after; as `forward`."""
         # A forgotten state would otherwise train a model without memory, in silence.
         remembers = self.config.memory.kind != "none"
         assert len(state) == (len(self.layers) if remembers else 0), "initial_state gives a state"
@@ -151,11 +166,7 @@ class Transformer(nn.Module):
         for layer, before in zip(self.layers, state or [None] * len(self.layers), strict=True):
             x, carried = self._block(layer, x, before, layout, read_memory)
             after.append(carried)
-        new_state = tuple(carried for carried in after if carried is not None)
-        if targets is None:
-            return Output(self.lm_head(self.norm(x)), None, None, new_state)
-        loss, losses = self.lm_head(self.norm(x), targets, weights)
-        return Output(None, loss, losses, new_state)
+        return self.norm(x), tuple(carried for carried in after if carried is not None)
 
     def _block(
         self,

@@ -234,6 +234,19 @@ def test_a_plan_tells_its_mistakes_before_torch_is_imported(
     assert "or give --vocab-size, e.g. 128256 for Llama 3's" in ended.stderr
 
 
+def test_what_recall_cannot_be_asked_is_told_before_torch_is_imported(pretrain: Run) -> None:
+    done = pretrain(
+        "eval", "needles", "run", "--filler", "none", "--tasks", "riddle", "--lengths", "0"
+    )
+    assert done.returncode == 2 and "pretrain eval needles: this" in done.stderr
+    for part in ("--tasks: riddle", "--lengths: 0", "--filler: none"):
+        assert part in done.stderr
+    done = pretrain("eval", "passkey", "run", "--lengths", "32k,1mm", "--depths", "0,1")
+    assert done.returncode == 2 and "'32k,1mm': expected numbers as 4096,32k,1m" in done.stderr
+    done = pretrain("eval", "passkey", "run", "--depths", "deep")
+    assert done.returncode == 2 and "'deep': expected numbers as 0,0.5,1" in done.stderr
+
+
 def test_help_lists_every_setting_with_its_default_and_the_exit_codes(pretrain: Run) -> None:
     ended = pretrain("train", "--help")
     assert ended.returncode == 0

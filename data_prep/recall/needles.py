@@ -1,0 +1,163 @@
+"""Tasks after RULER's definitions (Hsieh et al. 2024): needles, variable tracking, common words.
+
+Prompts have RULER's wording. Keys are of our own lists of words and uncommon words are the
+filler's, since RULER's are a package's. Several answers stand in the order of the text.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+
+from data_prep.recall.draws import Draws
+from data_prep.recall.pair import Pair, hidden
+
+_VALUE_DIGITS = 7
+_VARIABLE_DIGITS = 5
+_HOPS = 4
+_MANY = 4  # keys, values or queries of a task that has several
+_COMMON = 10
+_COMMON_TIMES, _UNCOMMON_TIMES = 30, 3
+
+_ADJECTIVES = re.findall(
+    r"\w+",
+    """
+    ancient brave bright calm clever cold curious dark deep distant early eager fair faint fierce
+    gentle glad golden grand grave green happy heavy hollow honest humble keen kind large late light
+    lonely loud mild narrow noble odd old pale plain proud quick quiet rare rough sharp silent
+    simple slow small soft solemn steady strange strong sudden sweet swift tall tame thin tired vast
+    warm weary wide wild wise young
+    """,
+)
+_NOUNS = re.findall(
+    r"\w+",
+    """
+    anchor apple arrow basket bell bird boat bonnet book bottle bridge brook candle carriage cat
+    chair church clock cloud coat coin cottage crown cup door drum engine farm feather fence fire
+    flower forest garden gate glove harbour hat hill horse house island jewel kettle key ladder lamp
+    lantern leaf letter mill mirror mountain needle orchard oven path pearl pen picture pocket pond
+    purse queen ribbon river road rose sail shell ship shoe spoon star stone table tower tree valley
+    village wagon well wheel window
+    """,
+)
+
+
+def single_needle(draws: Draws, filler: Sequence[str], depth: float | None) -> Pair:
+    """One key with one number (RULER's niah_single)."""
+    return _needles(draws, filler, depth, keys=1, values=1, queries=1)
+
+
+def multi_key(draws: Draws, filler: Sequence[str], depth: float | None) -> Pair:
+    """The number of one key, among those of others (niah_multikey)."""
+    return _needles(draws, filler, depth, keys=_MANY, values=1, queries=1)
+
+
+def multi_value(draws: Draws, filler: Sequence[str], depth: float | None) -> Pair:
+    """All numbers of one key (niah_multivalue)."""
+    return _needles(draws, filler, depth, keys=1, values=_MANY, queries=1)
+
+
+def multi_query(draws: Draws, filler: Sequence[str], depth: float | None) -> Pair:
+    """The numbers of several keys (niah_multiquery)."""
+    return _needles(draws, filler, depth, keys=_MANY, values=1, queries=_MANY)
+
+
+def _needles(
+    draws: Draws,
+    filler: Sequence[str],
+    depth: float | None,
+    *,
+    keys: int,
+    values: int,
+    queries: int,
+) -> Pair:
+    """`depth` is that of the first needle asked for; None, and that of all others: drawn."""
+    adjectives, nouns = draws.sample(_ADJECTIVES, keys), draws.sample(_NOUNS, keys)
+    names = [f"{adjective}-{noun}" for adjective, noun in zip(adjectives, nouns, strict=True)]
+    found = [
+        (draws.fraction(), name, draws.number(_VALUE_DIGITS))
+        for name in names
+        for _ in range(values)
+    ]
+    if depth is not None:
+        found[0] = (depth, *found[0][1:])
+    asked = names[:queries]
+    facts = [
+        (place, f"One of the special magic numbers for {name} is: {value}.")
+        for place, name, value in found
+    ]
+    told = [(place, value) for place, name, value in found if name in asked]
+    answers = [value for _, value in sorted(told, key=lambda item: item[0])]
+    query = _listed(asked)
+    several = len(answers) > 1
+    what = f"special magic number{'s' if several else ''} for {query} mentioned in the provided"
+    return Pair(
+        "Some special magic numbers are hidden within the following text. Make sure to memorize "
+        "it. I will quiz you about the numbers afterwards.\n"
+        f"{hidden(facts, filler)}\n"
+        f"What {'are all the' if several else 'is the'} {what} text? "
+        f"The {what} text {'are' if several else 'is'}",
+        f" {', '.join(answers)}",
+    )
+
+
+def _listed(names: Sequence[str]) -> str:
+    *others, last = names
+    return f"{', '.join(others)}, and {last}" if others else last
+
+
+def variable_tracking(draws: Draws, filler: Sequence[str], depth: float | None) -> Pair:
+    """All variables that got a value through a chain of assignments (RULER's vt, one chain).
+
+    `depth` is that of the first assignment; None, and that of all others: drawn.
+    """
+    letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+    names: list[str] = []
+    while len(names) <= _HOPS:
+        name = "".join(draws.pick(letters) for _ in range(5))
+        names += [] if name in names else [name]
+    value = draws.number(_VARIABLE_DIGITS)
+    first = draws.fraction() if depth is None else depth
+    # The others follow it, so that a chain can be read from its start to its end.
+    places = [first, *sorted(first + (1 - first) * draws.fraction() for _ in range(_HOPS))]
+    sources = [value, *(f"VAR {name}" for name in names)]
+    facts = [
+        (place, f"VAR {name} = {source}.")
+        for place, name, source in zip(places, names, sources, strict=False)
+    ]
+    return Pair(
+        "Memorize and track the chain(s) of variable assignment hidden in the following text.\n\n"
+        f"{hidden(facts, filler)}\n"
+        f"Question: Find all variables that are assigned the value {value} in the text above. "
+        "Answer: According to the chain(s) of variable assignment in the text above, "
+        f"{len(names)} variables are assigned the value {value}, they are:",
+        f" {' '.join(names)}",
+    )
+
+
+def common_words(draws: Draws, filler: Sequence[str], depth: float | None) -> Pair:
+    """The ten words of a list that come thirty times, where all others come three times (cwe).
+
+    Every piece of filler gives a word that is not yet in the list, if it has one. There are no
+    depths: the list is shuffled.
+    """
+    common = draws.sample(_NOUNS, _COMMON)
+    times = Counter(dict.fromkeys(common, _COMMON_TIMES))
+    for piece in filler:
+        words = re.findall(r"[a-z]{4,}", piece)
+        new = next((word for word in words if word not in times and word not in _NOUNS), None)
+        if new is not None:
+            times[new] = _UNCOMMON_TIMES
+    listed = draws.sample(list(times.elements()), times.total())
+    numbered = " ".join(f"{number}. {word}" for number, word in enumerate(listed, 1))
+    # In the order of the list, as all answers of several parts.
+    found = [word for word in dict.fromkeys(listed) if word in common]
+    return Pair(
+        "Below is a numbered list of words. In these words, some appear more often than others. "
+        "Memorize the ones that appear most often.\n"
+        f"{numbered}\n"
+        f"Question: What are the {_COMMON} most common words in the above list? Answer: The top "
+        f"{_COMMON} words that appear most often in the list are:",
+        f" {', '.join(found)}",
+    )

@@ -1,0 +1,70 @@
+"""The file of documents: keyed by numbers, the same for any number of workers."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+
+from data_prep import cli, tokenizer
+from data_prep.recall import tasks
+from data_prep.recall.passkey import FILLER
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small SentencePiece model of the passkey's words and bytes."""
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.model"
+    tokenizer.train([FILLER * 9], path, 320)
+    return path
+
+
+def _written(path: Path, model: Path, *more: str) -> bytes:
+    words = ["--documents", "40", "--min-tokens", "1000", "--max-tokens", "4000"]
+    assert cli.main(["recall", str(path), "--tokenizer", str(model), *words, *more]) == 0
+    return path.read_bytes()
+
+
+def test_the_file_is_the_same_for_any_number_of_workers(tmp_path: Path, model: Path) -> None:
+    one = _written(tmp_path / "one.jsonl", model)
+    assert one == _written(tmp_path / "four.jsonl", model, "--workers", "4")
+    assert one == gzip.decompress(_written(tmp_path / "a.jsonl.gz", model))
+    packed = (tmp_path / "a.jsonl.gz").read_bytes()
+    assert packed == _written(tmp_path / "b.jsonl.gz", model, "--workers", "2")
+    assert packed[4:8] == bytes(4)  # no time in its header
+    assert one != _written(tmp_path / "other.jsonl", model, "--seed", "2")
+
+
+def test_a_record_is_the_document_of_its_number(tmp_path: Path, model: Path) -> None:
+    own = tokenizer.load(model)
+    lines = _written(tmp_path / "a.jsonl", model, "--tasks", "passkey,multivalue").splitlines()
+    records = [json.loads(line) for line in lines]
+    assert [record["id"] for record in records[:3]] == [
+        "passkey-1-0",
+        "multivalue-1-1",
+        "passkey-1-2",
+    ]
+    for number in (0, 1, 38):
+        task = ("passkey", "multivalue")[number % 2]
+        length = tasks.length(1, task, number, 1000, 4000)
+        made = tasks.document(task, tasks.Haystack.repeated(), own, length, seed=1, number=number)
+        assert made == (records[number]["prompt"], records[number]["answer"])
+    sizes = [len(own.encode(record["prompt"])) for record in records]
+    assert min(sizes) < 1500 and 3000 < max(sizes) <= 4000
+
+
+def test_every_mistake_is_told(
+    tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["recall", str(tmp_path / "a"), "--tokenizer", str(model), "--tasks", "riddle"]
+    words += ["--documents", "0", "--min-tokens", "9", "--max-tokens", "8", "--workers", "0"]
+    assert cli.main(words) == 2
+    told = capsys.readouterr().err
+    for part in ("riddle is not known", "--documents", "9 to 8", "--workers"):
+        assert part in told
+    words = ["recall", str(tmp_path / "a"), "--tokenizer", str(model)]
+    assert cli.main([*words, "--documents", "1", "--min-tokens", "9", "--max-tokens", "9"]) == 2
+    assert "9 tokens are fewer than passkey has" in capsys.readouterr().err
+    assert not (tmp_path / "a").exists()
