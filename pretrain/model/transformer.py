@@ -1,12 +1,14 @@
 """The Infini-Transformer: Llama's blocks with Infini-attention, a window of segments at a time.
 
 Knows tensors and its configuration alone: no ranks, no files, no engine. Every parameter is read
-inside the forward of the module that owns it and every module runs once a forward, whatever the
-data, which is what ZeRO-3 needs. The memory is an argument and a result, never a buffer.
+inside the forward of the module that owns it and every module runs once a forward, or once a chunk
+of a very long window, whatever the data, which is what ZeRO-3 needs. The memory is an argument and
+a result, never a buffer.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -27,6 +29,12 @@ from pretrain.model.memory import MemoryState
 from pretrain.model.pointwise import RMSNorm
 from pretrain.model.state import ModelState
 from pretrain.model.state_passing import Parts
+
+_CHUNK = 2**15
+"""Tokens of all lanes on which a block that is computed again works at once.
+
+Under ZeRO-3 a layer's weights are gathered once a chunk.
+"""
 
 
 class Output(NamedTuple):
@@ -157,16 +165,46 @@ class Transformer(nn.Module):
         remembers = self.config.memory.kind != "none"
         assert len(state) == (len(self.layers) if remembers else 0), "initial_state gives a state"
         x = self.embedding(tokens)
-        kernel = local_attention.choose(self.config.local_attention, x.device.type, x.dtype)
-        products = memory_kernel.choose(
-            self.config.memory.kernel, x.device.type, x.dtype, self.config.d_head
-        )
-        layout = Window.of(starts, self.config, kernel, x.dtype, products, parts)
+        layouts = self._layouts(starts, x.dtype, parts)
         after = []
         for layer, before in zip(self.layers, state or [None] * len(self.layers), strict=True):
-            x, carried = self._block(layer, x, before, layout, read_memory)
+            x, carried = self._layer(layer, x, before, layouts, read_memory)
             after.append(carried)
         return self.norm(x), tuple(carried for carried in after if carried is not None)
+
+    def _layouts(self, starts: Tensor, dtype: torch.dtype, parts: Parts | None) -> list[Window]:
+        """That of the window; or those of the chunks in which a long one goes through a layer."""
+        device = starts.device.type
+        kernel = local_attention.choose(self.config.local_attention, device, dtype)
+        products = memory_kernel.choose(
+            self.config.memory.kernel, device, dtype, self.config.d_head
+        )
+        lanes, tokens = starts.shape
+        # Parts compose their maps of the memory over all that they hold, so they stay whole.
+        if self.checkpointing == "full" and torch.is_grad_enabled() and parts is None:
+            segments = max(1, _CHUNK // lanes // self.config.segment)
+            tokens = min(tokens, segments * self.config.segment)
+        return [
+            Window.of(chunk, self.config, kernel, dtype, products, parts)
+            for chunk in torch.split(starts, tokens, dim=1)
+        ]
+
+    def _layer(
+        self,
+        layer: nn.Module,
+        x: Tensor,
+        state: MemoryState | None,
+        layouts: Sequence[Window],
+        read_memory: bool,
+    ) -> tuple[Tensor, MemoryState | None]:
+        """The layer over the window, chunk after chunk: the memory passes between them."""
+        if len(layouts) == 1:
+            return self._block(layer, x, state, layouts[0], read_memory)
+        done = []
+        for chunk, layout in zip(torch.split(x, layouts[0].tokens, dim=1), layouts, strict=True):
+            chunk, state = self._block(layer, chunk, state, layout, read_memory)
+            done.append(chunk)
+        return torch.cat(done, dim=1), state
 
     def _block(
         self,

@@ -36,6 +36,7 @@ LARGE = {"d_model": 512, "n_layers": 8, "n_heads": 8, "n_kv_heads": 8, "d_head":
 SMALL = {"d_model": 256, "n_layers": 6, "n_heads": 4, "n_kv_heads": 4, "d_head": 64,
          "d_ff": 682, "segment": 64}  # fmt: skip
 PEERS = ("infini-transformer-pytorch==0.2.1", "transformers==5.24.0")
+_LONG = 65_536  # tokens of a window
 _PEERS_HOME = machine.ROOT / ".cache/bench-peers"
 
 
@@ -50,7 +51,7 @@ class Contestant:
     peaks: list[int] = field(default_factory=list)
 
     def start(self) -> None:
-        """Build its model."""
+        """Build its model, and take a first step that only warms up."""
         peer = self.settings["who"] in ("infini-transformer-pytorch", "llama")
         self._process = subprocess.Popen(
             [_peers_python() if peer else sys.executable, Path(__file__).parent / "contestants.py",
@@ -59,6 +60,7 @@ class Contestant:
             env={**os.environ, "PYTHONPATH": str(machine.ROOT)},
         )  # fmt: skip
         self.told = self._answer()
+        self.step()
 
     def step(self) -> dict[str, Any]:
         """One step's answer."""
@@ -147,16 +149,23 @@ def main() -> None:
     parsed = _parser().parse_args()
     rows = []
     for group in _groups(parsed.what, parsed.threads):
-        for contestant in group:
-            contestant.start()
-            contestant.step()  # the first one warms up
+        # Beside each other long windows would not fit into memory, as every heap stays at its peak.
+        alone = max(contestant.settings["window"] for contestant in group) >= _LONG
+        if not alone:
+            for contestant in group:
+                contestant.start()
         for number in range(parsed.rounds):
             for contestant in group:
+                if alone:
+                    contestant.start()
                 contestant.measure()
                 print(f"{number + 1}: {contestant.name}, {contestant.settings['window']}: "
                       f"{contestant.seconds[-1]:.2f} s", file=sys.stderr)  # fmt: skip
+                if alone:
+                    contestant.stop()
         for contestant in group:
-            contestant.stop()
+            if not alone:
+                contestant.stop()
             rows.append(_row(contestant, group[0]))
     told = {"what": parsed.what, "machine": machine.described(), "rows": rows}
     machine.report(told, _table(told), parsed.json)

@@ -489,6 +489,29 @@ def test_checkpointed_activations_give_the_same_gradients_to_the_bit(rule: str) 
     assert all(torch.equal(a, b) for a, b in zip(plain, again, strict=True))
 
 
+@pytest.mark.parametrize("rule", RULES)
+def test_a_long_window_is_computed_again_in_chunks_with_the_same_gradients(rule: str) -> None:
+    # Two lanes of 16,403 tokens: a chunk of 16,384, and 19 that a document begins with.
+    length = 2**14 + 19
+    tokens = random_tokens(length=length)
+    starts = starts_at([6, 2**14], [10, 9_001, 2**14 + 5], length=length)
+
+    def results(checkpointing: Literal["none", "full"]) -> list[Tensor]:
+        model = build(rule, checkpointing=checkpointing)
+        carried = with_gradient(random_state(model))
+        output = model(tokens, starts, carried, tokens)
+        after = [part for memory in output.state for part in memory]
+        weighted_sum(output.loss, *after).backward()
+        inputs = [*model.parameters(), *(part for memory in carried for part in memory)]
+        return [output.losses, *after, *(x.grad for x in inputs if x.grad is not None)]
+
+    torch.testing.assert_close(results("full"), results("none"), rtol=1e-9, atol=1e-9)
+    model = build(rule, checkpointing="full")
+    state = model.initial_state(2, "cpu")
+    calls = calls_of(model, lambda: model(tokens, starts, state, tokens).loss.backward())
+    assert calls.count("layers.1.attention.q_proj") == 2 * 2
+
+
 def test_losses_are_those_of_the_logits() -> None:
     model, tokens = build("linear"), random_tokens()
     starts = starts_at([6], [10])
