@@ -141,10 +141,10 @@ class Transformer(nn.Module):
         tokens [B, T] int64, of any length T, begins at a segment's start; starts [B, T] bool is
         True at each document's first token; state is the memory before the window; targets [B, T]
         int64 asks for losses in place of logits, each times its weight [B, T], float32, where
-        `weights` are given. With `read_memory` False every retrieval reads 0,
-        while the memory is still written. With `parts` the tokens are one of the parts of the
-        window, of whole segments; `state` is still that before the whole of it, as the state
-        returned is that after it.
+        `weights` are given. With `read_memory` False every retrieval reads 0, while the memory is
+        still written. With `parts` the tokens are one of the parts of the window, of whole
+        segments; `state` is still that before the whole of it, as the state returned is that after
+        it.
         """
         x, new_state = self.hidden(tokens, starts, state, read_memory, parts)
         if targets is None:
