@@ -33,7 +33,8 @@ from pretrain.model.state_passing import Parts
 _CHUNK = 2**15
 """Tokens of all lanes on which a block that is computed again works at once.
 
-Under ZeRO-3 a layer's weights are gathered once a chunk.
+Under ZeRO-3 a layer's weights stay gathered from chunk to chunk where `zero.live_parameters` leaves
+room for them.
 """
 
 
