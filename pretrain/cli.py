@@ -149,13 +149,17 @@ def _add_eval(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     _add_needles(kinds)
 
 
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("path", type=Path, help="run directory, or one checkpoint of it")
+
+
 def _add_perplexity(kinds: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = kinds.add_parser(
         "perplexity",
         help="bits a byte by position, with memory and with its read masked",
         description="Stream whole documents through a model and report how well it predicts them.",
     )
-    parser.add_argument("path", type=Path, help="run directory, or one checkpoint of it")
+    _add_model(parser)
     parser.add_argument("--data", type=Path, required=True, help="data set directory of data-prep")
     parser.add_argument("--documents", type=int, help="evaluate the first so many (default: all)")
     parser.add_argument("--batch", type=int, default=8, help="documents side by side (default 8)")
@@ -172,7 +176,7 @@ def _add_harness(kinds: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         description="Run the harness's tasks in a directory, offline; needs the extra `harness`. "
         "A task file may name Python functions, which are run.",
     )
-    parser.add_argument("path", type=Path, help="run directory, or one checkpoint of it")
+    _add_model(parser)
     parser.add_argument(
         "--tasks-directory", type=Path, required=True, help="directory of task files (YAML)"
     )
@@ -191,7 +195,7 @@ def _add_passkey(kinds: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         description="Hide a five-digit key at several depths of a long prompt and ask for it. All "
         "prompts of a length are streamed side by side; what they share is read once.",
     )
-    parser.add_argument("path", type=Path, help="run directory, or one checkpoint of it")
+    _add_model(parser)
     _add_lengths(parser, "4k,32k,128k")
     parser.add_argument(
         "--depths",
@@ -210,7 +214,7 @@ def _add_needles(kinds: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         description="Tasks after RULER and BABILong among the sentences of books. The places of "
         "the facts are drawn.",
     )
-    parser.add_argument("path", type=Path, help="run directory, or one checkpoint of it")
+    _add_model(parser)
     parser.add_argument(
         "--filler", type=Path, required=True, help="data set directory of data-prep with books"
     )
@@ -262,7 +266,7 @@ def _add_generate(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="continue a text",
         description="Continue a prompt of any length in constant space, as text on stdout.",
     )
-    parser.add_argument("path", type=Path, help="run directory, or one checkpoint of it")
+    _add_model(parser)
     prompt = parser.add_mutually_exclusive_group()
     prompt.add_argument("--prompt-file", help="file with the prompt; - is stdin")
     prompt.add_argument("--prompt", default="", help="the prompt (default: the document's start)")
@@ -300,7 +304,7 @@ def _add_export(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         "AutoModelForCausalLM.from_pretrained(OUT, trust_remote_code=True) loads it. A model "
         "without memory becomes a plain Llama, which is the same for texts of one segment.",
     )
-    parser.add_argument("path", type=Path, help="run directory, or one checkpoint of it")
+    _add_model(parser)
     parser.add_argument("out", type=Path, help="directory to be made")
     parser.add_argument(
         "--dtype",
