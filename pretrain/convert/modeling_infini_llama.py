@@ -327,7 +327,8 @@ class InfiniLlamaForCausalLM(InfiniLlamaPreTrainedModel, GenerationMixin):
 
 def _features(x: Tensor) -> Tensor:
     """ELU + 1, in float32."""
-    return F.elu(x.float()) + 1
+    x = x.float()
+    return x.clamp(max=0).exp() + x.clamp(min=0)
 
 
 def _rotary(config: InfiniLlamaConfig, first: int, length: int, like: Tensor) -> list[Tensor]:

@@ -73,14 +73,12 @@ class _CrossEntropy(torch.autograd.Function):
             rows = slice(first, first + size)
             kept = targets[rows] != IGNORE
             wanted = targets[rows].where(kept, 0)[:, None]
-            log_p = F.linear(hidden[rows], weight).log_softmax(dim=1, dtype=precise)
-            losses[rows] = log_p.gather(1, wanted).squeeze(1).neg_().where(kept, 0)
+            loss, p = _losses(F.linear(hidden[rows], weight), wanted, precise)
+            losses[rows] = loss.where(kept, 0)
             if weights is not None:
                 losses[rows] *= weights[rows]
             if learning:
-                slope = log_p.exp_().scatter_add_(
-                    1, wanted, -torch.ones_like(wanted, dtype=precise)
-                )
+                slope = p.scatter_add_(1, wanted, -torch.ones_like(wanted, dtype=precise))
                 if weights is not None:
                     # Before it is rounded: a weight of 0.1 is none of bfloat16's numbers.
                     slope *= weights[rows, None]
@@ -100,6 +98,18 @@ class _CrossEntropy(torch.autograd.Function):
         to_hidden, to_weight = ctx.saved_tensors
         # Once alone, as the graph is freed: two of the weight's size would be the step's peak.
         return to_hidden.mul_(slope), to_weight.mul_(slope).to(ctx.weight_dtype), None, None
+
+
+def _losses(logits: Tensor, targets: Tensor, precise: torch.dtype) -> tuple[Tensor, Tensor]:
+    """logits [n, V], which are used up, targets [n, 1] -> losses [n], probabilities [n, V].
+
+    Softmax in place of its logarithm, whose exponential would be another pass; the logarithm of
+    its sum is that of the largest probability.
+    """
+    wanted, largest = (x.to(precise) for x in (logits.gather(1, targets), logits.amax(1, True)))
+    in_place = logits if logits.dtype == precise else None
+    p = torch.softmax(logits, dim=1, dtype=precise, out=in_place)
+    return (largest - wanted - p.amax(1, True).log_()).squeeze(1), p
 
 
 def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:

@@ -51,12 +51,11 @@ def _rms_norm(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
 def _rms_norm_backward(
     slope: Tensor, x: Tensor, weight: Tensor, scale: Tensor
 ) -> tuple[Tensor, Tensor]:
-    unit = x * scale
-    slope = slope.to(unit.dtype)
-    product = slope * unit
-    to_weight = product.flatten(0, -2).sum(dim=0)
-    along = (product @ weight.to(unit.dtype)).div_(x.shape[-1])[..., None]
-    to_x = (slope * weight).addcmul_(unit, along, value=-1).mul_(scale)
+    slope, wide = slope.to(scale.dtype), weight.to(scale.dtype)
+    product = slope * x
+    to_weight = product.flatten(0, -2).t() @ scale.flatten()
+    along = (product @ wide)[..., None].mul_(scale.pow(3)).div_(x.shape[-1])
+    to_x = (slope * wide).mul_(scale).addcmul_(x, along, value=-1)
     return to_x.to(x.dtype), to_weight.to(weight.dtype)
 
 

@@ -78,9 +78,9 @@ class _Rotate(torch.autograd.Function):
 
 @fused
 def _turned(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+    # Tables as wide as all heads: half a head's row at a time is slow on a CPU.
+    heads = x.shape[-2]
+    along = torch.cat((cosine, cosine), dim=-1).expand(-1, heads, -1).contiguous()
+    across = torch.cat((-sine, sine), dim=-1).expand(-1, heads, -1).contiguous()
     first, second = x.chunk(2, dim=-1)
-    turned = torch.empty_like(x, memory_format=torch.contiguous_format)
-    left, right = turned.chunk(2, dim=-1)
-    torch.mul(first, cosine, out=left).addcmul_(second, sine, value=-1)
-    torch.mul(second, cosine, out=right).addcmul_(first, sine)
-    return turned
+    return torch.cat((second, first), dim=-1).mul_(across).addcmul_(x, along)
