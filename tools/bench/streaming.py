@@ -19,6 +19,7 @@ from typing import Any
 import machine
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from pretrain.config import MemoryConfig, ModelConfig
 from pretrain.heap import keep_freed_memory
@@ -29,6 +30,7 @@ _VOCABULARY = 8192
 _CHUNK = 4096
 _EARLY = 4096
 _DECODED = 64
+_WARM_UP = 8  # chunks, until the heap has its pages
 
 
 def main() -> None:
@@ -68,19 +70,28 @@ def _streamed(
     """Each tenth of the stream, and the streams after 4 Ki tokens and after all."""
     stream, early = model.open_stream(1, "cpu"), model.open_stream(1, "cpu")
     _, early = model.extend(torch.randint(_VOCABULARY, (1, _EARLY)), early)
+    for _ in range(_WARM_UP):
+        chunk = torch.randint(_VOCABULARY, (1, _CHUNK))
+        _scored(model, chunk, model.open_stream(1, "cpu"))
     tenths: list[dict[str, Any]] = []
     chunks = tokens // _CHUNK
     begun, done = time.perf_counter(), 0
     for number in range(1, chunks + 1):
         chunk = torch.randint(_VOCABULARY, (1, _CHUNK))
-        logits, stream = model.extend(chunk, stream)
-        F.cross_entropy(logits[0, :-1], chunk[0, 1:]).item()
+        stream = _scored(model, chunk, stream)
         if number * 10 // chunks > len(tenths):
             now = time.perf_counter()
             speed = (number - done) * _CHUNK / (now - begun)
             tenths.append({"tokens_per_second": speed, "resident_bytes": _resident()})
             begun, done = now, number
     return tenths, early, stream
+
+
+def _scored(model: Transformer, chunk: Tensor, stream: StreamState) -> StreamState:
+    """The stream after a chunk [1, n] and its losses."""
+    logits, stream = model.extend(chunk, stream)
+    F.cross_entropy(logits[0, :-1], chunk[0, 1:]).item()
+    return stream
 
 
 def _resident() -> int:

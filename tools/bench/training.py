@@ -12,8 +12,11 @@
     compile with and without `train.compile`
 
 Contestants are processes of their own that take a step in turn; the others wait. A ratio is the
-median of those of neighbours in time, so that what else the machine does counts for both. Peers are
-installed into an environment of their own, under .cache.
+median of those of neighbours in time, so that what else the machine does counts for both. First
+steps warm up: a heap takes some of them until it has all of its pages. A group with windows of 64
+Ki tokens or more runs one contestant at a time, after a single step, and for half of the rounds.
+Peers are installed into an environment of their own, under .cache; they are measured as they come,
+and infini-transformer-pytorch also with the heap's settings that ours has.
 """
 
 from __future__ import annotations
@@ -36,6 +39,7 @@ LARGE = {"d_model": 512, "n_layers": 8, "n_heads": 8, "n_kv_heads": 8, "d_head":
 SMALL = {"d_model": 256, "n_layers": 6, "n_heads": 4, "n_kv_heads": 4, "d_head": 64,
          "d_ff": 682, "segment": 64}  # fmt: skip
 PEERS = ("infini-transformer-pytorch==0.2.1", "transformers==5.24.0")
+_WARM_UP = 3  # steps
 _LONG = 65_536  # tokens of a window
 _PEERS_HOME = machine.ROOT / ".cache/bench-peers"
 
@@ -50,8 +54,8 @@ class Contestant:
     seconds: list[float] = field(default_factory=list)
     peaks: list[int] = field(default_factory=list)
 
-    def start(self) -> None:
-        """Build its model, and take a first step that only warms up."""
+    def start(self, warm_up: int) -> None:
+        """Build its model, and take first steps that only warm up."""
         peer = self.settings["who"] in ("infini-transformer-pytorch", "llama")
         self._process = subprocess.Popen(
             [_peers_python() if peer else sys.executable, Path(__file__).parent / "contestants.py",
@@ -60,7 +64,8 @@ class Contestant:
             env={**os.environ, "PYTHONPATH": str(machine.ROOT)},
         )  # fmt: skip
         self.told = self._answer()
-        self.step()
+        for _ in range(warm_up):
+            self.step()
 
     def step(self) -> dict[str, Any]:
         """One step's answer."""
@@ -115,12 +120,15 @@ def _groups(what: str, threads: int) -> list[list[Contestant]]:
         return Contestant(name, _settings(shape, window, threads, **more))
 
     peer = "infini-transformer-pytorch"
+    as_it_comes = {"who": peer, "keep_freed_memory": False}
     if what == "rate":
         return [[one("plain products", LARGE, 4096, who="products"),
                  *(one(f"ours, {kind}", LARGE, 4096, memory=kind) for kind in ("linear", "delta")),
-                 one(peer, LARGE, 4096, who=peer)]]  # fmt: skip
+                 one(peer, LARGE, 4096, **as_it_comes),
+                 one(f"{peer}, our heap", LARGE, 4096, who=peer)]]  # fmt: skip
     if what == "peer":
-        return [[one(f"{peer}, {kind}", SMALL, window, who=peer, memory=kind),
+        return [[one(f"{peer}, {kind}", SMALL, window, memory=kind, **as_it_comes),
+                 one(f"{peer}, {kind}, our heap", SMALL, window, who=peer, memory=kind),
                  one(f"ours, {kind}", SMALL, window, memory=kind)]
                 for window in (4096, 16384) for kind in ("linear", "delta")]  # fmt: skip
     if what == "loop":
@@ -153,11 +161,11 @@ def main() -> None:
         alone = max(contestant.settings["window"] for contestant in group) >= _LONG
         if not alone:
             for contestant in group:
-                contestant.start()
-        for number in range(parsed.rounds):
+                contestant.start(_WARM_UP)
+        for number in range(max(1, parsed.rounds // 2) if alone else parsed.rounds):
             for contestant in group:
                 if alone:
-                    contestant.start()
+                    contestant.start(1)
                 contestant.measure()
                 print(f"{number + 1}: {contestant.name}, {contestant.settings['window']}: "
                       f"{contestant.seconds[-1]:.2f} s", file=sys.stderr)  # fmt: skip
@@ -168,7 +176,14 @@ def main() -> None:
                 contestant.stop()
             rows.append(_row(contestant, group[0]))
     told = {"what": parsed.what, "machine": machine.described(), "rows": rows}
-    machine.report(told, _table(told), parsed.json)
+    lines = _table(told)
+    if parsed.what == "length":
+        told["slope"] = _slope(rows)
+        lines += [
+            "peak memory grows by {measured:,.0f} bytes a token; at least {bound:,.0f} have to "
+            "stand, the inputs of the layers".format(**told["slope"])
+        ]
+    machine.report(told, lines, parsed.json)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -205,6 +220,17 @@ def _row(contestant: Contestant, first: Contestant) -> dict[str, Any]:
                 for a, b in zip(contestant.seconds, first.seconds, strict=True)
             )
     return row
+
+
+def _slope(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """Bytes of peak memory a token, from the shortest window to the longest, and a lower bound."""
+    short, *_, long = sorted(rows, key=lambda row: row["settings"]["window"])
+    tokens = long["settings"]["window"] - short["settings"]["window"]
+    shape = long["settings"]["shape"]
+    return {
+        "measured": (long["peak_bytes"] - short["peak_bytes"]) / tokens,
+        "bound": shape["n_layers"] * shape["d_model"] * 4,
+    }
 
 
 def _table(told: dict[str, Any]) -> list[str]:
