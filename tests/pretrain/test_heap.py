@@ -31,3 +31,25 @@ def test_blocks_that_come_again_cost_the_kernel_no_new_pages() -> None:
         faults[how] = int(ran.stdout)
     # 16 blocks of 48 MB: 4 KiB pages, or 2 MiB ones where the kernel takes them by itself.
     assert faults["kept"] * 10 < faults["given back"]
+
+
+_ABOVE_2_GIB = """
+import resource, torch
+from pretrain.heap import keep_freed_memory
+assert keep_freed_memory()
+for count in range(4):
+    if count == 2:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    blocks = [torch.ones(190_000_000) for _ in range(3)]
+    del blocks
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
+def test_more_than_2_gib_of_freed_memory_is_kept_too() -> None:
+    ran = subprocess.run(
+        [sys.executable, "-c", _ABOVE_2_GIB], capture_output=True, text=True, check=True
+    )
+    # 2.3 GB twice: 1.1 million pages of 4 KiB, or 2,200 huge ones, if they were given back.
+    assert int(ran.stdout) < 500
