@@ -19,21 +19,26 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def described() -> dict[str, Any]:
     """Of this machine, as it is now; `threads` are those of torch in this process."""
-    commit = subprocess.run(
-        ["git", "-C", ROOT, "describe", "--always", "--dirty", "--tags"],
-        capture_output=True,
-        text=True,
-        check=False,
-    ).stdout.strip()
     return {
         "date": date.today().isoformat(),
-        "commit": commit,
+        "commit": _commit(),
         "cores": len(os.sched_getaffinity(0)),
         "threads": torch.get_num_threads(),
         "load": round(os.getloadavg()[0], 1),
         "python": platform.python_version(),
         **{package: version(package) for package in ("torch", "deepspeed", "numpy")},
     }
+
+
+def _commit() -> str:
+    """The commit, and whether more than documents was changed since: figures are among these."""
+    described = _git("describe", "--always", "--tags").stdout.strip()
+    changed = _git("diff", "--quiet", "HEAD", "--", ".", ":!docs").returncode == 1
+    return f"{described}-dirty" if changed else described
+
+
+def _git(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["git", "-C", ROOT, *words], capture_output=True, text=True, check=False)
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:

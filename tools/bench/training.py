@@ -123,7 +123,8 @@ def _groups(what: str, threads: int) -> list[list[Contestant]]:
     as_it_comes = {"who": peer, "keep_freed_memory": False}
     if what == "rate":
         return [[one("plain products", LARGE, 4096, who="products"),
-                 *(one(f"ours, {kind}", LARGE, 4096, memory=kind) for kind in ("linear", "delta")),
+                 *(one(f"ours, {kind}{how}", LARGE, 4096, memory=kind, compile=bool(how))
+                   for kind in ("linear", "delta") for how in ("", ", compiled")),
                  one(peer, LARGE, 4096, **as_it_comes),
                  one(f"{peer}, our heap", LARGE, 4096, who=peer)]]  # fmt: skip
     if what == "peer":
