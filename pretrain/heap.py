@@ -1,8 +1,8 @@
 """Freed memory that the process keeps for itself, where the C library gives it back too eagerly.
 
 glibc maps large blocks one by one and unmaps each when it is freed: a training step on a CPU then
-spends an eighth to a sixth of its time on pages that the kernel has to clear again
-(tools/bench/training.py heap).
+waits for pages that the kernel has to clear again, the more the longer its window is
+(tools/bench/training.py heap, docs/speed.md).
 """
 
 from __future__ import annotations
