@@ -22,6 +22,7 @@ and infini-transformer-pytorch also with the heap's settings that ours has.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import statistics
@@ -70,8 +71,9 @@ class Contestant:
     def step(self) -> dict[str, Any]:
         """One step's answer."""
         assert self._process.stdin is not None
-        self._process.stdin.write("step\n")
-        self._process.stdin.flush()
+        with contextlib.suppress(BrokenPipeError):  # it has ended, which `_answer` tells
+            self._process.stdin.write("step\n")
+            self._process.stdin.flush()
         return self._answer()
 
     def measure(self) -> None:
@@ -125,8 +127,7 @@ def _groups(what: str, threads: int) -> list[list[Contestant]]:
         return [[one("plain products", LARGE, 4096, who="products"),
                  *(one(f"ours, {kind}{how}", LARGE, 4096, memory=kind, compile=bool(how))
                    for kind in ("linear", "delta") for how in ("", ", compiled")),
-                 one(peer, LARGE, 4096, **as_it_comes),
-                 one(f"{peer}, our heap", LARGE, 4096, who=peer)]]  # fmt: skip
+                 one(peer, LARGE, 4096, **as_it_comes)]]  # fmt: skip
     if what == "peer":
         return [[one(f"{peer}, {kind}", SMALL, window, memory=kind, **as_it_comes),
                  one(f"{peer}, {kind}, our heap", SMALL, window, who=peer, memory=kind),
