@@ -20,7 +20,7 @@ from tools.recipes.passkey import (
     needles,
     passkeys,
     samples_at,
-    stages,
+    shortened,
     table,
 )
 
@@ -46,9 +46,9 @@ def test_a_stage_says_what_it_reads_and_how_its_rate_goes() -> None:
     assert [(one.data, one.weight) for one in config.data.mix] == [("d/a", 1.0), ("d/b", 3.0)]
     assert (config.data.lanes, config.train.window_segments, config.train.steps) == (4, 2, 40)
     assert (config.optim.lr, config.optim.warmup_steps, config.optim.decay_steps) == (3e-4, 20, 20)
-    assert config.data.prompt_weight == 0.05
+    assert (config.data.prompt_weight, config.optim.gate_lr) == (0.05, pytest.approx(6e-3))
     # However few the steps, warm-up and decay fit into them.
-    for stage in stages(0.001):
+    for stage in shortened(STAGES, 0.001):
         assert stage.steps == 2
         configuration.load(passkey.CONFIG, [*stage.settings(Path("d")), "run.directory=r"])
 
@@ -62,11 +62,11 @@ def test_documents_are_as_many_as_the_stages_read() -> None:
     ]
     needed = documents_needed(plan, 64)
     first, second = 100 * 4 * 10 * 64, 200 * 2 * 50 * 64
-    spare = passkey.SPARE
-    assert needed[short] == math.ceil((first + second / 4) / short.mean * spare)
-    assert needed[long] == math.ceil(second * 3 / 4 / long.mean * spare)
-    # Every lane has documents of its own, however little is read.
-    assert documents_needed([Stage("1", ((long, 1.0),), 2, 1, 2, 1e-3, 0.1)], 64)[long] == 64
+    assert passkey.TIMES == 2
+    assert needed[short] == math.ceil((first + second / 4) / short.mean / 2)
+    assert needed[long] == math.ceil(second * 3 / 4 / long.mean / 2)
+    # Every shard has a document, however little is read.
+    assert documents_needed([Stage("1", ((long, 1.0),), 2, 1, 2, 1e-3, 0.1)], 64)[long] == 16
 
 
 def test_shorter_prompts_are_asked_more_often_for_as_many_tokens() -> None:
@@ -118,15 +118,21 @@ def test_mistakes_are_told_before_anything_is_made(
 def test_the_recipe_goes_from_nothing_to_a_table_and_what_is_done_is_not_done_again(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    words = [str(tmp_path), "--kinds", "linear", "--steps-share", "0.001", "--samples", "2"]
-    words += ["--lengths", "512,2048"]
-    passkey.main(words)
+    sets = (Documents("short", 70, 160), Documents("long", 600, 2000))
+    plan = (
+        Stage("1_short", ((sets[0], 1.0),), 3, 4, 4, 1e-3, 0.1),
+        Stage("2_long", ((sets[0], 0.5), (sets[1], 0.5)), 3, 1, 8, 1e-3, 0.0, decay=0.5),
+    )
+    words = [str(tmp_path), "--kinds", "linear", "--samples", "2", "--lengths", "512,2048"]
+    passkey.main(words, plan)
     first = (tmp_path / "passkey.md").read_text()
     assert first in capfd.readouterr().out
     report = json.loads((tmp_path / "passkey.json").read_text())
     assert [row["samples"] for row in report["linear"]["rows"]] == [8] * 5 + [2] * 5
     assert (tmp_path / "passkey-linear.png").read_bytes()[:4] == b"\x89PNG"
-    passkey.main(words)
+    settings = (tmp_path / "runs" / "linear" / "2_long" / "config.yaml").read_text()
+    assert f"start_from: {tmp_path / 'runs' / 'linear' / '1_short'}" in settings
+    passkey.main(words, plan)
     again = capfd.readouterr()
     assert "finished already" in again.out + again.err
     assert "recall:" not in again.err, "no question is asked twice"

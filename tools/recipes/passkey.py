@@ -20,7 +20,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +40,9 @@ LENGTHS = tuple(2**power for power in (9, 11, 13, 15, 17, 18, 19, 20))
 NEEDLE_LENGTHS = tuple(2**power for power in (12, 14, 16, 17))
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 MOST_SAMPLES = 20
-SPARE = 1.3  # documents made for each that is read on average: lanes differ
-_LEAST = 64  # documents of a set, so that none of its 16 shards is empty
+TIMES = 2  # that a document is read, on average
+_LEAST = 16  # documents of a set, one a shard
+GATES = 20  # their rate, in that of the weights
 SEED_ASKED = 0  # the documents that are trained on have 1
 
 
@@ -63,7 +64,9 @@ SHORT = Documents("short", 70, 160)
 MIDDLE = Documents("middle", 96, 512)
 LONGER = Documents("longer", 128, 2048)
 WINDOW = Documents("window", 256, 8192)
-CARRIED = Documents("carried", 8192, 2**18)
+# Beyond a window the memory is carried, without gradient.
+CARRIED = Documents("carried", 8192, 2**17)
+FAR = Documents("far", 2**16, 2**20)
 
 
 @dataclass(frozen=True)
@@ -95,36 +98,37 @@ class Stage:
             f"train.window_segments={self.segments}",
             f"train.steps={self.steps}",
             f"optim.lr={self.lr}",
+            f"optim.gate_lr={GATES * self.lr}",
             f"optim.warmup_steps={warmup}",
             f"optim.decay_steps={decay}",
         ]
 
 
 STAGES = (
-    Stage("1_short", ((SHORT, 1.0),), 150, 16, 8, 1e-3, 0.1),
-    Stage("2_middle", ((MIDDLE, 1.0),), 350, 8, 16, 1e-3, 0.1),
-    Stage("3_longer", ((LONGER, 1.0),), 250, 4, 32, 1e-3, 0.1),
-    Stage("4_window", ((WINDOW, 1.0),), 450, 1, 128, 1e-3, 0.02),
-    Stage("5_carried", ((WINDOW, 0.5), (CARRIED, 0.5)), 700, 2, 128, 5e-4, 0.01, decay=0.5),
+    Stage("1_short", ((SHORT, 1.0),), 200, 8, 8, 1e-3, 0.1),
+    Stage("2_middle", ((MIDDLE, 1.0),), 400, 4, 16, 1e-3, 0.1),
+    Stage("3_longer", ((LONGER, 1.0),), 300, 2, 32, 1e-3, 0.1),
+    Stage("4_window", ((WINDOW, 1.0),), 250, 1, 128, 1e-3, 0.02),
+    # The answers alone have weight: windows without any are a forward alone.
+    Stage("5_carried", ((WINDOW, 0.25), (CARRIED, 0.75)), 1200, 1, 128, 5e-4, 0.0),
+    Stage("6_far", ((WINDOW, 0.1), (FAR, 0.9)), 2400, 1, 128, 5e-4, 0.0, decay=0.5),
 )
 
 
-def stages(share: float) -> list[Stage]:
+def shortened(plan: Sequence[Stage], share: float) -> list[Stage]:
     """The stages with a share of their steps, at least two."""
-    return [
-        Stage(**{**vars(stage), "steps": max(2, round(share * stage.steps))}) for stage in STAGES
-    ]
+    return [replace(stage, steps=max(2, round(share * stage.steps))) for stage in plan]
 
 
 def documents_needed(plan: Sequence[Stage], segment: int) -> dict[Documents, int]:
-    """How many documents of each set the stages read, with some to spare."""
+    """How many documents of each set there must be for each to be read `TIMES` times."""
     tokens: dict[Documents, float] = {}
     for stage in plan:
         read = stage.steps * stage.lanes * stage.segments * segment
         whole = sum(share for _, share in stage.shares)
         for one, share in stage.shares:
             tokens[one] = tokens.get(one, 0.0) + read * share / whole
-    return {one: max(_LEAST, math.ceil(count / one.mean * SPARE)) for one, count in tokens.items()}
+    return {one: max(_LEAST, math.ceil(count / one.mean / TIMES)) for one, count in tokens.items()}
 
 
 def samples_at(length: int, longest: int, fewest: int) -> int:
@@ -146,11 +150,11 @@ def needles(samples: int) -> list[Asked]:
     return [Asked((task,), NEEDLE_LENGTHS, (None,), samples, SEED_ASKED) for task in tasks]
 
 
-def main(words: Sequence[str] | None = None) -> None:
+def main(words: Sequence[str] | None = None, plan: Sequence[Stage] = STAGES) -> None:
     """Prepare, train and evaluate what is not there yet, then write tables and heat maps."""
     parsed = _parser().parse_intermixed_args(words)
     out: Path = parsed.out
-    plan = stages(parsed.steps_share)
+    plan = shortened(plan, parsed.steps_share)
     try:
         segment = _segment(parsed, plan)
     except SettingsError as error:
