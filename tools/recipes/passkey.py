@@ -24,7 +24,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from data_prep import durable
+from data_prep import durable, shards
 from data_prep.recall.tasks import PASSKEY, TASKS, Haystack
 from data_prep.settings import SettingsError
 from pretrain import config as configuration
@@ -39,7 +39,7 @@ BIN = Path(sys.executable).parent
 LENGTHS = tuple(2**power for power in (9, 11, 13, 15, 17, 18, 19, 20))
 NEEDLE_LENGTHS = tuple(2**power for power in (12, 14, 16, 17))
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
-MOST_SAMPLES = 20
+MOST_SAMPLES = 10
 TIMES = 2  # that a document is read, on average
 _LEAST = 16  # documents of a set, one a shard
 GATES = 20  # their rate, in that of the weights
@@ -60,6 +60,8 @@ class Documents:
         return (self.high - self.low) / math.log(self.high / self.low)
 
 
+FIRST = Documents("first", 400, 1600)  # in bytes: it trains the tokenizer
+_FIRST_COUNT = 1000
 SHORT = Documents("short", 70, 160)
 MIDDLE = Documents("middle", 96, 512)
 LONGER = Documents("longer", 128, 2048)
@@ -106,9 +108,9 @@ class Stage:
 
 STAGES = (
     Stage("1_short", ((SHORT, 1.0),), 200, 8, 8, 1e-3, 0.1),
-    Stage("2_middle", ((MIDDLE, 1.0),), 400, 4, 16, 1e-3, 0.1),
-    Stage("3_longer", ((LONGER, 1.0),), 300, 2, 32, 1e-3, 0.1),
-    Stage("4_window", ((WINDOW, 1.0),), 250, 1, 128, 1e-3, 0.02),
+    Stage("2_middle", ((MIDDLE, 1.0),), 300, 4, 16, 1e-3, 0.1),
+    Stage("3_longer", ((LONGER, 1.0),), 200, 2, 32, 1e-3, 0.1),
+    Stage("4_window", ((WINDOW, 1.0),), 200, 1, 128, 1e-3, 0.02),
     # The answers alone have weight: windows without any are a forward alone.
     Stage("5_carried", ((WINDOW, 0.25), (CARRIED, 0.75)), 1200, 1, 128, 5e-4, 0.0),
     Stage("6_far", ((WINDOW, 0.1), (FAR, 0.9)), 2400, 1, 128, 5e-4, 0.0, decay=0.5),
@@ -159,11 +161,12 @@ def main(words: Sequence[str] | None = None, plan: Sequence[Stage] = STAGES) -> 
         segment = _segment(parsed, plan)
     except SettingsError as error:
         sys.exit(str(error))
-    _prepare(out, documents_needed(plan, segment), parsed.workers)
+    _documents(out, FIRST, _FIRST_COUNT, parsed.workers)
+    needed = documents_needed(plan, segment)
     books = _books(out, parsed.corpus) if parsed.corpus else None
     found: dict[str, dict[str, Any]] = {}
     for kind in parsed.kinds:
-        run = _trained(parsed, plan, kind)
+        run = _trained(parsed, plan, kind, needed)
         asked = passkeys(parsed.lengths, parsed.samples)
         found[kind] = _answered(run, Haystack.repeated(), asked)
         with durable.replacing(out / f"passkey-{kind}.png") as file:
@@ -226,45 +229,43 @@ def _words(parsed: argparse.Namespace, stage: Stage, kind: str) -> list[str]:
     return [*own, *parsed.settings, f"run.directory={directory}"]
 
 
-def _prepare(out: Path, needed: dict[Documents, int], workers: int) -> None:
-    """The sets; the first, measured in bytes, trains the tokenizer that measures the others."""
-    _documents(out, Documents("first", 400, 1600), 1000, workers)
-    tokenizer = out / "data" / "first" / "tokenizer.model"
-    for one, count in needed.items():
-        _documents(out, one, count, workers, tokenizer)
-
-
-def _documents(
-    out: Path, one: Documents, count: int, workers: int, tokenizer: Path | None = None
-) -> None:
-    directory = out / "documents" / one.name
-    texts = directory / "passkey.jsonl.gz"
+def _documents(out: Path, one: Documents, count: int, workers: int) -> None:
+    """A set as text and as a data set, in tokens of the first set's tokenizer."""
+    directory, data = out / "documents" / one.name, out / "data" / one.name
+    texts, tokenizer = directory / "passkey.jsonl.gz", _tokenizer(out)
     if not texts.exists():
         _run(
             *("data-prep", "recall", texts, "--documents", str(count), "--workers", str(workers)),
             *("--min-tokens", str(one.low), "--max-tokens", str(one.high)),
-            *(["--tokenizer", tokenizer] if tokenizer else []),
+            *(() if one == FIRST else ("--tokenizer", tokenizer)),
         )
-    _run(
-        *("data-prep", "run", DATA, f"root={directory}", f"output={out / 'data' / one.name}"),
-        *([f"tokenizer.path={tokenizer}"] if tokenizer else []),
-    )
+    if not (data / shards.MANIFEST).exists():
+        path = () if one == FIRST else (f"tokenizer.path={tokenizer}",)
+        _run("data-prep", "run", DATA, f"root={directory}", f"output={data}", *path)
+
+
+def _tokenizer(out: Path) -> Path:
+    return out / "data" / FIRST.name / "tokenizer.model"
 
 
 def _books(out: Path, corpus: Path) -> Path:
     """The validation books in the models' tokens."""
-    books, tokenizer = out / "data" / "books", out / "data" / "first" / "tokenizer.model"
+    books = out / "data" / "books"
     _run(
         *("data-prep", "run", ROOT / "configs" / "data" / "novels_val.yaml"),
-        *(f"root={corpus}", f"output={books}", f"tokenizer.path={tokenizer}"),
+        *(f"root={corpus}", f"output={books}", f"tokenizer.path={_tokenizer(out)}"),
     )
     return books
 
 
-def _trained(parsed: argparse.Namespace, plan: Sequence[Stage], kind: str) -> Path:
+def _trained(
+    parsed: argparse.Namespace, plan: Sequence[Stage], kind: str, needed: dict[Documents, int]
+) -> Path:
     """The run of the last stage, after all of them; a stage begins with the weights before it."""
     run: Path | None = None
     for stage in plan:
+        for one, _ in stage.shares:
+            _documents(parsed.out, one, needed[one], parsed.workers)
         before = [] if run is None else [f"train.start_from={run}"]
         _run("pretrain", "train", parsed.config, *_words(parsed, stage, kind), *before)
         run = parsed.out / "runs" / kind / stage.name
