@@ -68,7 +68,6 @@ LONGER = Documents("longer", 128, 2048)
 WINDOW = Documents("window", 256, 8192)
 # Beyond a window the memory is carried, without gradient.
 CARRIED = Documents("carried", 8192, 2**17)
-FAR = Documents("far", 2**16, 2**20)
 
 
 @dataclass(frozen=True)
@@ -113,7 +112,6 @@ STAGES = (
     Stage("4_window", ((WINDOW, 1.0),), 200, 1, 128, 1e-3, 0.02),
     # The answers alone have weight: windows without any are a forward alone.
     Stage("5_carried", ((WINDOW, 0.25), (CARRIED, 0.75)), 1200, 1, 128, 5e-4, 0.0),
-    Stage("6_far", ((WINDOW, 0.1), (FAR, 0.9)), 2400, 1, 128, 5e-4, 0.0, decay=0.5),
 )
 
 
