@@ -185,8 +185,8 @@ def _add_recall(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         "--tokenizer",
         type=Path,
         metavar="FILE",
-        help="what prompts are measured by; the filler is the passkey's, as where neither is given: "
-        "each byte then counts as a token, for texts to train a first tokenizer on",
+        help="what prompts are measured by; the filler is the passkey's. Where neither is given a "
+        "byte counts as a token: for texts to train a first tokenizer on",
     )
     parser.set_defaults(act=lambda parsed: _stoppable(lambda: _recall(parsed)))
 
