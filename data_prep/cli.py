@@ -174,7 +174,7 @@ def _add_recall(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     parser.add_argument("--max-tokens", type=int, default=8192, help="of a prompt (default 8192)")
     parser.add_argument("--seed", type=int, default=1, help="default 1")
     parser.add_argument("--workers", type=int, default=1, help="processes (default 1)")
-    measured = parser.add_mutually_exclusive_group(required=True)
+    measured = parser.add_mutually_exclusive_group()
     measured.add_argument(
         "--filler",
         type=_data_set,
@@ -185,7 +185,8 @@ def _add_recall(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         "--tokenizer",
         type=Path,
         metavar="FILE",
-        help="what prompts are measured by; the filler is the passkey's",
+        help="what prompts are measured by; the filler is the passkey's. Where neither is given a "
+        "byte counts as a token: for texts to train a first tokenizer on",
     )
     parser.set_defaults(act=lambda parsed: _stoppable(lambda: _recall(parsed)))
 
@@ -199,13 +200,18 @@ def _recall(parsed: argparse.Namespace) -> int:
         problems.append(f"--workers: expected at least 1, found {parsed.workers}")
     if problems:
         raise SettingsError(problems)
+    model = None if parsed.tokenizer is None else tokenizer.load(parsed.tokenizer)
     if parsed.filler is None:
-        haystack, model = tasks.Haystack.repeated(), tokenizer.load(parsed.tokenizer)
+        haystack = tasks.Haystack.repeated()
     else:
         haystack = tasks.Haystack.of_books(parsed.filler)
         model = tokenizer.load(tokenizer.find(parsed.filler))
     generate.write(parsed.output, wanted, haystack, model, parsed.workers)
-    print(f"{parsed.documents:,} documents: {parsed.output}")
+    unit = "bytes" if model is None else "tokens"
+    print(
+        f"{parsed.documents:,} documents, prompts of {parsed.min_tokens:,} to "
+        f"{parsed.max_tokens:,} {unit}: {parsed.output}"
+    )
     return 0
 
 

@@ -91,6 +91,7 @@ class StepResult:
 
     applied: bool
     grad_norm: float  # global L2 norm before clipping; inf where the step was skipped
+    forward_alone: bool = False  # no target had any weight
 
 
 def deepspeed_settings(config: Config, ranks: int, parameters: int) -> dict[str, Any]:

@@ -53,6 +53,7 @@ class Meter:
     """Rates since the last log line."""
 
     tokens: int = 0
+    forward_alone: int = 0  # of these, tokens that had no backward
     data_wait: float = 0.0  # seconds in which the step had no batch
     own_wait: float = 0.0  # of these, seconds in which this rank itself had none
     since: float = field(default_factory=time.perf_counter)
@@ -61,6 +62,11 @@ class Meter:
     def seconds(self) -> float:
         """Since the last log line."""
         return time.perf_counter() - self.since
+
+    def add(self, tokens: int, forward_alone: bool) -> None:
+        """Count a step."""
+        self.tokens += tokens
+        self.forward_alone += tokens * forward_alone
 
     def read(
         self, flops_per_token: float, peak_flops: float | None, steps_left: int, steps: int
@@ -72,14 +78,16 @@ class Meter:
         """
         seconds = self.seconds
         rate = self.tokens / seconds
+        # A forward is a third of forward and backward.
+        worked = (self.tokens - self.forward_alone * 2 / 3) / seconds
         read = {
             "tokens_per_second": rate,
-            "mfu": None if peak_flops is None else rate * flops_per_token / peak_flops,
+            "mfu": None if peak_flops is None else worked * flops_per_token / peak_flops,
             "data_wait": self.data_wait / seconds,
             "eta_seconds": steps_left * seconds / steps,
             "seconds_per_step": seconds / steps,
         }
-        self.tokens, self.data_wait, self.own_wait = 0, 0.0, 0.0
+        self.tokens, self.forward_alone, self.data_wait, self.own_wait = 0, 0, 0.0, 0.0
         self.since = time.perf_counter()
         return read
 

@@ -198,7 +198,7 @@ class Trainer:
                 stopping, loss, result = self._step(batch, stop)
             self.watchdog.beat("step", progress.step)
             self._note_save(recorder)
-            meter.tokens += self.config.data.lanes * self.config.window
+            meter.add(self.config.data.lanes * self.config.window, result.forward_alone)
             last = progress.step == train.steps
             with meter.paused():
                 self.profiler.write_if_done(last or stopping)
@@ -281,8 +281,9 @@ class Trainer:
 
         Returns whether some rank was told to stop, the loss (nats a token, over all ranks), and
         what the step did. The loss is weighted by tokens: its gradient is that of the weighted
-        mean over all targets of the step, however they lie on ranks and micro-batches. Raises on
-        all ranks what a save in the background raised.
+        mean over all targets of the step, however they lie on ranks and micro-batches. Where none
+        of them has any weight, the windows are read alone. Raises on all ranks what a save in the
+        background raised.
         """
         progress = self.progress
         number = progress.step + 1
@@ -292,6 +293,8 @@ class Trainer:
         )
         if failed:
             self.saves.wait()
+        if not weight:
+            return stopping > 0, 0.0, self._read(batch)
         # The engine averages gradients over the ranks.
         scale = self.ranks.size / (weight or 1.0)
         total = torch.zeros((), dtype=torch.float64, device=self.device)
@@ -307,6 +310,23 @@ class Trainer:
         (loss_sum,) = self._sum([float(total)])
         self._advance(batch, state.joined(memories), result)
         return stopping > 0, loss_sum / (weight or 1.0), result
+
+    def _read(self, batch: Batch) -> StepResult:
+        """Take windows that nothing is to be learned from through the memories: forward alone.
+
+        No weight moves, not by momentum or decay either. It is a third of a step's work, and the
+        most of what long prompts are whose answers alone have a weight.
+        """
+        self.engine.train(False)
+        with torch.no_grad():
+            states = [
+                self._forward(batch, rows, self.progress.memory).state
+                for rows in self._micro_batches()
+            ]
+        self.engine.train(True)
+        result = StepResult(applied=True, grad_norm=0.0, forward_alone=True)
+        self._advance(batch, state.joined(states), result)
+        return result
 
     def _micro_batches(self) -> list[slice]:
         """The rows of each micro-batch of this rank's lanes."""

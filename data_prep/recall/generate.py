@@ -55,7 +55,7 @@ class _Maker:
 
     wanted: Wanted
     haystack: Haystack
-    model: Tokenizer
+    model: Tokenizer | None
 
     def line(self, number: int) -> bytes:
         """The document of this number. Raises SettingsError where it has no room."""
@@ -73,10 +73,11 @@ class _Maker:
 
 
 def write(
-    path: Path, wanted: Wanted, haystack: Haystack, model: Tokenizer, workers: int = 1
+    path: Path, wanted: Wanted, haystack: Haystack, model: Tokenizer | None, workers: int = 1
 ) -> None:
     """Write the documents in the order of their numbers; gzip where the name ends in .gz.
 
+    Prompts are measured in tokens of the model, without one in bytes.
     Raises SettingsError with every mistake, OSError where it cannot be written.
     """
     if problems := wanted.problems():

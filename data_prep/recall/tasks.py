@@ -74,7 +74,7 @@ class Haystack:
 def document(
     task: str,
     haystack: Haystack,
-    model: Tokenizer,
+    model: Tokenizer | None,
     length: int,
     *,
     seed: int,
@@ -83,7 +83,7 @@ def document(
 ) -> Pair | None:
     """The task's document of this number, its prompt of at most `length` tokens.
 
-    None where even the task's own text is longer.
+    Without a model each byte counts as a token. None where even the task's own text is longer.
     """
     names = (task, str(number))
     pieces = haystack.drawn(Draws(seed, "filler", *names))
@@ -92,6 +92,8 @@ def document(
         return TASKS[task](Draws(seed, "task", *names), pieces(many), depth)
 
     def count(text: str) -> int:
+        if model is None:
+            return len(text.encode())
         return sum(len(ids) for _, ids in model.encode_parts([text]))
 
     return fitted(made_of, count, length)

@@ -173,11 +173,24 @@ def pairs(tmp_path_factory: pytest.TempPathFactory, write_data_set: Callable[...
     return directory
 
 
+@pytest.fixture(scope="module")
+def prompts(tmp_path_factory: pytest.TempPathFactory, write_data_set: Callable[..., Any]) -> Path:
+    """Documents of three and a half windows, of which the last two tokens are the answer."""
+    directory = tmp_path_factory.mktemp("prompts")
+    rng = np.random.default_rng(2)
+    documents = [
+        Document(f"prompt {number}", "test", 1, rng.integers(3, VOCABULARY, size=110), 108)
+        for number in range(8 * LANES)
+    ]
+    write_data_set(directory, documents, LANES, VOCABULARY)
+    return directory
+
+
 class Bench:
     """Starts ranks on jobs, and knows where their results lie."""
 
-    def __init__(self, root: Path, corpus: Path, pairs: Path) -> None:
-        self.root, self.corpus, self.pairs = root, corpus, pairs
+    def __init__(self, root: Path, corpus: Path, pairs: Path, prompts: Path) -> None:
+        self.root, self.corpus, self.pairs, self.prompts = root, corpus, pairs, prompts
 
     def job(self, name: str, *settings: str, action: str = "train", **more: str) -> Job:
         words = [*SETTINGS, f"data.train={self.corpus}", f"run.directory={self.root / name}"]
@@ -239,8 +252,10 @@ def assert_near(
 
 
 @pytest.fixture(scope="module")
-def bench(tmp_path_factory: pytest.TempPathFactory, corpus: Path, pairs: Path) -> Bench:
-    return Bench(tmp_path_factory.mktemp("bench"), corpus, pairs)
+def bench(
+    tmp_path_factory: pytest.TempPathFactory, corpus: Path, pairs: Path, prompts: Path
+) -> Bench:
+    return Bench(tmp_path_factory.mktemp("bench"), corpus, pairs, prompts)
 
 
 @pytest.fixture(scope="module")
@@ -264,6 +279,9 @@ def two_ranks(bench: Bench) -> Bench:
         bench.job("weighted", *weighted, "train.micro_batch=3"),
         bench.job("weighted-on", *weighted, "train.micro_batch=3", start_from="weighted"),
         bench.job("weighted-shared", *weighted, shared),
+        bench.job("read", f"data.train={bench.prompts}"),
+        bench.job("read-parts", f"data.train={bench.prompts}", "train.micro_batch=2"),
+        bench.job("read-0", f"data.train={bench.prompts}", "zero.stage=0", start_from="read"),
         bench.job("linear-shared", "model.memory.kind=linear", shared),
         bench.job("validated", *validated),
         bench.job("shared", shared, "train.micro_batch=3", *validated),
@@ -341,6 +359,9 @@ def reference(
         output = model(tokens, starts, state)
         state = tuple(MemoryState(*(t.detach() for t in layer)) for layer in output.state)
         losses = F.cross_entropy(output.logits.mT, targets, reduction="none")
+        if not weights.any():
+            curve[step] = (0.0, 0.0)
+            continue
         loss = (losses.double() * weights).sum() / weights.sum()
         adamw.zero_grad()
         loss.backward()
@@ -380,6 +401,23 @@ def test_weighted_losses_train_as_one_batch_in_plain_torch(two_ranks: Bench) -> 
     (found,) = two_ranks.records("weighted", "validation")
     (shared,) = two_ranks.records("weighted-shared", "validation")
     assert shared["loss"] == pytest.approx(found["loss"], rel=1e-5)
+
+
+def test_windows_without_any_weight_go_through_the_memory_and_move_no_weight(
+    two_ranks: Bench,
+) -> None:
+    config = load(None, two_ranks.job("read", f"data.train={two_ranks.prompts}")["settings"])
+    curve, model = reference(config, two_ranks.prompts, STEPS)
+    assert [step for step, values in curve.items() if values != (0.0, 0.0)] == [4, 7]
+    for name in ("read", "read-parts"):
+        assert_near(two_ranks.curve(name), curve)
+    # The answer at step 7 stands on the memory of windows before and behind the checkpoint.
+    assert_near(two_ranks.curve("read-0"), {step: curve[step] for step in range(5, STEPS + 1)})
+    final = two_ranks.state("read", STEPS)
+    assert final["trainer optimizer_steps"] == 2
+    for name, parameter in model.named_parameters():
+        # As above; with two steps more of it is left.
+        torch.testing.assert_close(final[f"{name}/param"], parameter.detach(), atol=5e-4, rtol=0)
 
 
 def test_a_resume_of_weighted_losses_is_exact_to_the_bit(two_ranks: Bench) -> None:

@@ -108,6 +108,16 @@ def test_rates_are_those_of_the_interval() -> None:
     assert time.perf_counter() - meter.since < 1.0
 
 
+def test_tokens_that_had_no_backward_count_a_third_of_the_work() -> None:
+    meter = Meter(since=time.perf_counter() - 100)
+    meter.add(3_000, forward_alone=False)
+    meter.add(6_000, forward_alone=True)
+    read = meter.read(flops_per_token=1e6, peak_flops=1e9, steps_left=1, steps=2)
+    assert read["tokens_per_second"] == pytest.approx(90, rel=0.01)
+    assert read["mfu"] == pytest.approx(0.05, rel=0.01)
+    assert (meter.tokens, meter.forward_alone) == (0, 0)
+
+
 def test_the_time_of_a_pause_is_not_trainings() -> None:
     meter = Meter(tokens=600, since=time.perf_counter() - 10)
     with meter.paused():

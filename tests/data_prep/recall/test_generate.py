@@ -55,6 +55,17 @@ def test_a_record_is_the_document_of_its_number(tmp_path: Path, model: Path) -> 
     assert min(sizes) < 1500 and 3000 < max(sizes) <= 4000
 
 
+def test_without_a_tokenizer_prompts_are_measured_in_bytes(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    words = ["--documents", "20", "--min-tokens", "400", "--max-tokens", "900"]
+    assert cli.main(["recall", str(path), *words]) == 0
+    prompts = [json.loads(line)["prompt"] for line in path.read_text().splitlines()]
+    wanted = [tasks.length(1, "passkey", number, 400, 900) for number in range(20)]
+    found = [len(prompt.encode()) for prompt in prompts]
+    piece = len(FILLER) + 1
+    assert all(0 <= more - size < piece for more, size in zip(wanted, found, strict=True))
+
+
 def test_every_mistake_is_told(
     tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

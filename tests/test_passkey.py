@@ -1,0 +1,140 @@
+"""What the passkey recipe decides by itself: stages, documents, questions, the table."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from data_prep.recall.tasks import PASSKEY
+from pretrain import config as configuration
+from tools.recipes import passkey
+from tools.recipes.passkey import (
+    LENGTHS,
+    STAGES,
+    Documents,
+    Stage,
+    documents_needed,
+    needles,
+    passkeys,
+    samples_at,
+    shortened,
+    table,
+)
+
+
+def test_windows_are_of_8_ki_tokens_at_most_and_documents_grow() -> None:
+    longest = []
+    for stage in STAGES:
+        words = [*stage.settings(Path("data")), "run.directory=r"]
+        config = configuration.load(passkey.CONFIG, words)
+        assert config.window <= 8192
+        # The short documents are there to learn on: windows hold several of them.
+        assert config.window >= 2 * min(one.mean for one, _ in stage.shares)
+        longest.append(max(one.high for one, _ in stage.shares))
+    assert longest == sorted(longest)
+    assert max(LENGTHS) == 2**20
+
+
+def test_a_stage_says_what_it_reads_and_how_its_rate_goes() -> None:
+    sets = (Documents("a", 8, 16), Documents("b", 16, 64))
+    stage = Stage("s", ((sets[0], 1.0), (sets[1], 3.0)), 40, 4, 2, 3e-4, 0.05, decay=0.5)
+    words = [*stage.settings(Path("d")), "run.directory=r"]
+    config = configuration.load(passkey.CONFIG, words)
+    assert [(one.data, one.weight) for one in config.data.mix] == [("d/a", 1.0), ("d/b", 3.0)]
+    assert (config.data.lanes, config.train.window_segments, config.train.steps) == (4, 2, 40)
+    assert (config.optim.lr, config.optim.warmup_steps, config.optim.decay_steps) == (3e-4, 20, 20)
+    assert (config.data.prompt_weight, config.optim.gate_lr) == (0.05, pytest.approx(6e-3))
+    # However few the steps, warm-up and decay fit into them.
+    for stage in shortened(STAGES, 0.001):
+        assert stage.steps == 2
+        configuration.load(passkey.CONFIG, [*stage.settings(Path("d")), "run.directory=r"])
+
+
+def test_documents_are_as_many_as_the_stages_read() -> None:
+    short, long = Documents("short", 100, 200), Documents("long", 1000, 8000)
+    assert short.mean == pytest.approx(100 / math.log(2))
+    plan = [
+        Stage("1", ((short, 1.0),), 100, 4, 10, 1e-3, 0.1),
+        Stage("2", ((short, 1.0), (long, 3.0)), 200, 2, 50, 1e-3, 0.1),
+    ]
+    needed = documents_needed(plan, 64)
+    first, second = 100 * 4 * 10 * 64, 200 * 2 * 50 * 64
+    assert passkey.TIMES == 2
+    assert needed[short] == math.ceil((first + second / 4) / short.mean / 2)
+    assert needed[long] == math.ceil(second * 3 / 4 / long.mean / 2)
+    # Every shard has a document, however little is read.
+    assert documents_needed([Stage("1", ((long, 1.0),), 2, 1, 2, 1e-3, 0.1)], 64)[long] == 16
+
+
+def test_shorter_prompts_are_asked_more_often_for_as_many_tokens() -> None:
+    assert samples_at(2**20, 2**20, 4) == 4
+    assert samples_at(2**19, 2**20, 4) == 8
+    assert samples_at(2**9, 2**20, 4) == passkey.MOST_SAMPLES
+    assert samples_at(512, 512, 40) == 40
+    parts = passkeys((2**20, 512), 2)
+    assert [(one.lengths, one.samples) for one in parts] == [((512,), 10), ((2**20,), 2)]
+    assert not any(one.problems() for one in [*parts, *needles(2)])
+    assert PASSKEY not in [task for one in needles(2) for task in one.tasks]
+
+
+def test_the_table_has_a_row_a_length_and_a_column_a_depth() -> None:
+    def row(task: str, length: int, depth: float | None, right: float, exact: float) -> dict:
+        common = {"samples": 4, "seconds": 9.6, "resident_bytes": 300 * 2**20}
+        shares = {"token_accuracy": right, "exact": exact}
+        return {"task": task, "length": length, "depth": depth, **shares, **common}
+
+    rows = [
+        row("passkey", 512, 0.0, 1.0, 0.75),
+        row("passkey", 512, 1.0, 0.5, 0.0),
+        row("passkey", 2**20, 0.0, 0.96, 0.9),
+        row("passkey", 2**20, 1.0, 1.0, 1.0),
+        row("single", 4096, None, 0.125, 0.0),
+    ]
+    assert table("linear", rows).splitlines() == [
+        "| memory linear | tokens | 0% | 100% | samples | seconds | resident MiB |",
+        "|---|--:|--:|--:|--:|--:|--:|",
+        "| passkey | 512 | 100 (75) | 50 (0) | 4 | 10 | 300 |",
+        "| passkey | 1,048,576 | 96 (90) | 100 (100) | 4 | 10 | 300 |",
+        "",
+        "| memory linear | tokens | drawn | samples | seconds | resident MiB |",
+        "|---|--:|--:|--:|--:|--:|",
+        "| single | 4,096 | 12 (0) | 4 | 10 | 300 |",
+    ]
+
+
+def test_mistakes_are_told_before_anything_is_made(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        passkey.main([str(tmp_path / "out"), "model.segmnt=32", "--kinds", "linear"])
+    assert "model.segmnt" in str(stopped.value.code)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_the_recipe_goes_from_nothing_to_a_table_and_what_is_done_is_not_done_again(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    sets = (Documents("short", 70, 160), Documents("long", 600, 2000))
+    plan = (
+        Stage("1_short", ((sets[0], 1.0),), 3, 4, 4, 1e-3, 0.1),
+        Stage("2_long", ((sets[0], 0.5), (sets[1], 0.5)), 3, 1, 8, 1e-3, 0.0, decay=0.5),
+    )
+    words = [str(tmp_path), "--kinds", "linear", "--samples", "2", "--lengths", "512,2048"]
+    passkey.main(words, plan)
+    first = (tmp_path / "passkey.md").read_text()
+    assert first in capfd.readouterr().out
+    report = json.loads((tmp_path / "passkey.json").read_text())
+    assert [row["samples"] for row in report["linear"]["rows"]] == [8] * 5 + [2] * 5
+    assert (tmp_path / "passkey-linear.png").read_bytes()[:4] == b"\x89PNG"
+    settings = (tmp_path / "runs" / "linear" / "2_long" / "config.yaml").read_text()
+    assert f"start_from: {tmp_path / 'runs' / 'linear' / '1_short'}" in settings
+    passkey.main(words, plan)
+    again = capfd.readouterr()
+    assert "finished already" in again.out + again.err
+    assert "recall:" not in again.err, "no question is asked twice"
+    # The seconds that each part took are of its first time.
+    assert (tmp_path / "passkey.md").read_text() == first

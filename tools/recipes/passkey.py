@@ -1,0 +1,345 @@
+"""Passkey retrieval at lengths that nobody trained on (Table 3), from nothing to tables and maps.
+
+    python tools/recipes/passkey.py OUT [--kinds linear,delta] [--corpus NOVELS] [key=value ...]
+
+Makes documents and a tokenizer, trains a model of each kind of memory stage by stage, asks it for
+passkeys at every length and depth, and draws a heat map. What is finished is not done again, and a
+run that was stopped goes on: the same command continues. Other settings are another OUT.
+
+`--corpus` has novels as configs/data/novels_val.yaml names them: the models are then also asked for
+the harder tasks of `pretrain eval needles`, hidden in these books.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from data_prep import durable, shards
+from data_prep.recall.tasks import PASSKEY, TASKS, Haystack
+from data_prep.settings import SettingsError
+from pretrain import config as configuration
+from pretrain.evaluate import recall
+from pretrain.evaluate.questions import Asked
+from pretrain.trained import default_device, load
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIG = ROOT / "configs" / "passkey_cpu.yaml"
+DATA = ROOT / "configs" / "data" / "passkey_cpu.yaml"
+BIN = Path(sys.executable).parent
+LENGTHS = tuple(2**power for power in (9, 11, 13, 15, 17, 18, 19, 20))
+NEEDLE_LENGTHS = tuple(2**power for power in (12, 14, 16, 17))
+DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
+MOST_SAMPLES = 10
+TIMES = 2  # that a document is read, on average
+_LEAST = 16  # documents of a set, one a shard
+GATES = 20  # their rate, in that of the weights
+SEED_ASKED = 0  # the documents that are trained on have 1
+
+
+@dataclass(frozen=True)
+class Documents:
+    """A set of documents with prompts of `low` to `high` tokens, their logarithm uniform."""
+
+    name: str
+    low: int
+    high: int
+
+    @property
+    def mean(self) -> float:
+        """Mean tokens of a prompt."""
+        return (self.high - self.low) / math.log(self.high / self.low)
+
+
+FIRST = Documents("first", 400, 1600)  # in bytes: it trains the tokenizer
+_FIRST_COUNT = 1000
+SHORT = Documents("short", 70, 160)
+MIDDLE = Documents("middle", 96, 512)
+LONGER = Documents("longer", 128, 2048)
+WINDOW = Documents("window", 256, 8192)
+# Beyond a window the memory is carried, without gradient.
+CARRIED = Documents("carried", 8192, 2**17)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A run of `pretrain train`, from the weights of the stage before it.
+
+    `shares` are the sets with their shares of the tokens; a step has `lanes` windows of `segments`.
+    """
+
+    name: str
+    shares: tuple[tuple[Documents, float], ...]
+    steps: int
+    lanes: int
+    segments: int
+    lr: float
+    prompt_weight: float
+    decay: float = 0.0
+    """The share of the steps, the last ones, in which the rate falls to a tenth."""
+
+    def settings(self, data: Path) -> list[str]:
+        """What sets the stage apart, as `key=value`; `data` holds the sets."""
+        mix = [{"data": str(data / one.name), "weight": share} for one, share in self.shares]
+        warmup = min(20, self.steps // 2)
+        decay = min(round(self.decay * self.steps), self.steps - warmup)
+        return [
+            f"data.mix={json.dumps(mix)}",
+            f"data.lanes={self.lanes}",
+            f"data.prompt_weight={self.prompt_weight}",
+            f"train.window_segments={self.segments}",
+            f"train.steps={self.steps}",
+            f"optim.lr={self.lr}",
+            f"optim.gate_lr={GATES * self.lr}",
+            f"optim.warmup_steps={warmup}",
+            f"optim.decay_steps={decay}",
+        ]
+
+
+STAGES = (
+    Stage("1_short", ((SHORT, 1.0),), 200, 8, 8, 1e-3, 0.1),
+    Stage("2_middle", ((MIDDLE, 1.0),), 300, 4, 16, 1e-3, 0.1),
+    Stage("3_longer", ((LONGER, 1.0),), 200, 2, 32, 1e-3, 0.1),
+    Stage("4_window", ((WINDOW, 1.0),), 200, 1, 128, 1e-3, 0.02),
+    # The answers alone have weight: windows without any are a forward alone.
+    Stage("5_carried", ((WINDOW, 0.25), (CARRIED, 0.75)), 1200, 1, 128, 5e-4, 0.0),
+)
+
+
+def shortened(plan: Sequence[Stage], share: float) -> list[Stage]:
+    """The stages with a share of their steps, at least two."""
+    return [replace(stage, steps=max(2, round(share * stage.steps))) for stage in plan]
+
+
+def documents_needed(plan: Sequence[Stage], segment: int) -> dict[Documents, int]:
+    """How many documents of each set there must be for each to be read `TIMES` times."""
+    tokens: dict[Documents, float] = {}
+    for stage in plan:
+        read = stage.steps * stage.lanes * stage.segments * segment
+        whole = sum(share for _, share in stage.shares)
+        for one, share in stage.shares:
+            tokens[one] = tokens.get(one, 0.0) + read * share / whole
+    return {one: max(_LEAST, math.ceil(count / one.mean / TIMES)) for one, count in tokens.items()}
+
+
+def samples_at(length: int, longest: int, fewest: int) -> int:
+    """Questions a depth: as many tokens as `fewest` have at the longest length, up to a limit."""
+    return max(fewest, min(MOST_SAMPLES, fewest * longest // length))
+
+
+def passkeys(lengths: Sequence[int], samples: int) -> list[Asked]:
+    """What is asked of a model, a part a length: more questions where they are short."""
+    return [
+        Asked((PASSKEY,), (length,), DEPTHS, samples_at(length, max(lengths), samples), SEED_ASKED)
+        for length in sorted(lengths)
+    ]
+
+
+def needles(samples: int) -> list[Asked]:
+    """The harder tasks, a part each, with all places drawn."""
+    tasks = [task for task in TASKS if task != PASSKEY]
+    return [Asked((task,), NEEDLE_LENGTHS, (None,), samples, SEED_ASKED) for task in tasks]
+
+
+def main(words: Sequence[str] | None = None, plan: Sequence[Stage] = STAGES) -> None:
+    """Prepare, train and evaluate what is not there yet, then write tables and heat maps."""
+    parsed = _parser().parse_intermixed_args(words)
+    out: Path = parsed.out
+    plan = shortened(plan, parsed.steps_share)
+    try:
+        segment = _segment(parsed, plan)
+    except SettingsError as error:
+        sys.exit(str(error))
+    _documents(out, FIRST, _FIRST_COUNT, parsed.workers)
+    needed = documents_needed(plan, segment)
+    books = _books(out, parsed.corpus) if parsed.corpus else None
+    found: dict[str, dict[str, Any]] = {}
+    for kind in parsed.kinds:
+        run = _trained(parsed, plan, kind, needed)
+        asked = passkeys(parsed.lengths, parsed.samples)
+        found[kind] = _answered(run, Haystack.repeated(), asked)
+        with durable.replacing(out / f"passkey-{kind}.png") as file:
+            recall.heat_map(found[kind]).savefig(file, format="png", dpi=150)
+        if books is not None:
+            harder = _answered(run, Haystack.of_books(books), needles(parsed.samples))
+            found[kind]["rows"] += harder["rows"]
+    text = "\n".join(table(kind, report["rows"]) for kind, report in found.items())
+    durable.write_json(out / "passkey.json", found)
+    durable.write_bytes(out / "passkey.md", text.encode())
+    print(text)
+
+
+def _parser() -> argparse.ArgumentParser:
+    about = (__doc__ or "").split("\n\n")
+    parser = argparse.ArgumentParser(
+        description="\n\n".join([about[0], *about[2:]]),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("out", type=Path, help="directory of documents, data, runs and results")
+    parser.add_argument("settings", nargs="*", help="key=value for all stages")
+    parser.add_argument("--config", type=Path, default=CONFIG, help="recipe of the models")
+    parser.add_argument(
+        "--kinds",
+        type=lambda word: word.split(","),
+        default=["linear", "delta"],
+        help="of memory, one model each (default linear,delta)",
+    )
+    parser.add_argument(
+        "--steps-share", type=float, default=1.0, help="share of each stage's steps (default 1)"
+    )
+    parser.add_argument(
+        "--lengths",
+        type=lambda word: tuple(map(int, word.split(","))),
+        default=LENGTHS,
+        help="tokens of the prompts asked (default 512 to 1,048,576)",
+    )
+    parser.add_argument(
+        "--samples", type=int, default=4, help="questions a depth, of the longest (default 4)"
+    )
+    parser.add_argument("--corpus", type=Path, help="novels, to ask the harder tasks too")
+    parser.add_argument("--workers", type=int, default=1, help="processes that make documents")
+    return parser
+
+
+def _segment(parsed: argparse.Namespace, plan: Sequence[Stage]) -> int:
+    """Tokens of a segment. Raises SettingsError with the mistakes of the settings."""
+    loaded = [
+        configuration.load(parsed.config, _words(parsed, stage, kind))
+        for kind in parsed.kinds
+        for stage in plan
+    ]
+    return loaded[0].model.segment
+
+
+def _words(parsed: argparse.Namespace, stage: Stage, kind: str) -> list[str]:
+    """The settings of a stage's run, those given after the stage's own."""
+    directory = parsed.out / "runs" / kind / stage.name
+    own = [*stage.settings(parsed.out / "data"), f"model.memory.kind={kind}"]
+    return [*own, *parsed.settings, f"run.directory={directory}"]
+
+
+def _documents(out: Path, one: Documents, count: int, workers: int) -> None:
+    """A set as text and as a data set, in tokens of the first set's tokenizer."""
+    directory, data = out / "documents" / one.name, out / "data" / one.name
+    texts, tokenizer = directory / "passkey.jsonl.gz", _tokenizer(out)
+    if not texts.exists():
+        _run(
+            *("data-prep", "recall", texts, "--documents", str(count), "--workers", str(workers)),
+            *("--min-tokens", str(one.low), "--max-tokens", str(one.high)),
+            *(() if one == FIRST else ("--tokenizer", tokenizer)),
+        )
+    if not (data / shards.MANIFEST).exists():
+        path = () if one == FIRST else (f"tokenizer.path={tokenizer}",)
+        _run("data-prep", "run", DATA, f"root={directory}", f"output={data}", *path)
+
+
+def _tokenizer(out: Path) -> Path:
+    return out / "data" / FIRST.name / "tokenizer.model"
+
+
+def _books(out: Path, corpus: Path) -> Path:
+    """The validation books in the models' tokens."""
+    books = out / "data" / "books"
+    _run(
+        *("data-prep", "run", ROOT / "configs" / "data" / "novels_val.yaml"),
+        *(f"root={corpus}", f"output={books}", f"tokenizer.path={_tokenizer(out)}"),
+    )
+    return books
+
+
+def _trained(
+    parsed: argparse.Namespace, plan: Sequence[Stage], kind: str, needed: dict[Documents, int]
+) -> Path:
+    """The run of the last stage, after all of them; a stage begins with the weights before it."""
+    run: Path | None = None
+    for stage in plan:
+        for one, _ in stage.shares:
+            _documents(parsed.out, one, needed[one], parsed.workers)
+        before = [] if run is None else [f"train.start_from={run}"]
+        _run("pretrain", "train", parsed.config, *_words(parsed, stage, kind), *before)
+        run = parsed.out / "runs" / kind / stage.name
+    assert run is not None
+    return run
+
+
+def _run(command: str, *words: str | Path) -> None:
+    line = [str(BIN / command), *map(str, words)]
+    print("$", command, *line[1:], flush=True)
+    done = subprocess.run(line, check=False)
+    if done.returncode:
+        sys.exit(done.returncode)
+
+
+def _answered(run: Path, haystack: Haystack, parts: Sequence[Asked]) -> dict[str, Any]:
+    """One report of all parts. Each is kept in the run, and not asked again.
+
+    To its rows are added the `seconds` that the part took and `resident_bytes`, the most that the
+    process ever held up to its end.
+    """
+    trained = load(run, default_device())
+    reports = []
+    for asked in parts:
+        what = "-".join(map(str, (*asked.tasks, *asked.lengths, asked.samples)))
+        path = run / "asked" / f"{trained.step}-{what}.json"
+        if not path.exists():
+            began = time.perf_counter()
+            report = recall.evaluate(
+                trained, haystack, asked, lambda line: print(line, file=sys.stderr, flush=True)
+            )
+            # Linux counts it in KiB.
+            resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+            for row in report["rows"]:
+                row["seconds"] = time.perf_counter() - began
+                row["resident_bytes"] = resident
+            path.parent.mkdir(exist_ok=True)
+            durable.write_json(path, report)
+        reports.append(json.loads(path.read_text(encoding="utf-8")))
+    return {**reports[0], "rows": [row for report in reports for row in report["rows"]]}
+
+
+def table(kind: str, rows: Sequence[dict[str, Any]]) -> str:
+    """Rows by task and length in Markdown; a column a depth, where there are any."""
+    lines: list[str] = []
+    for depths, found in _by_depths(rows):
+        names = ["drawn" if depth is None else f"{depth:.0%}" for depth in depths]
+        lines += [
+            f"| memory {kind} | tokens | {' | '.join(names)} | samples | seconds | resident MiB |",
+            f"|---|--:|{'--:|' * (len(names) + 3)}",
+        ]
+        for cells in found:
+            shares = [f"{100 * c['token_accuracy']:.0f} ({100 * c['exact']:.0f})" for c in cells]
+            first = cells[0]
+            about = f"{first['samples']} | {first['seconds']:.0f}"
+            resident = f"{first['resident_bytes'] / 2**20:,.0f}"
+            lines.append(
+                f"| {first['task']} | {first['length']:,} | {' | '.join(shares)} | {about} "
+                f"| {resident} |"
+            )
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _by_depths(
+    rows: Sequence[dict[str, Any]],
+) -> list[tuple[list[float | None], list[list[dict[str, Any]]]]]:
+    """(depths, the cells of each task and length), those of the same depths together."""
+    lines: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    for row in rows:
+        lines.setdefault((row["task"], row["length"]), []).append(row)
+    tables: dict[tuple[float | None, ...], list[list[dict[str, Any]]]] = {}
+    for cells in lines.values():
+        tables.setdefault(tuple(cell["depth"] for cell in cells), []).append(cells)
+    return [(list(depths), found) for depths, found in tables.items()]
+
+
+if __name__ == "__main__":
+    main()
