@@ -1,12 +1,12 @@
-"""The paper's Table 4 and Figure 4 on pairs that are made of novels: from raw text to table and plot.
+"""The paper's Table 4 and Figure 4 on pairs made of novels: from raw text to table and plot.
 
     python tools/recipes/summaries.py CORPUS OUT [key=value ...]
 
-CORPUS holds novels as configs/data/novels_train.yaml and novels_val.yaml name them. A language model
-is trained on them and then on passages with the names that they have most often (data-prep pairs).
-It is asked for the names in passages of validation books, and, by the share that is given, in whole
-ones. Beside it stand the same model before it saw any pair, the names that most passages of training
-have, whatever is asked, and the first words of the passage.
+CORPUS holds novels as configs/data/novels_train.yaml and novels_val.yaml name them. A language
+model is trained on them, and then on passages with the names that they have most often (data-prep
+pairs). It is asked for the names in passages of validation books and, by the share that is given,
+in whole ones. Beside it stand the same model before it saw any pair, the names that most passages
+of training have, whatever is asked, and the first words of the passage.
 
 What is finished is not done again: the same command continues.
 """

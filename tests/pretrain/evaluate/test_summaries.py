@@ -41,17 +41,16 @@ def _said(model: Trained, asked: Asked = ASKED, question: str = QUESTION) -> lis
     return list(summaries.said(model, PAIRS, question, asked, lambda line: None))
 
 
-@pytest.mark.parametrize("kind", ["linear", "delta", "none"])
-@pytest.mark.parametrize("question", [QUESTION, ""])
+@pytest.mark.parametrize(
+    ("kind", "question"), [("linear", QUESTION), ("delta", ""), ("none", QUESTION)]
+)
 def test_answers_are_those_of_prompts_read_at_once(
     tmp_path: Path, write_run: Any, kind: Any, question: str
 ) -> None:
     write_run(tmp_path / "run", memory=MemoryConfig(kind=kind))
     model = trained.load(tmp_path / "run", CPU)
-    (asking,) = (
-        [ids for _, ids in model.tokenizer.encode_parts([question], inside=True)]
-        or [np.array([], np.int64)]
-    )  # fmt: skip
+    parts = [ids for _, ids in model.tokenizer.encode_parts([question], inside=True)]
+    asking = [int(token) for ids in parts for token in ids]
     found = iter(_said(model, question=question))
     for place, text in enumerate(DOCUMENTS):
         ids = model.tokenizer.encode(text)
