@@ -29,7 +29,7 @@ from pretrain.evaluate import rouge
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "configs"
 BIN = Path(sys.executable).parent
-PASSAGES = {"train": 6000, "passages": 200}
+PASSAGES = {"train": 6000, "passages": 100}
 NAMES = 5
 ASKED = ("--max-tokens", "64")
 SHARES = "0.1,0.25,0.5,1"
