@@ -29,7 +29,7 @@ from pretrain.evaluate import rouge
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "configs"
 BIN = Path(sys.executable).parent
-PASSAGES = {"train": 6000, "passages": 100}
+PASSAGES = {"train": 26_000, "passages": 200}
 NAMES = 5
 ASKED = ("--max-tokens", "64")
 SHARES = "0.1,0.25,0.5,1"
@@ -85,11 +85,11 @@ def _prepare(corpus: Path, out: Path) -> None:
     names = ("--names", str(NAMES))
     _run(
         *("data-prep", "pairs", pairs / "train.jsonl.gz", "--books", train, *names),
-        *("--passages", str(PASSAGES["train"]), "--min-tokens", "128", "--max-tokens", "1024"),
+        *("--passages", str(PASSAGES["train"]), "--min-tokens", "32", "--max-tokens", "256"),
     )
     _run(
         *("data-prep", "pairs", pairs / "passages.jsonl", "--books", validation, *names),
-        *("--passages", str(PASSAGES["passages"]), "--min-tokens", "2048", "--max-tokens", "2048"),
+        *("--passages", str(PASSAGES["passages"]), "--min-tokens", "256", "--max-tokens", "256"),
     )
     _run("data-prep", "pairs", pairs / "books.jsonl", "--books", validation, *names)
     _run(
