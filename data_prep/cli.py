@@ -12,7 +12,7 @@ from pathlib import Path
 from types import FrameType
 
 from data_prep import config as configuration
-from data_prep import report, reshard, shards, tokenizer
+from data_prep import pairs, report, reshard, shards, tokenizer
 from data_prep.config import Config
 from data_prep.inputs import InputChangedError
 from data_prep.recall import generate, tasks
@@ -150,6 +150,7 @@ def _parser() -> argparse.ArgumentParser:
     page.add_argument("--output", type=Path, metavar="FILE.html", help="default: DIR/report.html")
     page.set_defaults(act=_report)
     _add_recall(verbs)
+    _add_pairs(verbs)
     return parser
 
 
@@ -212,6 +213,41 @@ def _recall(parsed: argparse.Namespace) -> int:
         f"{parsed.documents:,} documents, prompts of {parsed.min_tokens:,} to "
         f"{parsed.max_tokens:,} {unit}: {parsed.output}"
     )
+    return 0
+
+
+def _add_pairs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = verbs.add_parser(
+        "pairs",
+        help="write books, or passages of them, each with the names in it",
+        description="Write prompts and answers as jsonl (keys id, prompt, answer): the text of a "
+        "book and the names that it writes most often. To try out training and evaluation of "
+        "summaries where no summaries are at hand. The bytes depend on the data set and on what is "
+        "asked for alone.",
+    )
+    parser.add_argument("output", type=Path, metavar="FILE.jsonl[.gz]")
+    parser.add_argument(
+        "--books", type=_data_set, required=True, metavar="DIR", help="data set with books"
+    )
+    parser.add_argument(
+        "--passages",
+        type=int,
+        metavar="N",
+        help="so many passages, of books and from places that are drawn (default: each book whole)",
+    )
+    parser.add_argument("--min-tokens", type=int, default=256, help="of a passage (default 256)")
+    parser.add_argument("--max-tokens", type=int, default=8192, help="of a passage (default 8192)")
+    parser.add_argument("--names", type=int, default=8, help="of an answer at most (default 8)")
+    parser.add_argument("--seed", type=int, default=1, help="of the passages (default 1)")
+    parser.set_defaults(act=lambda parsed: _stoppable(lambda: _pairs(parsed)))
+
+
+def _pairs(parsed: argparse.Namespace) -> int:
+    wanted = pairs.Wanted(
+        parsed.passages, parsed.min_tokens, parsed.max_tokens, parsed.names, parsed.seed
+    )
+    count = pairs.write(parsed.output, parsed.books, wanted)
+    print(f"{count:,} pairs: {parsed.output}")
     return 0
 
 

@@ -110,6 +110,9 @@ class SourceConfig:
     answer_field: str = setting(
         "", "key of the answer; training weighs the prompt by data.prompt_weight"
     )
+    question: str = setting(
+        "", "text between each prompt and its answer, e.g. a line 'Summary:'; part of the prompt"
+    )
     id_field: str = setting("id", "of its id; where it is missing the id is path:line")
     group_by: Literal["file", "directory", "top"] = setting(
         "file",
@@ -151,7 +154,8 @@ class SourceConfig:
 
     def _pair_problems(self) -> list[str]:
         if not self.has_pairs:
-            return []
+            alone = "question: stands between a prompt and its answer; set their fields, too"
+            return [alone] if self.question else []
         found = []
         if not self.prompt_field:
             found.append("prompt_field: not set beside answer_field; name the prompt's key")
@@ -269,7 +273,7 @@ class Config:
         """What decides the bytes of the data set, beside its inputs: kept in the manifest."""
         plain = settings.to_plain(self)
         for source in plain["sources"]:
-            for key in ("prompt_field", "answer_field"):
+            for key in ("prompt_field", "answer_field", "question"):
                 # A data set without pairs is the same as before there were any.
                 if not source[key]:
                     del source[key]

@@ -217,7 +217,7 @@ def _sample(
         sample.read += sum(record.read for record in found)
         sample.covered += covered
         cleaned = time.process_time()
-        _clean(sample, cleaner, found)
+        _clean(sample, cleaner, found, source.question)
         seconds["read"] += cleaned - begun
         seconds["clean"] += time.process_time() - cleaned
     return sample
@@ -296,7 +296,9 @@ def _expansion(file: InputFile, found: Survey, limit: int) -> float:
         return compression.expansion(raw, file.compression, limit) or 1.0
 
 
-def _clean(sample: SourceSample, cleaner: Cleaner, records: list[RawDocument | Reject]) -> None:
+def _clean(
+    sample: SourceSample, cleaner: Cleaner, records: list[RawDocument | Reject], question: str
+) -> None:
     for record in records:
         if isinstance(record, Reject):
             sample.left_out[f"rejected: {record.reason}"] += 1
@@ -305,7 +307,7 @@ def _clean(sample: SourceSample, cleaner: Cleaner, records: list[RawDocument | R
         if done.dropped:
             sample.left_out[f"dropped: {done.dropped}"] += 1
         else:
-            text = done.text + record.answer
+            text = done.text + question + record.answer
             sample.bytes += len(text.encode())
             sample.texts.append(text)
 

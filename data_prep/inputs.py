@@ -56,6 +56,7 @@ class InputFile:
     max_held_bytes: int = 1 << 26
     prompt_field: str = ""
     answer_field: str = ""
+    question: str = ""
 
     @property
     def name(self) -> str:
@@ -375,6 +376,7 @@ def _input(source: SourceConfig, listed: Listed) -> InputFile:
         id_field=source.id_field,
         prompt_field=source.prompt_field,
         answer_field=source.answer_field,
+        question=source.question,
         listed=listed.status,
         group=_group(source, listed.relative),
         separator=source.group_separator,

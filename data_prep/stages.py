@@ -350,7 +350,9 @@ class Tokenize(UnitStep):
         try:
             self._write(self._cleaned(file, record, written), out, written)
             if record.answer:
-                # Of its own, so that no token lies on both sides of where it begins.
+                # Each of its own, so that no token lies on both sides of where one begins.
+                if question := self.work.files[file].question:
+                    self._write(iter([question]), out, written)
                 written.prompt = written.tokens
                 self._write(iter([record.answer]), out, written)
         except _DroppedError as dropped:

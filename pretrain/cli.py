@@ -24,6 +24,7 @@ from pretrain import job, launch, origin
 from pretrain.checkpoint import attempts
 from pretrain.checkpoint.attempts import NoProgressError
 from pretrain.config import Config, ImportConfig
+from pretrain.evaluate import pairs
 from pretrain.evaluate.questions import Asked
 from pretrain.launch import Place
 from pretrain.watchdog import Watchdog
@@ -147,6 +148,7 @@ def _add_eval(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     _add_harness(kinds)
     _add_passkey(kinds)
     _add_needles(kinds)
+    _add_summaries(kinds)
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
@@ -228,6 +230,44 @@ def _add_needles(kinds: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     )
     _add_lengths(parser, "4k,16k,64k,128k")
     parser.set_defaults(run=_needles)
+
+
+def _add_summaries(kinds: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = kinds.add_parser(
+        "summaries",
+        help="answers about whole documents, scored by Rouge",
+        description="Stream each document, draw its answer, and compare it with the reference of "
+        "the pair. Defaults of the drawing are the paper's.",
+    )
+    _add_model(parser)
+    parser.add_argument(
+        "pairs", type=Path, nargs="+", metavar="PAIRS.jsonl[.gz]", help="a pair a line"
+    )
+    parser.add_argument("--name", help="of the report (default: the first file's name)")
+    parser.add_argument("--documents", type=int, help="evaluate the first so many (default: all)")
+    parser.add_argument(
+        "--shares",
+        type=_fractions,
+        default=[1.0],
+        metavar="S,S",
+        help="of each document, from its start: several give a plot, e.g. 0.1,0.25,0.5,1 "
+        "(default 1)",
+    )
+    for option, what in (
+        ("--prompt-field", "key of a line's document"),
+        ("--answer-field", "key of its reference"),
+        ("--question", "text between the document and the answer"),
+    ):
+        parser.add_argument(
+            option, help=f"{what} (default: as in the pairs that the run was trained on)"
+        )
+    parser.add_argument(
+        "--max-tokens", type=int, default=1024, help="of an answer, at most (default 1024)"
+    )
+    parser.add_argument("--temperature", type=float, default=0.5, help="0: greedy (default 0.5)")
+    parser.add_argument("--top-p", type=float, default=0.95, help="nucleus mass (default 0.95)")
+    parser.add_argument("--seed", type=int, default=0, help="same seed, same answers (default 0)")
+    parser.set_defaults(run=_summaries)
 
 
 def _add_lengths(parser: argparse.ArgumentParser, lengths: str) -> None:
@@ -559,6 +599,23 @@ def _recall(
     from pretrain.evaluate import recall
 
     return recall.run(words.path, words.kind, asked, filler)
+
+
+def _summaries(words: argparse.Namespace) -> int:
+    asked = pairs.Asked(words.shares, words.max_tokens, words.temperature, words.top_p, words.seed)
+    problems = asked.problems()
+    if words.documents is not None and words.documents < 1:
+        problems.append(f"--documents: expected at least 1, found {words.documents}")
+    fields, unknown = pairs.fields(
+        words.path, words.prompt_field, words.answer_field, words.question
+    )
+    read, wrong = pairs.read(words.pairs, fields)
+    if problems := [*problems, *unknown, *wrong]:
+        raise SettingsError(problems)
+    from pretrain.evaluate import summaries
+
+    name = words.name or words.pairs[0].name.removesuffix(".gz").removesuffix(".jsonl")
+    return summaries.run(words.path, name, read[: words.documents], fields.question, asked)
 
 
 def _generate(words: argparse.Namespace) -> int:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from data_prep.tokenizer import StreamDecoder
+from pretrain import sampling
 from pretrain.model.decoding import Decoder
 from pretrain.model.transformer import StreamState
 from pretrain.progress import Progress
@@ -76,27 +77,53 @@ def generate(
     as soon as it is whole UTF-8, `report` progress lines of a long prompt.
     Raises GenerationError.
     """
-    _check_sampling(max_tokens, temperature, top_p)
-    tokenizer = trained.tokenizer
-    text_decoder = StreamDecoder(tokenizer)
+    if found := sampling.problems(max_tokens, temperature, top_p):
+        raise GenerationError("; ".join(found))
+    text_decoder = StreamDecoder(trained.tokenizer)
     for id in prompt_ids:
         text_decoder.push(int(id))
     logits, stream = take_in(trained, prompt_ids, report)
-    decoder = Decoder(trained.model, stream)
-    generator = torch.Generator().manual_seed(seed)
     generated: list[int] = []
-    while len(generated) < max_tokens:
-        token = _choose(logits, temperature, top_p, generator)
-        if token == tokenizer.eos_id:
-            break
+    for token in drawn(
+        trained,
+        logits,
+        stream,
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        seed=seed,
+    ):
         generated.append(token)
         if text := text_decoder.push(token):
             on_text(text)
-        if len(generated) < max_tokens:
-            logits = decoder.step(torch.tensor([token], device=trained.device))[0]
     if text := text_decoder.finish():
         on_text(text)
     return generated
+
+
+def drawn(
+    trained: Trained,
+    logits: Tensor,
+    stream: StreamState,
+    *,
+    max_tokens: int,
+    temperature: float,
+    top_p: float,
+    seed: int,
+) -> Iterator[int]:
+    """The tokens, one by one, after a stream and its `logits` [V], as `generate` draws them.
+
+    The stream is used up. Raises GenerationError where a logit is not finite.
+    """
+    decoder = Decoder(trained.model, stream)
+    generator = torch.Generator().manual_seed(seed)
+    for left in reversed(range(max_tokens)):
+        token = _choose(logits, temperature, top_p, generator)
+        if token == trained.tokenizer.eos_id:
+            return
+        yield token
+        if left:
+            logits = decoder.step(torch.tensor([token], device=trained.device))[0]
 
 
 def take_in(
@@ -156,15 +183,6 @@ def chunk_tokens(trained: Trained) -> int:
     segment = trained.config.model.segment
     affordable = _CHUNK_LOGITS // trained.tokenizer.vocab_size // segment
     return segment * max(1, min(affordable, trained.config.train.window_segments))
-
-
-def _check_sampling(max_tokens: int, temperature: float, top_p: float) -> None:
-    if max_tokens < 1:
-        raise GenerationError(f"--max-tokens: expected at least 1, found {max_tokens}")
-    if not 0 <= temperature < float("inf"):
-        raise GenerationError(f"--temperature: expected 0 (greedy) or more, found {temperature}")
-    if not 0 < top_p <= 1:
-        raise GenerationError(f"--top-p: expected more than 0 and at most 1, found {top_p}")
 
 
 def _text(prompt: str, prompt_file: str | None) -> str:

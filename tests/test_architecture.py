@@ -15,6 +15,7 @@ PACKAGES = ("pretrain", "data_prep")
 # A module imports from its own floor and those below.
 FLOORS = {
     "pretrain.config": 1,
+    "pretrain.sampling": 1,
     "pretrain.model": 2,
     "pretrain.data": 2,
     "pretrain.progress": 2,

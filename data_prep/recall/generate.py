@@ -9,7 +9,7 @@ from __future__ import annotations
 import gzip
 import json
 import multiprocessing
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,11 +85,17 @@ def write(
     global _maker
     _maker = _Maker(wanted, haystack, model)
     context = multiprocessing.get_context("fork")
+    with ProcessPoolExecutor(workers, context) as pool:
+        write_lines(path, pool.map(_line, range(wanted.documents), chunksize=_AT_ONCE))
+
+
+def write_lines(path: Path, lines: Iterable[bytes]) -> None:
+    """Write the lines, whole or not at all; gzip where the name ends in .gz. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with durable.replacing(path) as out, ProcessPoolExecutor(workers, context) as pool:
+    with durable.replacing(path) as out:
         # No time and no name in it: the same documents, the same bytes.
         packed = gzip.GzipFile("", "wb", fileobj=out, mtime=0) if path.suffix == ".gz" else out
-        for line in pool.map(_line, range(wanted.documents), chunksize=_AT_ONCE):
+        for line in lines:
             packed.write(line)
         if packed is not out:
             packed.close()

@@ -135,6 +135,12 @@ class OpenSegment(NamedTuple):
         shape = (lanes, config.segment, config.n_kv_heads, config.d_head)
         return cls(memory, *(like.new_zeros(shape) for _ in range(3)))
 
+    def copied(self) -> OpenSegment:
+        """The same in tensors of its own."""
+        memory, *parts = self
+        own = None if memory is None else MemoryState(*(part.clone() for part in memory))
+        return OpenSegment(own, *(part.clone() for part in parts))
+
 
 class Projection(nn.Linear):
     """A linear map without bias, drawn from normal(0, std).

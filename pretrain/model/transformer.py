@@ -58,6 +58,10 @@ class StreamState(NamedTuple):
     """Tokens of the open segment."""
     layers: tuple[OpenSegment, ...]
 
+    def copied(self) -> StreamState:
+        """The same in tensors of its own, so that a text can be gone on with in two ways."""
+        return self._replace(layers=tuple(layer.copied() for layer in self.layers))
+
 
 class Block(nn.Module):
     """Infini-attention and feed-forward, each added to the residual stream after RMSNorm."""

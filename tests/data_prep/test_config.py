@@ -99,6 +99,10 @@ def test_half_a_pair_and_what_is_not_made_for_pairs_is_refused() -> None:
         "prompt_field: is read of jsonl, and format is auto",
         "cleaning: its rules are made for running text, not for a prompt and its answer",
     ]
+    asked = config.SourceConfig(name="s", paths=["*"], question="Who?")
+    assert asked.problems() == [
+        "question: stands between a prompt and its answer; set their fields, too"
+    ]
     same = config.SourceConfig(name="s", paths=["*"], **{**PAIRS, "answer_field": "question"})
     assert same.problems() == ["answer_field: is the prompt's, 'question'; name another key"]
 
@@ -109,3 +113,7 @@ def test_pairs_are_part_of_the_identity_and_plain_sources_as_they_were() -> None
     pairs = "sources=[{name: s, paths: [a], format: jsonl, prompt_field: q, answer_field: a}]"
     source = config.load(None, ["output=o", pairs]).identity()["sources"][0]
     assert (source["prompt_field"], source["answer_field"]) == ("q", "a")
+    assert "question" not in source
+    asked = pairs.replace("answer_field: a", "answer_field: a, question: 'Who?'")
+    (source,) = config.load(None, ["output=o", asked]).identity()["sources"]
+    assert source["question"] == "Who?"

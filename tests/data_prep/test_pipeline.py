@@ -831,6 +831,32 @@ def test_a_prompt_and_its_answer_share_no_token(tmp_path: Path) -> None:
     assert shards.verify(tmp_path / "again") == []
 
 
+def test_a_question_ends_every_prompt_in_tokens_of_its_own(tmp_path: Path) -> None:
+    source = random.Random(4)
+    pairs = {f"pair {n}": (story(source, 80), story(source, 9)) for n in range(60)}
+    pairs["joint"] = ("the memor", "of the segment")
+    lines = [json.dumps({"id": i, "q": q, "a": a}) for i, (q, a) in pairs.items()]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(lines))
+    question = "y\n\nSummary:\n"
+    entry = (
+        "{name: pairs, paths: [pairs.jsonl], format: jsonl, prompt_field: q, answer_field: a, "
+        f"question: {json.dumps(question)}}}"
+    )
+    words = [f"root={tmp_path}", f"sources=[{entry}]", "tokenizer.vocab_size=400"]
+    output = tmp_path / "out"
+    manifest = pipeline.run(config.load(None, [*words, f"output={output}", "workers=1"])).manifest
+    assert manifest.configuration["sources"][0]["question"] == question
+    model = tokenizer.load(tokenizer.find(output))
+    (asked,) = (ids.tolist() for _, ids in model.encode_parts([question], inside=True))
+    for document in documents_of(output):
+        text, answer = pairs[document.id]
+        prompt = document.tokens[: document.prompt].tolist()
+        assert prompt == [*model.encode(text).tolist(), *asked]
+        rest = model.decode_bytes(document.tokens[document.prompt :], inside=True)
+        assert rest.decode() == answer
+        assert document.bytes == len((text + question + answer).encode())
+
+
 def test_answers_without_an_end_are_refused(tmp_path: Path) -> None:
     (tmp_path / "pairs.jsonl").write_text('{"q": "a", "a": "b"}')
     model = tmp_path / "endless.model"

@@ -1,0 +1,157 @@
+"""What an evaluation of summaries reads and asks; free of torch, so that mistakes are told at once.
+
+A *pair* is a document and its answer, a line of a jsonl file. The *question* stands between the
+two, as it did in training.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data_prep.settings import SettingsError
+from data_prep.shards import DataError, read_manifest
+from pretrain import config as configuration
+from pretrain import sampling
+
+_CONFIG_FILE = "config.yaml"
+_TOLD = 10  # lines of a file whose mistakes are told one by one
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A document and what is to be said of it."""
+
+    id: str
+    document: str
+    answer: str
+
+
+@dataclass(frozen=True)
+class Fields:
+    """Keys of a record's document and answer, and the text that stands between the two."""
+
+    prompt: str
+    answer: str
+    question: str
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Of each document these shares, from its start; and how an answer is drawn."""
+
+    shares: Sequence[float]
+    max_tokens: int
+    temperature: float
+    top_p: float
+    seed: int
+
+    def problems(self) -> list[str]:
+        """Every reason why this cannot be asked, by the option of the command line."""
+        found = [
+            f"--shares: {share:g} is not more than 0 (nothing) and at most 1 (the whole document)"
+            for share in self.shares
+            if not 0 < share <= 1
+        ]
+        twice = [share for share in dict.fromkeys(self.shares) if self.shares.count(share) > 1]
+        found += [f"--shares: {share:g} is given twice" for share in twice]
+        found += sampling.problems(self.max_tokens, self.temperature, self.top_p)
+        if self.seed < 0:
+            found.append(f"--seed: expected 0 or more, found {self.seed}")
+        return found
+
+
+def fields(
+    path: Path, prompt: str | None, answer: str | None, question: str | None
+) -> tuple[Fields, list[str]]:
+    """What was given, else what the run at `path` was trained with; and what is not known then.
+
+    Keys that nothing tells are "prompt" and "answer".
+    """
+    known = _trained_with(path)
+    problems = []
+    if known is None and question is None:
+        problems.append(
+            f"--question: not given, and not known from {path}: the data sets of its config.yaml "
+            "are not there, hold no pairs, or differ in their question; give the text between a "
+            "document and its answer, which may be empty"
+        )
+    own = known or Fields("prompt", "answer", "")
+    return Fields(
+        own.prompt if prompt is None else prompt,
+        own.answer if answer is None else answer,
+        own.question if question is None else question,
+    ), problems
+
+
+def _trained_with(path: Path) -> Fields | None:
+    """The fields of the pairs that a run, or a checkpoint of one, was trained on, if it is sure."""
+    sources: list[dict[str, Any]] = []
+    try:
+        resolved = path.resolve()
+        run = resolved if (resolved / _CONFIG_FILE).is_file() else resolved.parent.parent
+        config = configuration.load(run / _CONFIG_FILE, [])
+        for data in config.data.sources.values():
+            sources += read_manifest(Path(data.data)).configuration.get("sources", [])
+    except (SettingsError, DataError):
+        return None
+    found = {
+        Fields(source["prompt_field"], source["answer_field"], source.get("question", ""))
+        for source in sources
+        if "prompt_field" in source
+    }
+    return found.pop() if len(found) == 1 else None
+
+
+def read(paths: Sequence[Path], fields: Fields) -> tuple[list[Pair], list[str]]:
+    """The pairs of jsonl files, plain or gz, in order; and every mistake in them."""
+    pairs: list[Pair] = []
+    problems = []
+    for path in paths:
+        wrong = []
+        try:
+            for number, line in enumerate(_lines(path), 1):
+                pair = _pair(line, fields, f"{path.name}:{number}")
+                if isinstance(pair, Pair):
+                    pairs.append(pair)
+                else:
+                    wrong.append(f"{path}: line {number}: {pair}")
+        except OSError as error:
+            wrong.append(f"{path}: cannot be read ({error.strerror or error})")
+        except (EOFError, zlib.error) as error:
+            wrong.append(f"{path}: is a damaged gz file ({error})")
+        more = len(wrong) - _TOLD
+        problems += [*wrong[:_TOLD], *([f"{path}: and {more} more lines"] if more > 0 else [])]
+    if not pairs and not problems:
+        problems.append(f"{', '.join(map(str, paths))}: holds no pair; expected one a line")
+    return pairs, problems
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+        yield from file
+
+
+def _pair(line: bytes, fields: Fields, place: str) -> Pair | str:
+    """The pair of a line, or what is wrong with it."""
+    try:
+        record = json.loads(line.decode())
+    except UnicodeDecodeError as error:
+        return f"is not UTF-8 (byte {error.start + 1})"
+    except (ValueError, RecursionError) as error:
+        return f"is not JSON ({error})"
+    if not isinstance(record, dict):
+        return f"is a {type(record).__name__}, expected an object"
+    for key in (fields.prompt, fields.answer):
+        if not isinstance(record.get(key), str) or not record[key].strip():
+            return f"has no text under {key!r}; it has {', '.join(map(repr, record)) or 'no key'}"
+        try:
+            record[key].encode()
+        except UnicodeEncodeError:
+            return f"has a lone surrogate under {key!r}"
+    return Pair(str(record.get("id", place)), record[fields.prompt], record[fields.answer])

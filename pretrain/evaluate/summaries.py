@@ -1,0 +1,248 @@
+"""Summaries of whole documents, generated and scored by Rouge (the paper's Table 4, Figure 4).
+
+A document is read once, in constant space. Where a share of it ends, the stream is gone on with in
+two ways: by the question and the answer, which is drawn there, and by the rest of the document. So
+each answer is that of a prompt of BOS, the document's first tokens and the question alone.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from data_prep import durable
+from pretrain.evaluate import rouge
+from pretrain.evaluate.pairs import Asked, Pair
+from pretrain.generate import chunk_tokens, drawn
+from pretrain.model.transformer import StreamState
+from pretrain.progress import Progress
+from pretrain.trained import Trained, default_device, load
+
+_HEADINGS = {"rouge1": "R-1", "rouge2": "R-2", "rougeL": "R-L", "overall": "Overall"}
+_COLOURS = {"rouge1": "#0072B2", "rouge2": "#D55E00", "rougeL": "#009E73", "overall": "#000000"}
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a model said of a share of a document.
+
+    `read` are the document's tokens that it was given, `generated` its own; it `ended` if EOS came
+    before the most tokens that it may say.
+    """
+
+    id: str
+    share: float
+    read: int
+    generated: int
+    ended: bool
+    text: str
+
+
+def run(path: Path, name: str, pairs: Sequence[Pair], question: str, asked: Asked) -> int:
+    """Let a run or checkpoint answer the pairs; print the table and write it into the run.
+
+    `summaries-STEP-NAME.json` holds the numbers, `.jsonl` beside it every answer; with several
+    shares `plots/summaries-STEP-NAME.png` is drawn. Returns the exit code, 0. Raises what `load`
+    and `said` raise.
+    """
+    trained = load(path, default_device())
+    answers = list(
+        said(trained, pairs, question, asked, lambda line: print(line, file=sys.stderr, flush=True))
+    )
+    found = report(pairs, answers)
+    found |= {
+        "step": trained.step,
+        "checkpoint": trained.checkpoint_path.name,
+        "memory_kind": trained.config.model.memory.kind,
+        "segment": trained.config.model.segment,
+        "pairs": name,
+        "question": question,
+        "decoding": {key: value for key, value in asdict(asked).items() if key != "shares"},
+    }
+    written = trained.run_directory / f"summaries-{trained.step}-{name}.json"
+    durable.write_bytes(written.with_suffix(".jsonl"), lines(pairs, answers))
+    durable.write_json(written, found)
+    print(table(found))
+    print(f"written to {written}, what was said to {written.with_suffix('.jsonl')}")
+    if len(asked.shares) > 1:
+        picture = trained.run_directory / "plots" / f"{written.stem}.png"
+        picture.parent.mkdir(exist_ok=True)
+        with durable.replacing(picture) as out:
+            plot(found).savefig(out, format="png", dpi=120)
+        print(f"plot in {picture}")
+    return 0
+
+
+def said(
+    trained: Trained,
+    pairs: Sequence[Pair],
+    question: str,
+    asked: Asked,
+    progress_lines: Callable[[str], None],
+) -> Iterator[Said]:
+    """The answers, pair by pair, of each the smallest share first.
+
+    A pair's draws depend on the seed and its place alone, not on other pairs or shares. Raises
+    GenerationError where the model's numbers are not finite.
+    """
+    size = sum(len(pair.document.encode()) for pair in pairs)
+    progress = Progress("summaries", size // 4, progress_lines)  # some bytes a token
+    for place, pair in enumerate(pairs):
+        seed = int(np.random.SeedSequence([asked.seed, place]).generate_state(1)[0])
+        document = trained.tokenizer.encode(pair.document)
+        cuts = [(share, cut(len(document), share)) for share in sorted(asked.shares)]
+        heads = _heads(trained, document, question, [count for _, count in cuts], progress)
+        for (share, count), (logits, stream) in zip(cuts, heads, strict=True):
+            tokens = list(
+                drawn(
+                    trained,
+                    logits,
+                    stream,
+                    max_tokens=asked.max_tokens,
+                    temperature=asked.temperature,
+                    top_p=asked.top_p,
+                    seed=seed,
+                )
+            )
+            text = trained.tokenizer.decode_bytes(tokens, inside=True).decode(errors="replace")
+            yield Said(
+                pair.id, share, count, len(tokens), ended=len(tokens) < asked.max_tokens, text=text
+            )
+
+
+def cut(tokens: int, share: float) -> int:
+    """How many of a document's first tokens are a share of it; at least one."""
+    return max(1, round(tokens * share))
+
+
+def _heads(
+    trained: Trained,
+    document: np.ndarray,
+    question: str,
+    cuts: Sequence[int],
+    progress: Progress,
+) -> Iterator[tuple[Tensor, StreamState]]:
+    """Logits [V] and stream after BOS, so many of the document's tokens and the question, each."""
+    bos = trained.tokenizer.bos_id
+    head = [] if bos is None else [bos]
+    asking = [ids for _, ids in trained.tokenizer.encode_parts([question], inside=True)]
+    stream = trained.model.open_stream(1, trained.device)
+    for begin, end in zip([0, *cuts], cuts, strict=False):
+        tokens = np.concatenate([head if begin == 0 else [], document[begin:end]])
+        if len(tokens):
+            logits, stream = _read(trained, tokens, stream, progress)
+        if asking:
+            yield _read(trained, np.concatenate(asking), stream.copied(), progress)
+        else:
+            yield logits, stream.copied()
+
+
+def _read(
+    trained: Trained, tokens: np.ndarray, stream: StreamState, progress: Progress
+) -> tuple[Tensor, StreamState]:
+    for chunk in torch.split(torch.from_numpy(tokens.astype(np.int64)), chunk_tokens(trained)):
+        logits, stream = trained.model.extend(chunk[None].to(trained.device), stream)
+        progress.add(len(chunk))
+    return logits[0, -1], stream
+
+
+def report(pairs: Sequence[Pair], answers: Sequence[Said]) -> dict[str, Any]:
+    """JSON-able numbers: `pairs`' Rouge by share, and beside it that of each document's beginning.
+
+    `rows` have share, the mean `read` and `generated` tokens, `ended` as a share of the answers,
+    and `rouge`, as `rouge.means` has it. `lead` is the Rouge of the document's first `words`, as
+    many as the references have on the average.
+    """
+    references = [pair.answer for pair in pairs]
+    rows = []
+    for share in dict.fromkeys(one.share for one in answers):
+        own = [one for one in answers if one.share == share]
+        rows.append(
+            {
+                "share": share,
+                "read": sum(one.read for one in own) / len(own),
+                "generated": sum(one.generated for one in own) / len(own),
+                "ended": sum(one.ended for one in own) / len(own),
+                "rouge": rouge.means(rouge.scores(references, [one.text for one in own])),
+            }
+        )
+    words = round(sum(len(text.split()) for text in references) / len(references))
+    beginnings = [" ".join(pair.document.split()[:words]) for pair in pairs]
+    lead = {"words": words, "rouge": rouge.means(rouge.scores(references, beginnings))}
+    return {"documents": len(pairs), "rows": rows, "lead": lead}
+
+
+def lines(pairs: Sequence[Pair], answers: Sequence[Said]) -> bytes:
+    """What was said as jsonl, each with its reference and Rouge."""
+    references = [pair.answer for pair in pairs for _ in range(len(answers) // len(pairs))]
+    scored = rouge.scores(references, [one.text for one in answers])
+    records = [
+        {**asdict(one), "answer": answer, **dict(zip(rouge.KINDS, values.tolist(), strict=True))}
+        for one, answer, values in zip(answers, references, scored, strict=True)
+    ]
+    return "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in records).encode()
+
+
+def table(found: dict[str, Any]) -> str:
+    """The report for people: a row a share, and the document's beginning as a reference."""
+    decoding = found["decoding"]
+    lines = [
+        f"step {found['step']}, memory {found['memory_kind']}, {found['documents']:,} pairs of "
+        f"{found['pairs']}: Rouge with its 95 % interval over pairs; temperature "
+        f"{decoding['temperature']:g}, top-p {decoding['top_p']:g}, at most "
+        f"{decoding['max_tokens']:,} tokens",
+        f"{'share':>12} {'tokens read':>12} {'generated':>10} {'ended':>6} "
+        + " ".join(f"{name:>20}" for name in _HEADINGS.values()),
+    ]
+    for row in found["rows"]:
+        cells = f"{row['share']:>12g} {row['read']:>12,.0f} {row['generated']:>10,.1f}"
+        lines.append(f"{cells} {row['ended']:>6.0%} {_shown(row['rouge'])}")
+    lead = found["lead"]
+    name = f"first {lead['words']} words"
+    lines.append(f"{name:>12} {'':>{42 - max(12, len(name))}} {_shown(lead['rouge'])}")
+    return "\n".join(lines)
+
+
+def _shown(values: dict[str, Any]) -> str:
+    cells = []
+    for kind in _HEADINGS:
+        low, high = values[kind]["interval"]
+        cells.append(f"{values[kind]['value']:.1f} ({low:.1f} to {high:.1f})")
+    return " ".join(f"{cell:>20}" for cell in cells)
+
+
+def plot(found: dict[str, Any]) -> Figure:
+    """Rouge by the share of the document that was given (the paper's Figure 4)."""
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
+    shares = [row["share"] for row in found["rows"]]
+    for kind, heading in _HEADINGS.items():
+        colour = _COLOURS[kind]
+        values = [row["rouge"][kind]["value"] for row in found["rows"]]
+        low, high = zip(*(row["rouge"][kind]["interval"] for row in found["rows"]), strict=True)
+        axes.fill_between(shares, low, high, color=colour, alpha=0.12, linewidth=0)
+        axes.plot(shares, values, color=colour, marker="o", markersize=4, label=heading)
+    lead = found["lead"]["rouge"]["overall"]["value"]
+    axes.axhline(lead, color="#666666", linestyle=":", linewidth=1, label="beginning, Overall")
+    axes.set_xlim(0, 1.02)
+    axes.set_ylim(bottom=0)
+    axes.xaxis.set_major_formatter("{x:.0%}")
+    axes.set_xlabel("share of the document that was given")
+    axes.set_ylabel("Rouge (95 % over pairs)")
+    axes.set_title(
+        f"{found['documents']:,} pairs of {found['pairs']}, step {found['step']}, memory "
+        f"{found['memory_kind']}",
+        loc="left",
+        fontsize=10,
+    )
+    axes.legend(frameon=False, ncols=3, fontsize=8)
+    return figure

@@ -1,0 +1,63 @@
+"""The recipe's constant answer and its table, by hand."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pretrain import config as configuration
+from pretrain.evaluate import rouge
+from tools.recipes import summaries
+
+
+def test_the_constant_answer_has_the_names_that_most_answers_have(tmp_path: Path) -> None:
+    answers = [
+        " Ann, Bob, Cid, Dan, Eve",
+        " Bob, Ann, Fay",
+        " Ann, Eve, Gil",
+        " Dan, Cid, Eve, Bob",
+    ]
+    with gzip.open(tmp_path / "train.jsonl.gz", "wt") as file:
+        file.writelines(json.dumps({"answer": answer}) + "\n" for answer in answers)
+    asked = [" Bob, Zoe", " Kim, Ann"]
+    lines = [json.dumps({"answer": answer}) for answer in asked]
+    (tmp_path / "passages.jsonl").write_text("\n".join(lines))
+    found = summaries.frequent(tmp_path)
+    # Three times each, in the order they were met in; then twice.
+    assert found["said"] == "Ann, Bob, Eve, Cid, Dan"
+    # One of five words, one of two: F is 2 / 7.
+    assert found["rouge"]["rouge1"]["value"] == pytest.approx(200 / 7)
+
+
+def test_the_table_stands_beside_its_references() -> None:
+    def report(value: float, *shares: float) -> dict[str, Any]:
+        each = {kind: {"value": value, "interval": [value - 1, value + 1]}
+                for kind in (*rouge.KINDS, "overall")}  # fmt: skip
+        rows = [{"share": share, "read": 1000 * share, "rouge": each} for share in shares]
+        return {"step": 9, "documents": 4, "rows": rows, "lead": {"words": 5, "rouge": each}}
+
+    constant = {"said": "Ann, Bob", "rouge": report(3.0)["lead"]["rouge"]}
+    text = summaries.table(report(1.0, 1.0), report(2.0, 1.0), constant, report(4.0, 0.1, 1.0))
+    rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| ")]
+    assert [row[0] for row in rows] == [
+        "| names by", "| the first 5 words", "| the same for all: Ann, Bob",
+        "| before any pair was seen", "| after 9 steps on pairs",
+        "| share of the book (tokens)", "| 10% (100)", "| 100% (1,000)",
+    ]  # fmt: skip
+    assert [row[1] for row in rows[1:5]] == [
+        "2.0 (1.0 to 3.0)", "3.0 (2.0 to 4.0)", "1.0 (0.0 to 2.0)", "2.0 (1.0 to 3.0)"
+    ]  # fmt: skip
+
+
+def test_the_models_before_and_after_pairs_have_one_shape() -> None:
+    words = ["data.train=d", "run.directory=r"]
+    base, tuned = (
+        configuration.load(summaries.CONFIGS / f"{name}.yaml", words)
+        for name in ("language_modelling_cpu", "summaries_cpu")
+    )
+    assert base.model == tuned.model
+    assert base.window * base.data.lanes == tuned.window * tuned.data.lanes == 8192
