@@ -50,7 +50,6 @@ def nothing(dtype: torch.dtype = torch.float32) -> MemoryState:
     return memory.empty(1, 2, 4, CPU, dtype)
 
 
-@pytest.mark.parametrize("config", [LINEAR, *DELTA], ids=str)
 def test_sigma_is_elu_plus_1_and_keeps_what_that_rounds_to_0() -> None:
     x = torch.linspace(-8, 8, 1001, dtype=torch.float64)
     torch.testing.assert_close(memory.sigma(x), F.elu(x) + 1, rtol=1e-12, atol=1e-15)
@@ -58,6 +57,7 @@ def test_sigma_is_elu_plus_1_and_keeps_what_that_rounds_to_0() -> None:
     torch.testing.assert_close(memory.sigma(far), far.exp(), rtol=1e-6, atol=0)
 
 
+@pytest.mark.parametrize("config", [LINEAR, *DELTA], ids=str)
 def test_a_young_document_keeps_its_digits_beside_an_old_one(config: MemoryConfig) -> None:
     old_keys, old_values = random_segments(3, seed=1, scale=1e6)
     keys, values = random_segments(3, seed=2)
