@@ -402,14 +402,17 @@ def summary(plan: Plan) -> str:
         return memory
     least = max(plan.compute_seconds, plan.send_seconds)
     most = plan.compute_seconds + plan.send_seconds
-    days = plan.config.train.steps / 86400
     times = _between(f"{least:.1f}", f"{most:.1f}")
     speeds = _between(_rounded(plan.tokens / most), _rounded(plan.tokens / least))
-    spans = _between(f"{least * days:.1f}", f"{most * days:.1f}")
-    return (
-        f"{memory}; {times} s a step, {speeds} tokens/s, {spans} days for "
-        f"{plan.config.train.steps:,} steps"
-    )
+    steps = plan.config.train.steps
+    span = _span(least * steps, most * steps)
+    return f"{memory}; {times} s a step, {speeds} tokens/s, {span} for {steps:,} steps"
+
+
+def _span(least: float, most: float) -> str:
+    """Seconds in days, or in minutes where they are less than a tenth of a day."""
+    seconds, unit, digits = (86400, "days", 1) if most >= 8640 else (60, "minutes", 0)
+    return f"{_between(*(f'{end / seconds:.{digits}f}' for end in (least, most)))} {unit}"
 
 
 def _between(low: str, high: str) -> str:

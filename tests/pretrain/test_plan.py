@@ -61,8 +61,10 @@ def asked(**changes: Any) -> Cluster:
     return replace(Cluster(GPUS["h100"], 1, 8, 0.4), **changes)
 
 
-def test_there_are_four_recipes_for_gpus() -> None:
-    assert [path.stem for path in RECIPES] == ["1b", "8b", "paper_pg19", "passkey_1b"]
+def test_there_are_six_recipes_for_gpus() -> None:
+    assert [path.stem for path in RECIPES] == [
+        *("1b", "8b", "booksum_8b", "booksum_8b_tune", "paper_pg19", "passkey_1b")
+    ]
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
@@ -72,7 +74,7 @@ def test_a_recipes_header_says_what_the_plan_says(path: Path) -> None:
     assert f"{plan.parameters:,} parameters" in header(path)
     assert "computed, not measured" in header(path)
     assert warnings(plan) == []
-    segments = 2 if path.stem == "passkey_1b" else 16
+    segments = {"passkey_1b": 2, "booksum_8b": 4}.get(path.stem, 16)
     assert plan.tokens == plan.config.data.lanes * segments * 2048
 
 
@@ -114,6 +116,12 @@ def test_time_is_flops_over_the_assumed_peak_and_days_are_steps_of_it() -> None:
     assert "10.0 to 11.0 s a step, 370 to 410 tokens/s, 10.0 to 11.0 days for 86,400" in summary(
         slow
     )
+
+
+def test_a_run_of_less_than_a_tenth_of_a_day_is_told_in_minutes() -> None:
+    plan = make(small("data.lanes=16", "train.steps=400"), 3000, asked(), False)
+    short = replace(plan, computed_flops=989e12 * 0.4 * 5, sent=450e9 * 0.7)
+    assert "33 to 40 minutes for 400 steps" in summary(short)
 
 
 def test_between_nodes_the_slower_of_link_and_network_counts() -> None:
