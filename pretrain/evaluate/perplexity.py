@@ -83,6 +83,7 @@ def evaluate(
     batch: int,
     report: Callable[[str], None],
     by_document: bool = False,
+    masked: bool = True,
 ) -> dict[str, Any]:
     """Score the first `max_documents` (None: all) documents of a data set, `batch` side by side.
 
@@ -90,7 +91,8 @@ def evaluate(
     measured. `report` is given progress lines. Returns JSON-able numbers: what was evaluated, and
     `total` and each of `positions` (targets at `first` <= p < `end`) with tokens, bytes, and by
     column nats, bits_per_byte (None without bytes) and perplexity; with `by_document` also, under
-    that key, the id, text_bytes, total and positions of each document alone.
+    that key, the id, text_bytes, total and positions of each document alone. Without `masked` a
+    model with memory is not run a second time with its reads masked.
     Raises EvaluationError or DataError.
     """
     if window_segments is None:
@@ -99,7 +101,7 @@ def evaluate(
     data = Dataset(data_directory)
     _check_tokenizer(trained, data)
     progress = Progress("evaluate", _tokens_ahead(data, max_documents), report)
-    score = _Score(_columns(trained), _TokenBytes.of(trained.tokenizer))
+    score = _Score(_columns(trained, masked), _TokenBytes.of(trained.tokenizer))
     score.documents = {} if by_document else None
     queue = _Queue(itertools.islice(data.documents(), max_documents))
     lanes = [_Lane(queue, data, trained.config.model.segment) for _ in range(batch)]
@@ -407,8 +409,10 @@ def _tokens_ahead(data: Dataset, max_documents: int | None) -> int:
     return tokens * max_documents // manifest.documents
 
 
-def _columns(trained: Trained) -> tuple[str, ...]:
-    return (NO_MEMORY,) if trained.config.model.memory.kind == "none" else (MEMORY, MASKED)
+def _columns(trained: Trained, masked: bool) -> tuple[str, ...]:
+    if trained.config.model.memory.kind == "none":
+        return (NO_MEMORY,)
+    return (MEMORY, MASKED) if masked else (MEMORY,)
 
 
 def _check_at_least_1(**values: int | None) -> None:

@@ -16,13 +16,13 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import commands
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -37,7 +37,6 @@ from pretrain.trained import default_device, load
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "configs" / "language_modelling_cpu.yaml"
-BIN = Path(sys.executable).parent
 DRAWS = 10_000
 # Positions before it are few tokens, and hold the books' titles.
 _FIRST = 32
@@ -155,13 +154,11 @@ def main(words: Sequence[str] | None = None) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    about = (__doc__ or "").split("\n\n")
-    parser = argparse.ArgumentParser(
-        description="\n\n".join([about[0], *about[2:]]),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = commands.parser(
+        __doc__,
+        ("corpus", "directory of the novels"),
+        ("out", "directory of data, runs, tables and plots"),
     )
-    parser.add_argument("corpus", type=Path, help="directory of the novels")
-    parser.add_argument("out", type=Path, help="directory of data, runs, tables and plots")
     parser.add_argument("settings", nargs="*", help="key=value for all runs")
     parser.add_argument("--config", type=Path, default=CONFIG, help="recipe of the models")
     parser.add_argument("--steps", type=int, default=0, help="optimizer steps; 0: the recipe's")
@@ -173,24 +170,18 @@ def _parser() -> argparse.ArgumentParser:
 def _prepare(corpus: Path, data: Path) -> None:
     train, validation = data / "novels_train", data / "novels_val"
     configs = ROOT / "configs" / "data"
-    _run("data-prep", "run", configs / "novels_train.yaml", f"root={corpus}", f"output={train}")
+    commands.run(
+        "data-prep", "run", configs / "novels_train.yaml", f"root={corpus}", f"output={train}"
+    )
     model = f"tokenizer.path={train / 'tokenizer.model'}"
-    _run(
+    commands.run(
         *("data-prep", "run", configs / "novels_val.yaml"),
         *(f"root={corpus}", f"output={validation}", model),
     )
 
 
 def _train(recipe: Path, run: Path, settings: Sequence[str]) -> None:
-    _run("pretrain", "train", recipe, *settings, f"run.directory={run}")
-
-
-def _run(command: str, *words: str | Path) -> None:
-    line = [str(BIN / command), *map(str, words)]
-    print("$", command, *line[1:], flush=True)
-    done = subprocess.run(line, check=False)
-    if done.returncode:
-        sys.exit(done.returncode)
+    commands.run("pretrain", "train", recipe, *settings, f"run.directory={run}")
 
 
 def _evaluated(run: Path, validation: Path, steps: int, books: int) -> dict[str, Any]:
@@ -205,6 +196,7 @@ def _evaluated(run: Path, validation: Path, steps: int, books: int) -> dict[str,
             batch=4,
             report=lambda line: print(line, file=sys.stderr, flush=True),
             by_document=True,
+            masked=False,
         )
         durable.write_json(path, report)
     stored: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))

@@ -16,13 +16,14 @@ import argparse
 import json
 import math
 import resource
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import commands
 
 from data_prep import durable, shards
 from data_prep.recall.tasks import PASSKEY, TASKS, Haystack
@@ -35,7 +36,6 @@ from pretrain.trained import default_device, load
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "configs" / "passkey_cpu.yaml"
 DATA = ROOT / "configs" / "data" / "passkey_cpu.yaml"
-BIN = Path(sys.executable).parent
 LENGTHS = tuple(2**power for power in (9, 11, 13, 15, 17, 18, 19, 20))
 NEEDLE_LENGTHS = tuple(2**power for power in (12, 14, 16, 17))
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -67,7 +67,7 @@ MIDDLE = Documents("middle", 96, 512)
 LONGER = Documents("longer", 128, 2048)
 WINDOW = Documents("window", 256, 8192)
 # Beyond a window the memory is carried, without gradient.
-CARRIED = Documents("carried", 8192, 2**17)
+CARRIED = Documents("carried", 8192, 2**20)
 
 
 @dataclass(frozen=True)
@@ -106,12 +106,14 @@ class Stage:
 
 
 STAGES = (
-    Stage("1_short", ((SHORT, 1.0),), 200, 8, 8, 1e-3, 0.1),
-    Stage("2_middle", ((MIDDLE, 1.0),), 300, 4, 16, 1e-3, 0.1),
-    Stage("3_longer", ((LONGER, 1.0),), 200, 2, 32, 1e-3, 0.1),
-    Stage("4_window", ((WINDOW, 1.0),), 200, 1, 128, 1e-3, 0.02),
+    Stage("1_short", ((SHORT, 1.0),), 500, 16, 8, 1e-3, 0.02),
+    Stage("2_middle", ((SHORT, 0.25), (MIDDLE, 0.75)), 400, 8, 16, 1e-3, 0.02),
+    Stage("3_longer", ((MIDDLE, 0.3), (LONGER, 0.7)), 300, 4, 32, 1e-3, 0.02),
+    Stage("4_window", ((MIDDLE, 0.2), (LONGER, 0.3), (WINDOW, 0.5)), 300, 1, 128, 7e-4, 0.02),
     # The answers alone have weight: windows without any are a forward alone.
-    Stage("5_carried", ((WINDOW, 0.25), (CARRIED, 0.75)), 1200, 1, 128, 5e-4, 0.0),
+    Stage(
+        "5_carried", ((MIDDLE, 0.1), (WINDOW, 0.2), (CARRIED, 0.7)), 3000, 1, 128, 3e-4, 0.0, 0.3
+    ),
 )
 
 
@@ -179,12 +181,7 @@ def main(words: Sequence[str] | None = None, plan: Sequence[Stage] = STAGES) -> 
 
 
 def _parser() -> argparse.ArgumentParser:
-    about = (__doc__ or "").split("\n\n")
-    parser = argparse.ArgumentParser(
-        description="\n\n".join([about[0], *about[2:]]),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("out", type=Path, help="directory of documents, data, runs and results")
+    parser = commands.parser(__doc__, ("out", "directory of documents, data, runs and results"))
     parser.add_argument("settings", nargs="*", help="key=value for all stages")
     parser.add_argument("--config", type=Path, default=CONFIG, help="recipe of the models")
     parser.add_argument(
@@ -232,14 +229,14 @@ def _documents(out: Path, one: Documents, count: int, workers: int) -> None:
     directory, data = out / "documents" / one.name, out / "data" / one.name
     texts, tokenizer = directory / "passkey.jsonl.gz", _tokenizer(out)
     if not texts.exists():
-        _run(
+        commands.run(
             *("data-prep", "recall", texts, "--documents", str(count), "--workers", str(workers)),
             *("--min-tokens", str(one.low), "--max-tokens", str(one.high)),
             *(() if one == FIRST else ("--tokenizer", tokenizer)),
         )
     if not (data / shards.MANIFEST).exists():
         path = () if one == FIRST else (f"tokenizer.path={tokenizer}",)
-        _run("data-prep", "run", DATA, f"root={directory}", f"output={data}", *path)
+        commands.run("data-prep", "run", DATA, f"root={directory}", f"output={data}", *path)
 
 
 def _tokenizer(out: Path) -> Path:
@@ -249,7 +246,7 @@ def _tokenizer(out: Path) -> Path:
 def _books(out: Path, corpus: Path) -> Path:
     """The validation books in the models' tokens."""
     books = out / "data" / "books"
-    _run(
+    commands.run(
         *("data-prep", "run", ROOT / "configs" / "data" / "novels_val.yaml"),
         *(f"root={corpus}", f"output={books}", f"tokenizer.path={_tokenizer(out)}"),
     )
@@ -265,18 +262,10 @@ def _trained(
         for one, _ in stage.shares:
             _documents(parsed.out, one, needed[one], parsed.workers)
         before = [] if run is None else [f"train.start_from={run}"]
-        _run("pretrain", "train", parsed.config, *_words(parsed, stage, kind), *before)
+        commands.run("pretrain", "train", parsed.config, *_words(parsed, stage, kind), *before)
         run = parsed.out / "runs" / kind / stage.name
     assert run is not None
     return run
-
-
-def _run(command: str, *words: str | Path) -> None:
-    line = [str(BIN / command), *map(str, words)]
-    print("$", command, *line[1:], flush=True)
-    done = subprocess.run(line, check=False)
-    if done.returncode:
-        sys.exit(done.returncode)
 
 
 def _answered(run: Path, haystack: Haystack, parts: Sequence[Asked]) -> dict[str, Any]:

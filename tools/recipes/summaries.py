@@ -16,19 +16,18 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import commands
 
 from data_prep import durable
 from pretrain.evaluate import rouge
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "configs"
-BIN = Path(sys.executable).parent
 PASSAGES = {"train": 26_000, "passages": 200}
 NAMES = 5
 ASKED = ("--max-tokens", "64")
@@ -42,11 +41,11 @@ def main(words: Sequence[str] | None = None) -> None:
     _prepare(parsed.corpus, out)
     base, tuned = out / "runs" / "base", out / "runs" / "tuned"
     data = out / "data"
-    _run(
+    commands.run(
         *("pretrain", "train", CONFIGS / "language_modelling_cpu.yaml"),
         *(f"data.train={data / 'novels_train'}", f"run.directory={base}", *parsed.settings),
     )
-    _run(
+    commands.run(
         *("pretrain", "train", CONFIGS / "summaries_cpu.yaml"),
         *(f"data.train={data / 'pairs_train'}", f"run.directory={tuned}"),
         *(f"train.start_from={base}", *parsed.settings),
@@ -61,13 +60,11 @@ def main(words: Sequence[str] | None = None) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    about = (__doc__ or "").split("\n\n")
-    parser = argparse.ArgumentParser(
-        description="\n\n".join([about[0], *about[2:]]),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = commands.parser(
+        __doc__,
+        ("corpus", "directory of the novels"),
+        ("out", "directory of data, pairs, runs and the table"),
     )
-    parser.add_argument("corpus", type=Path, help="directory of the novels")
-    parser.add_argument("out", type=Path, help="directory of data, pairs, runs and the table")
     parser.add_argument("settings", nargs="*", help="key=value for both runs")
     return parser
 
@@ -77,39 +74,33 @@ def _prepare(corpus: Path, out: Path) -> None:
     train, validation = data / "novels_train", data / "novels_val"
     model = f"tokenizer.path={train / 'tokenizer.model'}"
     recipes = CONFIGS / "data"
-    _run("data-prep", "run", recipes / "novels_train.yaml", f"root={corpus}", f"output={train}")
-    _run(
+    commands.run(
+        "data-prep", "run", recipes / "novels_train.yaml", f"root={corpus}", f"output={train}"
+    )
+    commands.run(
         *("data-prep", "run", recipes / "novels_val.yaml"),
         *(f"root={corpus}", f"output={validation}", model),
     )
     names = ("--names", str(NAMES))
-    _run(
+    commands.run(
         *("data-prep", "pairs", pairs / "train.jsonl.gz", "--books", train, *names),
         *("--passages", str(PASSAGES["train"]), "--min-tokens", "32", "--max-tokens", "256"),
     )
-    _run(
+    commands.run(
         *("data-prep", "pairs", pairs / "passages.jsonl", "--books", validation, *names),
         *("--passages", str(PASSAGES["passages"]), "--min-tokens", "256", "--max-tokens", "256"),
     )
-    _run("data-prep", "pairs", pairs / "books.jsonl", "--books", validation, *names)
-    _run(
+    commands.run("data-prep", "pairs", pairs / "books.jsonl", "--books", validation, *names)
+    commands.run(
         *("data-prep", "run", recipes / "pairs_train.yaml"),
         *(f"root={pairs}", f"output={data / 'pairs_train'}", model),
     )
 
 
-def _run(command: str, *words: str | Path) -> None:
-    line = [str(BIN / command), *map(str, words)]
-    print("$", command, *line[1:], flush=True)
-    done = subprocess.run(line, check=False)
-    if done.returncode:
-        sys.exit(done.returncode)
-
-
 def _evaluated(run: Path, pairs: Path, *words: str) -> dict[str, Any]:
     """The run's report of the pairs, made unless it lies there."""
     if not list(run.glob(f"summaries-*-{pairs.stem}.json")):
-        _run("pretrain", "eval", "summaries", run, pairs, *ASKED, *words)
+        commands.run("pretrain", "eval", "summaries", run, pairs, *ASKED, *words)
     (path,) = run.glob(f"summaries-*-{pairs.stem}.json")
     found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return found

@@ -115,6 +115,19 @@ def test_each_document_s_numbers_are_those_of_it_alone(
         ]
 
 
+def test_without_masked_a_model_runs_once_and_its_numbers_stay(
+    small: tuple[Trained, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both, calls = _evaluate(*small), []
+    forward = small[0].model.forward
+    monkeypatch.setattr(
+        small[0].model, "forward", lambda *a, **k: (calls.append(k), forward(*a, **k))[1]
+    )
+    alone = _evaluate(*small, masked=False)
+    assert calls and not any(keywords for keywords in calls)
+    assert alone["total"]["nats"] == {"memory": both["total"]["nats"]["memory"]}
+
+
 def test_buckets_are_powers_of_two() -> None:
     edges = [0, 1, 2, 3, 4, 7, 8, 15, 16, 1023, 1024, 2**20 - 1, 2**20, 2**40 - 1, 2**40]
     expected = [0, 1, 2, 2, 3, 3, 4, 4, 5, 10, 11, 20, 21, 40, 41]

@@ -1,0 +1,29 @@
+"""How the recipes run commands, and what their help says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import commands
+import pytest
+
+
+def test_a_command_that_fails_ends_the_recipe_with_its_code(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    commands.run("pretrain", "--help")
+    with pytest.raises(SystemExit) as ended:
+        commands.run("pretrain", "eval", "passkey", tmp_path / "no run")
+    assert ended.value.code == 1
+    out, err = capfd.readouterr()
+    # The line shown is what a person types.
+    assert f"$ pretrain eval passkey {tmp_path / 'no run'}" in out
+    assert "no run" in err
+
+
+def test_help_is_the_docstring_without_its_usage() -> None:
+    about = "What it does.\n\n    python it.py OUT\n\nHow.\n\nWhy."
+    parser = commands.parser(about, ("out", "where it goes"))
+    assert parser.description == "What it does.\n\nHow.\n\nWhy."
+    assert "where it goes" in parser.format_help()
+    assert parser.parse_args(["there"]).out == Path("there")
