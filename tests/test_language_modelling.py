@@ -85,3 +85,12 @@ def test_books_are_matched_by_their_ids() -> None:
     (row,) = by_position({"none": both, "delta": both})
     assert row["end"] == 64 and [one["model"] for one in row["rows"]] == ["none", "delta"]
     assert row["rows"][1]["bits"] == pytest.approx(3.5 / 3 / math.log(2))
+
+
+def test_a_model_with_memory_is_compared_with_its_memory_wherever_that_stands() -> None:
+    def report(**nats: float) -> dict[str, object]:
+        return {"by_document": [{"id": "1", "total": {"nats": nats, "bytes": 1}, "positions": []}]}
+
+    # As JSON of sorted keys gives them back.
+    assert scores_of([report(masked=9.0, memory=3.0)]).nats.tolist() == [[3.0]]
+    assert scores_of([report(none=4.0)]).nats.tolist() == [[4.0]]

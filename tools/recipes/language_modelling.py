@@ -215,7 +215,7 @@ def scores_of(reports: Sequence[dict[str, Any]], end: int | None = None) -> Scor
     for report in reports:
         books = sorted(report["by_document"], key=lambda book: book["id"])
         parts = [_part(book, end) for book in books]
-        nats.append([next(iter(part["nats"].values())) for part in parts])
+        nats.append([_nats(part) for part in parts])
         sizes = [part["bytes"] for part in parts]
     return Scores(np.array(nats), np.array(sizes))
 
@@ -225,6 +225,12 @@ def _part(book: dict[str, Any], end: int | None) -> dict[str, Any]:
     if end is not None:
         (part,) = (row for row in book["positions"] if row["end"] == end)
     return part
+
+
+def _nats(part: dict[str, Any]) -> float:
+    """Of the model as it is: with its memory, where it has one."""
+    nats: dict[str, float] = part["nats"]
+    return nats[perplexity.MEMORY if perplexity.MEMORY in nats else perplexity.NO_MEMORY]
 
 
 def by_position(reports: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:

@@ -68,7 +68,6 @@ LONGER = Documents("longer", 128, 2048)
 WINDOW = Documents("window", 256, 8192)
 # Beyond a window the memory is carried, without gradient.
 CARRIED = Documents("carried", 8192, 2**20)
-MILLION = Documents("million", 2**18, 2**20)
 
 
 @dataclass(frozen=True)
@@ -107,15 +106,13 @@ class Stage:
 
 
 _UP_TO_1_MI = ((MIDDLE, 0.1), (WINDOW, 0.2), (CARRIED, 0.7))
-_FAR = ((MIDDLE, 0.03), (WINDOW, 0.07), (MILLION, 0.9))
 STAGES = (
     Stage("1_short", ((SHORT, 1.0),), 500, 16, 8, 1e-3, 0.02),
     Stage("2_middle", ((SHORT, 0.25), (MIDDLE, 0.75)), 400, 8, 16, 1e-3, 0.02),
     Stage("3_longer", ((MIDDLE, 0.3), (LONGER, 0.7)), 300, 4, 32, 1e-3, 0.02),
     Stage("4_window", ((MIDDLE, 0.2), (LONGER, 0.3), (WINDOW, 0.5)), 300, 1, 128, 7e-4, 0.02),
-    # From here on the answers alone have weight: windows without any are a forward alone.
+    # The answers alone have weight: windows without any are a forward alone.
     Stage("5_carried", _UP_TO_1_MI, 3000, 1, 128, 3e-4, 0.0, 0.3),
-    Stage("6_million", _FAR, 3000, 1, 128, 5e-4, 0.0, 0.3),
 )
 
 
