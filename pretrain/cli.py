@@ -520,8 +520,12 @@ def _preflight(words: argparse.Namespace) -> int:
 def _data_problems(config: Config, made_before: Sequence[str]) -> list[str]:
     """Why the data sets cannot be read, or not together, but for those that are made before."""
     directories = {key: source.data for key, source in config.data.sources.items()}
-    if config.data.validation:
-        directories["data.validation"] = config.data.validation
+    for key, directory in (
+        ("data.preface", config.data.preface),
+        ("data.validation", config.data.validation),
+    ):
+        if directory:
+            directories[key] = directory
     later = {Path(directory).absolute() for directory in made_before}
     directories = {key: d for key, d in directories.items() if Path(d).absolute() not in later}
     problems, manifests = [], {}

@@ -62,6 +62,12 @@ class DataConfig:
         low=0.0,
         high=1.0,
     )
+    preface: str = setting(
+        "",
+        "data set directory that each lane reads beside its documents, as many tokens a step, "
+        "forward alone: a document begins with the memory of what was read of it; empty: documents "
+        "begin with an empty memory",
+    )
     lanes: int = setting(8, "lanes G: windows in a step, whatever the number of ranks", low=1)
     workers: int = setting(1, "threads of a rank that read shards ahead", low=1)
     prefetch: int = setting(4, "batches that a rank reads ahead", low=1)
@@ -386,6 +392,11 @@ class Config:
         if self.model.memory.kernel == "triton" and self.launch.device == "cpu":
             found.append(
                 "model.memory.kernel: Triton's kernels need a GPU; set it to torch or auto"
+            )
+        if self.data.preface and self.model.memory.kind == "none":
+            found.append(
+                "data.preface: documents begin with the memory of a preface, and "
+                "model.memory.kind=none has no memory; leave one of them out"
             )
         if self.zero.stage == 0 and self.train.precision == "bf16":
             found.append(

@@ -1,9 +1,10 @@
 """The ledger: proof of which tokens the committed steps consumed, and a check of it.
 
 Each lane carries a *history*: of no tokens it is empty, and after a step it is the sha256 of the
-history before and of the window that the step consumed. It lies in the checkpoint beside the lane's
-place, so it is the history of the very weights there, whatever attempts they went through. A line
-of `ledger.jsonl` stands for a commit, so that what pruned checkpoints held can be checked too.
+history before and of the window that the step consumed; with `data.preface` that step's window of
+the preface follows in the same way. It lies in the checkpoint beside the lane's place, so it is the
+history of the very weights there, whatever attempts they went through. A line of `ledger.jsonl`
+stands for a commit, so that what pruned checkpoints held can be checked too.
 """
 
 from __future__ import annotations
@@ -81,7 +82,8 @@ def check(directory: Path) -> list[str]:
     """
     config = load(directory / CONFIG_FILE)
     datasets = [Dataset(Path(source.data)) for source in config.data.sources.values()]
-    lanes = [_Replay(index, config, datasets) for index in range(config.data.lanes)]
+    preface = Mix([Dataset(Path(config.data.preface))]) if config.data.preface else None
+    lanes = [_Replay(index, config, datasets, preface) for index in range(config.data.lanes)]
     problems: list[str] = []
     step = attempt = 0
     for line in read_records(directory / LEDGER_FILE):
@@ -106,29 +108,40 @@ def check(directory: Path) -> list[str]:
 class _Replay:
     """A lane, read again."""
 
-    def __init__(self, index: int, config: Config, datasets: Sequence[Dataset]) -> None:
+    def __init__(
+        self, index: int, config: Config, datasets: Sequence[Dataset], preface: Mix | None
+    ) -> None:
         self.index = index
         self.history = ""
         self.tokens = 0
         self.place: LanePlace | None = None
+        self.preface_place: LanePlace | None = None
+        self._preface = preface
         self._config = config
         self._datasets = datasets
 
     def advance(self, steps: int, window: int, weights: Sequence[float]) -> None:
         """Read so many windows on."""
         lanes, seed = self._config.data.lanes, self._config.run.seed
-        lane = Lane(Mix(self._datasets, weights), self.index, lanes, seed, self.place)
+        read = [Lane(Mix(self._datasets, weights), self.index, lanes, seed, self.place)]
+        if self._preface is not None:
+            read.append(Lane(self._preface, self.index, lanes, seed, self.preface_place))
         for _ in range(steps):
-            tokens, _, starts, _ = lane.window(window)
-            self.history = extended(self.history, tokens, starts)
+            for lane in read:
+                tokens, _, starts, _ = lane.window(window)
+                self.history = extended(self.history, tokens, starts)
         self.tokens += steps * window
-        self.place = lane.place
+        self.place = read[0].place
+        self.preface_place = None if self._preface is None else read[1].place
 
-
-def _plain(place: LanePlace, history: str) -> dict[str, Any]:
-    """What the trainer stores of a lane's place, as it comes back from JSON."""
-    stored: dict[str, Any] = json.loads(json.dumps({**asdict(place), "history": history}))
-    return stored
+    def stored(self) -> dict[str, Any]:
+        """What the trainer stores of the lane's place, as it comes back from JSON."""
+        assert self.place is not None
+        place = {**asdict(self.place), "history": self.history}
+        if self.preface_place is not None:
+            place["preface"] = asdict(self.preface_place)
+        plain: dict[str, Any] = json.loads(json.dumps(place))
+        return plain
 
 
 def _checkpoint_problems(directory: Path, step: int, lanes: Sequence[_Replay]) -> list[str]:
@@ -145,7 +158,7 @@ def _checkpoint_problems(directory: Path, step: int, lanes: Sequence[_Replay]) -
         f"lane {lane.index}: the checkpoint of step {step} has {dict(place)}, the schedule comes "
         f"to {expected}"
         for lane, place in zip(lanes, places, strict=True)
-        if lane.place is not None and place != (expected := _plain(lane.place, lane.history))
+        if lane.place is not None and place != (expected := lane.stored())
     ]
     read = sum(lane.tokens for lane in lanes)
     if tokens != read:

@@ -54,6 +54,7 @@ class Meter:
 
     tokens: int = 0
     forward_alone: int = 0  # of these, tokens that had no backward
+    preface: int = 0  # tokens of prefaces, beside them
     data_wait: float = 0.0  # seconds in which the step had no batch
     own_wait: float = 0.0  # of these, seconds in which this rank itself had none
     since: float = field(default_factory=time.perf_counter)
@@ -63,10 +64,11 @@ class Meter:
         """Since the last log line."""
         return time.perf_counter() - self.since
 
-    def add(self, tokens: int, forward_alone: bool) -> None:
-        """Count a step."""
+    def add(self, tokens: int, forward_alone: bool, preface: int) -> None:
+        """Count a step over `tokens` of documents, and as many as `preface` of prefaces."""
         self.tokens += tokens
         self.forward_alone += tokens * forward_alone
+        self.preface += preface
 
     def read(
         self, flops_per_token: float, peak_flops: float | None, steps_left: int, steps: int
@@ -79,7 +81,7 @@ class Meter:
         seconds = self.seconds
         rate = self.tokens / seconds
         # A forward is a third of forward and backward.
-        worked = (self.tokens - self.forward_alone * 2 / 3) / seconds
+        worked = (self.tokens - self.forward_alone * 2 / 3 + self.preface / 3) / seconds
         read = {
             "tokens_per_second": rate,
             "mfu": None if peak_flops is None else worked * flops_per_token / peak_flops,
@@ -87,7 +89,8 @@ class Meter:
             "eta_seconds": steps_left * seconds / steps,
             "seconds_per_step": seconds / steps,
         }
-        self.tokens, self.forward_alone, self.data_wait, self.own_wait = 0, 0, 0.0, 0.0
+        self.tokens = self.forward_alone = self.preface = 0
+        self.data_wait = self.own_wait = 0.0
         self.since = time.perf_counter()
         return read
 

@@ -172,9 +172,14 @@ def make(config: Config, vocab_size: int, asked: Cluster, simulated: bool) -> Pl
     tokens = lanes * config.part
     shape, checkpointing = config.model, config.train.activation_checkpointing
     micro_batch = _micro_batch(config, ranks)
+    useful = tokens * flops.training_flops_per_token(shape, vocab_size, config.window)
     computed = tokens * flops.computed_flops_per_token(
         shape, vocab_size, config.window, checkpointing
     )
+    if config.data.preface:
+        read = flops.forward_flops(shape, vocab_size, config.window)
+        alone = tokens * sum(read.values()) / config.window
+        useful, computed = useful + alone, computed + alone
     if config.parallel.sequence > 1:
         segments = config.part // shape.segment
         computed += lanes * flops.passing_flops(
@@ -187,7 +192,7 @@ def make(config: Config, vocab_size: int, asked: Cluster, simulated: bool) -> Pl
         vocab_size,
         flops.parameters(shape, vocab_size),
         memory(config, vocab_size, ranks),
-        flops.training_flops_per_token(shape, vocab_size, config.window) * tokens,
+        useful,
         computed,
         sent_bytes(config, vocab_size, ranks) + passed,
         passed,
@@ -217,7 +222,7 @@ def memory(config: Config, vocab_size: int, ranks: int) -> Memory:
         },
         gathered * width,
         activations(config, vocab_size, _micro_batch(config, ranks)),
-        0 if shape.memory.kind == "none" else 2 * lanes * state,
+        0 if shape.memory.kind == "none" else (4 if config.data.preface else 2) * lanes * state,
     )
 
 
@@ -225,7 +230,8 @@ def sent_bytes(config: Config, vocab_size: int, ranks: int) -> float:
     """Bytes that a rank sends in a step for ZeRO-3, at most, if collectives go round a ring.
 
     A micro-batch gathers weights for the forward and again for the backward (once, if all of them
-    may stay in between) and reduces every gradient; a step gathers the small parameters once.
+    may stay in between) and reduces every gradient; a step gathers the small parameters once. A
+    preface's forward gathers the weights once more.
     """
     sizes = _parameter_sizes(config, vocab_size)
     padded = [(size, -(-size // ranks) * ranks) for size in sizes]
@@ -233,6 +239,7 @@ def sent_bytes(config: Config, vocab_size: int, ranks: int) -> float:
     small = sum(pad for size, pad in padded if size <= PERSISTENT_ELEMENTS)
     uses = 3 if config.train.activation_checkpointing == "full" else 2
     gathers = 1 if uses * large <= config.zero.live_parameters else 2
+    gathers += bool(config.data.preface)
     micro_batches = config.lanes_a_rank(ranks) // _micro_batch(config, ranks)
     elements = micro_batches * (gathers * large + large + small) + small
     width = DTYPES[config.train.precision].itemsize
@@ -242,8 +249,8 @@ def sent_bytes(config: Config, vocab_size: int, ranks: int) -> float:
 def passed_bytes(config: Config, ranks: int) -> float:
     """Bytes that a rank sends in a step to the ranks that share its windows, round a ring.
 
-    A layer's float32 states are gathered in the forward, and again where a block is computed again;
-    their gradients are reduced. Free of the window's length.
+    A layer's float32 states are gathered in the forward, again where a block is computed again, and
+    in a preface's forward; their gradients are reduced. Free of the window's length.
     """
     shape, others = config.model, config.parallel.sequence - 1
     lanes = config.lanes_a_rank(ranks)
@@ -252,6 +259,7 @@ def passed_bytes(config: Config, ranks: int) -> float:
     size = shape.d_head * (2 if shape.memory.kind == "delta" else 1) + 1
     state = shape.n_layers * shape.n_kv_heads * shape.d_head * size * 4
     times = 3 if config.train.activation_checkpointing == "full" else 2
+    times += bool(config.data.preface)
     # And, once a window, whether a document starts in a rank's part: a byte.
     return float(others * lanes * (times * state + 1))
 
@@ -324,12 +332,13 @@ def _shape_lines(plan: Plan) -> list[str]:
     config, ranks = plan.config, plan.cluster.ranks
     micro_batch, sequence = _micro_batch(config, ranks), config.parallel.sequence
     shared = f", {config.part:,} tokens of each" if sequence > 1 else ""
+    beside = "; as many tokens of prefaces, forward alone" if config.data.preface else ""
     return [
         f"model: {plan.parameters:,} parameters with a vocabulary of {plan.vocab_size:,}",
         f"ranks: {ranks}, on {plan.cluster.nodes} x {plan.cluster.gpus_per_node} "
         f"{plan.cluster.gpu.name}",
         f"a step: {config.data.lanes} lanes of {config.window:,} tokens, {plan.tokens:,} in all; "
-        f"a rank takes {plan.micro_batches} x {micro_batch} of them{shared}",
+        f"a rank takes {plan.micro_batches} x {micro_batch} of them{shared}{beside}",
         f"a checkpoint: {_size(plan.parameters * 12)}, and the lanes' memories; it is written from "
         f"a copy, {_size(plan.host_copy)} of host memory a rank",
     ]

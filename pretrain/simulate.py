@@ -271,8 +271,15 @@ def simulate(config: Config, vocab_size: int, ranks: int, lanes: int) -> Simulat
             state = engine.module.initial_state(lanes, "cpu")
             starts, batch = _window(lanes, config.part)
             ledger.restart()
-            engine.backward(engine.forward(batch, starts, state, batch, parts=parts).loss)
+            initial = engine.module.initial_state(lanes, "cpu") if config.data.preface else None
+            output = engine.forward(batch, starts, state, batch, parts=parts, initial=initial)
+            engine.backward(output.loss)
             engine.step(1.0)
+            if config.data.preface:
+                engine.train(False)
+                with torch.no_grad():
+                    engine.forward(batch, starts, state, batch, parts=parts)
+                engine.train(True)
         return Simulation(engine.held(), ledger.peak, ledger.sent())
 
 

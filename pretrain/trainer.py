@@ -12,7 +12,7 @@ import math
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from functools import partial
@@ -67,6 +67,8 @@ _log = logging.getLogger("pretrain.trainer")
 
 # Within which a watchdog that has lost its patience has ended the rank, with its stacks.
 _WATCHDOG_SECONDS = 120.0
+# Begins the names of a lane's tensors that are its preface's, in a checkpoint.
+_PREFACE = "preface."
 
 
 class TrainingError(ValueError):
@@ -78,7 +80,8 @@ class Progress:
     """How far the run is; with the engine's pieces, all that a checkpoint holds.
 
     `places`, `histories` (as the ledger has them) and `memory` are of this rank's lanes, the same
-    on all ranks of a sequence group; `memory` is the state before the next window.
+    on all ranks of a sequence group; `memory` is the state before the next window. `preface` is
+    None without `data.preface`.
     """
 
     step: int
@@ -87,6 +90,15 @@ class Progress:
     skipped_in_a_row: int
     places: Sequence[LanePlace] | None
     histories: Sequence[str]
+    memory: ModelState
+    preface: Preface | None
+
+
+@dataclass(frozen=True)
+class Preface:
+    """What the lanes have read of `data.preface`: with its memory their next documents begin."""
+
+    places: Sequence[LanePlace] | None
     memory: ModelState
 
 
@@ -135,6 +147,7 @@ class Trainer:
             [source.weight for source in sources],
             prompt_weight,
         )
+        self.prefaces = Mix([Dataset(Path(config.data.preface))]) if config.data.preface else None
         self.tokenizer = self.mix.datasets[0].manifest.tokenizer
         self.validation = (
             Mix([Dataset(Path(config.data.validation))], prompt_weight=prompt_weight)
@@ -180,8 +193,11 @@ class Trainer:
             return 0
         recorder = self._agreed(self._open_records)
         try:
-            with self._loader(self.mix, progress.places) as loader:
-                return self._loop(loader, recorder, stop)
+            with (
+                self._loader(self.mix, progress.places) as loader,
+                self._preface_loader(progress.preface) as prefaces,
+            ):
+                return self._loop(loader, prefaces, recorder, stop)
         finally:
             self._let_save_end()
             if recorder is not None:
@@ -189,16 +205,20 @@ class Trainer:
             if self.ledger is not None:
                 self.ledger.close()
 
-    def _loop(self, loader: Loader, recorder: Recorder | None, stop: StopFlag) -> int:
+    def _loop(
+        self, loader: Loader, prefaces: Loader | None, recorder: Recorder | None, stop: StopFlag
+    ) -> int:
         train, every = self.config.train, self.config.checkpoint.every
         progress, meter, logged = self.progress, Meter(), self.progress.step
         while progress.step < train.steps:
             with self.profiler.step(progress.step + 1):
                 batch = self._next(loader, meter)
-                stopping, loss, result = self._step(batch, stop)
+                preface = None if prefaces is None else self._next(prefaces, meter)
+                stopping, loss, result = self._step(batch, preface, stop)
             self.watchdog.beat("step", progress.step)
             self._note_save(recorder)
-            meter.add(self.config.data.lanes * self.config.window, result.forward_alone)
+            read = self.config.data.lanes * self.config.window
+            meter.add(read, result.forward_alone, 0 if preface is None else read)
             last = progress.step == train.steps
             with meter.paused():
                 self.profiler.write_if_done(last or stopping)
@@ -276,7 +296,9 @@ class Trainer:
         meter.data_wait += time.perf_counter() - began
         return batch
 
-    def _step(self, batch: Batch, stop: StopFlag) -> tuple[bool, float, StepResult]:
+    def _step(
+        self, batch: Batch, preface: Batch | None, stop: StopFlag
+    ) -> tuple[bool, float, StepResult]:
         """One optimizer step over the rank's lanes, micro-batch by micro-batch.
 
         Returns whether some rank was told to stop, the loss (nats a token, over all ranks), and
@@ -294,13 +316,16 @@ class Trainer:
         if failed:
             self.saves.wait()
         if not weight:
-            return stopping > 0, 0.0, self._read(batch)
+            memory = self._read(batch, progress.memory, self._initial)
+            result = StepResult(applied=True, grad_norm=0.0, forward_alone=True)
+            self._advance(batch, preface, memory, result)
+            return stopping > 0, 0.0, result
         # The engine averages gradients over the ranks.
         scale = self.ranks.size / (weight or 1.0)
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         memories = []
         for rows in self._micro_batches():
-            output = self._forward(batch, rows, progress.memory)
+            output = self._forward(batch, rows, progress.memory, self._initial)
             loss = output.loss
             self.engine.backward(loss * scale)
             total += loss.detach().double()
@@ -308,11 +333,16 @@ class Trainer:
         rate = rate_fraction(self.config.optim, self.config.train.steps, number)
         result = self.engine.step(rate)
         (loss_sum,) = self._sum([float(total)])
-        self._advance(batch, state.joined(memories), result)
+        self._advance(batch, preface, state.joined(memories), result)
         return stopping > 0, loss_sum / (weight or 1.0), result
 
-    def _read(self, batch: Batch) -> StepResult:
-        """Take windows that nothing is to be learned from through the memories: forward alone.
+    @property
+    def _initial(self) -> ModelState | None:
+        """The memory that the next window's documents begin with; None: the empty one."""
+        return None if self.progress.preface is None else self.progress.preface.memory
+
+    def _read(self, batch: Batch, memory: ModelState, initial: ModelState | None) -> ModelState:
+        """The memories after windows that nothing is to be learned from: forward alone.
 
         No weight moves, not by momentum or decay either. It is a third of a step's work, and the
         most of what long prompts are whose answers alone have a weight.
@@ -320,23 +350,22 @@ class Trainer:
         self.engine.train(False)
         with torch.no_grad():
             states = [
-                self._forward(batch, rows, self.progress.memory).state
-                for rows in self._micro_batches()
+                self._forward(batch, rows, memory, initial).state for rows in self._micro_batches()
             ]
         self.engine.train(True)
-        result = StepResult(applied=True, grad_norm=0.0, forward_alone=True)
-        self._advance(batch, state.joined(states), result)
-        return result
+        return state.joined(states)
 
     def _micro_batches(self) -> list[slice]:
         """The rows of each micro-batch of this rank's lanes."""
         size = self.config.train.micro_batch or len(self.lanes)
         return [slice(first, first + size) for first in range(0, len(self.lanes), size)]
 
-    def _forward(self, batch: Batch, rows: slice, memory: ModelState) -> Any:
+    def _forward(
+        self, batch: Batch, rows: slice, memory: ModelState, initial: ModelState | None = None
+    ) -> Any:
         """The model's Output over this rank's part of some of its lanes' windows.
 
-        `memory` is of all of them.
+        `memory` and `initial` are of all of them.
         """
         return self.engine.forward(
             batch.tokens[rows, self.part].to(self.device, non_blocking=True),
@@ -349,6 +378,7 @@ class Trainer:
                 if batch.weights is None
                 else batch.weights[rows, self.part].to(self.device, non_blocking=True)
             ),
+            initial=None if initial is None else state.of_lanes(initial, rows),
         )
 
     def _own_weight(self, batch: Batch) -> float:
@@ -360,17 +390,27 @@ class Trainer:
             return float((batch.targets[:, self.part] != IGNORE).sum())
         return float(batch.weights[:, self.part].double().sum())
 
-    def _advance(self, batch: Batch, memory: ModelState, result: StepResult) -> None:
+    def _advance(
+        self, batch: Batch, preface: Batch | None, memory: ModelState, result: StepResult
+    ) -> None:
+        """Take `progress` past a step that left `memory`, and read the preface's next windows."""
         progress = self.progress
         progress.step += 1
         progress.tokens += self.config.data.lanes * self.config.window
         progress.places = batch.places
-        progress.histories = [
-            extended(history, tokens.numpy(), starts.numpy())
-            for history, tokens, starts in zip(
-                progress.histories, batch.tokens, batch.starts, strict=True
-            )
-        ]
+        for windows in (batch, preface):
+            if windows is not None:
+                progress.histories = [
+                    extended(history, tokens.numpy(), starts.numpy())
+                    for history, tokens, starts in zip(
+                        progress.histories, windows.tokens, windows.starts, strict=True
+                    )
+                ]
+        if preface is not None and progress.preface is not None:
+            read = self._read(preface, progress.preface.memory, None)
+            if not result.applied:
+                read = state.without_nonfinite(read)
+            progress.preface = Preface(preface.places, read)
         if result.applied:
             progress.skipped_in_a_row = 0
         else:
@@ -471,11 +511,10 @@ class Trainer:
         self.watchdog.beat("save", progress.step)
         self.saves.wait()
         self._note_save(recorder)
-        assert progress.places is not None
         lanes = {
             lane: LaneRecord(
-                {**asdict(progress.places[row]), "history": progress.histories[row]},
-                _lane_tensors(progress.memory, row),
+                self._place_of_lane(row),
+                self._tensors_of_lane(row),
             )
             for row, lane in enumerate(self.lanes if self.keeps_lanes else ())
         }
@@ -487,6 +526,7 @@ class Trainer:
             "skipped_in_a_row": progress.skipped_in_a_row,
             "optimizer_steps": self.engine.optimizer_steps,
             "sources": _fingerprints(self.mix),
+            "preface": None if self.prefaces is None else _fingerprints(self.prefaces),
             "vocab_size": self.tokenizer.vocab_size,
             "origin": self.origin,
             "configuration": settings.to_plain(self.config),
@@ -564,7 +604,7 @@ class Trainer:
         memories = [
             tensor
             for row in range(len(self.lanes) if self.keeps_lanes else 0)
-            for tensor in _lane_tensors(self.progress.memory, row).values()
+            for tensor in self._tensors_of_lane(row).values()
         ]
         return HostCopy([*(piece.values for piece in self.engine.pieces()), *memories])
 
@@ -577,7 +617,9 @@ class Trainer:
                 step, digest = checkpoint.step, checkpoint.sha256
             self.origin = {"path": str(path.resolve()), "step": step, "sha256": digest}
             _log.info("weights of %s, step %d, sha256 of its manifest %s", path, step, digest)
-        return Progress(0, 0, 0, 0, None, [""] * len(self.lanes), self._empty_memory())
+        preface = None if self.prefaces is None else Preface(None, self._empty_memory())
+        histories = [""] * len(self.lanes)
+        return Progress(0, 0, 0, 0, None, histories, self._empty_memory(), preface)
 
     def _resume(self) -> Progress | None:
         """The newest good checkpoint's progress, its weights in the engine; None without any."""
@@ -612,7 +654,30 @@ class Trainer:
             [LanePlace.of(record.place) for record in records],
             [record.place["history"] for record in records],
             _memory_of(records, self._empty_memory()),
+            None if self.prefaces is None else self._preface_of(records),
         )
+
+    def _place_of_lane(self, row: int) -> dict[str, Any]:
+        """Where a lane goes on, as a checkpoint holds it."""
+        progress = self.progress
+        assert progress.places is not None
+        place = {**asdict(progress.places[row]), "history": progress.histories[row]}
+        if progress.preface is not None:
+            assert progress.preface.places is not None
+            place["preface"] = asdict(progress.preface.places[row])
+        return place
+
+    def _tensors_of_lane(self, row: int) -> dict[str, Tensor]:
+        """The memories that a lane carries, by the names that a checkpoint has them under."""
+        tensors = _lane_tensors(self.progress.memory, row)
+        if self.progress.preface is not None:
+            tensors |= _lane_tensors(self.progress.preface.memory, row, _PREFACE)
+        return tensors
+
+    def _preface_of(self, records: Sequence[LaneRecord]) -> Preface:
+        """What `_place_of_lane` and `_tensors_of_lane` stored of it."""
+        places = [LanePlace.of(record.place["preface"]) for record in records]
+        return Preface(places, _memory_of(records, self._empty_memory(), _PREFACE))
 
     def _check_resumable(self, trainer: dict[str, Any]) -> None:
         """Say what changed since the checkpoint; refuse what makes its state meaningless."""
@@ -622,6 +687,8 @@ class Trainer:
         changes = {key: f"{key}: {before[key]!r} -> {now[key]!r}" for key in changed}
         refused = [text for key, text in changes.items() if _is_fixed(key)]
         refused += self._other_sources(trainer.get("sources"))
+        if self.prefaces is not None and trainer.get("preface") != _fingerprints(self.prefaces):
+            refused.append("data.preface: the data set's shards are others than before")
         if refused:
             raise SettingsError(
                 [
@@ -647,6 +714,11 @@ class Trainer:
             for key, ours, theirs in zip(keys, now, before, strict=True)
             if ours != theirs
         ]
+
+    def _preface_loader(self, preface: Preface | None) -> AbstractContextManager[Loader | None]:
+        if preface is None or self.prefaces is None:
+            return nullcontext()
+        return self._loader(self.prefaces, preface.places)
 
     def _loader(self, mix: Mix, places: Sequence[LanePlace] | None) -> Loader:
         config = self.config
@@ -710,20 +782,20 @@ def _key(*numbers: int) -> int:
     return seed
 
 
-def _lane_tensors(memory: ModelState, row: int) -> dict[str, Tensor]:
+def _lane_tensors(memory: ModelState, row: int, prefix: str = "") -> dict[str, Tensor]:
     return {
-        f"{index}.{name}": getattr(layer, name)[row]
+        f"{prefix}{index}.{name}": getattr(layer, name)[row]
         for index, layer in enumerate(memory)
         for name in layer._fields
     }
 
 
-def _memory_of(records: Sequence[LaneRecord], like: ModelState) -> ModelState:
+def _memory_of(records: Sequence[LaneRecord], like: ModelState, prefix: str = "") -> ModelState:
     """The lanes' memories as one state, on the device and in the form of `like`."""
     return tuple(
         MemoryState(
             *(
-                torch.stack([record.tensors[f"{index}.{name}"] for record in records]).to(
+                torch.stack([record.tensors[f"{prefix}{index}.{name}"] for record in records]).to(
                     getattr(layer, name).device
                 )
                 for name in layer._fields
@@ -748,7 +820,7 @@ def _is_fixed(key: str) -> bool:
     """Whether a checkpoint's state means nothing under another value of this setting."""
     kernels = ("model.local_attention", "model.memory.kernel")
     model = key.startswith("model.") and key not in kernels
-    return model or key in ("data.lanes", "run.seed", "train.start_from")
+    return model or key in ("data.lanes", "data.preface", "run.seed", "train.start_from")
 
 
 def _fingerprints(mix: Mix) -> list[list[str]]:

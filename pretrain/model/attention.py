@@ -183,10 +183,12 @@ class InfiniAttention(nn.Module):
         *,
         layout: Window | Continuation,
         read_memory: bool = True,
+        initial: MemoryState | None = None,
     ) -> tuple[Tensor, MemoryState | OpenSegment | None]:
         """x [B, T, d_model] -> the same shape, and the state after it.
 
         A Window takes and returns the memory (None for kind none), a Continuation an OpenSegment.
+        initial: the memory that a document which starts in the window begins with, if not empty.
         """
         queries, keys, values = (
             torch.unflatten(projection(x), 2, (-1, self.config.d_head))
@@ -195,7 +197,7 @@ class InfiniAttention(nn.Module):
         after: MemoryState | OpenSegment | None
         if isinstance(layout, Window):
             assert not isinstance(state, OpenSegment)
-            heads, after = self._window(queries, keys, values, state, layout, read_memory)
+            heads, after = self._window(queries, keys, values, state, layout, read_memory, initial)
         else:
             assert isinstance(state, OpenSegment)
             heads, after = self._continue(queries, keys, values, state, layout)
@@ -209,6 +211,7 @@ class InfiniAttention(nn.Module):
         carried: MemoryState | None,
         window: Window,
         read_memory: bool,
+        initial: MemoryState | None,
     ) -> tuple[Tensor, MemoryState | None]:
         queries, keys, values = (window.segmented(x) for x in (queries, keys, values))
         local = window.attend(
@@ -222,7 +225,8 @@ class InfiniAttention(nn.Module):
         advance = memory.advance if window.passing is None else window.passing.advance
         products = window.products
         before, after = advance(
-            keys, values, carried, window.writable, window.reset, self.config.memory, products
+            *(keys, values, carried, window.writable, window.reset),
+            *(self.config.memory, products, initial),
         )
         readable = window.readable & read_memory
         heads = products.gated_read(local, queries, before, readable, self.gate)

@@ -85,12 +85,14 @@ def advance(
     reset: Resets,
     config: MemoryConfig,
     products: Products | None = None,
+    initial: MemoryState | None = None,
 ) -> tuple[MemoryState, MemoryState]:
     """The states before each segment, [B, S, ...], and the state after the last one.
 
     keys, values: [B, S, N, K, D], keys without positions; carried: the state before the window;
     writable: [B, S, N] bool, None for everywhere; reset: where a document starts, so that nothing
-    from before the segment is kept after it; products: PyTorch's where not given.
+    from before the segment is kept after it; products: PyTorch's where not given; initial: what a
+    document that starts in the window begins with, a constant, None for the empty memory.
 
     Linear (8): M_s = M_{s-1} + sigma(K)^T V. Linear + Delta (9), with D_s = diag(sigma(K) z):
     M_s = (I - sigma(K)^T D_s^-1 sigma(K)) M_{s-1} + sigma(K)^T V; the delta term is 0 on an empty
@@ -101,12 +103,13 @@ def advance(
     """
     products = products or TORCH
     added, mass, features = products.sums(keys, values, writable)
-    normalisers, last_normaliser = scan(carried.normaliser, mass, reset)
+    first_matrix, first_normaliser = initial or (None, None)
+    normalisers, last_normaliser = scan(carried.normaliser, mass, reset, initial=first_normaliser)
     transition = None
     if config.kind == "delta":
-        divisor = delta_divisor(normalisers, mass, reset, config)
+        divisor = delta_divisor(normalisers, mass, reset, config, first_normaliser)
         transition = products.delta_transition(keys, features, divisor, writable)
-    matrices, last_matrix = scan(carried.matrix, added, reset, transition)
+    matrices, last_matrix = scan(carried.matrix, added, reset, transition, first_matrix)
     return MemoryState(matrices, normalisers), MemoryState(last_matrix, last_normaliser)
 
 
@@ -119,11 +122,20 @@ def sums(keys: Tensor, values: Tensor, writable: Tensor | None) -> tuple[Tensor,
     return added, mass, features
 
 
-def delta_divisor(normalisers: Tensor, mass: Tensor, reset: Resets, config: MemoryConfig) -> Tensor:
-    """The z [B, S, K, D] that each segment's update divides by; `normalisers` stand before it."""
+def delta_divisor(
+    normalisers: Tensor,
+    mass: Tensor,
+    reset: Resets,
+    config: MemoryConfig,
+    initial: Tensor | None = None,
+) -> Tensor:
+    """The z [B, S, K, D] that each segment's update divides by; `normalisers` stand before it.
+
+    initial: the z [B, K, D] that documents begin with, None for 0.
+    """
     if any(lanes is not None for lanes in reset):
         by_segment = zip(normalisers.unbind(1), reset, strict=True)
-        normalisers = torch.stack([_forget(z, lanes) for z, lanes in by_segment], dim=1)
+        normalisers = torch.stack([_restart(z, lanes, initial) for z, lanes in by_segment], dim=1)
     return normalisers + mass if config.normaliser == "inclusive" else normalisers
 
 
@@ -139,15 +151,20 @@ def delta_transition(
 
 
 def scan(
-    start: Tensor, added: Tensor, reset: Resets, transition: Tensor | None = None
+    start: Tensor,
+    added: Tensor,
+    reset: Resets,
+    transition: Tensor | None = None,
+    initial: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """x_s = T_s x_{s-1} + added_s, from 0 where reset; all x before a segment, and the last x.
+    """x_s = T_s x_{s-1} + added_s; all x before a segment, and the last x.
 
-    start: [B, K, ...]; added: [B, S, K, ...]; transition: [B, S, K, D, D], None for the identity.
+    Where reset, x_{s-1} is `initial`. start: [B, K, ...]; added: [B, S, K, ...]; transition:
+    [B, S, K, D, D], None for the identity; initial: as start, None for 0, without a gradient.
     The steps are small (no token axis), so they run one after another; a running sum minus an
     earlier one would lose a young document's digits beside an old one's.
     """
-    before, last = _Scan.apply(start, added, transition, reset)  # type: ignore[no-untyped-call]
+    before, last = _Scan.apply(start, added, transition, reset, initial)  # type: ignore[no-untyped-call]
     return before, last
 
 
@@ -366,18 +383,24 @@ class _Scan(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, start: Tensor, added: Tensor, transition: Tensor | None, reset: Resets
+        ctx: Any,
+        start: Tensor,
+        added: Tensor,
+        transition: Tensor | None,
+        reset: Resets,
+        initial: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         lanes, heads = start.shape[:2]
         added = _by_segment(added)
         steps = [None] * len(added) if transition is None else _by_segment(transition).unbind()
         rows = [None if marked is None else marked.repeat_interleave(heads) for marked in reset]
         before, last = torch.empty_like(added), torch.empty_like(added[0])
+        initial = None if initial is None else initial.flatten(0, 1)
         before[0] = start.flatten(0, 1)
         states = (*before.unbind(), last)
         for index, (step, new, marked) in enumerate(zip(steps, added.unbind(), rows, strict=True)):
-            _take(step, _forget(states[index], marked), new, out=states[index + 1])
-        ctx.save_for_backward(before, transition)
+            _take(step, _restart(states[index], marked, initial), new, out=states[index + 1])
+        ctx.save_for_backward(before, transition, initial)
         ctx.rows, ctx.lanes = rows, lanes
         return _by_lane(before, lanes), last.view(start.shape)
 
@@ -385,8 +408,8 @@ class _Scan(torch.autograd.Function):
     @once_differentiable
     def backward(
         ctx: Any, to_before: Tensor, to_last: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor | None, None]:
-        before, transition = ctx.saved_tensors
+    ) -> tuple[Tensor, Tensor, Tensor | None, None, None]:
+        before, transition, initial = ctx.saved_tensors
         given, rows, lanes = _by_segment(to_before), ctx.rows, ctx.lanes
         steps = [None] * len(rows) if transition is None else _by_segment(transition).mT.unbind()
         to_added, to_start = torch.empty_like(given), torch.empty_like(given[0])
@@ -398,14 +421,14 @@ class _Scan(torch.autograd.Function):
                 _take(step, later, given[index], out=slopes[index])
             else:
                 through = later if step is None else step @ later
-                torch.add(_forget(through, marked), given[index], out=slopes[index])
+                torch.add(_restart(through, marked), given[index], out=slopes[index])
         to_transition = None
         if transition is not None:
             pairs = zip(before.unbind(), rows, strict=True)
-            kept = torch.stack([_forget(x, marked) for x, marked in pairs])
+            kept = torch.stack([_restart(x, marked, initial) for x, marked in pairs])
             to_transition = _by_lane(to_added @ kept.mT, lanes)
         to_start = torch.unflatten(to_start, 0, (lanes, -1))
-        return to_start, _by_lane(to_added, lanes), to_transition, None
+        return to_start, _by_lane(to_added, lanes), to_transition, None, None
 
 
 def _by_segment(x: Tensor) -> Tensor:
@@ -418,14 +441,15 @@ def _by_lane(x: Tensor, lanes: int) -> Tensor:
     return torch.unflatten(x, 1, (lanes, -1)).transpose(0, 1)
 
 
-def _forget(state: Tensor, rows: Tensor | None) -> Tensor:
-    """`state` [R, ...] with 0 in the rows that are marked [R].
+def _restart(state: Tensor, rows: Tensor | None, initial: Tensor | None = None) -> Tensor:
+    """`state` [R, ...] with `initial`, or 0, in the rows that are marked [R].
 
     Filled, not multiplied by 0: a document that overflowed must not poison the next one.
     """
     if rows is None:
         return state
-    return state.masked_fill(rows.view(-1, *[1] * (state.dim() - 1)), 0)
+    marked = rows.view(-1, *[1] * (state.dim() - 1))
+    return state.masked_fill(marked, 0) if initial is None else torch.where(marked, initial, state)
 
 
 def _take(step: Tensor | None, x: Tensor, new: Tensor, out: Tensor) -> None:

@@ -57,6 +57,7 @@ class StatePassing:
         reset: Resets,
         config: MemoryConfig,
         products: Products = TORCH,
+        initial: MemoryState | None = None,
     ) -> tuple[MemoryState, MemoryState]:
         """`memory.advance` over the part's segments, in a window of all parts.
 
@@ -67,30 +68,42 @@ class StatePassing:
         if config.kind == "linear":
             # One exchange for both: z is one more column of M.
             joined = _joined(MemoryState(added, mass))
-            states, last = self._scan(_joined(carried), joined, reset)
+            first = None if initial is None else _joined(initial)
+            states, last = self._scan(_joined(carried), joined, reset, initial=first)
             return _split(states), _split(last)
-        normalisers, last_normaliser = self._scan(carried.normaliser, mass, reset)
-        divisor = memory.delta_divisor(normalisers, mass, reset, config)
+        first_matrix, first_normaliser = initial or (None, None)
+        normalisers, last_normaliser = self._scan(
+            carried.normaliser, mass, reset, initial=first_normaliser
+        )
+        divisor = memory.delta_divisor(normalisers, mass, reset, config, first_normaliser)
         transition = products.delta_transition(keys, features, divisor, writable)
-        matrices, last_matrix = self._scan(carried.matrix, added, reset, transition)
+        matrices, last_matrix = self._scan(carried.matrix, added, reset, transition, first_matrix)
         return MemoryState(matrices, normalisers), MemoryState(last_matrix, last_normaliser)
 
     def _scan(
-        self, carried: Tensor, added: Tensor, reset: Resets, transition: Tensor | None = None
+        self,
+        carried: Tensor,
+        added: Tensor,
+        reset: Resets,
+        transition: Tensor | None = None,
+        initial: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """`memory.scan` over the segments of all parts: all x before a segment of this part, and
         the last x of the window.
         """
         if transition is None:
-            _, own_sum = memory.scan(torch.zeros_like(carried), added, reset)
+            nothing = torch.zeros_like(carried)
+            _, own_sum = memory.scan(nothing, added, reset, initial=initial)
             sums, maps = self._gathered(own_sum), None
         else:
-            _, own_map = memory.scan(*_as_maps(carried, added), reset, transition)
+            first = None if initial is None else _as_constant(initial)
+            _, own_map = memory.scan(*_as_maps(carried, added), reset, transition, first)
             maps, sums = self._gathered(own_map).chunk(2, dim=-1)
+        # What a part with a reset hands out holds `initial`, so between parts one is from 0.
         # Indexed, not picked out of a list: so the first part, which begins with `carried`, has
         # the exchange in its graph, too, and takes part in its backward.
         arriving, last = memory.scan(carried, sums, self.reset, maps)
-        before, _ = memory.scan(arriving[:, self.parts.index], added, reset, transition)
+        before, _ = memory.scan(arriving[:, self.parts.index], added, reset, transition, initial)
         return before, last
 
     def _gathered(self, own: Tensor) -> Tensor:
@@ -106,6 +119,11 @@ def _as_maps(carried: Tensor, added: Tensor) -> tuple[Tensor, Tensor]:
     identity = torch.eye(carried.shape[-1], device=carried.device, dtype=carried.dtype)
     start = torch.cat((identity.expand_as(carried), torch.zeros_like(carried)), dim=-1)
     return start, torch.cat((torch.zeros_like(added), added), dim=-1)
+
+
+def _as_constant(x: Tensor) -> Tensor:
+    """x [..., D, D] as a map (A, B) = (0, x), which forgets what it is given."""
+    return torch.cat((torch.zeros_like(x), x), dim=-1)
 
 
 def _joined(state: MemoryState) -> Tensor:

@@ -80,10 +80,12 @@ class Block(nn.Module):
         *,
         layout: Window | Continuation,
         read_memory: bool = True,
+        initial: MemoryState | None = None,
     ) -> tuple[Tensor, MemoryState | OpenSegment | None]:
         """x [B, T, d_model] -> the same shape, and the attention's state after it."""
+        normed = self.attention_norm(x)
         attended, state = self.attention(
-            self.attention_norm(x), state, layout=layout, read_memory=read_memory
+            normed, state, layout=layout, read_memory=read_memory, initial=initial
         )
         x = x + attended
         return x + self.feed_forward(self.feed_forward_norm(x)), state
@@ -140,6 +142,7 @@ class Transformer(nn.Module):
         read_memory: bool = True,
         parts: Parts | None = None,
         weights: Tensor | None = None,
+        initial: ModelState | None = None,
     ) -> Output:
         """One window of each lane, in parallel over its segments.
 
@@ -149,9 +152,10 @@ class Transformer(nn.Module):
         `weights` are given. With `read_memory` False every retrieval reads 0, while the memory is
         still written. With `parts` the tokens are one of the parts of the window, of whole
         segments; `state` is still that before the whole of it, as the state returned is that after
-        it.
+        it. `initial` is the memory, a constant, that documents which start in the window begin
+        with, and read from the next segment on; None: the empty one.
         """
-        x, new_state = self.hidden(tokens, starts, state, read_memory, parts)
+        x, new_state = self.hidden(tokens, starts, state, read_memory, parts, initial)
         if targets is None:
             return Output(self.lm_head(x), None, None, new_state)
         loss, losses = self.lm_head(x, targets, weights)
@@ -164,6 +168,7 @@ class Transformer(nn.Module):
         state: ModelState,
         read_memory: bool = True,
         parts: Parts | None = None,
+        initial: ModelState | None = None,
     ) -> tuple[Tensor, ModelState]:
         """What the output head is given, [B, T, d_model], and the memory after; as `forward`."""
         # A forgotten state would otherwise train a model without memory, in silence.
@@ -171,9 +176,10 @@ class Transformer(nn.Module):
         assert len(state) == (len(self.layers) if remembers else 0), "initial_state gives a state"
         x = self.embedding(tokens)
         layouts = self._layouts(starts, x.dtype, parts)
-        after = []
-        for layer, before in zip(self.layers, state or [None] * len(self.layers), strict=True):
-            x, carried = self._layer(layer, x, before, layouts, read_memory)
+        after, without = [], (None,) * len(self.layers)
+        memories = zip(self.layers, state or without, initial or without, strict=True)
+        for layer, before, first in memories:
+            x, carried = self._layer(layer, x, before, layouts, read_memory, first)
             after.append(carried)
         return self.norm(x), tuple(carried for carried in after if carried is not None)
 
@@ -201,13 +207,14 @@ class Transformer(nn.Module):
         state: MemoryState | None,
         layouts: Sequence[Window],
         read_memory: bool,
+        initial: MemoryState | None,
     ) -> tuple[Tensor, MemoryState | None]:
         """The layer over the window, chunk after chunk: the memory passes between them."""
         if len(layouts) == 1:
-            return self._block(layer, x, state, layouts[0], read_memory)
+            return self._block(layer, x, state, layouts[0], read_memory, initial)
         done = []
         for chunk, layout in zip(torch.split(x, layouts[0].tokens, dim=1), layouts, strict=True):
-            chunk, state = self._block(layer, chunk, state, layout, read_memory)
+            chunk, state = self._block(layer, chunk, state, layout, read_memory, initial)
             done.append(chunk)
         return torch.cat(done, dim=1), state
 
@@ -218,9 +225,10 @@ class Transformer(nn.Module):
         state: MemoryState | None,
         layout: Window,
         read_memory: bool,
+        initial: MemoryState | None,
     ) -> tuple[Tensor, MemoryState | None]:
         if self.checkpointing != "full" or not torch.is_grad_enabled():
-            result = layer(x, state, layout=layout, read_memory=read_memory)
+            result = layer(x, state, layout=layout, read_memory=read_memory, initial=initial)
         else:
             result = checkpoint(
                 layer,
@@ -228,6 +236,7 @@ class Transformer(nn.Module):
                 state,
                 layout=layout,
                 read_memory=read_memory,
+                initial=initial,
                 use_reentrant=False,
                 preserve_rng_state=False,
             )

@@ -119,16 +119,17 @@ def test_data_sets_are_looked_at_before_any_rank_starts(
     assert not (tmp_path / "r").exists()
 
 
-def test_a_validation_set_of_another_tokenizer_is_refused(
-    pretrain: Run, data: dict[str, Path]
+@pytest.mark.parametrize("which", ["validation", "preface"])
+def test_a_validation_set_or_preface_of_another_tokenizer_is_refused(
+    pretrain: Run, data: dict[str, Path], which: str
 ) -> None:
     (found,) = mistakes(
         pretrain(
             "train", "c.yaml", "run.directory=r",
-            f"data.train={data['train']}", f"data.validation={data['foreign']}",
+            f"data.train={data['train']}", f"data.{which}={data['foreign']}",
         )
     )  # fmt: skip
-    assert found.startswith("data.validation: its tokenizer is another than data.train's")
+    assert found.startswith(f"data.{which}: its tokenizer is another than data.train's")
     assert f"tokenizer.path={data['train']}/tokenizer.model" in found
 
 

@@ -86,6 +86,11 @@ def test_the_resolved_configuration_reads_back_as_itself(tmp_path: Path) -> None
             "(parallel.sequence); choose 2, 4, 8 or 16 ranks, or data.lanes=6 or 9",
         ),
         (["zero.stage=0", "train.precision=bf16"], "zero.stage: 0 has no float32 master weights"),
+        (
+            ["data.preface=d", "model.memory.kind=none"],
+            "data.preface: documents begin with the memory of a preface, and "
+            "model.memory.kind=none has no memory",
+        ),
         (["model.local_attention=flash"], "model.local_attention: flash-attn computes in bf16"),
         (
             ["model.local_attention=flash", "train.precision=bf16", "launch.device=cpu"],

@@ -118,6 +118,25 @@ def test_time_is_flops_over_the_assumed_peak_and_days_are_steps_of_it() -> None:
     )
 
 
+def test_a_preface_is_one_more_forward_and_memory_of_its_own() -> None:
+    words = ("data.lanes=16", "parallel.sequence=2")
+    without, beside = (
+        make(small(*words, *more), 3000, asked(), False) for more in ((), ("data.preface=d",))
+    )
+    shape, window = without.config.model, without.config.window
+    forward = sum(flops.forward_flops(shape, 3000, window).values()) / window * 4 * window / 2
+    assert beside.useful_flops - without.useful_flops == pytest.approx(forward)
+    assert beside.useful_flops == pytest.approx(without.useful_flops * 4 / 3)
+    assert beside.computed_flops - without.computed_flops == pytest.approx(forward)
+    assert beside.memory.states == 2 * without.memory.states
+    # One gather of the weights and one of the states, beside forward and backward.
+    assert beside.passed == pytest.approx(without.passed * 3 / 2, rel=1e-3)
+    large = 2 * (3000 * 256 + 4 * 3 * 256 * 688)
+    sent = beside.sent - beside.passed - (without.sent - without.passed)
+    assert sent == pytest.approx(beside.micro_batches * large * 7 / 8, rel=0.01)
+    assert "of each; as many tokens of prefaces, forward alone" in "\n".join(lines(beside))
+
+
 def test_a_run_of_less_than_a_tenth_of_a_day_is_told_in_minutes() -> None:
     plan = make(small("data.lanes=16", "train.steps=400"), 3000, asked(), False)
     short = replace(plan, computed_flops=989e12 * 0.4 * 5, sent=450e9 * 0.7)

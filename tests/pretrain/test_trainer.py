@@ -29,7 +29,10 @@ import torch
 from pretrain import ledger
 from pretrain.checkpoint.load import Checkpoint
 from pretrain.checkpoint.manifest import step_name, step_of
+from pretrain.config import load
+from pretrain.data.lanes import Dataset, Lane, Mix
 from pretrain.metrics import read_records
+from pretrain.model.transformer import Transformer
 
 VOCABULARY = 48
 STEPS = 24
@@ -855,6 +858,83 @@ def test_weights_may_change_and_data_sets_may_not(
     # Four lanes end the document that they were in, and read no other.
     assert epochs[-1]["train"] - epochs[19]["train"] <= 4 / 80
     assert epochs[-1]["other"] > epochs[19]["other"]
+
+
+# Documents that begin after a preface.
+
+
+@pytest.fixture(scope="module")
+def uninterrupted_preface(data: dict[str, Path], new_run: Callable[[], Command]) -> Command:
+    run = new_run()
+    run.words.append(f"data.preface={data['other']}")
+    ended = run.run(f"checkpoint.keep_every={EVERY}")
+    assert ended.code == 0, ended.output
+    return run
+
+
+def test_a_killed_run_with_a_preface_ends_as_if_nothing_had_happened(
+    uninterrupted_preface: Command, data: dict[str, Path], new_run: Callable[[], Command]
+) -> None:
+    run = new_run()
+    run.words.append(f"data.preface={data['other']}")
+    assert interrupt(run, signal.SIGKILL, 2 * EVERY + 1).code == -signal.SIGKILL
+    ended = run.run()
+    assert ended.code == 0 and "resumed from" in ended.output, ended.output
+    assert_as_uninterrupted(run, uninterrupted_preface)
+    assert ledger.check(run.directory) == []
+
+
+def test_a_document_begins_with_the_memory_of_what_its_lane_has_read_of_the_preface(
+    uninterrupted_preface: Command,
+    uninterrupted: Command,
+    data: dict[str, Path],
+    new_run: Callable[[], Command],
+) -> None:
+    # The first window's documents begin with an empty memory, as they do without a preface.
+    with_it, without = (recorded(run, "train") for run in (uninterrupted_preface, uninterrupted))
+    assert with_it[0]["loss"] == without[0]["loss"]
+    assert with_it[-1]["loss"] != without[-1]["loss"]
+    # Weights that stay as they are: what two ranks carried is what the model reads at once.
+    run = new_run()
+    still = ("optim.lr=0", "optim.gate_lr=0", "train.steps=6")
+    assert run.run(f"data.preface={data['other']}", *still, "optim.decay_steps=0").code == 0
+    state = checkpoint_state(run.checkpoint(6))
+    model = Transformer(load(run.directory / "config.yaml").model, VOCABULARY)
+    with torch.no_grad():
+        for name, weights in model.named_parameters():
+            weights.copy_(state[f"{name}/param"])
+    prefaces, documents = (Mix([Dataset(data[name])]) for name in ("other", "train"))
+    for lane in range(4):
+        read, own = Lane(prefaces, lane, 4, 1), Lane(documents, lane, 4, 1)
+        initial = memory = model.initial_state(1, "cpu")
+        for _ in range(6):
+            windows = (lane_.window(32) for lane_ in (own, read))
+            (tokens, starts), (before, begun) = (
+                (torch.tensor(tokens)[None], torch.tensor(starts)[None])
+                for tokens, _, starts, _ in windows
+            )
+            with torch.no_grad():
+                memory = model(tokens, starts, memory, initial=initial).state
+                initial = model(before, begun, initial).state
+        for layer in range(2):
+            for name in ("matrix", "normaliser"):
+                carried = state[f"lane {lane} preface.{layer}.{name}"]
+                expected = getattr(initial[layer], name)[0]
+                torch.testing.assert_close(carried, expected, rtol=1e-5, atol=1e-5)
+                own_state = state[f"lane {lane} {layer}.{name}"]
+                expected = getattr(memory[layer], name)[0]
+                torch.testing.assert_close(own_state, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_another_preface_is_refused(
+    uninterrupted_preface: Command, data: dict[str, Path], new_run: Callable[[], Command]
+) -> None:
+    run = copy_of(uninterrupted_preface, new_run(), last_step=20)
+    run.words.append(f"data.preface={data['validation']}")
+    ended = run.run("launch.ranks=1")
+    assert ended.code == 2 and "Traceback" not in ended.output
+    assert f"data.preface: '{data['other']}' -> '{data['validation']}'" in ended.output
+    assert "data.preface: the data set's shards are others than before" in ended.output
 
 
 # Other launchers.

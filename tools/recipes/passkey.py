@@ -13,6 +13,7 @@ the harder tasks of `pretrain eval needles`, hidden in these books.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import resource
@@ -26,8 +27,10 @@ from typing import Any
 import commands
 
 from data_prep import durable, shards
+from data_prep.recall.passkey import FILLER
 from data_prep.recall.tasks import PASSKEY, TASKS, Haystack
 from data_prep.settings import SettingsError
+from data_prep.tokenizer import load as load_tokenizer
 from pretrain import config as configuration
 from pretrain.evaluate import recall
 from pretrain.evaluate.questions import Asked
@@ -36,6 +39,7 @@ from pretrain.trained import default_device, load
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "configs" / "passkey_cpu.yaml"
 DATA = ROOT / "configs" / "data" / "passkey_cpu.yaml"
+TEXTS = ROOT / "configs" / "data" / "my_texts.yaml"
 LENGTHS = tuple(2**power for power in (9, 11, 13, 15, 17, 18, 19, 20))
 NEEDLE_LENGTHS = tuple(2**power for power in (12, 14, 16, 17))
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -66,8 +70,7 @@ SHORT = Documents("short", 70, 160)
 MIDDLE = Documents("middle", 96, 512)
 LONGER = Documents("longer", 128, 2048)
 WINDOW = Documents("window", 256, 8192)
-# Beyond a window the memory is carried, without gradient.
-CARRIED = Documents("carried", 8192, 2**20)
+PREFACE = "preface"  # the set that documents of a stage begin after
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,10 @@ class Stage:
     prompt_weight: float
     decay: float = 0.0
     """The share of the steps, the last ones, in which the rate falls to a tenth."""
+    weight_decay: float = 0.1
+    preface: int = 0
+    """Tokens of filler that lanes read beside the sets, for their documents to begin after: from
+    none to all of it, then from none again."""
 
     def settings(self, data: Path) -> list[str]:
         """What sets the stage apart, as `key=value`; `data` holds the sets."""
@@ -100,19 +107,23 @@ class Stage:
             f"train.steps={self.steps}",
             f"optim.lr={self.lr}",
             f"optim.gate_lr={GATES * self.lr}",
+            f"optim.weight_decay={self.weight_decay}",
             f"optim.warmup_steps={warmup}",
             f"optim.decay_steps={decay}",
+            *([f"data.preface={data / PREFACE}"] if self.preface else []),
         ]
 
 
-_UP_TO_1_MI = ((MIDDLE, 0.1), (WINDOW, 0.2), (CARRIED, 0.7))
 STAGES = (
     Stage("1_short", ((SHORT, 1.0),), 500, 16, 8, 1e-3, 0.02),
     Stage("2_middle", ((SHORT, 0.25), (MIDDLE, 0.75)), 400, 8, 16, 1e-3, 0.02),
     Stage("3_longer", ((MIDDLE, 0.3), (LONGER, 0.7)), 300, 4, 32, 1e-3, 0.02),
     Stage("4_window", ((MIDDLE, 0.2), (LONGER, 0.3), (WINDOW, 0.5)), 300, 1, 128, 7e-4, 0.02),
-    # The answers alone have weight: windows without any are a forward alone.
-    Stage("5_carried", _UP_TO_1_MI, 3000, 1, 128, 3e-4, 0.0, 0.3),
+    Stage(
+        *("5_preface", ((LONGER, 0.5), (WINDOW, 0.5)), 800, 1, 128, 3e-4, 0.0, 0.3),
+        weight_decay=0.0,
+        preface=3 * 2**19,
+    ),
 )
 
 
@@ -238,6 +249,22 @@ def _documents(out: Path, one: Documents, count: int, workers: int) -> None:
         commands.run("data-prep", "run", DATA, f"root={directory}", f"output={data}", *path)
 
 
+def _preface(out: Path, tokens: int) -> None:
+    """Filler alone as a data set: a document of about so many tokens in each shard."""
+    directory, data = out / "documents" / PREFACE, out / "data" / PREFACE
+    texts, tokenizer = directory / "preface.jsonl", _tokenizer(out)
+    if not texts.exists():
+        pieces = FILLER.split()
+        repeated = tokens * len(pieces) // len(load_tokenizer(tokenizer).encode(f" {FILLER}"))
+        text = " ".join(itertools.islice(itertools.cycle(pieces), repeated))
+        lines = [json.dumps({"id": number, "text": text}) + "\n" for number in range(_LEAST)]
+        directory.mkdir(parents=True, exist_ok=True)
+        durable.write_bytes(texts, "".join(lines).encode())
+    if not (data / shards.MANIFEST).exists():
+        settings = (f"shards.count={_LEAST}", f"tokenizer.path={tokenizer}")
+        commands.run("data-prep", "run", TEXTS, f"root={directory}", f"output={data}", *settings)
+
+
 def _tokenizer(out: Path) -> Path:
     return out / "data" / FIRST.name / "tokenizer.model"
 
@@ -260,6 +287,8 @@ def _trained(
     for stage in plan:
         for one, _ in stage.shares:
             _documents(parsed.out, one, needed[one], parsed.workers)
+        if stage.preface:
+            _preface(parsed.out, stage.preface)
         before = [] if run is None else [f"train.start_from={run}"]
         commands.run("pretrain", "train", parsed.config, *_words(parsed, stage, kind), *before)
         run = parsed.out / "runs" / kind / stage.name

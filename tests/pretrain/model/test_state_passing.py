@@ -65,7 +65,12 @@ def segments(seed: int) -> tuple[Tensor, Tensor]:
 
 
 def advanced(
-    keys: Tensor, values: Tensor, carried: MemoryState, starting: Tensor, config: MemoryConfig
+    keys: Tensor,
+    values: Tensor,
+    carried: MemoryState,
+    starting: Tensor,
+    config: MemoryConfig,
+    initial: MemoryState | None = None,
 ) -> tuple[MemoryState, list[MemoryState]]:
     """The states before each segment of the window, and each part's state after it."""
 
@@ -73,7 +78,9 @@ def advanced(
         own = slice(seat.index * SEGMENTS, (seat.index + 1) * SEGMENTS)
         passing = StatePassing.of(starting[:, own], seat)
         reset = memory.resets(starting[:, own])
-        return passing.advance(keys[:, own], values[:, own], carried, None, reset, config)
+        return passing.advance(
+            *(keys[:, own], values[:, own], carried, None, reset, config), initial=initial
+        )
 
     found = in_parts(work)
     before = MemoryState(
@@ -93,12 +100,18 @@ def a_carried_state(value: float | None = None) -> MemoryState:
 
 @pytest.mark.parametrize("config", RULES, ids=str)
 @pytest.mark.parametrize("places", [[], [0], [2], [3], [5], [1, 4], list(range(6))], ids=str)
-def test_parts_find_the_states_of_the_whole_window(config: MemoryConfig, places: list[int]) -> None:
+@pytest.mark.parametrize("begun", [None, 2.0], ids=["empty", "with a memory"])
+def test_parts_find_the_states_of_the_whole_window(
+    config: MemoryConfig, places: list[int], begun: float | None
+) -> None:
+    initial = None if begun is None else a_carried_state(begun)
     starting = torch.zeros(1, PARTS * SEGMENTS, dtype=torch.bool)
     starting[0, places] = True
     given = (*segments(1), a_carried_state())
-    before, ends = advanced(*given, starting, config)
-    whole_before, whole_after = memory.advance(*given, None, memory.resets(starting), config)
+    before, ends = advanced(*given, starting, config, initial)
+    whole_before, whole_after = memory.advance(
+        *(*given, None, memory.resets(starting), config), initial=initial
+    )
     torch.testing.assert_close(before, whole_before, rtol=1e-12, atol=1e-12)
     for after in ends:
         torch.testing.assert_close(after, whole_after, rtol=1e-12, atol=1e-12)

@@ -86,9 +86,9 @@ def starts_at(*places: list[int], length: int = TOKENS) -> Tensor:
     return starts
 
 
-def random_state(model: Transformer, lanes: int = 2) -> ModelState:
+def random_state(model: Transformer, lanes: int = 2, seed: int = 5) -> ModelState:
     """What earlier segments of a document might have left: z is a sum of features, so positive."""
-    generator = torch.manual_seed(5)
+    generator = torch.manual_seed(seed)
     return tuple(
         MemoryState(
             torch.randn(empty.matrix.shape, generator=generator, dtype=empty.matrix.dtype),
@@ -101,8 +101,12 @@ def random_state(model: Transformer, lanes: int = 2) -> ModelState:
 class Naive:
     """The paper's equations, one token and one head at a time; shares no code with the model."""
 
-    def __init__(self, model: Transformer, read_memory: bool = True) -> None:
+    def __init__(
+        self, model: Transformer, read_memory: bool = True, initial: ModelState | None = None
+    ) -> None:
         self.config = model.config
+        self.initial = initial
+        self.first: list[Tensor] | None = None  # (M, z) that documents of a lane begin with
         self.weights = {
             name: parameter.detach().clone().requires_grad_()
             for name, parameter in model.named_parameters()
@@ -123,6 +127,8 @@ class Naive:
             after = []
             for layer in range(self.config.n_layers):
                 memory = [part[lane] for part in state[layer]] if state else None
+                if self.initial:
+                    self.first = [part[lane] for part in self.initial[layer]]
                 x, memory = self.block(f"layers.{layer}", x, documents, memory)
                 after.append(memory)
             head = self.weights.get("lm_head.weight", self.weights["embedding.weight"])
@@ -165,6 +171,7 @@ class Naive:
                 v[:, columns],
                 documents,
                 one,
+                None if self.first is None else (self.first[0][kv_head], self.first[1][kv_head]),
             )
             if one is not None:
                 matrices.append(one[0])
@@ -209,7 +216,13 @@ class Naive:
         return torch.cat((turned.real, turned.imag))
 
     def remember(
-        self, queries: list[Tensor], k: Tensor, v: Tensor, documents: list[int], memory: Any
+        self,
+        queries: list[Tensor],
+        k: Tensor,
+        v: Tensor,
+        documents: list[int],
+        memory: Any,
+        initial: Any,
     ) -> tuple[list[list[Tensor | None]], Any]:
         """What each query head reads at each token, and (M, z) after the last segment."""
         reads: list[list[Tensor | None]] = [[] for _ in queries]
@@ -224,7 +237,8 @@ class Naive:
                     may = self.read_memory and documents[t] == held and bool((z != 0).any())
                     reads[head].append(self.recall(feature(q[t]), matrix, z) if may else None)
             if documents[segment[-1]] != held:
-                matrix, z, held = 0 * matrix, 0 * z, documents[segment[-1]]
+                matrix, z = initial or (0 * matrix, 0 * z)
+                held = documents[segment[-1]]
             matrix, z = self.write(k, v, [t for t in segment if documents[t] == held], matrix, z)
         return reads, (matrix, z)
 
@@ -278,7 +292,11 @@ def assert_close(actual: Tensor | None, expected: Tensor | None, what: str) -> N
 
 
 def assert_equals_naive(
-    model: Transformer, starts: Tensor, state: ModelState, read_memory: bool = True
+    model: Transformer,
+    starts: Tensor,
+    state: ModelState,
+    read_memory: bool = True,
+    initial: ModelState | None = None,
 ) -> None:
     """Logits, final state and every gradient, those of the carried state and embeddings too."""
     tokens = random_tokens()
@@ -290,13 +308,13 @@ def assert_equals_naive(
 
     hook = model.embedding.register_forward_hook(keep)
     carried = with_gradient(state)
-    output = model(tokens, starts, carried, read_memory=read_memory)
+    output = model(tokens, starts, carried, read_memory=read_memory, initial=initial)
     hook.remove()
     final = [part for memory in output.state for part in memory]
     assert output.logits is not None and output.losses is None
     weighted_sum(output.logits, *final).backward()
 
-    naive = Naive(model, read_memory)
+    naive = Naive(model, read_memory, initial)
     naive_carried = with_gradient(state)
     logits, states = naive(tokens, starts, naive_carried)
     naive_final = [
@@ -329,6 +347,14 @@ def assert_equals_naive(
 def test_the_parallel_window_equals_the_loop_over_segments(rule: str, documents: str) -> None:
     model = build(rule)
     assert_equals_naive(model, starts_at(*DOCUMENTS[documents]), random_state(model))
+
+
+@pytest.mark.parametrize("documents", DOCUMENTS)
+@pytest.mark.parametrize("rule", WITH_MEMORY)
+def test_documents_begin_with_the_initial_memory(rule: str, documents: str) -> None:
+    model = build(rule)
+    initial = random_state(model, seed=6)
+    assert_equals_naive(model, starts_at(*DOCUMENTS[documents]), random_state(model), True, initial)
 
 
 @pytest.mark.parametrize("heads", [(3, 3), (4, 1), (6, 2)])
