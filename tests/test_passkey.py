@@ -10,6 +10,7 @@ import pytest
 
 from data_prep.recall.tasks import PASSKEY
 from pretrain import config as configuration
+from pretrain.data.lanes import Dataset
 from tools.recipes import passkey
 from tools.recipes.passkey import (
     LENGTHS,
@@ -35,18 +36,22 @@ def test_windows_are_of_8_ki_tokens_at_most_and_documents_grow() -> None:
         assert config.window >= 2 * min(one.mean for one, _ in stage.shares)
         longest.append(max(one.high for one, _ in stage.shares))
     assert longest == sorted(longest)
-    assert max(LENGTHS) == 2**20
+    # The last stage's documents stand at all distances that are asked for.
+    assert [stage.preface for stage in STAGES[:-1]] == [0] * (len(STAGES) - 1)
+    assert STAGES[-1].preface >= max(LENGTHS) == 2**20
 
 
 def test_a_stage_says_what_it_reads_and_how_its_rate_goes() -> None:
     sets = (Documents("a", 8, 16), Documents("b", 16, 64))
-    stage = Stage("s", ((sets[0], 1.0), (sets[1], 3.0)), 40, 4, 2, 3e-4, 0.05, decay=0.5)
+    shares = ((sets[0], 1.0), (sets[1], 3.0))
+    stage = Stage("s", shares, 40, 4, 2, 3e-4, 0.05, decay=0.5, weight_decay=0.02, preface=9)
     words = [*stage.settings(Path("d")), "run.directory=r"]
     config = configuration.load(passkey.CONFIG, words)
     assert [(one.data, one.weight) for one in config.data.mix] == [("d/a", 1.0), ("d/b", 3.0)]
     assert (config.data.lanes, config.train.window_segments, config.train.steps) == (4, 2, 40)
     assert (config.optim.lr, config.optim.warmup_steps, config.optim.decay_steps) == (3e-4, 20, 20)
     assert (config.data.prompt_weight, config.optim.gate_lr) == (0.05, pytest.approx(6e-3))
+    assert (config.data.preface, config.optim.weight_decay) == ("d/preface", 0.02)
     # However few the steps, warm-up and decay fit into them.
     for stage, whole in zip(shortened(STAGES, 0.001), STAGES, strict=True):
         assert stage.steps == max(2, round(whole.steps / 1000))
@@ -121,7 +126,11 @@ def test_the_recipe_goes_from_nothing_to_a_table_and_what_is_done_is_not_done_ag
     sets = (Documents("short", 70, 160), Documents("long", 600, 2000))
     plan = (
         Stage("1_short", ((sets[0], 1.0),), 3, 4, 4, 1e-3, 0.1),
-        Stage("2_long", ((sets[0], 0.5), (sets[1], 0.5)), 3, 1, 8, 1e-3, 0.0, decay=0.5),
+        Stage(
+            *("2_long", ((sets[0], 0.5), (sets[1], 0.5)), 3, 1, 8, 1e-3, 0.0),
+            decay=0.5,
+            preface=3000,
+        ),
     )
     words = [str(tmp_path), "--kinds", "linear", "--samples", "2", "--lengths", "512,2048"]
     passkey.main(words, plan)
@@ -132,6 +141,8 @@ def test_the_recipe_goes_from_nothing_to_a_table_and_what_is_done_is_not_done_ag
     assert (tmp_path / "passkey-linear.png").read_bytes()[:4] == b"\x89PNG"
     settings = (tmp_path / "runs" / "linear" / "2_long" / "config.yaml").read_text()
     assert f"start_from: {tmp_path / 'runs' / 'linear' / '1_short'}" in settings
+    (preface,) = Dataset(tmp_path / "data" / "preface").documents()
+    assert len(preface.tokens) == pytest.approx(3000, rel=0.02)
     passkey.main(words, plan)
     again = capfd.readouterr()
     assert "finished already" in again.out + again.err

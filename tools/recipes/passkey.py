@@ -249,19 +249,19 @@ def _documents(out: Path, one: Documents, count: int, workers: int) -> None:
         commands.run("data-prep", "run", DATA, f"root={directory}", f"output={data}", *path)
 
 
-def _preface(out: Path, tokens: int) -> None:
-    """Filler alone as a data set: a document of about so many tokens in each shard."""
+def _preface(out: Path, tokens: int, lanes: int) -> None:
+    """Filler alone as a data set: a document of about so many tokens for each lane."""
     directory, data = out / "documents" / PREFACE, out / "data" / PREFACE
     texts, tokenizer = directory / "preface.jsonl", _tokenizer(out)
     if not texts.exists():
         pieces = FILLER.split()
         repeated = tokens * len(pieces) // len(load_tokenizer(tokenizer).encode(f" {FILLER}"))
         text = " ".join(itertools.islice(itertools.cycle(pieces), repeated))
-        lines = [json.dumps({"id": number, "text": text}) + "\n" for number in range(_LEAST)]
+        lines = [json.dumps({"id": number, "text": text}) + "\n" for number in range(lanes)]
         directory.mkdir(parents=True, exist_ok=True)
         durable.write_bytes(texts, "".join(lines).encode())
     if not (data / shards.MANIFEST).exists():
-        settings = (f"shards.count={_LEAST}", f"tokenizer.path={tokenizer}")
+        settings = (f"shards.count={lanes}", f"tokenizer.path={tokenizer}")
         commands.run("data-prep", "run", TEXTS, f"root={directory}", f"output={data}", *settings)
 
 
@@ -288,7 +288,7 @@ def _trained(
         for one, _ in stage.shares:
             _documents(parsed.out, one, needed[one], parsed.workers)
         if stage.preface:
-            _preface(parsed.out, stage.preface)
+            _preface(parsed.out, stage.preface, stage.lanes)
         before = [] if run is None else [f"train.start_from={run}"]
         commands.run("pretrain", "train", parsed.config, *_words(parsed, stage, kind), *before)
         run = parsed.out / "runs" / kind / stage.name
