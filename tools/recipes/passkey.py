@@ -70,6 +70,7 @@ SHORT = Documents("short", 70, 160)
 MIDDLE = Documents("middle", 96, 512)
 LONGER = Documents("longer", 128, 2048)
 WINDOW = Documents("window", 256, 8192)
+ALL = Documents("all", 96, 8192)
 PREFACE = "preface"  # the set that documents of a stage begin after
 
 
@@ -114,6 +115,7 @@ class Stage:
         ]
 
 
+_FAR = 3 * 2**19  # half as far again as is asked
 STAGES = (
     Stage("1_short", ((SHORT, 1.0),), 500, 16, 8, 1e-3, 0.02),
     Stage("2_middle", ((SHORT, 0.25), (MIDDLE, 0.75)), 400, 8, 16, 1e-3, 0.02),
@@ -122,7 +124,10 @@ STAGES = (
     Stage(
         *("5_preface", ((LONGER, 0.5), (WINDOW, 0.5)), 800, 1, 128, 3e-4, 0.0, 0.3),
         weight_decay=0.0,
-        preface=3 * 2**19,
+        preface=_FAR,
+    ),
+    Stage(
+        *("6_settled", ((ALL, 1.0),), 400, 1, 128, 1e-4, 0.0, 0.5), weight_decay=0.0, preface=_FAR
     ),
 )
 
