@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import math
 from pathlib import Path
 
 import pytest
 
-from data_prep.recall.tasks import PASSKEY
+from data_prep.recall.tasks import PASSKEY, TASKS
 from pretrain import config as configuration
 from pretrain.data.lanes import Dataset
 from tools.recipes import passkey
 from tools.recipes.passkey import (
     LENGTHS,
+    NEEDLE_STAGES,
     STAGES,
     Documents,
     Stage,
@@ -28,30 +30,30 @@ from tools.recipes.passkey import (
 
 def test_windows_are_of_8_ki_tokens_at_most_and_documents_grow() -> None:
     longest = []
-    for stage in STAGES:
+    for stage in (*STAGES, *NEEDLE_STAGES):
         words = [*stage.settings(Path("data")), "run.directory=r"]
         config = configuration.load(passkey.CONFIG, words)
         assert config.window <= 8192
         # The short documents are there to learn on: windows hold several of them.
-        assert config.window >= 2 * min(one.mean for one, _ in stage.shares)
+        assert config.window * config.data.lanes >= 2 * min(one.mean for one, _ in stage.shares)
         longest.append(max(one.high for one, _ in stage.shares))
-    assert longest == sorted(longest)
+    assert longest[: len(STAGES)] == sorted(longest[: len(STAGES)])
     # Those of the last stages stand at all distances that are asked for.
-    assert [stage.preface for stage in STAGES[:4]] == [0] * 4
-    assert all(stage.preface > max(LENGTHS) == 2**20 for stage in STAGES[4:])
+    assert [bool(stage.preface) for stage in STAGES] == [False] * 4 + [True] * 2
+    assert max(LENGTHS) == 2**20
 
 
 def test_a_stage_says_what_it_reads_and_how_its_rate_goes() -> None:
     sets = (Documents("a", 8, 16), Documents("b", 16, 64))
     shares = ((sets[0], 1.0), (sets[1], 3.0))
-    stage = Stage("s", shares, 40, 4, 2, 3e-4, 0.05, decay=0.5, weight_decay=0.02, preface=9)
+    stage = Stage("s", shares, 40, 4, 2, 3e-4, 0.05, decay=0.5, weight_decay=0.02, preface="far")
     words = [*stage.settings(Path("d")), "run.directory=r"]
     config = configuration.load(passkey.CONFIG, words)
     assert [(one.data, one.weight) for one in config.data.mix] == [("d/a", 1.0), ("d/b", 3.0)]
     assert (config.data.lanes, config.train.window_segments, config.train.steps) == (4, 2, 40)
     assert (config.optim.lr, config.optim.warmup_steps, config.optim.decay_steps) == (3e-4, 20, 20)
     assert (config.data.prompt_weight, config.optim.gate_lr) == (0.05, pytest.approx(6e-3))
-    assert (config.data.preface, config.optim.weight_decay) == ("d/preface", 0.02)
+    assert (config.data.preface, config.optim.weight_decay) == ("d/far", 0.02)
     # However few the steps, warm-up and decay fit into them.
     for stage, whole in zip(shortened(STAGES, 0.001), STAGES, strict=True):
         assert stage.steps == max(2, round(whole.steps / 1000))
@@ -121,15 +123,16 @@ def test_mistakes_are_told_before_anything_is_made(
 
 @pytest.mark.slow
 def test_the_recipe_goes_from_nothing_to_a_table_and_what_is_done_is_not_done_again(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(passkey, "_FAR", 3000)
     sets = (Documents("short", 70, 160), Documents("long", 600, 2000))
     plan = (
         Stage("1_short", ((sets[0], 1.0),), 3, 4, 4, 1e-3, 0.1),
         Stage(
             *("2_long", ((sets[0], 0.5), (sets[1], 0.5)), 3, 1, 8, 1e-3, 0.0),
             decay=0.5,
-            preface=3000,
+            preface=passkey.PREFACE,
         ),
     )
     words = [str(tmp_path), "--kinds", "linear", "--samples", "2", "--lengths", "512,2048"]
@@ -149,3 +152,31 @@ def test_the_recipe_goes_from_nothing_to_a_table_and_what_is_done_is_not_done_ag
     assert "recall:" not in again.err, "no question is asked twice"
     # The seconds that each part took are of its first time.
     assert (tmp_path / "passkey.md").read_text() == first
+
+
+@pytest.mark.slow
+def test_with_a_corpus_the_models_are_trained_on_needles_in_it_and_asked_for_all_tasks(
+    tmp_path: Path,
+) -> None:
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    for name in ("train-00", "val"):
+        with gzip.open(corpus / f"novels-{name}.jsonl.gz", "wt") as file:
+            for book in range(40):
+                words = [f"word{(book * 7 + n * n) % 97}" for n in range(400)]
+                sentences = [" ".join(words[n : n + 8]).capitalize() for n in range(0, 400, 8)]
+                file.write(json.dumps({"id": f"{name}-{book}", "text": ". ".join(sentences)}))
+                file.write("\n")
+    short, needle = Documents("short", 70, 160), Documents("needle", 400, 900, ("single",))
+    plan = [Stage("1_short", ((short, 1.0),), 3, 4, 4, 1e-3, 0.1)]
+    needle_plan = [Stage("2_needle", ((needle, 1.0),), 3, 1, 32, 1e-3, 0.0, preface=passkey.BOOKS)]
+    words = [str(tmp_path / "out"), "--kinds", "linear", "--samples", "1", "--lengths", "512"]
+    passkey.main([*words, "--corpus", str(corpus)], plan, needle_plan)
+    runs = tmp_path / "out" / "runs" / "linear"
+    settings = (runs / "2_needle" / "config.yaml").read_text()
+    assert f"start_from: {runs / '1_short'}" in settings
+    assert f"preface: {tmp_path / 'out' / 'data' / 'novels_train'}" in settings
+    rows = json.loads((tmp_path / "out" / "passkey.json").read_text())["linear"]["rows"]
+    assert [row["task"] for row in rows[:5]] == ["passkey"] * 5
+    assert {row["task"] for row in rows[5:]} == {*TASKS} - {"passkey"}
+    assert len(rows) == 5 + 9 * len(passkey.NEEDLE_LENGTHS)

@@ -6,8 +6,9 @@ Makes documents and a tokenizer, trains a model of each kind of memory stage by 
 passkeys at every length and depth, and draws a heat map. What is finished is not done again, and a
 run that was stopped goes on: the same command continues. Other settings are another OUT.
 
-`--corpus` has novels as configs/data/novels_val.yaml names them: the models are then also asked for
-the harder tasks of `pretrain eval needles`, hidden in these books.
+`--corpus` has novels as configs/data/novels_train.yaml and novels_val.yaml name them: from the
+weights of each model another is then trained on needles in the first, and asked for all tasks of
+`pretrain eval needles` in the second.
 """
 
 from __future__ import annotations
@@ -52,11 +53,15 @@ SEED_ASKED = 0  # the documents that are trained on have 1
 
 @dataclass(frozen=True)
 class Documents:
-    """A set of documents with prompts of `low` to `high` tokens, their logarithm uniform."""
+    """A set of documents with prompts of `low` to `high` tokens, their logarithm uniform.
+
+    Other tasks than the passkey are hidden in the books to train on.
+    """
 
     name: str
     low: int
     high: int
+    tasks: tuple[str, ...] = (PASSKEY,)
 
     @property
     def mean(self) -> float:
@@ -71,7 +76,14 @@ MIDDLE = Documents("middle", 96, 512)
 LONGER = Documents("longer", 128, 2048)
 WINDOW = Documents("window", 256, 8192)
 ALL = Documents("all", 96, 8192)
-PREFACE = "preface"  # the set that documents of a stage begin after
+PREFACE = "preface"  # filler alone, a set for passkey documents to begin after
+_FAR = 3 * 2**19  # its documents' tokens, half as far again as is asked
+
+NEEDLES = ("single", "multikey", "multivalue", "multiquery")
+ONE_NEEDLE = Documents("one_needle", 260, 600, NEEDLES[:1])
+NEEDLES_NEAR = Documents("needles_near", 640, 2048, NEEDLES)
+NEEDLES_WINDOW = Documents("needles_window", 640, 8192, NEEDLES)
+BOOKS, BOOKS_ASKED = "novels_train", "novels_val"
 
 
 @dataclass(frozen=True)
@@ -91,9 +103,9 @@ class Stage:
     decay: float = 0.0
     """The share of the steps, the last ones, in which the rate falls to a tenth."""
     weight_decay: float = 0.1
-    preface: int = 0
-    """Tokens of filler that lanes read beside the sets, for their documents to begin after: from
-    none to all of it, then from none again."""
+    preface: str = ""
+    """The set that lanes read beside the others, for their documents to begin after: at all
+    distances up to its documents' lengths."""
 
     def settings(self, data: Path) -> list[str]:
         """What sets the stage apart, as `key=value`; `data` holds the sets."""
@@ -111,11 +123,10 @@ class Stage:
             f"optim.weight_decay={self.weight_decay}",
             f"optim.warmup_steps={warmup}",
             f"optim.decay_steps={decay}",
-            *([f"data.preface={data / PREFACE}"] if self.preface else []),
+            *([f"data.preface={data / self.preface}"] if self.preface else []),
         ]
 
 
-_FAR = 3 * 2**19  # half as far again as is asked
 STAGES = (
     Stage("1_short", ((SHORT, 1.0),), 500, 16, 8, 1e-3, 0.02),
     Stage("2_middle", ((SHORT, 0.25), (MIDDLE, 0.75)), 400, 8, 16, 1e-3, 0.02),
@@ -124,10 +135,23 @@ STAGES = (
     Stage(
         *("5_preface", ((LONGER, 0.5), (WINDOW, 0.5)), 800, 1, 128, 3e-4, 0.0, 0.3),
         weight_decay=0.0,
-        preface=_FAR,
+        preface=PREFACE,
     ),
     Stage(
-        *("6_settled", ((ALL, 1.0),), 400, 1, 128, 1e-4, 0.0, 0.5), weight_decay=0.0, preface=_FAR
+        *("6_settled", ((ALL, 1.0),), 400, 1, 128, 1e-4, 0.0, 0.5),
+        weight_decay=0.0,
+        preface=PREFACE,
+    ),
+)
+# From the last of those.
+NEEDLE_STAGES = (
+    Stage("7_books", ((ONE_NEEDLE, 0.8), (NEEDLES_NEAR, 0.2)), 300, 8, 16, 1e-3, 0.02),
+    Stage("8_needle", ((ONE_NEEDLE, 1.0),), 200, 16, 10, 1e-3, 0.0),
+    Stage("9_needles", ((ONE_NEEDLE, 0.3), (NEEDLES_NEAR, 0.7)), 400, 4, 32, 1e-3, 0.0),
+    Stage(
+        *("10_far", ((NEEDLES_NEAR, 0.3), (NEEDLES_WINDOW, 0.7)), 400, 1, 128, 3e-4, 0.0, 0.3),
+        weight_decay=0.0,
+        preface=BOOKS,
     ),
 )
 
@@ -167,18 +191,22 @@ def needles(samples: int) -> list[Asked]:
     return [Asked((task,), NEEDLE_LENGTHS, (None,), samples, SEED_ASKED) for task in tasks]
 
 
-def main(words: Sequence[str] | None = None, plan: Sequence[Stage] = STAGES) -> None:
+def main(
+    words: Sequence[str] | None = None,
+    plan: Sequence[Stage] = STAGES,
+    needle_plan: Sequence[Stage] = NEEDLE_STAGES,
+) -> None:
     """Prepare, train and evaluate what is not there yet, then write tables and heat maps."""
     parsed = _parser().parse_intermixed_args(words)
     out: Path = parsed.out
     plan = shortened(plan, parsed.steps_share)
+    needle_plan = shortened(needle_plan, parsed.steps_share) if parsed.corpus else []
     try:
-        segment = _segment(parsed, plan)
+        segment = _segment(parsed, [*plan, *needle_plan])
     except SettingsError as error:
         sys.exit(str(error))
     _documents(out, FIRST, _FIRST_COUNT, parsed.workers)
-    needed = documents_needed(plan, segment)
-    books = _books(out, parsed.corpus) if parsed.corpus else None
+    needed = documents_needed([*plan, *needle_plan], segment)
     found: dict[str, dict[str, Any]] = {}
     for kind in parsed.kinds:
         run = _trained(parsed, plan, kind, needed)
@@ -186,8 +214,12 @@ def main(words: Sequence[str] | None = None, plan: Sequence[Stage] = STAGES) -> 
         found[kind] = _answered(run, Haystack.repeated(), asked)
         with durable.replacing(out / f"passkey-{kind}.png") as file:
             recall.heat_map(found[kind]).savefig(file, format="png", dpi=150)
-        if books is not None:
-            harder = _answered(run, Haystack.of_books(books), needles(parsed.samples))
+        if parsed.corpus:
+            for books in (BOOKS, BOOKS_ASKED):
+                _books(out, parsed.corpus, books)
+            run = _trained(parsed, needle_plan, kind, needed, run)
+            haystack = Haystack.of_books(out / "data" / BOOKS_ASKED)
+            harder = _answered(run, haystack, needles(parsed.samples))
             found[kind]["rows"] += harder["rows"]
     text = "\n".join(table(kind, report["rows"]) for kind, report in found.items())
     durable.write_json(out / "passkey.json", found)
@@ -217,7 +249,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--samples", type=int, default=4, help="questions a depth, of the longest (default 4)"
     )
-    parser.add_argument("--corpus", type=Path, help="novels, to ask the harder tasks too")
+    parser.add_argument("--corpus", type=Path, help="novels, to train on needles and ask them too")
     parser.add_argument("--workers", type=int, default=1, help="processes that make documents")
     return parser
 
@@ -243,11 +275,16 @@ def _documents(out: Path, one: Documents, count: int, workers: int) -> None:
     """A set as text and as a data set, in tokens of the first set's tokenizer."""
     directory, data = out / "documents" / one.name, out / "data" / one.name
     texts, tokenizer = directory / "passkey.jsonl.gz", _tokenizer(out)
+    hidden_in: tuple[str | Path, ...] = ("--tokenizer", tokenizer)
+    if one == FIRST:
+        hidden_in = ()
+    elif one.tasks != (PASSKEY,):
+        hidden_in = ("--filler", out / "data" / BOOKS)
     if not texts.exists():
         commands.run(
             *("data-prep", "recall", texts, "--documents", str(count), "--workers", str(workers)),
             *("--min-tokens", str(one.low), "--max-tokens", str(one.high)),
-            *(() if one == FIRST else ("--tokenizer", tokenizer)),
+            *("--tasks", ",".join(one.tasks), *hidden_in),
         )
     if not (data / shards.MANIFEST).exists():
         path = () if one == FIRST else (f"tokenizer.path={tokenizer}",)
@@ -274,26 +311,32 @@ def _tokenizer(out: Path) -> Path:
     return out / "data" / FIRST.name / "tokenizer.model"
 
 
-def _books(out: Path, corpus: Path) -> Path:
-    """The validation books in the models' tokens."""
-    books = out / "data" / "books"
-    commands.run(
-        *("data-prep", "run", ROOT / "configs" / "data" / "novels_val.yaml"),
-        *(f"root={corpus}", f"output={books}", f"tokenizer.path={_tokenizer(out)}"),
-    )
-    return books
+def _books(out: Path, corpus: Path, name: str) -> None:
+    """Books in the models' tokens, as the configuration of this name has them."""
+    books = out / "data" / name
+    if not (books / shards.MANIFEST).exists():
+        commands.run(
+            *("data-prep", "run", ROOT / "configs" / "data" / f"{name}.yaml"),
+            *(f"root={corpus}", f"output={books}", f"tokenizer.path={_tokenizer(out)}"),
+        )
 
 
 def _trained(
-    parsed: argparse.Namespace, plan: Sequence[Stage], kind: str, needed: dict[Documents, int]
+    parsed: argparse.Namespace,
+    plan: Sequence[Stage],
+    kind: str,
+    needed: dict[Documents, int],
+    run: Path | None = None,
 ) -> Path:
-    """The run of the last stage, after all of them; a stage begins with the weights before it."""
-    run: Path | None = None
+    """The run of the last stage, after all of them.
+
+    A stage begins with the weights before it, the first with those of `run` if there is one.
+    """
     for stage in plan:
         for one, _ in stage.shares:
             _documents(parsed.out, one, needed[one], parsed.workers)
-        if stage.preface:
-            _preface(parsed.out, stage.preface, stage.lanes)
+        if stage.preface == PREFACE:
+            _preface(parsed.out, _FAR, stage.lanes)
         before = [] if run is None else [f"train.start_from={run}"]
         commands.run("pretrain", "train", parsed.config, *_words(parsed, stage, kind), *before)
         run = parsed.out / "runs" / kind / stage.name
