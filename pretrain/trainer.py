@@ -687,8 +687,9 @@ class Trainer:
         changes = {key: f"{key}: {before[key]!r} -> {now[key]!r}" for key in changed}
         refused = [text for key, text in changes.items() if _is_fixed(key)]
         refused += self._other_sources(trainer.get("sources"))
-        if self.prefaces is not None and trainer.get("preface") != _fingerprints(self.prefaces):
-            refused.append("data.preface: the data set's shards are others than before")
+        preface = None if self.prefaces is None else _fingerprints(self.prefaces)
+        if trainer.get("preface") != preface:
+            refused.append("data.preface: its shards are others than before, or there were none")
         if refused:
             raise SettingsError(
                 [
@@ -820,7 +821,7 @@ def _is_fixed(key: str) -> bool:
     """Whether a checkpoint's state means nothing under another value of this setting."""
     kernels = ("model.local_attention", "model.memory.kernel")
     model = key.startswith("model.") and key not in kernels
-    return model or key in ("data.lanes", "data.preface", "run.seed", "train.start_from")
+    return model or key in ("data.lanes", "run.seed", "train.start_from")
 
 
 def _fingerprints(mix: Mix) -> list[list[str]]:
