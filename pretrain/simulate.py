@@ -272,8 +272,8 @@ def simulate(config: Config, vocab_size: int, ranks: int, lanes: int) -> Simulat
             starts, batch = _window(lanes, config.part)
             ledger.restart()
             initial = engine.module.initial_state(lanes, "cpu") if config.data.preface else None
-            output = engine.forward(batch, starts, state, batch, parts=parts, initial=initial)
-            engine.backward(output.loss)
+            given = {"parts": parts, "initial": initial}
+            engine.backward(engine.forward(batch, starts, state, batch, **given).loss)
             engine.step(1.0)
             if config.data.preface:
                 engine.train(False)

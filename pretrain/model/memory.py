@@ -395,7 +395,9 @@ class _Scan(torch.autograd.Function):
         steps = [None] * len(added) if transition is None else _by_segment(transition).unbind()
         rows = [None if marked is None else marked.repeat_interleave(heads) for marked in reset]
         before, last = torch.empty_like(added), torch.empty_like(added[0])
-        initial = None if initial is None else initial.flatten(0, 1)
+        if initial is not None:
+            starting = any(marked is not None for marked in rows)
+            initial = initial.flatten(0, 1) if starting else None
         before[0] = start.flatten(0, 1)
         states = (*before.unbind(), last)
         for index, (step, new, marked) in enumerate(zip(steps, added.unbind(), rows, strict=True)):

@@ -162,8 +162,16 @@ def _rank(path: Path) -> None:
                 batch = torch.zeros(LANES, settings.part, dtype=torch.int64)
                 starts = torch.zeros(LANES, settings.part, dtype=torch.bool)
                 ledger.restart()
-                engine.backward(engine.forward(batch, starts, state, batch, parts=parts).loss)
+                preface = bool(settings.data.preface)
+                initial = engine.module.initial_state(LANES, "cpu") if preface else None
+                given = {"parts": parts, "initial": initial}
+                engine.backward(engine.forward(batch, starts, state, batch, **given).loss)
                 engine.step(1.0)
+                if preface:
+                    engine.train(False)
+                    with torch.no_grad():
+                        engine.forward(batch, starts, state, batch, parts=parts)
+                    engine.train(True)
             told.append({"held": engine.held(), "peak": ledger.peak, "sent": ledger.sent()})
         del engine
     if place.rank == 0:
@@ -183,6 +191,7 @@ WORDS = [
     ("train.precision=bf16", "train.activation_checkpointing=full"),
     ("train.precision=float32", "model.tied_embeddings=false"),
     ("parallel.sequence=2", f"data.lanes={LANES}", "train.activation_checkpointing=full"),
+    ("data.preface=z", "parallel.sequence=2", f"data.lanes={LANES}"),
 ]
 CASES = pytest.mark.parametrize("case", range(len(WORDS)), ids=[" ".join(w) for w in WORDS])
 
@@ -226,10 +235,14 @@ def test_a_simulated_rank_needs_at_most_what_a_real_one_needs(
 @CASES
 def test_the_formulas_give_what_a_real_rank_holds_and_sends(counted: list[Any], case: int) -> None:
     real, _ = counted[case]
-    planned = memory(config(*WORDS[case]), VOCABULARY, RANKS)
-    assert dict(planned.held) == real["held"]
-    # Norms of gradients and the like are agreed on in a few bytes.
     settings = config(*WORDS[case])
+    planned = memory(settings, VOCABULARY, RANKS)
+    held = dict(planned.held)
+    if settings.data.preface:
+        # A forward alone leaves the head's weight gathered until the next; `gathered` counts it.
+        held["persistent"] += VOCABULARY * settings.model.d_model * 4
+    assert held == real["held"]
+    # Norms of gradients and the like are agreed on in a few bytes.
     sent = sent_bytes(settings, VOCABULARY, RANKS) + passed_bytes(settings, RANKS)
     assert sent == pytest.approx(real["sent"], abs=100)
     assert real["peak"] <= planned.total <= 1.1 * real["peak"]
