@@ -214,7 +214,7 @@ class Trainer:
             with self.profiler.step(progress.step + 1):
                 batch = self._next(loader, meter)
                 preface = None if prefaces is None else self._next(prefaces, meter)
-                stopping, loss, result = self._step(batch, preface, stop)
+                stopping, loss, result = self._step(batch, stop, preface)
             self.watchdog.beat("step", progress.step)
             self._note_save(recorder)
             read = self.config.data.lanes * self.config.window
@@ -297,7 +297,7 @@ class Trainer:
         return batch
 
     def _step(
-        self, batch: Batch, preface: Batch | None, stop: StopFlag
+        self, batch: Batch, stop: StopFlag, preface: Batch | None = None
     ) -> tuple[bool, float, StepResult]:
         """One optimizer step over the rank's lanes, micro-batch by micro-batch.
 
