@@ -299,7 +299,7 @@ class Trainer:
     def _step(
         self, batch: Batch, stop: StopFlag, preface: Batch | None = None
     ) -> tuple[bool, float, StepResult]:
-        """One optimizer step over the rank's lanes, micro-batch by micro-batch.
+        """One optimizer step over the rank's lanes, micro-batch by micro-batch; then the preface.
 
         Returns whether some rank was told to stop, the loss (nats a token, over all ranks), and
         what the step did. The loss is weighted by tokens: its gradient is that of the weighted
@@ -512,10 +512,7 @@ class Trainer:
         self.saves.wait()
         self._note_save(recorder)
         lanes = {
-            lane: LaneRecord(
-                self._place_of_lane(row),
-                self._tensors_of_lane(row),
-            )
+            lane: LaneRecord(self._place_of_lane(row), self._tensors_of_lane(row))
             for row, lane in enumerate(self.lanes if self.keeps_lanes else ())
         }
         pieces, lanes = self.host_copy.take(self.engine.pieces(), lanes)

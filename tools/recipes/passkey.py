@@ -206,6 +206,9 @@ def main(
     except SettingsError as error:
         sys.exit(str(error))
     _documents(out, FIRST, _FIRST_COUNT, parsed.workers)
+    # Before half an hour of training: a corpus that is not there is told at once.
+    for books in (BOOKS, BOOKS_ASKED) if parsed.corpus else ():
+        _books(out, parsed.corpus, books)
     needed = documents_needed([*plan, *needle_plan], segment)
     found: dict[str, dict[str, Any]] = {}
     for kind in parsed.kinds:
@@ -215,8 +218,6 @@ def main(
         with durable.replacing(out / f"passkey-{kind}.png") as file:
             recall.heat_map(found[kind]).savefig(file, format="png", dpi=150)
         if parsed.corpus:
-            for books in (BOOKS, BOOKS_ASKED):
-                _books(out, parsed.corpus, books)
             run = _trained(parsed, needle_plan, kind, needed, run)
             haystack = Haystack.of_books(out / "data" / BOOKS_ASKED)
             harder = _answered(run, haystack, needles(parsed.samples))
