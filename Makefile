@@ -29,7 +29,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@touch $@
 
 $(OPS): $(INSTALLED)
-	$(BIN)/python -m pretrain.engine
+	$(BIN)/python -m pretrain.training.engine
 	@touch $@
 
 demo: setup

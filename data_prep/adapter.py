@@ -20,13 +20,15 @@ from typing import Any
 from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
 
-from data_prep import durable, pipeline, shards, tokenizer, workspace
 from data_prep.config import Config, ShardsConfig, SourceConfig, TokenizerConfig
-from data_prep.documents import LongDocument, RawDocument, Reject, Survey
-from data_prep.inputs import InputFile
-from data_prep.stages import Tokenize, TrainTokenizer, UnitStep
-from data_prep.tokenizer import Tokenizer
-from data_prep.workspace import Work, WorkspaceError
+from data_prep.dataset import durable, shards
+from data_prep.pipeline import pipeline, workspace
+from data_prep.pipeline.stages import Tokenize, TrainTokenizer, UnitStep
+from data_prep.pipeline.workspace import Work, WorkspaceError
+from data_prep.sources.documents import LongDocument, RawDocument, Reject, Survey
+from data_prep.sources.inputs import InputFile
+from data_prep.tokenizer import tokenizer
+from data_prep.tokenizer.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)

@@ -12,14 +12,17 @@ from pathlib import Path
 from types import FrameType
 
 from data_prep import config as configuration
-from data_prep import pairs, report, reshard, shards, tokenizer
 from data_prep.config import Config
-from data_prep.inputs import InputChangedError
-from data_prep.recall import generate, tasks
-from data_prep.settings import SettingsError
-from data_prep.shards import DataError
-from data_prep.tokenizer import TokenizerError
-from data_prep.workspace import WorkspaceError
+from data_prep.dataset import shards
+from data_prep.dataset.settings import SettingsError
+from data_prep.dataset.shards import DataError
+from data_prep.pipeline import reshard
+from data_prep.pipeline.workspace import WorkspaceError
+from data_prep.recall import generate, name_pairs, tasks
+from data_prep.report import statistics
+from data_prep.sources.inputs import InputChangedError
+from data_prep.tokenizer import tokenizer
+from data_prep.tokenizer.tokenizer import TokenizerError
 
 _EXAMPLES = """examples:
   data-prep run configs/data/stdlib.yaml output=data/stdlib
@@ -147,7 +150,9 @@ def _parser() -> argparse.ArgumentParser:
     stats.set_defaults(act=_stats)
     page = verbs.add_parser("report", help="write what a data set holds as one HTML page")
     page.add_argument("directory", type=_data_set, metavar="DIR")
-    page.add_argument("--output", type=Path, metavar="FILE.html", help="default: DIR/report.html")
+    page.add_argument(
+        "--output", type=Path, metavar="FILE.html", help="default: DIR/statistics.html"
+    )
     page.set_defaults(act=_report)
     _add_recall(verbs)
     _add_pairs(verbs)
@@ -243,10 +248,10 @@ def _add_pairs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
 
 
 def _pairs(parsed: argparse.Namespace) -> int:
-    wanted = pairs.Wanted(
+    wanted = name_pairs.Wanted(
         parsed.passages, parsed.min_tokens, parsed.max_tokens, parsed.names, parsed.seed
     )
-    count = pairs.write(parsed.output, parsed.books, wanted)
+    count = name_pairs.write(parsed.output, parsed.books, wanted)
     print(f"{count:,} pairs: {parsed.output}")
     return 0
 
@@ -260,7 +265,7 @@ def _make(parsed: argparse.Namespace) -> int:
 
 
 def _plan(wanted: Config) -> int:
-    from data_prep import estimate
+    from data_prep.pipeline import estimate
 
     print("\n".join(estimate.lines(estimate.estimate(wanted))))
     return 0
@@ -283,7 +288,7 @@ def _stoppable(action: Callable[[], int]) -> int:
 
 def _run(verb: str, wanted: Config) -> int:
     # datatrove takes its time to import: mistakes in the configuration are told before.
-    from data_prep.engine import WorkerLostError
+    from data_prep.pipeline.workers import WorkerLostError
 
     try:
         return _made(verb, wanted)
@@ -292,7 +297,7 @@ def _run(verb: str, wanted: Config) -> int:
 
 
 def _made(verb: str, wanted: Config) -> int:
-    from data_prep import pipeline
+    from data_prep.pipeline import pipeline
 
     if verb == "tokenizer":
         path = pipeline.run_tokenizer(wanted)
@@ -305,12 +310,12 @@ def _made(verb: str, wanted: Config) -> int:
     output = Path(wanted.output).expanduser()
     if outcome.already:
         print(f"{output} is finished already, from the same configuration: nothing to do")
-    print("\n".join(report.closing(output, outcome.manifest, outcome.seconds)))
+    print("\n".join(statistics.closing(output, outcome.manifest, outcome.seconds)))
     return 0
 
 
 def _check(parsed: argparse.Namespace) -> int:
-    from data_prep import pipeline
+    from data_prep.pipeline import pipeline
 
     wanted = configuration.load(parsed.config, parsed.overrides)
     model = Path(wanted.tokenizer.path).expanduser().absolute()
@@ -337,7 +342,7 @@ def _reshard(parsed: argparse.Namespace) -> int:
 
 
 def _submit(wanted: Config) -> int:
-    from data_prep import slurm
+    from data_prep.pipeline import slurm
 
     output = Path(wanted.output).expanduser()
     try:
@@ -369,16 +374,16 @@ def _verify(parsed: argparse.Namespace) -> int:
 
 
 def _stats(parsed: argparse.Namespace) -> int:
-    found = report.stats(parsed.directory)
+    found = statistics.stats(parsed.directory)
     if parsed.json:
         print(json.dumps(dataclasses.asdict(found), indent=1))
     else:
-        print("\n".join(report.lines(found)))
+        print("\n".join(statistics.lines(found)))
     return 0
 
 
 def _report(parsed: argparse.Namespace) -> int:
-    from data_prep import page
+    from data_prep.report import page
 
     output = parsed.output or parsed.directory / page.PAGE
     try:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from data_prep import settings
-from data_prep.settings import group, setting
+from data_prep.dataset import settings
+from data_prep.dataset.settings import group, setting
 
 # Where things lie and how fast they are made decides no byte of the data set.
 _WHERE_AND_SPEED = ("root", "output", "workers", "slurm")

@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from data_prep import settings
-from data_prep.settings import group, setting
+from data_prep.dataset import settings
+from data_prep.dataset.settings import group, setting
 
 Checkpointing: TypeAlias = Literal["none", "selective", "full"]
 

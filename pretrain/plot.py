@@ -15,8 +15,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
-from data_prep import durable
-from pretrain.metrics import METRICS_FILE, read_records
+from data_prep.dataset import durable
+from pretrain.training.metrics import METRICS_FILE, read_records
 
 PLOTS = "plots"
 

@@ -12,8 +12,8 @@ from typing import Any, Protocol
 import numpy as np
 import pytest
 
-from data_prep import shards
-from data_prep.shards import Document, Manifest, TokenizerInfo
+from data_prep.dataset import shards
+from data_prep.dataset.shards import Document, Manifest, TokenizerInfo
 from tests.cluster import running_cluster
 
 Run = Callable[..., subprocess.CompletedProcess[str]]

@@ -11,8 +11,8 @@ from pathlib import Path
 import tokenizers
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 
-from data_prep import tokenizer
-from data_prep.shards import read_manifest
+from data_prep.dataset.shards import read_manifest
+from data_prep.tokenizer import tokenizer
 
 TEXT = "The segment reads the memory, \U0001f600 and then the segment writes <|eot|> to it.\n" * 9
 TRAINING = (

@@ -8,8 +8,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from pretrain import ledger
-from pretrain.metrics import read_records
+from pretrain.training import ledger
+from pretrain.training.metrics import read_records
 
 
 def main() -> None:

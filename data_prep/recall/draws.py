@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from data_prep.order import keyed
+from data_prep.dataset.keyed import keyed
 
 T = TypeVar("T")
 

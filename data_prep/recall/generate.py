@@ -14,11 +14,11 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_prep import durable
+from data_prep.dataset import durable
+from data_prep.dataset.settings import SettingsError
 from data_prep.recall import tasks
 from data_prep.recall.tasks import Haystack
-from data_prep.settings import SettingsError
-from data_prep.tokenizer import Tokenizer
+from data_prep.tokenizer.tokenizer import Tokenizer
 
 _AT_ONCE = 16  # documents that a worker makes at a time
 

@@ -8,12 +8,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
-from data_prep import shards, tokenizer
+from data_prep.dataset import shards
+from data_prep.dataset.shards import DataError
 from data_prep.recall import needles, passkey, stories
 from data_prep.recall.draws import Draws
 from data_prep.recall.pair import Pair, fitted
-from data_prep.shards import DataError
-from data_prep.tokenizer import Tokenizer
+from data_prep.tokenizer import tokenizer
+from data_prep.tokenizer.tokenizer import Tokenizer
 
 Task: TypeAlias = Callable[[Draws, Sequence[str], float | None], Pair]
 """Makes a pair of choices, pieces of filler and a depth; None: it is drawn."""

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from data_prep import durable
+from data_prep.dataset import durable
 from pretrain.checkpoint.manifest import (
     FileInfo,
     Manifest,

@@ -23,7 +23,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from data_prep import durable
+from data_prep.dataset import durable
 from pretrain.checkpoint.manifest import CHECKPOINTS, CheckpointError, step_of
 
 EXIT_FILE = "exit.json"

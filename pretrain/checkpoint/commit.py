@@ -26,7 +26,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from data_prep import durable
+from data_prep.dataset import durable
 from pretrain.checkpoint.attempts import Attempt, SupersededError
 from pretrain.checkpoint.manifest import (
     CheckpointError,

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_prep import durable
+from data_prep.dataset import durable
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data_prep import durable
+from data_prep.dataset import durable
 from pretrain.checkpoint.manifest import CheckpointError, FileInfo, TensorInfo
 
 DTYPES: dict[str, torch.dtype] = {

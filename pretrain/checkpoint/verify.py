@@ -5,7 +5,7 @@ from __future__ import annotations
 import stat
 from pathlib import Path
 
-from data_prep.durable import sha256_of
+from data_prep.dataset.durable import sha256_of
 from pretrain.checkpoint.manifest import (
     CHECKSUM,
     MANIFEST,

@@ -20,16 +20,17 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from data_prep import durable, tokenizer
-from data_prep.tokenizer import HuggingFace, Tokenizer
+from data_prep.dataset import durable
+from data_prep.tokenizer import tokenizer
+from data_prep.tokenizer.tokenizer import HuggingFace, Tokenizer
 from pretrain.checkpoint.load import Checkpoint
 from pretrain.checkpoint.manifest import TensorInfo
 from pretrain.checkpoint.pieces import DTYPES, dtype_name, stream_tensors
 from pretrain.checkpoint.ranks import SoloRanks
 from pretrain.config import Config
 from pretrain.convert.hugging_face import ConversionError, config_json, shapes, their_name
-from pretrain.optim import is_gate
 from pretrain.trained import configuration_of, locate, tokenizer_of
+from pretrain.training.optim import is_gate
 
 MODELING = "modeling_infini_llama.py"
 _PART_BYTES = 5_000_000_000

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from data_prep import settings
-from data_prep.settings import SettingsError
+from data_prep.dataset import settings
+from data_prep.dataset.settings import SettingsError
 from pretrain.config import ImportConfig, MemoryConfig, ModelConfig, RopeScalingConfig
 from pretrain.model.transformer import Transformer
 

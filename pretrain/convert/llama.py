@@ -22,9 +22,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from data_prep import durable, settings, tokenizer
-from data_prep.settings import SettingsError
-from data_prep.tokenizer import Tokenizer, TokenizerError
+from data_prep.dataset import durable, settings
+from data_prep.dataset.settings import SettingsError
+from data_prep.tokenizer import tokenizer
+from data_prep.tokenizer.tokenizer import Tokenizer, TokenizerError
 from pretrain.checkpoint.alone import write_checkpoint
 from pretrain.checkpoint.manifest import CHECKPOINTS, CheckpointError, TensorInfo, step_name
 from pretrain.checkpoint.ranks import SoloRanks
@@ -37,8 +38,8 @@ from pretrain.convert.hugging_face import (
     shapes,
     their_name,
 )
-from pretrain.optim import is_gate
 from pretrain.trained import CONFIG_FILE
+from pretrain.training.optim import is_gate
 
 _EMBEDDINGS = ("embedding.weight", "lm_head.weight")
 _WEIGHTS = "model.safetensors"

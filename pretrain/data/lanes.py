@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from data_prep import shards
-from data_prep.shards import DataError, Document
+from data_prep.dataset import shards
+from data_prep.dataset.shards import DataError, Document
 
 IGNORE = -100  # the target that torch's cross-entropy leaves out
 

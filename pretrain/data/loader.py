@@ -19,7 +19,7 @@ from typing import Self
 import numpy as np
 import torch
 
-from data_prep.shards import DataError
+from data_prep.dataset.shards import DataError
 from pretrain.data.lanes import Lane, LanePlace, Mix
 
 # A thread that hashes a shard cannot be interrupted. It only reads, and dies with the process.

@@ -15,8 +15,8 @@ import torch
 from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import normalize_gen_kwargs
 
-from data_prep import durable
-from pretrain.generate import chunk_tokens, generate
+from data_prep.dataset import durable
+from pretrain.evaluate.generate import chunk_tokens, generate
 from pretrain.trained import Trained, default_device, load
 
 

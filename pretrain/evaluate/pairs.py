@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_prep.settings import SettingsError
-from data_prep.shards import DataError, read_manifest
+from data_prep.dataset.settings import SettingsError
+from data_prep.dataset.shards import DataError, read_manifest
 from pretrain import config as configuration
-from pretrain import sampling
+from pretrain.evaluate import sampling
 
 _CONFIG_FILE = "config.yaml"
 _TOLD = 10  # lines of a file whose mistakes are told one by one

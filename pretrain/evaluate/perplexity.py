@@ -27,12 +27,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data_prep import durable
-from data_prep.shards import Document
-from data_prep.tokenizer import Tokenizer
+from data_prep.dataset import durable
+from data_prep.dataset.shards import Document
+from data_prep.tokenizer.tokenizer import Tokenizer
 from pretrain.data.lanes import IGNORE, Dataset
+from pretrain.evaluate.progress import Progress
 from pretrain.model.state import of_lanes
-from pretrain.progress import Progress
 from pretrain.trained import Trained, default_device, load
 
 MEMORY, MASKED, NO_MEMORY = "memory", "masked", "none"

@@ -23,14 +23,14 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from data_prep import durable
+from data_prep.dataset import durable
 from data_prep.recall import tasks
 from data_prep.recall.tasks import Haystack
-from data_prep.tokenizer import Tokenizer
+from data_prep.tokenizer.tokenizer import Tokenizer
+from pretrain.evaluate.progress import Progress
 from pretrain.evaluate.questions import Asked
 from pretrain.model.state import of_lanes
 from pretrain.model.transformer import Transformer
-from pretrain.progress import Progress
 from pretrain.trained import Trained, default_device, load
 
 # Tokens of all lanes that are computed at once, unless a segment of each has more.

@@ -19,12 +19,12 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from data_prep import durable
+from data_prep.dataset import durable
 from pretrain.evaluate import rouge
+from pretrain.evaluate.generate import chunk_tokens, drawn
 from pretrain.evaluate.pairs import Asked, Pair
-from pretrain.generate import chunk_tokens, drawn
+from pretrain.evaluate.progress import Progress
 from pretrain.model.transformer import StreamState
-from pretrain.progress import Progress
 from pretrain.trained import Trained, default_device, load
 
 _HEADINGS = {"rouge1": "R-1", "rouge2": "R-2", "rougeL": "R-L", "overall": "Overall"}

@@ -16,11 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pretrain.config import ModelConfig
-from pretrain.model import local_attention, memory
+from pretrain.model import local_attention
 from pretrain.model.local_attention import Attend, Kernel
-from pretrain.model.memory import TORCH, MemoryState, Products, Resets, resets
+from pretrain.model.memories import infini
+from pretrain.model.memories.infini import TORCH, MemoryState, Products, Resets, resets
+from pretrain.model.memories.infini_parallel import Parts, StatePassing
 from pretrain.model.rotary import Rotary, rotary, rotary_at, rotate
-from pretrain.model.state_passing import Parts, StatePassing
 
 
 @dataclass(frozen=True)
@@ -222,7 +223,7 @@ class InfiniAttention(nn.Module):
         if carried is None:
             return self._tokens(local, window), None
         assert self.gate is not None
-        advance = memory.advance if window.passing is None else window.passing.advance
+        advance = infini.advance if window.passing is None else window.passing.advance
         products = window.products
         before, after = advance(
             *(keys, values, carried, window.writable, window.reset),
@@ -257,7 +258,7 @@ class InfiniAttention(nn.Module):
             everywhere = torch.ones((), dtype=torch.bool, device=queries.device)
             everywhere = everywhere.expand(1, 1, queries.shape[1])
             local = heads[:, None]
-            heads = memory.gated_read(local, queries[:, None], before, everywhere, self.gate)
+            heads = infini.gated_read(local, queries[:, None], before, everywhere, self.gate)
             heads = self._whole_where_empty(heads, local, before, everywhere).squeeze(1)
         return heads, segment
 
@@ -276,7 +277,7 @@ class InfiniAttention(nn.Module):
         if segment.memory is None:
             return
         written = segment.keys[:, None], segment.values[:, None]
-        _, after = memory.advance(*written, segment.memory, None, (None,), self.config.memory)
+        _, after = infini.advance(*written, segment.memory, None, (None,), self.config.memory)
         for part, new in zip(segment.memory, after, strict=True):
             part.copy_(new)
 

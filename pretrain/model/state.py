@@ -8,7 +8,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from pretrain.model.memory import MemoryState
+from pretrain.model.memories.infini import MemoryState
 
 ModelState: TypeAlias = tuple[MemoryState, ...]
 """The memory of each layer, its tensors [lanes, ...]; () for a model without."""

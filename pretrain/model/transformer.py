@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from pretrain.config import Checkpointing, ModelConfig
-from pretrain.model import local_attention, memory, memory_kernel
+from pretrain.model import local_attention
 from pretrain.model.attention import (
     Continuation,
     InfiniAttention,
@@ -25,10 +25,11 @@ from pretrain.model.attention import (
 )
 from pretrain.model.feed_forward import FeedForward
 from pretrain.model.loss import OutputHead
-from pretrain.model.memory import MemoryState
+from pretrain.model.memories import infini, infini_backend
+from pretrain.model.memories.infini import MemoryState
+from pretrain.model.memories.infini_parallel import Parts
 from pretrain.model.pointwise import RMSNorm
 from pretrain.model.state import ModelState
-from pretrain.model.state_passing import Parts
 
 _CHUNK = 2**15
 """Tokens of all lanes on which a block that is computed again works at once.
@@ -130,7 +131,7 @@ class Transformer(nn.Module):
         dtype = torch.promote_types(torch.float32, self.embedding.weight.dtype)
         heads, size = self.config.n_kv_heads, self.config.d_head
         return tuple(
-            memory.empty(lanes, heads, size, torch.device(device), dtype) for _ in self.layers
+            infini.empty(lanes, heads, size, torch.device(device), dtype) for _ in self.layers
         )
 
     def forward(
@@ -187,7 +188,7 @@ class Transformer(nn.Module):
         """That of the window; or those of the chunks in which a long one goes through a layer."""
         device = starts.device.type
         kernel = local_attention.choose(self.config.local_attention, device, dtype)
-        products = memory_kernel.choose(
+        products = infini_backend.choose(
             self.config.memory.kernel, device, dtype, self.config.d_head
         )
         lanes, tokens = starts.shape

@@ -16,9 +16,11 @@ from datatrove.executor.local import LocalPipelineExecutor
 from datatrove.pipeline.filters import LambdaFilter
 from datatrove.pipeline.readers import ParquetReader
 
-from data_prep import cli, shards, tokenizer
+from data_prep import cli
 from data_prep.adapter import InfiniShardFinaliser, InfiniShardWriter
-from data_prep.workspace import WorkspaceError
+from data_prep.dataset import shards
+from data_prep.pipeline.workspace import WorkspaceError
+from data_prep.tokenizer import tokenizer
 from pretrain.data.lanes import Dataset
 
 WORDS = ("memory", "of", "a", "segment", "\u00fcber", "\u2581", "\n", "  ", "\U0001f600")

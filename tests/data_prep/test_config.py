@@ -8,7 +8,7 @@ import pytest
 
 from data_prep import config
 from data_prep.config import Config
-from data_prep.settings import SettingsError
+from data_prep.dataset.settings import SettingsError
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs" / "data").glob("*.yaml"))
 SOURCE = "sources=[{name: s, paths: ['*.txt']}]"

@@ -23,9 +23,12 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from data_prep import config, inputs, pipeline, readers, shards
-from data_prep.documents import RawDocument
-from data_prep.settings import SettingsError
+from data_prep import config
+from data_prep.dataset import shards
+from data_prep.dataset.settings import SettingsError
+from data_prep.pipeline import pipeline
+from data_prep.sources import inputs, readers
+from data_prep.sources.documents import RawDocument
 
 # Bytes that are no UTF-8: lone parts, overlong forms, surrogates, beyond Unicode.
 NOT_UTF8 = (b"\xff", b"\xe9", b"\x80", b"\xc0\xaf", b"\xed\xa0\x80", b"\xf4\x90\x80\x80", b"\xc3")
@@ -285,9 +288,9 @@ def test_what_cannot_be_read_is_told_before_the_start(
 # Run apart, to see the memory that one file takes: prints records, rejects and MB.
 MEASURE = """
 import re, sys
-from data_prep import readers
-from data_prep.documents import Reject
-from data_prep.inputs import InputFile
+from data_prep.sources import readers
+from data_prep.sources.documents import Reject
+from data_prep.sources.inputs import InputFile
 path, form, packing, limit = sys.argv[1:]
 limits = {"max_record_bytes": int(limit), "max_held_bytes": int(limit)}
 file = InputFile("s", path, "f", form, packing or None, "text", "id", **limits)

@@ -15,7 +15,8 @@ import pytest
 import torch
 from torch import nn
 
-from data_prep import settings, tokenizer
+from data_prep.dataset import settings
+from data_prep.tokenizer import tokenizer
 from pretrain.checkpoint.attempts import Attempt
 from pretrain.checkpoint.commit import save
 from pretrain.checkpoint.pieces import Piece

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from data_prep import settings
-from data_prep.settings import SettingsError
+from data_prep.dataset import settings
+from data_prep.dataset.settings import SettingsError
 from pretrain.config import Config, SourceConfig, describe, load
 
 ROOT = Path(__file__).parents[2]

@@ -16,11 +16,11 @@ import torch
 import torch.distributed as dist
 
 from pretrain.config import load
-from pretrain.engine import PERSISTENT_ELEMENTS, Engine
-from pretrain.launch import leave, place_in, start_ranks
+from pretrain.jobs.launch import leave, place_in, start_ranks
 from pretrain.model import flops
 from pretrain.model.transformer import Transformer
-from pretrain.simulate import Ledger
+from pretrain.planning.simulate import Ledger
+from pretrain.training.engine import PERSISTENT_ELEMENTS, Engine
 
 VOCABULARY = 512
 LAYERS = 4

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from data_prep import durable
+from data_prep.dataset import durable
 from pretrain import plot
 from pretrain.plot import PlotError
 

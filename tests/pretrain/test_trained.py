@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from data_prep import tokenizer
-from data_prep.tokenizer import TokenizerError
+from data_prep.tokenizer import tokenizer
+from data_prep.tokenizer.tokenizer import TokenizerError
 from pretrain import trained
 from pretrain.checkpoint.manifest import CheckpointError
 from pretrain.config import MemoryConfig

@@ -26,9 +26,9 @@ import torch.distributed as dist
 
 from pretrain import config as configuration
 from pretrain.checkpoint.attempts import Attempt
-from pretrain.launch import StopFlag, leave, place_in, start_ranks
-from pretrain.trainer import Trainer
-from pretrain.watchdog import Watchdog
+from pretrain.jobs.launch import StopFlag, leave, place_in, start_ranks
+from pretrain.jobs.watchdog import Watchdog
+from pretrain.training.trainer import Trainer
 
 MODEL = (
     *("model.d_model=768", "model.n_layers=8", "model.n_heads=12", "model.n_kv_heads=12"),

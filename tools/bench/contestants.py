@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pretrain.heap import keep_freed_memory
+from pretrain.training.heap import keep_freed_memory
 
 Step = Callable[[], None]
 

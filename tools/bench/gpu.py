@@ -33,12 +33,13 @@ from torch import Tensor
 
 from pretrain import config as configuration
 from pretrain.config import Config, ModelConfig
-from pretrain.engine import Engine
-from pretrain.model import flops, local_attention, memory, memory_kernel
+from pretrain.model import flops, local_attention
 from pretrain.model.attention import InfiniAttention, Window
 from pretrain.model.local_attention import KernelError
-from pretrain.model.memory import MemoryState
+from pretrain.model.memories import infini, infini_backend
+from pretrain.model.memories.infini import MemoryState
 from pretrain.model.transformer import Transformer
+from pretrain.training.engine import Engine
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 _VOCABULARY = 128_256
@@ -189,12 +190,12 @@ def _parts(
         return lambda: run(*inputs).sum().backward()
 
     def write(kernel: Literal["torch", "triton"]) -> Callable[[], object]:
-        products = memory_kernel.choose(kernel, device.type, dtype, size)
+        products = infini_backend.choose(kernel, device.type, dtype, size)
         given = (keys, values, carried, window.writable, window.reset, shape.memory, products)
-        return lambda: _sum(memory.advance(*given))
+        return lambda: _sum(infini.advance(*given))
 
     def read(kernel: Literal["torch", "triton"]) -> Callable[[], object]:
-        products = memory_kernel.choose(kernel, device.type, dtype, size)
+        products = infini_backend.choose(kernel, device.type, dtype, size)
         given = (local, queries, before, window.readable, layer.gate)
         return lambda: products.gated_read(*given).sum().backward()
 
@@ -269,7 +270,7 @@ def _window_steps(
         try:
             local_attention.choose(config.local_attention, device.type, torch.bfloat16)
             kernel = config.memory.kernel
-            memory_kernel.choose(kernel, device.type, torch.bfloat16, shape.d_head)
+            infini_backend.choose(kernel, device.type, torch.bfloat16, shape.d_head)
             able[choice] = lambda choice=choice, config=config: step(choice, config)
         except KernelError as error:
             rows.append({"kernels": choice, "obstacle": str(error)})

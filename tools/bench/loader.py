@@ -24,11 +24,11 @@ from pretrain import config as configuration
 from pretrain.config import Config
 from pretrain.data.lanes import Dataset, Mix
 from pretrain.data.loader import Batch, Loader
-from pretrain.ledger import extended
 from pretrain.model import flops
 from pretrain.model.state import ModelState
 from pretrain.model.transformer import Transformer
-from pretrain.plan import GPUS
+from pretrain.planning.plan import GPUS
+from pretrain.training.ledger import extended
 
 # The 1B recipe's windows and lanes of a rank, and a small model that a CPU can step.
 SETTINGS = (

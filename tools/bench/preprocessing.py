@@ -36,7 +36,9 @@ from datatrove.executor.local import LocalPipelineExecutor
 from datatrove.pipeline.tokens import DocumentTokenizer
 from datatrove.utils.logging import logger
 
-from data_prep import config, pipeline, tokenizer
+from data_prep import config
+from data_prep.pipeline import pipeline
+from data_prep.tokenizer import tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = {

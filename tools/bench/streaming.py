@@ -22,9 +22,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pretrain.config import MemoryConfig, ModelConfig
-from pretrain.heap import keep_freed_memory
 from pretrain.model.decoding import Decoder
 from pretrain.model.transformer import StreamState, Transformer
+from pretrain.training.heap import keep_freed_memory
 
 _VOCABULARY = 8192
 _CHUNK = 4096

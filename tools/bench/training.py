@@ -8,7 +8,7 @@
     llama   beside a Llama of the same size in transformers with full attention
     memory  with a memory, beside `memory.kind: none`
     length  seconds a token and peak memory from windows of 4 Ki to 256 Ki tokens
-    heap    with and without the heap's settings of pretrain.heap
+    heap    with and without the heap's settings of pretrain.training.heap
     compile with and without `train.compile`
 
 Contestants are processes of their own that take a step in turn; the others wait. A ratio is the

@@ -28,11 +28,11 @@ from torch import Tensor
 
 from pretrain import config as configuration
 from pretrain.config import Config
-from pretrain.engine import Engine
-from pretrain.launch import leave, place_in, start_ranks
+from pretrain.jobs.launch import leave, place_in, start_ranks
 from pretrain.model import flops
 from pretrain.model.transformer import Transformer
-from pretrain.simulate import Ledger
+from pretrain.planning.simulate import Ledger
+from pretrain.training.engine import Engine
 
 SETTINGS = (
     *("data.lanes=2", "data.train=none", "run.directory=none", "launch.device=cpu"),

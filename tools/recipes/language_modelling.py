@@ -27,13 +27,13 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from data_prep import durable
-from data_prep.settings import SettingsError
+from data_prep.dataset import durable
+from data_prep.dataset.settings import SettingsError
 from pretrain import config as configuration
 from pretrain.config import Config
 from pretrain.evaluate import perplexity
-from pretrain.metrics import METRICS_FILE, read_records
 from pretrain.trained import default_device, load
+from pretrain.training.metrics import METRICS_FILE, read_records
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "configs" / "language_modelling_cpu.yaml"

@@ -27,11 +27,11 @@ from typing import Any
 
 import commands
 
-from data_prep import durable, shards
+from data_prep.dataset import durable, shards
+from data_prep.dataset.settings import SettingsError
 from data_prep.recall.passkey import FILLER
 from data_prep.recall.tasks import PASSKEY, TASKS, Haystack
-from data_prep.settings import SettingsError
-from data_prep.tokenizer import load as load_tokenizer
+from data_prep.tokenizer.tokenizer import load as load_tokenizer
 from pretrain import config as configuration
 from pretrain.evaluate import recall
 from pretrain.evaluate.questions import Asked

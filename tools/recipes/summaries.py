@@ -23,7 +23,7 @@ from typing import Any
 
 import commands
 
-from data_prep import durable
+from data_prep.dataset import durable
 from pretrain.evaluate import rouge
 
 ROOT = Path(__file__).resolve().parents[2]

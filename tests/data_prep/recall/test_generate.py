@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from data_prep import cli, tokenizer
+from data_prep import cli
 from data_prep.recall import tasks
 from data_prep.recall.passkey import FILLER
+from data_prep.tokenizer import tokenizer
 
 
 @pytest.fixture(scope="module")

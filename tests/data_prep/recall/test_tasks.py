@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 
-from data_prep import tokenizer
+from data_prep.dataset.shards import DataError
 from data_prep.recall import tasks
 from data_prep.recall.draws import Draws
 from data_prep.recall.pair import Pair
 from data_prep.recall.passkey import FILLER
 from data_prep.recall.stories import World
 from data_prep.recall.tasks import TASKS, Haystack
-from data_prep.shards import DataError
+from data_prep.tokenizer import tokenizer
 
 
 @pytest.fixture(scope="module")

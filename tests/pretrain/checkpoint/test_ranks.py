@@ -12,7 +12,7 @@ import pytest
 
 from pretrain.checkpoint.manifest import CheckpointError
 from pretrain.checkpoint.ranks import GroupRanks, Ranks, SoloRanks, agreed
-from pretrain.launch import leave
+from pretrain.jobs.launch import leave
 
 
 def fail_on(*failing: int) -> Any:

@@ -13,18 +13,19 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tests.pretrain.test_origin import train
 from torch import Tensor
 
-from data_prep import settings
-from pretrain import generate, trained
+from data_prep.dataset import settings
+from pretrain import trained
 from pretrain.checkpoint.load import Checkpoint
 from pretrain.config import ImportConfig, load
 from pretrain.convert import llama
 from pretrain.convert.hugging_face import ConversionError, model_config
+from pretrain.evaluate import generate
 from pretrain.model import local_attention, rotary
 from pretrain.model.transformer import Transformer
 from tests.pretrain.convert.conftest import LLAMA3, random_tokens
-from tests.pretrain.test_origin import train
 
 ROOT = Path(__file__).parents[3]
 CPU = torch.device("cpu")

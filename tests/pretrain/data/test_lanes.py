@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data_prep.shards import DataError, Document, Manifest
+from data_prep.dataset.shards import DataError, Document, Manifest
 from pretrain.data.lanes import IGNORE, Dataset, Lane, LanePlace, Mix, SourcePlace
 from pretrain.model import loss
 

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from data_prep import shards
-from data_prep.shards import DataError
+from data_prep.dataset import shards
+from data_prep.dataset.shards import DataError
 from pretrain.data.lanes import Dataset, Lane, LanePlace, Mix, SourcePlace
 from pretrain.data.loader import Batch, Loader
 

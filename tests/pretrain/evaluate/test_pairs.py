@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from data_prep import settings, shards
+from data_prep.dataset import settings, shards
 from pretrain.config import Config, DataConfig
 from pretrain.evaluate import pairs
 from pretrain.evaluate.pairs import Asked, Fields, Pair

@@ -14,8 +14,8 @@ import pytest
 import sentencepiece
 import torch
 
-from data_prep.shards import Document
-from data_prep.tokenizer import Tokenizer
+from data_prep.dataset.shards import Document
+from data_prep.tokenizer.tokenizer import Tokenizer
 from pretrain import trained
 from pretrain.config import MemoryConfig
 from pretrain.evaluate import perplexity

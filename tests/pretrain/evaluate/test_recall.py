@@ -15,10 +15,10 @@ from data_prep.recall.tasks import Haystack
 from pretrain import trained
 from pretrain.config import MemoryConfig
 from pretrain.evaluate import recall
+from pretrain.evaluate.progress import Progress
 from pretrain.evaluate.questions import Asked
 from pretrain.evaluate.recall import RecallError
 from pretrain.model.transformer import Transformer
-from pretrain.progress import Progress
 from pretrain.trained import Trained
 
 CPU = torch.device("cpu")

@@ -10,14 +10,15 @@ import numpy as np
 import pytest
 import torch
 
-from data_prep.shards import Document
-from pretrain import cli, generate, trained
+from data_prep.dataset.shards import Document
+from pretrain import trained
+from pretrain.cli import main
 from pretrain.config import MemoryConfig
 from pretrain.data.lanes import Dataset, Lane, Mix
-from pretrain.evaluate import rouge, summaries
+from pretrain.evaluate import generate, rouge, summaries
+from pretrain.evaluate.generate import GenerationError
 from pretrain.evaluate.pairs import Asked, Pair
-from pretrain.generate import GenerationError
-from pretrain.progress import Progress
+from pretrain.evaluate.progress import Progress
 from pretrain.trained import Trained
 
 CPU = torch.device("cpu")
@@ -122,7 +123,7 @@ def test_the_loss_is_that_of_the_answer_as_evaluation_asks_for_it(
 
 def _evaluate(model: Trained, pairs: Path, *words: str) -> int:
     with pytest.raises(SystemExit) as ended:
-        cli.main(["eval", "summaries", str(model.run_directory), str(pairs), *words])
+        main.main(["eval", "summaries", str(model.run_directory), str(pairs), *words])
     code = ended.value.code
     assert isinstance(code, int)
     return code

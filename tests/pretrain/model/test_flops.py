@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pretrain.config import Checkpointing, MemoryConfig, ModelConfig
 from pretrain.model import flops
-from pretrain.model.state_passing import Parts
+from pretrain.model.memories.infini_parallel import Parts
 from pretrain.model.transformer import Transformer
 
 VOCABULARY = 300

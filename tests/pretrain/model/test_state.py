@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from pretrain.model import state
-from pretrain.model.memory import MemoryState
+from pretrain.model.memories.infini import MemoryState
 from pretrain.model.state import ModelState
 
 

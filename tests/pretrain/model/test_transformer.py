@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pretrain.config import MemoryConfig, ModelConfig
 from pretrain.model.loss import IGNORE
-from pretrain.model.memory import MemoryState
+from pretrain.model.memories.infini import MemoryState
 from pretrain.model.state import ModelState
 from pretrain.model.transformer import Transformer
 

@@ -1,0 +1,11 @@
+"""What a seed and names decide, the same on every machine: orders and random choices."""
+
+from __future__ import annotations
+
+import hashlib
+
+
+def keyed(seed: int, *names: str) -> bytes:
+    """16 bytes of a hash of names keyed by the seed."""
+    text = "\0".join(names).encode()
+    return hashlib.blake2b(text, digest_size=16, key=str(seed).encode()).digest()

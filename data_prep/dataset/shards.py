@@ -1,0 +1,469 @@
+"""The contract between data_prep and pretrain: shards, and the manifest that makes them a data set.
+
+A shard is an uncompressed tar that stock webdataset reads. A document is two members, `KEY.json`
+(id, source, bytes, tokens, and prompt where a prompt and an answer make the document: how many of
+its first tokens are the prompt's) and `KEY.tokens.npy`, with KEY its zero-padded number in the
+shard.
+
+webdataset writes and reads the tars, but ends a shard without an exception where a tar is cut or a
+header is damaged, and passes flipped bits on. So sizes, counts and sha256 are kept here. They find
+damage, not malice: who can change a shard can change the manifest.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import io
+import itertools
+import json
+import os
+import tarfile
+import types
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, TypeVar, get_args, get_origin, get_type_hints
+
+import numpy as np
+
+from data_prep.dataset import durable
+
+# webdataset reads this once, at its import: no shell commands as URLs, no pickles. It imports
+# torch, so it is imported where a shard is opened and not with this module.
+os.environ["WDS_SECURE"] = "1"
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+
+_UINT16_IDS = 1 << 16
+_OWNER = "data-prep"
+_REMEDY = "copy it again or prepare the data set anew; `data-prep verify` lists every problem"
+
+T = TypeVar("T")
+
+
+class DataError(ValueError):
+    """A data set that cannot be used; the message names the file."""
+
+
+@dataclass(frozen=True, eq=False)
+class Document:
+    """One document; `bytes` counts its text in UTF-8, `tokens` [n] holds neither BOS nor EOS.
+
+    The first `prompt` tokens are a prompt, the others its answer; 0: a plain text.
+    """
+
+    id: str
+    source: str
+    bytes: int
+    tokens: np.ndarray
+    prompt: int = 0
+
+
+@dataclass(frozen=True)
+class StoredDocument:
+    """A document that is too large to be held: `blocks` are its `tokens` ids, in their order."""
+
+    id: str
+    source: str
+    bytes: int
+    tokens: int
+    blocks: Iterator[np.ndarray]
+    prompt: int = 0
+
+
+@dataclass(frozen=True)
+class ShardInfo:
+    """What the manifest says of a shard: its name and size, and what it holds."""
+
+    name: str
+    bytes: int
+    sha256: str
+    documents: int
+    tokens: int
+
+
+@dataclass(frozen=True)
+class InputInfo:
+    """An input file that the data set was made of."""
+
+    path: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class TokenizerInfo:
+    """The tokenizer in the data set's directory; an id is None where the model has none."""
+
+    file: str
+    sha256: str
+    vocab_size: int
+    bos_id: int | None
+    eos_id: int | None
+    pad_id: int | None
+    unk_id: int | None
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A whole data set. `dtype` is of the stored ids; `text_bytes` are UTF-8 bytes of all texts.
+
+    `rejected` records could not be used; cleaning left out the `dropped` documents, and of
+    `duplicates` another one was kept. `prompt_tokens` of the tokens are prompts'; the file says it
+    where there are any.
+    """
+
+    format_version: int
+    tokenizer: TokenizerInfo
+    dtype: str
+    configuration: dict[str, Any]
+    inputs: list[InputInfo]
+    shards: list[ShardInfo]
+    documents: int
+    tokens: int
+    text_bytes: int
+    rejected: int
+    dropped: int
+    duplicates: int
+    prompt_tokens: int = 0
+
+
+def dtype_of(vocab_size: int) -> str:
+    """The dtype of stored ids: uint16 up to a vocabulary of 65,536, else uint32."""
+    return "uint16" if vocab_size <= _UINT16_IDS else "uint32"
+
+
+def shard_name(index: int) -> str:
+    """The file name of the shard with this number."""
+    return f"shard-{index:05d}.tar"
+
+
+def write_shard(
+    path: Path, documents: Iterable[Document | StoredDocument], dtype: str
+) -> ShardInfo:
+    """Write a shard durably; equal documents give equal bytes on any machine.
+
+    Raises DataError for an id that `dtype` cannot hold.
+    """
+    from webdataset import TarWriter
+
+    count = tokens = 0
+    with durable.replacing(path) as file:
+        stream = _HashedWriter(file)
+        # Owner and time would differ from machine to machine; the default encoder is not needed.
+        with TarWriter(
+            stream, user=_OWNER, group=_OWNER, compress=False, encoder=False, mtime=0
+        ) as tar:
+            for document in documents:
+                tokens += _write(tar, path, _key(count), document, dtype)
+                count += 1
+    return ShardInfo(path.name, stream.bytes, stream.digest.hexdigest(), count, tokens)
+
+
+def read_shard(path: Path, info: ShardInfo, skip: int = 0) -> Iterator[Document]:
+    """The documents of a shard in order, after the first `skip`, which are not decoded.
+
+    Reads on as it is consumed; no more than a document stands in memory. Call `check_shard` first:
+    here only what a document holds and the counts at the end are checked. Raises DataError.
+    """
+    number = tokens = 0
+    for key, members in _samples(path):
+        if key != _key(number):
+            raise DataError(f"{path}: expected document {_key(number)}, found {key}; {_REMEDY}")
+        number += 1
+        if number > skip:
+            document = _document(path, key, members)
+            tokens += len(document.tokens)
+            yield document
+    if number != info.documents:
+        raise DataError(
+            f"{path}: holds {number} documents, the manifest says {info.documents}; {_REMEDY}"
+        )
+    if skip == 0 and tokens != info.tokens:
+        raise DataError(
+            f"{path}: holds {tokens} tokens, the manifest says {info.tokens}; {_REMEDY}"
+        )
+
+
+def check_shard(path: Path, info: ShardInfo) -> None:
+    """Raise DataError, naming the shard, unless its size and sha256 are the manifest's."""
+    _check_file(path, info.sha256, info.bytes)
+
+
+def write_manifest(directory: Path, manifest: Manifest) -> None:
+    """Make the directory a data set: the last thing that is written."""
+    plain = dataclasses.asdict(manifest)
+    if not manifest.prompt_tokens:
+        del plain["prompt_tokens"]
+    durable.write_json(directory / MANIFEST, plain)
+
+
+def read_manifest(directory: Path) -> Manifest:
+    """The manifest of a data set. Raises DataError where there is none or it is not ours."""
+    path = directory / MANIFEST
+    try:
+        plain = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise DataError(
+            f"{directory}: no {MANIFEST}: not a data set, or its preparation has not ended; "
+            "run `data-prep run`"
+        ) from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+    except ValueError:
+        raise DataError(f"{path}: is not JSON; prepare the data set anew") from None
+    version = plain.get("format_version") if isinstance(plain, dict) else None
+    if version != FORMAT_VERSION:
+        raise DataError(
+            f"{path}: has format version {version}, this program reads {FORMAT_VERSION}; "
+            "prepare the data set with this version of data-prep"
+        )
+    manifest = _record(Manifest, plain, str(path))
+    _check_manifest(path, manifest)
+    return manifest
+
+
+def verify(directory: Path) -> list[str]:
+    """The problems of the data set; reads all of it. Empty: it is whole.
+
+    One sentence a file; of a shard the first problem, since it is prepared anew as a whole.
+    """
+    try:
+        manifest = read_manifest(directory)
+    except DataError as error:
+        return [str(error)]
+    problems = []
+    try:
+        _check_file(directory / manifest.tokenizer.file, manifest.tokenizer.sha256)
+    except DataError as error:
+        problems.append(str(error))
+    text_bytes = prompt_tokens = 0
+    for info in manifest.shards:
+        path = directory / info.name
+        try:
+            check_shard(path, info)
+            for document in read_shard(path, info):
+                _check_ids(path, document, manifest)
+                text_bytes += document.bytes
+                prompt_tokens += document.prompt
+        except DataError as error:
+            problems.append(str(error))
+    if not problems and text_bytes != manifest.text_bytes:
+        problems.append(
+            f"{directory / MANIFEST}: says {manifest.text_bytes} bytes of text, "
+            f"the shards say {text_bytes}"
+        )
+    if not problems and prompt_tokens != manifest.prompt_tokens:
+        problems.append(
+            f"{directory / MANIFEST}: says {manifest.prompt_tokens} tokens of prompts, "
+            f"the shards say {prompt_tokens}"
+        )
+    listed = {info.name for info in manifest.shards}
+    for path in sorted(directory.glob("*.tar")):
+        if path.name not in listed:
+            problems.append(f"{path}: is not in the manifest; remove it")
+    return problems
+
+
+class _HashedWriter:
+    """Counts and hashes what goes into a file, so that it need not be read again."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file = file
+        self.digest = hashlib.sha256()
+        self.bytes = 0
+
+    def write(self, data: bytes) -> int:
+        self.digest.update(data)
+        self.bytes += len(data)
+        return self.file.write(data)
+
+
+def _key(number: int) -> str:
+    return f"{number:08d}"
+
+
+def _write(tar: Any, path: Path, key: str, document: Document | StoredDocument, dtype: str) -> int:
+    """Write the document's members to a TarWriter; returns how many tokens it has."""
+    where = f"{path}: document {document.id!r}"
+    if isinstance(document, Document):
+        array = io.BytesIO()
+        np.save(array, _stored(where, document.tokens, dtype), allow_pickle=False)
+        meta = _meta(document, len(document.tokens))
+        tar.write({"__key__": key, "json": meta, "tokens.npy": array.getvalue()})
+        return len(document.tokens)
+    tar.write({"__key__": key, "json": _meta(document, document.tokens)})
+    # TarWriter wants all of a member at once.
+    tokens = _Array(where, document, dtype)
+    member = tarfile.TarInfo(f"{key}.tokens.npy")
+    member.size, member.mtime, member.mode = tokens.bytes, tar.mtime, tar.mode
+    member.uname, member.gname = tar.user, tar.group
+    tar.tarstream.addfile(member, io.BufferedReader(tokens, 1 << 20))
+    return document.tokens
+
+
+def _meta(document: Document | StoredDocument, tokens: int) -> bytes:
+    meta = {
+        "id": document.id,
+        "source": document.source,
+        "bytes": document.bytes,
+        "tokens": tokens,
+    }
+    if document.prompt:
+        meta["prompt"] = document.prompt
+    return json.dumps(meta, sort_keys=True).encode()
+
+
+def _stored(where: str, tokens: np.ndarray, dtype: str) -> np.ndarray:
+    """Tokens as they lie in a shard."""
+    top = np.iinfo(dtype).max
+    if len(tokens) and (tokens.min() < 0 or tokens.max() > top):
+        raise DataError(f"{where} has token ids outside 0 to {top} ({dtype})")
+    return tokens.astype(np.dtype(dtype).newbyteorder("<"))
+
+
+class _Array(io.RawIOBase):
+    """The .npy file of a document's tokens, block by block: the bytes of np.save."""
+
+    def __init__(self, where: str, document: StoredDocument, dtype: str) -> None:
+        kind = np.dtype(dtype).newbyteorder("<")
+        header = io.BytesIO()
+        shape = {"descr": kind.str, "fortran_order": False, "shape": (document.tokens,)}
+        np.lib.format.write_array_header_1_0(header, shape)
+        self.bytes = len(header.getvalue()) + document.tokens * kind.itemsize
+        blocks = (_stored(where, block, dtype).tobytes() for block in document.blocks)
+        self._blocks = itertools.chain([header.getvalue()], blocks)
+        self._left = memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._left:
+            block = next(self._blocks, None)
+            if block is None:
+                return 0
+            self._left = memoryview(block)
+        count = min(len(buffer), len(self._left))
+        buffer[:count], self._left = self._left[:count], self._left[count:]
+        return count
+
+
+def _samples(path: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """(key, members by suffix) of each document of the tar."""
+    from webdataset.tariterators import group_by_keys, tar_file_expander
+
+    try:
+        with path.open("rb") as file:
+            for sample in group_by_keys(tar_file_expander([{"url": str(path), "stream": file}])):
+                yield sample["__key__"], sample
+    except (OSError, EOFError, ValueError, tarfile.TarError) as error:
+        raise DataError(
+            f"{path}: is not a readable shard ({type(error).__name__}); {_REMEDY}"
+        ) from error
+
+
+def _document(path: Path, key: str, members: dict[str, bytes]) -> Document:
+    try:
+        meta = json.loads(members["json"])
+        tokens = np.load(io.BytesIO(members["tokens.npy"]), allow_pickle=False)
+        prompt = meta.get("prompt", 0)
+        document = Document(meta["id"], meta["source"], meta["bytes"], tokens, prompt)
+        sound = tokens.ndim == 1 and tokens.dtype.kind == "u" and meta["tokens"] == len(tokens)
+        sound = sound and 0 <= prompt <= len(tokens)
+    except (KeyError, TypeError, AttributeError, ValueError, EOFError):
+        sound = False
+    if not sound:
+        raise DataError(f"{path}: document {key} is incomplete or not of this format; {_REMEDY}")
+    return document
+
+
+def _check_file(path: Path, sha256: str, size: int | None = None) -> None:
+    try:
+        found = path.stat().st_size
+        if size is not None and found != size:
+            state = "is empty" if found == 0 else "is cut" if found < size else "is too long"
+            raise DataError(f"{path}: {state}: {found} of {size} bytes; {_REMEDY}")
+        if durable.sha256_of(path) != sha256:
+            raise DataError(
+                f"{path}: sha256 differs from the manifest's: damaged or of another "
+                f"data set; {_REMEDY}"
+            )
+    except FileNotFoundError:
+        raise DataError(f"{path}: is missing; {_REMEDY}") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); {_REMEDY}") from None
+
+
+def _check_manifest(path: Path, manifest: Manifest) -> None:
+    names = [manifest.tokenizer.file, *(info.name for info in manifest.shards)]
+    for name in names:
+        if name != Path(name).name:
+            raise DataError(f"{path}: {name!r} is not a plain file name")
+    if len(set(names)) != len(names):
+        raise DataError(f"{path}: lists a file twice")
+    if manifest.dtype != dtype_of(manifest.tokenizer.vocab_size):
+        raise DataError(
+            f"{path}: dtype {manifest.dtype!r} does not fit a vocabulary of "
+            f"{manifest.tokenizer.vocab_size}: expected {dtype_of(manifest.tokenizer.vocab_size)}"
+        )
+    for name in ("documents", "tokens"):
+        total, stated = sum(getattr(s, name) for s in manifest.shards), getattr(manifest, name)
+        if total != stated:
+            raise DataError(f"{path}: says {stated} {name}, its shards add up to {total}")
+
+
+def _check_ids(path: Path, document: Document, manifest: Manifest) -> None:
+    tokens, vocab_size = document.tokens, manifest.tokenizer.vocab_size
+    if tokens.dtype != np.dtype(manifest.dtype):
+        raise DataError(
+            f"{path}: document {document.id!r} is stored as {tokens.dtype}, "
+            f"the manifest says {manifest.dtype}; prepare the data set anew"
+        )
+    if len(tokens) and tokens.max() >= vocab_size:
+        raise DataError(
+            f"{path}: document {document.id!r} has the token id {tokens.max()}, "
+            f"the vocabulary has {vocab_size}; prepare the data set anew"
+        )
+
+
+def _record(kind: type[T], value: Any, where: str) -> T:
+    """`value` as the dataclass `kind`, with no key missing, unknown or of another type.
+
+    A field with a default may be missing.
+    """
+    hints, needed = _hints(kind), _needed(kind)  # type: ignore[arg-type]
+    if not isinstance(value, dict) or not needed <= value.keys() <= hints.keys():
+        raise DataError(f"{where}: expected the keys {', '.join(hints)}; prepare the data set anew")
+    return kind(**{name: _field(hints[name], value[name], f"{where}: {name}") for name in value})
+
+
+@functools.cache
+def _needed(kind: type[Any]) -> set[str]:
+    """The fields without a default."""
+    fields = dataclasses.fields(kind)
+    return {field.name for field in fields if field.default is dataclasses.MISSING}
+
+
+@functools.cache
+def _hints(kind: type[Any]) -> dict[str, Any]:
+    # Asked for each of many records, and read from the sources' text each time.
+    return get_type_hints(kind)
+
+
+def _field(kind: Any, value: Any, where: str) -> Any:
+    if dataclasses.is_dataclass(kind):
+        return _record(kind, value, where)  # type: ignore[arg-type]
+    if get_origin(kind) is list:
+        if not isinstance(value, list):
+            raise DataError(f"{where}: expected a list, found {value!r}")
+        (inner,) = get_args(kind)
+        return [_field(inner, item, f"{where}[{index}]") for index, item in enumerate(value)]
+    allowed = get_args(kind) if isinstance(kind, types.UnionType) else (get_origin(kind) or kind,)
+    if type(value) not in allowed:
+        names = " or ".join(choice.__name__ for choice in allowed)
+        raise DataError(f"{where}: expected {names}, found {value!r}")
+    return value

@@ -1,0 +1,79 @@
+"""The order of documents and their cut into shards: keyed by seed and id, by nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from data_prep.dataset.keyed import keyed
+from data_prep.dataset.settings import SettingsError
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """A tokenized document: its place in the corpus, and its tokens' place in a unit's file.
+
+    The first `prompt` of its tokens are a prompt's.
+    """
+
+    id: str
+    source: str
+    file: str
+    line: int
+    bytes: int
+    tokens: int
+    unit: int
+    first: int
+    prompt: int = 0
+
+
+def shuffled(documents: Sequence[Placed], seed: int) -> list[Placed]:
+    """The documents in the order of a hash of their ids; equal ids stay in the corpus's order."""
+    return sorted(documents, key=lambda doc: (keyed(seed, doc.id), doc.source, doc.file, doc.line))
+
+
+def unique_ids(documents: Sequence[Placed]) -> list[str]:
+    """Ids in the given order; the second document of the id X is called X#2, and so on."""
+    taken = {document.id for document in documents}
+    seen: dict[str, int] = {}
+    ids = []
+    for document in documents:
+        count = seen.get(document.id, 0) + 1
+        id = document.id
+        while count > 1 and (id := f"{document.id}#{count}") in taken:
+            count += 1
+        taken.add(id)
+        seen[document.id] = count
+        ids.append(id)
+    return ids
+
+
+def shard_count(tokens: int, documents: int, wanted: int, shard_tokens: int) -> int:
+    """How many shards: `wanted`, or where that is 0 as many as hold about `shard_tokens` each.
+
+    Raises SettingsError where there are fewer documents than wanted shards.
+    """
+    if wanted > documents:
+        raise SettingsError(
+            [
+                f"shards.count: {wanted} shards cannot be made of {documents} documents, since a "
+                f"document is never cut; lower it to at most {documents}"
+            ]
+        )
+    return wanted or min(documents, max(1, round(tokens / shard_tokens)))
+
+
+def cut(tokens: Sequence[int], count: int) -> list[range]:
+    """`count` runs of documents with about equally many tokens, none of them empty."""
+    assert 0 < count <= len(tokens)
+    sums = np.cumsum(np.asarray(tokens, dtype=np.int64))
+    runs, first = [], 0
+    for shard in range(count):
+        goal = sums[-1] * (shard + 1) / count
+        stop = int(np.searchsorted(sums, goal)) + 1
+        stop = min(max(stop, first + 1), len(tokens) - (count - 1 - shard))
+        runs.append(range(first, stop))
+        first = stop
+    return runs

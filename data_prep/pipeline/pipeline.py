@@ -1,0 +1,360 @@
+"""From input files to a data set: survey, sample, train, tokenize, order, write, manifest.
+
+Every stage may be killed at any moment: the same command goes on where it was. The bytes of the
+data set depend on the input files, the configuration and the seed alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from data_prep.accounts import ACCOUNTS, SAMPLE_CHARACTERS, Accounts
+from data_prep.config import Config
+from data_prep.dataset import durable, shards
+from data_prep.dataset.settings import SettingsError
+from data_prep.dataset.shards import InputInfo, Manifest, ShardInfo, TokenizerInfo
+from data_prep.pipeline import duplicates, order, workspace
+from data_prep.pipeline.cleaning import evaluation_problem
+from data_prep.pipeline.order import Placed
+from data_prep.pipeline.stages import (
+    ClusterDuplicates,
+    DrawSample,
+    MatchDuplicates,
+    SurveyFiles,
+    Tokenize,
+    TrainTokenizer,
+    UnitStep,
+    WriteShards,
+    given,
+)
+from data_prep.pipeline.workers import Workers
+from data_prep.pipeline.workspace import Work, WorkspaceError
+from data_prep.report import statistics
+from data_prep.sources import inputs
+from data_prep.tokenizer import tokenizer
+from data_prep.tokenizer.tokenizer import TokenizerError
+
+# Runs of spaces, line ends and tabs, with and without a space before the first word: what a
+# normaliser that loses text changes first.
+_PROBES = ("a  b\n\n\tc \r\n", " a")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A finished data set: `already` where there was nothing to do."""
+
+    manifest: Manifest
+    seconds: float
+    already: bool
+
+
+def run(config: Config, part: Literal["all", "shards"] = "all") -> Outcome:
+    """Make the data set, or go on making it. `part="shards"` needs the tokenizer to be there.
+
+    Raises what the user can help: SettingsError, WorkspaceError, TokenizerError,
+    InputChangedError; DataError where a finished data set's manifest is damaged.
+    """
+    begun = time.monotonic()
+    work = open_work(config)
+    manifest = finished(config, work)
+    if manifest is not None and not work.directory.exists():
+        return Outcome(manifest, 0.0, already=True)
+    with workspace.claimed(work):
+        # Another process may have finished it meanwhile, or was killed before it cleared.
+        manifest = finished(config, work)
+        already = manifest is not None
+        if manifest is None:
+            if part == "shards" and not work.marker(TrainTokenizer.stage, 0).exists():
+                raise WorkspaceError(
+                    f"{work.output}: has no tokenizer yet; run `data-prep tokenizer` with the same "
+                    "configuration first"
+                )
+            _run(config, work, stages(config))
+            manifest = shards.read_manifest(work.output)
+        workspace.clear(work)
+    return Outcome(manifest, time.monotonic() - begun, already)
+
+
+def run_tokenizer(config: Config) -> Path:
+    """Train or copy the tokenizer alone; `run` goes on from there."""
+    work = open_work(config)
+    if finished(config, work) is None:
+        with workspace.claimed(work):
+            needed = stages(config)
+            _run(config, work, needed[: needed.index(TrainTokenizer) + 1])
+    return tokenizer.find(work.output)
+
+
+def _run(config: Config, work: Work, needed: Sequence[type[UnitStep]]) -> None:
+    workspace.begin(work, config)
+    with Workers(config, work, workers(config)) as processes:
+        for stage in needed:
+            processes.run(stage)
+
+
+def open_work(config: Config) -> Work:
+    """The work that the configuration means. Raises SettingsError, TokenizerError."""
+    output, model = Path(config.output).expanduser(), Path(config.tokenizer.path).expanduser()
+    problems = []
+    if output.exists() and not output.is_dir():
+        problems.append(f"output: {output} is a file; give a directory")
+    if config.tokenizer.path and not model.is_file():
+        problems.append(f"tokenizer.path: {model} does not exist; prepare or copy it first")
+    files = inputs.find(config, problems)
+    evaluation = _evaluation(config, problems)
+    if problems:
+        raise SettingsError(problems)
+    if config.tokenizer.path:
+        check_lossless(model)
+        _check_end(config, model)
+    return Work(output, files, evaluation, config.limit)
+
+
+def _evaluation(config: Config, problems: list[str]) -> dict[str, Path]:
+    """The evaluation files of all sources; adds to `problems` what is wrong with them."""
+    found: dict[str, Path] = {}
+    for index, source in enumerate(config.sources):
+        files = inputs.evaluation_files(config, source)
+        key = f"sources[{index}].cleaning.decontaminate"
+        if source.cleaning.decontaminate and not files:
+            problems.append(f"{key}: no file matches {source.cleaning.decontaminate}")
+        problems += [
+            f"{key}: {why}" for path in files.values() if (why := evaluation_problem(path))
+        ]
+        found |= files
+    return found
+
+
+def workers(config: Config) -> int:
+    """How many processes: those asked for, or one a core that this process may use."""
+    if config.workers:
+        return config.workers
+    # Under Slurm a job may use a few of the machine's cores.
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
+def finished(config: Config, work: Work) -> Manifest | None:
+    """The manifest of the finished data set, None if there is none; refuses another's."""
+    if not (work.output / shards.MANIFEST).exists():
+        return None
+    manifest = shards.read_manifest(work.output)
+    workspace.refuse_other(work.output, config, manifest.configuration)
+    now = {file.name: file.listed.bytes for file in work.files}
+    now |= {name: path.stat().st_size for name, path in work.evaluation.items()}
+    then = {file.path: file.bytes for file in manifest.inputs}
+    changed = sorted(name for name in now.keys() | then.keys() if now.get(name) != then.get(name))
+    if changed:
+        raise WorkspaceError(
+            f"{work.output}: was made of other input files: {changed[0]} and "
+            f"{len(changed) - 1} others differ; give another output"
+        )
+    if config.tokenizer.path:
+        _, data = given(config)
+        if hashlib.sha256(data).hexdigest() != manifest.tokenizer.sha256:
+            raise WorkspaceError(f"{work.output}: was made with another tokenizer.path file")
+    return manifest
+
+
+def check_lossless(path: Path) -> None:
+    """Raise TokenizerError where the model changes white space."""
+    model = tokenizer.load(path)
+    if any(model.decode(model.encode(probe)) != probe for probe in _PROBES):
+        raise TokenizerError(
+            f"tokenizer.path: {path} changes white space, so texts would not come back; "
+            "give one that does not normalise (as Llama 2's and Llama 3's), or leave it "
+            "empty to train one"
+        )
+
+
+def _check_end(config: Config, path: Path) -> None:
+    """Raise TokenizerError where answers would have no end that a model could learn."""
+    pairs = [source.name for source in config.sources if source.has_pairs]
+    if pairs and tokenizer.load(path).eos_id is None:
+        raise TokenizerError(
+            f"tokenizer.path: {path} has no end-of-text token, with which the answers of "
+            f"{', '.join(pairs)} would end; give a tokenizer that names one (eos_token), or leave "
+            "it empty to train one"
+        )
+
+
+class OrderDocuments(UnitStep):
+    """Leave out duplicates, shuffle and cut: which documents each shard holds; the accounts."""
+
+    stage = "order"
+    label = "ordering documents"
+    serial = True
+
+    def do(self, unit: int) -> Any:
+        """Returns how many there are of all kinds, and the bytes of text of each shard."""
+        found = _Tokenized.of(self.work)
+        documents, accounts = found.documents, found.accounts
+        left_out = {}
+        if self.config.duplicates.wanted:
+            left_out = duplicates.find(found.fingerprints, found.starts, self.work.directory)
+        _account_for(left_out, self.work, accounts, documents)
+        assert all(account.is_whole() for account in accounts.sources.values())
+        _write_rejects(self.work, found.rejects)
+        durable.write_json(self.work.output / ACCOUNTS, accounts.plain())
+        kept = [document for number, document in enumerate(documents) if number not in left_out]
+        if not kept:
+            raise WorkspaceError(
+                f"{self.work.output}: no document is left of {accounts.total('read')} records; the "
+                f"reasons are in {statistics.REJECTS} and {ACCOUNTS} there"
+            )
+        sizes = _write_recipes(self.config, self.work, order.shuffled(kept, self.config.seed))
+        totals = {name: accounts.total(name) for name in ("rejected", "dropped", "duplicates")}
+        prompts = sum(document.prompt for document in kept)
+        return {"documents": len(kept), "prompt_tokens": prompts, **totals, "sizes": sizes}
+
+
+class WriteManifest(UnitStep):
+    """Make the directory a data set."""
+
+    stage = "finish"
+    label = "writing the manifest"
+    serial = True
+
+    def do(self, unit: int) -> Any:
+        """Write what the shards and the stages before tell."""
+        _finish(self.config, self.work)
+
+
+# Each has its units once the one before it is done; local runs and arrays of jobs do the same.
+_STAGES: tuple[type[UnitStep], ...] = (
+    SurveyFiles,
+    DrawSample,
+    TrainTokenizer,
+    Tokenize,
+    MatchDuplicates,
+    ClusterDuplicates,
+    OrderDocuments,
+    WriteShards,
+    WriteManifest,
+)
+
+
+def stages(config: Config) -> list[type[UnitStep]]:
+    """The stages of a run of this configuration, in order."""
+    return [stage for stage in _STAGES if stage.is_needed(config)]
+
+
+@dataclass
+class _Tokenized:
+    """What all units of Tokenize found, in the order of the corpus."""
+
+    documents: list[Placed] = field(default_factory=list)
+    starts: list[int] = field(default_factory=list)
+    """The number of each unit's first document."""
+    fingerprints: list[str] = field(default_factory=list)
+    rejects: list[tuple[Any, ...]] = field(default_factory=list)
+    accounts: Accounts = field(default_factory=Accounts)
+
+    @classmethod
+    def of(cls, work: Work) -> _Tokenized:
+        """Read the markers, one after the other."""
+        found = cls()
+        for unit in range(len(work.units)):
+            marker, first = work.read(Tokenize.stage, unit), 0
+            found.starts.append(len(found.documents))
+            for id, file, line, size, tokens, prompt in marker["documents"]:
+                source, name = work.files[file].source, work.files[file].name
+                place = (size, tokens, unit, first, prompt)
+                found.documents.append(Placed(id, source, name, line, *place))
+                first += tokens
+            found.fingerprints += marker["fingerprints"]
+            found.rejects += map(tuple, marker["rejects"])
+            found.accounts.add(marker["accounts"])
+        return found
+
+
+def _account_for(
+    left_out: dict[int, str], work: Work, accounts: Accounts, documents: list[Placed]
+) -> None:
+    """Move what is left out from the accepted to the duplicates, with samples of their texts."""
+    model = work.tokenizer
+    dtype = shards.dtype_of(model.vocab_size)
+    for number, kind in sorted(left_out.items()):
+        document, reason = documents[number], f"{kind} duplicate"
+        account = accounts.of(document.source)
+        account.accepted -= 1
+        account.duplicates[kind] += 1
+        if accounts.wants_sample(document.source, reason):
+            count = min(document.tokens, SAMPLE_CHARACTERS)
+            text = model.decode(work.read_tokens(document.unit, document.first, count, dtype))
+            place = (document.source, reason, document.id, document.file, document.line)
+            accounts.sample(*place, text)
+
+
+def _write_rejects(work: Work, rejects: list[tuple[Any, ...]]) -> None:
+    """Write the rejected records in the order of the corpus."""
+    keys = ("file", "line", "offset", "reason", "detail")
+    with durable.replacing(work.output / statistics.REJECTS) as out:
+        for file, *rest in sorted(rejects):
+            record = dict(zip(keys, (work.files[file].name, *rest), strict=True))
+            out.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
+
+
+def _write_recipes(config: Config, work: Work, documents: list[Placed]) -> list[int]:
+    """Write which documents each shard holds; returns the bytes of text of each shard."""
+    tokens = [document.tokens for document in documents]
+    wanted = config.shards
+    count = order.shard_count(sum(tokens), len(tokens), wanted.count, wanted.tokens)
+    ids = order.unique_ids(documents)
+    sizes = []
+    for shard, run in enumerate(order.cut(tokens, count)):
+        recipe = []
+        for index in run:
+            document = documents[index]
+            place = (document.unit, document.first, document.tokens)
+            recipe.append((ids[index], document.source, document.bytes, document.prompt, *place))
+        work.finish("recipes", shard, recipe)
+        sizes.append(sum(documents[index].bytes for index in run))
+    return sizes
+
+
+def _finish(config: Config, work: Work) -> None:
+    ordered = work.read(OrderDocuments.stage, 0)
+    written = [
+        ShardInfo(**work.read(WriteShards.stage, shard)) for shard in range(len(ordered["sizes"]))
+    ]
+    path, model = tokenizer.find(work.output), work.tokenizer
+    manifest = Manifest(
+        format_version=shards.FORMAT_VERSION,
+        tokenizer=TokenizerInfo(
+            file=path.name,
+            sha256=work.read("train", 0)["sha256"],
+            vocab_size=model.vocab_size,
+            bos_id=model.bos_id,
+            eos_id=model.eos_id,
+            pad_id=model.pad_id,
+            unk_id=model.unk_id,
+        ),
+        dtype=shards.dtype_of(model.vocab_size),
+        configuration=config.identity(),
+        inputs=[
+            InputInfo(file.name, found.bytes, found.sha256)
+            for file, found in zip(work.files, work.surveys, strict=True)
+        ]
+        + [
+            InputInfo(name, path.stat().st_size, durable.sha256_of(path))
+            for name, path in sorted(work.evaluation.items())
+        ],
+        shards=written,
+        documents=sum(info.documents for info in written),
+        tokens=sum(info.tokens for info in written),
+        text_bytes=sum(ordered["sizes"]),
+        rejected=ordered["rejected"],
+        dropped=ordered["dropped"],
+        duplicates=ordered["duplicates"],
+        prompt_tokens=ordered["prompt_tokens"],
+    )
+    assert manifest.documents == ordered["documents"]
+    shards.write_manifest(work.output, manifest)

@@ -1,0 +1,160 @@
+"""Another number of shards for a finished data set, without tokenizing again.
+
+The documents keep their order and are cut anew as `data-prep run` cuts them: the result equals to
+the byte what that command makes with this shards.count, its manifest included. It may be killed at
+any moment: the same command goes on with the first shard that is not done.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import shutil
+from array import array
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from data_prep.dataset import durable, shards
+from data_prep.dataset.settings import SettingsError
+from data_prep.dataset.shards import DataError, Document, Manifest, ShardInfo
+from data_prep.pipeline import order, workspace
+from data_prep.pipeline.progress import Progress
+from data_prep.pipeline.workspace import Work, WorkspaceError
+
+_STAGE = "shards"
+
+
+def run(directory: Path, output: Path, count: int) -> bool:
+    """Make `output` of the documents in `directory`; False where it is made already.
+
+    Holds one document, and the lengths of all. Raises SettingsError and WorkspaceError, and
+    DataError where the data set in `directory` is damaged.
+    """
+    source = shards.read_manifest(directory)
+    _check(directory, output, count, source)
+    wanted = _wanted(source, count)
+    begun = {"version": "reshard", "of": dataclasses.asdict(source), "shards": count}
+    work = Work(output, [])
+    finished = _finished(work, wanted)
+    if finished and not work.directory.exists():
+        return False
+    if not finished:
+        _refuse_other(work, begun)
+    with workspace.claimed(work):
+        # Another process may have finished it meanwhile, or was killed before it cleared.
+        made = not _finished(work, wanted)
+        if made:
+            _refuse_other(work, begun)
+            durable.write_json(_begun(work), begun)
+            _carry_over(directory, source, output)
+            _write(directory, source, work, wanted, count)
+        workspace.clear(work)
+    return made
+
+
+def _check(directory: Path, output: Path, count: int, source: Manifest) -> None:
+    problems = []
+    if not 1 <= count <= source.documents:
+        problems.append(
+            f"--shards: {count} shards cannot be made of {source.documents} documents, since a "
+            f"document is never cut; choose 1 to {source.documents}"
+        )
+    if output.exists() and not output.is_dir():
+        problems.append(f"--output: {output} is a file; give a directory")
+    if output.resolve().is_relative_to(directory.resolve()):
+        problems.append(f"--output: {output} lies in {directory}; give a directory outside of it")
+    if problems:
+        raise SettingsError(problems)
+
+
+def _wanted(source: Manifest, count: int) -> Manifest:
+    """The manifest of the same data set with another shards.count, but for its shards."""
+    cut = {**source.configuration.get("shards", {}), "count": count}
+    return replace(source, configuration={**source.configuration, "shards": cut}, shards=[])
+
+
+def _finished(work: Work, wanted: Manifest) -> bool:
+    """Whether the data set is there; refuses another one."""
+    if not (work.output / shards.MANIFEST).exists():
+        return False
+    if replace(shards.read_manifest(work.output), shards=[]) != wanted:
+        raise WorkspaceError(
+            f"{work.output}: holds another data set; give another --output, or remove this one"
+        )
+    return True
+
+
+def _begun(work: Work) -> Path:
+    return work.directory / "begun.json"
+
+
+def _refuse_other(work: Work, begun: dict[str, Any]) -> None:
+    """Refuse a directory with anything in it but what this command began."""
+    if _begun(work).exists():
+        ours = json.loads(_begun(work).read_bytes()) == begun
+    else:
+        entries = work.output.iterdir() if work.output.exists() else iter(())
+        ours = all(entry == work.directory for entry in entries)
+    if not ours:
+        raise WorkspaceError(
+            f"{work.output}: is not empty, and not what this command began; give another "
+            "--output, or remove this one"
+        )
+
+
+def _carry_over(directory: Path, source: Manifest, output: Path) -> None:
+    """Copy the tokenizer and the reports: every file beside the shards and the manifest."""
+    model = directory / source.tokenizer.file
+    if not model.is_file() or durable.sha256_of(model) != source.tokenizer.sha256:
+        raise DataError(f"{model}: is missing, or not the manifest's; copy the data set again")
+    for path in sorted(directory.iterdir()):
+        made_anew = path.name == shards.MANIFEST or path.suffix in (".tar", ".tmp")
+        if path.is_file() and not made_anew:
+            with path.open("rb") as file, durable.replacing(output / path.name) as out:
+                shutil.copyfileobj(file, out)
+
+
+def _write(directory: Path, source: Manifest, work: Work, wanted: Manifest, count: int) -> None:
+    cuts = order.cut(_lengths(directory, source), count)
+    done = next((n for n in range(count) if not work.marker(_STAGE, n).exists()), count)
+    documents = _documents(directory, source, sum(len(run) for run in cuts[:done]))
+    written = [ShardInfo(**work.read(_STAGE, shard)) for shard in range(done)]
+    size = sum(info.bytes for info in source.shards)
+    with closing(Progress("writing shards", size, sum(info.bytes for info in written))) as progress:
+        for shard in range(done, count):
+            path = work.output / shards.shard_name(shard)
+            own = itertools.islice(documents, len(cuts[shard]))
+            info = shards.write_shard(path, own, wanted.dtype)
+            work.finish(_STAGE, shard, dataclasses.asdict(info))
+            written.append(info)
+            progress.show(sum(info.bytes for info in written[done:]), 0)
+    manifest = replace(wanted, shards=written)
+    assert sum(info.documents for info in written) == manifest.documents
+    assert sum(info.tokens for info in written) == manifest.tokens
+    shards.write_manifest(work.output, manifest)
+
+
+def _lengths(directory: Path, source: Manifest) -> array[int]:
+    """Tokens of each document; every shard is checked, and read to its end."""
+    lengths, read = array("q"), 0
+    size = sum(info.bytes for info in source.shards)
+    with closing(Progress("checking shards", size, 0)) as progress:
+        for info in source.shards:
+            path = directory / info.name
+            shards.check_shard(path, info)
+            lengths.extend(len(document.tokens) for document in shards.read_shard(path, info))
+            read += info.bytes
+            progress.show(read, 0)
+    return lengths
+
+
+def _documents(directory: Path, source: Manifest, skip: int) -> Iterator[Document]:
+    """All documents in their order, after the first `skip`."""
+    for info in source.shards:
+        if skip < info.documents:
+            yield from shards.read_shard(directory / info.name, info, skip)
+        skip = max(0, skip - info.documents)

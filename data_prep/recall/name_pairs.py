@@ -1,0 +1,139 @@
+"""Pairs of a book, or a passage of it, and the names in it: something to learn summaries by.
+
+The answer lists the names that the text writes most often, which only who has read all of it can
+say. A *name* is a word that stands capitalised inside of sentences, more often than the text has it
+in lower case, and is no title; most are persons, and places and peoples are among them.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from data_prep.dataset import shards
+from data_prep.dataset.settings import SettingsError
+from data_prep.dataset.shards import DataError, Document
+from data_prep.recall.draws import Draws
+from data_prep.recall.generate import write_lines
+from data_prep.recall.tasks import length
+from data_prep.tokenizer import tokenizer
+from data_prep.tokenizer.tokenizer import Tokenizer
+
+_WORD = r"[^\W\d_]+"
+# After a small letter, a comma or a semicolon and white space: no sentence begins there.
+_CAPITALISED = re.compile(r"(?<=[a-zß-ÿ,;]\s)[A-ZÀ-Þ][a-zß-ÿ]+\b")
+_TITLES = frozenset(
+    re.findall(
+        r"\w+",
+        """
+        Aunt Captain Colonel Doctor Dr Father Lady Lord Madam Madame Major Master Miss Mistress
+        Mother Mr Mrs Ms Reverend Sir Squire Uncle
+        """,
+    )
+)
+_TRIES = 100  # passages that are drawn until one has a name
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Of each whole book one pair; with `passages` so many, of `low` to `high` tokens each.
+
+    At most `names` names stand in an answer.
+    """
+
+    passages: int | None
+    low: int
+    high: int
+    names: int
+    seed: int
+
+    def problems(self) -> list[str]:
+        """Every reason why they cannot be made, by the option of the command line."""
+        found = []
+        if self.passages is not None and self.passages < 1:
+            found.append(f"--passages: expected at least 1, found {self.passages}")
+        if not 1 <= self.low <= self.high:
+            found.append(
+                f"--min-tokens, --max-tokens: {self.low} to {self.high} are no bounds of a length"
+            )
+        if self.names < 1:
+            found.append(f"--names: expected at least 1, found {self.names}")
+        return found
+
+
+def names(text: str, most: int) -> list[str]:
+    """At most so many names, the most frequent first; of equal ones the first in the text."""
+    capitalised = Counter(_CAPITALISED.findall(text))
+    in_lower_case = Counter(re.findall(_WORD, text))
+    return [
+        name
+        for name, times in capitalised.most_common()  # equal ones in the order they were met in
+        if name not in _TITLES and in_lower_case[name.lower()] < times
+    ][:most]
+
+
+def write(path: Path, directory: Path, wanted: Wanted) -> int:
+    """Write pairs of the data set's books as jsonl (id, prompt, answer); how many.
+
+    The bytes are a function of the data set and of what is wanted. An answer begins with its
+    space. Raises SettingsError with every mistake, DataError where there are no books or no names,
+    OSError where it cannot be written.
+    """
+    if problems := wanted.problems():
+        raise SettingsError(problems)
+    manifest = shards.read_manifest(directory)
+    books = [
+        document
+        for info in manifest.shards
+        for document in shards.read_shard(directory / info.name, info)
+        if len(document.tokens)
+    ]
+    # Shuffled as they stand in the shards; by their ids they are the same in any number of these.
+    books.sort(key=lambda book: book.id)
+    model = tokenizer.load(tokenizer.find(directory))
+    made = [*(_passages if wanted.passages else _whole)(books, model, wanted)]
+    if not made:
+        raise DataError(f"{directory}: none of its documents has a name in it; give books")
+    write_lines(path, made)
+    return len(made)
+
+
+def _whole(books: list[Document], model: Tokenizer, wanted: Wanted) -> Iterator[bytes]:
+    for book in books:
+        text = model.decode(book.tokens)
+        if found := names(text, wanted.names):
+            yield _line(book.id, text, found)
+
+
+def _passages(books: list[Document], model: Tokenizer, wanted: Wanted) -> Iterator[bytes]:
+    """Of books and from places that are drawn; the logarithm of the length is uniform."""
+    assert wanted.passages is not None
+    for number in range(wanted.passages if books else 0):
+        draws = Draws(wanted.seed, "passage", str(number))
+        tokens = length(wanted.seed, "passage", number, wanted.low, wanted.high)
+        for _ in range(_TRIES):
+            book = draws.pick(books)
+            first = draws.below(max(len(book.tokens) - tokens, 0) + 1)
+            text = _whole_words(model.decode(book.tokens[first : first + tokens]))
+            if found := names(text, wanted.names):
+                yield _line(f"{book.id}-{first}-{tokens}", text, found)
+                break
+        else:
+            raise DataError(
+                f"{_TRIES} passages of {tokens} tokens in a row have no name in them; ask for "
+                "longer ones (--min-tokens), or give books"
+            )
+
+
+def _whole_words(text: str) -> str:
+    """The text between its first and its last white space; words that were cut are left out."""
+    return re.sub(r"\A\S*\s*|\s*\S*\Z", "", text)
+
+
+def _line(id: str, text: str, found: list[str]) -> bytes:
+    record = {"id": id, "prompt": text, "answer": f" {', '.join(found)}"}
+    return json.dumps(record, ensure_ascii=False).encode() + b"\n"

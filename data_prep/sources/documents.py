@@ -1,0 +1,317 @@
+"""Strict reading of text and jsonl: every record is a document or a reject with its reason.
+
+Nothing is repaired and nothing is lost in silence. A jsonl file ends records at `\\n` alone; its
+records are numbered from line 1 and known by the byte offset of their line, after decompression.
+The text is kept as it is: byte order marks, carriage returns and NULs belong to it.
+"""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import itertools
+import json
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, BinaryIO, ClassVar, NamedTuple
+
+from data_prep.sources import compression, inputs, storage
+from data_prep.sources.compression import DamageError
+from data_prep.sources.inputs import InputFile
+from data_prep.sources.storage import Status
+
+_LEAST_BLOCK = 1 << 16
+# Characters of a passage, and of a text that is not cut into any.
+_PASSAGE = 1 << 20
+_WHOLE = 1 << 23
+_BOM = b"\xef\xbb\xbf"
+
+
+@dataclass(frozen=True)
+class RawDocument:
+    """A document before tokenization; its record begins at `offset` and has `read` bytes.
+
+    With an `answer` the `text` is the prompt before it.
+    `line` is the number, from 1, of a line, of a row (parquet) or of a record (warc). The offset of
+    a row is that of its row group, in bytes after decompression.
+    """
+
+    id: str
+    line: int
+    offset: int
+    read: int
+    text: str
+    answer: str = ""
+
+    @property
+    def is_long(self) -> bool:
+        """Whether it is cleaned passage by passage, since some rules take 75 bytes for each."""
+        return len(self.text) > _WHOLE
+
+    def passages(self) -> Iterator[str]:
+        """The text as one, or in passages if it is long."""
+        yield from passages([self.text]) if self.is_long else [self.text]
+
+
+@dataclass(frozen=True)
+class LongDocument:
+    """A document of `read` bytes that is too large to be held: it is read as it is needed."""
+
+    id: str
+    line: int
+    offset: int
+    read: int
+    open: Callable[[], Iterator[str]]
+    is_long: ClassVar[bool] = True
+    answer: ClassVar[str] = ""
+
+    def passages(self) -> Iterator[str]:
+        """The text, passage by passage. Raises BadRecordError where it is not UTF-8."""
+        return passages(self.open())
+
+
+@dataclass(frozen=True)
+class Reject:
+    """A record that is not used: where it begins, as RawDocument says, and why."""
+
+    file: str
+    line: int
+    offset: int
+    reason: str
+    detail: str
+    read: int = 0
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What one pass over an input file tells.
+
+    `bytes`, `version` and `sha256` are of the file as it lies there, `size` counts its bytes after
+    decompression. `cuts` are (offset, line) of records at which reading can begin, the first of
+    them (0, 1); `damage` is "", "truncated file" or "damaged file". `records` is how many there
+    are at least: of a WARC file that is not known before it is read.
+    """
+
+    bytes: int
+    version: str
+    sha256: str
+    size: int
+    cuts: list[tuple[int, int]]
+    damage: str
+    records: int
+
+    @property
+    def status(self) -> Status:
+        """What storage said of it then."""
+        return Status(self.bytes, self.version)
+
+
+class BadRecordError(Exception):
+    """Why a record is no document."""
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        self.reason, self.detail = reason, detail
+
+
+class _Line(NamedTuple):
+    """A record's bytes, of which there are `size`; none are kept of one that is too large."""
+
+    data: bytes
+    size: int
+    whole: bool
+
+
+def records(
+    file: InputFile, found: Survey, start: tuple[int, int], stop: int
+) -> Iterator[RawDocument | LongDocument | Reject]:
+    """The records of a text or jsonl file that begin at offsets from `start` up to `stop`."""
+    is_long = file.max_held_bytes < found.size <= file.max_record_bytes
+    if file.format == "text" and is_long and not found.damage:
+        yield LongDocument(file.relative, 1, 0, found.size, partial(text_of, file, found))
+        return
+    offset, line = start
+    cut_short = bool(found.damage) and stop == found.size
+    for record in _lines(file, found, offset, stop):
+        if cut_short and not record.whole:
+            break
+        yield _record(file, record, line, offset)
+        offset, line = offset + record.size, line + 1
+    if cut_short:
+        detail = "the compressed file ends here, inside of its data; the rest is lost"
+        yield Reject(file.name, line, offset, found.damage, detail, found.size - offset)
+
+
+def text_of(file: InputFile, found: Survey) -> Iterator[str]:
+    """A text file's text, block by block. Raises BadRecordError where it is not UTF-8.
+
+    Raises InputChangedError where the file is no longer the one that was surveyed.
+    """
+    if storage.status(file.path) != found.status:
+        raise inputs.changed(file.path)
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    offset = 0
+    with storage.open_binary(file.path) as raw:
+        for block in itertools.chain(compression.blocks(raw, file.compression), [b""]):
+            # The first bytes of a character wait for its last.
+            waiting, _ = decoder.getstate()
+            try:
+                yield decoder.decode(block, final=not block)
+            except UnicodeDecodeError as error:
+                raise _not_utf8(offset - len(waiting) + error.start) from None
+            offset += len(block)
+
+
+def passages(texts: Iterable[str]) -> Iterator[str]:
+    """The joined texts in passages of up to 1 Mi characters, however they come.
+
+    A passage ends after a line, or before a space where the line is longer, if it has any.
+    """
+    held = ""
+    for text in texts:
+        held += text
+        start = 0
+        while len(held) - start > _PASSAGE:
+            end = start + _PASSAGE
+            stop = held.rfind("\n", start, end) + 1 or held.rfind(" ", start + 1, end)
+            stop = end if stop < 0 else stop
+            yield held[start:stop]
+            start = stop
+        held = held[start:]
+    if held:
+        yield held
+
+
+def check_size(file: InputFile, size: int) -> None:
+    """Raise BadRecordError for a record of more bytes than are allowed or can be held."""
+    for name in ("max_record_bytes", "max_held_bytes"):
+        if size > (limit := getattr(file, name)):
+            raise BadRecordError("record too large", f"{size} bytes; {name} is {limit}")
+
+
+def _record(file: InputFile, record: _Line, line: int, offset: int) -> RawDocument | Reject:
+    try:
+        check_size(file, record.size)
+        if file.format == "text":
+            (id, text), answer = _text_record(file, record.data), ""
+        else:
+            id, text, answer = _json(file, record.data, line)
+    except BadRecordError as bad:
+        return Reject(file.name, line, offset, bad.reason, bad.detail, record.size)
+    return RawDocument(id, line, offset, record.size, text, answer)
+
+
+def _text_record(file: InputFile, data: bytes) -> tuple[str, str]:
+    if not data:
+        raise BadRecordError("empty text")
+    return file.relative, utf8(data)
+
+
+def _json(file: InputFile, data: bytes, line: int) -> tuple[str, str, str]:
+    """Id, text or prompt, and answer or nothing."""
+    # A byte order mark may head a jsonl file; inside of a text it is text.
+    content = utf8(data.removeprefix(_BOM) if line == 1 else data)
+    if not content.strip():
+        raise BadRecordError("blank line")
+    try:
+        value = json.loads(content)
+    except json.JSONDecodeError as error:
+        raise BadRecordError("broken JSON", f"{error.msg} at character {error.pos + 1}") from None
+    except (ValueError, RecursionError) as error:
+        raise BadRecordError("broken JSON", str(error).splitlines()[0]) from None
+    if not isinstance(value, dict):
+        raise BadRecordError("not an object", f"found {type(value).__name__}")
+    id = identifier(value.get(file.id_field), f"{file.relative}:{line}")
+    if file.prompt_field:
+        text = _text(value, file.prompt_field, "prompt")
+        answer = _text(value, file.answer_field, "answer")
+    else:
+        text, answer = _text(value, file.text_field, "text"), ""
+    try:
+        for part in (text, answer, id):
+            part.encode()
+    except UnicodeEncodeError as error:
+        raise BadRecordError("lone surrogate", f"{error.object[error.start]!r}") from None
+    return id, text, answer
+
+
+def _text(value: dict[str, Any], key: str, what: str) -> str:
+    """What stands under the key. Raises BadRecordError unless that is a text."""
+    if key not in value:
+        raise BadRecordError(f"{what} missing", f"no key {key!r}")
+    text = value[key]
+    if not isinstance(text, str):
+        raise BadRecordError(f"{what} not a string", f"found {type(text).__name__}")
+    if not text:
+        raise BadRecordError(f"empty {what}")
+    return text
+
+
+def identifier(value: Any, default: str) -> str:
+    """A record's own id where that is a text or a whole number, else the default."""
+    if isinstance(value, str) and value:
+        return value
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else default
+
+
+def utf8(data: bytes) -> str:
+    """The text of UTF-8 bytes. Raises BadRecordError."""
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise _not_utf8(error.start) from None
+
+
+def _not_utf8(offset: int) -> BadRecordError:
+    return BadRecordError("invalid UTF-8", f"byte {offset + 1} of the record")
+
+
+def _lines(file: InputFile, found: Survey, start: int, stop: int) -> Iterator[_Line]:
+    """Lines that begin in [start, stop) with their ends; of a text file, its bytes as one."""
+    block = min(max(stop - start, _LEAST_BLOCK), storage.BLOCK_BYTES)
+    with storage.open_binary(file.path, block) as raw:
+        blocks = _from(raw, file, start)
+        if file.format == "jsonl":
+            yield from _split(blocks, start, stop, file.held_bytes)
+            return
+        parts: list[bytes] = []
+        if found.size <= file.held_bytes:
+            with contextlib.suppress(DamageError):
+                parts.extend(blocks)
+        yield _Line(b"".join(parts), found.size, not found.damage)
+
+
+def _split(blocks: Iterator[bytes], start: int, stop: int, limit: int) -> Iterator[_Line]:
+    # A list: a line of many blocks is joined once, when it ends.
+    pending: list[bytes] = []
+    offset, size = start, 0
+    with contextlib.suppress(DamageError):
+        for block in blocks:
+            *ends, rest = block.split(b"\n")
+            for part in ends:
+                size += len(part) + 1
+                pending.append(part + b"\n")
+                yield _Line(b"" if size > limit else b"".join(pending), size, True)
+                pending.clear()
+                offset, size = offset + size, 0
+                if offset >= stop:
+                    return
+            size += len(rest)
+            pending.append(rest)
+            if size > limit:
+                pending.clear()
+    if size:
+        yield _Line(b"" if size > limit else b"".join(pending), size, False)
+
+
+def _from(raw: BinaryIO, file: InputFile, start: int) -> Iterator[bytes]:
+    """Decompressed blocks from the offset `start` on."""
+    if file.compression is None:
+        raw.seek(start)
+        yield from compression.blocks(raw, None)
+        return
+    skip = start
+    for block in compression.blocks(raw, file.compression):
+        if skip < len(block):
+            yield block[skip:]
+        skip = max(0, skip - len(block))

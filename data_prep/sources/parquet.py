@@ -1,0 +1,213 @@
+"""Parquet: each row is a document or a reject; row groups are the units that can be cut.
+
+A row's `line` is its number from 1, its offset that of its row group: the sum of the sizes, before
+compression, of the groups before. Pages that carry a checksum are checked against it. Memory is
+bounded by the larger of _BATCH_BYTES and one row group, after decompression.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data_prep.sources import documents, storage
+from data_prep.sources.compression import DamageError
+from data_prep.sources.documents import BadRecordError, RawDocument, Reject
+from data_prep.sources.inputs import InputFile
+
+_MAGIC = b"PAR1"
+_BUFFER_BYTES = 4 << 20
+_BATCH_BYTES = 256 << 20
+_BATCH_ROWS = 1024
+
+
+class _Group(NamedTuple):
+    """A row group: its number, where it begins (offset, first line), its bytes and its rows."""
+
+    number: int
+    offset: int
+    line: int
+    span: int
+    rows: int
+
+
+def survey(file: InputFile, cut_bytes: int) -> tuple[int, int, list[tuple[int, int]], str]:
+    """The size, number of records, cuts and damage of documents.Survey."""
+    try:
+        with _opened(file) as opened:
+            groups = _groups(opened)
+            bad = _bad_schema(file, opened)
+    except DamageError:
+        with storage.open_binary(file.path, len(_MAGIC)) as raw:
+            size = storage.status(file.path).bytes
+            raw.seek(max(size - len(_MAGIC), 0))
+            ended = size > 2 * len(_MAGIC) and raw.read(len(_MAGIC)) == _MAGIC
+        return size, 1, [(0, 1)], "damaged file" if ended else "truncated file"
+    cuts = [(0, 1)]
+    for group in groups if bad is None else ():
+        if group.offset - cuts[-1][0] >= cut_bytes:
+            cuts.append((group.offset, group.line))
+    rows = sum(group.rows for group in groups) if bad is None else 1
+    return sum(group.span for group in groups), rows, cuts, ""
+
+
+def records(file: InputFile, start: int, stop: int) -> Iterator[RawDocument | Reject]:
+    """The rows of the row groups that begin at offsets from `start` up to `stop`."""
+    with contextlib.ExitStack() as stack:
+        try:
+            opened = stack.enter_context(_opened(file))
+            groups = _groups(opened)
+            bad = _bad_schema(file, opened)
+        except DamageError as error:
+            yield Reject(file.name, 1, 0, "damaged file", str(error), stop)
+            return
+        if bad is not None:
+            yield Reject(file.name, 1, 0, bad.reason, bad.detail, stop)
+            return
+        for group in groups:
+            if start <= group.offset < stop:
+                yield from _rows(file, opened, group)
+
+
+def _opened(file: InputFile) -> pq.ParquetFile:
+    # Arrow reads local files by itself; of remote ones every read of its buffer is one request.
+    source = storage.open_binary(file.path, 0) if storage.is_url(file.path) else str(file.path)
+    with _damage():
+        return pq.ParquetFile(
+            source, pre_buffer=False, buffer_size=_BUFFER_BYTES, page_checksum_verification=True
+        )
+
+
+@contextlib.contextmanager
+def _damage() -> Iterator[None]:
+    """Turn whatever a broken file makes Arrow raise into DamageError."""
+    try:
+        yield
+    except Exception as error:
+        # Of the system and of the network: those have a number, Arrow's own have none.
+        if isinstance(error, OSError) and error.errno:
+            raise
+        raise DamageError(" ".join(str(error).split())[:200]) from None
+
+
+def _groups(opened: pq.ParquetFile) -> list[_Group]:
+    groups: list[_Group] = []
+    offset, line = 0, 1
+    with _damage():
+        for number in range(opened.metadata.num_row_groups):
+            found = opened.metadata.row_group(number)
+            if found.num_rows > 0:
+                span = max(found.total_byte_size, 1)
+                groups.append(_Group(number, offset, line, span, found.num_rows))
+                offset, line = offset + span, line + found.num_rows
+        if line - 1 != opened.metadata.num_rows:
+            raise DamageError(f"its row groups have {line - 1} rows, not the number it states")
+    return groups
+
+
+def _bad_schema(file: InputFile, opened: pq.ParquetFile) -> BadRecordError | None:
+    with _damage():
+        kind = _type(opened, file.text_field)
+    if kind is None:
+        return BadRecordError("text missing", f"no column {file.text_field!r}")
+    if not _is_text(kind):
+        return BadRecordError("text not a string", f"column {file.text_field!r} is {kind}")
+    return None
+
+
+def _type(opened: pq.ParquetFile, name: str) -> pa.DataType | None:
+    """The type of the values of a column; None if there is none, or more than one."""
+    index = opened.schema_arrow.get_field_index(name)
+    if index < 0:
+        return None
+    kind = opened.schema_arrow.field(index).type
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(
+        pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+    )
+
+
+def _rows(file: InputFile, opened: pq.ParquetFile, group: _Group) -> Iterator[RawDocument | Reject]:
+    done = read = 0
+    try:
+        for text, id in _values(file, opened, group):
+            share = group.span * (done + 1) // group.rows - read
+            yield _record(file, text, id, group.line + done, group.offset, share)
+            done, read = done + 1, read + share
+        if done == group.rows:
+            return
+        cause = "it ends early"
+    except DamageError as error:
+        cause = str(error)
+    detail = f"{group.rows - done} rows of row group {group.number} are lost: {cause}"
+    line = group.line + done
+    yield Reject(file.name, line, group.offset, "damaged file", detail, group.span - read)
+
+
+def _values(
+    file: InputFile, opened: pq.ParquetFile, group: _Group
+) -> Iterator[tuple[bytes | None, Any]]:
+    """(text, id) of each row, texts as they are stored. Raises DamageError."""
+    with _damage():
+        id_type = _type(opened, file.id_field)
+        has_id = id_type is not None and (_is_text(id_type) or pa.types.is_integer(id_type))
+        columns = [file.text_field, *([file.id_field] if has_id else [])]
+        batches = opened.iter_batches(
+            _batch_rows(opened, group, columns), [group.number], list(dict.fromkeys(columns)), False
+        )
+    while True:
+        with _damage():
+            batch = next(batches, None)
+            if batch is None:
+                return
+            texts, ids = (_plain(batch.column(name)) for name in (columns[0], columns[-1]))
+        yield from zip(texts, ids if has_id else itertools.repeat(None, len(batch)), strict=True)
+
+
+def _batch_rows(opened: pq.ParquetFile, group: _Group, columns: list[str]) -> int:
+    """So few that they fit even if each of them is all that the group's pages hold."""
+    # Values of a dictionary are not repeated in memory, and each batch has the whole dictionary.
+    kinds = (opened.schema_arrow.field(name).type for name in columns)
+    if all(pa.types.is_dictionary(kind) or pa.types.is_integer(kind) for kind in kinds):
+        return _BATCH_ROWS
+    # The sizes of columns are not asked for: on broken ones Arrow ends the process.
+    return min(max(_BATCH_BYTES // group.span, 1), _BATCH_ROWS)
+
+
+def _plain(column: pa.Array) -> Iterator[Any]:
+    if pa.types.is_dictionary(column.type):
+        values = _as_bytes(column.dictionary)
+        for index in column.indices:
+            yield values[index.as_py()].as_py() if index.is_valid else None
+        return
+    for value in _as_bytes(column):
+        yield value.as_py()
+
+
+def _as_bytes(column: pa.Array) -> pa.Array:
+    # One value that is not UTF-8 is that record's fault alone.
+    return column.cast(pa.large_binary()) if _is_text(column.type) else column
+
+
+def _record(
+    file: InputFile, text: bytes | None, id: Any, line: int, offset: int, read: int
+) -> RawDocument | Reject:
+    try:
+        if text is None:
+            raise BadRecordError("text not a string", "found null")
+        documents.check_size(file, len(text))
+        if not text:
+            raise BadRecordError("empty text")
+        own = documents.utf8(id) if isinstance(id, bytes) else id
+        name = documents.identifier(own, f"{file.relative}:{line}")
+        return RawDocument(name, line, offset, read, documents.utf8(text))
+    except BadRecordError as bad:
+        return Reject(file.name, line, offset, bad.reason, bad.detail, read)

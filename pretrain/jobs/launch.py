@@ -1,0 +1,221 @@
+"""Ranks: found in the environment of torchrun or srun, or started here on one machine.
+
+Exit codes of `pretrain train`: 0 the run is finished; 2 a mistake of the user, told in one message;
+75 (EX_TEMPFAIL) a signal stopped it after a checkpoint was committed: the same command goes on; 78
+(EX_CONFIG) attempts made no progress, so that it should not be started again by itself; anything
+else is a failure, and the same command goes on from the last good checkpoint. torchrun makes a 1 of
+all of them: the attempt's own code stands in the run directory's exit.json.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+from data_prep.dataset.settings import SettingsError
+from pretrain.checkpoint.attempts import NoProgressError, SupersededError
+from pretrain.config import Config
+
+EXIT_MISTAKE = 2
+EXIT_STOPPED = 75
+EXIT_NO_PROGRESS = 78
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+# After one rank has failed, its peers sit in a collective that will not end: they get this long to
+# print their own errors before they are killed.
+_GRACE_SECONDS = 5.0
+_POLL_SECONDS = 0.05
+_STORE = "PRETRAIN_STORE"
+_PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where this process stands among the ranks of a run."""
+
+    rank: int
+    size: int
+    local_rank: int
+    init_method: str
+
+
+def place_in(environment: Mapping[str, str]) -> Place | None:
+    """The place that a launcher gave this process; None where none did.
+
+    Understood: our own launcher, torchrun (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT)
+    and srun with one task a rank (SLURM_PROCID and kin; MASTER_ADDR and MASTER_PORT from the batch
+    script). SLURM_STEP_ID tells a step of srun from the batch shell, which has a SLURM_PROCID too.
+    Raises SettingsError where srun's tasks cannot find each other.
+    """
+    env = environment
+    if "RANK" in env and "WORLD_SIZE" in env:
+        method = f"file://{env[_STORE]}" if _STORE in env else "env://"
+        local_rank = int(env.get("LOCAL_RANK", "0"))
+        return Place(int(env["RANK"]), int(env["WORLD_SIZE"]), local_rank, method)
+    if "SLURM_STEP_ID" in env and int(env.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
+        missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in env]
+        if missing:
+            raise SettingsError(
+                [
+                    f"srun started {env['SLURM_STEP_NUM_TASKS']} tasks without setting "
+                    f"{' and '.join(missing)}; export the first node's name and a free port in "
+                    "the batch script"
+                ]
+            )
+        rank, size = int(env["SLURM_PROCID"]), int(env["SLURM_STEP_NUM_TASKS"])
+        method = f"tcp://{env['MASTER_ADDR']}:{env['MASTER_PORT']}"
+        return Place(rank, size, int(env["SLURM_LOCALID"]), method)
+    return None
+
+
+def default_ranks(config: Config) -> int:
+    """One rank a GPU of this machine, or one on a CPU."""
+    if config.launch.device == "cpu":
+        return 1
+    import torch
+
+    if config.launch.device == "cuda" and not torch.cuda.is_available():
+        raise SettingsError(["launch.device: cuda was asked for, but torch finds no GPU here"])
+    return max(1, torch.cuda.device_count())
+
+
+class StopFlag:
+    """Remembers that a stop signal came, so that the step in flight can be finished first."""
+
+    def __init__(self) -> None:
+        self.signal: signal.Signals | None = None
+        for number in STOP_SIGNALS:
+            signal.signal(number, self._remember)
+        # `start_ranks` blocked them: what came before there was a handler comes now.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+
+    def _remember(self, number: int, frame: FrameType | None) -> None:
+        self.signal = signal.Signals(number)
+
+
+def exit_code(error: Exception) -> int:
+    """The exit code of a command that ended with an error."""
+    if isinstance(error, SettingsError | SupersededError):
+        return EXIT_MISTAKE
+    return EXIT_NO_PROGRESS if isinstance(error, NoProgressError) else 1
+
+
+def leave(code: int) -> NoReturn:
+    """End this rank with exit code `code`, its output flushed, without unmaking the interpreter.
+
+    Also where the output's disk is full.
+
+    gloo's threads drop a collective's tensors some time after the collective is done. One that
+    needs the interpreter for it and finds it ending is cancelled inside of C++, which aborts the
+    whole process (torch 2.13 on Python 3.11: in 17 of 100 starts of a finished run).
+    """
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):
+            stream.flush()
+    os._exit(code)
+
+
+def start_ranks(command: Sequence[str], ranks: int) -> int:
+    """Run `command` once a rank on this machine; return the exit code of the whole.
+
+    Stop signals are handed on to every rank. If a rank fails, the others are ended soon, and its
+    code is returned. Ranks die with this process, even when it is killed with SIGKILL.
+    """
+    processes: list[subprocess.Popen[bytes]] = []
+
+    def hand_on(number: int, frame: FrameType | None) -> None:
+        for process in processes:
+            if process.poll() is None:
+                process.send_signal(number)
+
+    with tempfile.TemporaryDirectory(prefix="pretrain-") as directory:
+        # A rank inherits them blocked, so that one that comes while the rank starts waits for its
+        # StopFlag instead of killing it.
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+        previous = {number: signal.signal(number, hand_on) for number in STOP_SIGNALS}
+        try:
+            for rank in range(ranks):
+                environment = _environment(rank, ranks, Path(directory) / "store")
+                processes.append(_start(command, environment))
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+            return _wait(processes)
+        finally:
+            for process in processes:
+                process.kill()
+                process.wait()
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+
+
+def _start(command: Sequence[str], environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    """A rank that dies with this process."""
+    parent = os.getpid()
+    return subprocess.Popen(
+        command,
+        env=environment,
+        # Ctrl-C in the terminal reaches the launcher alone, which hands it on once.
+        start_new_session=True,
+        preexec_fn=lambda: _die_with(parent),
+    )
+
+
+def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> int:
+    """Return when all have ended, or one has failed and the others had their time to say so."""
+    while True:
+        codes = [process.poll() for process in processes]
+        failed = {rank: code for rank, code in enumerate(codes) if code and code != EXIT_STOPPED}
+        if failed:
+            deadline = time.monotonic() + _GRACE_SECONDS
+            while time.monotonic() < deadline and any(p.poll() is None for p in processes):
+                time.sleep(_POLL_SECONDS)
+            return _exit_code(failed)
+        if None not in codes:
+            return EXIT_STOPPED if EXIT_STOPPED in codes else 0
+        time.sleep(_POLL_SECONDS)
+
+
+def _exit_code(failed: Mapping[int, int]) -> int:
+    """The code of the rank that failed first: a killed one (code < 0) makes its peers fail."""
+    rank, code = min(failed.items(), key=lambda item: item[1])
+    if code > 0:
+        return code
+    print(
+        f"rank {rank} was killed by {signal.Signals(-code).name}; the same command goes on from "
+        "the last good checkpoint",
+        file=sys.stderr,
+    )
+    return 128 - code  # as the shell does it
+
+
+def _environment(rank: int, ranks: int, store: Path) -> dict[str, str]:
+    threads = max(1, (os.cpu_count() or 1) // ranks)
+    return {
+        "OMP_NUM_THREADS": str(threads),
+        # All ranks are on this machine: no need to guess the network interface.
+        "GLOO_SOCKET_IFNAME": "lo",
+        **os.environ,
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(ranks),
+        _STORE: str(store),
+    }
+
+
+def _die_with(parent: int) -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # it died before it could take this process with it
+            os._exit(1)

@@ -1,0 +1,90 @@
+"""Can a new run begin with another one's weights? Told before a rank starts, without torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from data_prep.dataset import settings
+from data_prep.dataset.durable import sha256_of
+from data_prep.dataset.settings import SettingsError
+from data_prep.dataset.shards import DataError, read_manifest
+from data_prep.tokenizer import tokenizer
+from data_prep.tokenizer.tokenizer import TokenizerError
+from pretrain.checkpoint import manifest
+from pretrain.checkpoint.manifest import CHECKPOINTS, CheckpointError, Manifest, step_of
+from pretrain.config import Config, ModelConfig
+
+# Settings of a model under which weights still mean what they meant. A gate that the source lacks
+# has its initial value; one that the new model lacks is left behind.
+_FREE = {"segment", "memory", "local_attention", "init_std"}
+
+
+def problems(config: Config) -> list[str]:
+    """Why `train.start_from` cannot be begun with; empty where it can, or is not needed.
+
+    A run with a checkpoint of its own goes on from that, whatever has become of the source.
+    """
+    if not config.train.start_from or _checkpoints(Path(config.run.directory)):
+        return []
+    try:
+        run_directory, found = _newest(Path(config.train.start_from))
+        model = settings.from_plain(ModelConfig, found.trainer["configuration"]["model"])
+        reasons = _other_shape(model, config.model) + _other_tokenizer(run_directory, config)
+    except SettingsError as error:
+        reasons = [f"its configuration is not one of this version of pretrain:\n{error}"]
+    except (CheckpointError, TokenizerError) as error:
+        reasons = [str(error)]
+    return [f"train.start_from: {reason}" for reason in reasons]
+
+
+def _newest(path: Path) -> tuple[Path, Manifest]:
+    """The run directory and the manifest of its newest checkpoint, or of the one that is named."""
+    path = path.resolve()
+    if step_of(path.name) is not None:
+        return path.parent.parent, _manifest(path)
+    checkpoints = _checkpoints(path)
+    if not checkpoints:
+        raise CheckpointError(
+            f"{path} has no checkpoint; expected a run directory or an imported model with "
+            f"{CHECKPOINTS}/step-... in it, or one of these"
+        )
+    return path, _manifest(checkpoints[-1])
+
+
+def _manifest(path: Path) -> Manifest:
+    try:
+        return manifest.read_manifest(path)[0]
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+
+
+def _checkpoints(run_directory: Path) -> list[Path]:
+    """By name, oldest first."""
+    root = run_directory / CHECKPOINTS
+    entries = list(root.iterdir()) if root.is_dir() else []
+    return sorted(entry for entry in entries if step_of(entry.name) is not None)
+
+
+def _other_shape(theirs: ModelConfig, ours: ModelConfig) -> list[str]:
+    there: dict[str, Any] = settings.to_plain(theirs)
+    return [
+        f"model.{key} is {there[key]!r} there and {value!r} here; set it as it is there"
+        for key, value in settings.to_plain(ours).items()
+        if key not in _FREE and there[key] != value
+    ]
+
+
+def _other_tokenizer(run_directory: Path, config: Config) -> list[str]:
+    """Why tokens would mean other words to the weights; a data set not yet there says nothing."""
+    own = tokenizer.find(run_directory)
+    key, source = next(iter(config.data.sources.items()))
+    try:
+        used = read_manifest(Path(source.data)).tokenizer
+    except DataError:
+        return []
+    if sha256_of(own) == used.sha256:
+        return []
+    return [
+        f"its tokenizer is another than that of {key}; prepare the data with tokenizer.path={own}"
+    ]

@@ -1,0 +1,436 @@
+"""Checks of the nodes of a job, some seconds long, so that a bad node is named before it is used.
+
+Each node looks at its devices and at the run directory, then all meet at the first node: what they
+report, their clocks, and the time of an exchange between neighbours are compared there. The lines
+that the first node prints are what the batch script reads:
+
+    preflight: bad node NAME: REASON        the node's own fault
+    preflight: run directory: REASON        every node's, so no node is to blame
+    preflight: no answer from NAME: REASON  of the first node, from another one
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import timedelta
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
+
+from data_prep.dataset import durable
+from data_prep.dataset.shards import DataError, read_manifest
+from pretrain.config import Config
+from pretrain.model import flops
+
+RECORDS = "preflight.jsonl"
+
+_SKEW_SECONDS = 2.0
+_HOT_CELSIUS = 85
+_BUSY_BYTES = 2 << 30
+_SMI_SECONDS = 20
+_PRODUCT_SECONDS = 0.5
+_EXCHANGE_VALUES = 1 << 20  # float32
+# Of the environment this alone is recorded: names that hold no secrets.
+_RECORDED = (
+    *("SLURM_JOB_ID", "SLURM_RESTART_COUNT", "SLURM_JOB_PARTITION", "SLURM_JOB_NODELIST"),
+    *("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME"),
+    *("NCCL_IB_HCA", "NCCL_IB_DISABLE", "NCCL_P2P_DISABLE", "NCCL_DEBUG"),
+)
+
+
+@dataclass(frozen=True)
+class Meeting:
+    """Where the nodes meet: `names` of all, the first of which listens at `address`."""
+
+    names: Sequence[str]
+    node: str
+    address: str
+    port: int
+    timeout: float  # seconds
+
+
+@dataclass
+class Report:
+    """What a node found; times in seconds."""
+
+    problems: list[str] = field(default_factory=list)  # the node's own
+    directory: list[str] = field(default_factory=list)  # of the run directory, as it sees it
+    versions: dict[str, str] = field(default_factory=dict)
+    product: float = 0.0  # a matrix product, on its slowest device
+    exchange: float = 0.0  # with its faster neighbour
+    skew: float = 0.0  # its clock, less the first node's
+
+
+def run(config: Config, ranks: int, meeting: Meeting, slow_factor: float) -> int:
+    """Check this node, and with the others all of them; the exit code, 0 if all are good."""
+    started = time.monotonic()
+    report = look(config, ranks, len(meeting.names))
+    if len(meeting.names) == 1:
+        reports: dict[str, Report | None] = {meeting.node: report}
+    else:
+        met = _meet(meeting, report)
+        if met is None:
+            return 1
+        if meeting.node != meeting.names[0]:
+            return 0
+        reports = met
+    bad, shared = verdict(reports, slow_factor)
+    for node, reasons in bad.items():
+        print(f"preflight: bad node {node}: {'; '.join(reasons)}", flush=True)
+    for reason in shared:
+        print(f"preflight: run directory: {reason}", flush=True)
+    _record(Path(config.run.directory), reports, bad, shared)
+    if bad or shared:
+        return 1
+    print(_summary(reports, time.monotonic() - started), flush=True)
+    return 0
+
+
+def verdict(
+    reports: Mapping[str, Report | None], slow_factor: float
+) -> tuple[dict[str, list[str]], list[str]]:
+    """Why each bad node is one, and what is wrong with the run directory on every node.
+
+    None is the report of a node that did not answer. A node is slow that takes more than
+    `slow_factor` times the median of all.
+    """
+    answered = {node: report for node, report in reports.items() if report is not None}
+    bad: dict[str, list[str]] = {
+        node: ["does not answer"] for node, report in reports.items() if report is None
+    }
+    shared = []
+    if answered and all(report.directory for report in answered.values()):
+        shared = sorted({reason for report in answered.values() for reason in report.directory})
+    usual = _usual_versions([report.versions for report in answered.values()])
+    compared: tuple[tuple[str, Callable[[Report], float]], ...] = (
+        ("a matrix product", lambda report: report.product),
+        ("an exchange with a neighbour", lambda report: report.exchange),
+    )
+    medians = {
+        what: statistics.median_low([of(report) for report in answered.values()] or [0.0])
+        for what, of in compared
+    }
+    for node, report in answered.items():
+        reasons = [*report.problems, *([] if shared else report.directory)]
+        reasons += [
+            f"{name} is {report.versions.get(name, 'missing')}, elsewhere {version}"
+            for name, version in usual.items()
+            if report.versions.get(name, "missing") != version
+        ]
+        reasons += [
+            f"{what} took {1e3 * of(report):.1f} ms, the median is {1e3 * medians[what]:.1f} ms"
+            for what, of in compared
+            if of(report) > slow_factor * medians[what] > 0
+        ]
+        if abs(report.skew) > _SKEW_SECONDS:
+            reasons.append(f"its clock is {report.skew:+.1f} s from the first node's")
+        if reasons:
+            bad[node] = reasons
+    return bad, shared
+
+
+def look(config: Config, ranks: int, nodes: int = 1) -> Report:
+    """What this node, one of `nodes` with `ranks` ranks each, finds by itself."""
+    report = Report(directory=_directory_problems(config), versions=_versions())
+    report.problems += _host_memory_problems(_checkpoint_bytes(config) // nodes)
+    devices = [torch.device("cpu")]
+    if config.launch.device != "cpu" and torch.cuda.is_available():
+        report.problems += _gpu_problems()
+        devices = [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
+        if len(devices) < ranks:
+            report.problems.append(f"{len(devices)} GPUs are visible for {ranks} ranks")
+    elif config.launch.device == "cuda":
+        report.problems.append("torch finds no GPU")
+    for device in devices:
+        try:
+            seconds, right = _product(device)
+        except RuntimeError as error:
+            report.problems.append(f"{device}: {str(error).splitlines()[0]}")
+            continue
+        report.product = max(report.product, seconds)
+        if not right:
+            report.problems.append(f"{device}: a matrix product is wrong")
+    return report
+
+
+def _directory_problems(config: Config) -> list[str]:
+    """Whether this node can write the run directory, and two checkpoints find their place there."""
+    directory = Path(config.run.directory).absolute()
+    probe = directory / f".preflight-{platform.node()}-{os.getpid()}"
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        durable.write_bytes(probe, b"preflight")
+        if probe.read_bytes() != b"preflight":
+            return [f"{directory} does not give back what was written"]
+        free = shutil.disk_usage(directory).free
+    except OSError as error:
+        return [f"{directory} cannot be written: {error.strerror}"]
+    finally:
+        for path in (probe, probe.with_name(probe.name + ".tmp")):
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
+    needed = 2 * _checkpoint_bytes(config)
+    if free < needed:
+        return [
+            f"{directory} has {free / 1e9:.1f} GB free, two checkpoints need {needed / 1e9:.1f} GB"
+        ]
+    return []
+
+
+def _host_memory_problems(needed: int) -> list[str]:
+    """Whether this node has memory for `needed` bytes, from which its ranks write checkpoints."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return []  # another system than Linux
+    (kibibytes,) = (line.split()[1] for line in lines if line.startswith("MemAvailable:"))
+    available = int(kibibytes) << 10
+    if available >= needed:
+        return []
+    return [
+        f"{available / 1e9:.1f} GB of host memory are available, the copies that its ranks write "
+        f"a checkpoint from need {needed / 1e9:.1f} GB"
+    ]
+
+
+def _checkpoint_bytes(config: Config) -> int:
+    """Float32 master and two moments of every weight; 0 where the data set cannot be read.
+
+    The lanes' memories come on top, which are small beside them.
+    """
+    source = next(iter(config.data.sources.values()))
+    try:
+        vocabulary = read_manifest(Path(source.data)).tokenizer.vocab_size
+    except DataError:
+        return 0  # the trainer says why
+    return 12 * flops.parameters(config.model, vocabulary)
+
+
+def _versions() -> dict[str, str]:
+    digest = hashlib.sha256()
+    root = Path(__file__).resolve().parents[2]
+    for package in ("data_prep", "pretrain"):
+        for path in sorted((root / package).rglob("*.py")):
+            digest.update(path.read_bytes())
+    found = {"python": platform.python_version(), "code": digest.hexdigest()[:12]}
+    found |= {name: metadata.version(name) for name in ("torch", "deepspeed", "numpy")}
+    if torch.version.cuda:
+        found["cuda"] = torch.version.cuda
+    if torch.cuda.is_available():
+        found["gpu"] = torch.cuda.get_device_name(0)
+        found["driver"] = (_smi("driver_version") or [["?"]])[0][0]
+    return found
+
+
+def _usual_versions(versions: Sequence[Mapping[str, str]]) -> dict[str, str]:
+    """Of each name the commonest version; of equally common ones the first node's."""
+    names = {name for one in versions for name in one}
+    return {
+        name: Counter(one.get(name, "missing") for one in versions).most_common(1)[0][0]
+        for name in sorted(names)
+    }
+
+
+def _smi(*fields: str) -> list[list[str]] | None:
+    """nvidia-smi's values of each GPU; None where it cannot tell them."""
+    command = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits"]
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=_SMI_SECONDS, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return [[value.strip() for value in line.split(",")] for line in done.stdout.splitlines()]
+
+
+def _gpu_problems() -> list[str]:
+    """What the driver says against the GPUs that torch sees: errors, heat, memory in use."""
+    ours = {
+        str(torch.cuda.get_device_properties(index).uuid)
+        for index in range(torch.cuda.device_count())
+    }
+    fields = ("ecc.errors.uncorrected.volatile.total", "temperature.gpu", "memory.used")
+    told = _smi("uuid", "index", *fields)
+    if told is None:
+        return ["nvidia-smi fails, or does not answer"]
+    found = []
+    for uuid, index, errors, celsius, used in told:
+        if uuid.removeprefix("GPU-") not in ours:
+            continue
+        if errors.isdigit() and int(errors):
+            found.append(f"GPU {index} has {errors} uncorrectable ECC errors")
+        if celsius.isdigit() and int(celsius) >= _HOT_CELSIUS:
+            found.append(f"GPU {index} is at {celsius} degrees Celsius before any work")
+        if used.isdigit() and int(used) << 20 > _BUSY_BYTES:
+            found.append(f"GPU {index} has {used} MiB in use: another process is on it")
+    return found
+
+
+def _product(device: torch.device) -> tuple[float, bool]:
+    """Seconds of a product of two matrices (the best in half a second), and whether it is right.
+
+    The entries are small integers, so float32 is exact and the sum of each row of A B is known.
+    """
+    size = 4096 if device.type == "cuda" else 512
+    generator = torch.Generator().manual_seed(1)
+    left, right = (
+        torch.randint(-4, 5, (size, size), generator=generator).float().to(device) for _ in "AB"
+    )
+    times: list[float] = []
+    while len(times) < 5 or sum(times) < _PRODUCT_SECONDS:
+        started = time.perf_counter()
+        product = left @ right
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        times.append(time.perf_counter() - started)
+    expected = left.double() @ right.double().sum(1)
+    return min(times), bool(torch.equal(product.double().sum(1), expected))
+
+
+def _meet(meeting: Meeting, report: Report) -> dict[str, Report | None] | None:
+    """The reports of all nodes, whole on the first one; None where it was not reached."""
+    names, rank = meeting.names, list(meeting.names).index(meeting.node)
+    patience = timedelta(seconds=meeting.timeout)
+    try:
+        store = TCPStore(
+            meeting.address,
+            meeting.port,
+            len(names),
+            rank == 0,
+            # It tries twice, and waits as long again in between.
+            patience / 3,
+            wait_for_workers=False,
+        )
+        store.set(f"report/{rank}", json.dumps(asdict(report)))
+        if rank == 0:
+            present = _arrived(store, "report", range(len(names)), meeting.timeout)
+            store.set("go", json.dumps({"present": present, "time": time.time()}))
+        else:
+            store.set_timeout(2 * patience)
+            store.wait(["go"])
+            now = time.time()
+            told = json.loads(store.get("go"))
+            present, report.skew = told["present"], now - told["time"]
+        store.set_timeout(patience)
+        if len(present) == len(names):
+            _exchange(store, rank, len(names), patience, report)
+        store.set(f"measured/{rank}", json.dumps(asdict(report)))
+        if rank:
+            store.wait(["end"])
+            return {}
+        measured = _arrived(store, "measured", present, meeting.timeout)
+        reports = {
+            name: Report(**json.loads(store.get(f"measured/{index}")))
+            if index in measured
+            else None
+            for index, name in enumerate(names)
+        }
+        store.set("end", "")
+        # Its clients lose their answer if this process ends at once.
+        time.sleep(0.2)
+        return reports
+    except (dist.DistError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        print(f"preflight: no answer from {names[0]}: {reason} ({meeting.node})", flush=True)
+        return None
+
+
+def _arrived(store: TCPStore, key: str, ranks: Sequence[int], timeout: float) -> list[int]:
+    """Those of `ranks` whose `key` is there, when all are or `timeout` seconds have passed."""
+    deadline = time.monotonic() + timeout
+    while True:
+        found = [rank for rank in ranks if store.check([f"{key}/{rank}"])]
+        if len(found) == len(ranks) or time.monotonic() > deadline:
+            return found
+        time.sleep(0.02)
+
+
+def _exchange(store: TCPStore, rank: int, size: int, patience: timedelta, report: Report) -> None:
+    """Add up a number over all nodes, then time an exchange of 4 MB with each neighbour of a ring.
+
+    The faster neighbour's time is kept: a slow node is slow with both.
+    """
+    try:
+        group = PrefixStore("exchange", store)
+        dist.init_process_group("gloo", store=group, rank=rank, world_size=size, timeout=patience)
+        total = torch.ones(_EXCHANGE_VALUES)
+        dist.all_reduce(total)
+        if not bool((total == size).all()):
+            report.problems.append("an all-reduce over the nodes is wrong")
+        times = []
+        for first, second in _ring(size):
+            if rank in (first, second):
+                times.append(_swap(second if rank == first else first, total))
+        report.exchange = min(times)
+    except RuntimeError as error:
+        report.problems.append(f"no exchange with the other nodes: {str(error).splitlines()[0]}")
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def _ring(size: int) -> list[tuple[int, int]]:
+    """Pairs of neighbours in an order where few wait for others."""
+    pairs = [(rank, (rank + 1) % size) for rank in range(size if size > 2 else 1)]
+    return pairs[::2] + pairs[1::2]
+
+
+def _swap(other: int, values: torch.Tensor) -> float:
+    """Seconds to send `values` to another rank and receive as many, the best of three."""
+    received = torch.empty_like(values)
+    times = []
+    for _ in range(3):
+        started = time.perf_counter()
+        sent = dist.isend(values, other)
+        dist.recv(received, other)
+        assert sent is not None
+        sent.wait()
+        times.append(time.perf_counter() - started)
+    return min(times)
+
+
+def _record(
+    directory: Path,
+    reports: Mapping[str, Report | None],
+    bad: Mapping[str, Sequence[str]],
+    shared: Sequence[str],
+) -> None:
+    """Append what was found to the run directory, if it can be written."""
+    record: dict[str, Any] = {
+        "time": time.time(),
+        "environment": {name: os.environ[name] for name in _RECORDED if name in os.environ},
+        "nodes": {node: report and asdict(report) for node, report in reports.items()},
+        "bad": bad,
+        "run_directory": shared,
+    }
+    try:
+        with (directory / RECORDS).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+    except OSError as error:
+        print(f"preflight: {directory / RECORDS} cannot be written: {error.strerror}", flush=True)
+
+
+def _summary(reports: Mapping[str, Report | None], seconds: float) -> str:
+    found = [report for report in reports.values() if report is not None]
+    products, exchanges = [r.product for r in found], [r.exchange for r in found]
+    return (
+        f"preflight: {len(found)} nodes are good, in {seconds:.1f} s: matrix product "
+        f"{1e3 * min(products):.1f} to {1e3 * max(products):.1f} ms, exchange "
+        f"{1e3 * min(exchanges):.1f} to {1e3 * max(exchanges):.1f} ms, clocks within "
+        f"{max(abs(r.skew) for r in found):.2f} s"
+    )

@@ -1,0 +1,65 @@
+"""Which kernels compute the memory's part of a window: PyTorch's, or our own in Triton."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import logging
+from typing import Literal
+
+import torch
+
+from pretrain.config import TRITON_MAX_HEAD
+from pretrain.model.local_attention import KernelError
+from pretrain.model.memories.infini import TORCH, Products
+
+_log = logging.getLogger(__name__)
+
+
+@functools.cache
+def choose(
+    setting: Literal["auto", "torch", "triton"],
+    device_type: str,
+    dtype: torch.dtype,
+    d_head: int,
+) -> Products:
+    """The kernels that `model.memory.kernel` asks for; `auto` logs, once, what it took.
+
+    Raises KernelError where Triton's were asked for and cannot run.
+    """
+    if setting == "torch":
+        return TORCH
+    if setting == "auto":
+        # Triton's have run in the interpreter alone: no measurement says yet that they are faster.
+        _log.info(
+            "memory: PyTorch, until `tools/bench/gpu.py` has shown that Triton's kernels are "
+            "faster; model.memory.kernel=triton takes them"
+        )
+        return TORCH
+    if obstacle := _obstacle(device_type, dtype, d_head):
+        raise KernelError(
+            f"model.memory.kernel: triton was asked for, but {obstacle}; set it to torch or auto"
+        )
+    from pretrain.model.memories.infini_triton import TRITON
+
+    return TRITON
+
+
+def _obstacle(device_type: str, dtype: torch.dtype, d_head: int) -> str | None:
+    """Why Triton's kernels cannot run here; None where they can."""
+    try:
+        triton = importlib.import_module("triton")
+    except ImportError as error:
+        return f"triton cannot be imported ({error}); it comes with torch's CUDA build"
+    if d_head > TRITON_MAX_HEAD:
+        return f"they hold heads of at most {TRITON_MAX_HEAD}, found model.d_head={d_head}"
+    if triton.knobs.runtime.interpret:
+        exact = dtype in (torch.bfloat16, torch.float32)
+        return None if exact else f"they compute in bf16 or float32 and the model is in {dtype}"
+    if device_type != "cuda":
+        return f"they need a GPU and the model is on {device_type}"
+    if dtype != torch.bfloat16:
+        return f"they compute in bf16 and the model is in {dtype}"
+    if torch.cuda.get_device_capability() < (8, 0):
+        return f"they need an Ampere GPU or later, found {torch.cuda.get_device_name()}"
+    return None

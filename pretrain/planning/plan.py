@@ -1,0 +1,445 @@
+"""What a run will need and how long it will take, computed before any GPU is asked for.
+
+Memory and FLOPs are counted; speed follows from data sheets and two assumed shares, which are
+printed beside it. Nothing here was measured on a GPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from data_prep.dataset.settings import SettingsError
+from pretrain.config import Config
+from pretrain.model import flops
+from pretrain.model.transformer import Transformer
+from pretrain.planning.simulate import Activations, Simulation, activations, simulate
+from pretrain.trained import DTYPES
+from pretrain.training.engine import BUCKET_ELEMENTS, PERSISTENT_ELEMENTS
+
+# Not counted: CUDA's context, NCCL's buffers, what the allocator cannot use between tensors.
+_FILLED = 0.9
+_LINK_SHARE = 0.7
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A GPU from its maker's data sheet, in a node of eight as the maker sells it."""
+
+    name: str
+    """As torch names it, for its peak; see flops.peak_flops."""
+    memory: float
+    """Bytes."""
+    link: float
+    """Bytes/s, one way, between GPUs of a node."""
+    network: float
+    """Bytes/s, one way, from a node to others."""
+
+
+GPUS = {
+    "a100": Gpu("A100-SXM4-80GB", 80e9, 300e9, 200e9),
+    "h100": Gpu("H100 80GB HBM3", 80e9, 450e9, 400e9),
+    "h200": Gpu("H200", 141e9, 450e9, 400e9),
+    "b200": Gpu("B200", 180e9, 900e9, 400e9),
+}
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """What is asked for, and the share of the GPUs' peak that is assumed."""
+
+    gpu: Gpu
+    nodes: int
+    gpus_per_node: int
+    peak_share: float
+    """Of the dense peak, with what is computed again counted as work."""
+
+    @property
+    def ranks(self) -> int:
+        """One a GPU."""
+        return self.nodes * self.gpus_per_node
+
+    @property
+    def bandwidth(self) -> float:
+        """Bytes/s at which a rank of a ring sends, by the data sheet.
+
+        Between nodes a ring leaves each node once for every network card, all rings together.
+        """
+        return self.gpu.link if self.nodes == 1 else min(self.gpu.link, self.gpu.network)
+
+
+def cluster(gpu: str, nodes: int, gpus_per_node: int, peak_share: float) -> Cluster:
+    """The cluster of a command line. Raises SettingsError with all that is wrong."""
+    problems = []
+    if gpu not in GPUS:
+        problems.append(f"--gpu: {gpu!r} is not known; known: {', '.join(GPUS)}")
+    if nodes < 1 or gpus_per_node < 1:
+        problems.append("--nodes, --gpus-per-node: expected at least 1")
+    if not 0 < peak_share <= 1:
+        problems.append(f"--peak-share: expected a share, above 0 up to 1; found {peak_share}")
+    if problems:
+        raise SettingsError(problems)
+    return Cluster(GPUS[gpu], nodes, gpus_per_node, peak_share)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of a GPU, by part."""
+
+    held: Mapping[str, int]
+    """ZeRO-3's own between steps: the same parts as Engine.held."""
+    gathered: int
+    """Weights that stand whole at a time, at most."""
+    activations: Activations
+    states: int
+    """The lanes' memories, before the step and after it."""
+
+    @property
+    def total(self) -> int:
+        """The most at any time of a step."""
+        return sum(self.held.values()) + self.gathered + self.activations.peak + self.states
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run in figures. FLOPs and bytes are of one GPU and one optimizer step."""
+
+    config: Config
+    cluster: Cluster
+    vocab_size: int
+    parameters: int
+    memory: Memory
+    useful_flops: float
+    computed_flops: float
+    sent: float
+    """Bytes, at most."""
+    passed: float
+    """Bytes of these that are memory states, between the ranks that share a window."""
+    simulation: Simulation | None
+
+    @property
+    def needed(self) -> int:
+        """Bytes of a GPU: as simulated where that was done."""
+        if self.simulation is None:
+            return self.memory.total
+        return self.simulation.peak + self.memory.states
+
+    @property
+    def host_copy(self) -> int:
+        """Bytes of host memory from which a rank writes its part of a checkpoint."""
+        return self.memory.held["optimizer"] + self.memory.states // 2
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of a step."""
+        return self.config.data.lanes * self.config.window
+
+    @property
+    def peak(self) -> float | None:
+        """FLOP/s of a GPU; None where the precision has no one peak."""
+        return flops.peak_flops(self.cluster.gpu.name, DTYPES[self.config.train.precision])
+
+    @property
+    def compute_seconds(self) -> float | None:
+        """Of a step."""
+        peak = self.peak
+        return None if peak is None else self.computed_flops / (peak * self.cluster.peak_share)
+
+    @property
+    def send_seconds(self) -> float:
+        """Of a step."""
+        sent = self.sent if self.simulation is None else self.simulation.sent * self.micro_batches
+        return sent / (self.cluster.bandwidth * _LINK_SHARE)
+
+    @property
+    def micro_batches(self) -> int:
+        """Forwards and backwards of a rank in a step."""
+        ranks = self.cluster.ranks
+        return self.config.lanes_a_rank(ranks) // _micro_batch(self.config, ranks)
+
+
+def make(config: Config, vocab_size: int, asked: Cluster, simulated: bool) -> Plan:
+    """The plan of a run. Raises SettingsError where it cannot start on so many ranks."""
+    ranks = asked.ranks
+    problems = config.rank_problems(ranks)
+    if config.zero.stage != 3:
+        problems.append(f"zero.stage: the plan counts ZeRO-3, found {config.zero.stage}; set it 3")
+    if problems:
+        raise SettingsError(problems)
+    lanes = config.lanes_a_rank(ranks)
+    tokens = lanes * config.part
+    shape, checkpointing = config.model, config.train.activation_checkpointing
+    micro_batch = _micro_batch(config, ranks)
+    useful = tokens * flops.training_flops_per_token(shape, vocab_size, config.window)
+    computed = tokens * flops.computed_flops_per_token(
+        shape, vocab_size, config.window, checkpointing
+    )
+    if config.data.preface:
+        read = flops.forward_flops(shape, vocab_size, config.window)
+        alone = tokens * sum(read.values()) / config.window
+        useful, computed = useful + alone, computed + alone
+    if config.parallel.sequence > 1:
+        segments = config.part // shape.segment
+        computed += lanes * flops.passing_flops(
+            shape, segments, config.parallel.sequence, checkpointing
+        )
+    passed = passed_bytes(config, ranks)
+    return Plan(
+        config,
+        asked,
+        vocab_size,
+        flops.parameters(shape, vocab_size),
+        memory(config, vocab_size, ranks),
+        useful,
+        computed,
+        sent_bytes(config, vocab_size, ranks) + passed,
+        passed,
+        simulate(config, vocab_size, ranks, micro_batch) if simulated else None,
+    )
+
+
+def memory(config: Config, vocab_size: int, ranks: int) -> Memory:
+    """Bytes that a rank of ZeRO-3 needs."""
+    sizes = _parameter_sizes(config, vocab_size)
+    width = DTYPES[config.train.precision].itemsize
+    share = sum(-(-size // ranks) for size in sizes)
+    whole = sum(sizes)
+    gathered = min(
+        sum(size for size in sizes if size > PERSISTENT_ELEMENTS),
+        config.zero.live_parameters + max(sizes),
+    )
+    shape, lanes = config.model, config.lanes_a_rank(ranks)
+    state = shape.n_layers * shape.n_kv_heads * shape.d_head * (shape.d_head + 1) * 4
+    return Memory(
+        {
+            "weights": share * width,
+            "persistent": sum(size for size in sizes if size <= PERSISTENT_ELEMENTS) * width,
+            "gradients": share * 4,
+            "bucket": min(BUCKET_ELEMENTS, whole) * width,
+            "optimizer": share * 3 * 4,
+        },
+        gathered * width,
+        activations(config, vocab_size, _micro_batch(config, ranks)),
+        0 if shape.memory.kind == "none" else (4 if config.data.preface else 2) * lanes * state,
+    )
+
+
+def sent_bytes(config: Config, vocab_size: int, ranks: int) -> float:
+    """Bytes that a rank sends in a step for ZeRO-3, at most, if collectives go round a ring.
+
+    A micro-batch gathers weights for the forward and again for the backward (once, if all of them
+    may stay in between) and reduces every gradient; a step gathers the small parameters once. A
+    preface's forward gathers the weights once more.
+    """
+    sizes = _parameter_sizes(config, vocab_size)
+    padded = [(size, -(-size // ranks) * ranks) for size in sizes]
+    large = sum(pad for size, pad in padded if size > PERSISTENT_ELEMENTS)
+    small = sum(pad for size, pad in padded if size <= PERSISTENT_ELEMENTS)
+    uses = 3 if config.train.activation_checkpointing == "full" else 2
+    gathers = 1 if uses * large <= config.zero.live_parameters else 2
+    gathers += bool(config.data.preface)
+    micro_batches = config.lanes_a_rank(ranks) // _micro_batch(config, ranks)
+    elements = micro_batches * (gathers * large + large + small) + small
+    width = DTYPES[config.train.precision].itemsize
+    return elements * width * (ranks - 1) / ranks
+
+
+def passed_bytes(config: Config, ranks: int) -> float:
+    """Bytes that a rank sends in a step to the ranks that share its windows, round a ring.
+
+    A layer's float32 states are gathered in the forward, again where a block is computed again, and
+    in a preface's forward; their gradients are reduced. Free of the window's length.
+    """
+    shape, others = config.model, config.parallel.sequence - 1
+    lanes = config.lanes_a_rank(ranks)
+    if shape.memory.kind == "none":
+        return 0.0
+    size = shape.d_head * (2 if shape.memory.kind == "delta" else 1) + 1
+    state = shape.n_layers * shape.n_kv_heads * shape.d_head * size * 4
+    times = 3 if config.train.activation_checkpointing == "full" else 2
+    times += bool(config.data.preface)
+    # And, once a window, whether a document starts in a rank's part: a byte.
+    return float(others * lanes * (times * state + 1))
+
+
+def _micro_batch(config: Config, ranks: int) -> int:
+    return config.train.micro_batch or config.lanes_a_rank(ranks)
+
+
+def _parameter_sizes(config: Config, vocab_size: int) -> list[int]:
+    """Elements of each parameter."""
+    with torch.device("meta"):
+        model = Transformer(config.model, vocab_size)
+    return [parameter.numel() for parameter in model.parameters()]
+
+
+def warnings(plan: Plan) -> list[str]:
+    """What will not fit, or is slower than it need be, and what to do."""
+    found = []
+    capacity = plan.cluster.gpu.memory
+    if plan.needed > _FILLED * capacity:
+        fits = "does not fit" if plan.needed > capacity else "will hardly fit"
+        found.append(
+            f"{fits}: {_size(plan.needed)} of {_size(capacity)}, of which CUDA, NCCL and the "
+            f"allocator take some 10 %; {_relief(plan)}"
+        )
+    if plan.config.train.precision == "float32":
+        found.append(
+            "train.precision: float32 has no one peak (TF32 or not), so no time is given; set bf16"
+        )
+    if plan.config.model.local_attention == "sdpa":
+        found.append(
+            "model.local_attention: the memory is that of flash-attn; SDPA on segments with a "
+            "document's start may hold a score for every two tokens of the segment and head"
+        )
+    compute = plan.compute_seconds
+    if compute is not None and plan.send_seconds > compute:
+        found.append(
+            f"sending takes longer than computing ({plan.send_seconds:.1f} and {compute:.1f} s); "
+            "more lanes a rank or a larger train.micro_batch share a gather among more tokens"
+        )
+    return found
+
+
+def _relief(plan: Plan) -> str:
+    """The first thing to try where memory is short."""
+    train, largest = plan.config.train, plan.memory.activations
+    if sum(plan.memory.held.values()) > largest.peak:
+        return "weights and optimizer are the larger part: ask for more nodes"
+    if train.activation_checkpointing == "none":
+        return "activations are the larger part: train.activation_checkpointing=full"
+    if _micro_batch(plan.config, plan.cluster.ranks) > 1:
+        return "activations are the larger part: train.micro_batch=1"
+    return (
+        "activations are the larger part: raise parallel.sequence, or lower train.window_segments"
+    )
+
+
+def lines(plan: Plan) -> list[str]:
+    """The plan for people; the last line is `summary`."""
+    told = [*_shape_lines(plan), "", *_memory_lines(plan), "", *_time_lines(plan)]
+    if plan.simulation is not None:
+        told += ["", *_simulation_lines(plan, plan.simulation)]
+    warned = warnings(plan)
+    if warned:
+        told += ["", "warnings", *(f"  - {warning}" for warning in warned)]
+    return [*told, "", summary(plan)]
+
+
+def _shape_lines(plan: Plan) -> list[str]:
+    config, ranks = plan.config, plan.cluster.ranks
+    micro_batch, sequence = _micro_batch(config, ranks), config.parallel.sequence
+    shared = f", {config.part:,} tokens of each" if sequence > 1 else ""
+    beside = "; as many tokens of prefaces, forward alone" if config.data.preface else ""
+    return [
+        f"model: {plan.parameters:,} parameters with a vocabulary of {plan.vocab_size:,}",
+        f"ranks: {ranks}, on {plan.cluster.nodes} x {plan.cluster.gpus_per_node} "
+        f"{plan.cluster.gpu.name}",
+        f"a step: {config.data.lanes} lanes of {config.window:,} tokens, {plan.tokens:,} in all; "
+        f"a rank takes {plan.micro_batches} x {micro_batch} of them{shared}{beside}",
+        f"a checkpoint: {_size(plan.parameters * 12)}, and the lanes' memories; it is written from "
+        f"a copy, {_size(plan.host_copy)} of host memory a rank",
+    ]
+
+
+def _memory_lines(plan: Plan) -> list[str]:
+    held, running = plan.memory.held, plan.memory.activations
+    again = "full" in plan.config.train.activation_checkpointing
+    rows = [
+        ("weights", held["weights"], "a rank's share"),
+        ("small weights", held["persistent"], "whole, they stay gathered"),
+        ("gathered weights", plan.memory.gathered, "whole for a time, at most"),
+        ("gradients", held["gradients"], "float32, a rank's share"),
+        ("gradient bucket", held["bucket"], "being reduced"),
+        ("optimizer", held["optimizer"], "float32 masters and AdamW's moments, a rank's share"),
+        ("activations", running.kept, "each block's input" if again else "each block's"),
+        ("one block", running.block, "at work" + (", computed again" if again else "")),
+        ("loss", running.loss, "in chunks; not while a block is at work: the larger one counts"),
+        ("memory states", plan.memory.states, "of the rank's lanes, before and after the step"),
+        ("in all", plan.memory.total, f"of {_size(plan.cluster.gpu.memory)} (data sheet)"),
+    ]
+    return [
+        "memory of a GPU (counted)",
+        *(f"  {name:<17}{_size(size):>12}   {note}" for name, size, note in rows),
+    ]
+
+
+def _time_lines(plan: Plan) -> list[str]:
+    share, bandwidth = plan.cluster.peak_share, plan.cluster.bandwidth
+    sequence = plan.config.parallel.sequence
+    told = [
+        "a step of a GPU (computed; no GPU was at hand)",
+        f"  {plan.useful_flops:.3g} useful FLOPs, {plan.computed_flops:.3g} with what is computed "
+        "again",
+        f"  {_size(plan.sent)} sent at most, {plan.send_seconds:.1f} s at {_LINK_SHARE:.0%} "
+        f"(assumed) of {bandwidth / 1e9:.0f} GB/s (data sheet)",
+    ]
+    if sequence > 1:
+        told.append(
+            f"  of that {_size(plan.passed)} between the {sequence} ranks that share a window, "
+            "whatever its length"
+        )
+    if plan.compute_seconds is None or plan.peak is None:
+        return told
+    return [
+        *told,
+        f"  {plan.compute_seconds:.1f} s at {share:.0%} (assumed) of {plan.peak / 1e12:.0f} "
+        "TFLOP/s (data sheet), all that is computed counted",
+        "  between: all sending hidden behind computing, and none of it; what is not a matrix "
+        "product is in the assumed",
+        "  share; validation and checkpoints come on top",
+    ]
+
+
+def _simulation_lines(plan: Plan, simulated: Simulation) -> list[str]:
+    held = ", ".join(f"{part} {_size(size)}" for part, size in simulated.held.items())
+    equal = dict(simulated.held) == dict(plan.memory.held)
+    return [
+        f"rank 0 of {plan.cluster.ranks} under real ZeRO-3, on tensors without storage",
+        f"  holds {held}; {'as' if equal else 'NOT as'} planned",
+        f"  at most {_size(simulated.peak)} at a time, and the memory states",
+        f"  sends {_size(simulated.sent)} a micro-batch",
+    ]
+
+
+def summary(plan: Plan) -> str:
+    """The run in one line."""
+    memory = f"{_size(plan.needed)} of {_size(plan.cluster.gpu.memory)} a GPU"
+    if plan.compute_seconds is None:
+        return memory
+    least = max(plan.compute_seconds, plan.send_seconds)
+    most = plan.compute_seconds + plan.send_seconds
+    times = _between(f"{least:.1f}", f"{most:.1f}")
+    speeds = _between(_rounded(plan.tokens / most), _rounded(plan.tokens / least))
+    steps = plan.config.train.steps
+    span = _span(least * steps, most * steps)
+    return f"{memory}; {times} s a step, {speeds} tokens/s, {span} for {steps:,} steps"
+
+
+def _span(least: float, most: float) -> str:
+    """Seconds in days, or in minutes where they are less than a tenth of a day."""
+    seconds, unit, digits = (86400, "days", 1) if most >= 8640 else (60, "minutes", 0)
+    return f"{_between(*(f'{end / seconds:.{digits}f}' for end in (least, most)))} {unit}"
+
+
+def _between(low: str, high: str) -> str:
+    return low if low == high else f"{low} to {high}"
+
+
+def run(config: Config, vocab_size: int, asked: Cluster, simulated: bool) -> int:
+    """Print the plan; the exit code, 1 where it does not fit."""
+    plan = make(config, vocab_size, asked, simulated)
+    print("\n".join(lines(plan)))
+    return int(plan.needed > plan.cluster.gpu.memory)
+
+
+def _size(size: float) -> str:
+    """Bytes for people."""
+    return f"{size / 2**30:.2f} GiB" if size >= 2**30 / 10 else f"{size / 2**20:.2f} MiB"
+
+
+def _rounded(value: float) -> str:
+    """Two significant digits."""
+    return f"{float(f'{value:.2g}'):,.0f}"

@@ -1,0 +1,372 @@
+"""The one module that knows DeepSpeed: ZeRO stages 0 to 3 behind a forward, a step and pieces.
+
+A *piece* is a slice of a flattened tensor, named by its parameter and kind: the float32 master
+(`param`) and AdamW's moments (`exp_avg`, `exp_avg_sq`). Every rank hands out the pieces it owns and
+takes back any others, so a checkpoint is free of the number of ranks and of the ZeRO stage.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import io
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from pretrain.checkpoint.load import Checkpoint
+from pretrain.checkpoint.pieces import Piece
+from pretrain.config import Config
+from pretrain.training.optim import is_gate, parameter_groups
+
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+_KINDS = ("param", *_MOMENTS)
+# One reduction moves at most so many elements; DeepSpeed keeps a buffer of this size.
+BUCKET_ELEMENTS = 200_000_000
+# ZeRO-3: parameters of at most so many elements stay gathered once they have been.
+PERSISTENT_ELEMENTS = 100_000
+# ZeRO-3: so many elements are gathered ahead of their use, and the parameter that fills them up:
+# while one matrix is multiplied the next one is under way, however large.
+_PREFETCH_ELEMENTS = 50_000_000
+
+
+def cache_directory() -> Path:
+    """Where compiled operators lie: `.cache` of the source tree, else the user's cache."""
+    root = Path(__file__).resolve().parents[2]
+    inside = (root / "pyproject.toml").exists()
+    base = root / ".cache" if inside else Path.home() / ".cache" / "infini-pretrain"
+    # Another environment's build would be made anew, by one of them after the other.
+    packages = "-".join(f"{name}{metadata.version(name)}" for name in ("torch", "deepspeed"))
+    return base / "torch_extensions" / f"{sys.implementation.cache_tag}-{packages}"
+
+
+def build_ops(report: Callable[[str], None] = print) -> None:
+    """Compile (once) and load DeepSpeed's shared-memory operator for CPU ranks.
+
+    Every process that loads it does so under a lock that the kernel frees when its holder dies. So
+    a lock file of torch's own that is found here was left by a killed build; it would make
+    every later start wait for ever. It is reported by name and removed.
+    """
+    os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(cache_directory()))
+    # torch looks for ninja on the PATH, which need not name this interpreter's environment.
+    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    directory = Path(os.environ["TORCH_EXTENSIONS_DIR"])
+    directory.mkdir(parents=True, exist_ok=True)
+    with (directory / "build.lock").open("w") as guard:
+        fcntl.flock(guard, fcntl.LOCK_EX)
+        for stale in directory.rglob("lock"):
+            report(f"removed {stale}: a build that was killed had left this lock")
+            stale.unlink()
+        _import_deepspeed("cpu")
+        from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder
+
+        ShareMemCommBuilder().load(verbose=False)
+
+
+def _import_deepspeed(device_type: str) -> Any:
+    if device_type == "cpu":
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    for renamed in ("all_gather_into_tensor", "reduce_scatter_tensor"):
+        warnings.filterwarnings("ignore", message=f".*{renamed}.*", category=FutureWarning)
+    os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "error")
+    import deepspeed
+
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    return deepspeed
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one optimizer step did."""
+
+    applied: bool
+    grad_norm: float  # global L2 norm before clipping; inf where the step was skipped
+    forward_alone: bool = False  # no target had any weight
+
+
+def deepspeed_settings(config: Config, ranks: int, parameters: int) -> dict[str, Any]:
+    """DeepSpeed's configuration, derived from ours; there is no second file."""
+    lanes = config.lanes_a_rank(ranks)
+    micro_batch = config.train.micro_batch or lanes
+    bucket = min(BUCKET_ELEMENTS, max(parameters, 1))
+    settings: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": micro_batch,
+        "gradient_accumulation_steps": lanes // micro_batch,
+        # Without ZeRO DeepSpeed neither reports the norm nor skips a bad step: see Engine.step.
+        "gradient_clipping": config.train.clip_norm if config.zero.stage else 0.0,
+        "zero_optimization": {
+            "stage": config.zero.stage,
+            "contiguous_gradients": True,
+            "overlap_comm": True,
+            "reduce_bucket_size": bucket,
+            "allgather_bucket_size": bucket,
+            "stage3_param_persistence_threshold": PERSISTENT_ELEMENTS,
+            "stage3_prefetch_bucket_size": _PREFETCH_ELEMENTS,
+            "stage3_max_live_parameters": config.zero.live_parameters,
+            "stage3_max_reuse_distance": config.zero.live_parameters,
+        },
+        "steps_per_print": None,
+    }
+    if config.train.precision == "bf16":
+        settings["bf16"] = {"enabled": True}
+        settings["data_types"] = {"grad_accum_dtype": "fp32"}
+    return settings
+
+
+class Engine:
+    """A model under ZeRO: forward, backward, step, and its state as pieces.
+
+    `build` makes the model and initialises each parameter in the module that owns it. Under ZeRO-3
+    every parameter is partitioned as soon as its module is made, so that no rank ever holds the
+    whole model; rank 0's initial values are everybody's.
+    """
+
+    def __init__(
+        self, build: Callable[[], nn.Module], parameters: int, config: Config, device: torch.device
+    ) -> None:
+        if device.type == "cpu":
+            build_ops(logging.getLogger("pretrain").warning)
+        # DeepSpeed asks for it, and srun does not set it.
+        os.environ.setdefault("LOCAL_RANK", str(device.index or 0))
+        deepspeed = _import_deepspeed(device.type)
+        self._config = config
+        self._stage = config.zero.stage
+        self._device = device
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints that it loaded what we built
+            deepspeed.init_distributed(dist_init_required=False)
+        settings = deepspeed_settings(config, dist.get_world_size(), parameters)
+        torch.manual_seed(config.run.seed)
+        with deepspeed.zero.Init(config_dict_or_path=settings, enabled=self._stage == 3):
+            model = build()
+        shapes = {name: _shape(parameter) for name, parameter in model.named_parameters()}
+        self._adamw = torch.optim.AdamW(
+            parameter_groups(
+                ((name, p, len(shapes[name])) for name, p in model.named_parameters()), config.optim
+            ),
+            betas=(config.optim.beta1, config.optim.beta2),
+            eps=config.optim.eps,
+            fused=device.type == "cuda",
+        )
+        self._deepspeed, self._zero, _, _ = deepspeed.initialize(
+            model=model, optimizer=self._adamw, config=settings
+        )
+        self._shapes = shapes
+        self.module: nn.Module = self._deepspeed.module
+        self._parameters = dict(self.module.named_parameters())
+        self._make_optimizer_state()
+
+    def forward(self, *arguments: Any, **keywords: Any) -> Any:
+        """The model's forward; every rank must call it equally often."""
+        return self._deepspeed(*arguments, **keywords)
+
+    def train(self, training: bool) -> None:
+        """Switch between training and evaluation."""
+        self._deepspeed.train(training)
+
+    def backward(self, loss: Tensor) -> None:
+        """Accumulate the gradient of a micro-batch's scalar loss, averaged over the ranks.
+
+        A loss that is not finite is made to give gradients that are not, so that `step` sees it
+        on every rank.
+        """
+        loss = loss * torch.where(torch.isfinite(loss), 1.0, torch.nan).detach()
+        self._deepspeed.backward(loss, scale_wrt_gas=False)
+        if not self._deepspeed.is_gradient_accumulation_boundary():
+            self._deepspeed.step()
+
+    def step(self, rate_fraction: float) -> StepResult:
+        """Clip and apply the gradients, unless one of them is not finite: then nothing changes.
+
+        `rate_fraction` multiplies each group's peak learning rate. To be called once, after the
+        backward of the last micro-batch. All ranks apply the step, or none does.
+        """
+        for group in self._adamw.param_groups:
+            group["lr"] = group["peak"] * rate_fraction
+        if self._stage == 0:
+            norm = self._clip_whole_gradients()
+            self._deepspeed.step()
+            return StepResult(norm < float("inf"), norm)
+        self._deepspeed.step()
+        norm = float(self._deepspeed.get_global_grad_norm())
+        return StepResult(self._deepspeed.was_step_applied(), norm)
+
+    @property
+    def optimizer_steps(self) -> int:
+        """Steps that AdamW applied."""
+        return int(next(iter(self._adamw.state.values()))["step"])
+
+    def held(self) -> dict[str, int]:
+        """Bytes of ZeRO-3's own that this rank holds, by part.
+
+        Small parameters, which stay gathered, are counted once they are.
+        """
+        assert self._stage == 3
+        masters = self._zero.fp32_partitioned_groups_flat
+        moments = [state[kind] for state in self._adamw.state.values() for kind in _MOMENTS]
+        parameters = self._parameters.values()
+        return {
+            "weights": sum(p.ds_tensor.nbytes for p in parameters),
+            "persistent": sum(p.nbytes for p in parameters),  # empty while they are not gathered
+            "gradients": self._zero.grad_partitions_flat_buffer.nbytes,
+            "bucket": sum(bucket.buffer.nbytes for bucket in self._zero.ipg_buckets.values()),
+            "optimizer": sum(tensor.nbytes for tensor in [*masters, *moments]),
+        }
+
+    def gates(self) -> list[Tensor]:
+        """The gates' float32 masters, a tensor [heads] a layer; to be called on all ranks."""
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        found = []
+        for name, parameter in self._parameters.items():
+            if is_gate(name):
+                whole = safe_get_full_fp32_param(parameter) if self._stage else parameter
+                found.append(whole.detach().float().cpu())
+        return found
+
+    def pieces(self) -> Iterator[Piece]:
+        """This rank's part of every parameter's master and moments, where they lie.
+
+        The pieces of all ranks cover each tensor exactly once. They are views: the next step
+        changes them.
+        """
+        for name, parameter in self._parameters.items():
+            offset, views = self._local(parameter)
+            shape = self._shapes[name]
+            if self._stage == 0:
+                share = _share(shape.numel(), dist.get_rank(), dist.get_world_size())
+                offset, views = share.start, {kind: v[share] for kind, v in views.items()}
+            for kind, view in views.items():
+                yield Piece(f"{name}/{kind}", tuple(shape), offset, view.detach())
+
+    def restore(self, checkpoint: Checkpoint, optimizer_steps: int) -> None:
+        """Take this rank's part of everything from a checkpoint of any ranks and stage.
+
+        Raises CheckpointError where the checkpoint has no such tensor of this shape.
+        """
+        checkpoint.expect(
+            {f"{n}/{kind}": tuple(s) for n, s in self._shapes.items() for kind in _KINDS}
+        )
+        self._read(checkpoint, list(self._parameters), _KINDS)
+        for state in self._adamw.state.values():
+            state["step"].fill_(optimizer_steps)
+
+    def take_weights(self, checkpoint: Checkpoint) -> None:
+        """Take this rank's part of the weights alone; gates may stand on one side only.
+
+        Gates that the checkpoint lacks keep their initial values. Raises CheckpointError where
+        its weights are not those of this model.
+        """
+        stored = checkpoint.names()
+        own = {f"{name}/param": tuple(shape) for name, shape in self._shapes.items()}
+        taken = [name for name in self._shapes if f"{name}/param" in stored or not is_gate(name)]
+        others = {
+            name: shape
+            for name, shape in stored.items()
+            if name not in own and (not name.endswith("/param") or is_gate(name.split("/")[0]))
+        }
+        checkpoint.expect({f"{name}/param": own[f"{name}/param"] for name in taken} | others)
+        self._read(checkpoint, taken, ("param",))
+
+    def _read(self, checkpoint: Checkpoint, names: Sequence[str], kinds: Sequence[str]) -> None:
+        """Take this rank's part of parameters, and what the forward reads of them."""
+        if self._stage == 3:
+            # Once a step was taken, small parameters stay gathered: drop that, then gather anew.
+            self._zero.checkpoint_event_prologue()
+        for name in names:
+            parameter = self._parameters[name]
+            offset, views = self._local(parameter)
+            for kind in kinds:
+                values = checkpoint.read(f"{name}/{kind}", offset, views[kind].numel())
+                views[kind].copy_(values)
+            if self._stage == 3:
+                # What the forward gathers is another tensor than the master that was just set.
+                master = views["param"]
+                parameter.ds_tensor.data.view(-1)[: master.numel()].copy_(master)
+            else:
+                parameter.data.copy_(checkpoint.tensor(f"{name}/param"))
+        if self._stage == 3:
+            self._zero.checkpoint_event_epilogue()
+
+    def _local(self, parameter: nn.Parameter) -> tuple[int, dict[str, Tensor]]:
+        """Where this rank's part of the flattened parameter starts, and writable flat views of it.
+
+        Without ZeRO every rank has the whole; from stage 1 on the parts are disjoint.
+        """
+        if self._stage == 0:
+            flat = parameter
+            start, length, offset = 0, parameter.numel(), 0
+        elif self._stage == 3:
+            group, start, padded = self._zero.grad_position[self._zero.get_param_id(parameter)]
+            flat = self._zero.fp32_partitioned_groups_flat[group]
+            total = parameter.ds_numel  # type: ignore[attr-defined]
+            offset = min(dist.get_rank() * padded, total)
+            length = min(padded, total - offset)
+        else:
+            fragment = parameter._hp_mapping  # type: ignore[attr-defined]
+            if fragment is None:
+                return 0, {kind: torch.empty(0) for kind in _KINDS}
+            (flat,) = self._adamw.param_groups[fragment.param_group_index]["params"]
+            start, length = fragment.hp_fragment_address.start, fragment.hp_fragment_address.numel
+            offset = fragment.lp_fragment_address.start
+        state = self._adamw.state[flat]
+        whole = {"param": flat.data, **{moment: state[moment] for moment in _MOMENTS}}
+        return offset, {
+            kind: tensor.view(-1)[start : start + length] for kind, tensor in whole.items()
+        }
+
+    def _make_optimizer_state(self) -> None:
+        """AdamW's zeros, made now: DeepSpeed makes them in the first step, too late to restore."""
+        if self._stage == 3:
+            flats = self._zero.fp32_partitioned_groups_flat
+        else:
+            flats = [flat for group in self._adamw.param_groups for flat in group["params"]]
+        for flat in flats:
+            step_device = flat.device if self._device.type == "cuda" else "cpu"
+            self._adamw.state[flat] = {
+                "step": torch.zeros((), dtype=torch.float32, device=step_device),
+                **{moment: torch.zeros_like(flat.data) for moment in _MOMENTS},
+            }
+
+    def _clip_whole_gradients(self) -> float:
+        """Stage 0: clip to the global norm; drop the gradients where it is not finite.
+
+        Returns the norm before clipping, inf where the gradients were dropped. Gradients are whole
+        and equal on all ranks here, so all decide alike.
+        """
+        parameters = list(self._parameters.values())
+        norms = [parameter.grad.norm() for parameter in parameters if parameter.grad is not None]
+        norm = float(torch.stack(norms).norm())
+        if not norm < float("inf"):
+            for parameter in parameters:
+                parameter.grad = None
+            return float("inf")
+        if 0 < self._config.train.clip_norm < norm:
+            for parameter in parameters:
+                if parameter.grad is not None:
+                    parameter.grad.mul_(self._config.train.clip_norm / norm)
+        return norm
+
+
+def _shape(parameter: nn.Parameter) -> torch.Size:
+    """The whole parameter's shape, also where ZeRO-3 has partitioned it."""
+    shape: torch.Size = getattr(parameter, "ds_shape", parameter.shape)
+    return shape
+
+
+def _share(length: int, rank: int, ranks: int) -> slice:
+    """The part of `length` elements that `rank` writes where every rank has them all."""
+    return slice(length * rank // ranks, length * (rank + 1) // ranks)
+
+
+if __name__ == "__main__":
+    build_ops()

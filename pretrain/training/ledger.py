@@ -1,0 +1,166 @@
+"""The ledger: proof of which tokens the committed steps consumed, and a check of it.
+
+Each lane carries a *history*: of no tokens it is empty, and after a step it is the sha256 of the
+history before and of the window that the step consumed; with `data.preface` that step's window of
+the preface follows in the same way. It lies in the checkpoint beside the lane's place, so it is the
+history of the very weights there, whatever attempts they went through. A line of `ledger.jsonl`
+stands for a commit, so that what pruned checkpoints held can be checked too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_prep.dataset import durable
+from pretrain.checkpoint.attempts import committed_step
+from pretrain.checkpoint.load import Checkpoint
+from pretrain.checkpoint.manifest import CHECKPOINTS, step_name
+from pretrain.config import Config, load
+from pretrain.data.lanes import Dataset, Lane, LanePlace, Mix
+from pretrain.trained import CONFIG_FILE
+from pretrain.training.metrics import read_records
+
+LEDGER_FILE = "ledger.jsonl"
+
+
+def extended(history: str, tokens: np.ndarray, starts: np.ndarray) -> str:
+    """The history after a window: tokens int64 and starts of documents bool, both [length]."""
+    digest = hashlib.sha256(bytes.fromhex(history))
+    digest.update(tokens.astype("<i8", copy=False).tobytes())
+    digest.update(starts.tobytes())
+    return digest.hexdigest()
+
+
+class Ledger:
+    """Rank 0's lines of `ledger.jsonl`.
+
+    A line is durable before its step is committed. What a resume finds after the step that it
+    resumes from was not committed, and is dropped: those steps come again.
+    """
+
+    def __init__(self, directory: Path, resumed_step: int) -> None:
+        path = directory / LEDGER_FILE
+        kept = [line for line in read_records(path) if line["step"] <= resumed_step]
+        durable.write_bytes(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
+        self._file = path.open("a", encoding="utf-8")
+
+    def add(
+        self, step: int, attempt: int, ranks: int, config: Config, histories: Sequence[str]
+    ) -> None:
+        """Add the line of a step that is about to be committed; `histories` are of all lanes."""
+        line = {
+            "step": step,
+            "attempt": attempt,
+            "ranks": ranks,
+            "window": config.window,
+            "weights": [source.weight for source in config.data.sources.values()],
+            "histories": list(histories),
+        }
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """End the file."""
+        self._file.close()
+
+
+def check(directory: Path) -> list[str]:
+    """What contradicts that the run's committed steps consumed every token of the schedule once.
+
+    The schedule, a function of data sets, weights, seed, lanes and window, is read anew from step
+    1 on, and each lane's history compared at every commit; the newest checkpoint must be at the
+    ledger's end. Raises SettingsError, DataError and CheckpointError where a part cannot be read.
+    """
+    config = load(directory / CONFIG_FILE)
+    datasets = [Dataset(Path(source.data)) for source in config.data.sources.values()]
+    preface = Mix([Dataset(Path(config.data.preface))]) if config.data.preface else None
+    lanes = [_Replay(index, config, datasets, preface) for index in range(config.data.lanes)]
+    problems: list[str] = []
+    step = attempt = 0
+    for line in read_records(directory / LEDGER_FILE):
+        if line["step"] <= step or line["attempt"] < attempt:
+            problems.append(
+                f"step {line['step']} of attempt {line['attempt']} stands after step {step} of "
+                f"attempt {attempt}"
+            )
+            continue
+        for lane, history in zip(lanes, line["histories"], strict=True):
+            lane.advance(line["step"] - step, line["window"], line["weights"])
+            if lane.history != history:
+                problems.append(
+                    f"lane {lane.index}: what steps {step + 1} to {line['step']} consumed is not "
+                    "what the schedule has there"
+                )
+                lane.history = history
+        step, attempt = line["step"], line["attempt"]
+    return problems + _checkpoint_problems(directory, step, lanes)
+
+
+class _Replay:
+    """A lane, read again."""
+
+    def __init__(
+        self, index: int, config: Config, datasets: Sequence[Dataset], preface: Mix | None
+    ) -> None:
+        self.index = index
+        self.history = ""
+        self.tokens = 0
+        self.place: LanePlace | None = None
+        self.preface_place: LanePlace | None = None
+        self._preface = preface
+        self._config = config
+        self._datasets = datasets
+
+    def advance(self, steps: int, window: int, weights: Sequence[float]) -> None:
+        """Read so many windows on."""
+        lanes, seed = self._config.data.lanes, self._config.run.seed
+        read = [Lane(Mix(self._datasets, weights), self.index, lanes, seed, self.place)]
+        if self._preface is not None:
+            read.append(Lane(self._preface, self.index, lanes, seed, self.preface_place))
+        for _ in range(steps):
+            for lane in read:
+                tokens, _, starts, _ = lane.window(window)
+                self.history = extended(self.history, tokens, starts)
+        self.tokens += steps * window
+        self.place = read[0].place
+        self.preface_place = None if self._preface is None else read[1].place
+
+    def stored(self) -> dict[str, Any]:
+        """What the trainer stores of the lane's place, as it comes back from JSON."""
+        assert self.place is not None
+        place = {**asdict(self.place), "history": self.history}
+        if self.preface_place is not None:
+            place["preface"] = asdict(self.preface_place)
+        plain: dict[str, Any] = json.loads(json.dumps(place))
+        return plain
+
+
+def _checkpoint_problems(directory: Path, step: int, lanes: Sequence[_Replay]) -> list[str]:
+    """Why the newest checkpoint is not where the ledger ends."""
+    newest = committed_step(directory)
+    if newest != step:
+        return [f"the newest checkpoint is of step {newest}, the ledger ends with step {step}"]
+    if step == 0:
+        return []
+    with Checkpoint(directory / CHECKPOINTS / step_name(step)) as checkpoint:
+        places = [checkpoint.lane(lane.index).place for lane in lanes]
+        tokens = checkpoint.trainer["tokens"]
+    problems = [
+        f"lane {lane.index}: the checkpoint of step {step} has {dict(place)}, the schedule comes "
+        f"to {expected}"
+        for lane, place in zip(lanes, places, strict=True)
+        if lane.place is not None and place != (expected := lane.stored())
+    ]
+    read = sum(lane.tokens for lane in lanes)
+    if tokens != read:
+        problems.append(f"the checkpoint counts {tokens} tokens, the schedule {read}")
+    return problems

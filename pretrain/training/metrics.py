@@ -1,0 +1,261 @@
+"""What a run tells while it trains: log lines, `metrics.jsonl`, and wandb, from rank 0."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import resource
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from data_prep.dataset import durable, settings
+from pretrain.checkpoint.attempts import LOG_FILE
+from pretrain.config import Config
+
+METRICS_FILE = "metrics.jsonl"
+_IDENTITY_FILE = "run.json"
+
+_log = logging.getLogger(__name__)
+
+
+class TrackingError(ValueError):
+    """wandb could not be started; the message says why and what to do."""
+
+
+def configure_logging(rank: int, directory: Path) -> None:
+    """Rank 0 logs to the terminal and to the run's log file; other ranks only their warnings."""
+    stream = logging.StreamHandler(sys.stdout if rank == 0 else sys.stderr)
+    handlers: list[logging.Handler] = [stream]
+    if rank == 0:
+        handlers.append(logging.FileHandler(directory / LOG_FILE, encoding="utf-8"))
+    prefix = "" if rank == 0 else f"rank {rank}: "
+    for handler in handlers:
+        handler.setFormatter(logging.Formatter(f"%(asctime)s {prefix}%(message)s", "%H:%M:%S"))
+    root = logging.getLogger("pretrain")
+    root.handlers = handlers
+    root.setLevel(logging.INFO if rank == 0 else logging.WARNING)
+    root.propagate = False
+
+
+@dataclass
+class Meter:
+    """Rates since the last log line."""
+
+    tokens: int = 0
+    forward_alone: int = 0  # of these, tokens that had no backward
+    preface: int = 0  # tokens of prefaces, beside them
+    data_wait: float = 0.0  # seconds in which the step had no batch
+    own_wait: float = 0.0  # of these, seconds in which this rank itself had none
+    since: float = field(default_factory=time.perf_counter)
+
+    @property
+    def seconds(self) -> float:
+        """Since the last log line."""
+        return time.perf_counter() - self.since
+
+    def add(self, tokens: int, forward_alone: bool, preface: int) -> None:
+        """Count a step over `tokens` of documents, and as many as `preface` of prefaces."""
+        self.tokens += tokens
+        self.forward_alone += tokens * forward_alone
+        self.preface += preface
+
+    def read(
+        self, flops_per_token: float, peak_flops: float | None, steps_left: int, steps: int
+    ) -> dict[str, Any]:
+        """Tokens/s over all ranks, MFU (None on a device of unknown peak), and time left.
+
+        `peak_flops` is of all ranks' devices together, in FLOP/s; `steps` is how many steps the
+        interval held. Starts a new interval.
+        """
+        seconds = self.seconds
+        rate = self.tokens / seconds
+        # A forward is a third of forward and backward.
+        worked = (self.tokens - self.forward_alone * 2 / 3 + self.preface / 3) / seconds
+        read = {
+            "tokens_per_second": rate,
+            "mfu": None if peak_flops is None else worked * flops_per_token / peak_flops,
+            "data_wait": self.data_wait / seconds,
+            "eta_seconds": steps_left * seconds / steps,
+            "seconds_per_step": seconds / steps,
+        }
+        self.tokens = self.forward_alone = self.preface = 0
+        self.data_wait = self.own_wait = 0.0
+        self.since = time.perf_counter()
+        return read
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """A block whose time is not training's: a validation, a checkpoint."""
+        began = time.perf_counter()
+        yield
+        self.since += time.perf_counter() - began
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: the device's peak allocation, or on a CPU this process's peak resident set."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def log_line(record: Mapping[str, Any], steps: int) -> str:
+    """A training record as one line for people."""
+    mfu = "n/a" if record["mfu"] is None else f"{record['mfu']:.1%}"
+    skipped = f" | skipped {record['skipped']}" if record["skipped"] else ""
+    epochs = ", ".join(f"{name} {count:.2f}" for name, count in record["epochs"].items())
+    read = f" | epochs {epochs}" if len(record["epochs"]) > 1 else ""
+    return (
+        f"step {record['step']}/{steps} | loss {record['loss']:.4f} | "
+        f"grad {record['grad_norm']:.3f} | lr {record['lr']:.2e} | "
+        f"{record['tokens_per_second']:,.0f} tok/s | MFU {mfu} | "
+        f"mem {record['memory_bytes'] / 2**30:.2f} GiB | data {record['data_wait']:.1%} | "
+        f"ETA {timedelta(seconds=round(record['eta_seconds']))}{read}{skipped}"
+    )
+
+
+class Recorder:
+    """Rank 0's records: appended to `metrics.jsonl` and sent to wandb.
+
+    On a resume, what a killed process recorded after the checkpoint's step is dropped: those steps
+    come again, so every step stands in the file once.
+    """
+
+    def __init__(self, directory: Path, config: Config, resumed_step: int) -> None:
+        self._wandb = _start_wandb(directory, config)
+        path = directory / METRICS_FILE
+        kept = [line for line in read_records(path) if line["step"] <= resumed_step]
+        durable.write_bytes(path, "".join(_json_line(record) for record in kept).encode())
+        self._file = path.open("a", encoding="utf-8")
+
+    def record(self, kind: str, values: Mapping[str, Any]) -> None:
+        """Add a record of `kind` (train or validation); `values` has a `step`."""
+        self._file.write(_json_line({"kind": kind, **values}))
+        self._file.flush()
+        numbers = {f"{kind}/{key}": value for key, value in _flat(values) if key != "step"}
+        self._tracked(lambda run: run.log({**numbers, "step": values["step"]}))
+
+    def sync(self) -> None:
+        """Make what was recorded durable: a checkpoint's steps do not come again."""
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """End the files, wandb's run and the process that wandb started for it."""
+        self._file.close()
+        self._tracked(_end_wandb)
+
+    def _tracked(self, action: Callable[[Any], None]) -> None:
+        """Do something with wandb's run. Where that fails, the records go on without wandb.
+
+        Slurm signals every process of a job: wandb's own ends at SIGTERM, before the last step and
+        its checkpoint are done, and what is then told to it fails in many ways.
+        """
+        if self._wandb is None:
+            return
+        try:
+            action(self._wandb)
+        except Exception as error:
+            self._wandb = None
+            _log.warning("wandb failed (%s): metrics.jsonl has the records that it lacks", error)
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """The records of a `metrics.jsonl`, up to what a killed writer or a power loss left half."""
+    records: list[dict[str, Any]] = []
+    if path.exists():
+        for line in path.read_bytes().split(b"\n")[:-1]:
+            try:
+                records.append(json.loads(line))
+            except ValueError:
+                break
+    return records
+
+
+def _json_line(record: Mapping[str, Any]) -> str:
+    return json.dumps(_finite(record), allow_nan=False) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    """`value` with None for numbers that JSON has not: the norm of a skipped step is null."""
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _flat(values: Mapping[str, Any]) -> list[tuple[str, float]]:
+    """Numbers by name; of a list per layer (or per layer and head) each with its index.
+
+    Those of a mapping come under its key.
+    """
+    found: list[tuple[str, float]] = []
+    for key, value in values.items():
+        if isinstance(value, list):
+            value = {f"{index:02d}": item for index, item in enumerate(value)}
+        if isinstance(value, Mapping):
+            found += [(f"{key}/{name}", number) for name, number in _flat(value)]
+        elif value is not None:
+            found.append((key, float(value)))
+    return found
+
+
+def run_identity(directory: Path) -> str:
+    """The run's id, made once: with it wandb continues a resumed run's curve."""
+    path = directory / _IDENTITY_FILE
+    if not path.exists():
+        durable.write_json(path, {"id": uuid.uuid4().hex[:12]})
+    identity: str = json.loads(path.read_text(encoding="utf-8"))["id"]
+    return identity
+
+
+def _end_wandb(run: Any) -> None:
+    import wandb
+
+    run.finish()
+    # It does this at the interpreter's end otherwise, which a rank does not come to.
+    wandb.teardown()
+
+
+def _start_wandb(directory: Path, config: Config) -> Any:
+    """wandb's run, or None. Only the checked configuration is stored: no arguments, environment,
+    source code or console, any of which could hold a secret. Raises TrackingError.
+    """
+    if config.wandb.mode == "disabled":
+        return None
+    os.environ.setdefault("WANDB_SILENT", "true")
+    import wandb
+
+    try:
+        return wandb.init(
+            project=config.wandb.project,
+            entity=config.wandb.entity or None,
+            name=config.wandb.name or directory.name,
+            id=run_identity(directory),
+            resume="allow",
+            mode=config.wandb.mode,
+            dir=str(directory),
+            config=settings.to_plain(config),
+            settings=wandb.Settings(
+                console="off",
+                disable_code=True,
+                disable_git=True,
+                x_disable_meta=True,
+                x_save_requirements=False,
+            ),
+        )
+    except wandb.errors.Error as error:
+        raise TrackingError(
+            f"wandb.mode={config.wandb.mode}: {error} Or set wandb.mode=offline and `wandb sync` "
+            "the run directory's wandb/ later"
+        ) from error

@@ -1,0 +1,136 @@
+"""Files are whole or absent."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from data_prep.dataset import durable
+
+
+def test_a_file_appears_when_it_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "f"
+    with durable.replacing(path) as file:
+        file.write(b"new")
+        assert not path.exists()
+    assert path.read_bytes() == b"new"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["f"]
+
+
+def test_a_failed_writer_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "f"
+    durable.write_bytes(path, b"old")
+    with pytest.raises(KeyError), durable.replacing(path) as file:
+        file.write(b"half")
+        raise KeyError
+    assert path.read_bytes() == b"old"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["f"]
+
+
+# Writes half of the file named by its argument, says so, and waits.
+STALLED = (
+    "import pathlib, sys, time\nfrom data_prep import durable\n"
+    "with durable.replacing(pathlib.Path(sys.argv[1])) as file:\n"
+    "    file.write(b'half of something long'); file.flush(); print('half', flush=True)\n"
+    "    sys.stdin.readline()\n"
+)
+
+
+@pytest.fixture
+def stalled() -> Iterator[Callable[[Path], subprocess.Popen[str]]]:
+    """`stalled(path)`: a process that has written half of the file."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(path: Path) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [sys.executable, "-c", STALLED, str(path)],
+            text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+        started.append(process)
+        assert process.stdout is not None and process.stdout.readline() == "half\n"
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def test_what_killed_writers_left_goes_with_the_file_that_is_written_anew(
+    tmp_path: Path, stalled: Callable[[Path], subprocess.Popen[str]]
+) -> None:
+    path, other = tmp_path / "f", tmp_path / "f.tmp"
+    for killed in (stalled(path), stalled(path), stalled(other)):
+        killed.kill()
+        killed.wait()
+    assert len(list(tmp_path.iterdir())) == 3 and not path.exists()
+    durable.write_bytes(path, b"whole")
+    assert path.read_bytes() == b"whole"
+    (left,) = {entry.name for entry in tmp_path.iterdir()} - {"f"}
+    assert left.startswith("f.tmp.")  # of another file: not ours to judge
+
+
+def test_a_twin_that_comes_back_cannot_replace_what_was_written_since(
+    tmp_path: Path, stalled: Callable[[Path], subprocess.Popen[str]]
+) -> None:
+    path = tmp_path / "f"
+    twin = stalled(path)
+    durable.write_bytes(path, b"whole")
+    _, errors = twin.communicate("go on\n")
+    assert twin.returncode == 1 and "FileNotFoundError" in errors
+    assert path.read_bytes() == b"whole"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["f"]
+
+
+def test_two_writers_of_a_path_never_mix_their_bytes(
+    tmp_path: Path, stalled: Callable[[Path], subprocess.Popen[str]]
+) -> None:
+    path = tmp_path / "f"
+    durable.write_bytes(path, b"first")  # from here on this process knows of no leftovers
+    twin = stalled(path)
+    durable.write_bytes(path, b"second")
+    assert path.read_bytes() == b"second"
+    twin.communicate("go on\n")
+    assert (twin.returncode, path.read_bytes()) == (0, b"half of something long")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["f"]
+
+
+def test_bytes_and_names_are_synced_in_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "f"
+    seen = []
+    sync = os.fsync
+
+    def recorded(descriptor: int) -> None:
+        seen.append((Path(f"/proc/self/fd/{descriptor}").resolve().name, path.exists()))
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", recorded)
+    durable.write_bytes(path, b"data")
+    (temporary, before), directory = seen
+    assert re.fullmatch(r"f\.[0-9a-f]{8}\.tmp", temporary) and not before
+    assert directory == (tmp_path.name, True)
+
+
+def test_equal_values_give_equal_json(tmp_path: Path) -> None:
+    durable.write_json(tmp_path / "a", {"b": 1, "a": ["\u00e9"]})
+    durable.write_json(tmp_path / "b", {"a": ["\u00e9"], "b": 1})
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    assert json.loads((tmp_path / "a").read_text(encoding="utf-8")) == {"a": ["\u00e9"], "b": 1}
+    with pytest.raises(ValueError, match="JSON"):
+        durable.write_json(tmp_path / "c", float("nan"))
+
+
+def test_the_hash_of_a_file_is_that_of_its_bytes(tmp_path: Path) -> None:
+    data = bytes(range(256)) * 40_000
+    (tmp_path / "f").write_bytes(data)
+    assert durable.sha256_of(tmp_path / "f") == hashlib.sha256(data).hexdigest()

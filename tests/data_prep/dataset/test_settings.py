@@ -1,0 +1,210 @@
+"""Every mistake in a configuration is told at once."""
+
+from __future__ import annotations
+
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from data_prep.dataset import settings
+from data_prep.dataset.settings import SettingsError, group, setting
+
+
+@dataclass(frozen=True)
+class Item:
+    name: str = setting("", "a name")
+    sizes: list[int] = setting([], "sizes", low=1)
+
+    def problems(self) -> list[str]:
+        return [] if self.name else ["name: not set"]
+
+
+@dataclass(frozen=True)
+class Inner:
+    rate: float = setting(0.5, "a share", low=0.0, high=1.0)
+    kind: Literal["a", "b", 3] = setting("a", "a choice")
+    limit: int = setting(5, "a limit", low=0)
+
+
+@dataclass(frozen=True)
+class Outer:
+    count: int = setting(4, "how many", low=1)
+    enabled: bool = setting(False, "whether")
+    label: str = setting("x", "a label")
+    inner: Inner = group(Inner)
+    items: list[Item] = setting([], "items")
+
+    def problems(self) -> list[str]:
+        return ["count: 13 brings bad luck"] if self.count == 13 else []
+
+
+def problems_of(overrides: list[str], path: Path | None = None) -> list[str]:
+    with pytest.raises(SettingsError) as caught:
+        settings.load(Outer, path, overrides)
+    assert all(problem in str(caught.value) for problem in caught.value.problems)
+    return caught.value.problems
+
+
+def test_defaults_then_the_file_then_the_command_line(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("count: 5\ninner: {rate: 0.25}\nitems: [{name: one, sizes: [1, 2]}]\n")
+    assert settings.load(Outer, None) == Outer()
+    loaded = settings.load(Outer, path, ["count=6", "inner.kind=b", "inner.limit=7"])
+    assert loaded == Outer(6, False, "x", Inner(0.25, "b", 7), [Item("one", [1, 2])])
+
+
+def test_a_word_reaches_into_a_list(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("items: [{name: one}, {name: two, sizes: [1]}]\n")
+    loaded = settings.load(Outer, path, ["items[1].sizes=[3]", "items[0].sizes=[2]"])
+    assert loaded.items == [Item("one", [2]), Item("two", [3])]
+    assert settings.load(Outer, path, ["items=[{name: x}]"]).items == [Item("x")]
+    assert settings.load(Outer, path, ["inner={rate: 0.1}", "inner.limit=2"]).inner == Inner(
+        0.1, "a", 2
+    )
+    told = "'items[2].name=x': there is no items[2].name whose value could be set"
+    assert problems_of(["items[2].name=x"], path) == [told]
+    told = "'items.name=x': there is no items.name whose value could be set"
+    assert problems_of(["items.name=x"], path) == [told]
+
+
+def test_all_mistakes_are_in_one_message(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(
+        "cuont: 1\nenabled: 1\nlabel: 3\ninner: {rate: 1.5, kind: c, limit: -1, other: 2}\n"
+        "items: [{name: 1, sizes: [0, x]}, 4]\n"
+    )
+    assert sorted(problems_of(["count=many"], path)) == sorted(
+        [
+            "cuont: unknown key; did you mean count?",
+            "count: expected a whole number, found 'many'",
+            "enabled: expected true or false, found 1",
+            "label: expected text, found 3",
+            "inner.rate: expected 0.0 to 1.0, found 1.5",
+            "inner.kind: expected one of a, b, 3; found 'c'",
+            "inner.limit: expected at least 0, found -1",
+            "inner.other: unknown key; known: rate, kind, limit",
+            "items[0].name: expected text, found 1",
+            "items[0].sizes[0]: expected at least 1, found 0",
+            "items[0].sizes[1]: expected a whole number, found 'x'",
+            "items[1]: expected keys, found 4",
+        ]
+    )
+
+
+@pytest.mark.parametrize(
+    ("word", "problem"),
+    [
+        ("count=true", "count: expected a whole number, found True"),
+        ("count=1.0", "count: expected a whole number, found 1.0"),
+        ("count=null", "count: expected a whole number, found None"),
+        ("count=0", "count: expected at least 1, found 0"),
+        ("enabled=2", "enabled: expected true or false, found 2"),
+        ("inner.rate=.nan", "inner.rate: expected a finite number, found nan"),
+        ("inner.rate=fast", "inner.rate: expected a number, found 'fast'"),
+        ("inner.kind=3.0", "inner.kind: expected one of a, b, 3; found 3.0"),
+        ("inner=4", "inner: expected keys, found 4"),
+        ("items=one", "items: expected a list, found 'one'"),
+        ("count=13", "count: 13 brings bad luck"),
+        ("count", "'count': expected key=value, for example train.steps=100"),
+        ("--count=3", "'--count=3': expected key=value, for example train.steps=100"),
+        ("items=[{sizes: [1]}]", "items[0].name: not set"),
+    ],
+)
+def test_a_wrong_word_is_told(word: str, problem: str) -> None:
+    assert problems_of([word]) == [problem]
+
+
+def test_a_number_without_a_dot_is_a_number() -> None:
+    assert settings.load(Outer, None, ["inner.rate=1e-4"]).inner.rate == 1e-4
+    assert settings.load(Outer, None, ["inner.rate=1"]).inner.rate == 1.0
+
+
+def test_other_keys_are_interpolated() -> None:
+    words = ["count=7", "label=run-${count}", "inner.limit=${count}"]
+    loaded = settings.load(Outer, None, words)
+    assert (loaded.label, loaded.inner.limit) == ("run-7", 7)
+
+
+def test_resolvers_are_refused_and_read_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOME_KEY", "very-secret")
+    for word in (
+        "label=${oc.env:SOME_KEY}",
+        "label=a${ oc.env:SOME_KEY,x}",
+        "label=${env:SOME_KEY}",
+    ):
+        (problem,) = problems_of([word])
+        assert problem.startswith("label: ") and "uses a resolver" in problem
+        assert "very-secret" not in problem
+    (problem,) = problems_of(["items=[{name: '${oc.env:SOME_KEY}'}]"])
+    assert problem.startswith("items[0].name: ")
+
+
+def test_an_interpolation_of_nothing_is_told() -> None:
+    (problem,) = problems_of(["label=${nowhere}"])
+    assert "nowhere" in problem
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"- a\n- b\n", "expected keys with values, found a list"),
+        (b"count: [1\n", "is not valid YAML"),
+        (b"count: \xff\n", "is not UTF-8 text"),
+        (None, "cannot be read (No such file or directory)"),
+    ],
+)
+def test_a_bad_file_is_told_by_its_name(content: bytes | None, words: str, tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    if content is not None:
+        path.write_bytes(content)
+    (problem,) = problems_of([], path)
+    assert problem.startswith(f"{path}: ")
+    assert words in problem
+
+
+def test_yaml_and_plain_values_are_read_back(tmp_path: Path) -> None:
+    config = Outer(5, True, "a: 'b'", Inner(0.1, 3, 2), [Item("one", [1])])
+    path = tmp_path / "c.yaml"
+    path.write_text(settings.to_yaml(config))
+    assert settings.load(Outer, path) == config
+    assert settings.from_plain(Outer, settings.to_plain(config)) == config
+    with pytest.raises(SettingsError, match="count: expected a whole number"):
+        settings.from_plain(Outer, {"count": "5"})
+
+
+def test_every_key_is_described() -> None:
+    assert settings.describe(Outer) == [
+        "count = 4  how many",
+        "enabled = False  whether",
+        "label = 'x'  a label",
+        "inner.rate = 0.5  a share",
+        "inner.kind = 'a'  a choice",
+        "inner.limit = 5  a limit",
+        "items = []  items",
+    ]
+
+
+def test_a_default_list_is_not_shared() -> None:
+    assert Outer().items is not Outer().items
+
+
+def test_an_unknown_key_or_wrong_value_does_not_hide_what_cannot_work_together() -> None:
+    assert problems_of(["count=13", "inner.oops=1", "label=3"]) == [
+        "label: expected text, found 3",
+        "inner.oops: unknown key; known: rate, kind, limit",
+        "count: 13 brings bad luck",
+    ]
+
+
+def test_what_follows_from_a_wrong_value_is_not_told() -> None:
+    assert problems_of(["items=[{name: 3}]"]) == ["items[0].name: expected text, found 3"]
+
+
+def test_mistakes_that_a_worker_finds_reach_its_parent_whole() -> None:
+    error = pickle.loads(pickle.dumps(SettingsError(["a: too high", "b: too low"])))
+    assert error.problems == ["a: too high", "b: too low"]
+    assert str(error) == "  - a: too high\n  - b: too low"

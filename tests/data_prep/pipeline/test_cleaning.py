@@ -1,0 +1,173 @@
+"""Each step of cleaning on texts whose fate is known beforehand."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data_prep.config import CleaningConfig
+from data_prep.pipeline.cleaning import Cleaner, words
+
+PROSE = (
+    "It was a bright cold day in April, and the clocks were striking thirteen. The man who had "
+    "walked up from the station with his collar turned to the wind stopped at the door of the "
+    "house, and looked for the key that he had been given. There was a smell of cabbage in the "
+    "hall.\nAt one end of it a coloured poster, too large for indoor display, had been put on the "
+    "wall. It showed the face of a man of about forty-five, with a heavy black moustache. He made "
+    "for the stairs, since the lift was seldom working, and nobody had seen it move for weeks.\n"
+)
+GERMAN = (
+    "Es war ein klarer, kalter Tag im April, und die Uhren schlugen gerade dreizehn. Der Mann "
+    "ging schnell durch die gläserne Tür, doch nicht schnell genug, um den Staub abzuhalten.\n"
+)
+
+
+def cleaned(text: str, *evaluation: Path, **settings: Any) -> Any:
+    return Cleaner(CleaningConfig(**settings), evaluation)(text)
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever tries to fetch something fails."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("the network was asked")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+
+
+def test_without_settings_a_text_stays_as_it_is() -> None:
+    text = " \ufeffa\r\n\x00b  \u2581 cafe\u0301 \x1b[31m me@home.org "
+    found = cleaned(text)
+    assert (found.text, found.changed, found.dropped) == (text, [], "")
+
+
+def test_broken_encodings_are_mended_and_characters_composed() -> None:
+    found = cleaned("The Mona Lisa doesnâ€™t have eyebrows; cafe\u0301", repair=True, nfc=True)
+    assert found.text == "The Mona Lisa doesn\u2019t have eyebrows; café"
+    assert found.changed == ["repair", "nfc"]
+
+
+@pytest.mark.parametrize(
+    ("text", "dropped"),
+    [(PROSE, ""), (GERMAN, "language: de"), ("ok 7 \n 9 - la", "language: unsure")],
+)
+def test_languages_that_are_not_wanted_are_dropped_by_name(text: str, dropped: str) -> None:
+    found = cleaned(text, languages=["en"], language_score=0.5)
+    assert found.dropped.split(":")[0] == dropped.split(":")[0]
+    if text is GERMAN:
+        assert found.dropped == dropped
+    assert cleaned(GERMAN, languages=["de", "en"]).dropped == ""
+
+
+@pytest.mark.parametrize(
+    ("rule", "text", "dropped"),
+    [
+        ("gopher_quality", PROSE * 3, ""),
+        ("gopher_quality", "Too short.", "gopher_quality: gopher_short_doc"),
+        ("gopher_quality", "# " * 60 + PROSE, "gopher_quality: gopher_too_many_hashes"),
+        ("gopher_repetition", PROSE, ""),
+        ("gopher_repetition", "The same line.\n" * 40, "gopher_repetition: dup_line_frac"),
+        ("fineweb", PROSE, ""),
+        ("fineweb", "home\nabout\ncontact\n" * 9, "fineweb: line_punct_ratio"),
+        ("c4", PROSE, ""),
+        ("c4", "int main() { return 0; }.\n" * 9, "c4: curly_bracket"),
+        ("c4", "Only one sentence stands here.", "c4: too_few_sentences"),
+    ],
+)
+def test_rules_drop_with_their_own_reason(rule: str, text: str, dropped: str) -> None:
+    assert cleaned(text, rules=[rule]).dropped == dropped
+
+
+def test_c4_takes_lines_out_and_says_that_it_changed_the_text() -> None:
+    found = cleaned(PROSE + "Accept our cookie policy to go on.\nmenu\n", rules=["c4"])
+    assert found.changed == ["c4"]
+    assert "cookie" not in found.text and "menu" not in found.text and "moustache" in found.text
+
+
+def test_long_documents_are_kept_unless_a_limit_is_set() -> None:
+    book = PROSE * 1100
+    assert len(book.split()) > 100_000
+    assert cleaned(book, rules=["gopher_quality"]).dropped == ""
+    dropped = cleaned(book, rules=["gopher_quality"], max_words=100_000).dropped
+    assert dropped == "gopher_quality: gopher_long_doc"
+
+
+def test_masks_put_the_same_stand_in_everywhere() -> None:
+    text = "Write to ann@home.org or bob@work.co.uk; the server is 8.8.8.8, ours is 192.168.0.1."
+    found = cleaned(text, mask=["email", "ip"])
+    assert found.text == (
+        "Write to email@example.com or email@example.com; the server is 22.214.171.124, "
+        "ours is 192.168.0.1."
+    )
+    assert found.changed == ["mask email", "mask ip"]
+    assert cleaned(text, mask=["ip"]).text.startswith("Write to ann@home.org")
+
+
+def test_a_shared_n_gram_is_contamination_whatever_its_case_and_punctuation(tmp_path: Path) -> None:
+    question = "Which river flows through the old town of Heidelberg and into the Rhine?"
+    path = tmp_path / "questions.jsonl"
+    path.write_text(f'{{"q": {{"text": "{question}"}}, "choices": ["Neckar", "Main"]}}\n')
+    inside = PROSE + "WHICH RIVER flows -- through the old town, of Heidelberg..." + PROSE
+    assert cleaned(inside, path, ngram=8).dropped == "contaminated"
+    # Seven words of it, and the short answers, are no contamination.
+    assert (
+        cleaned("which river flows through the old town Neckar Main", path, ngram=8).dropped == ""
+    )
+    assert cleaned(PROSE, path, ngram=8).dropped == ""
+
+
+def test_a_long_document_is_cleaned_as_a_whole_one(tmp_path: Path) -> None:
+    path = tmp_path / "questions.txt"
+    path.write_text("the house, and looked for the key that he had been given")
+    settings = {"repair": True, "nfc": True, "mask": ["email"], "languages": ["en"]}
+    passages = [PROSE * 20, GERMAN * 20, "doesnâ€™t cafe\u0301 a@b.org\n"]
+    whole = cleaned("".join(passages), **settings)
+    long = list(Cleaner(CleaningConfig(**settings)).long(passages))
+    assert "".join(done.text for done in long) == whole.text
+    assert [done.changed for done in long] == [[], [], whole.changed]
+    assert whole.changed == ["repair", "nfc", "mask email"]
+    german_first = Cleaner(CleaningConfig(**settings)).long([GERMAN, PROSE])
+    assert [done.dropped for done in german_first] == ["language: de"]
+    # The evaluation set's words stand across passages.
+    words_of = PROSE.split(" ")
+    for count in (1, 5):
+        parts = [" ".join(words_of[n : n + count]) + " " for n in range(0, len(words_of), count)]
+        found = list(Cleaner(CleaningConfig(ngram=12), (path,)).long(parts))
+        assert [done.dropped for done in found].count("contaminated") == 1
+        assert found[-1].dropped and len(found) < len(parts)
+    assert not any(done.dropped for done in Cleaner(CleaningConfig(ngram=13), (path,)).long(parts))
+
+
+def test_a_long_document_is_dropped_where_a_rule_drops_a_passage_or_nothing_is_left() -> None:
+    c4 = CleaningConfig(rules=["c4"])
+    found = list(
+        Cleaner(c4).long([PROSE * 9, PROSE * 9 + "no end\n", PROSE + "It is {} here.\n", PROSE])
+    )
+    assert [done.dropped for done in found] == ["", "", "c4: curly_bracket"]
+    assert found[1].changed == ["c4"] and "no end" not in found[1].text
+    *_, last = Cleaner(CleaningConfig(repair=True)).long(["\x07", "\x07"])
+    assert last.dropped == "nothing left"
+
+
+def test_words_are_simple_and_of_any_script() -> None:
+    assert words("Don't STOP, café 1,234!") == ["don", "t", "stop", "cafe", "0"]
+    assert words("春の海 abc") == ["春", "の", "海", "abc"]
+
+
+def test_a_text_of_which_nothing_is_left_is_dropped() -> None:
+    assert cleaned("\x1b[31m\x07", repair=True).dropped == "nothing left"
+
+
+@pytest.mark.parametrize(
+    "text", ["", " ", "\n", "\0", "•", "a" * 100_000, "\ud7ff" * 3, "IS_ALPHA"]
+)
+@pytest.mark.parametrize("rule", ["gopher_quality", "gopher_repetition", "c4", "fineweb"])
+def test_no_text_makes_cleaning_fail(text: str, rule: str) -> None:
+    everything = {"repair": True, "nfc": True, "languages": ["en"], "mask": ["email", "ip"]}
+    assert "failed" not in cleaned(text, rules=[rule]).dropped
+    assert "failed" not in cleaned(text, **everything, language_score=0.0, rules=[rule]).dropped

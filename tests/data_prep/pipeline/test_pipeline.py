@@ -1,0 +1,884 @@
+"""The bytes of a data set depend on corpus, configuration and seed; nothing is lost on the way."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import gzip
+import hashlib
+import itertools
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import sentencepiece
+import tokenizers
+import zstandard
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
+from data_prep import config
+from data_prep.config import Config
+from data_prep.dataset import shards
+from data_prep.dataset.settings import SettingsError
+from data_prep.dataset.shards import Document
+from data_prep.pipeline import pipeline, reshard, workspace
+from data_prep.pipeline.stages import DrawSample, SurveyFiles, TrainTokenizer
+from data_prep.pipeline.workers import Workers
+from data_prep.pipeline.workspace import WorkspaceError
+from data_prep.sources import inputs
+from data_prep.sources.documents import Survey
+from data_prep.sources.inputs import InputChangedError, InputFile
+from data_prep.sources.storage import Status
+from data_prep.tokenizer import tokenizer
+from data_prep.tokenizer.tokenizer import TokenizerError
+
+WORDS = [
+    *("the", "memory", "of", "a", "segment", "reads", "before", "it", "writes", "12", "-", "\n"),
+    *("\u00fcber", "\u65e5\u672c", "\u2581", "\0", "\r\n", "\t", "  ", "\ufeff", "\U0001f600"),
+]
+BAD_LINES = [
+    b'{"text": "a\xff"}',
+    b'{"text": ',
+    b"[1]",
+    b'{"txt": "a"}',
+    b'{"text": 4}',
+    b'{"text": ""}',
+    b"",
+    b'{"text": "\\udc00"}',
+]
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A directory of input files and what is in them, by hand."""
+
+    root: Path
+    texts: Counter[str]
+    rejected: Counter[str]
+
+
+def story(source: random.Random, words: int) -> str:
+    return "".join(
+        source.choice(WORDS) + source.choice(("", " ")) for _ in range(source.randrange(1, words))
+    ) + str(source.random())
+
+
+def lines_of(texts: list[str], source: random.Random) -> bytes:
+    lines = [
+        json.dumps({"text": text, "id": f"id {n % 50}"} if n % 3 else {"text": text}).encode()
+        for n, text in enumerate(texts)
+    ]
+    lines += BAD_LINES
+    source.shuffle(lines)
+    return b"\n".join(lines) + b"\n"
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    root = tmp_path_factory.mktemp("corpus")
+    source = random.Random(5)
+    groups = [[story(source, 200) for _ in range(120)] for _ in range(3)]
+    (root / "a.jsonl").write_bytes(lines_of(groups[0], source))
+    (root / "b.jsonl.gz").write_bytes(gzip.compress(lines_of(groups[1], source), mtime=0))
+    (root / "c.jsonl.zst").write_bytes(
+        zstandard.ZstdCompressor().compress(lines_of(groups[2], source))
+    )
+    files = [story(source, 300) for _ in range(20)]
+    for number, text in enumerate(files):
+        (root / f"{number}.txt").write_bytes(text.encode())
+    (root / "empty.txt").touch()
+    (root / "latin.txt").write_bytes(b"caf\xe9")
+    (root / "cut.jsonl.gz").write_bytes(gzip.compress(b'{"text": "lost"}\n')[:-4])
+    reasons = Counter(
+        {
+            "invalid UTF-8": 4,
+            "broken JSON": 3,
+            "not an object": 3,
+            "text missing": 3,
+            "text not a string": 3,
+            "empty text": 4,
+            "blank line": 3,
+            "lone surrogate": 3,
+            "truncated file": 1,
+        }
+    )
+    return Corpus(root, Counter([*itertools.chain(*groups), *files, "lost"]), reasons)
+
+
+def configured(corpus: Corpus, output: Path, *words: str) -> Config:
+    sources = "sources=[{name: lines, paths: ['*.jsonl*']}, {name: files, paths: ['*.txt']}]"
+    # The sample is a part of the corpus, so that what is drawn matters.
+    model = ["tokenizer.vocab_size=400", "tokenizer.sample_bytes=30000"]
+    defaults = [*model, "duplicates.near=true", "shards.count=7", "workers=2"]
+    places = [f"root={corpus.root}", f"output={output}"]
+    return config.load(None, [*places, sources, *defaults, *words])
+
+
+def hashes(directory: Path) -> dict[str, str]:
+    return {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in directory.iterdir()
+        if path.is_file()
+    }
+
+
+def documents_of(directory: Path) -> list[Document]:
+    manifest = shards.read_manifest(directory)
+    return [
+        document
+        for info in manifest.shards
+        for document in shards.read_shard(directory / info.name, info)
+    ]
+
+
+@pytest.fixture(scope="module")
+def made(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data set of the corpus, made by one worker."""
+    output = tmp_path_factory.mktemp("made") / "set"
+    outcome = pipeline.run(configured(corpus, output, "workers=1"))
+    assert not outcome.already
+    return output
+
+
+def test_the_data_set_is_whole_and_alone_in_its_directory(made: Path) -> None:
+    assert shards.verify(made) == []
+    names = {shards.shard_name(number) for number in range(7)}
+    assert {path.name for path in made.iterdir()} == names | {
+        *("manifest.json", "rejects.jsonl", "cleaning.json", "tokenizer.model")
+    }
+
+
+def test_every_record_is_a_document_or_a_reject(corpus: Corpus, made: Path) -> None:
+    manifest = shards.read_manifest(made)
+    rejects = [json.loads(line) for line in (made / "rejects.jsonl").read_text().splitlines()]
+    assert Counter(reject["reason"] for reject in rejects) == corpus.rejected
+    places = [(reject["file"], reject["line"]) for reject in rejects]
+    assert places == sorted(places)
+    assert manifest.rejected == corpus.rejected.total()
+    assert manifest.documents == corpus.texts.total()
+
+
+def test_every_text_comes_back_from_the_shards(corpus: Corpus, made: Path) -> None:
+    model = tokenizer.load(made / "tokenizer.model")
+    documents = documents_of(made)
+    texts = [model.decode(document.tokens) for document in documents]
+    assert Counter(texts) == corpus.texts
+    assert [document.bytes for document in documents] == [len(text.encode()) for text in texts]
+    assert {document.source for document in documents} == {"lines", "files"}
+
+
+def test_ids_are_unique(made: Path) -> None:
+    ids = [document.id for document in documents_of(made)]
+    assert len(set(ids)) == len(ids)
+    assert {"id 1", "id 1#2", "0.txt"} <= set(ids)
+
+
+def test_a_reject_names_the_place(corpus: Corpus, made: Path) -> None:
+    for line in (made / "rejects.jsonl").read_text().splitlines():
+        reject = json.loads(line)
+        if reject["file"] == "lines/a.jsonl":
+            data = (corpus.root / "a.jsonl").read_bytes()
+            assert data[: reject["offset"]].count(b"\n") == reject["line"] - 1
+            assert data[reject["offset"] :].split(b"\n")[0] in BAD_LINES
+
+
+@pytest.mark.parametrize(("workers", "cut_bytes"), [(2, 1 << 20), (5, 2000)])
+def test_workers_and_units_change_no_byte(
+    workers: int,
+    cut_bytes: int,
+    corpus: Corpus,
+    made: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(workspace, "CUT_BYTES", cut_bytes)
+    pipeline.run(configured(corpus, tmp_path / "set", f"workers={workers}"))
+    assert hashes(tmp_path / "set") == hashes(made)
+
+
+def test_the_seed_changes_order_and_nothing_else(
+    corpus: Corpus, made: Path, tmp_path: Path
+) -> None:
+    # The seed draws the sample too, so both are made with one tokenizer.
+    model = f"tokenizer.path={made / 'tokenizer.model'}"
+    pipeline.run(configured(corpus, tmp_path / "set", "seed=2", model))
+    ours = [(doc.id, doc.tokens.tolist()) for doc in documents_of(tmp_path / "set")]
+    theirs = [(doc.id, doc.tokens.tolist()) for doc in documents_of(made)]
+    assert ours != theirs
+    assert sorted(ours) == sorted(theirs)
+
+
+def test_a_finished_data_set_is_left_alone(corpus: Corpus, made: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in [made, *made.iterdir()]}
+    assert pipeline.run(configured(corpus, made, "workers=5")).already
+    assert {path: path.stat().st_mtime_ns for path in [made, *made.iterdir()]} == before
+
+
+def test_another_configuration_is_refused_by_name(corpus: Corpus, made: Path) -> None:
+    before = hashes(made)
+    with pytest.raises(WorkspaceError, match=r"seed: 1 there, 3 now; shards.count: 7 there, 5"):
+        pipeline.run(configured(corpus, made, "seed=3", "shards.count=5"))
+    assert hashes(made) == before
+
+
+def test_other_inputs_are_refused(corpus: Corpus, made: Path, tmp_path: Path) -> None:
+    for path in corpus.root.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    with (tmp_path / "a.jsonl").open("ab") as file:
+        file.write(b'{"text": "one more"}\n')
+    changed = Corpus(tmp_path, corpus.texts, corpus.rejected)
+    with pytest.raises(WorkspaceError, match=r"other input files: lines/a\.jsonl"):
+        pipeline.run(configured(changed, made))
+
+
+@pytest.mark.parametrize("kills", [8, pytest.param(30, marks=pytest.mark.slow)])
+def test_a_killed_run_ends_with_the_same_bytes(
+    kills: int, corpus: Corpus, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output, source = tmp_path / "set", random.Random()
+    killed_at: set[str] = set()
+    struck = 0
+    while struck < kills:
+        if (output / "manifest.json").exists():
+            assert hashes(output).items() >= hashes(made).items()
+            shutil.rmtree(output)
+        process = start(corpus, output, workers=source.randrange(1, 5))
+        # Small units: some hundred marks in all, and a kill after a few more of them.
+        goal = len(marks(output)) + source.randrange(max(10, 480 // kills))
+        while process.poll() is None and len(marks(output)) < goal:
+            time.sleep(0.005)
+        if process.poll() is None:
+            killed_at |= {path.parent.name for path in marks(output)}
+            kill(process, source.choice(["parent", "worker", "both"]), source)
+            struck += 1
+        # 1: it lost a worker and said so.
+        assert process.wait() in (0, 1, -signal.SIGKILL)
+    monkeypatch.setattr(workspace, "CUT_BYTES", 1000)
+    pipeline.run(configured(corpus, output, "workers=2"))
+    assert hashes(output) == hashes(made)
+    assert not (output / "work").exists()
+    assert killed_at >= {"survey", "sample"}
+
+
+def start(corpus: Corpus, output: Path, workers: int) -> subprocess.Popen[bytes]:
+    code = (
+        "import sys\nfrom data_prep import config, pipeline, workspace\n"
+        "workspace.CUT_BYTES = 1000\npipeline.run(config.load(None, sys.argv[1:]))"
+    )
+    words = [
+        "sources=[{name: lines, paths: ['*.jsonl*']}, {name: files, paths: ['*.txt']}]",
+        *("tokenizer.vocab_size=400", "tokenizer.sample_bytes=30000", "shards.count=7"),
+        *("duplicates.near=true", f"workers={workers}"),
+        *(f"root={corpus.root}", f"output={output}"),
+    ]
+    return subprocess.Popen([sys.executable, "-c", code, *words])
+
+
+def kill(process: subprocess.Popen[bytes], victim: str, source: random.Random) -> None:
+    """SIGKILL the command, one of its workers, or a worker and then the command."""
+    children = children_of(process.pid)
+    if children and victim != "parent":
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(source.choice(children), signal.SIGKILL)
+    if victim != "worker" or not children:
+        process.kill()
+
+
+def marks(output: Path) -> list[Path]:
+    with contextlib.suppress(FileNotFoundError):  # a run that ends removes them meanwhile
+        return list((output / "work").glob("*/*.json"))
+    return []
+
+
+def test_workers_end_with_their_parent(corpus: Corpus, tmp_path: Path) -> None:
+    big = Corpus(tmp_path / "in", corpus.texts, corpus.rejected)
+    big.root.mkdir()
+    (big.root / "a.jsonl").write_bytes((corpus.root / "a.jsonl").read_bytes() * 200)
+    (big.root / "b.txt").write_text("b")
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom data_prep import config, pipeline\n"
+        "pipeline.run(config.load(None, sys.argv[1:]))"
+    )
+    words = [
+        *(f"root={big.root}", f"output={tmp_path / 'set'}", "workers=3"),
+        *("sources=[{name: s, paths: ['*']}]", "tokenizer.vocab_size=400"),
+    ]
+    process = subprocess.Popen([sys.executable, "-c", code, *words])
+    children = wait_for_children(process.pid, 3)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    deadline = time.monotonic() + 5
+    while any(is_running(child) for child in children):
+        assert time.monotonic() < deadline, "workers outlived their parent"
+        time.sleep(0.02)
+
+
+def wait_for_children(pid: int, count: int) -> list[int]:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        if len(children := children_of(pid)) >= count:
+            return children
+        time.sleep(0.02)
+    raise AssertionError("the workers never came")
+
+
+def children_of(pid: int) -> list[int]:
+    try:
+        text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+    return [int(child) for child in text.split()]
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_shards_may_be_counted_anew_before_the_end(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(SettingsError, match=r"shards\.count: 1000 shards cannot be made of 381"):
+        pipeline.run(configured(corpus, tmp_path / "set", "shards.count=1000"))
+    assert list((tmp_path / "set/work/tokenize").glob("*.json"))
+    # Shards that a run left, which ended before its manifest, are dropped too.
+    with monkeypatch.context() as failing:
+        failing.setattr(shards, "write_manifest", full_disk)
+        with pytest.raises(OSError, match="No space"):
+            pipeline.run(configured(corpus, tmp_path / "set", "shards.count=9"))
+    assert len(list((tmp_path / "set").glob("*.tar"))) == 9
+    outcome = pipeline.run(configured(corpus, tmp_path / "set", "shards.count=3"))
+    assert len(outcome.manifest.shards) == 3
+    assert shards.verify(tmp_path / "set") == []
+
+
+def full_disk(*arguments: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_vocabulary_that_does_not_fit_may_be_mended(corpus: Corpus, tmp_path: Path) -> None:
+    with pytest.raises(TokenizerError, match=r"tokenizer\.vocab_size: 100000 does not fit"):
+        pipeline.run(configured(corpus, tmp_path / "set", "tokenizer.vocab_size=100000"))
+    path = pipeline.run_tokenizer(configured(corpus, tmp_path / "set"))
+    assert tokenizer.load(path).vocab_size == 400
+
+
+def test_in_two_steps_it_is_the_same_data_set(corpus: Corpus, made: Path, tmp_path: Path) -> None:
+    wanted = configured(corpus, tmp_path / "set")
+    with pytest.raises(WorkspaceError, match="has no tokenizer yet"):
+        pipeline.run(wanted, "shards")
+    pipeline.run_tokenizer(wanted)
+    with pytest.raises(WorkspaceError, match="seed: 1 there, 2 now"):
+        pipeline.run(configured(corpus, tmp_path / "set", "seed=2"), "shards")
+    pipeline.run(wanted, "shards")
+    assert hashes(tmp_path / "set") == hashes(made)
+
+
+def test_files_are_surveyed_a_few_megabytes_or_many_files_at_a_time(tmp_path: Path) -> None:
+    def units(*sizes: int) -> list[int]:
+        files = [
+            InputFile("s", f"/{n}", f"{n}", "text", None, "text", "id", Status(size, ""))
+            for n, size in enumerate(sizes)
+        ]
+        return [len(unit) for unit in workspace.Work(tmp_path, files).survey_units]
+
+    assert units() == []
+    assert units(5 << 20, 1 << 20, 3 << 20, 1, 1) == [1, 2, 2]
+    assert units(*[1] * 300) == [128, 128, 44]
+    # Of a corpus of 64 GiB in files of 1 MiB there are no more than some thousand.
+    assert units(*[1 << 20] * (1 << 16)) == [16] * 4096
+
+
+def test_the_last_units_are_smaller(tmp_path: Path) -> None:
+    names = [f"{number:03d}" for number in range(100)]
+    files = [InputFile("s", f"/{name}", name, "text", None, "text", "id") for name in names]
+    work = workspace.Work(tmp_path, files)
+    size = 1 << 16
+    vars(work)["surveys"] = [Survey(size, "", "", size, [(0, 1)], "", 1)] * len(files)
+    assert [part.file for unit in work.units for part in unit] == list(range(100))
+    # 16 make a unit of 1 MiB; then a quarter of what is left; never less than 128 KiB.
+    assert [len(unit) for unit in work.units] == [16, 16, 16, 13, 10, 8, 6, 4, 3, 2, 2, 2, 2]
+
+
+@pytest.mark.parametrize("size", [1, 30_000, 70_001, 10**9])
+def test_the_sample_has_the_stated_size(corpus: Corpus, tmp_path: Path, size: int) -> None:
+    wanted = configured(corpus, tmp_path / "set", f"tokenizer.sample_bytes={size}")
+    work = workspace.Work(tmp_path / "set", inputs.find(wanted, []))
+    with workspace.claimed(work):
+        workspace.begin(work, wanted)
+        with Workers(wanted, work, 1) as workers:
+            workers.run(SurveyFiles)
+            workers.run(DrawSample)
+    drawn = sum(len(text.encode()) for text in TrainTokenizer(wanted, work)._sample())
+    everything = sum(len(text.encode()) for text in corpus.texts.elements())
+    # The last passage ends with a whole character.
+    assert min(size, everything) - 3 <= drawn <= min(size, everything)
+
+
+def test_a_tokenizer_json_is_copied_in_place_of_another(corpus: Corpus, tmp_path: Path) -> None:
+    model = tokenizers.Tokenizer(models.BPE())
+    model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    model.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    model.train_from_iterator([], trainers.BpeTrainer(initial_alphabet=alphabet))
+    model.save(str(tmp_path / "bytes.json"))
+    # What a run that was killed had copied, before its configuration was mended.
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set/tokenizer.model").write_bytes(b"stale")
+    wanted = configured(corpus, tmp_path / "set", f"tokenizer.path={tmp_path}/bytes.json")
+    manifest = pipeline.run(wanted).manifest
+    assert tokenizer.find(tmp_path / "set").name == manifest.tokenizer.file == "tokenizer.json"
+    assert (manifest.tokenizer.vocab_size, manifest.tokenizer.eos_id) == (256, None)
+    # One token a byte.
+    assert manifest.tokens == manifest.text_bytes
+    assert shards.verify(tmp_path / "set") == []
+    assert pipeline.run(wanted).already
+    model.add_special_tokens(["</s>"])
+    model.save(str(tmp_path / "bytes.json"))
+    with pytest.raises(WorkspaceError, match=r"another tokenizer\.path file"):
+        pipeline.run(wanted)
+
+
+def test_a_given_tokenizer_is_copied(corpus: Corpus, made: Path, tmp_path: Path) -> None:
+    given = tmp_path / "given.model"
+    given.write_bytes((made / "tokenizer.model").read_bytes())
+    wanted = configured(corpus, tmp_path / "set", f"tokenizer.path={given}")
+    manifest = pipeline.run(wanted).manifest
+    assert manifest.tokenizer == shards.read_manifest(made).tokenizer
+    assert {doc.id for doc in documents_of(tmp_path / "set")} == {
+        doc.id for doc in documents_of(made)
+    }
+    given.write_bytes(given.read_bytes() + b"\0")
+    with pytest.raises(ValueError, match="tokenizer"):
+        pipeline.run(wanted)
+
+
+def test_a_tokenizer_that_changes_text_is_refused(corpus: Corpus, tmp_path: Path) -> None:
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["some words of a text"] * 20),
+        model_prefix=str(tmp_path / "nfkc"),
+        vocab_size=30,
+        hard_vocab_limit=False,
+        minloglevel=2,
+    )
+    with pytest.raises(TokenizerError, match=r"nfkc\.model changes white space"):
+        pipeline.run(configured(corpus, tmp_path / "s", f"tokenizer.path={tmp_path}/nfkc.model"))
+
+
+def test_what_a_tokenizer_cannot_give_back_is_rejected(corpus: Corpus, tmp_path: Path) -> None:
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["abc def\tx\r", "cab fed"] * 20),
+        model_prefix=str(tmp_path / "m"),
+        model_type="char",
+        vocab_size=20,
+        hard_vocab_limit=False,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        user_defined_symbols=["\n", "\r", "\t"],
+        minloglevel=2,
+    )
+    root = tmp_path / "in"
+    root.mkdir()
+    (root / "a.jsonl").write_text('{"text": "abc"}\n{"text": "xyz"}\n{"text": "fed"}\n')
+    words = [
+        *(f"root={root}", f"output={tmp_path / 'set'}", f"tokenizer.path={tmp_path}/m.model"),
+        "sources=[{name: s, paths: ['*']}]",
+    ]
+    manifest = pipeline.run(config.load(None, words)).manifest
+    assert (manifest.documents, manifest.rejected) == (2, 1)
+    (reject,) = (tmp_path / "set/rejects.jsonl").read_text().splitlines()
+    assert json.loads(reject)["reason"] == "not lossless"
+    assert (json.loads(reject)["line"], json.loads(reject)["offset"]) == (2, 16)
+
+
+def test_an_input_that_changes_meanwhile_stops_the_run(corpus: Corpus, tmp_path: Path) -> None:
+    root = tmp_path / "in"
+    root.mkdir()
+    for path in corpus.root.iterdir():
+        (root / path.name).write_bytes(path.read_bytes())
+    wanted = configured(Corpus(root, corpus.texts, corpus.rejected), tmp_path / "set")
+    pipeline.run_tokenizer(wanted)
+    (root / "a.jsonl").write_bytes(b'{"text": "other"}\n')
+    with pytest.raises(InputChangedError, match=r"a\.jsonl: changed since"):
+        pipeline.run(wanted)
+    assert not (tmp_path / "set/manifest.json").exists()
+
+
+def test_a_corpus_of_rejects_is_told_with_its_list(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(b'{"text": ""}\n[]\n')
+    words = [
+        f"root={tmp_path}",
+        f"output={tmp_path / 'set'}",
+        "sources=[{name: s, paths: ['*.jsonl']}]",
+    ]
+    with pytest.raises(TokenizerError, match="every document was rejected"):
+        pipeline.run(config.load(None, words))
+
+
+def test_two_runs_on_one_directory_are_kept_apart(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workspace, "_LOCK_SECONDS", 0.2)
+    wanted = configured(corpus, tmp_path / "set")
+    with (
+        workspace.claimed(workspace.Work(tmp_path / "set", [])),
+        pytest.raises(WorkspaceError, match="another data-prep is at work"),
+    ):
+        pipeline.run(wanted)
+
+
+# Cleaning and duplicates, through the whole pipeline.
+
+
+def cleaned_corpus(root: Path) -> None:
+    """Two sources with documents for each fate: kept, dropped, changed, duplicate, rejected."""
+    source = random.Random(9)
+    words = [source.choice(STEMS) + source.choice(("", "s", "ing")) for _ in range(4000)]
+    texts = [" ".join(words[n * 50 : n * 50 + 50]) + "." for n in range(60)]
+    web = [
+        *texts[:30],
+        texts[3],
+        texts[4] + " more",
+        "mail a@b.org " + texts[31],
+        "d\u00e9ja\u0300 vu",
+    ]
+    web.append("Das Meer war ruhig und der Wind kam leise \u00fcber den alten Hafen der Stadt.")
+    web.append(texts[32] + " the secret question of the exam is what stands here")
+    books = [*texts[40:], texts[5], texts[41] + " again"]
+    for name, documents in (("web", web), ("books", books)):
+        lines = [json.dumps({"text": text}) for text in documents] + ["broken"]
+        (root / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
+    (root / "exam.jsonl").write_text(
+        '{"q": "The secret question of the exam is: what stands here?"}\n'
+    )
+
+
+STEMS = ("harbour", "light", "wind", "sea", "calm", "ship", "morning", "road", "stone", "river")
+CLEANING = """
+sources:
+  - {name: books, paths: [books.jsonl]}
+  - name: web
+    paths: [web.jsonl]
+    cleaning:
+      nfc: true
+      languages: [en, fr]
+      language_score: 0.0
+      mask: [email]
+      decontaminate: [exam.jsonl]
+      ngram: 8
+duplicates: {near: true}
+tokenizer: {vocab_size: 320}
+shards: {count: 3}
+"""
+
+
+@pytest.fixture(scope="module")
+def cleaned(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The corpus's directory and a data set that one worker made of it."""
+    root = tmp_path_factory.mktemp("cleaned")
+    cleaned_corpus(root)
+    (root / "c.yaml").write_text(CLEANING)
+    pipeline.run(cleaning_of(root, root / "set", "workers=1"))
+    return root, root / "set"
+
+
+def cleaning_of(root: Path, output: Path, *words: str) -> Config:
+    return config.load(root / "c.yaml", [f"root={root}", f"output={output}", *words])
+
+
+def test_every_record_read_is_accepted_rejected_dropped_or_a_duplicate(
+    cleaned: tuple[Path, Path],
+) -> None:
+    _, directory = cleaned
+    manifest = shards.read_manifest(directory)
+    sources = json.loads((directory / "cleaning.json").read_text())["sources"]
+    # books come first in the corpus: of what both hold, theirs stays.
+    assert sources["books"] == {
+        "read": 23, "accepted": 21, "rejected": 1, "dropped": {}, "duplicates": {"near": 1},
+        "changed": {},
+    }  # fmt: skip
+    assert sources["web"]["read"] == 37 and sources["web"]["rejected"] == 1
+    assert sources["web"]["dropped"] == {"language: de": 1, "contaminated": 1}
+    assert sources["web"]["duplicates"] == {"exact": 2, "near": 1}
+    assert sources["web"]["changed"] == {"nfc": 1, "mask email": 1}
+    assert sources["web"]["accepted"] == 31
+    counts = (manifest.documents, manifest.rejected, manifest.dropped, manifest.duplicates)
+    assert counts == (52, 2, 2, 4) and sum(counts) == 23 + 37
+
+
+def test_what_is_kept_comes_back_as_it_was_cleaned(cleaned: tuple[Path, Path]) -> None:
+    root, directory = cleaned
+    model = tokenizer.load(directory / "tokenizer.model")
+    texts = [model.decode(document.tokens) for document in documents_of(directory)]
+    assert "d\u00e9j\u00e0 vu" in texts
+    assert sum(text.startswith("mail email@example.com ") for text in texts) == 1
+    raw = [json.loads(line)["text"] for line in (root / "web.jsonl").read_text().split("\n")[:30]]
+    assert set(raw) <= set(texts)
+    assert len(texts) == len(set(texts)) == 52
+
+
+def test_samples_show_what_was_left_out_and_why(cleaned: tuple[Path, Path]) -> None:
+    _, directory = cleaned
+    samples = json.loads((directory / "cleaning.json").read_text())["samples"]
+    shown = {(sample["source"], sample["reason"]): sample for sample in samples}
+    assert shown.keys() == {
+        ("books", "near duplicate"), ("web", "exact duplicate"), ("web", "near duplicate"),
+        ("web", "language: de"), ("web", "contaminated"),
+    }  # fmt: skip
+    german = shown["web", "language: de"]
+    assert german["text"].startswith("Das Meer") and german["line"] == 35
+    assert (german["file"], german["id"]) == ("web/web.jsonl", "web.jsonl:35")
+    assert shown["web", "near duplicate"]["text"]
+
+
+def test_cleaning_gives_the_same_bytes_for_any_workers_and_units(
+    cleaned: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, directory = cleaned
+    monkeypatch.setattr(workspace, "CUT_BYTES", 2000)  # many units
+    pipeline.run(cleaning_of(root, tmp_path / "set", "workers=3"))
+    ours, theirs = hashes(tmp_path / "set"), hashes(directory)
+    assert ours == theirs
+
+
+LONG = """
+sources:
+  - name: books
+    paths: ["**/*.txt"]
+    group_by: directory
+    cleaning: {repair: true, nfc: true, languages: [en], mask: [email], decontaminate: [exam.jsonl]}
+duplicates: {near: true}
+shards: {count: 2}
+"""
+
+
+def test_documents_in_passages_give_the_same_shards(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = random.Random(8)
+    prose = [" ".join(source.choices(STEMS, k=60)) + ".\n" for _ in range(200)]
+    books = {
+        "a/1": "".join(prose[:40]),
+        "a/2": "Mail cafe\u0301@b.org or a@b.org.\n" + "".join(prose[40:60]),
+        "b/1": "".join(prose[60:120]),
+        "c/1": "".join(prose[60:119]) + "Another end.\n",  # a near duplicate
+        "d/1": "".join(prose[60:120]),  # an exact one
+        "e/1": "".join(prose[120:150]) + "The secret question of the exam is: what\nstands here?",
+        "f/1": "Es ist ein ruhiger Morgen am Hafen, und das Licht liegt auf dem Meer.\n" * 99,
+        "g/1": "".join(prose[150:]).replace("\n", " "),
+    }
+    for name, text in books.items():
+        (tmp_path / f"{name}.txt").parent.mkdir(exist_ok=True)
+        (tmp_path / f"{name}.txt").write_text(text)
+    (tmp_path / "g/2.txt").write_bytes(b"caf\xe9 " * 2000)
+    (tmp_path / "exam.jsonl").write_text(
+        '{"q": "The secret question of the exam is: what stands here?", "n": "a b c d e f g h i j"}'
+    )
+    (tmp_path / "c.yaml").write_text(LONG.replace("[exam.jsonl]}", "[exam.jsonl], ngram: 9}"))
+    monkeypatch.setattr("data_prep.sources.documents._PASSAGE", 300)
+    monkeypatch.setattr("data_prep.tokenizer.tokenizer._PART", 90)
+    monkeypatch.setattr("data_prep.pipeline.stages._BLOCK", 700)
+    accounts, found = [], []
+    for held in ("100000000", "1000"):
+        words = [f"sources[0].max_held_bytes={held}", f"tokenizer.path={made / 'tokenizer.model'}"]
+        places = [f"root={tmp_path}", f"output={tmp_path / held}"]
+        pipeline.run(config.load(tmp_path / "c.yaml", [*places, *words]))
+        assert shards.verify(tmp_path / held) == []
+        accounts.append(json.loads((tmp_path / held / "cleaning.json").read_text()))
+        found.append(hashes(tmp_path / held))
+    assert accounts[0]["sources"] == accounts[1]["sources"]
+    (account,) = accounts[0]["sources"].values()
+    assert account["dropped"] == {"contaminated": 1, "language: de": 1}
+    assert account["duplicates"] == {"exact": 1, "near": 1}
+    assert (account["read"], account["accepted"], account["rejected"]) == (8, 3, 1)
+    for name in ("shard-00000.tar", "shard-00001.tar", "rejects.jsonl"):
+        assert found[0][name] == found[1][name]
+
+
+def peaks(parent: int) -> dict[int, int]:
+    """Peak resident bytes of the processes below, by number."""
+    found: dict[int, int] = {}
+    waiting = [parent]
+    while waiting:
+        number = waiting.pop()
+        with contextlib.suppress(OSError):  # it has ended
+            below = Path(f"/proc/{number}/task/{number}/children").read_text().split()
+            status = Path(f"/proc/{number}/status").read_text()
+            found |= {number: int(match[1]) << 10} if (match := PEAK.search(status)) else {}
+            waiting += map(int, below)
+    return found
+
+
+PEAK = re.compile(r"VmHWM:\s+(\d+) kB")
+
+
+@pytest.mark.parametrize(
+    ("size", "held", "most"),
+    [
+        (20 << 20, 4 << 20, 512 << 20),
+        pytest.param(2 << 30, 64 << 20, 1 << 30, marks=pytest.mark.slow),
+    ],
+)
+def test_the_memory_of_a_worker_does_not_grow_with_a_document(
+    size: int, held: int, most: int, made: Path, tmp_path: Path
+) -> None:
+    source = random.Random(10)
+    lines = [" ".join(source.choices(STEMS, k=12)) + "\n" for _ in range(1 << 14)]
+    block = "".join(lines).encode()
+    (tmp_path / "in").mkdir()
+    with (tmp_path / "in/long.txt").open("wb") as file:
+        for number in range(size // len(block)):
+            file.write(b"Part %d\n" % number + block)
+    (tmp_path / "in/short.txt").write_text("a short one")
+    given = f"sources: [{{name: s, paths: ['*.txt'], max_held_bytes: {held}}}]\n"
+    (tmp_path / "c.yaml").write_text(given)
+    words = [f"root={tmp_path / 'in'}", f"tokenizer.path={made / 'tokenizer.model'}", "workers=1"]
+    # Near duplicates would take half of the time.
+    words += [f"duplicates.near={str(size < 1 << 30).lower()}", f"output={tmp_path / 'set'}"]
+    command = [sys.executable, "-m", "data_prep.cli", "run", str(tmp_path / "c.yaml"), *words]
+    found: dict[int, int] = {}
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+        while process.poll() is None:
+            found |= peaks(process.pid)
+            time.sleep(0.05)
+    assert process.returncode == 0
+    assert len(found) >= 2 and max(found.values()) < most
+    manifest = shards.read_manifest(tmp_path / "set")
+    assert manifest.documents == 2 and manifest.rejected == 0
+    assert manifest.text_bytes == (tmp_path / "in/long.txt").stat().st_size + 11
+
+
+def test_an_evaluation_set_that_changed_is_another_data_set(
+    cleaned: tuple[Path, Path], tmp_path: Path
+) -> None:
+    root, directory = cleaned
+    wanted = cleaning_of(root, directory)
+    assert pipeline.run(wanted).already
+    exam = (root / "exam.jsonl").read_text()
+    try:
+        (root / "exam.jsonl").write_text(exam + '{"q": "another"}\n')
+        with pytest.raises(WorkspaceError, match=r"evaluation/exam\.jsonl"):
+            pipeline.run(wanted)
+        (root / "exam.jsonl").write_text("{")
+        with pytest.raises(
+            SettingsError, match=r"decontaminate: .*exam\.jsonl: is not UTF-8 jsonl"
+        ):
+            pipeline.run(wanted)
+    finally:
+        (root / "exam.jsonl").write_text(exam)
+
+
+def test_a_limit_takes_the_first_records_of_each_source(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workspace, "CUT_BYTES", 2000)
+    model = ["tokenizer.vocab_size=300", "shards.count=2"]
+    for limit in (5, 130):
+        output = tmp_path / str(limit)
+        pipeline.run(configured(corpus, output, *model, f"limit={limit}"))
+        sources = json.loads((output / "cleaning.json").read_text())["sources"]
+        files = len(list(corpus.root.glob("*.txt")))
+        assert sources["lines"]["read"] == limit
+        assert sources["files"]["read"] == min(limit, files)
+        rejects = (output / "rejects.jsonl").read_text().splitlines()
+        taken = [line for line in map(json.loads, rejects) if line["file"].startswith("lines/")]
+        # a.jsonl has 128 lines; what is beyond it comes from b.jsonl.gz.
+        assert {line["file"] for line in taken} <= {"lines/a.jsonl", "lines/b.jsonl.gz"}
+        assert all(line["line"] <= min(limit, 128) for line in taken)
+
+
+def test_a_prompt_and_its_answer_share_no_token(tmp_path: Path) -> None:
+    source = random.Random(3)
+    pairs = {f"pair {n}": (story(source, 80), story(source, 9)) for n in range(60)}
+    # Where one text would be cut otherwise than two.
+    pairs["joint"] = ("the memor", "y of the segment")
+    lines = [json.dumps({"id": i, "q": q, "a": a}) for i, (q, a) in pairs.items()]
+    (tmp_path / "pairs.jsonl").write_text("\n".join([*lines, '{"q": "no answer"}']))
+    entry = "{name: pairs, paths: [pairs.jsonl], format: jsonl, prompt_field: q, answer_field: a}"
+    words = [f"root={tmp_path}", f"sources=[{entry}]", "tokenizer.vocab_size=400", "shards.count=2"]
+    output = tmp_path / "out"
+    manifest = pipeline.run(config.load(None, [*words, f"output={output}", "workers=1"])).manifest
+    assert (manifest.documents, manifest.rejected) == (61, 1)
+    assert manifest.configuration["sources"][0]["prompt_field"] == "q"
+    assert shards.verify(output) == []
+    model = tokenizer.load(tokenizer.find(output))
+    found = {}
+    for document in documents_of(output):
+        prompt, answer = document.tokens[: document.prompt], document.tokens[document.prompt :]
+        assert prompt.tolist() == model.encode(pairs[document.id][0]).tolist()
+        found[document.id] = (
+            model.decode(prompt),
+            model.decode_bytes(answer, inside=True).decode(),
+        )
+        assert document.bytes == sum(len(part.encode()) for part in found[document.id])
+    assert found == pairs
+    assert manifest.prompt_tokens == sum(document.prompt for document in documents_of(output))
+    joint = "".join(pairs["joint"])
+    (stored,) = (document for document in documents_of(output) if document.id == "joint")
+    assert stored.tokens.tolist() != model.encode(joint).tolist(), "the case should be met"
+    # Cut anew, the prompts stay.
+    assert reshard.run(output, tmp_path / "again", 3)
+    again = {document.id: document.prompt for document in documents_of(tmp_path / "again")}
+    assert again == {document.id: document.prompt for document in documents_of(output)}
+    assert shards.verify(tmp_path / "again") == []
+
+
+def test_a_question_ends_every_prompt_in_tokens_of_its_own(tmp_path: Path) -> None:
+    source = random.Random(4)
+    pairs = {f"pair {n}": (story(source, 80), story(source, 9)) for n in range(60)}
+    pairs["joint"] = ("the memor", "of the segment")
+    lines = [json.dumps({"id": i, "q": q, "a": a}) for i, (q, a) in pairs.items()]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(lines))
+    question = "y\n\nSummary:\n"
+    entry = (
+        "{name: pairs, paths: [pairs.jsonl], format: jsonl, prompt_field: q, answer_field: a, "
+        f"question: {json.dumps(question)}}}"
+    )
+    words = [f"root={tmp_path}", f"sources=[{entry}]", "tokenizer.vocab_size=400"]
+    output = tmp_path / "out"
+    manifest = pipeline.run(config.load(None, [*words, f"output={output}", "workers=1"])).manifest
+    assert manifest.configuration["sources"][0]["question"] == question
+    model = tokenizer.load(tokenizer.find(output))
+    (asked,) = (ids.tolist() for _, ids in model.encode_parts([question], inside=True))
+    for document in documents_of(output):
+        text, answer = pairs[document.id]
+        prompt = document.tokens[: document.prompt].tolist()
+        assert prompt == [*model.encode(text).tolist(), *asked]
+        rest = model.decode_bytes(document.tokens[document.prompt :], inside=True)
+        assert rest.decode() == answer
+        assert document.bytes == len((text + question + answer).encode())
+
+
+def test_answers_without_an_end_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "pairs.jsonl").write_text('{"q": "a", "a": "b"}')
+    model = tmp_path / "endless.model"
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["abc def\tx", "cab fed"] * 20),
+        model_prefix=str(model.with_suffix("")),
+        model_type="char",
+        vocab_size=20,
+        hard_vocab_limit=False,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        user_defined_symbols=["\n", "\r", "\t"],
+        eos_id=-1,
+        minloglevel=2,
+    )
+    entry = "{name: pairs, paths: [pairs.jsonl], format: jsonl, prompt_field: q, answer_field: a}"
+    words = [f"root={tmp_path}", f"sources=[{entry}]", f"tokenizer.path={model}"]
+    with pytest.raises(
+        TokenizerError, match="no end-of-text token, with which the answers of pairs"
+    ):
+        pipeline.run(config.load(None, [*words, f"output={tmp_path / 'out'}"]))

@@ -1,0 +1,108 @@
+"""Names by hand, and pairs that depend on the data set and what is wanted alone."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data_prep import cli
+from data_prep.dataset import shards
+from data_prep.pipeline import reshard
+from data_prep.recall.name_pairs import names
+from data_prep.tokenizer import tokenizer
+
+BOOKS = {
+    "one": "When Sara came, Becky saw Sara and the cat. Then came Lavinia; Becky, Sara fled. " * 40,
+    "two": "So the rain fell on London, and Oliver met Fagin in London. But Oliver ran. " * 60,
+}
+
+
+def test_names_are_counted_inside_of_sentences() -> None:
+    text = (
+        "Emma rose. When Emma saw Mr Knightley, she told Emma's father; Harriet did not.\n"
+        "Then and there Harriet met Knightley. Yes, Emma said Rose is a rose, and Hope is hope."
+    )
+    # Sentences begin with Emma (once), When and Then; Rose and Hope are written in lower case, too.
+    assert names(text, 9) == ["Emma", "Knightley", "Harriet"]
+    assert names(text, 2) == ["Emma", "Knightley"]
+    assert names("Léonie spoke; then Élise met Zoë.", 9) == ["Élise", "Zoë"]
+    assert names("He said no. NO. And then he left.", 9) == []
+
+
+@pytest.fixture(scope="module")
+def books(tmp_path_factory: pytest.TempPathFactory, write_data_set: Any) -> Path:
+    """A data set of two books."""
+    directory = tmp_path_factory.mktemp("books")
+    tokenizer.train([*BOOKS.values()], directory / "trained.model", 320)
+    model = tokenizer.load(directory / "trained.model")
+    documents = [
+        shards.Document(id, "novels", len(text.encode()), model.encode(text))
+        for id, text in BOOKS.items()
+    ]
+    write_data_set(directory / "set", documents, 2, 320, tokenizer=directory / "trained.model")
+    return directory / "set"
+
+
+def _written(path: Path, books: Path, *words: str) -> bytes:
+    assert cli.main(["pairs", str(path), "--books", str(books), *words]) == 0
+    return path.read_bytes()
+
+
+def test_a_book_is_a_pair_whole(tmp_path: Path, books: Path) -> None:
+    records = [json.loads(line) for line in _written(tmp_path / "a.jsonl", books).splitlines()]
+    assert [(one["id"], one["prompt"]) for one in records] == list(BOOKS.items())
+    assert [one["answer"] for one in records] == [" Sara, Becky, Lavinia", " London, Oliver, Fagin"]
+
+
+def test_passages_stand_in_their_books_and_have_their_own_names(
+    tmp_path: Path, books: Path
+) -> None:
+    words = ["--passages", "30", "--min-tokens", "20", "--max-tokens", "200", "--names", "2"]
+    records = [
+        json.loads(line) for line in _written(tmp_path / "a.jsonl", books, *words).splitlines()
+    ]
+    assert len(records) == 30 and len({one["id"] for one in records}) > 25
+    model = tokenizer.load(tokenizer.find(books))
+    sizes = []
+    for one in records:
+        book = BOOKS[one["id"].partition("-")[0]]
+        assert f" {one['prompt']} " in book  # whole words of it
+        assert one["answer"] == f" {', '.join(names(one['prompt'], 2))}"
+        sizes.append(len(model.encode(one["prompt"])))
+    assert min(sizes) < 40 and 120 < max(sizes) <= 201
+    assert {one["id"].partition("-")[0] for one in records} == set(BOOKS)
+
+
+def test_the_bytes_depend_on_the_books_and_what_is_wanted_alone(
+    tmp_path: Path, books: Path
+) -> None:
+    words = ["--passages", "9", "--min-tokens", "30"]
+    one = _written(tmp_path / "one.jsonl", books, *words)
+    assert one == _written(tmp_path / "again.jsonl", books, *words)
+    assert one == gzip.decompress(_written(tmp_path / "a.jsonl.gz", books, *words))
+    assert one != _written(tmp_path / "other.jsonl", books, *words, "--seed", "2")
+    assert reshard.run(books, tmp_path / "cut", 1)
+    assert one == _written(tmp_path / "cut.jsonl", tmp_path / "cut", *words)
+
+
+def test_every_mistake_is_told(
+    tmp_path: Path, books: Path, write_data_set: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--passages", "0", "--min-tokens", "9", "--max-tokens", "8", "--names", "0"]
+    assert cli.main(["pairs", str(tmp_path / "a"), "--books", str(books), *words]) == 2
+    told = capsys.readouterr().err
+    for part in ("--passages: expected at least 1", "9 to 8", "--names"):
+        assert part in told
+    model = tokenizer.find(books)
+    nameless = tokenizer.load(model).encode("no name is here. " * 50)
+    write_data_set(tmp_path / "set", [nameless], 1, 320, tokenizer=model)
+    command = ["pairs", str(tmp_path / "a"), "--books", str(tmp_path / "set")]
+    assert cli.main(command) == 1
+    assert "none of its documents has a name" in capsys.readouterr().err
+    assert cli.main([*command, "--passages", "2", "--min-tokens", "9"]) == 1
+    assert "in a row have no name in them" in capsys.readouterr().err
+    assert not (tmp_path / "a").exists()

@@ -1,0 +1,108 @@
+"""Statistics are counted from the shards."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data_prep import config
+from data_prep.dataset import shards
+from data_prep.dataset.shards import DataError
+from data_prep.pipeline import pipeline
+from data_prep.report import statistics
+from data_prep.report.statistics import SourceStats
+from data_prep.tokenizer import tokenizer
+
+TEXT = "the segment reads the memory and then the segment writes the memory. "
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("report")
+    lines = [json.dumps({"text": TEXT * n}) for n in range(1, 12)]
+    (root / "a.jsonl").write_text("\n".join([*lines, "[]", '{"text": 1}', "[]"]))
+    (root / "b.txt").write_text("\U0001f600 and \u2581", encoding="utf-8")
+    sources = "sources=[{name: one, paths: ['*.jsonl']}, {name: two, paths: ['*.txt']}]"
+    words = [f"root={root}", f"output={root / 'set'}", sources, "tokenizer.vocab_size=300"]
+    pipeline.run(config.load(None, [*words, "tokenizer.character_coverage=0.99", "shards.count=2"]))
+    return root / "set"
+
+
+def test_the_numbers_are_those_of_the_texts(made: Path) -> None:
+    model = tokenizer.load(made / "tokenizer.model")
+    lengths = [len(model.encode(TEXT * n)) for n in range(1, 12)]
+    other = "\U0001f600 and \u2581"
+    alone = len(model.encode(other))
+    found = statistics.stats(made)
+    assert (found.documents, found.rejected, found.shards, found.vocab_size) == (12, 3, 2, 300)
+    assert found.bytes == 66 * len(TEXT) + len(other.encode())
+    assert found.tokens == sum(lengths) + len(model.encode(other))
+    assert found.bytes_per_token == found.bytes / found.tokens
+    # Four bytes of the emoji and three of U+2581 are the only bytes without a piece.
+    assert found.byte_fallback == 7 / found.tokens
+    assert found.sources == {
+        "one": SourceStats(11, sum(lengths), 66 * len(TEXT), 66 * len(TEXT) / sum(lengths), 0.0),
+        "two": SourceStats(1, alone, len(other.encode()), len(other.encode()) / alone, 7 / alone),
+    }
+    assert found.length_percentiles["0"] == min(*lengths, len(model.encode(other)))
+    assert found.length_percentiles["100"] == max(lengths)
+    assert found.rejected_by_reason == {"not an object": 2, "text not a string": 1}
+
+
+def test_words_and_the_longest_are_those_of_the_texts(
+    made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tokenizer.load(made / "tokenizer.model")
+    found = statistics.count(made, words=True)
+    one = found.sources["one"]
+    assert (one.words, one.word_tokens) == (66 * 12, sum(one.lengths))
+    assert [tokens for tokens, *_ in found.longest[:11]] == sorted(one.lengths, reverse=True)
+    assert found.longest[0] == (len(model.encode(TEXT * 11)), "a.jsonl:11", "one")
+    monkeypatch.setattr(statistics, "_LONGEST", 3)
+    monkeypatch.setattr(statistics, "_WORD_TOKENS_A_DOCUMENT", 5)
+    few = statistics.count(made, words=True)
+    assert few.longest == found.longest[:3]
+    assert few.sources["one"].word_tokens == 55
+    assert statistics.count(made).sources["one"].words == 0
+
+
+def test_of_equally_long_documents_the_first_are_listed(
+    made: Path, tmp_path: Path, write_data_set: Any
+) -> None:
+    model = made / "tokenizer.model"
+    write_data_set(tmp_path, [[5] * (1 + n // 15) for n in range(45)], 2, 300, tokenizer=model)
+    listed = [id for _, id, _ in statistics.count(tmp_path).longest]
+    assert listed == [f"document-{n}" for n in [*range(30, 45), *range(15, 20)]]
+
+
+def test_the_lines_hold_the_numbers(made: Path) -> None:
+    found = statistics.stats(made)
+    told = [line.split("  ", 1) for line in statistics.lines(found)]
+    values = {name.strip(): value.strip() for name, value in told if name.strip()}
+    assert values["documents"] == "12"
+    assert values["byte fallback"] == f"{7 / found.tokens:.3%} of tokens"
+    assert values["source two"].startswith("1 documents, ")
+
+
+def test_the_closing_tells_path_and_next_command(made: Path) -> None:
+    told = "\n".join(statistics.closing(made, shards.read_manifest(made), 2.0))
+    assert "15 records in: 12 documents out, 3 rejected" in told
+    assert "rejected: 2 x not an object" in told
+    assert f"next: data-prep report {made}" in told
+    assert "2.0 s" in told
+
+
+def test_damage_is_refused(made: Path, tmp_path: Path) -> None:
+    for path in made.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    first, *_ = (tmp_path / "rejects.jsonl").read_text().splitlines()
+    (tmp_path / "rejects.jsonl").write_text(first)
+    with pytest.raises(DataError, match=r"rejects\.jsonl: lists 1 records, the manifest says 3"):
+        statistics.stats(tmp_path)
+    shard = tmp_path / "shard-00001.tar"
+    shard.write_bytes(shard.read_bytes()[:-1024])
+    with pytest.raises(DataError, match=r"shard-00001\.tar: is cut"):
+        statistics.stats(tmp_path)

@@ -1,0 +1,149 @@
+"""Parquet: rows are documents or rejects, row groups are what can be cut."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from data_prep.sources import readers
+from data_prep.sources.documents import RawDocument, Reject
+from data_prep.sources.inputs import InputFile
+
+TEXTS = [f"row {n}: \u00fc\0\r\n" + "x" * (n * 7 % 50) for n in range(100)]
+
+
+def write(path: Path, columns: dict[str, Any], **options: Any) -> InputFile:
+    pq.write_table(pa.table(columns), path, **{"row_group_size": 30, **options})
+    return InputFile("src", str(path), path.name, "parquet", None, "text", "id")
+
+
+def read(file: InputFile, cut_bytes: int = 1 << 20) -> list[RawDocument | Reject]:
+    found = readers.survey(file, cut_bytes)
+    stops = [*(offset for offset, _ in found.cuts[1:]), found.size]
+    made = [
+        record
+        for start, stop in zip(found.cuts, stops, strict=True)
+        for record in readers.records(file, found, start, stop)
+    ]
+    assert sum(record.read for record in made) == found.size
+    return made
+
+
+def binary(values: list[bytes | None]) -> pa.Array:
+    """Strings of any bytes, which Arrow itself would not make."""
+    return pa.array(values, pa.binary()).view(pa.string())
+
+
+@pytest.mark.parametrize("kind", ["string", "large_string", "dictionary"])
+@pytest.mark.parametrize("codec", ["none", "snappy", "zstd"])
+def test_rows_are_documents_with_their_number(kind: str, codec: str, tmp_path: Path) -> None:
+    texts = pa.array(TEXTS)
+    texts = texts.dictionary_encode() if kind == "dictionary" else texts.cast(kind)
+    file = write(tmp_path / "a.parquet", {"n": range(100), "text": texts}, compression=codec)
+    made = read(file)
+    assert [record.text for record in made if isinstance(record, RawDocument)] == TEXTS
+    assert [record.line for record in made] == list(range(1, 101))
+    assert made[6].id == "a.parquet:7" if isinstance(made[6], RawDocument) else False
+    groups = pq.ParquetFile(file.path).metadata
+    sizes = [groups.row_group(n).total_byte_size for n in range(4)]
+    assert [made[n].offset for n in (0, 29, 30, 99)] == [0, 0, sizes[0], sum(sizes[:3])]
+
+
+def test_any_cuts_give_the_same_rows(tmp_path: Path) -> None:
+    file = write(tmp_path / "a.parquet", {"text": TEXTS, "id": range(100)})
+    assert len(readers.survey(file, 1).cuts) == 4
+    assert readers.survey(file, 1).cuts[1][1] == 31
+    whole = read(file, 1 << 30)
+    assert read(file, 1) == read(file, 3000) == whole
+    assert [record.id for record in whole if isinstance(record, RawDocument)] == [
+        str(n) for n in range(100)
+    ]
+
+
+def test_a_bad_row_is_rejected_alone(tmp_path: Path) -> None:
+    texts = binary([b"one", None, b"", b"a\xff", b"x" * 101, b"six", b"seven"])
+    ids = binary([b"1", b"2", b"3", b"4", b"5", b"\xfe", None])
+    file = write(tmp_path / "a.parquet", {"text": texts, "id": ids})
+    file = InputFile(*("src", file.path, "a.parquet", "parquet", None, "text", "id"))
+    file = InputFile(**{**vars(file), "max_record_bytes": 100})
+    made = read(file)
+    assert [record.line for record in made] == [1, 2, 3, 4, 5, 6, 7]
+    assert [record.reason for record in made if isinstance(record, Reject)] == [
+        *("text not a string", "empty text", "invalid UTF-8", "record too large"),
+        "invalid UTF-8",
+    ]
+    assert [record.id for record in made if isinstance(record, RawDocument)] == [
+        "1",
+        "a.parquet:7",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("columns", "reason", "detail"),
+    [
+        ({"txt": ["a"]}, "text missing", "no column 'text'"),
+        ({"text": [1]}, "text not a string", "column 'text' is int64"),
+        ({"text": [b"a"]}, "text not a string", "is binary"),
+        ({"text": [["a"]]}, "text not a string", "is list"),
+    ],
+)
+def test_a_wrong_column_is_one_reject(
+    columns: dict[str, Any], reason: str, detail: str, tmp_path: Path
+) -> None:
+    (reject,) = read(write(tmp_path / "a.parquet", columns), 1)
+    assert isinstance(reject, Reject)
+    assert (reject.file, reject.line, reject.offset) == ("src/a.parquet", 1, 0)
+    assert reject.reason == reason
+    assert detail in reject.detail
+
+
+def test_an_empty_table_holds_nothing(tmp_path: Path) -> None:
+    assert read(write(tmp_path / "a.parquet", {"text": pa.array([], pa.string())})) == []
+
+
+def test_a_file_without_its_end_is_one_reject(tmp_path: Path) -> None:
+    file = write(tmp_path / "a.parquet", {"text": TEXTS})
+    whole = Path(file.path).read_bytes()
+    for size in (0, 4, 8, len(whole) // 2, len(whole) - 1):
+        Path(file.path).write_bytes(whole[:size])
+        (reject,) = read(file, 1)
+        assert isinstance(reject, Reject)
+        assert reject.reason == "truncated file"
+        assert "its footer cannot be read" in reject.detail
+    Path(file.path).write_bytes(whole[: len(whole) // 2] + b"PAR1")
+    (reject,) = read(file, 1)
+    assert isinstance(reject, Reject)
+    assert reject.reason == "damaged file"
+
+
+def test_a_flipped_bit_in_a_page_costs_its_row_group_alone(tmp_path: Path) -> None:
+    file = write(
+        tmp_path / "a.parquet", {"text": TEXTS}, write_page_checksum=True, compression="none"
+    )
+    column = pq.ParquetFile(file.path).metadata.row_group(1).column(0)
+    start = column.dictionary_page_offset or column.data_page_offset
+    data = bytearray(Path(file.path).read_bytes())
+    data[start + column.total_compressed_size // 2] ^= 4
+    Path(file.path).write_bytes(data)
+    made = read(file, 1)
+    (reject,) = [record for record in made if isinstance(record, Reject)]
+    assert (reject.line, reject.reason) == (31, "damaged file")
+    assert "30 rows of row group 1 are lost" in reject.detail
+    texts = [record.text for record in made if isinstance(record, RawDocument)]
+    assert texts == TEXTS[:30] + TEXTS[60:]
+
+
+def test_no_flipped_bit_of_the_footer_ends_the_process(tmp_path: Path) -> None:
+    # Arrow's own exceptions end a process where its Python does not expect them.
+    file = write(tmp_path / "a.parquet", {"text": [*TEXTS[:9], None], "id": range(10)})
+    whole = Path(file.path).read_bytes()
+    footer = int.from_bytes(whole[-8:-4], "little") + 8
+    for at in range(len(whole) - footer, len(whole)):
+        data = bytearray(whole)
+        data[at] ^= 1 << at % 8
+        Path(file.path).write_bytes(data)
+        assert len(read(file, 1)) in (1, 10), at

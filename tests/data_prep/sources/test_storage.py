@@ -1,0 +1,274 @@
+"""Files under URLs, from a web server and an S3 server on this machine."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import re
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import boto3
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from moto.server import ThreadedMotoServer
+
+from data_prep import cli, config
+from data_prep.dataset import shards
+from data_prep.pipeline import pipeline
+from data_prep.sources import inputs, storage
+
+
+class Web(ThreadingHTTPServer):
+    """Serves `files`; answers the first `failures` requests for a file's bytes with 503."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.files: dict[str, bytes] = {}
+        self.failures, self.ranges = 0, True
+        self.asked: list[str] = []
+
+    def url(self, name: str) -> str:
+        return f"http://127.0.0.1:{self.server_port}/{name}"
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: Web
+
+    def log_message(self, *words: object) -> None:
+        pass
+
+    def do_HEAD(self) -> None:
+        self._answer(send=False)
+
+    def do_GET(self) -> None:
+        self._answer(send=True)
+
+    def _answer(self, *, send: bool) -> None:
+        web = self.server
+        wanted = self.headers.get("Range") if web.ranges else None
+        data = web.files.get(self.path.lstrip("/"))
+        code, start, stop = 200, 0, len(data or b"")
+        if data is None:
+            code = 404
+        elif send and web.failures:
+            web.failures -= 1
+            code, data = 503, None
+        elif wanted:
+            web.asked.append(wanted)
+            match = re.fullmatch(r"bytes=(\d+)-(\d+)", wanted)
+            assert match
+            code, start, stop = 206, int(match[1]), min(int(match[2]) + 1, len(data))
+        body = (data or b"")[start:stop]
+        self.send_response(code)
+        self.send_header("Content-Length", str(len(body)))
+        if data is not None:
+            self.send_header("ETag", f'"{hashlib.md5(data).hexdigest()}"')
+        if code == 206:
+            self.send_header("Content-Range", f"bytes {start}-{stop - 1}/{len(data or b'')}")
+        self.end_headers()
+        if send:
+            self.wfile.write(body)
+
+
+@pytest.fixture
+def web(monkeypatch: pytest.MonkeyPatch) -> Iterator[Web]:
+    monkeypatch.setattr(storage, "_WAITS", (0.01, 0.01, 0.01))
+    with Web() as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[str]:
+    """The endpoint of an S3 server; its credentials and place are in the environment."""
+    server = ThreadedMotoServer("127.0.0.1", 0)
+    server.start()
+    _, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch:
+        for key in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            patch.setenv(key, "test")
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        patch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
+        boto3.client("s3").create_bucket(Bucket="corpus")
+        yield f"http://127.0.0.1:{port}"
+    server.stop()
+
+
+def put(key: str, data: bytes) -> None:
+    boto3.client("s3").put_object(Bucket="corpus", Key=key, Body=data)
+
+
+def story(kind: str, n: int) -> str:
+    return f"{kind} number {n}: {hashlib.sha256(f'{kind}{n}'.encode()).hexdigest()} and on " * 2
+
+
+def lines(count: int, kind: str) -> bytes:
+    return b"".join(
+        json.dumps({"id": f"{kind} {n}", "text": story(kind, n)}).encode() + b"\n"
+        for n in range(count)
+    )
+
+
+def rows(path: Path, count: int) -> bytes:
+    texts = [story("row", n) for n in range(count)]
+    table = pa.table({"text": texts, "id": [f"row {n}" for n in range(count)]})
+    pq.write_table(table, path, row_group_size=40)
+    return path.read_bytes()
+
+
+def words(output: Path, *paths: str) -> list[str]:
+    """Settings of a small data set."""
+    sources = "sources=[" + ", ".join(f"{{name: s{n}, {p}}}" for n, p in enumerate(paths)) + "]"
+    model = ["tokenizer.vocab_size=320", "shards.count=3", "workers=2"]
+    return [f"output={output}", sources, *model]
+
+
+def test_the_web_gives_what_is_at_a_url(web: Web) -> None:
+    url = web.url("d/a%20b.jsonl")
+    web.files["d/a%20b.jsonl"] = data = lines(2000, "web")
+    (listed,) = storage.listing(url)
+    assert (listed.path, listed.relative, listed.status.bytes) == (url, "d/a b.jsonl", len(data))
+    assert listed.status == storage.status(url)
+    with storage.open_binary(url, 10_000) as file:
+        assert file.read(100) == data[:100]
+        assert file.read(len(data)) == data[100:]
+        assert file.seek(5000) == file.tell() == 5000
+        assert file.read(100) == data[5000:5100]
+    assert web.asked[0] == "bytes=0-9999"
+    web.files["d/a%20b.jsonl"] = data.upper()
+    assert storage.status(url) != listed.status
+
+
+def test_what_fails_for_a_moment_is_asked_for_again(web: Web) -> None:
+    web.files["a"] = data = lines(100, "again")
+    web.failures = 3
+    with storage.open_binary(web.url("a")) as file:
+        assert file.read() == data
+    web.failures = 9
+    with (
+        storage.open_binary(web.url("a")) as file,
+        pytest.raises(OSError, match="its server answers 503") as caught,
+    ):
+        file.read()
+    assert caught.value.filename == web.url("a")
+    assert web.failures == 5
+
+
+def test_a_file_that_shrinks_while_it_is_read_is_told_of(web: Web) -> None:
+    web.files["a"] = lines(100, "long")
+    with storage.open_binary(web.url("a"), 100) as file:
+        assert len(file.read(100)) == 100
+        web.files["a"] = lines(1, "short")
+        with pytest.raises(OSError, match="bytes at 100 came") as caught:
+            file.read(1000)
+    assert caught.value.filename == web.url("a")
+
+
+def test_a_server_without_ranges_is_told_of(web: Web) -> None:
+    web.files["a"], web.ranges = lines(1000, "whole"), False
+    with storage.open_binary(web.url("a"), 1000) as file:
+        file.seek(50_000)
+        with pytest.raises(OSError, match="does not serve ranges of bytes"):
+            file.read(10)
+
+
+def test_what_cannot_be_listed_is_told_with_its_cause(web: Web, s3: str, tmp_path: Path) -> None:
+    names = ["http://127.0.0.1:1/a", "s3://none/*.txt", "s3://corpus/none/*", "nosuch://x/y"]
+    given = ", ".join(f"'{name}'" for name in [web.url("none"), *names])
+    problems: list[str] = []
+    wanted = config.load(None, words(tmp_path / "set", f"paths: [{given}]"))
+    assert inputs.find(wanted, problems) == []
+    expected = ["answers 404", "127.0.0.1:1", "s3://none/", "no file matches", "nosuch"]
+    assert len(problems) == len(expected)
+    for index, part in enumerate(expected):
+        (problem,) = [one for one in problems if one.startswith(f"sources[0].paths[{index}]")]
+        assert part in problem
+
+
+def test_s3_is_matched_as_a_tree(s3: str, tmp_path: Path) -> None:
+    names = ("t/a.jsonl", "t/u/b.jsonl", "t/u/v/c.jsonl", "t/u/d.txt")
+    for name in names:
+        put(name, b"x")
+    globs = "paths: ['s3://corpus/t/**/*.jsonl'], exclude: ['s3://corpus/t/u/v/*']"
+    problems: list[str] = []
+    wanted = config.load(None, words(tmp_path / "set", globs))
+    found = inputs.find(wanted, problems)
+    assert problems == []
+    assert [file.relative for file in found] == ["a.jsonl", "u/b.jsonl"]
+    assert found[1].path == "s3://corpus/t/u/b.jsonl"
+    below = config.load(None, ["root=s3://corpus/t", *words(tmp_path / "set", "paths: ['u/*']")])
+    assert [file.name for file in inputs.find(below, problems)] == ["s0/b.jsonl", "s0/d.txt"]
+
+
+def test_a_remote_corpus_gives_the_bytes_of_a_local_one(
+    web: Web, s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("data_prep.pipeline.workspace.CUT_BYTES", 4000)
+    packed = gzip.compress(lines(150, "packed"), mtime=0)
+    plain, table = lines(150, "plain"), rows(tmp_path / "table", 200)
+    here = tmp_path / "here"
+    (here / "p").mkdir(parents=True)
+    for name, data in (("p/a.jsonl.gz", packed), ("b.jsonl", plain), ("c.parquet", table)):
+        (here / name).write_bytes(data)
+    web.files["p/a.jsonl.gz"] = packed
+    put("one/b.jsonl", plain)
+    put("one/c.parquet", table)
+    local = ["paths: ['**/*.gz']", "paths: ['*.jsonl']", "paths: ['*.parquet']"]
+    pipeline.run(config.load(None, [f"root={here}", *words(tmp_path / "local", *local)]))
+    remote = [
+        f"paths: ['{web.url('p/a.jsonl.gz')}']",
+        "paths: ['s3://corpus/one/*.jsonl']",
+        "paths: ['s3://corpus/one/**/*.parquet']",
+    ]
+    pipeline.run(config.load(None, words(tmp_path / "remote", *remote)))
+    ours, theirs = (shards.read_manifest(tmp_path / name) for name in ("local", "remote"))
+    assert ours.documents == 500
+    assert ours.inputs == theirs.inputs
+    assert ours.shards == theirs.shards
+    assert shards.verify(tmp_path / "remote") == []
+    assert "test" not in json.dumps(theirs.configuration)
+
+
+def test_a_network_failure_is_one_message_and_the_command_continues(
+    web: Web, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    web.files["a.jsonl"] = lines(200, "web")
+    (tmp_path / "c.yaml").write_text("")
+    command = ["run", str(tmp_path / "c.yaml")]
+    command += words(tmp_path / "set", f"paths: ['{web.url('a.jsonl')}']")
+    web.failures = 10**9
+    assert cli.main(command) == 1
+    told = capfd.readouterr().err
+    assert told.splitlines()[-1] == (
+        f"data-prep: {web.url('a.jsonl')}: its server answers 503 Service Unavailable; when that "
+        "is mended, the same command continues"
+    )
+    assert "Traceback" not in told
+    web.failures = 0
+    assert cli.main(command) == 0
+    assert shards.read_manifest(tmp_path / "set").documents == 200
+
+
+def test_a_remote_file_that_changes_stops_the_run(web: Web, tmp_path: Path) -> None:
+    web.files["a.jsonl"] = lines(200, "web")
+    wanted = config.load(None, words(tmp_path / "set", f"paths: ['{web.url('a.jsonl')}']"))
+    pipeline.run_tokenizer(wanted)
+    web.files["a.jsonl"] = lines(200, "bew")
+    with pytest.raises(inputs.InputChangedError, match=r"a\.jsonl: changed since"):
+        pipeline.run(wanted)
+
+
+def test_secrets_and_wildcards_are_refused_in_urls() -> None:
+    wrong = ["https://me:word@h/a", "https://h/a?X-Amz-Signature=1", "https://h/*.jsonl"]
+    source = config.SourceConfig(name="s", paths=[*wrong, "https://h/a?download=true"])
+    assert [problem[:30] for problem in source.problems()] == [
+        "paths[0]: holds credentials, w",
+        "paths[1]: holds credentials, w",
+        "paths[2]: the web cannot list ",
+    ]

@@ -1,0 +1,129 @@
+"""Runs that begin with another run's weights."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from data_prep.tokenizer import tokenizer
+from pretrain.checkpoint.load import Checkpoint
+from pretrain.checkpoint.manifest import read_manifest
+from pretrain.config import Config, MemoryConfig, load
+from pretrain.jobs import origin
+from tests.pretrain.conftest import TEXT
+
+SHAPE = ("d_model=32", "n_layers=2", "n_heads=4", "n_kv_heads=2", "d_head=8", "d_ff=48")
+
+
+@pytest.fixture
+def data(tmp_path: Path, write_data_set: Any, tokenizer_model: Path) -> Path:
+    documents = np.random.default_rng(0).integers(3, 320, size=(8, 90))
+    write_data_set(tmp_path / "data", list(documents), 4, 320, tokenizer=tokenizer_model)
+    return tmp_path / "data"
+
+
+def words(tmp_path: Path, *more: str) -> list[str]:
+    """Settings of a run on two ranks that takes steps without moving a weight."""
+    return [
+        *(f"model.{word}" for word in SHAPE), "model.segment=8", "model.memory.kind=linear",
+        f"data.train={tmp_path / 'data'}", f"run.directory={tmp_path / 'new'}",
+        f"train.start_from={tmp_path / 'old'}", "data.lanes=4", "train.steps=2",
+        "train.window_segments=2", "train.log_every=1", "optim.lr=0", "optim.gate_lr=0",
+        "optim.warmup_steps=0", "checkpoint.every=1", "launch.device=cpu", "launch.ranks=2",
+        "wandb.mode=disabled", *more,
+    ]  # fmt: skip
+
+
+def train(tmp_path: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    (tmp_path / "empty.yaml").write_text("{}\n")
+    command = [sys.executable, "-m", "pretrain.cli", "train", str(tmp_path / "empty.yaml")]
+    return subprocess.run(
+        [*command, *words(tmp_path, *more)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+
+
+def problems(tmp_path: Path, *more: str) -> list[str]:
+    config: Config = load(None, words(tmp_path, *more))
+    return origin.problems(config)
+
+
+def test_two_zero3_ranks_begin_with_the_weights_and_nothing_else_of_another_run(
+    tmp_path: Path, write_run: Any, data: Path
+) -> None:
+    # The source has delta memory and other segments: its weights mean the same under linear.
+    old = dict(write_run(tmp_path / "old").named_parameters())
+    digest = read_manifest(tmp_path / "old/checkpoints/step-00000007")[1]
+    ended = train(tmp_path)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    with Checkpoint(tmp_path / "new/checkpoints/step-00000002") as new:
+        for name, weight in old.items():
+            assert torch.equal(new.tensor(f"{name}/param"), weight.detach()), name
+            # Moments of two steps, not the ones that write_run leaves.
+            assert not torch.equal(new.tensor(f"{name}/exp_avg_sq"), torch.ones_like(weight))
+        assert new.trainer["optimizer_steps"] == new.step == 2
+        path = str((tmp_path / "old/checkpoints/step-00000007").resolve())
+        assert new.trainer["origin"] == {"path": path, "step": 7, "sha256": digest}
+    # A run with a checkpoint of its own does without the source, and still says where it is from.
+    shutil.rmtree(tmp_path / "old")
+    shutil.rmtree(tmp_path / "new/checkpoints/step-00000002")
+    ended = train(tmp_path, "launch.ranks=1")
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    with Checkpoint(tmp_path / "new/checkpoints/step-00000002") as new:
+        assert new.trainer["origin"]["sha256"] == digest
+
+
+def test_another_shape_and_another_tokenizer_are_refused_together(
+    tmp_path: Path, write_run: Any, data: Path
+) -> None:
+    write_run(tmp_path / "old")
+    tokenizer.train([TEXT + "Other words."], tmp_path / "old/tokenizer.model", 300)
+    found = problems(tmp_path, "model.d_ff=64", "model.n_layers=3")
+    assert [text.partition(";")[0] for text in found] == [
+        "train.start_from: model.n_layers is 2 there and 3 here",
+        "train.start_from: model.d_ff is 48 there and 64 here",
+        "train.start_from: its tokenizer is another than that of data.train",
+    ]
+
+
+@pytest.mark.parametrize("path", ["", "checkpoints/step-00000007"])
+def test_a_run_or_one_of_its_checkpoints_may_be_named(
+    tmp_path: Path, write_run: Any, data: Path, path: str
+) -> None:
+    write_run(tmp_path / "old")
+    assert problems(tmp_path, f"train.start_from={tmp_path / 'old' / path}") == []
+
+
+def test_what_holds_no_checkpoint_is_told(tmp_path: Path, data: Path) -> None:
+    (text,) = problems(tmp_path)
+    assert text.startswith(f"train.start_from: {tmp_path / 'old'} has no checkpoint; expected a")
+
+
+def test_gates_that_the_source_lacks_have_their_initial_value(
+    tmp_path: Path, write_run: Any, data: Path
+) -> None:
+    old = dict(write_run(tmp_path / "old", memory=MemoryConfig(kind="none")).named_parameters())
+    gate = "model.memory.initial_gate=-3.5"
+    ended = train(tmp_path, gate, "launch.ranks=1", "zero.stage=1", "train.steps=1")
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    with Checkpoint(tmp_path / "new/checkpoints/step-00000001") as new:
+        for name, weight in old.items():
+            assert torch.equal(new.tensor(f"{name}/param"), weight.detach()), name
+        for layer in range(2):
+            gates = new.tensor(f"layers.{layer}.attention.gate/param")
+            assert torch.equal(gates, torch.full((4,), -3.5))
+
+
+def test_a_run_with_a_checkpoint_asks_for_no_source(tmp_path: Path, write_run: Any) -> None:
+    write_run(tmp_path / "new")
+    assert problems(tmp_path) == []

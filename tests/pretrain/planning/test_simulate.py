@@ -1,0 +1,258 @@
+"""What is found without memory, GPU and other ranks, against runs that have them.
+
+Activations against the CPU allocator's own records; a rank's part, peak and traffic against two
+real ranks of this file (`_rank`), where the same ledger counts ordinary tensors and real
+collectives.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch.profiler import ProfilerActivity, profile
+
+from pretrain.config import Config, load
+from pretrain.jobs.launch import leave, place_in, start_ranks
+from pretrain.model import flops
+from pretrain.model.transformer import Transformer
+from pretrain.planning.plan import memory, passed_bytes, sent_bytes
+from pretrain.planning.simulate import Ledger, activations, simulate
+from pretrain.training.engine import PERSISTENT_ELEMENTS, Engine
+from pretrain.training.parallel import SequenceGroup
+
+VOCABULARY = 2000
+LANES = 2  # of a micro-batch
+RANKS = 2
+
+
+def config(*words: str) -> Config:
+    """A model of whose parameters some stay gathered and some do not."""
+    return load(
+        None,
+        [
+            "run.directory=x", "data.train=y", f"data.lanes={RANKS * LANES}",
+            "model.d_model=128", "model.n_layers=4", "model.n_heads=4", "model.n_kv_heads=2",
+            "model.d_head=32", "model.d_ff=300", "model.segment=64", "launch.device=cpu", *words,
+        ],
+    )  # fmt: skip
+
+
+def test_a_ledger_counts_what_lives_and_the_most_that_lived_at_a_time() -> None:
+    with Ledger(fake=False) as ledger:
+        one = torch.zeros(100)
+        two = one + 1
+        assert (ledger.live, ledger.peak) == (800, 800)
+        two = two.view(10, 10)  # no memory of its own
+        assert ledger.live == 800
+        del two
+        assert (ledger.live, ledger.peak) == (400, 800)
+        ledger.restart()
+        assert ledger.peak == 400
+        one.add_(1)
+        assert (ledger.live, ledger.peak) == (400, 400)
+
+
+def test_a_ring_sends_all_but_a_ranks_share_and_twice_that_to_sum() -> None:
+    ledger = Ledger(fake=False)
+    ledger.moved = {
+        ("allgather_base", 4): 800,
+        ("allgather_base", 2): 60,
+        ("reduce_scatter_base", 4): 400,
+        ("allreduce", 4): 80,
+        ("allreduce", 1): 7,
+        ("broadcast", 4): 9,
+    }
+    assert ledger.sent() == 0.75 * (800 + 400 + 2 * 80) + 0.5 * 60
+
+
+def allocated(settings: Config) -> int:
+    """The peak of a real forward and backward, by what the CPU allocator tells the profiler."""
+    shape, checkpointing = settings.model, settings.train.activation_checkpointing
+    model = Transformer(shape, VOCABULARY, checkpointing)
+    for parameter in model.parameters():
+        parameter.register_post_accumulate_grad_hook(_without_gradient)
+    batch = torch.zeros(LANES, settings.window, dtype=torch.int64)
+    starts = torch.zeros(LANES, settings.window, dtype=torch.bool)
+    state = model.initial_state(LANES, "cpu")
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        model(batch, starts, state, batch).loss.backward()
+    results = profiler.profiler.kineto_results
+    events = [event for event in results.events() if event.name() == "[memory]"]
+    live = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        live += event.nbytes()
+        peak = max(peak, live)
+    return peak
+
+
+def _without_gradient(parameter: torch.nn.Parameter) -> None:
+    parameter.grad = None
+
+
+@pytest.mark.parametrize(
+    ("kind", "checkpointing"),
+    [("none", "none"), ("none", "full"), ("linear", "none"), ("linear", "full"),
+     ("delta", "none"), ("delta", "full")],
+)  # fmt: skip
+def test_activations_are_those_that_the_allocator_recorded(kind: str, checkpointing: str) -> None:
+    settings = config(
+        f"model.memory.kind={kind}", f"train.activation_checkpointing={checkpointing}"
+    )
+    assert activations(settings, VOCABULARY, LANES).peak == pytest.approx(
+        allocated(settings), rel=0.002
+    )
+
+
+def test_a_block_computed_again_keeps_its_input_alone() -> None:
+    small = activations(config("train.activation_checkpointing=full"), VOCABULARY, LANES)
+    large = activations(
+        config("train.activation_checkpointing=full", "model.n_layers=40"), VOCABULARY, LANES
+    )
+    a_layer = (large.kept - small.kept) / 36
+    # float32 inputs; the memory before the block; and it counts what it wrote.
+    state = LANES * 2 * 32 * 33 * 4
+    assert a_layer == pytest.approx(LANES * 1024 * 128 * 4 + state, rel=0.05)
+    assert small.block == pytest.approx(large.block, rel=0.2)
+
+
+def test_a_kernel_that_only_a_gpu_has_is_counted_too() -> None:
+    words = ("train.precision=bf16", "launch.device=auto")
+    by_kernel = [
+        activations(config(*words, f"model.local_attention={kernel}"), VOCABULARY, LANES)
+        for kernel in ("flash", "auto")
+    ]
+    assert by_kernel[0] == by_kernel[1]
+
+
+# Two real ranks.
+
+
+def _rank(path: Path) -> None:
+    """Count three steps of the engine on ordinary tensors."""
+    place = place_in(os.environ)
+    assert place is not None
+    dist.init_process_group(
+        "gloo", init_method=place.init_method, rank=place.rank, world_size=place.size
+    )
+    told = []
+    for words in WORDS:
+        settings = config(*words)
+        with Ledger(fake=False) as ledger:
+            engine = Engine(
+                lambda settings=settings: Transformer(
+                    settings.model, VOCABULARY, settings.train.activation_checkpointing
+                ),
+                flops.parameters(settings.model, VOCABULARY),
+                settings,
+                torch.device("cpu"),
+            )
+            shared = settings.parallel.sequence > 1
+            parts = SequenceGroup(settings.parallel.sequence) if shared else None
+            for _ in range(3):
+                state = engine.module.initial_state(LANES, "cpu")
+                batch = torch.zeros(LANES, settings.part, dtype=torch.int64)
+                starts = torch.zeros(LANES, settings.part, dtype=torch.bool)
+                ledger.restart()
+                preface = bool(settings.data.preface)
+                initial = engine.module.initial_state(LANES, "cpu") if preface else None
+                given = {"parts": parts, "initial": initial}
+                engine.backward(engine.forward(batch, starts, state, batch, **given).loss)
+                engine.step(1.0)
+                if preface:
+                    engine.train(False)
+                    with torch.no_grad():
+                        engine.forward(batch, starts, state, batch, parts=parts)
+                    engine.train(True)
+            told.append({"held": engine.held(), "peak": ledger.peak, "sent": ledger.sent()})
+        del engine
+    if place.rank == 0:
+        path.write_text(json.dumps(told))
+    dist.destroy_process_group()
+    leave(0)
+
+
+def _alone(path: Path) -> None:
+    """The same by simulation, one process for each, as a command is."""
+    words = WORDS[int(path.suffix[1:])]
+    path.write_text(json.dumps(asdict(simulate(config(*words), VOCABULARY, RANKS, LANES))))
+    leave(0)
+
+
+WORDS = [
+    ("train.precision=bf16", "train.activation_checkpointing=full"),
+    ("train.precision=float32", "model.tied_embeddings=false"),
+    ("parallel.sequence=2", f"data.lanes={LANES}", "train.activation_checkpointing=full"),
+    ("data.preface=z", "parallel.sequence=2", f"data.lanes={LANES}"),
+]
+CASES = pytest.mark.parametrize("case", range(len(WORDS)), ids=[" ".join(w) for w in WORDS])
+
+
+@pytest.fixture(scope="module")
+def counted(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Any, Any]]:
+    """For each case what two real ranks and a simulated one told."""
+    directory = tmp_path_factory.mktemp("counted")
+    command = [sys.executable, "-P", __file__]
+    assert start_ranks([*command, "rank", str(directory / "real")], RANKS) == 0
+    real = json.loads((directory / "real").read_text())
+    alone = []
+    for case in range(len(WORDS)):
+        path = directory / f"alone.{case}"
+        assert start_ranks([*command, "alone", str(path)], 1) == 0
+        alone.append(json.loads(path.read_text()))
+    return list(zip(real, alone, strict=True))
+
+
+@CASES
+def test_a_simulated_rank_holds_what_a_real_one_holds(counted: list[Any], case: int) -> None:
+    real, alone = counted[case]
+    assert alone["held"] == real["held"]
+    assert real["held"]["persistent"] > 0
+
+
+@CASES
+def test_a_simulated_rank_sends_what_a_real_one_sends(counted: list[Any], case: int) -> None:
+    real, alone = counted[case]
+    assert alone["sent"] == real["sent"] > 0
+
+
+@CASES
+def test_a_simulated_rank_needs_at_most_what_a_real_one_needs(
+    counted: list[Any], case: int
+) -> None:
+    real, alone = counted[case]
+    assert alone["peak"] == pytest.approx(real["peak"], rel=0.01)
+
+
+@CASES
+def test_the_formulas_give_what_a_real_rank_holds_and_sends(counted: list[Any], case: int) -> None:
+    real, _ = counted[case]
+    settings = config(*WORDS[case])
+    planned = memory(settings, VOCABULARY, RANKS)
+    # A forward alone leaves the head's weight gathered for the next one; `gathered` counts it.
+    kept = VOCABULARY * settings.model.d_model * 4 if settings.data.preface else 0
+    held = {**planned.held, "persistent": planned.held["persistent"] + kept}
+    assert held == real["held"]
+    # Norms of gradients and the like are agreed on in a few bytes.
+    sent = sent_bytes(settings, VOCABULARY, RANKS) + passed_bytes(settings, RANKS)
+    assert sent - kept * (RANKS - 1) / RANKS == pytest.approx(real["sent"], abs=100)
+    assert real["peak"] <= planned.total <= 1.1 * real["peak"]
+
+
+def test_some_parameters_stay_gathered_and_some_do_not() -> None:
+    sizes = [p.numel() for p in Transformer(config().model, VOCABULARY).parameters()]
+    assert min(sizes) <= PERSISTENT_ELEMENTS < max(sizes)
+
+
+WORK: dict[str, Callable[[Path], None]] = {"rank": _rank, "alone": _alone}
+
+if __name__ == "__main__":
+    WORK[sys.argv[1]](Path(sys.argv[2]))

@@ -1,0 +1,211 @@
+"""The ledger: a run that consumed other tokens than the schedule's is found out."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from data_prep.dataset import settings
+from pretrain.checkpoint.attempts import Attempt
+from pretrain.checkpoint.commit import save
+from pretrain.checkpoint.pieces import LaneRecord, Piece
+from pretrain.checkpoint.ranks import SoloRanks
+from pretrain.config import Config, load
+from pretrain.data.lanes import Dataset, Lane, Mix
+from pretrain.training import ledger
+from pretrain.training.ledger import Ledger, check, extended
+from pretrain.training.metrics import read_records
+
+LANES, WINDOW = 3, 32
+TOOL = Path(__file__).parents[3] / "tools" / "check_ledger.py"
+Windows = Iterator[list[tuple[np.ndarray, np.ndarray]]]
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory, write_data_set: Callable[..., Any]) -> Config:
+    root = tmp_path_factory.mktemp("data")
+    rng = np.random.default_rng(1)
+    for name in ("one", "two"):
+        documents = [rng.integers(3, 48, size=int(size)) for size in rng.integers(1, 90, size=30)]
+        write_data_set(root / name, documents, 4, 48)
+    mix = f"data.mix=[{{data: {root / 'one'}, weight: 2}}, {{data: {root / 'two'}}}]"
+    return load(None, [mix, "run.directory=r", f"data.lanes={LANES}", "model.segment=8",
+                       "train.window_segments=4"])  # fmt: skip
+
+
+class Run:
+    """A run that consumes windows without a model."""
+
+    def __init__(self, directory: Path, config: Config) -> None:
+        directory.mkdir(parents=True)
+        (directory / "config.yaml").write_text(settings.to_yaml(config))
+        self.directory, self.config = directory, config
+        sources = config.data.sources.values()
+        mix = Mix([Dataset(Path(s.data)) for s in sources], [s.weight for s in sources])
+        self.lanes = [Lane(mix, index, LANES, config.run.seed) for index in range(LANES)]
+        self.histories = [""] * LANES
+        self.ledger = Ledger(directory, 0)
+        self.step = 0
+
+    def consume(self, windows: int = 1) -> None:
+        for _ in range(windows):
+            read = [lane.window(WINDOW) for lane in self.lanes]
+            self.histories = [
+                extended(history, tokens, starts)
+                for history, (tokens, _, starts, _) in zip(self.histories, read, strict=True)
+            ]
+            self.step += 1
+
+    def commit(self, attempt: int = 1) -> None:
+        self.ledger.add(self.step, attempt, 1, self.config, self.histories)
+        lanes = {
+            lane: LaneRecord({**asdict(self.lanes[lane].place), "history": history}, {})
+            for lane, history in enumerate(self.histories)
+        }
+        trainer = {"step": self.step, "tokens": self.step * LANES * WINDOW}
+        root, piece = self.directory / "checkpoints", Piece("w", (1,), 0, torch.zeros(1))
+        newest = Attempt(self.directory, attempt)
+        save(root, self.step, [piece], lanes, trainer, SoloRanks(), 2, 0, newest)
+
+
+@pytest.fixture
+def run(tmp_path: Path, config: Config) -> Run:
+    """A run that has committed steps 4 and 9."""
+    run = Run(tmp_path / "run", config)
+    for windows in (4, 5):
+        run.consume(windows)
+        run.commit()
+    return run
+
+
+def test_a_run_that_followed_the_schedule_is_proven(run: Run) -> None:
+    assert check(run.directory) == []
+    for attempt in (2, 2, 5):
+        run.consume(7)
+        run.commit(attempt)
+    assert check(run.directory) == []
+
+
+def test_a_window_that_is_skipped_is_found_in_its_lane(run: Run) -> None:
+    run.lanes[1].window(WINDOW)
+    run.consume(3)
+    run.commit()
+    problems = check(run.directory)
+    assert problems[0] == (
+        "lane 1: what steps 10 to 12 consumed is not what the schedule has there"
+    )
+    assert all(problem.startswith("lane 1: ") for problem in problems)
+
+
+def test_a_window_that_comes_twice_is_found_in_its_lane(run: Run, config: Config) -> None:
+    before = run.lanes[2].place
+    run.consume(2)
+    mix = Mix([Dataset(Path(s.data)) for s in config.data.sources.values()], [2.0, 1.0])
+    run.lanes[2] = Lane(mix, 2, LANES, config.run.seed, before)
+    run.consume(1)
+    run.commit()
+    assert check(run.directory)[0].startswith("lane 2: what steps 10 to 12 consumed")
+
+
+def test_windows_in_another_order_are_found(run: Run) -> None:
+    run.lanes[0], run.lanes[1] = run.lanes[1], run.lanes[0]
+    run.consume(1)
+    run.commit()
+    found = [problem[:7] for problem in check(run.directory)]
+    assert "lane 0:" in found and "lane 1:" in found and "lane 2:" not in found
+
+
+def test_one_token_that_differs_is_found(run: Run) -> None:
+    tokens, _, starts, _ = run.lanes[0].window(WINDOW)
+    right = extended(run.histories[0], tokens, starts)
+    tokens[5] += 1
+    assert extended(run.histories[0], tokens, starts) != right
+    tokens[5] -= 1
+    assert extended(run.histories[0], tokens, ~starts) != right
+    assert extended(run.histories[1], tokens, starts) != right
+
+
+def test_a_step_that_is_committed_twice_or_by_an_older_attempt_is_found(run: Run) -> None:
+    run.consume(1)
+    run.commit(3)
+    lines = (run.directory / "ledger.jsonl").read_text().splitlines()
+    stale = json.dumps({**json.loads(lines[-1]), "attempt": 2, "step": 11})
+    (run.directory / "ledger.jsonl").write_text("\n".join([*lines, lines[-1], stale]) + "\n")
+    assert check(run.directory) == [
+        "step 10 of attempt 3 stands after step 10 of attempt 3",
+        "step 11 of attempt 2 stands after step 10 of attempt 3",
+    ]
+
+
+def test_a_checkpoint_that_is_not_at_the_ledgers_end_is_found(run: Run) -> None:
+    lines = (run.directory / "ledger.jsonl").read_text().splitlines(keepends=True)
+    (run.directory / "ledger.jsonl").write_text(lines[0])
+    assert check(run.directory) == [
+        "the newest checkpoint is of step 9, the ledger ends with step 4"
+    ]
+
+
+def test_what_was_not_committed_is_dropped_when_the_run_goes_on(run: Run) -> None:
+    run.ledger.add(12, 1, 1, run.config, run.histories)
+    with (run.directory / "ledger.jsonl").open("a") as file:
+        file.write('{"step": 15, "half')
+    Ledger(run.directory, 9).close()
+    assert [line["step"] for line in read_records(run.directory / "ledger.jsonl")] == [4, 9]
+    # Whoever still has the file open writes into one that has no name any more.
+    run.ledger.add(13, 1, 1, run.config, run.histories)
+    assert [line["step"] for line in read_records(run.directory / "ledger.jsonl")] == [4, 9]
+    assert check(run.directory) == []
+
+
+def test_weights_and_windows_that_changed_between_commits_are_followed(
+    tmp_path: Path, config: Config
+) -> None:
+    run = Run(tmp_path / "run", config)
+    run.consume(3)
+    run.commit()
+    changed = load(None, [
+        f"data.mix=[{{data: {config.data.mix[0].data}}}, {{data: {config.data.mix[1].data}, "
+        "weight: 9}]", "run.directory=r", f"data.lanes={LANES}", "model.segment=8",
+        "train.window_segments=4",
+    ])  # fmt: skip
+    places = [lane.place for lane in run.lanes]
+    mix = Mix([Dataset(Path(s.data)) for s in changed.data.sources.values()], [1.0, 9.0])
+    run.lanes = [Lane(mix, g, LANES, config.run.seed, place) for g, place in enumerate(places)]
+    run.config = changed
+    run.consume(20)
+    run.commit()
+    assert check(run.directory) == []
+
+
+def test_the_tool_tells_what_it_found_by_its_exit_code(run: Run) -> None:
+    def tool() -> subprocess.CompletedProcess[str]:
+        words = [sys.executable, str(TOOL), str(run.directory)]
+        return subprocess.run(words, capture_output=True, text=True, check=False)
+
+    assert tool().stdout == (
+        f"{run.directory}: 2 commits up to step 9, of attempts 1: every token once, in order\n"
+    )
+    run.lanes[1].window(WINDOW)
+    run.consume(3)
+    run.commit()
+    found = tool()
+    assert found.returncode == 1 and "lane 1: what steps 10 to 12 consumed" in found.stderr
+    shutil.rmtree(run.directory / "checkpoints")
+    (run.directory / "config.yaml").unlink()
+    found = tool()
+    assert found.returncode == 1 and "cannot be checked" in found.stderr
+    assert "Traceback" not in found.stderr
+
+
+def test_a_run_without_a_commit_has_consumed_nothing(tmp_path: Path, config: Config) -> None:
+    assert ledger.check(Run(tmp_path / "run", config).directory) == []
