@@ -238,11 +238,9 @@ class _Field:
 
 
 def _bounds(about: About) -> str:
-    """`at least 1`, `0 to 1`, `more than 0 and at most 1`."""
-    if about.low is not None and about.high is not None:
-        return f"{about.low:g} to {about.high:g}"
-    low = f"at least {about.low:g}" if about.above is None else f"more than {about.above:g}"
-    return low if about.high is None else f"{low} and at most {about.high:g}"
+    """`at least 1`, `more than 0 and at most 1`."""
+    bounds = {"at least": about.low, "more than": about.above, "at most": about.high}
+    return " and ".join(f"{word} {bound:g}" for word, bound in bounds.items() if bound is not None)
 
 
 def _fields(schema: type[Command]) -> list[_Field]:
@@ -293,7 +291,7 @@ def _parser(program: Program) -> argparse.ArgumentParser:
             verb, help=_line(about), description=_paragraphs(about), epilog=schema.epilog(),
             formatter_class=raw,
         )  # fmt: skip
-        parser.set_defaults(command=name, name=parser.prog)
+        parser.set_defaults(_command=name, _prog=parser.prog)
         _add_fields(parser, _fields(schema))
     return top
 
@@ -348,7 +346,7 @@ def parse(program: Program, words: Sequence[str] | None = None) -> tuple[str, Co
     except SystemExit:
         flush()
         raise
-    schema, fields = program.commands[given.command], _fields(program.commands[given.command])
+    schema, fields = program.commands[given._command], _fields(program.commands[given._command])
     problems = _left_over(rest, given, fields)
     values, wrong = _values(vars(given), fields, problems)
     if all(field.name in values for field in fields if field.default is MISSING):
@@ -358,8 +356,8 @@ def parse(program: Program, words: Sequence[str] | None = None) -> tuple[str, Co
             one for one in made.problems() if not any(field.label in one for field in wrong)
         ]
         if not problems:
-            return given.name, made
-    raise CommandError(given.name, problems)
+            return given._prog, made
+    raise CommandError(given._prog, problems)
 
 
 def _left_over(

@@ -25,7 +25,7 @@ def test_of_passkeys(pretrain: Run) -> None:
     )  # fmt: skip
     assert "--lengths: expected tokens as 4096, 32k or 1m, found '1mm'" in said
     assert "--lengths: 512 is given twice" in said
-    assert "--depths: expected 0 to 1, found 1.5" in said
+    assert "--depths: expected at least 0 and at most 1, found 1.5" in said
 
 
 def test_of_needles(pretrain: Run) -> None:
