@@ -7,7 +7,7 @@ import json
 import signal
 import sys
 from collections.abc import Sequence
-from dataclasses import MISSING, dataclass
+from dataclasses import MISSING
 from functools import cached_property
 from pathlib import Path
 from types import FrameType
@@ -16,7 +16,15 @@ from typing import Literal
 from data_prep import config as configuration
 from data_prep.config import Config
 from data_prep.dataset import command, shards
-from data_prep.dataset.command import DIRECTORY, Command, CommandError, Program, option, word
+from data_prep.dataset.command import (
+    DIRECTORY,
+    Command,
+    CommandError,
+    Configured,
+    Program,
+    option,
+    word,
+)
 from data_prep.dataset.settings import SettingsError
 from data_prep.dataset.shards import DataError
 from data_prep.pipeline import reshard
@@ -49,30 +57,7 @@ class _StoppedError(Exception):
         self.number = number
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Configured(Command):
-    config: Path = word("YAML file", metavar="CONFIG")
-    overrides: list[str] = word("overrides of the file's values", [], metavar="key=value")
-
-    @cached_property
-    def wanted(self) -> Config:
-        """The configuration. Raises SettingsError."""
-        return configuration.load(self.config, self.words())
-
-    def words(self) -> list[str]:
-        """Everything that overrides the file."""
-        return self.overrides
-
-    def problems(self) -> list[str]:
-        try:
-            _ = self.wanted
-        except SettingsError as error:
-            return error.problems
-        return []
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Make(_Configured):
+class _Make(Configured):
     limit: int | None = option(None, "the same as limit=N: a trial on some records")
 
     @classmethod
@@ -80,30 +65,18 @@ class _Make(_Configured):
         keys = "\n  ".join(["configuration keys:", *configuration.describe()])
         return f"{keys}\n\n{_EXAMPLES}"
 
-    def words(self) -> list[str]:
-        return [*self.overrides, *([] if self.limit is None else [f"limit={self.limit}"])]
-
-    def run(self) -> int:
-        # datatrove takes its time to import: mistakes in the configuration are reported before.
-        from data_prep.pipeline.workers import WorkerLostError
-
-        try:
-            return self.make()
-        except WorkerLostError as error:
-            return _failed(str(error), 1)
-
-    def make(self) -> int:
-        """Make what is wanted; the exit code."""
-        raise NotImplementedError
+    @cached_property
+    def wanted(self) -> Config:
+        limit = [] if self.limit is None else [f"limit={self.limit}"]
+        return configuration.load(self.config, [*self.overrides, *limit])
 
 
-@dataclass(frozen=True, kw_only=True)
 class _Run(_Make):
     """Make a data set, or continue making it."""
 
     dry_run: bool = option(False, "report the plan and an estimate, write nothing")
 
-    def make(self) -> int:
+    def run(self) -> int:
         if not self.dry_run:
             return _made(self.wanted, "all")
         from data_prep.pipeline import estimate
@@ -112,18 +85,14 @@ class _Run(_Make):
         return 0
 
 
-@dataclass(frozen=True, kw_only=True)
 class _Submit(_Make):
     """The same, as arrays of Slurm jobs."""
 
-    def make(self) -> int:
+    def run(self) -> int:
         from data_prep.pipeline import slurm
 
         output = Path(self.wanted.output).expanduser()
-        try:
-            jobs = slurm.submit(self.wanted)
-        except slurm.SubmitError as error:
-            return _failed(str(error), 1)
+        jobs = slurm.submit(self.wanted)
         if not jobs:
             print(f"{output} is finished already, from the same configuration: nothing to do")
             return 0
@@ -135,11 +104,10 @@ class _Submit(_Make):
         return 0
 
 
-@dataclass(frozen=True, kw_only=True)
 class _Tokenizer(_Make):
     """Train or copy the tokenizer alone."""
 
-    def make(self) -> int:
+    def run(self) -> int:
         from data_prep.pipeline import pipeline
 
         print(f"tokenizer: {pipeline.run_tokenizer(self.wanted)}")
@@ -147,11 +115,10 @@ class _Tokenizer(_Make):
         return 0
 
 
-@dataclass(frozen=True, kw_only=True)
 class _Shards(_Make):
     """Make the rest, with the tokenizer that is there."""
 
-    def make(self) -> int:
+    def run(self) -> int:
         return _made(self.wanted, "shards")
 
 
@@ -166,8 +133,7 @@ def _made(wanted: Config, what: Literal["all", "shards"]) -> int:
     return 0
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Check(_Configured):
+class _Check(Configured):
     """Report every mistake in a configuration.
 
     Checks a configuration as `run` would, and prints the data set's directory.
@@ -179,6 +145,10 @@ class _Check(_Configured):
         many="again",
         metavar="DIR",
     )
+
+    @cached_property
+    def wanted(self) -> Config:
+        return configuration.load(self.config, self.overrides)
 
     def run(self) -> int:
         from data_prep.pipeline import pipeline
@@ -194,12 +164,10 @@ class _Check(_Configured):
         return 0
 
 
-@dataclass(frozen=True, kw_only=True)
 class _DataSet(Command):
     directory: Path = word("data set", kind=DIRECTORY, metavar="DIR")
 
 
-@dataclass(frozen=True, kw_only=True)
 class _Reshard(_DataSet):
     """Cut a data set into another number of shards.
 
@@ -222,7 +190,6 @@ class _Reshard(_DataSet):
         return 0
 
 
-@dataclass(frozen=True, kw_only=True)
 class _Verify(_DataSet):
     """Read a data set and list every problem."""
 
@@ -239,7 +206,6 @@ class _Verify(_DataSet):
         return 0
 
 
-@dataclass(frozen=True, kw_only=True)
 class _Stats(_DataSet):
     """Count what a data set holds."""
 
@@ -254,7 +220,6 @@ class _Stats(_DataSet):
         return 0
 
 
-@dataclass(frozen=True, kw_only=True)
 class _Report(_DataSet):
     """Write what a data set holds as one HTML page."""
 
@@ -274,7 +239,6 @@ class _Report(_DataSet):
         return 0
 
 
-@dataclass(frozen=True, kw_only=True)
 class _Drawn(Command):
     """What depends on a seed, with texts of a length between bounds."""
 
@@ -292,7 +256,6 @@ class _Drawn(Command):
         ]
 
 
-@dataclass(frozen=True, kw_only=True)
 class _Recall(_Drawn):
     """Write documents that ask for what was said far back in them.
 
@@ -341,7 +304,6 @@ class _Recall(_Drawn):
         return 0
 
 
-@dataclass(frozen=True, kw_only=True)
 class _Pairs(_Drawn):
     """Write books, or passages of them, each with the names in it.
 
@@ -386,7 +348,8 @@ _PROGRAM = Program(
         "recall": _Recall,
         "pairs": _Pairs,
     },
-    epilog=_EXAMPLES,
+    {},
+    _EXAMPLES,
 )
 
 
@@ -423,6 +386,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if command.is_closed_pipe(error):
             return command.EXIT_CLOSED_PIPE
         return _failed(f"{command.explained(error)}{remedy}", 1)
+    except Exception as error:
+        # These modules import datatrove, which takes its time, so they are imported where needed.
+        from data_prep.pipeline.slurm import SubmitError
+        from data_prep.pipeline.workers import WorkerLostError
+
+        if isinstance(error, SubmitError | WorkerLostError):
+            return _failed(str(error), 1)
+        raise
 
 
 def _stop(number: int, frame: FrameType | None) -> None:

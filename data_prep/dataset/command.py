@@ -11,6 +11,7 @@ import dataclasses
 import difflib
 import inspect
 import math
+import operator
 import os
 import select
 import shutil
@@ -18,9 +19,12 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass
+from functools import cached_property
 from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, NamedTuple, NoReturn, get_args, get_origin, get_type_hints
+
+from data_prep.dataset.settings import SettingsError
 
 EXIT_MISTAKE = 2
 EXIT_CLOSED_PIPE = 141  # 128 + SIGPIPE, as a shell gives it
@@ -40,100 +44,21 @@ def cannot_run(command: str, problems: Iterable[str]) -> str:
 
 
 class Kind(NamedTuple):
-    """How a word becomes a value: `read` raises ValueError for what is not as `expected`."""
+    """How a word becomes a value: `read` raises ValueError or KeyError for what is not expected."""
 
     expected: str
     read: Callable[[str], Any]
     show: Callable[[Any], str] = str
 
 
-@dataclass(frozen=True)
-class About:
-    """What a field of a command says of its word or option.
-
-    The bounds `low` and `high` are closed, `above` is open. A list is given separated by commas,
-    or as several `words` behind one option, or by the option given `again`; `unique` refuses equal
-    items. `otherwise` is shown in the help in place of the default. Of this option and the
-    one that it is `instead_of`, one alone may be given.
-    """
-
-    doc: str
-    positional: bool = False
-    low: float | None = None
-    high: float | None = None
-    above: float | None = None
-    kind: Kind | None = None
-    many: Literal["commas", "words", "again"] = "commas"
-    unique: bool = False
-    metavar: str | None = None
-    otherwise: str = ""
-    instead_of: str = ""
-
-
-def option(default: Any, doc: str, **about: Any) -> Any:
-    """A field that is given as --its-name; `MISSING` as default: it must be given. See About."""
-    return _field(default, About(doc, **about))
-
-
-def word(doc: str, default: Any = MISSING, **about: Any) -> Any:
-    """A field that is given by its place. A list takes all words that are left; see About."""
-    return _field(default, About(doc, positional=True, **about))
-
-
-def _field(default: Any, about: About) -> Any:
-    metadata = {"about": about}
-    if isinstance(default, list):
-        return dataclasses.field(default_factory=lambda: list(default), metadata=metadata)
-    return dataclasses.field(default=default, metadata=metadata)
-
-
-class Command:
-    """A command: a frozen dataclass of `word` and `option` fields.
-
-    The first paragraph of its docstring is its line in the list of commands; its own help shows
-    all of it.
-    """
-
-    @classmethod
-    def epilog(cls) -> str:
-        """What stands at the end of its help."""
-        return ""
-
-    def problems(self) -> list[str]:
-        """Every mistake that no field has by itself, one sentence each."""
-        return []
-
-    def run(self) -> int:
-        """Do it; the exit code."""
-        raise NotImplementedError
-
-
-@dataclass(frozen=True)
-class Program:
-    """A program of several commands, by name: `train`, or with a group before it `eval passkey`."""
-
-    name: str
-    about: str
-    commands: Mapping[str, type[Command]]
-    groups: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    epilog: str = ""
-
-
 def one_of(names: Iterable[str]) -> Kind:
     """The kind of a word that is one of `names`."""
-    known = list(names)
-
-    def read(text: str) -> str:
-        if text not in known:
-            raise ValueError
-        return text
-
-    return Kind(f"one of {', '.join(known)}", read)
+    known = {name: name for name in names}
+    return Kind(f"one of {', '.join(known)}", known.__getitem__)
 
 
 def _finite(text: str) -> float:
-    number = float(text)
-    if not math.isfinite(number):
+    if not math.isfinite(number := float(text)):
         raise ValueError
     return number
 
@@ -153,14 +78,12 @@ def _tokens(text: str) -> int:
 
 
 def _short(tokens: int) -> str:
-    """The shortest that `_tokens` reads as this number."""
     fitting = (f"{tokens // size}{unit}" for unit, size in _SIZES.items() if tokens % size == 0)
     return next(fitting, str(tokens))
 
 
 DIRECTORY = Kind("a directory", _directory)
 TOKENS = Kind("tokens as 4096, 32k or 1m", _tokens, _short)
-
 _KINDS = {
     int: Kind("a whole number", int),
     float: Kind("a number", _finite, "{:g}".format),
@@ -170,170 +93,153 @@ _KINDS = {
 
 
 @dataclass(frozen=True)
-class _Field:
-    """A field as the command line has it."""
+class Option:
+    """An option of a command, or a word if it is `positional`, with the field that it sets.
 
-    name: str
-    about: About
-    type: Any  # of the value, or of one item
-    is_list: bool
+    The bounds `low` and `high` are closed, `above` is open. A list is given separated by commas,
+    or as several `words` behind one option, or by the option given `again`; `unique` refuses equal
+    items. `otherwise` is shown in the help in place of the default. Of this option and the one
+    that it is `instead_of`, one alone may be given.
+    """
+
+    doc: str
     default: Any
+    positional: bool = False
+    low: float | None = None
+    high: float | None = None
+    above: float | None = None
+    kind: Kind | None = None
+    many: Literal["commas", "words", "again"] = "commas"
+    unique: bool = False
+    metavar: str = ""
+    otherwise: str = ""
+    instead_of: str = ""
+    # Of the field; the type is that of one item.
+    name: str = ""
+    type: Any = str
+    is_list: bool = False
 
     @property
     def label(self) -> str:
         """As messages name it."""
-        return self.about.metavar or self.name if self.about.positional else self.option
+        return self.metavar or self.name if self.positional else _dashed(self.name)
 
     @property
-    def option(self) -> str:
-        """`--its-name`."""
-        return f"--{self.name.replace('_', '-')}"
-
-    @property
-    def kind(self) -> Kind:
+    def reader(self) -> Kind:
         """How its words are read."""
         if get_origin(self.type) is Literal:
             return one_of(get_args(self.type))
-        return self.about.kind or _KINDS[self.type]
+        return self.kind or _KINDS[self.type]
 
     def help(self) -> str:
         """Its meaning and its default."""
-        about, default = self.about, self.default
-        if about.otherwise:
-            return f"{about.doc} (default: {about.otherwise})"
-        if default in (MISSING, None, "") or default is False or default == []:
-            return about.doc
-        items = default if self.is_list else [default]
-        return f"{about.doc} (default {','.join(self.kind.show(item) for item in items)})"
+        if self.otherwise:
+            return f"{self.doc} (default: {self.otherwise})"
+        if self.default in (MISSING, None, "") or self.default is False or self.default == []:
+            return self.doc
+        items = self.default if self.is_list else [self.default]
+        return f"{self.doc} (default {','.join(map(self.reader.show, items))})"
 
     def value(self, given: Any, problems: list[str]) -> Any:
         """The value of the words given, None where one cannot be read; mistakes to `problems`."""
         if self.type is bool:
             return given
-        texts = [given] if isinstance(given, str) else given
-        if self.is_list and self.about.many == "commas" and not self.about.positional:
-            texts = given.split(",")
-        items = [self._item(text, problems) for text in texts]
-        if self.about.unique:
-            twice = [
-                one for one in dict.fromkeys(items) if one is not None and items.count(one) > 1
-            ]
-            problems += [f"{self.label}: {self.kind.show(one)} is given twice" for one in twice]
-        if None in items:
+        if self.is_list and self.many == "commas" and not self.positional:
+            given = given.split(",")
+        items = [self._item(text, problems) for text in (given if self.is_list else [given])]
+        read = [item for item in items if item is not None]
+        twice = [one for one in dict.fromkeys(read) if self.unique and read.count(one) > 1]
+        problems += [f"{self.label}: {self.reader.show(one)} is given twice" for one in twice]
+        if len(read) < len(items):
             return None
-        return items if self.is_list else items[0]
+        return read if self.is_list else read[0]
 
     def _item(self, text: str, problems: list[str]) -> Any:
-        kind, about = self.kind, self.about
         try:
-            value = kind.read(text)
-        except ValueError:
-            problems.append(f"{self.label}: expected {kind.expected}, found {text!r}")
+            value = self.reader.read(text)
+        except (ValueError, KeyError):
+            problems.append(f"{self.label}: expected {self.reader.expected}, found {text!r}")
             return None
-        over = about.low is not None and value < about.low
-        over = over or (about.above is not None and value <= about.above)
-        if over or (about.high is not None and value > about.high):
-            problems.append(f"{self.label}: expected {_bounds(about)}, found {text}")
+        bounds = (
+            ("at least", self.low, operator.ge),
+            ("more than", self.above, operator.gt),
+            ("at most", self.high, operator.le),
+        )
+        if not all(bound is None or holds(value, bound) for _, bound, holds in bounds):
+            wanted = [f"{words} {bound:g}" for words, bound, _ in bounds if bound is not None]
+            problems.append(f"{self.label}: expected {' and '.join(wanted)}, found {text}")
         return value
 
 
-def _bounds(about: About) -> str:
-    """`at least 1`, `more than 0 and at most 1`."""
-    bounds = {"at least": about.low, "more than": about.above, "at most": about.high}
-    return " and ".join(f"{word} {bound:g}" for word, bound in bounds.items() if bound is not None)
+def option(default: Any, doc: str, **about: Any) -> Any:
+    """A field that is given as --its-name; `MISSING` as default: it must be given. See Option."""
+    return _field(Option(doc, default, **about))
 
 
-def _fields(schema: type[Command]) -> list[_Field]:
-    hints, found = get_type_hints(schema), []
-    for field in dataclasses.fields(schema):  # type: ignore[arg-type]
-        kind, default = hints[field.name], field.default
-        if field.default_factory is not MISSING:
-            default = field.default_factory()
-        is_list = get_origin(kind) is list
-        if is_list:
-            (kind,) = get_args(kind)
-        elif NoneType in get_args(kind):
-            (kind,) = (one for one in get_args(kind) if one is not NoneType)
-        found.append(_Field(field.name, field.metadata["about"], kind, is_list, default))
-    return sorted(found, key=lambda one: one.default is not MISSING)  # what must be given is first
+def word(doc: str, default: Any = MISSING, **about: Any) -> Any:
+    """A field that is given by its place. A list takes all words that are left; see Option."""
+    return _field(Option(doc, default, positional=True, **about))
 
 
-class _Parser(argparse.ArgumentParser):
-    """A parser that raises CommandError."""
-
-    def error(self, message: str) -> NoReturn:
-        raise CommandError(self.prog, [message.removeprefix("argument ")])
-
-
-def _paragraphs(text: str) -> str:
-    """Text filled to the terminal's width, paragraph by paragraph; lines set in are left alone."""
-    width = shutil.get_terminal_size().columns - 2
-    return "\n\n".join(textwrap.fill(one, width) for one in text.split("\n\n"))
+def _field(about: Option) -> Any:
+    metadata = {"option": about}
+    if isinstance(about.default, list):
+        return dataclasses.field(default_factory=about.default.copy, metadata=metadata)
+    return dataclasses.field(default=about.default, metadata=metadata)
 
 
-def _parser(program: Program) -> argparse.ArgumentParser:
-    raw = argparse.RawDescriptionHelpFormatter
-    top = _Parser(
-        prog=program.name, description=_paragraphs(program.about), epilog=program.epilog,
-        formatter_class=raw,
-    )  # fmt: skip
-    places = {"": top.add_subparsers(required=True, metavar="COMMAND")}
-    for name, schema in program.commands.items():
-        group, _, verb = name.rpartition(" ")
-        if group not in places:
-            about = program.groups[group]
-            inner = places[""].add_parser(
-                group, help=_line(about), description=_paragraphs(about), formatter_class=raw
-            )
-            places[group] = inner.add_subparsers(required=True, metavar="KIND")
-        about = inspect.cleandoc(schema.__doc__ or "")
-        parser = places[group].add_parser(
-            verb, help=_line(about), description=_paragraphs(about), epilog=schema.epilog(),
-            formatter_class=raw,
-        )  # fmt: skip
-        parser.set_defaults(_command=name, _prog=parser.prog)
-        _add_fields(parser, _fields(schema))
-    return top
+class Command:
+    """A command. A subclass becomes a frozen dataclass of its `word` and `option` fields.
+
+    The first paragraph of its docstring is its line in the list of commands; its own help shows
+    all of it.
+    """
+
+    def __init_subclass__(cls) -> None:
+        dataclass(frozen=True, kw_only=True)(cls)
+
+    @classmethod
+    def epilog(cls) -> str:
+        """The end of its help."""
+        return ""
+
+    def problems(self) -> list[str]:
+        """Every mistake that no field has by itself, one sentence each."""
+        return []
+
+    def run(self) -> int:
+        """Run the command; the exit code."""
+        raise NotImplementedError
 
 
-def _line(about: str) -> str:
-    """A command's line in the list of commands: its first paragraph, as a phrase."""
-    first = " ".join(about.partition("\n\n")[0].split()).rstrip(".").replace("%", "%%")
-    return first[:1].lower() + first[1:]
+class Configured(Command):
+    """A command on a configuration, which is checked together with the command's own words."""
+
+    config: Path = word("YAML file with what differs from the defaults", metavar="CONFIG")
+    overrides: list[str] = word("overrides of the file's values", [], metavar="key=value")
+
+    @cached_property
+    def wanted(self) -> Any:
+        """The configuration. Raises SettingsError."""
+        raise NotImplementedError
+
+    def problems(self) -> list[str]:
+        """Every mistake in the configuration."""
+        try:
+            _ = self.wanted
+        except SettingsError as error:
+            return error.problems
+        return []
 
 
-def _add_fields(parser: argparse.ArgumentParser, fields: Sequence[_Field]) -> None:
-    required = []
-    for field in fields:
-        about = field.about
-        more: dict[str, Any] = {"help": field.help().replace("%", "%%")}
-        if field.type is bool:
-            more["action"] = "store_true"
-        else:
-            more["metavar"] = _metavar(field)
-        if field.is_list and about.many == "again":
-            more["action"] = "append"
-        elif field.is_list and (about.positional or about.many == "words"):
-            more["nargs"] = "+" if field.default is MISSING else "*"
-        names = [field.name] if about.positional else [field.option]
-        if not about.positional:
-            more["required"] = field.default is MISSING
-        action = parser.add_argument(*names, default=argparse.SUPPRESS, **more)
-        if action.required:
-            required.append(action)
-    # What is missing is reported here, together with all other mistakes.
-    parser.usage = parser.format_usage().removeprefix("usage: ").rstrip().replace("%", "%%")
-    for action in required:
-        action.required = False
+class Program(NamedTuple):
+    """Commands by name: `train`, or after the name of their group, `eval passkey`."""
 
-
-def _metavar(field: _Field) -> str:
-    if field.about.metavar or field.about.positional:
-        return field.about.metavar or field.name
-    if get_origin(field.type) is Literal:
-        return f"{{{','.join(get_args(field.type))}}}"
-    letter = {int: "N", float: "X", Path: "PATH"}.get(field.type, field.name.upper())
-    return f"{letter},..." if field.is_list and field.about.many == "commas" else letter
+    name: str
+    about: str
+    commands: Mapping[str, type[Command]]
+    groups: Mapping[str, str]
+    epilog: str = ""
 
 
 def parse(program: Program, words: Sequence[str] | None = None) -> tuple[str, Command]:
@@ -346,27 +252,37 @@ def parse(program: Program, words: Sequence[str] | None = None) -> tuple[str, Co
     except SystemExit:
         flush()
         raise
-    schema, fields = program.commands[given._command], _fields(program.commands[given._command])
-    problems = _left_over(rest, given, fields)
-    values, wrong = _values(vars(given), fields, problems)
-    if all(field.name in values for field in fields if field.default is MISSING):
+    schema = program.commands[given._command]
+    options = _options(schema)
+    problems = _left_over(rest, given, options)
+    values, wrong = _values(vars(given), options, problems)
+    if all(one.name in values for one in options if one.default is MISSING):
         made = schema(**values)
         # What is said of a wrong value, or of the default in its place, would mislead.
-        problems += [
-            one for one in made.problems() if not any(field.label in one for field in wrong)
-        ]
+        problems += [text for text in made.problems() if not any(label in text for label in wrong)]
         if not problems:
             return given._prog, made
     raise CommandError(given._prog, problems)
 
 
-def _left_over(
-    rest: Sequence[str], given: argparse.Namespace, fields: Sequence[_Field]
-) -> list[str]:
+def _options(schema: type[Command]) -> list[Option]:
+    """Of each field; what must be given is first."""
+    hints, found = get_type_hints(schema), []
+    for field in dataclasses.fields(schema):  # type: ignore[arg-type]
+        kind = hints[field.name]
+        is_list = get_origin(kind) is list
+        if is_list or NoneType in get_args(kind):
+            kind = next(one for one in get_args(kind) if one is not NoneType)
+        about = field.metadata["option"]
+        found.append(dataclasses.replace(about, name=field.name, type=kind, is_list=is_list))
+    return sorted(found, key=lambda one: one.default is not MISSING)
+
+
+def _left_over(rest: Sequence[str], given: argparse.Namespace, options: list[Option]) -> list[str]:
     """Give words that follow an option to the list they belong to; what is unknown."""
     # argparse takes no further words of a list once an option has come between.
-    last = next((field for field in fields if field.about.positional and field.is_list), None)
-    known = [field.option for field in fields if not field.about.positional]
+    last = next((one.name for one in options if one.positional and one.is_list), None)
+    known = [one.label for one in options if not one.positional]
     unknown = []
     for text in (text for text in rest if text.startswith("-")):
         near = difflib.get_close_matches(text.partition("=")[0], known, n=1)
@@ -376,28 +292,99 @@ def _left_over(
         return unknown
     if last is None:
         return [f"{text!r}: unexpected, all words of this command are given" for text in rest]
-    setattr(given, last.name, [*getattr(given, last.name, []), *rest])
+    setattr(given, last, [*getattr(given, last, []), *rest])
     return []
 
 
 def _values(
-    given: Mapping[str, Any], fields: Sequence[_Field], problems: list[str]
-) -> tuple[dict[str, Any], list[_Field]]:
-    """The values given, by field, and the fields that are wrong; why goes into `problems`."""
-    values: dict[str, Any] = {}
-    wrong = []
-    for field in fields:
+    given: Mapping[str, Any], options: list[Option], problems: list[str]
+) -> tuple[dict[str, Any], list[str]]:
+    """The values given, by field, and the labels of wrong ones; why goes into `problems`."""
+    values, wrong = {}, []
+    for one in options:
         before = len(problems)
-        if field.about.instead_of in given and field.name in given:
-            other = field.about.instead_of.replace("_", "-")
-            problems.append(f"{field.option}, --{other}: both are given; give one of the two")
-        elif field.name in given:
-            values[field.name] = field.value(given[field.name], problems)
-        elif field.default is MISSING:
-            problems.append(f"{field.label}: not given; expected the {field.about.doc}")
+        if one.instead_of in given and one.name in given:
+            both = f"{one.label}, {_dashed(one.instead_of)}"
+            problems.append(f"{both}: both are given; give one of the two")
+        elif one.name in given:
+            values[one.name] = one.value(given[one.name], problems)
+        elif one.default is MISSING:
+            problems.append(f"{one.label}: not given; expected the {one.doc}")
         if len(problems) > before:
-            wrong.append(field)
+            wrong.append(one.label)
     return {name: value for name, value in values.items() if value is not None}, wrong
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser that raises CommandError."""
+
+    def error(self, message: str) -> NoReturn:
+        raise CommandError(self.prog, [message.removeprefix("argument ")])
+
+
+def _parser(program: Program) -> argparse.ArgumentParser:
+    raw = argparse.RawDescriptionHelpFormatter
+    top = _Parser(program.name, description=_filled(program.about), formatter_class=raw)
+    top.epilog = program.epilog
+    places: dict[str, Any] = {"": top.add_subparsers(required=True, metavar="COMMAND")}
+
+    def added(group: str, verb: str, doc: str, epilog: str = "") -> argparse.ArgumentParser:
+        line = " ".join(doc.partition("\n\n")[0].split()).rstrip(".").replace("%", "%%")
+        about = {"help": line[:1].lower() + line[1:], "description": _filled(doc)}
+        made: argparse.ArgumentParser = places[group].add_parser(
+            verb, epilog=epilog, formatter_class=raw, **about
+        )
+        return made
+
+    for name, schema in program.commands.items():
+        group, _, verb = name.rpartition(" ")
+        if group not in places:
+            inner = added("", group, program.groups[group])
+            places[group] = inner.add_subparsers(required=True, metavar="KIND")
+        parser = added(group, verb, inspect.cleandoc(schema.__doc__ or ""), schema.epilog())
+        parser.set_defaults(_command=name, _prog=parser.prog)
+        _add_options(parser, _options(schema))
+    return top
+
+
+def _filled(text: str) -> str:
+    """Text filled to the terminal's width, paragraph by paragraph."""
+    width = shutil.get_terminal_size().columns - 2
+    return "\n\n".join(textwrap.fill(one, width) for one in text.split("\n\n"))
+
+
+def _add_options(parser: argparse.ArgumentParser, options: list[Option]) -> None:
+    actions = []
+    for one in options:
+        names = [one.name] if one.positional else [_dashed(one.name)]
+        more: dict[str, Any] = {} if one.positional else {"required": one.default is MISSING}
+        if one.type is bool:
+            more["action"] = "store_true"
+        else:
+            more["metavar"] = _metavar(one)
+        if one.is_list and one.many == "again":
+            more["action"] = "append"
+        elif one.is_list and (one.positional or one.many == "words"):
+            more["nargs"] = "+" if one.default is MISSING else "*"
+        doc = one.help().replace("%", "%%")
+        actions.append(parser.add_argument(*names, help=doc, default=argparse.SUPPRESS, **more))
+    # Shown as required, and reported here where missing, together with all other mistakes.
+    parser.usage = parser.format_usage().removeprefix("usage: ").rstrip().replace("%", "%%")
+    for action in actions:
+        action.required = False
+
+
+def _metavar(one: Option) -> str:
+    if one.metavar or one.positional:
+        return one.metavar or one.name
+    if get_origin(one.type) is Literal:
+        return f"{{{','.join(get_args(one.type))}}}"
+    letter = {int: "N", float: "X", Path: "PATH"}.get(one.type, one.name.upper())
+    return f"{letter},..." if one.is_list and one.many == "commas" else letter
+
+
+def _dashed(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def flush() -> None:

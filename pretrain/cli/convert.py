@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from data_prep.dataset import settings
 from data_prep.dataset.command import Command, option, word
-from pretrain.cli.configured import OnModel
 from pretrain.config import ImportConfig
 
 
-@dataclass(frozen=True, kw_only=True)
 class Import(Command):
     """Take in a Hugging Face model of the Llama family.
 
@@ -37,8 +34,7 @@ class Import(Command):
         return llama.run(self.source, self.out, self.settings, self.tokenizer)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Export(OnModel):
+class Export(Command):
     """Write a model that Hugging Face's transformers load.
 
     Writes safetensors, config.json, the tokenizer and the code of the model:
@@ -46,6 +42,7 @@ class Export(OnModel):
     memory becomes a plain Llama, which is the same for texts of one segment.
     """
 
+    path: Path = word("run directory, or one checkpoint of it")
     out: Path = word("directory to be made")
     dtype: Literal["stored", "float32", "bf16"] = option(
         "stored", "of the weights written", otherwise="as they are stored, exact"
@@ -57,7 +54,6 @@ class Export(OnModel):
         return export.run(self.path, self.out, self.dtype)
 
 
-@dataclass(frozen=True, kw_only=True)
 class Plot(Command):
     """Draw a run's curves.
 

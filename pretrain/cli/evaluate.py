@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Sequence
-from dataclasses import MISSING, dataclass
+from dataclasses import MISSING
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from data_prep.dataset.command import TOKENS, one_of, option, word
+from data_prep.dataset.command import TOKENS, Command, one_of, option, word
 from data_prep.dataset.shards import DataError, read_manifest
 from data_prep.recall.tasks import PASSKEY, TASKS
-from pretrain.cli.configured import OnModel
 from pretrain.evaluate import pairs
 from pretrain.evaluate.pairs import Fields, Pair
 from pretrain.evaluate.questions import Asked
@@ -21,7 +20,12 @@ _NEEDLES = [task for task in TASKS if task != PASSKEY]
 _TRAINED_ON = "as in the pairs that the run was trained on"
 
 
-@dataclass(frozen=True, kw_only=True)
+class OnModel(Command):
+    """A command on a trained model."""
+
+    path: Path = word("run directory, or one checkpoint of it")
+
+
 class Perplexity(OnModel):
     """Bits per byte by position, with memory and with its read masked.
 
@@ -45,7 +49,6 @@ class Perplexity(OnModel):
         )
 
 
-@dataclass(frozen=True, kw_only=True)
 class Harness(OnModel):
     """Tasks of EleutherAI's lm-evaluation-harness, from local files.
 
@@ -67,11 +70,7 @@ class Harness(OnModel):
         from pretrain.evaluate import harness
 
         return harness.run(
-            self.path,
-            self.tasks_directory,
-            tasks=self.tasks,
-            shots=self.shots,
-            limit=self.limit,
+            self.path, self.tasks_directory, tasks=self.tasks, shots=self.shots, limit=self.limit
         )
 
 
@@ -80,7 +79,6 @@ def _lengths(*kibi: int) -> Any:
     return option([1024 * size for size in kibi], doc, kind=TOKENS, low=1, unique=True)
 
 
-@dataclass(frozen=True, kw_only=True)
 class _Recall(OnModel):
     lengths: list[int] = _lengths(4, 32, 128)
     samples: int = option(4, "prompts a cell", low=1)
@@ -96,7 +94,6 @@ class _Recall(OnModel):
         return recall.run(self.path, name, asked, filler)
 
 
-@dataclass(frozen=True, kw_only=True)
 class Passkey(_Recall):
     """A key far back in the prompt, by length and depth.
 
@@ -116,7 +113,6 @@ class Passkey(_Recall):
         return self.ask("passkey", [PASSKEY], self.depths, None)
 
 
-@dataclass(frozen=True, kw_only=True)
 class Needles(_Recall):
     """Facts in books: several needles, chains, common words, stories.
 
@@ -145,7 +141,6 @@ class Needles(_Recall):
         return self.ask("needles", self.tasks, [None], self.filler)
 
 
-@dataclass(frozen=True, kw_only=True)
 class Summaries(OnModel):
     """Answers about whole documents, scored by Rouge.
 
@@ -195,7 +190,6 @@ class Summaries(OnModel):
         return summaries.run(self.path, name, read, self.fields[0].question, asked)
 
 
-@dataclass(frozen=True, kw_only=True)
 class Generate(OnModel):
     """Continue a text.
 

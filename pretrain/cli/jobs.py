@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from data_prep.dataset.command import option
 from data_prep.dataset.settings import SettingsError
 from data_prep.dataset.shards import DataError, read_manifest
-from pretrain.cli.configured import Configured
+from pretrain.cli.train import OnConfig
 from pretrain.jobs import job, origin
 from pretrain.jobs.start_checks import data_problems
 
 
-@dataclass(frozen=True, kw_only=True)
-class Plan(Configured):
+class Plan(OnConfig):
     """Memory, time and what will not fit, before any GPU is asked for.
 
     Counts a run's memory, FLOPs and bytes sent, and computes its time from data sheets and assumed
@@ -37,15 +35,14 @@ class Plan(Configured):
         None, "pieces of the tokenizer, where the data set is not here", low=1
     )
     simulate_ranks: bool = option(
-        False,
-        "also run the real ZeRO-3 of one of the ranks, on tensors without storage (minutes)",
+        False, "also run the real ZeRO-3 of one of the ranks, on tensors without storage (minutes)"
     )
 
     def problems(self) -> list[str]:
         if found := super().problems():
             return found
         if self.vocab_size is None:
-            key, source = next(iter(self.loaded.data.sources.items()))
+            key, source = next(iter(self.wanted.data.sources.items()))
             try:
                 read_manifest(Path(source.data))
             except DataError as error:
@@ -55,14 +52,13 @@ class Plan(Configured):
     def run(self) -> int:
         from pretrain.planning import plan
 
-        source = next(iter(self.loaded.data.sources.values()))
+        source = next(iter(self.wanted.data.sources.values()))
         vocab_size = self.vocab_size or read_manifest(Path(source.data)).tokenizer.vocab_size
         asked = plan.cluster(self.gpu, self.nodes, self.gpus_per_node, self.peak_share)
-        return plan.run(self.loaded, vocab_size, asked, self.simulate_ranks)
+        return plan.run(self.wanted, vocab_size, asked, self.simulate_ranks)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Check(Configured):
+class Check(OnConfig):
     """Report every mistake that a training job would end with.
 
     Checks a configuration for a job of several nodes, before it is submitted; prints what the job
@@ -79,7 +75,7 @@ class Check(Configured):
     )
 
     def run(self) -> int:
-        config = self.loaded
+        config = self.wanted
         problems = data_problems(config, self.made_before) + origin.problems(config)
         try:
             planned = job.plan(config, self.nodes, self.gpus_per_node)
@@ -96,8 +92,7 @@ class Check(Configured):
         return 0
 
 
-@dataclass(frozen=True, kw_only=True)
-class Preflight(Configured):
+class Preflight(OnConfig):
     """Check the nodes of a job and name the bad ones.
 
     Checks this machine's devices and the run directory, and with --nodes the nodes of a job against
@@ -137,4 +132,4 @@ class Preflight(Configured):
         meeting = preflight.Meeting(
             self.names, self.node or first, self.address or first, self.port, self.timeout
         )
-        return preflight.run(self.loaded, self.ranks, meeting, self.slow_factor)
+        return preflight.run(self.wanted, self.ranks, meeting, self.slow_factor)

@@ -29,9 +29,7 @@ def plan(config: Config, nodes: str, gpus: int) -> Job:
     problems = _directory_problems(config)
     ranks = config.launch.ranks or (gpus if config.launch.device != "cpu" else 0) or 1
     if config.launch.device == "cuda" and not gpus:
-        problems.append(
-            "launch.device: cuda, but the nodes have no GPUs; give their number per node"
-        )
+        problems.append("launch.device: cuda, but the nodes have no GPUs; give their number a node")
     elif config.launch.device != "cpu" and 0 < gpus < ranks:
         problems.append(f"launch.ranks: {ranks} ranks a node, but a node has {gpus} GPUs")
     counts = _counts(nodes)

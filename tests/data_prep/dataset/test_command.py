@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import MISSING, dataclass
+from dataclasses import MISSING
 from pathlib import Path
 from typing import Literal
 
@@ -25,7 +25,6 @@ from data_prep.dataset.command import (
 )
 
 
-@dataclass(frozen=True, kw_only=True)
 class Make(Command):
     """Make a thing.
 
@@ -48,7 +47,6 @@ class Make(Command):
         return ["--count: 7 brings no luck"] if self.count == 7 else []
 
 
-@dataclass(frozen=True, kw_only=True)
 class Ask(Command):
     """Ask for things."""
 
