@@ -129,7 +129,7 @@ def test_a_gpu_that_is_not_there_is_a_mistake() -> None:
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
     assert default_ranks(Config(launch=LaunchConfig(device="auto"))) == 1
-    with pytest.raises(SettingsError, match=r"launch\.device: cuda was asked for"):
+    with pytest.raises(SettingsError, match=r"launch\.device: cuda, but torch finds no GPU here"):
         default_ranks(Config(launch=LaunchConfig(device="cuda")))
 
 
