@@ -247,7 +247,7 @@ def test_a_network_failure_is_one_message_and_the_command_continues(
     told = capfd.readouterr().err
     assert told.splitlines()[-1] == (
         f"data-prep: {web.url('a.jsonl')}: its server answers 503 Service Unavailable; when that "
-        "is mended, the same command continues"
+        "is fixed, the same command continues"
     )
     assert "Traceback" not in told
     web.failures = 0
