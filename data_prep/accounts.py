@@ -14,7 +14,7 @@ from data_prep.dataset.shards import DataError
 ACCOUNTS = "cleaning.json"
 REJECTS = "rejects.jsonl"
 
-# Samples of what was left out, for each source and reason; their text is cut to so many characters.
+# Samples of what was left out, for each source and reason, and characters of each.
 _SAMPLES = 5
 SAMPLE_CHARACTERS = 300
 

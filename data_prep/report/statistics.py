@@ -110,7 +110,7 @@ def count(directory: Path, words: bool = False) -> Count:
             source.in_bytes += int(fallback[document.tokens].sum())
             if words and source.word_tokens < _WORD_TOKENS:
                 _count_words(source, model, document)
-            # Of equally long ones the first; the number also keeps ids from being compared.
+            # Of equally long ones the first; the number also decides before ids are compared.
             number += 1
             entry = (len(document.tokens), -number, document.id, document.source)
             (heapq.heappush if number <= _LONGEST else heapq.heappushpop)(longest, entry)
@@ -190,7 +190,7 @@ def closing(directory: Path, manifest: Manifest, seconds: float) -> list[str]:
     total = manifest.documents + sum(left_out.values())
     parts = [f"{count:,} {what}" for what, count in left_out.items() if count or what == "rejected"]
     rejected = accounts.rejected_by_reason(directory, manifest.rejected)
-    said = [
+    shown = [
         f"{total:,} records in: {manifest.documents:,} documents out, {', '.join(parts)}",
         f"{manifest.tokens:,} tokens in {len(manifest.shards):,} shards, "
         f"{manifest.text_bytes / manifest.tokens:.3f} bytes a token, vocabulary "
@@ -199,16 +199,16 @@ def closing(directory: Path, manifest: Manifest, seconds: float) -> list[str]:
     ]
     if seconds:
         rate = manifest.text_bytes / 1e6 / seconds
-        said.append(f"{seconds:,.1f} s, {rate:,.2f} MB/s of text")
+        shown.append(f"{seconds:,.1f} s, {rate:,.2f} MB/s of text")
     for reason, count in rejected.items():
-        said.append(f"rejected: {count:,} x {reason} (each in {directory / REJECTS})")
+        shown.append(f"rejected: {count:,} x {reason} (each in {directory / REJECTS})")
     if manifest.dropped or manifest.duplicates:
-        said.append(f"why, by source, with samples: {directory / ACCOUNTS}")
-    said.append(f"data set: {directory}")
-    said.append(
+        shown.append(f"why, by source, with samples: {directory / ACCOUNTS}")
+    shown.append(f"data set: {directory}")
+    shown.append(
         f"next: data-prep report {directory}, or pretrain train with data.train={directory}"
     )
-    return said
+    return shown
 
 
 def _marks(manifest: Manifest) -> str:

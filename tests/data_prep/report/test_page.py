@@ -107,9 +107,9 @@ def test_a_browser_shows_the_charts_and_runs_nothing(
 ) -> None:
     path = tmp_path / "page.html"
     page.write(cleaned, path)
-    told = path.read_text(encoding="utf-8")
+    shown = path.read_text(encoding="utf-8")
     # The page forbids all scripts: one is let in to look at what came out.
-    allowed = told.replace("default-src 'none'", "default-src 'none'; script-src 'unsafe-inline'")
+    allowed = shown.replace("default-src 'none'", "default-src 'none'; script-src 'unsafe-inline'")
     path.write_text(allowed.replace("</head>", f"{PROBE}</head>"), encoding="utf-8")
     dom, logged = browse(path, width)
     found = re.search(r'data-probe="([^"]*)"', dom)
@@ -172,17 +172,17 @@ def _rows(shown: str, section: str) -> list[list[str]]:
 
 
 def test_the_page_holds_the_figures_escaped(cleaned: Path) -> None:
-    told = page.page(cleaned)
+    shown = page.page(cleaned)
     stats = statistics.stats(cleaned)
     for figure in (f"{stats.tokens:,}", f"{stats.bytes_per_token:.3f}", "f.jsonl:77", "9 dropped"):
-        assert figure in told
-    assert ["ftfy", html.escape(SOURCE), "7", "23.3%"] in _rows(told, "records-read")
-    assert "2 rejected" in told and "not an object" in told
-    assert "<script" not in told and "<b>bold" not in told and "<i>short" not in told
-    assert "&lt;script&gt;" in told and "\u202e" not in told
-    assert "default-src 'none'" in told
-    assert not re.search(r"(?:src|href)=\"(?!#|data:)", told)
-    assert told == page.page(cleaned)
+        assert figure in shown
+    assert ["ftfy", html.escape(SOURCE), "7", "23.3%"] in _rows(shown, "records-read")
+    assert "2 rejected" in shown and "not an object" in shown
+    assert "<script" not in shown and "<b>bold" not in shown and "<i>short" not in shown
+    assert "&lt;script&gt;" in shown and "\u202e" not in shown
+    assert "default-src 'none'" in shown
+    assert not re.search(r"(?:src|href)=\"(?!#|data:)", shown)
+    assert shown == page.page(cleaned)
 
 
 def test_a_data_set_without_cleaning_says_so(made: Path, tmp_path: Path) -> None:
@@ -199,7 +199,7 @@ def test_a_data_set_without_cleaning_says_so(made: Path, tmp_path: Path) -> None
     ]
 
 
-def test_the_command_writes_the_page_beside_the_shards_or_where_it_is_told(
+def test_the_command_writes_the_page_beside_the_shards_or_where_it_is_asked_for(
     made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     directory = shutil.copytree(made, tmp_path / "set")
@@ -210,8 +210,8 @@ def test_the_command_writes_the_page_beside_the_shards_or_where_it_is_told(
     assert shards.verify(directory) == []
     nowhere = tmp_path / "nowhere" / "p.html"
     assert cli.main(["report", str(directory), "--output", str(nowhere)]) == 2
-    told = capsys.readouterr().err
-    assert told == f"data-prep: {nowhere}: cannot be written (No such file or directory)\n"
+    message = capsys.readouterr().err
+    assert message == f"data-prep: {nowhere}: cannot be written (No such file or directory)\n"
     (directory / "shard-00001.tar").unlink()
     assert cli.main(["report", str(directory)]) == 1
 
