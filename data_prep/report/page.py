@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,7 +35,7 @@ def page(directory: Path) -> str:
     """The page of the data set; reads every shard. Raises DataError where one is damaged."""
     found = statistics.count(directory, words=True)
     stats, cleaned = statistics.summary(directory, found), accounts.load(directory)
-    account = cleaned or _uncleaned(directory, found)
+    recorded = cleaned or _uncleaned(directory, found)
     seconds = (directory / shards.MANIFEST).stat().st_mtime
     values = {
         "title": directory.resolve().name,
@@ -46,15 +46,15 @@ def page(directory: Path) -> str:
             found.manifest.configuration, sort_keys=False, allow_unicode=True
         ),
         "cleaned": cleaned is not None,
-        "records": {kind: account.total(kind) for kind in ("read", "accepted")},
+        "records": {kind: recorded.total(kind) for kind in ("read", "accepted")},
         "files": {"manifest": shards.MANIFEST, "accounts": ACCOUNTS},
         "inputs": [(f.path, f.sha256[:16], f.bytes) for f in found.manifest.inputs[:_INPUTS]],
         "sources": _sources(stats, found),
         "lengths": charts.lengths(found.lengths),
         "longest": [(id, source, tokens) for tokens, id, source in found.longest],
-        "outcomes": _outcomes(account),
-        "duplicates": _duplicates(account),
-        "left_out": [*_dropped(account), *_rejected(directory)],
+        "outcomes": _outcomes(recorded),
+        "duplicates": _duplicates(recorded),
+        "left_out": [*_dropped(recorded), *_rejected(directory)],
         "rates": _rates(stats, found),
         "sampled": sum(source.word_tokens for source in found.sources.values()),
     }
@@ -73,10 +73,10 @@ def _largest(sizes: Mapping[str, int]) -> dict[str, int]:
     return dict(sorted(sizes.items(), key=lambda item: (-item[1], item[0]))[:_ROWS])
 
 
-def _counted(counts: Mapping[str, int]) -> list[Bar]:
+def _counted(counts: Mapping[str, int], number: Callable[[int], str]) -> list[Bar]:
     """Bars of the largest counts, each with its share of all."""
     whole = sum(counts.values())
-    return charts.bars(_largest(counts), lambda n: f"{short(n)} \u00b7 {share(n, whole)}")
+    return charts.bars(_largest(counts), lambda n: f"{number(n)} \u00b7 {share(n, whole)}")
 
 
 def _sources(stats: Stats, found: Count) -> dict[str, Any]:
@@ -87,7 +87,7 @@ def _sources(stats: Stats, found: Count) -> dict[str, Any]:
         )
         for name, source in sorted(stats.sources.items(), key=lambda item: -item[1].tokens)
     ]
-    return {"bars": _counted(_tokens(stats)), "rows": rows}
+    return {"bars": _counted(_tokens(stats), short), "rows": rows}
 
 
 def _tokens(stats: Stats) -> dict[str, int]:
@@ -121,7 +121,7 @@ def _outcomes(found: Accounts) -> dict[str, Any]:
     return {
         "bars": bars,
         "of": len(read),
-        "dropped": _counted(_by_reason(account.dropped for account in sources.values())),
+        "dropped": _counted(_by_reason(a.dropped for a in sources.values()), "{:,}".format),
         "rows": [
             (name, account.read, *_parts(account), share(account.accepted, account.read))
             for name, account in sources.items()

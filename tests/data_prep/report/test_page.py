@@ -163,10 +163,13 @@ class _Isolated(HTMLParser):
         self.texts.append((data, self._isolated))
 
 
+def _section(shown: str, section: str) -> str:
+    return shown.partition(f'<section id="{section}">')[2].partition("</section>")[0]
+
+
 def _rows(shown: str, section: str) -> list[list[str]]:
     """The cells of all rows of a section's tables, as they are escaped in the page."""
-    content = shown.partition(f'<section id="{section}">')[2].partition("</section>")[0]
-    rows = re.findall(r"<tr>(.*?)</tr>", content, re.DOTALL)
+    rows = re.findall(r"<tr>(.*?)</tr>", _section(shown, section), re.DOTALL)
     cells = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) for row in rows]
     return [[re.sub("</?bdi>", "", cell) for cell in row] for row in cells]
 
@@ -239,3 +242,24 @@ def test_a_value_is_shown_as_it_is_written_and_isolated(cleaned: Path) -> None:
         (text, inside) for text, inside in reader.texts if re.search("<b>|<i>|<script", text)
     ]
     assert len(hostile) > 20 and all(inside for _, inside in hostile)
+
+
+def test_a_chart_shows_the_largest_sources_and_says_so(cleaned: Path) -> None:
+    path = cleaned / ACCOUNTS
+    written = json.loads(path.read_text())
+    none: dict[str, int] = {}
+    for number in range(24):
+        counts = {"read": number + 1, "accepted": 0, "rejected": number, "dropped": none}
+        written["sources"][f"s{number:02}"] = {**counts, "duplicates": {"near": 1}, "changed": none}
+    path.write_text(json.dumps(written))
+    shown = page.page(cleaned)
+    records, duplicates = (
+        re.findall("<li><bdi>(.*?)</bdi>", _section(shown, section))[:21]
+        for section in ("records-read", "duplicates")
+    )
+    *records, reason = records
+    assert reason.startswith("gopher")
+    assert records == [html.escape(SOURCE), *(f"s{number:02}" for number in range(23, 4, -1))]
+    assert duplicates == [html.escape(SOURCE), *(f"s{number:02}" for number in range(19))]
+    assert shown.count("The 20 largest of 25 sources.") == 2
+    assert len(_rows(shown, "records-read")) > 25
