@@ -224,7 +224,7 @@ class _Report(_DataSet):
     """Write what a data set holds as one HTML page."""
 
     output: Path | None = option(
-        None, "the page's file", metavar="FILE.html", otherwise="DIR/statistics.html"
+        None, "the page's file", metavar="FILE.html", otherwise="DIR/report.html"
     )
 
     def run(self) -> int:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from data_prep.accounts import ACCOUNTS, SAMPLE_CHARACTERS, Accounts
+from data_prep.accounts import ACCOUNTS, REJECTS, SAMPLE_CHARACTERS, Accounts
 from data_prep.config import Config
 from data_prep.dataset import durable, shards
 from data_prep.dataset.settings import SettingsError
@@ -37,7 +37,6 @@ from data_prep.pipeline.stages import (
 )
 from data_prep.pipeline.workers import Workers
 from data_prep.pipeline.workspace import Work, WorkspaceError
-from data_prep.report import statistics
 from data_prep.sources import inputs
 from data_prep.tokenizer import tokenizer
 from data_prep.tokenizer.tokenizer import TokenizerError
@@ -207,7 +206,7 @@ class OrderDocuments(UnitStep):
         if not kept:
             raise WorkspaceError(
                 f"{self.work.output}: no document is left of {accounts.total('read')} records; the "
-                f"reasons are in {statistics.REJECTS} and {ACCOUNTS} there"
+                f"reasons are in {REJECTS} and {ACCOUNTS} there"
             )
         sizes = _write_recipes(self.config, self.work, order.shuffled(kept, self.config.seed))
         totals = {name: accounts.total(name) for name in ("rejected", "dropped", "duplicates")}
@@ -296,7 +295,7 @@ def _account_for(
 def _write_rejects(work: Work, rejects: list[tuple[Any, ...]]) -> None:
     """Write the rejected records in the order of the corpus."""
     keys = ("file", "line", "offset", "reason", "detail")
-    with durable.replacing(work.output / statistics.REJECTS) as out:
+    with durable.replacing(work.output / REJECTS) as out:
         for file, *rest in sorted(rejects):
             record = dict(zip(keys, (work.files[file].name, *rest), strict=True))
             out.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
