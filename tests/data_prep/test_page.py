@@ -17,7 +17,7 @@ from data_prep.accounts import ACCOUNTS
 from data_prep.report import Sample
 from data_prep.shards import DataError
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+CHROMIUM = programs.find("chromium", "chromium-browser")
 EVIL = "<script>document.title='owned'</script>"
 SOURCE = "a & <b>bold</b> $x_1$"
 TEXT = "the segment reads the memory and then the segment writes the memory. "
@@ -67,7 +67,7 @@ def cleaned(made: Path, tmp_path: Path) -> Path:
 def browse(path: Path, width: int) -> tuple[str, str]:
     """The file's DOM in a browser, and what the browser logged."""
     if CHROMIUM is None:
-        pytest.skip("no chromium on this machine; install the package chromium to render the page")
+        programs.skip_without("chromium")
     flags = "--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking"
     more = "--disable-component-update --disable-sync --enable-logging=stderr --dump-dom"
     done = subprocess.run(
