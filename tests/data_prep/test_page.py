@@ -16,6 +16,7 @@ from data_prep import charts, cli, config, page, pipeline, report, shards
 from data_prep.accounts import ACCOUNTS
 from data_prep.report import Sample
 from data_prep.shards import DataError
+from tests import programs
 
 CHROMIUM = programs.find("chromium", "chromium-browser")
 EVIL = "<script>document.title='owned'</script>"
