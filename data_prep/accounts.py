@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 ACCOUNTS = "cleaning.json"
+REJECTS = "rejects.jsonl"
 
 # Samples of what was left out, for each source and reason; their text is cut to so many characters.
 _SAMPLES = 5

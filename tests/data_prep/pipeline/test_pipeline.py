@@ -418,7 +418,7 @@ def test_the_last_units_are_smaller(tmp_path: Path) -> None:
 def test_the_sample_has_the_stated_size(corpus: Corpus, tmp_path: Path, size: int) -> None:
     wanted = configured(corpus, tmp_path / "set", f"tokenizer.sample_bytes={size}")
     work = workspace.Work(tmp_path / "set", inputs.find(wanted, []))
-    with workspace.claimed(work):
+    with workspace.locked(work):
         workspace.begin(work, wanted)
         with Workers(wanted, work, 1) as workers:
             workers.run(SurveyFiles)
@@ -535,8 +535,8 @@ def test_two_runs_on_one_directory_are_kept_apart(
     monkeypatch.setattr(workspace, "_LOCK_SECONDS", 0.2)
     wanted = configured(corpus, tmp_path / "set")
     with (
-        workspace.claimed(workspace.Work(tmp_path / "set", [])),
-        pytest.raises(WorkspaceError, match="another data-prep is at work"),
+        workspace.locked(workspace.Work(tmp_path / "set", [])),
+        pytest.raises(WorkspaceError, match="another data-prep process is using this directory"),
     ):
         pipeline.run(wanted)
 
@@ -881,6 +881,6 @@ def test_answers_without_an_end_are_refused(tmp_path: Path) -> None:
     entry = "{name: pairs, paths: [pairs.jsonl], format: jsonl, prompt_field: q, answer_field: a}"
     words = [f"root={tmp_path}", f"sources=[{entry}]", f"tokenizer.path={model}"]
     with pytest.raises(
-        TokenizerError, match="no end-of-text token, with which the answers of pairs"
+        TokenizerError, match="no end-of-text token, which has to end the answers of pairs"
     ):
         pipeline.run(config.load(None, [*words, f"output={tmp_path / 'out'}"]))

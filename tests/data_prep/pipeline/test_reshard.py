@@ -139,7 +139,7 @@ def test_a_damaged_shard_is_named_before_anything_is_written(make: Make, tmp_pat
     assert list(output.glob("*.tar*")) == []
     (tmp_path / "shard-00006.tar").write_bytes((make(7) / "shard-00006.tar").read_bytes())
     (tmp_path / "tokenizer.model").write_bytes(b"another")
-    with pytest.raises(DataError, match=r"tokenizer\.model: is missing, or not the manifest's"):
+    with pytest.raises(DataError, match=r"tokenizer\.model: is missing, or is not the manifest's"):
         reshard.run(tmp_path, output, 3)
     (tmp_path / "tokenizer.model").write_bytes((make(7) / "tokenizer.model").read_bytes())
     reshard.run(tmp_path, output, 3)
