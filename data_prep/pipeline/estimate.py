@@ -54,9 +54,10 @@ _END = 1 << 62
 
 @dataclass
 class SourceSample:
-    """The sample of a source: `covered` of its `disk` bytes, `read` bytes after decompression.
+    """The sample of a source: `records`, each with the index of its file.
 
-    `accepted` of its `records` are documents, with so many `bytes` of text and `counted` tokens.
+    They cover `covered` of its `disk` bytes. `accepted` of them are documents, which have `bytes`
+    of text and `counted` tokens.
     """
 
     name: str
@@ -64,13 +65,17 @@ class SourceSample:
     disk: int
     most: float = math.inf
     """Documents at most: a text file is one, however little of it was read."""
+    records: list[tuple[int, Record]] = field(default_factory=list)
     covered: float = 0
-    read: int = 0
-    records: int = 0
     accepted: int = 0
     bytes: int = 0
-    counted: float = 0
+    counted: int = 0
     left_out: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def read(self) -> int:
+        """Bytes of the records, after decompression."""
+        return sum(record.read for _, record in self.records)
 
     @property
     def scale(self) -> float:
@@ -160,14 +165,8 @@ def estimate(config: Config) -> Estimate:
     if finished:
         return plan
     workspace.stale_stages(work, config)
-    with tempfile.TemporaryDirectory() as directory:
-        sample = _Sample(Path(directory), work.files)
-        sample.directory.mkdir()
-        for source in config.sources:
-            found, taken = _sampled(config, source, work.files, plan.seconds)
-            plan.sources.append(found)
-            sample.taken.append(taken)
-        _measure(plan, work, sample)
+    plan.sources = [_sampled(plan, source, work.files) for source in config.sources]
+    _measure(plan, work)
     if plan.whole:
         _ = plan.shard_count
     return plan
@@ -177,15 +176,14 @@ def estimate(config: Config) -> Estimate:
 class _Sample(Work):
     """The sampled records; each source is a unit."""
 
-    taken: list[list[tuple[int, Record]]] = field(default_factory=list)
-    """(index of the file, record) of each source."""
+    sources: list[SourceSample] = field(default_factory=list)
 
     @cached_property
     def units(self) -> list[Any]:
-        return [[] for _ in self.taken]
+        return [[] for _ in self.sources]
 
     def unit_sizes(self) -> list[int]:
-        return [sum(record.read for _, record in taken) for taken in self.taken]
+        return [source.read for source in self.sources]
 
 
 class _SampledStage(Stage):
@@ -194,7 +192,7 @@ class _SampledStage(Stage):
     work: _Sample
 
     def records(self, unit: int) -> Iterator[tuple[int, Record]]:
-        return iter(self.work.taken[unit])
+        return iter(self.work.sources[unit].records)
 
 
 class _Draw(_SampledStage, DrawSample):
@@ -206,43 +204,40 @@ class _Tokenize(_SampledStage, Tokenize):
 
 
 class _CountBytes(_Tokenize):
-    """Without a tokenizer."""
+    """Without a tokenizer, by the assumed length of a token."""
 
     def write(self, texts: Iterable[str], written: Written) -> None:
-        written.bytes += sum(len(text.encode()) for text in texts)
+        size = sum(len(text.encode()) for text in texts)
+        written.bytes += size
+        written.tokens += round(size / _ASSUMED)
 
 
-def _measure(plan: Estimate, work: Work, sample: _Sample) -> None:
+def _measure(plan: Estimate, work: Work) -> None:
     """Run the stages over the sample, and count."""
     wanted = plan.config.tokenizer
     made = work.marker(TrainTokenizer.name, 0).exists()
     given = str(tokenizer.find(work.output)) if made else wanted.path
-    config = dataclasses.replace(
-        plan.config,
-        tokenizer=dataclasses.replace(
-            wanted, path=given, sample_bytes=min(wanted.sample_bytes, _TRAINED_BYTES)
-        ),
-        duplicates=DuplicatesConfig(),
-    )
-    tokenize: type[_Tokenize] = _Tokenize
-    try:
-        if not given:
-            _timed(plan, _Draw(config, sample))
-        _timed(plan, TrainTokenizer(config, sample))
-    except TokenizerError as error:
-        plan.how = f"assumed: {_ASSUMED} bytes per token, since of the sample {error}"
-        tokenize = _CountBytes
-    _timed(plan, tokenize(config, sample))
-    for unit, source in enumerate(plan.sources):
-        _count(source, sample.read(Tokenize.name, unit))
-    if tokenize is _CountBytes:
-        for source in plan.sources:
-            source.counted = source.bytes / _ASSUMED
-    elif given:
+    least = min(wanted.sample_bytes, _TRAINED_BYTES)
+    changed = dataclasses.replace(wanted, path=given, sample_bytes=least)
+    config = dataclasses.replace(plan.config, tokenizer=changed, duplicates=DuplicatesConfig())
+    tokenize: type[Stage] = _Tokenize
+    with tempfile.TemporaryDirectory() as directory:
+        sample = _Sample(Path(directory), work.files, sources=plan.sources)
+        sample.directory.mkdir()
+        try:
+            if not given:
+                _timed(plan, _Draw(config, sample))
+            _timed(plan, TrainTokenizer(config, sample))
+        except TokenizerError as error:
+            plan.how = f"assumed: {_ASSUMED} bytes per token, since of the sample {error}"
+            tokenize = _CountBytes
+        _timed(plan, tokenize(config, sample))
+        for unit, source in enumerate(plan.sources):
+            _count(source, sample.read(Tokenize.name, unit))
+    plan.trained = min(least, sum(source.bytes for source in plan.sources))
+    if given:
         plan.how = f"measured with {given}"
-    else:
-        text = sum(source.bytes for source in plan.sources)
-        plan.trained = min(config.tokenizer.sample_bytes, text)
+    elif not plan.how:
         more = min(wanted.sample_bytes, plan.text_bytes) > plan.trained
         plan.how = (
             f"measured with {wanted.vocab_size:,} pieces trained on {_mega(plan.trained)} of the "
@@ -268,10 +263,8 @@ def _count(source: SourceSample, result: dict[str, Any]) -> None:
             source.left_out[f"dropped: {reason}"] += count
 
 
-def _sampled(
-    config: Config, source: SourceConfig, files: list[InputFile], seconds: defaultdict[str, float]
-) -> tuple[SourceSample, list[tuple[int, Record]]]:
-    """The sample of a source and its records, each with the index of its file."""
+def _sampled(plan: Estimate, source: SourceConfig, files: list[InputFile]) -> SourceSample:
+    """The sample of a source, not counted yet; adds the time to read it to the plan."""
     groups = [group for group in inputs.groups(files) if files[group.start].source == source.name]
     own = [files[index] for group in groups for index in group]
     sample = SourceSample(source.name, len(own), sum(file.listed.bytes for file in own))
@@ -280,21 +273,18 @@ def _sampled(
     share = sample.disk / max(sum(file.listed.bytes for file in files), 1)
     budget = _READ_BYTES * max(share, 1 / _LEAST_SHARE)
     limit = int(budget / min(len(own), _FILES))
-    taken: list[tuple[int, Record]] = []
-    begun = time.process_time()
-    for group in sorted(groups, key=lambda g: keyed(config.seed, "estimate", files[g.start].name)):
-        if sample.read >= budget:
+    seed, begun, read = plan.config.seed, time.process_time(), 0
+    for group in sorted(groups, key=lambda group: keyed(seed, "estimate", files[group.start].name)):
+        if read >= budget:
             break
-        if files[group.start].group:
-            found, covered = _group([files[index] for index in group])
-        else:
-            found, covered = _records(config, files[group.start], limit)
-        taken += [(group.start, record) for record in found]
-        sample.records += len(found)
-        sample.read += sum(record.read for record in found)
+        first = files[group.start]
+        members = [files[index] for index in group]
+        found, covered = _group(members) if first.group else _records(seed, first, limit)
+        read += sum(record.read for record in found)
+        sample.records += [(group.start, record) for record in found]
         sample.covered += covered
-    seconds["read"] += time.process_time() - begun
-    return sample, taken
+    plan.seconds["read"] += time.process_time() - begun
+    return sample
 
 
 def _group(files: list[InputFile]) -> tuple[list[Record], float]:
@@ -312,14 +302,14 @@ def _group(files: list[InputFile]) -> tuple[list[Record], float]:
     return found, disk * share
 
 
-def _records(config: Config, file: InputFile, limit: int) -> tuple[list[Record], float]:
+def _records(seed: int, file: InputFile, limit: int) -> tuple[list[Record], float]:
     """Records of about `limit` bytes of a file, and the bytes on disk that they cover.
 
     They are the file's first records, or those from a place drawn by key in plain lines.
     """
     disk, found, start = file.listed.bytes, _survey(file), (0, 1)
     if file.format == "jsonl" and not file.compression and disk > 2 * limit:
-        place = int.from_bytes(keyed(config.seed, "estimate from", file.name)[:8])
+        place = int.from_bytes(keyed(seed, "estimate from", file.name)[:8])
         with storage.open_binary(file.path) as raw:
             raw.seek(place % (disk - limit))
             raw.readline()
@@ -453,7 +443,9 @@ def _left_out_lines(plan: Estimate) -> list[str]:
     found = []
     for source in plan.sources:
         for reason, count in source.left_out.most_common():
-            found.append(f"{source.name}: {count:,} of {source.records:,} sampled records {reason}")
+            found.append(
+                f"{source.name}: {count:,} of {len(source.records):,} sampled records {reason}"
+            )
     if plan.config.duplicates.wanted:
         found.append("duplicates are not estimated: documents, text and tokens include them")
     return ["", *found] if found else []

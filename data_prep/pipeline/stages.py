@@ -360,10 +360,7 @@ class Tokenize(Stage):
         self, file: int, record: RawDocument | LongDocument, written: Written
     ) -> Iterator[str]:
         """The cleaned text, part by part. Raises _DroppedError and BadRecordError meanwhile."""
-        cleaner = self.cleaner(file)
-        passages = record.passages()
-        done = cleaner.long(passages) if record.is_long else map(cleaner, passages)
-        for cleaned in done:
+        for cleaned in self.cleaner(file).passages(record.passages()):
             written.changed.update(cleaned.changed)
             if cleaned.dropped:
                 raise _DroppedError(cleaned.dropped)

@@ -173,7 +173,7 @@ def test_a_signal_ends_with_one_line_and_the_command_continues(
     output = tmp_path / "set"
     # Small units: there is time to be interrupted.
     code = (
-        "import sys\nfrom data_prep import cli\nfrom data_prep.pipeline import workspace\nworkspace.CUT_BYTES = 3000\n"
+        "import sys\nfrom data_prep import cli, workspace\nworkspace.CUT_BYTES = 3000\n"
         "sys.exit(cli.main(sys.argv[1:]))"
     )
     words = ["run", str(home / "c.yaml"), f"output={output}", "workers=2"]

@@ -274,7 +274,8 @@ def test_a_killed_run_ends_with_the_same_bytes(
 
 def start(corpus: Corpus, output: Path, workers: int) -> subprocess.Popen[bytes]:
     code = (
-        "import sys\nfrom data_prep import config\nfrom data_prep.pipeline import pipeline, workspace\n"
+        "import sys\nfrom data_prep import config\n"
+        "from data_prep.pipeline import pipeline, workspace\n"
         "workspace.CUT_BYTES = 1000\npipeline.run(config.load(None, sys.argv[1:]))"
     )
     words = [

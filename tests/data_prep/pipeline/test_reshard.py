@@ -89,7 +89,8 @@ def test_reports_of_any_name_are_carried_over_and_nothing_else(make: Make, tmp_p
 def start(source: Path, output: Path) -> subprocess.Popen[bytes]:
     # Slow enough to be killed before it ends, on any machine.
     code = (
-        "import sys, time\nfrom data_prep import cli\nfrom data_prep.dataset import shards\nwrite = shards.write_shard\n"
+        "import sys, time\nfrom data_prep import cli\nfrom data_prep.dataset import shards\n"
+        "write = shards.write_shard\n"
         "shards.write_shard = lambda *given: time.sleep(0.02) or write(*given)\n"
         "sys.exit(cli.main(sys.argv[1:]))"
     )
