@@ -13,7 +13,7 @@ import unicodedata
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,12 @@ class Cleaner:
         self.config = config
         self._evaluation = evaluation_grams(evaluation, config.ngram)
         self._rules = {name: _RULES[name](config) for name in config.rules}
+        self._masks = {f"mask {name}": _MASKS[name]().format for name in config.mask}
+        self._repairs: dict[str, Callable[[str], str]] = {}
+        if config.repair:
+            self._repairs["repair"] = FTFYFormatter().format
+        if config.nfc:
+            self._repairs["nfc"] = partial(unicodedata.normalize, "NFC")
 
     def __call__(self, text: str) -> Cleaned:
         """The cleaned document, or the first reason why it is dropped."""
@@ -78,13 +84,14 @@ class Cleaner:
         grams, left = NGrams(self.config.ngram), False
         for number, text in enumerate(passages):
             done = Cleaned(text)
-            for name, repair in self._repairs:
+            for name, repair in self._repairs.items():
                 self._change(done, name, repair(done.text))
             done.dropped = ("" if number else self._language(done.text)) or self._rule(done)
             if not done.dropped and self._evaluation and self._is_contaminated(grams(done.text)):
                 done.dropped = "contaminated"
-            for name, mask in [] if done.dropped else self._masks:
-                self._change(done, name, mask(done.text))
+            for name, mask in self._masks.items():
+                if not done.dropped:
+                    self._change(done, name, mask(done.text))
             left = left or bool(done.text)
             yield done
             if done.dropped:
@@ -100,24 +107,6 @@ class Cleaner:
         if text != done.text:
             done.text = text
             done.changed.append(name)
-
-    @cached_property
-    def _repairs(self) -> list[tuple[str, Callable[[str], str]]]:
-        found: list[tuple[str, Callable[[str], str]]] = []
-        if self.config.repair:
-            found.append(("repair", FTFYFormatter().format))
-        if self.config.nfc:
-            found.append(("nfc", lambda text: unicodedata.normalize("NFC", text)))
-        return found
-
-    @cached_property
-    def _masks(self) -> list[tuple[str, Callable[[str], str]]]:
-        # One replacement each: datatrove alternates between several, by the order of its calls.
-        formatters = {
-            "email": PIIFormatter(remove_ips=False, email_replacement=_EMAIL),
-            "ip": PIIFormatter(remove_emails=False, ip_replacement=_ADDRESS),
-        }
-        return [(f"mask {name}", formatters[name].format) for name in self.config.mask]
 
     def _language(self, text: str) -> str:
         if not self.config.languages:
@@ -145,6 +134,11 @@ class Cleaner:
         return ""
 
 
+# One replacement each: datatrove alternates between several, by the order of its calls.
+_MASKS: dict[str, Callable[[], Any]] = {
+    "email": lambda: PIIFormatter(remove_ips=False, email_replacement=_EMAIL),
+    "ip": lambda: PIIFormatter(remove_emails=False, ip_replacement=_ADDRESS),
+}
 _RULES: dict[str, Callable[[CleaningConfig], Any]] = {
     # Its own limit of 100,000 words drops books.
     "gopher_quality": lambda config: GopherQualityFilter(max_doc_words=config.max_words or None),

@@ -277,9 +277,7 @@ def _sampled(plan: Estimate, source: SourceConfig, files: list[InputFile]) -> So
     for group in sorted(groups, key=lambda group: keyed(seed, "estimate", files[group.start].name)):
         if read >= budget:
             break
-        first = files[group.start]
-        members = [files[index] for index in group]
-        found, covered = _group(members) if first.group else _records(seed, first, limit)
+        found, covered = _records(seed, [files[index] for index in group], limit)
         read += sum(record.read for record in found)
         sample.records += [(group.start, record) for record in found]
         sample.covered += covered
@@ -287,42 +285,41 @@ def _sampled(plan: Estimate, source: SourceConfig, files: list[InputFile]) -> So
     return sample
 
 
-def _group(files: list[InputFile]) -> tuple[list[Record], float]:
-    """The group as a document, or the beginning of a long one; and the bytes on disk it covers."""
-    surveys = [readers.survey(file, _END) for file in files]
-    disk = sum(file.listed.bytes for file in files)
-    found: list[Record] = []
-    share = 1.0
-    for _, record in readers.group(files, surveys):
-        if isinstance(record, LongDocument):
-            found.append(_beginning(record, _READ_BYTES))
-            share = found[-1].read / record.read
-        else:
-            found.append(record)
-    return found, disk * share
+def _records(seed: int, files: list[InputFile], limit: int) -> tuple[list[Record], float]:
+    """Records of about `limit` bytes of a file or group, and the bytes on disk that they cover.
 
-
-def _records(seed: int, file: InputFile, limit: int) -> tuple[list[Record], float]:
-    """Records of about `limit` bytes of a file, and the bytes on disk that they cover.
-
-    They are the file's first records, or those from a place drawn by key in plain lines.
+    They are the first ones, or in plain lines those from a place drawn by key.
     """
-    disk, found, start = file.listed.bytes, _survey(file), (0, 1)
-    if file.format == "jsonl" and not file.compression and disk > 2 * limit:
-        place = int.from_bytes(keyed(seed, "estimate from", file.name)[:8])
-        with storage.open_binary(file.path) as raw:
-            raw.seek(place % (disk - limit))
-            raw.readline()
-            start = (raw.tell(), 2)
+    file, covered, start = files[0], float(sum(file.listed.bytes for file in files)), (0, 1)
+    found = _survey(file)
+    if file.group:
+        surveys = [found, *map(_survey, files[1:])]
+        records: Iterator[Record] = (record for _, record in readers.group(files, surveys))
+    else:
+        if file.format == "jsonl" and not file.compression and covered > 2 * limit:
+            start = _line_from(seed, file, limit)
+        records = readers.records(file, found, start, found.size)
     taken: list[Record] = []
     read = 0
-    for record in readers.records(file, found, start, found.size):
-        is_long = isinstance(record, LongDocument)
-        taken.append(_beginning(record, limit) if isinstance(record, LongDocument) else record)
+    for record in records:
+        if isinstance(record, LongDocument):
+            taken.append(_beginning(record, limit))
+            covered *= taken[-1].read / record.read
+        else:
+            taken.append(record)
         read += taken[-1].read
-        if read >= limit and (is_long or file.format != "text"):
+        if read >= limit and file.format != "text":
             return taken, read / _expansion(file, found, limit)
-    return taken, disk if start == (0, 1) else read
+    return taken, covered if start == (0, 1) else read
+
+
+def _line_from(seed: int, file: InputFile, limit: int) -> tuple[int, int]:
+    """Offset of a line drawn by key, and 2: it is not the first."""
+    place = int.from_bytes(keyed(seed, "estimate from", file.name)[:8])
+    with storage.open_binary(file.path) as raw:
+        raw.seek(place % (file.listed.bytes - limit))
+        raw.readline()
+        return raw.tell(), 2
 
 
 def _beginning(document: LongDocument, limit: int) -> RawDocument | Reject:

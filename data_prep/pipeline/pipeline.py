@@ -246,23 +246,12 @@ class WriteManifest(Stage):
         shards.write_manifest(self.work.output, manifest)
 
 
-# In order: a stage's units are known once the stage before it is done.
-_STAGES: tuple[type[Stage], ...] = (
-    SurveyFiles,
-    DrawSample,
-    TrainTokenizer,
-    Tokenize,
-    MatchDuplicates,
-    ClusterDuplicates,
-    OrderDocuments,
-    WriteShards,
-    WriteManifest,
-)
-
-
 def stages(config: Config) -> list[type[Stage]]:
-    """The stages of a run of this configuration, in order."""
-    return [stage for stage in _STAGES if stage.is_needed(config)]
+    """The stages of a run; the units of each are known once the stage before it is done."""
+    sample = [] if config.tokenizer.path else [DrawSample]
+    near = [MatchDuplicates, ClusterDuplicates] if config.duplicates.near else []
+    before = [SurveyFiles, *sample, TrainTokenizer, Tokenize, *near]
+    return [*before, OrderDocuments, WriteShards, WriteManifest]
 
 
 @dataclass

@@ -60,11 +60,6 @@ class Stage(ABC):
         self.sizes = self.measure()
         self._cleaners: dict[str, Cleaner] = {}
 
-    @classmethod
-    def is_needed(cls, config: Config) -> bool:
-        """Whether a run of this configuration has the stage."""
-        return True
-
     def measure(self) -> list[int]:
         """Bytes that each unit reads, after decompression."""
         return [0] if self.serial else self.work.unit_sizes()
@@ -142,11 +137,6 @@ class DrawSample(Stage):
 
     name = "sample"
     label = "drawing the sample"
-
-    @classmethod
-    def is_needed(cls, config: Config) -> bool:
-        """If no tokenizer is given."""
-        return not config.tokenizer.path
 
     def do(self, unit: int) -> Any:
         """Returns the passages drawn from the unit: [hash, text] each."""
@@ -388,11 +378,6 @@ class MatchDuplicates(Stage):
     name = "match"
     label = "matching near duplicates"
 
-    @classmethod
-    def is_needed(cls, config: Config) -> bool:
-        """If near duplicates are left out."""
-        return config.duplicates.near
-
     def measure(self) -> list[int]:
         """No size is known."""
         return [0] * self.config.duplicates.buckets
@@ -408,11 +393,6 @@ class ClusterDuplicates(Stage):
     name = "cluster"
     label = "clustering near duplicates"
     serial = True
-
-    @classmethod
-    def is_needed(cls, config: Config) -> bool:
-        """If near duplicates are left out."""
-        return config.duplicates.near
 
     def do(self, unit: int) -> Any:
         """Cluster all pairs."""

@@ -8,7 +8,6 @@ files alone, never on the number of workers or tasks.
 from __future__ import annotations
 
 import fcntl
-import functools
 import json
 import shutil
 import subprocess
@@ -52,12 +51,6 @@ class WorkspaceError(ValueError):
     """The output directory belongs to another configuration, corpus or process."""
 
 
-@functools.cache
-def _loaded(path: Path, changed: int) -> Tokenizer:
-    # Once a process: its tables take longer to build than a unit takes to encode.
-    return tokenizer.load(path)
-
-
 @dataclass(frozen=True)
 class Part:
     """Records of one file that begin in [offset, stop); `line` is the number of the first.
@@ -92,9 +85,8 @@ class Work:
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """The data set's copy of the tokenizer, loaded once per process."""
-        path = tokenizer.find(self.output)
-        return _loaded(path, path.stat().st_mtime_ns)
+        """The data set's copy of the tokenizer."""
+        return tokenizer.load(tokenizer.find(self.output))
 
     @property
     def jobs(self) -> Path:
@@ -142,12 +134,10 @@ class Work:
     @cached_property
     def surveys(self) -> list[Survey]:
         """The survey of each input file; the survey stage must be done."""
-        plain = (
-            item for unit in range(len(self.survey_units)) for item in self.read("survey", unit)
-        )
         return [
-            Survey(**{**item, "cuts": [(offset, line) for offset, line in item["cuts"]]})
-            for item in plain
+            Survey(**{**fields, "cuts": [(offset, line) for offset, line in fields["cuts"]]})
+            for unit in range(len(self.survey_units))
+            for fields in self.read("survey", unit)
         ]
 
     @cached_property

@@ -74,13 +74,21 @@ class Stops:
             yield document
 
 
-def run(raw: Path, model: Path, place: Path, tasks: int, *steps: Any, **settings: Any) -> Path:
+def run(
+    raw: Path,
+    model: Path,
+    place: Path,
+    tasks: int,
+    *steps: Any,
+    workers: int = 1,
+    **settings: Any,
+) -> Path:
+    """In this process, the tasks in turn; with more workers, in some of datatrove's own."""
     writer = InfiniShardWriter(place / "set", tokenizer=model, shards=4, **settings)
     write = LocalPipelineExecutor(
         [ParquetReader(str(raw)), LambdaFilter(kept), spoil, *steps, writer],
         tasks=tasks,
-        # One after the other where a task fails, so that it is known which have ended.
-        workers=1 if steps else -1,
+        workers=workers,
         logging_dir=str(place / "write"),
         skip_completed=False,
     )
@@ -102,7 +110,7 @@ def hashes(directory: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def made(raw: Path, model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return run(raw, model, tmp_path_factory.mktemp("made"), 3)
+    return run(raw, model, tmp_path_factory.mktemp("made"), 3, workers=3)
 
 
 def test_every_document_that_arrives_is_in_the_shards_or_among_the_rejects(

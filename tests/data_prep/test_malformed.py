@@ -9,13 +9,14 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import multiprocessing
 import os
 import random
+import re
 import socket
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pyarrow as pa
@@ -28,7 +29,9 @@ from data_prep.dataset import shards
 from data_prep.dataset.settings import SettingsError
 from data_prep.pipeline import pipeline
 from data_prep.sources import inputs, readers
-from data_prep.sources.documents import RawDocument
+from data_prep.sources.compression import Compression
+from data_prep.sources.documents import RawDocument, Reject
+from data_prep.sources.inputs import Format, InputFile
 
 # Bytes that are no UTF-8: lone parts, overlong forms, surrogates, beyond Unicode.
 NOT_UTF8 = (b"\xff", b"\xe9", b"\x80", b"\xc0\xaf", b"\xed\xa0\x80", b"\xf4\x90\x80\x80", b"\xc3")
@@ -285,40 +288,49 @@ def test_what_cannot_be_read_is_told_before_the_start(
     assert (file.relative, problems) == ("good", [])
 
 
-# Run apart, to see the memory that one file takes: prints records, rejects and MB.
-MEASURE = """
-import re, sys
-from data_prep.sources import readers
-from data_prep.sources.documents import Reject
-from data_prep.sources.inputs import InputFile
-path, form, packing, limit = sys.argv[1:]
-limits = {"max_record_bytes": int(limit), "max_held_bytes": int(limit)}
-file = InputFile("s", path, "f", form, packing or None, "text", "id", **limits)
-def peak():
+def measured(path: Path, form: Format, packing: Compression, limit: int) -> tuple[int, str, int]:
+    """Records (5 at most), reasons of rejects, and MB of memory that reading a file takes.
+
+    In a process forked from a small one: in this one there is memory to reuse.
+    """
+    receiver, sender = APART.Pipe(duplex=False)
+    limits = {"max_record_bytes": limit, "max_held_bytes": limit}
+    file = InputFile("s", str(path), "f", form, packing, "text", "id", **limits)
+    process = APART.Process(target=measure, args=(file, sender))
+    process.start()
+    sender.close()
+    assert receiver.poll(500)
+    found: tuple[int, str, int] = receiver.recv()
+    process.join()
+    return found
+
+
+APART = multiprocessing.get_context("forkserver")
+APART.set_forkserver_preload(["data_prep.sources.readers"])
+
+
+def measure(file: InputFile, sender: Connection) -> None:
+    """Run apart: sends what `measured` returns."""
+    before = peak()
+    found = readers.survey(file, 1 << 20)
+    stops = [*(offset for offset, _ in found.cuts[1:]), found.size]
+    reasons, count = set(), 0
+    for start, stop in zip(found.cuts, stops, strict=True):
+        for record in readers.records(file, found, start, stop):
+            count += 1
+            if isinstance(record, Reject):
+                reasons.add(record.reason)
+            if count == 5:
+                break
+    sender.send((count, ",".join(sorted(reasons)) or "-", (peak() - before) >> 10))
+
+
+def peak() -> int:
+    """Peak memory of this process in kB."""
     # Not ru_maxrss, in which a new program begins with what its parent had.
-    return int(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1])
-before = peak()
-found = readers.survey(file, 1 << 20)
-stops = [*(offset for offset, _ in found.cuts[1:]), found.size]
-reasons, count = set(), 0
-for start, stop in zip(found.cuts, stops):
-    for record in readers.records(file, found, start, stop):
-        count += 1
-        if isinstance(record, Reject):
-            reasons.add(record.reason)
-        if count == 5:
-            break
-print(count, ",".join(sorted(reasons)) or "-",
-      (peak() - before) >> 10, sep="|")
-"""
-
-
-def measured(path: Path, form: str, packing: str, limit: int) -> tuple[int, str, int]:
-    """Records (5 at most), reasons of rejects, and MB of memory that reading a file takes."""
-    words = [sys.executable, "-c", MEASURE, str(path), form, packing, str(limit)]
-    done = subprocess.run(words, check=True, capture_output=True, text=True, timeout=500)
-    count, reasons, memory = done.stdout.strip().split("|")
-    return int(count), reasons, int(memory)
+    match = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert match
+    return int(match[1])
 
 
 def write_line(path: Path, size: int) -> None:
@@ -333,9 +345,10 @@ def write_line(path: Path, size: int) -> None:
 @pytest.mark.parametrize("size", [64 << 20, pytest.param(1 << 30, marks=pytest.mark.slow)])
 def test_a_huge_line_takes_no_more_memory_than_the_limit(size: int, tmp_path: Path) -> None:
     write_line(tmp_path / "f", size)
-    assert measured(tmp_path / "f", "jsonl", "", 4 << 20)[:2] == (3, "record too large")
-    assert measured(tmp_path / "f", "jsonl", "", 4 << 20)[2] < 24
-    count, reasons, memory = measured(tmp_path / "f", "jsonl", "", 2 << 30)
+    count, reasons, memory = measured(tmp_path / "f", "jsonl", None, 4 << 20)
+    assert (count, reasons) == (3, "record too large")
+    assert memory < 24
+    count, reasons, memory = measured(tmp_path / "f", "jsonl", None, 2 << 30)
     assert (count, reasons) == (3, "-")
     # Its blocks, these joined, and decoded: three copies, two of which JSON makes anew.
     assert memory < 5.5 * (size >> 20)
@@ -345,7 +358,7 @@ def test_a_huge_line_takes_no_more_memory_than_the_limit(size: int, tmp_path: Pa
 @pytest.mark.parametrize("packing", ["gzip", "zstd"])
 @pytest.mark.parametrize("form", ["text", "jsonl", "warc"])
 def test_a_compression_bomb_takes_no_more_memory_than_the_limit(
-    packing: str, form: str, size: int, tmp_path: Path
+    packing: Compression, form: Format, size: int, tmp_path: Path
 ) -> None:
     with (tmp_path / "f").open("wb") as raw:
         opened = (
@@ -372,6 +385,6 @@ def test_a_parquet_bomb_takes_no_more_memory_than_its_pages(tmp_path: Path) -> N
         table = pa.table({"text": pa.DictionaryArray.from_arrays([0] * 100_000, one)})
         pq.write_table(table, tmp_path / "f", compression="zstd", store_schema=stored)
         assert (tmp_path / "f").stat().st_size < 1 << 20
-        count, reasons, memory = measured(tmp_path / "f", "parquet", "", 1 << 20)
+        count, reasons, memory = measured(tmp_path / "f", "parquet", None, 1 << 20)
         assert (count, reasons) == (5, "record too large")
         assert memory < 1000

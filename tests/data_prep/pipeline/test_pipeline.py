@@ -8,6 +8,7 @@ import gzip
 import hashlib
 import itertools
 import json
+import multiprocessing
 import os
 import random
 import re
@@ -18,6 +19,7 @@ import sys
 import time
 from collections import Counter
 from dataclasses import dataclass
+from multiprocessing.context import ForkProcess
 from pathlib import Path
 
 import pytest
@@ -252,19 +254,19 @@ def test_a_killed_run_ends_with_the_same_bytes(
         if (output / "manifest.json").exists():
             assert hashes(output).items() >= hashes(made).items()
             shutil.rmtree(output)
-        process = start(corpus, output, workers=source.randrange(1, 5))
+        process = start(configured(corpus, output, f"workers={source.randrange(1, 5)}"), 1000)
         # Small units: some hundred marks in all, and a kill after a few more of them.
         goal = len(marks(output)) + source.randrange(max(10, 480 // kills))
-        while process.poll() is None and len(marks(output)) < goal:
+        while process.is_alive() and len(marks(output)) < goal:
             time.sleep(0.005)
-        if process.poll() is None:
+        struck_now = process.is_alive()
+        if struck_now:
             killed_at |= {path.parent.name for path in marks(output)}
             kill(process, source.choice(["parent", "worker", "both"]), source)
             struck += 1
-            # 1: it lost a worker and said so.
-            assert process.wait() in (0, 1, -signal.SIGKILL)
-        else:
-            assert process.returncode == 0
+        process.join()
+        # 1: it lost a worker and said so.
+        assert process.exitcode in ((0, 1, -signal.SIGKILL) if struck_now else (0,))
     monkeypatch.setattr(workspace, "CUT_BYTES", 1000)
     pipeline.run(configured(corpus, output, "workers=2"))
     assert hashes(output) == hashes(made)
@@ -272,23 +274,21 @@ def test_a_killed_run_ends_with_the_same_bytes(
     assert killed_at >= {"survey", "sample"}
 
 
-def start(corpus: Corpus, output: Path, workers: int) -> subprocess.Popen[bytes]:
-    code = (
-        "import sys\nfrom data_prep import config\n"
-        "from data_prep.pipeline import pipeline, workspace\n"
-        "workspace.CUT_BYTES = 1000\npipeline.run(config.load(None, sys.argv[1:]))"
-    )
-    words = [
-        "sources=[{name: lines, paths: ['*.jsonl*']}, {name: files, paths: ['*.txt']}]",
-        *("tokenizer.vocab_size=400", "tokenizer.sample_bytes=30000", "shards.count=7"),
-        *("duplicates.near=true", f"workers={workers}"),
-        *(f"root={corpus.root}", f"output={output}"),
-    ]
-    return subprocess.Popen([sys.executable, "-c", code, *words])
+def start(wanted: Config, cut_bytes: int) -> ForkProcess:
+    """A run in a process of its own, which need not import everything again."""
+    process = multiprocessing.get_context("fork").Process(target=run, args=(wanted, cut_bytes))
+    process.start()
+    return process
 
 
-def kill(process: subprocess.Popen[bytes], victim: str, source: random.Random) -> None:
+def run(wanted: Config, cut_bytes: int) -> None:
+    pytest.MonkeyPatch().setattr(workspace, "CUT_BYTES", cut_bytes)
+    pipeline.run(wanted)
+
+
+def kill(process: ForkProcess, victim: str, source: random.Random) -> None:
     """SIGKILL the command, one of its workers, or a worker and then the command."""
+    assert process.pid is not None
     children = children_of(process.pid)
     if children and victim != "parent":
         with contextlib.suppress(ProcessLookupError):
@@ -308,18 +308,15 @@ def test_workers_end_with_their_parent(corpus: Corpus, tmp_path: Path) -> None:
     big.root.mkdir()
     (big.root / "a.jsonl").write_bytes((corpus.root / "a.jsonl").read_bytes() * 200)
     (big.root / "b.txt").write_text("b")
-    code = (
-        "import sys\nfrom data_prep import config\nfrom data_prep.pipeline import pipeline\n"
-        "pipeline.run(config.load(None, sys.argv[1:]))"
-    )
     words = [
         *(f"root={big.root}", f"output={tmp_path / 'set'}", "workers=3"),
         *("sources=[{name: s, paths: ['*']}]", "tokenizer.vocab_size=400"),
     ]
-    process = subprocess.Popen([sys.executable, "-c", code, *words])
+    process = start(config.load(None, words), 1 << 20)
+    assert process.pid is not None
     children = wait_for_children(process.pid, 3)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.join()
     deadline = time.monotonic() + 5
     while any(is_running(child) for child in children):
         assert time.monotonic() < deadline, "workers outlived their parent"

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import multiprocessing
 import random
 import signal
-import subprocess
-import sys
 import time
 import tracemalloc
 from collections.abc import Callable
+from multiprocessing.context import ForkProcess
 from pathlib import Path
 from typing import Any
 
@@ -86,38 +86,40 @@ def test_reports_of_any_name_are_carried_over_and_nothing_else(make: Make, tmp_p
     }
 
 
-def start(source: Path, output: Path) -> subprocess.Popen[bytes]:
-    # Slow enough to be killed before it ends, on any machine.
-    code = (
-        "import sys, time\nfrom data_prep import cli\nfrom data_prep.dataset import shards\n"
-        "write = shards.write_shard\n"
-        "shards.write_shard = lambda *given: time.sleep(0.02) or write(*given)\n"
-        "sys.exit(cli.main(sys.argv[1:]))"
-    )
-    words = ["reshard", str(source), "--shards", "25", "--output", str(output)]
-    return subprocess.Popen([sys.executable, "-c", code, *words])
+def start(source: Path, output: Path) -> ForkProcess:
+    process = multiprocessing.get_context("fork").Process(target=slowly, args=(source, output))
+    process.start()
+    return process
+
+
+def slowly(source: Path, output: Path) -> None:
+    """Slow enough to be killed before it ends, on any machine."""
+    write = shards.write_shard
+    slow = lambda *given: time.sleep(0.02) or write(*given)  # noqa: E731
+    pytest.MonkeyPatch().setattr(shards, "write_shard", slow)
+    reshard.run(source, output, 25)
 
 
 def marks(output: Path) -> int:
     return len(list((output / "work" / "shards").glob("*.json")))
 
 
-def test_a_killed_command_goes_on_where_it_was(make: Make, tmp_path: Path) -> None:
+def test_a_killed_command_continues_where_it_was(make: Make, tmp_path: Path) -> None:
     output = tmp_path / "set"
     for goal in (1, 9, 17):
         before = {path: path.stat().st_ino for path in output.glob("*.tar")}
         process = start(make(7), output)
         while marks(output) < goal:
-            assert process.poll() is None
+            assert process.is_alive()
             time.sleep(0.001)
         process.kill()
-        process.wait()
-        assert process.returncode == -signal.SIGKILL
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
         assert not (output / "manifest.json").exists()
         kept = [path for path, inode in before.items() if path.stat().st_ino == inode]
         # The last one may have had its name, and not yet its mark.
         assert len(kept) >= len(before) - 1
-    assert start(make(7), output).wait() == 0
+    reshard.run(make(7), output, 25)
     assert hashes(output) == hashes(make(25))
 
 
