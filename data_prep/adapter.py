@@ -80,7 +80,7 @@ class InfiniShardWriter(PipelineStep):  # type: ignore[misc]
     A task that has ended is not done again. `tokenizer` is a SentencePiece model or tokenizer.json;
     `seed` decides the order of documents; `shards` is their number, 0: one for every
     `shard_tokens`; `source` is the name that the documents carry. Raises TokenizerError; when it
-    runs, WorkspaceError where the directory was begun with other settings or another number of
+    runs, WorkspaceError where the directory was started with other settings or another number of
     tasks.
     """
 
@@ -111,9 +111,9 @@ class InfiniShardWriter(PipelineStep):  # type: ignore[misc]
         work = _work(self.config, world_size)
         if workspace.finished(work.output, self.config) is not None:
             return
-        begun = next((work.directory / Tokenize.name).glob("*.json"), None)
-        if begun is not None:
-            _refuse_other(work, int(begun.stem), self.config)
+        ended = next((work.directory / Tokenize.name).glob("*.json"), None)
+        if ended is not None:
+            _refuse_other(work, int(ended.stem), self.config)
         work.directory.mkdir(parents=True, exist_ok=True)
         with self.track_time():
             _TokenizeTask(self.config, work, data).run_task(rank, world_size)
@@ -171,7 +171,7 @@ def _refuse_other(work: Work, rank: int, config: Config) -> None:
     for key, ours in _identity(config, len(work.files)).items():
         if theirs[key] != ours:
             raise WorkspaceError(
-                f"{work.output}: was begun with {key}={theirs[key]}, now it is {ours}; continue "
+                f"{work.output}: was started with {key}={theirs[key]}, now it is {ours}; continue "
                 "with the former, or remove the directory"
             )
 

@@ -246,9 +246,9 @@ def _measure(plan: Estimate, work: Work) -> None:
 
 
 def _timed(plan: Estimate, stage: Stage) -> None:
-    begun = time.process_time()
+    started = time.process_time()
     stage.run_task(0, 1)
-    plan.seconds[stage.name] = time.process_time() - begun
+    plan.seconds[stage.name] = time.process_time() - started
 
 
 def _count(source: SourceSample, result: dict[str, Any]) -> None:
@@ -273,7 +273,7 @@ def _sampled(plan: Estimate, source: SourceConfig, files: list[InputFile]) -> So
     share = sample.disk / max(sum(file.listed.bytes for file in files), 1)
     budget = _READ_BYTES * max(share, 1 / _LEAST_SHARE)
     limit = int(budget / min(len(own), _FILES))
-    seed, begun, read = plan.config.seed, time.process_time(), 0
+    seed, started, read = plan.config.seed, time.process_time(), 0
     for group in sorted(groups, key=lambda group: keyed(seed, "estimate", files[group.start].name)):
         if read >= budget:
             break
@@ -281,7 +281,7 @@ def _sampled(plan: Estimate, source: SourceConfig, files: list[InputFile]) -> So
         read += sum(record.read for record in found)
         sample.records += [(group.start, record) for record in found]
         sample.covered += covered
-    plan.seconds["read"] += time.process_time() - begun
+    plan.seconds["read"] += time.process_time() - started
     return sample
 
 

@@ -61,7 +61,7 @@ def run(config: Config, part: Literal["all", "shards"] = "all") -> Outcome:
     Raises what the user can fix: SettingsError, WorkspaceError, TokenizerError,
     InputChangedError; DataError where a finished data set's manifest is damaged.
     """
-    begun = time.monotonic()
+    started = time.monotonic()
     work = open_work(config)
 
     def make() -> None:
@@ -73,7 +73,7 @@ def run(config: Config, part: Literal["all", "shards"] = "all") -> Outcome:
         _run(config, work, stages(config))
 
     manifest, already = workspace.make_once(work, lambda: finished(config, work), make)
-    return Outcome(manifest, 0.0 if already else time.monotonic() - begun, already)
+    return Outcome(manifest, 0.0 if already else time.monotonic() - started, already)
 
 
 def run_tokenizer(config: Config) -> Path:

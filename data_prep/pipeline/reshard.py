@@ -73,7 +73,7 @@ def _wanted(source: Manifest, count: int) -> Manifest:
 def _finished(work: Work, wanted: Manifest, begun: dict[str, Any]) -> Manifest | None:
     """The manifest of the finished data set; None if there is none.
 
-    Raises WorkspaceError where the directory holds anything but what this command made or began.
+    Raises WorkspaceError where the directory holds anything but what this command made or started.
     """
     if (work.output / shards.MANIFEST).exists():
         manifest = shards.read_manifest(work.output)
@@ -89,7 +89,7 @@ def _finished(work: Work, wanted: Manifest, begun: dict[str, Any]) -> Manifest |
         ours = all(entry == work.directory for entry in entries)
     if not ours:
         raise WorkspaceError(
-            f"{work.output}: is not empty, and not what this command began; give another "
+            f"{work.output}: is not empty, and not what this command started; give another "
             "--output, or remove this one"
         )
     return None

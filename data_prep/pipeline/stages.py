@@ -156,17 +156,17 @@ class DrawSample(Stage):
         self, file: int, record: RawDocument | LongDocument, limit: int
     ) -> Iterator[list[str]]:
         """The passages of a document whose hash is within the limit."""
-        name, line, begun = self.work.files[file].name, str(record.line), 0
+        name, line, offset = self.work.files[file].name, str(record.line), 0
         for text in itertools.chain(record.passages(), [record.answer]):
             for start in range(0, len(text), _PASSAGE):
-                key = keyed(self.config.seed, "sample", name, line, str(begun + start))
+                key = keyed(self.config.seed, "sample", name, line, str(offset + start))
                 if int.from_bytes(key[:8]) > limit:
                     continue
                 # The passage alone: cleaning all of a long document would take long.
                 cleaned = self.cleaner(file)(text[start : start + _PASSAGE])
                 if not cleaned.dropped:
                     yield [key.hex(), cleaned.text]
-            begun += len(text)
+            offset += len(text)
 
 
 def given_tokenizer(config: Config) -> tuple[str, bytes]:
@@ -194,7 +194,7 @@ class TrainTokenizer(Stage):
         for path, data in found.items():
             if hashlib.sha256(data).hexdigest() != expected:
                 raise WorkspaceError(
-                    f"{path}: is not the tokenizer that this data set was begun with; restore "
+                    f"{path}: is not the tokenizer that this data set was started with; restore "
                     "it, or give another output"
                 )
 
@@ -325,7 +325,7 @@ class Tokenize(Stage):
         self, file: int, record: RawDocument | LongDocument, written: Written, outcome: _Outcome
     ) -> bool:
         """Write the document's tokens; if it is left out, count why and write nothing."""
-        begun = written.out.tell()
+        start = written.out.tell()
         try:
             self.write(self._cleaned(file, record, written), written)
             if record.answer:
@@ -342,7 +342,7 @@ class Tokenize(Stage):
             outcome.reject(file, record, bad.reason, bad.detail)
         finally:
             outcome.account(file).changed.update(written.changed)
-        written.out.seek(begun)
+        written.out.seek(start)
         written.out.truncate()
         return False
 

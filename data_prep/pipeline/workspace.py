@@ -285,7 +285,7 @@ def finished(output: Path, config: Config) -> Manifest | None:
 
 
 def begin(work: Work, config: Config) -> None:
-    """Record what this data set is made of, or check that it is what was begun here.
+    """Record what this data set is made of, or check that it is what was started here.
 
     Settings that nothing done so far depends on may change. Raises WorkspaceError.
     """
@@ -301,14 +301,14 @@ def begin(work: Work, config: Config) -> None:
 def stale_stages(work: Work, config: Config) -> list[str]:
     """The stages that a run of this configuration has to do again in this directory.
 
-    Raises WorkspaceError where it cannot continue what was begun there.
+    Raises WorkspaceError where it cannot continue what was started there.
     """
     if not _begun(work).exists():
         return []
     ours, theirs = _identity(work, config), json.loads(_begun(work).read_bytes())
     if theirs["version"] != ours["version"]:
         raise WorkspaceError(
-            f"{work.output}: was begun by another version of data-prep; finish it with that "
+            f"{work.output}: was started by another version of data-prep; finish it with that "
             "version, or give another output"
         )
     then, now = theirs["configuration"], ours["configuration"]
@@ -322,7 +322,7 @@ def stale_stages(work: Work, config: Config) -> list[str]:
     _refuse_other(work.output, config, then)
     if theirs != ours:
         raise WorkspaceError(
-            f"{work.output}: was begun with other input or evaluation files; give them "
+            f"{work.output}: was started with other input or evaluation files; give them "
             "again, or another output"
         )
     return stale

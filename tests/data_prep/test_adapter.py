@@ -136,9 +136,9 @@ def test_tasks_and_kills_change_no_shard(
         run(raw, model, tmp_path, 3, Stops())
     done = tmp_path / "set/work/tokenize/000000.json"
     before = done.stat().st_mtime_ns
-    with pytest.raises(WorkspaceError, match="begun with tasks=3, now it is 2"):
+    with pytest.raises(WorkspaceError, match="started with tasks=3, now it is 2"):
         run(raw, model, tmp_path, 2)
-    with pytest.raises(WorkspaceError, match="begun with source=datatrove, now it is web"):
+    with pytest.raises(WorkspaceError, match="started with source=datatrove, now it is web"):
         run(raw, model, tmp_path, 3, source="web")
     assert done.stat().st_mtime_ns == before
     again = run(raw, model, tmp_path, 3)

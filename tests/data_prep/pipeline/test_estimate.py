@@ -145,7 +145,7 @@ def test_mistakes_are_those_of_the_run(corpus: Path, tmp_path: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "begun").rglob("*")}
     with pytest.raises(WorkspaceError, match="seed: 1 there, 2 now"):
         estimate.estimate(configured(corpus, tmp_path / "begun", FEW, "seed=2"))
-    with pytest.raises(WorkspaceError, match="begun with other input or evaluation files"):
+    with pytest.raises(WorkspaceError, match="started with other input or evaluation files"):
         estimate.estimate(configured(tmp_path / "other", tmp_path / "begun", FEW))
     plan = estimate.estimate(configured(corpus, tmp_path / "begun", FEW, "shards.tokens=1000"))
     assert str(tmp_path / "begun" / "tokenizer.model") in plan.how

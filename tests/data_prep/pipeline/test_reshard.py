@@ -173,7 +173,7 @@ def test_another_data_set_in_the_output_is_refused_and_left_alone(
         reshard.run(make(7), make(3), 4)
     assert hashes(make(3)) == before
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(WorkspaceError, match="is not empty, and not what this command began"):
+    with pytest.raises(WorkspaceError, match="is not empty, and not what this command started"):
         reshard.run(make(7), tmp_path, 4)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
@@ -185,7 +185,7 @@ def test_one_that_was_begun_with_another_number_is_refused(
         failing.setattr(shards, "write_manifest", lambda *arguments: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             reshard.run(make(7), tmp_path / "set", 4)
-    with pytest.raises(WorkspaceError, match="not what this command began"):
+    with pytest.raises(WorkspaceError, match="not what this command started"):
         reshard.run(make(7), tmp_path / "set", 5)
     assert reshard.run(make(7), tmp_path / "set", 4)
 
