@@ -28,7 +28,7 @@ from data_prep.pipeline.workspace import Work, WorkspaceError
 from data_prep.sources.documents import LongDocument, RawDocument, Reject, Survey
 from data_prep.sources.inputs import InputFile
 from data_prep.tokenizer import tokenizer
-from data_prep.tokenizer.tokenizer import Tokenizer
+from data_prep.tokenizer.contract import Tokenizer
 
 
 @dataclass(frozen=True)

@@ -26,8 +26,8 @@ from data_prep.pipeline.workspace import Work
 from data_prep.sources import compression, inputs, parquet, readers, storage
 from data_prep.sources.documents import BadRecordError, LongDocument, RawDocument, Reject, Survey
 from data_prep.sources.inputs import InputFile
-from data_prep.tokenizer import tokenizer
-from data_prep.tokenizer.tokenizer import Tokenizer, TokenizerError
+from data_prep.tokenizer import tokenizer, training
+from data_prep.tokenizer.contract import Tokenizer, TokenizerError
 
 # What is read of the corpus after decompression, and characters that are tokenized: seconds.
 _READ_BYTES = 4_000_000
@@ -357,7 +357,7 @@ def _train(plan: Estimate, passages: list[tuple[int, str]], path: Path) -> Token
     plan.trained = sum(len(text.encode()) for _, text in passages)
     texts = (text for _, text in passages)
     try:
-        tokenizer.train(texts, path, wanted.vocab_size, wanted.character_coverage)
+        training.train(texts, path, wanted.vocab_size, wanted.character_coverage)
     except TokenizerError as error:
         plan.how = f"assumed: {_ASSUMED} bytes a token, since of the sample {error}"
         return None

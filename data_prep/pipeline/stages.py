@@ -31,7 +31,7 @@ from data_prep.pipeline.workspace import Work, WorkspaceError
 from data_prep.sources import inputs, readers
 from data_prep.sources.documents import BadRecordError, LongDocument, RawDocument, Reject
 from data_prep.sources.inputs import InputFile
-from data_prep.tokenizer import tokenizer
+from data_prep.tokenizer import contract, tokenizer, training
 
 # Long documents are sampled in passages, so that a sample is drawn from all of them.
 _PASSAGE = 16_384
@@ -218,7 +218,7 @@ class TrainTokenizer(UnitStep):
 
     def do(self, unit: int) -> Any:
         """Train on the passages that come first by their hash, up to the sample's size."""
-        name = tokenizer.FILES[0]
+        name = contract.FILES[0]
         if self.config.tokenizer.path:
             name, data = given(self.config)
             tokenizer.write(self.work.output, name, data)
@@ -226,7 +226,7 @@ class TrainTokenizer(UnitStep):
             tokenizer.clear(self.work.output)
             wanted = self.config.tokenizer
             path = self.work.output / name
-            tokenizer.train(self._sample(), path, wanted.vocab_size, wanted.character_coverage)
+            training.train(self._sample(), path, wanted.vocab_size, wanted.character_coverage)
         return {"sha256": durable.sha256_of(self.work.output / name)}
 
     def _sample(self) -> Iterator[str]:

@@ -40,7 +40,7 @@ from data_prep.sources.documents import Survey
 from data_prep.sources.inputs import InputChangedError, InputFile
 from data_prep.sources.storage import Status
 from data_prep.tokenizer import tokenizer
-from data_prep.tokenizer.tokenizer import TokenizerError
+from data_prep.tokenizer.contract import TokenizerError
 
 WORDS = [
     *("the", "memory", "of", "a", "segment", "reads", "before", "it", "writes", "12", "-", "\n"),
@@ -688,7 +688,7 @@ def test_documents_in_passages_give_the_same_shards(
     )
     (tmp_path / "c.yaml").write_text(LONG.replace("[exam.jsonl]}", "[exam.jsonl], ngram: 9}"))
     monkeypatch.setattr("data_prep.sources.documents._PASSAGE", 300)
-    monkeypatch.setattr("data_prep.tokenizer.tokenizer._PART", 90)
+    monkeypatch.setattr("data_prep.tokenizer.sentencepiece.SentencePiece.least_part", 90)
     monkeypatch.setattr("data_prep.pipeline.stages._BLOCK", 700)
     accounts, found = [], []
     for held in ("100000000", "1000"):
