@@ -70,7 +70,7 @@ class _TokenizeRank(Tokenize):
 
     def records(self, unit: int) -> Iterator[tuple[int, RawDocument | LongDocument | Reject]]:
         for line, document in enumerate(self.data, 1):
-            yield unit, _record(document, self.work.files[unit].name, line)
+            yield unit, _record(document, line)
 
     def do(self, unit: int) -> Any:
         path = self.work.tokens(unit)
@@ -164,10 +164,10 @@ class InfiniShardFinaliser(PipelineStep):  # type: ignore[misc]
 
 
 def _work(config: Config, tasks: int) -> _Ranks:
-    output, source = Path(config.output), config.sources[0].name
+    output, source = Path(config.output), config.sources[0]
     bare = Work(output, [])
     files = [
-        InputFile(source, str(bare.tokens(rank)), f"task-{rank:06d}", "text", None, "text", "id")
+        InputFile(source, str(bare.tokens(rank)), f"task-{rank:06d}", "text", None)
         for rank in range(tasks)
     ]
     return _Ranks(output, files)
@@ -208,13 +208,13 @@ def _check_ranks(work: Work, config: Config) -> None:
         _refuse_other(work, rank, config)
 
 
-def _record(document: Document, file: str, line: int) -> RawDocument | Reject:
+def _record(document: Document, line: int) -> RawDocument | Reject:
     """The document as a record, its number in the task as its line."""
     text = document.text
     if not text:
-        return Reject(file, line, 0, "empty text", str(document.id))
+        return Reject(line, 0, "empty text", str(document.id))
     try:
         size = len(text.encode())
     except UnicodeEncodeError as error:
-        return Reject(file, line, 0, "lone surrogate", repr(text[error.start]))
+        return Reject(line, 0, "lone surrogate", repr(text[error.start]))
     return RawDocument(str(document.id), line, 0, size, text)

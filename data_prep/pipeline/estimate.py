@@ -266,7 +266,7 @@ def _beginning(document: LongDocument, limit: int) -> RawDocument | Reject:
             if read >= limit:
                 break
     except BadRecordError as bad:
-        return Reject(document.id, *place, bad.reason, bad.detail, document.read)
+        return bad.at(*place, document.read)
     return RawDocument(document.id, *place, read, "".join(texts))
 
 

@@ -280,7 +280,7 @@ class _Outcome:
 
     def reject(self, file: int, reject: Reject) -> None:
         """The record cannot be used."""
-        self.rejects.append([file, *dataclasses.astuple(reject)[1:5]])
+        self.rejects.append([file, *dataclasses.astuple(reject)[:4]])
         self.accounts.of(self.files[file].source).rejected += 1
 
     def drop(self, file: int, record: RawDocument | LongDocument, reason: str) -> None:
@@ -354,16 +354,14 @@ class Tokenize(UnitStep):
             self._write(self._cleaned(file, record, written), out, written)
             if record.answer:
                 # Each of its own, so that no token lies on both sides of where one begins.
-                if question := self.work.files[file].question:
+                if question := self.work.files[file].config.question:
                     self._write(iter([question]), out, written)
                 written.prompt = written.tokens
                 self._write(iter([record.answer]), out, written)
         except _DroppedError as dropped:
             outcome.drop(file, record, dropped.reason)
         except BadRecordError as bad:
-            name = self.work.files[file].name
-            place = (name, record.line, record.offset)
-            outcome.reject(file, Reject(*place, bad.reason, bad.detail, record.read))
+            outcome.reject(file, bad.at(record.line, record.offset, record.read))
         else:
             outcome.accept(file, record, written)
             return True

@@ -288,12 +288,13 @@ def test_what_cannot_be_read_is_told_before_the_start(
 # Run apart, to see the memory that one file takes: prints records, rejects and MB.
 MEASURE = """
 import re, sys
+from data_prep.config import SourceConfig
 from data_prep.sources import readers
 from data_prep.sources.documents import Reject
 from data_prep.sources.inputs import InputFile
 path, form, packing, limit = sys.argv[1:]
 limits = {"max_record_bytes": int(limit), "max_held_bytes": int(limit)}
-file = InputFile("s", path, "f", form, packing or None, "text", "id", **limits)
+file = InputFile(SourceConfig("s", **limits), path, "f", form, packing or None)
 def peak():
     # Not ru_maxrss, in which a new program begins with what its parent had.
     return int(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1])
