@@ -29,7 +29,7 @@ from data_prep.pipeline.workspace import Work, WorkspaceError
 from data_prep.sources.documents import RawDocument, Reject, Survey
 from data_prep.sources.inputs import InputFile
 from data_prep.tokenizer import tokenizer
-from data_prep.tokenizer.tokenizer import Tokenizer
+from data_prep.tokenizer.contract import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class _TokenizeTask(Tokenize):
 
     def records(self, unit: int) -> Iterator[tuple[int, Record]]:
         for line, document in enumerate(self.data, 1):
-            yield unit, _record(document, self.work.files[unit].name, line)
+            yield unit, _record(document, line)
 
     def do(self, unit: int) -> Any:
         path = self.work.tokens(unit)
@@ -152,10 +152,10 @@ class InfiniShardFinaliser(PipelineStep):  # type: ignore[misc]
 
 
 def _work(config: Config, tasks: int) -> _Tasks:
-    output, source = Path(config.output), config.sources[0].name
+    output, source = Path(config.output), config.sources[0]
     bare = Work(output, [])
     files = [
-        InputFile(source, str(bare.tokens(rank)), f"task-{rank:06d}", "text", None, "text", "id")
+        InputFile(source, str(bare.tokens(rank)), f"task-{rank:06d}", "text", None)
         for rank in range(tasks)
     ]
     return _Tasks(output, files, given=Path(config.tokenizer.path))
@@ -188,13 +188,13 @@ def _check_tasks(work: Work, config: Config) -> None:
         _refuse_other(work, rank, config)
 
 
-def _record(document: Document, file: str, line: int) -> RawDocument | Reject:
+def _record(document: Document, line: int) -> RawDocument | Reject:
     """The document as a record, whose line is its number in the task."""
     text = document.text
     if not text:
-        return Reject(file, line, 0, "empty text", str(document.id))
+        return Reject(line, 0, "empty text", str(document.id))
     try:
         size = len(text.encode())
     except UnicodeEncodeError as error:
-        return Reject(file, line, 0, "lone surrogate", repr(text[error.start]))
+        return Reject(line, 0, "lone surrogate", repr(text[error.start]))
     return RawDocument(str(document.id), line, 0, size, text)

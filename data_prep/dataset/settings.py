@@ -11,8 +11,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
+import functools
 import math
 import re
+import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
@@ -69,17 +71,18 @@ def load(schema: type[T], path: Path | None, overrides: Sequence[str] = ()) -> T
     return built
 
 
-def from_plain(schema: type[T], value: Mapping[str, Any]) -> T:
-    """The configuration that `to_plain` wrote, checked again. Raises SettingsError."""
+def from_plain(schema: type[T], value: Any) -> T:
+    """The dataclass that `to_plain` wrote, checked again. Raises SettingsError."""
     problems: list[str] = []
-    built = _build(schema, value, "", problems)
-    if problems:
-        raise SettingsError(problems)
-    return built
+    with contextlib.suppress(_WrongValueError):
+        built = _build(schema, value, "", problems)
+        if not problems:
+            return built
+    raise SettingsError(problems)
 
 
 def to_plain(config: Any) -> dict[str, Any]:
-    """The resolved configuration as JSON-able dicts, lists and scalars."""
+    """The resolved configuration, or another dataclass, as JSON-able dicts, lists and scalars."""
     return dataclasses.asdict(config)
 
 
@@ -178,28 +181,49 @@ def _without_resolvers(value: Any, key: str, problems: list[str]) -> Any:
 
 
 def _build(schema: type[T], raw: Any, prefix: str, problems: list[str]) -> T:
-    """The dataclass made of `raw`. Of a wrong value, told of in `problems`, the default stays."""
-    if not isinstance(raw, Mapping):
+    """The dataclass made of `raw`; a wrong value is added to `problems`, its default is used.
+
+    Raises _WrongValueError where a value without a default is wrong or missing.
+    """
+    fields = _fields(schema)  # type: ignore[arg-type]
+    needed = {name for name, (_, _, is_needed) in fields.items() if is_needed}
+    if isinstance(raw, Mapping):
+        problems += [f"{prefix}{name}: missing" for name in fields if name in needed - raw.keys()]
+    else:
         problems.append(f"{prefix.rstrip('.') or 'configuration'}: expected keys, found {raw!r}")
-        return schema()
-    hints = get_type_hints(schema)
-    fields = {field.name: field for field in dataclasses.fields(schema)}  # type: ignore[arg-type]
+        raw = {}
     for key in raw:
         if key not in fields:
             near = difflib.get_close_matches(str(key), fields, n=1)
             known = f"did you mean {prefix}{near[0]}?" if near else f"known: {', '.join(fields)}"
             problems.append(f"{prefix}{key}: unknown key; {known}")
     values = {}
-    for name, field in fields.items():
+    for name, (kind, bounds, _) in fields.items():
         if name in raw:
-            place, bounds = f"{prefix}{name}", field.metadata
             with contextlib.suppress(_WrongValueError):
-                values[name] = _value(hints[name], raw[name], place, bounds, problems)
+                values[name] = _value(kind, raw[name], f"{prefix}{name}", bounds, problems)
+    if not needed <= values.keys():
+        raise _WrongValueError
     return schema(**values)
 
 
+@functools.cache
+def _fields(schema: type[Any]) -> dict[str, tuple[Any, Mapping[str, Any], bool]]:
+    """Type, metadata and whether it has no default, of each field by its name."""
+    # Cached: some are asked for each of many records, and types are parsed from the sources' text.
+    hints = get_type_hints(schema)
+    return {
+        field.name: (
+            hints[field.name],
+            field.metadata,
+            field.default is field.default_factory is dataclasses.MISSING,
+        )
+        for field in dataclasses.fields(schema)
+    }
+
+
 class _WrongValueError(Exception):
-    """A value of the wrong type; why has been told in `problems`."""
+    """A value of the wrong type; the reason is in `problems`."""
 
 
 def _wrong(problem: str, problems: list[str]) -> NoReturn:
@@ -227,6 +251,13 @@ def _value(kind: Any, raw: Any, key: str, bounds: Mapping[str, Any], problems: l
         if len(items) < len(raw):
             raise _WrongValueError
         return items
+    if origin is dict:
+        if not isinstance(raw, dict):
+            _wrong(f"{key}: expected keys, found {raw!r}", problems)
+        return raw
+    if origin is types.UnionType:
+        # Of one type and None.
+        return None if raw is None else _value(arguments[0], raw, key, bounds, problems)
     return _scalar(kind, raw, key, bounds, problems)
 
 

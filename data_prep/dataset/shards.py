@@ -13,22 +13,21 @@ damage, not malice: who can change a shard can change the manifest.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
 import io
-import itertools
 import json
 import os
 import tarfile
-import types
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, BinaryIO
 
 import numpy as np
 
-from data_prep.dataset import durable
+from data_prep.dataset import durable, settings
+from data_prep.dataset.blocks import BlockReader
+from data_prep.dataset.settings import SettingsError
 
 # webdataset reads this once, at its import: no shell commands as URLs, no pickles. It imports
 # torch, so it is imported where a shard is opened and not with this module.
@@ -40,8 +39,6 @@ MANIFEST = "manifest.json"
 _UINT16_IDS = 1 << 16
 _OWNER = "data-prep"
 _REMEDY = "copy it again or prepare the data set anew; `data-prep verify` lists every problem"
-
-T = TypeVar("T")
 
 
 class DataError(ValueError):
@@ -221,7 +218,10 @@ def read_manifest(directory: Path) -> Manifest:
             f"{path}: has format version {version}, this program reads {FORMAT_VERSION}; "
             "prepare the data set with this version of data-prep"
         )
-    manifest = _record(Manifest, plain, str(path))
+    try:
+        manifest = settings.from_plain(Manifest, plain)
+    except SettingsError as error:
+        raise DataError(f"{path}: {error.problems[0]}; prepare the data set anew") from None
     _check_manifest(path, manifest)
     return manifest
 
@@ -296,12 +296,15 @@ def _write(tar: Any, path: Path, key: str, document: Document | StoredDocument, 
         tar.write({"__key__": key, "json": meta, "tokens.npy": array.getvalue()})
         return len(document.tokens)
     tar.write({"__key__": key, "json": _meta(document, document.tokens)})
-    # TarWriter wants all of a member at once.
-    tokens = _Array(where, document, dtype)
+    # TarWriter wants all of a member at once, and np.save all of an array.
+    kind, header = np.dtype(dtype).newbyteorder("<"), io.BytesIO()
+    shape = {"descr": kind.str, "fortran_order": False, "shape": (document.tokens,)}
+    np.lib.format.write_array_header_1_0(header, shape)
     member = tarfile.TarInfo(f"{key}.tokens.npy")
-    member.size, member.mtime, member.mode = tokens.bytes, tar.mtime, tar.mode
-    member.uname, member.gname = tar.user, tar.group
-    tar.tarstream.addfile(member, io.BufferedReader(tokens, 1 << 20))
+    member.size = len(header.getvalue()) + document.tokens * kind.itemsize
+    member.mtime, member.mode, member.uname, member.gname = tar.mtime, tar.mode, _OWNER, _OWNER
+    blocks: Any = BlockReader(_blocks(header.getvalue(), where, document, dtype))
+    tar.tarstream.addfile(member, io.BufferedReader(blocks, 1 << 20))
     return document.tokens
 
 
@@ -325,31 +328,11 @@ def _stored(where: str, tokens: np.ndarray, dtype: str) -> np.ndarray:
     return tokens.astype(np.dtype(dtype).newbyteorder("<"))
 
 
-class _Array(io.RawIOBase):
-    """The .npy file of a document's tokens, block by block: the bytes of np.save."""
-
-    def __init__(self, where: str, document: StoredDocument, dtype: str) -> None:
-        kind = np.dtype(dtype).newbyteorder("<")
-        header = io.BytesIO()
-        shape = {"descr": kind.str, "fortran_order": False, "shape": (document.tokens,)}
-        np.lib.format.write_array_header_1_0(header, shape)
-        self.bytes = len(header.getvalue()) + document.tokens * kind.itemsize
-        blocks = (_stored(where, block, dtype).tobytes() for block in document.blocks)
-        self._blocks = itertools.chain([header.getvalue()], blocks)
-        self._left = memoryview(b"")
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        while not self._left:
-            block = next(self._blocks, None)
-            if block is None:
-                return 0
-            self._left = memoryview(block)
-        count = min(len(buffer), len(self._left))
-        buffer[:count], self._left = self._left[:count], self._left[count:]
-        return count
+def _blocks(header: bytes, where: str, document: StoredDocument, dtype: str) -> Iterator[bytes]:
+    yield header
+    for block in document.blocks:
+        if len(block):
+            yield _stored(where, block, dtype).tobytes()
 
 
 def _samples(path: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
@@ -428,42 +411,3 @@ def _check_ids(path: Path, document: Document, manifest: Manifest) -> None:
             f"{path}: document {document.id!r} has the token id {tokens.max()}, "
             f"the vocabulary has {vocab_size}; prepare the data set anew"
         )
-
-
-def _record(kind: type[T], value: Any, where: str) -> T:
-    """`value` as the dataclass `kind`, with no key missing, unknown or of another type.
-
-    A field with a default may be missing.
-    """
-    hints, needed = _hints(kind), _needed(kind)  # type: ignore[arg-type]
-    if not isinstance(value, dict) or not needed <= value.keys() <= hints.keys():
-        raise DataError(f"{where}: expected the keys {', '.join(hints)}; prepare the data set anew")
-    return kind(**{name: _field(hints[name], value[name], f"{where}: {name}") for name in value})
-
-
-@functools.cache
-def _needed(kind: type[Any]) -> set[str]:
-    """The fields without a default."""
-    fields = dataclasses.fields(kind)
-    return {field.name for field in fields if field.default is dataclasses.MISSING}
-
-
-@functools.cache
-def _hints(kind: type[Any]) -> dict[str, Any]:
-    # Asked for each of many records, and read from the sources' text each time.
-    return get_type_hints(kind)
-
-
-def _field(kind: Any, value: Any, where: str) -> Any:
-    if dataclasses.is_dataclass(kind):
-        return _record(kind, value, where)  # type: ignore[arg-type]
-    if get_origin(kind) is list:
-        if not isinstance(value, list):
-            raise DataError(f"{where}: expected a list, found {value!r}")
-        (inner,) = get_args(kind)
-        return [_field(inner, item, f"{where}[{index}]") for index, item in enumerate(value)]
-    allowed = get_args(kind) if isinstance(kind, types.UnionType) else (get_origin(kind) or kind,)
-    if type(value) not in allowed:
-        names = " or ".join(choice.__name__ for choice in allowed)
-        raise DataError(f"{where}: expected {names}, found {value!r}")
-    return value

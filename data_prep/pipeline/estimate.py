@@ -36,7 +36,7 @@ from data_prep.sources import compression, inputs, parquet, readers, storage
 from data_prep.sources.documents import BadRecordError, LongDocument, RawDocument, Reject, Survey
 from data_prep.sources.inputs import InputFile
 from data_prep.tokenizer import tokenizer
-from data_prep.tokenizer.tokenizer import TokenizerError
+from data_prep.tokenizer.contract import TokenizerError
 
 # Bytes that are read of the corpus after decompression, and of those that a tokenizer is trained
 # on: this takes seconds.
@@ -333,7 +333,7 @@ def _beginning(document: LongDocument, limit: int) -> RawDocument | Reject:
             if read >= limit:
                 break
     except BadRecordError as bad:
-        return Reject(document.id, *place, bad.reason, bad.detail, document.read)
+        return bad.at(*place, document.read)
     return RawDocument(document.id, *place, read, "".join(texts))
 
 

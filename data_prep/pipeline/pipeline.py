@@ -39,7 +39,7 @@ from data_prep.pipeline.workers import Workers
 from data_prep.pipeline.workspace import Work, WorkspaceError
 from data_prep.sources import inputs
 from data_prep.tokenizer import tokenizer
-from data_prep.tokenizer.tokenizer import TokenizerError
+from data_prep.tokenizer.contract import TokenizerError
 
 # Runs of spaces, line ends and tabs, with and without a space before the first word: a normaliser
 # that loses text changes these first.

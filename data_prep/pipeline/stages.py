@@ -30,7 +30,7 @@ from data_prep.pipeline.workspace import Work, WorkspaceError
 from data_prep.sources import inputs, readers
 from data_prep.sources.documents import BadRecordError, LongDocument, RawDocument, Reject
 from data_prep.sources.inputs import InputFile
-from data_prep.tokenizer import tokenizer
+from data_prep.tokenizer import contract, tokenizer, training
 
 # Characters of a passage: long documents are sampled in passages, not as a whole.
 _PASSAGE = 16_384
@@ -101,12 +101,11 @@ class Stage(ABC):
 
     def cleaner(self, file: int) -> Cleaner:
         """The cleaning of this file's source."""
-        name = self.work.files[file].source
-        if name not in self._cleaners:
-            (source,) = (source for source in self.config.sources if source.name == name)
+        source = self.work.files[file].config
+        if source.name not in self._cleaners:
             evaluation = tuple(inputs.evaluation_files(self.config, source).values())
-            self._cleaners[name] = Cleaner(source.cleaning, evaluation)
-        return self._cleaners[name]
+            self._cleaners[source.name] = Cleaner(source.cleaning, evaluation)
+        return self._cleaners[source.name]
 
 
 class SurveyFiles(Stage):
@@ -200,7 +199,7 @@ class TrainTokenizer(Stage):
 
     def do(self, unit: int) -> Any:
         """Train on the passages with the lowest hashes, up to the sample's size."""
-        name = tokenizer.FILES[0]
+        name = contract.FILES[0]
         if self.config.tokenizer.path:
             name, data = given_tokenizer(self.config)
             tokenizer.write(self.work.output, name, data)
@@ -208,7 +207,7 @@ class TrainTokenizer(Stage):
             tokenizer.clear(self.work.output)
             wanted = self.config.tokenizer
             path = self.work.output / name
-            tokenizer.train(self._sample(), path, wanted.vocab_size, wanted.character_coverage)
+            training.train(self._sample(), path, wanted.vocab_size, wanted.character_coverage)
         return {"sha256": durable.sha256_of(self.work.output / name)}
 
     def _sample(self) -> Iterator[str]:
@@ -330,7 +329,7 @@ class Tokenize(Stage):
             self.write(self._cleaned(file, record, written), written)
             if record.answer:
                 # Tokenized one by one, so that no token crosses from prompt to question or answer.
-                if question := self.work.files[file].question:
+                if question := self.work.files[file].config.question:
                     self.write([question], written)
                 written.prompt = written.tokens
                 self.write([record.answer], written)

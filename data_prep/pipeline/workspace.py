@@ -28,7 +28,7 @@ from data_prep.sources import inputs
 from data_prep.sources.documents import Survey
 from data_prep.sources.inputs import InputFile
 from data_prep.tokenizer import tokenizer
-from data_prep.tokenizer.tokenizer import Tokenizer
+from data_prep.tokenizer.contract import Tokenizer
 
 T = TypeVar("T")
 

@@ -21,7 +21,7 @@ from data_prep.recall.draws import Draws
 from data_prep.recall.generate import write_lines
 from data_prep.recall.tasks import length
 from data_prep.tokenizer import tokenizer
-from data_prep.tokenizer.tokenizer import Tokenizer
+from data_prep.tokenizer.contract import Tokenizer
 
 _WORD = r"[^\W\d_]+"
 # After a small letter, a comma or a semicolon and white space: no sentence begins there.

@@ -16,7 +16,7 @@ from data_prep.accounts import ACCOUNTS, Account, Accounts
 from data_prep.dataset import shards
 from data_prep.dataset.shards import DataError, Document, Manifest
 from data_prep.tokenizer import tokenizer
-from data_prep.tokenizer.tokenizer import Tokenizer
+from data_prep.tokenizer.contract import Tokenizer
 
 REJECTS = "rejects.jsonl"
 _PERCENTILES = (0, 10, 50, 90, 99, 100)

@@ -75,7 +75,6 @@ class LongDocument:
 class Reject:
     """A record that is not used: where it begins, as RawDocument says, and why."""
 
-    file: str
     line: int
     offset: int
     reason: str
@@ -113,6 +112,10 @@ class BadRecordError(Exception):
     def __init__(self, reason: str, detail: str = "") -> None:
         self.reason, self.detail = reason, detail
 
+    def at(self, line: int, offset: int, read: int) -> Reject:
+        """The reject of the record at this place."""
+        return Reject(line, offset, self.reason, self.detail, read)
+
 
 class _Line(NamedTuple):
     """A record's bytes, of which there are `size`; none are kept of one that is too large."""
@@ -126,7 +129,7 @@ def records(
     file: InputFile, found: Survey, start: tuple[int, int], stop: int
 ) -> Iterator[RawDocument | LongDocument | Reject]:
     """The records of a text or jsonl file that begin at offsets from `start` up to `stop`."""
-    is_long = file.max_held_bytes < found.size <= file.max_record_bytes
+    is_long = file.config.max_held_bytes < found.size <= file.config.max_record_bytes
     if file.format == "text" and is_long and not found.damage:
         yield LongDocument(file.relative, 1, 0, found.size, partial(text_of, file, found))
         return
@@ -139,7 +142,7 @@ def records(
         offset, line = offset + record.size, line + 1
     if cut_short:
         detail = "the compressed file ends here, inside of its data; the rest is lost"
-        yield Reject(file.name, line, offset, found.damage, detail, found.size - offset)
+        yield Reject(line, offset, found.damage, detail, found.size - offset)
 
 
 def text_of(file: InputFile, found: Survey) -> Iterator[str]:
@@ -185,7 +188,7 @@ def passages(texts: Iterable[str]) -> Iterator[str]:
 def check_size(file: InputFile, size: int) -> None:
     """Raise BadRecordError for a record of more bytes than are allowed or can be held."""
     for name in ("max_record_bytes", "max_held_bytes"):
-        if size > (limit := getattr(file, name)):
+        if size > (limit := getattr(file.config, name)):
             raise BadRecordError("record too large", f"{size} bytes; {name} is {limit}")
 
 
@@ -197,7 +200,7 @@ def _record(file: InputFile, record: _Line, line: int, offset: int) -> RawDocume
         else:
             id, text, answer = _json(file, record.data, line)
     except BadRecordError as bad:
-        return Reject(file.name, line, offset, bad.reason, bad.detail, record.size)
+        return bad.at(line, offset, record.size)
     return RawDocument(id, line, offset, record.size, text, answer)
 
 
@@ -221,12 +224,12 @@ def _json(file: InputFile, data: bytes, line: int) -> tuple[str, str, str]:
         raise BadRecordError("broken JSON", str(error).splitlines()[0]) from None
     if not isinstance(value, dict):
         raise BadRecordError("not an object", f"found {type(value).__name__}")
-    id = identifier(value.get(file.id_field), f"{file.relative}:{line}")
-    if file.prompt_field:
-        text = _text(value, file.prompt_field, "prompt")
-        answer = _text(value, file.answer_field, "answer")
+    id = identifier(value.get(file.config.id_field), f"{file.relative}:{line}")
+    if file.config.prompt_field:
+        text = _text(value, file.config.prompt_field, "prompt")
+        answer = _text(value, file.config.answer_field, "answer")
     else:
-        text, answer = _text(value, file.text_field, "text"), ""
+        text, answer = _text(value, file.config.text_field, "text"), ""
     try:
         for part in (text, answer, id):
             part.encode()

@@ -21,8 +21,7 @@ from typing import Any
 
 import tokenizers
 
-SPACE = "\u2581"
-"""How SentencePiece, and what was converted from it, writes a space."""
+from data_prep.tokenizer.spelling import SPACE
 
 _COMPANIONS = ("tokenizer_config.json", "special_tokens_map.json")
 _WELL_KNOWN = {

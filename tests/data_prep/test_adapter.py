@@ -20,7 +20,7 @@ from data_prep import cli
 from data_prep.adapter import InfiniShardFinaliser, InfiniShardWriter
 from data_prep.dataset import shards
 from data_prep.pipeline.workspace import WorkspaceError
-from data_prep.tokenizer import tokenizer
+from data_prep.tokenizer import tokenizer, training
 from pretrain.data.lanes import Dataset
 
 WORDS = ("memory", "of", "a", "segment", "\u00fcber", "\u2581", "\n", "  ", "\U0001f600")
@@ -48,7 +48,7 @@ def raw(texts: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path
 @pytest.fixture(scope="module")
 def model(texts: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("model") / "m.model"
-    tokenizer.train(texts.values(), path, 300)
+    training.train(texts.values(), path, 300)
     return path
 
 

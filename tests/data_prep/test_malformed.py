@@ -25,6 +25,7 @@ import pytest
 import zstandard
 
 from data_prep import config
+from data_prep.config import SourceConfig
 from data_prep.dataset import shards
 from data_prep.dataset.settings import SettingsError
 from data_prep.pipeline import pipeline
@@ -295,7 +296,7 @@ def measured(path: Path, form: Format, packing: Compression, limit: int) -> tupl
     """
     receiver, sender = APART.Pipe(duplex=False)
     limits = {"max_record_bytes": limit, "max_held_bytes": limit}
-    file = InputFile("s", str(path), "f", form, packing, "text", "id", **limits)
+    file = InputFile(SourceConfig("s", **limits), str(path), "f", form, packing)
     process = APART.Process(target=measure, args=(file, sender))
     process.start()
     sender.close()

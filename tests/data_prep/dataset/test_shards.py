@@ -272,12 +272,13 @@ def test_a_directory_without_a_manifest_is_not_a_data_set(tmp_path: Path) -> Non
     [
         ({"format_version": 2}, "has format version 2, this program reads 1"),
         ({"documents": 5}, "says 5 documents, its shards add up to 4"),
-        ({"tokens": "5"}, "tokens: expected int, found '5'"),
-        ({"tokens": True}, "tokens: expected int, found True"),
+        ({"tokens": "5"}, "tokens: expected a whole number, found '5'"),
+        ({"tokens": True}, "tokens: expected a whole number, found True"),
         ({"shards": {}}, "shards: expected a list"),
-        ({"shards": [1]}, r"shards\[0\]: expected the keys name, bytes"),
+        ({"shards": [1]}, r"shards\[0\]: expected keys, found 1"),
         ({"dtype": "uint32"}, "does not fit a vocabulary of 65536"),
-        ({"surprise": 1}, "expected the keys format_version"),
+        ({"shards": [{}]}, r"shards\[0\]\.name: missing"),
+        ({"surprise": 1}, "surprise: unknown key"),
     ],
 )
 def test_a_manifest_that_is_not_ours_is_refused_with_its_key(

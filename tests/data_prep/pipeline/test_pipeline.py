@@ -29,7 +29,7 @@ import zstandard
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from data_prep import config
-from data_prep.config import Config
+from data_prep.config import Config, SourceConfig
 from data_prep.dataset import shards
 from data_prep.dataset.settings import SettingsError
 from data_prep.dataset.shards import Document
@@ -42,7 +42,7 @@ from data_prep.sources.documents import Survey
 from data_prep.sources.inputs import InputChangedError, InputFile
 from data_prep.sources.storage import Status
 from data_prep.tokenizer import tokenizer
-from data_prep.tokenizer.tokenizer import TokenizerError
+from data_prep.tokenizer.contract import TokenizerError
 
 WORDS = [
     *("the", "memory", "of", "a", "segment", "reads", "before", "it", "writes", "12", "-", "\n"),
@@ -389,7 +389,7 @@ def test_in_two_steps_it_is_the_same_data_set(corpus: Corpus, made: Path, tmp_pa
 def test_files_are_surveyed_a_few_megabytes_or_many_files_at_a_time(tmp_path: Path) -> None:
     def units(*sizes: int) -> list[int]:
         files = [
-            InputFile("s", f"/{n}", f"{n}", "text", None, "text", "id", Status(size, ""))
+            InputFile(SourceConfig("s"), f"/{n}", f"{n}", "text", None, Status(size, ""))
             for n, size in enumerate(sizes)
         ]
         return [len(unit) for unit in workspace.Work(tmp_path, files).survey_units]
@@ -403,7 +403,7 @@ def test_files_are_surveyed_a_few_megabytes_or_many_files_at_a_time(tmp_path: Pa
 
 def test_the_last_units_are_smaller(tmp_path: Path) -> None:
     names = [f"{number:03d}" for number in range(100)]
-    files = [InputFile("s", f"/{name}", name, "text", None, "text", "id") for name in names]
+    files = [InputFile(SourceConfig("s"), f"/{name}", name, "text", None) for name in names]
     work = workspace.Work(tmp_path, files)
     size = 1 << 16
     vars(work)["surveys"] = [Survey(size, "", "", size, [(0, 1)], "", 1)] * len(files)
@@ -688,7 +688,7 @@ def test_documents_in_passages_give_the_same_shards(
     )
     (tmp_path / "c.yaml").write_text(LONG.replace("[exam.jsonl]}", "[exam.jsonl], ngram: 9}"))
     monkeypatch.setattr("data_prep.sources.documents._PASSAGE", 300)
-    monkeypatch.setattr("data_prep.tokenizer.tokenizer._PART", 90)
+    monkeypatch.setattr("data_prep.tokenizer.sentencepiece.SentencePiece.least_part", 90)
     monkeypatch.setattr("data_prep.pipeline.stages._BLOCK", 700)
     accounts, found = [], []
     for held in ("100000000", "1000"):

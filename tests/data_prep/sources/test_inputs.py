@@ -129,7 +129,7 @@ def test_the_output_is_no_input(tmp_path: Path) -> None:
     make(tmp_path, "a.jsonl", "out/rejects.jsonl")
     _, problems = find(tmp_path, "[{name: s, paths: ['**/*.jsonl']}]")
     assert len(problems) == 1
-    assert "lies in the output directory" in problems[0]
+    assert "is in the output directory" in problems[0]
 
 
 def test_suffixes_tell_tables_and_archives(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from warcio.archiveiterator import ArchiveIterator
 from warcio.statusandheaders import StatusAndHeaders
 from warcio.warcwriter import WARCWriter
 
+from data_prep.config import SourceConfig
 from data_prep.sources import html, readers
 from data_prep.sources.compression import Compression
 from data_prep.sources.documents import RawDocument, Reject
@@ -46,7 +47,7 @@ def add(writer: WARCWriter, kind: str, data: bytes, content: str, n: int) -> Non
 
 def input_file(path: Path, compression: Compression, limit: int = 1 << 30) -> InputFile:
     more = {"max_record_bytes": limit}
-    return InputFile("src", str(path), path.name, "warc", compression, "text", "id", **more)
+    return InputFile(SourceConfig("src", **more), str(path), path.name, "warc", compression)
 
 
 def read(file: InputFile) -> list[RawDocument | Reject]:
