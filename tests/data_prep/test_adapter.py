@@ -89,6 +89,7 @@ def run(
         [ParquetReader(str(raw)), LambdaFilter(kept), spoil, *steps, writer],
         tasks=tasks,
         workers=workers,
+        start_method="fork",
         logging_dir=str(place / "write"),
         skip_completed=False,
     )
