@@ -44,7 +44,7 @@ BROKEN_JSON = (
 NO_OBJECT = (b"[]", b'["text"]', b"1", b"-1e9999", b'"text"', b"null", b"true", b"NaN", b"[{}]")
 NO_TEXT = (b"{}", b'{"Text": "a"}', b'{"id": 1}', b'{"text ": "a"}')
 WRONG_TEXT = (b"null", b"1", b"1.5", b"true", b"[]", b'["a"]', b"{}", b'{"text": "a"}', b"NaN")
-ROWS = [f"row {n} of a table" + "x" * (n % 30) for n in range(200)]
+ROWS = [f"row {n} of a table" + "x" * (n % 30) for n in range(40)]
 NAMES = (
     "a b",
     "new\nline",
@@ -126,7 +126,7 @@ def tables() -> Iterator[Case]:
     """Parquet, cut and flipped at any place."""
     source = random.Random(4)
     out = io.BytesIO()
-    pq.write_table(pa.table({"text": ROWS}), out, row_group_size=50, write_page_checksum=True)
+    pq.write_table(pa.table({"text": ROWS}), out, row_group_size=10, write_page_checksum=True)
     whole = out.getvalue()
     for n in range(40):
         cut = whole[: len(whole) * n // 40]
