@@ -151,7 +151,7 @@ def _parser() -> argparse.ArgumentParser:
     page = verbs.add_parser("report", help="write what a data set holds as one HTML page")
     page.add_argument("directory", type=_data_set, metavar="DIR")
     page.add_argument(
-        "--output", type=Path, metavar="FILE.html", help="default: DIR/statistics.html"
+        "--output", type=Path, metavar="FILE.html", help="default: DIR/report.html"
     )
     page.set_defaults(act=_report)
     _add_recall(verbs)

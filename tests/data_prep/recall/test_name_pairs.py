@@ -89,14 +89,14 @@ def test_the_bytes_depend_on_the_books_and_what_is_wanted_alone(
     assert one == _written(tmp_path / "cut.jsonl", tmp_path / "cut", *words)
 
 
-def test_every_mistake_is_told(
+def test_every_mistake_is_reported(
     tmp_path: Path, books: Path, write_data_set: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["--passages", "0", "--min-tokens", "9", "--max-tokens", "8", "--names", "0"]
     assert cli.main(["pairs", str(tmp_path / "a"), "--books", str(books), *words]) == 2
-    told = capsys.readouterr().err
+    message = capsys.readouterr().err
     for part in ("--passages: expected at least 1", "9 to 8", "--names"):
-        assert part in told
+        assert part in message
     model = tokenizer.find(books)
     nameless = tokenizer.load(model).encode("no name is here. " * 50)
     write_data_set(tmp_path / "set", [nameless], 1, 320, tokenizer=model)
