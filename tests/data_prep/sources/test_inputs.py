@@ -77,7 +77,7 @@ def test_what_is_left_out_is_what_its_globs_find(pattern: str, tmp_path: Path) -
 
 def test_a_directory_that_is_left_out_is_not_entered(tmp_path: Path) -> None:
     make(tmp_path, "a/x.txt", "b/x.txt")
-    # Who looks at it is told that it leads to itself.
+    # Looking at it fails: it leads to itself.
     (tmp_path / "b/loop").symlink_to("loop")
     _, problems = find(tmp_path, "[{name: s, paths: ['**'], exclude: ['a/**']}]")
     assert len(problems) == 1 and "b/loop" in problems[0]
@@ -109,7 +109,7 @@ def test_the_standard_library_is_a_corpus(tmp_path: Path) -> None:
     assert Path(files[0].path).is_relative_to(sysconfig.get_path("stdlib"))
 
 
-def test_globs_that_find_nothing_are_all_told(tmp_path: Path) -> None:
+def test_globs_that_find_nothing_are_all_reported(tmp_path: Path) -> None:
     make(tmp_path, "a.txt")
     _, problems = find(tmp_path, "[{name: s, paths: ['*.md', 'a.txt', 'q/*.txt']}]")
     assert problems == [
