@@ -71,8 +71,21 @@ def open_binary(path: str, block: int = BLOCK_BYTES) -> BinaryIO:
     """The file's bytes, seekable; of a remote one in ranges of `block` bytes, or as read if 0."""
     if not is_url(path):
         return open(path, "rb")  # noqa: PTH123
-    ranges: Any = _Ranges(path)
-    return io.BufferedReader(ranges, block) if block else ranges
+    system, name = _system(path)
+    opened: Any = _asked(path, lambda: system.open(name, "rb", BLOCK_BYTES, cache_type="none"))
+    if cache := getattr(opened, "cache", None):
+        fetch, size = cache.fetcher, cache.size
+        cache.fetcher = lambda start, stop: _asked(
+            path, lambda: _range(fetch, start, min(stop, size))
+        )
+    return io.BufferedReader(opened, block) if block else opened
+
+
+def _range(fetch: Callable[[int, int], bytes], start: int, stop: int) -> bytes:
+    data = fetch(start, stop)
+    if len(data) != stop - start:
+        raise ConnectionError(f"received {len(data)} of {stop - start} bytes at {start}")
+    return data
 
 
 def listing(url: str) -> list[Listed]:
@@ -155,47 +168,3 @@ def _cause(error: BaseException) -> str:
     if isinstance(error, FileNotFoundError):
         return "there is no such file"
     return " ".join(str(error).split()) or type(error).__name__
-
-
-class _Ranges(io.RawIOBase):
-    """A remote file, each read of which is one request."""
-
-    def __init__(self, url: str) -> None:
-        self._url, self._at = url, 0
-        system, name = _system(url)
-        self._file = _asked(
-            url, lambda: system.open(name, "rb", block_size=BLOCK_BYTES, cache_type="none")
-        )
-        self._size = int(self._file.size or 0)
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        self._at = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
-        return self._at
-
-    def tell(self) -> int:
-        return self._at
-
-    def readinto(self, buffer: Any) -> int:
-        wanted = min(len(buffer), max(self._size - self._at, 0))
-        data = _asked(self._url, lambda: self._range(wanted)) if wanted else b""
-        buffer[: len(data)] = data
-        self._at += len(data)
-        return len(data)
-
-    def _range(self, wanted: int) -> bytes:
-        self._file.seek(self._at)
-        data: bytes = self._file.read(wanted)
-        if len(data) != wanted:
-            raise ConnectionError(f"received {len(data)} of {wanted} bytes at {self._at}")
-        return data
-
-    def close(self) -> None:
-        if not self.closed:
-            self._file.close()
-        super().close()
