@@ -27,6 +27,7 @@ _URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://")
 _WEB = ("http", "https")
 # Seconds before each further attempt; for other servers the libraries retry by themselves.
 _WAITS = (0.5, 2.0, 5.0)
+_NO_RANGES = "its server does not serve ranges of bytes; copy the file"
 _TRANSIENT = (408, 425, 429)
 # In order: the most reliable sign that a file is still the same comes first.
 _VERSIONS = ("ETag", "etag", "md5Hash", "Content-MD5", "mtime", "LastModified", "Last-Modified")
@@ -73,6 +74,12 @@ def open_binary(path: str, block: int = BLOCK_BYTES) -> BinaryIO:
         return open(path, "rb")  # noqa: PTH123
     system, name = _system(path)
     opened: Any = _asked(path, lambda: system.open(name, "rb", BLOCK_BYTES, cache_type="none"))
+    if getattr(opened, "size", 0) is None:
+        # fsspec can only stream it: it is empty, or its server refuses ranges.
+        opened.close()
+        if status(path).bytes:
+            raise OSError(errno.EIO, _NO_RANGES, path)
+        return io.BytesIO()
     if cache := getattr(opened, "cache", None):
         fetch, size = cache.fetcher, cache.size
         cache.fetcher = lambda start, stop: _asked(
@@ -162,7 +169,7 @@ def _may_pass(error: BaseException) -> bool:
 
 def _cause(error: BaseException) -> str:
     if "range requests" in str(error) or "Cannot seek" in str(error):
-        return "its server does not serve ranges of bytes; copy the file"
+        return _NO_RANGES
     if code := getattr(error, "status", 0):
         return f"its server answers {code} {getattr(error, 'message', '')}".rstrip()
     if isinstance(error, FileNotFoundError):

@@ -29,7 +29,7 @@ class Web(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.files: dict[str, bytes] = {}
-        self.failures, self.ranges = 0, True
+        self.failures, self.ranges, self.accept_ranges = 0, True, ""
         self.asked: list[str] = []
 
     def url(self, name: str) -> str:
@@ -66,6 +66,8 @@ class _Handler(BaseHTTPRequestHandler):
         body = (data or b"")[start:stop]
         self.send_response(code)
         self.send_header("Content-Length", str(len(body)))
+        if web.accept_ranges:
+            self.send_header("Accept-Ranges", web.accept_ranges)
         if data is not None:
             self.send_header("ETag", f'"{hashlib.md5(data).hexdigest()}"')
         if code == 206:
@@ -176,6 +178,15 @@ def test_a_server_without_ranges_is_reported(web: Web) -> None:
         file.seek(50_000)
         with pytest.raises(OSError, match="does not serve ranges of bytes"):
             file.read(10)
+    web.accept_ranges = "none"
+    with pytest.raises(OSError, match="does not serve ranges of bytes"):
+        storage.open_binary(web.url("a"))
+
+
+def test_an_empty_file_on_the_web_is_empty(web: Web) -> None:
+    web.files["a"] = b""
+    with storage.open_binary(web.url("a")) as file:
+        assert (file.seek(0), file.read(10), file.read()) == (0, b"", b"")
 
 
 def test_what_cannot_be_listed_is_reported_with_its_cause(
