@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 
@@ -210,3 +210,41 @@ def test_mistakes_that_a_worker_finds_reach_its_parent_whole() -> None:
     error = pickle.loads(pickle.dumps(SettingsError(["a: too high", "b: too low"])))
     assert error.problems == ["a: too high", "b: too low"]
     assert str(error) == "  - a: too high\n  - b: too low"
+
+
+@dataclass(frozen=True)
+class Entry:
+    name: str
+    size: int | None
+    more: dict[str, Any]
+    count: int = 0
+
+
+@dataclass(frozen=True)
+class Table:
+    first: Entry
+    entries: list[Entry]
+
+
+def test_a_value_without_a_default_must_be_there_and_right() -> None:
+    table = Table(Entry("a", None, {"x": [1]}), [Entry("b", 3, {}, 2)])
+    plain = settings.to_plain(table)
+    assert settings.from_plain(Table, plain) == table
+    first, entry = plain["first"], plain["entries"][0]
+    for wrong, problems in (
+        ({"entries": []}, ["first: missing"]),
+        (
+            {"first": {}, "entries": []},
+            [f"first.{key}: missing" for key in ("name", "size", "more")],
+        ),
+        (
+            {**plain, "first": {**first, "size": "3"}},
+            ["first.size: expected a whole number, found '3'"],
+        ),
+        ({**plain, "first": {**first, "more": []}}, ["first.more: expected keys, found []"]),
+        ({**plain, "entries": [entry, 4]}, ["entries[1]: expected keys, found 4"]),
+        ([], ["configuration: expected keys, found []"]),
+    ):
+        with pytest.raises(SettingsError) as caught:
+            settings.from_plain(Table, wrong)
+        assert caught.value.problems == problems
