@@ -1,6 +1,6 @@
-"""Configuration in three layers: dataclass defaults, a YAML with what differs, `key=value` words.
+"""Configuration in three layers: dataclass defaults, a YAML with what differs, and overrides.
 
-Every mistake of a user is found before anything runs and all of them are told at once. OmegaConf
+Every mistake of a user is found before anything runs and all are reported at once. OmegaConf
 parses, merges and interpolates; the check against the dataclasses is ours, since OmegaConf stops at
 the first mistake. Only `${other.key}` may be interpolated: resolvers such as `${oc.env:KEY}` would
 carry secrets into every file that stores the configuration, so they are refused.
@@ -34,7 +34,7 @@ class SettingsError(ValueError):
         super().__init__("\n".join(f"  - {problem}" for problem in self.problems))
 
     def __reduce__(self) -> tuple[type[SettingsError], tuple[list[str]]]:
-        """Come out of a worker process as it went in."""
+        """Pickled by its problems, so that it leaves a worker process whole."""
         return type(self), (self.problems,)
 
 
@@ -52,14 +52,14 @@ def group(schema: type[T]) -> T:
 
 
 def load(schema: type[T], path: Path | None, overrides: Sequence[str] = ()) -> T:
-    """The configuration of the YAML at `path` with `key=value` words on top.
+    """The configuration of the YAML at `path` with `key=value` overrides on top.
 
     Raises SettingsError with every unknown key, wrong type, value out of bounds, and with each
     sentence that a dataclass's own `problems()` returns. Those sentences start with the key.
     """
     raw, problems = _read(path, overrides)
     built = _build(schema, raw, "", problems)
-    # A wrong value's place is held by its default: what is said of that would mislead.
+    # The default replaces a wrong value: what follows from that default would mislead.
     wrong = [problem.partition(":")[0] for problem in problems]
     problems += [
         problem
@@ -95,16 +95,12 @@ def to_yaml(config: Any) -> str:
 
 def describe(schema: type[Any], prefix: str = "") -> list[str]:
     """A line for each key: name, default, meaning; for `--help`."""
-    lines = []
-    hints = get_type_hints(schema)
+    lines, defaults = [], schema()
     for field in dataclasses.fields(schema):
-        name = f"{prefix}{field.name}"
-        if dataclasses.is_dataclass(hints[field.name]):
-            lines += describe(hints[field.name], f"{name}.")
+        name, default = f"{prefix}{field.name}", getattr(defaults, field.name)
+        if dataclasses.is_dataclass(default):
+            lines += describe(type(default), f"{name}.")
         else:
-            default = field.default
-            if field.default_factory is not dataclasses.MISSING:
-                default = field.default_factory()
             lines.append(f"{name} = {default!r}  {field.metadata.get('doc', '')}")
     return lines
 
@@ -133,7 +129,7 @@ def _read(path: Path | None, overrides: Sequence[str]) -> tuple[dict[str, Any], 
             problems.append(f"{word!r}: expected key=value, for example train.steps=100")
             continue
         try:
-            # Interpolations wait for what they speak of.
+            # Interpolations are resolved once all keys are known.
             parsed: Any = OmegaConf.to_container(OmegaConf.from_dotlist([f"_={given}"]))
         except (YAMLError, OmegaConfBaseException, ValueError) as error:
             problems.append(f"{word!r}: the value is not valid YAML: {error}")
@@ -160,7 +156,7 @@ def _resolved(merged: Any, problems: list[str]) -> dict[str, Any]:
 
 
 def _without_resolvers(value: Any, key: str, problems: list[str]) -> Any:
-    """`value` with each text that uses a resolver emptied, and told of in `problems`."""
+    """`value` with each text that uses a resolver emptied, and added to `problems`."""
     if isinstance(value, dict):
         return {
             name: _without_resolvers(item, f"{key}.{name}" if key else str(name), problems)
@@ -210,7 +206,7 @@ def _build(schema: type[T], raw: Any, prefix: str, problems: list[str]) -> T:
 @functools.cache
 def _fields(schema: type[Any]) -> dict[str, tuple[Any, Mapping[str, Any], bool]]:
     """Type, metadata and whether it has no default, of each field by its name."""
-    # Cached: some are asked for each of many records, and types are parsed from the sources' text.
+    # Cached: a manifest has very many records, and types are parsed from their source text.
     hints = get_type_hints(schema)
     return {
         field.name: (
@@ -264,7 +260,7 @@ def _value(kind: Any, raw: Any, key: str, bounds: Mapping[str, Any], problems: l
 def _scalar(
     kind: type[Any], raw: Any, key: str, bounds: Mapping[str, Any], problems: list[str]
 ) -> Any:
-    # YAML 1.1 reads 1e-4 (no dot) as text: users mean the number.
+    # YAML 1.1 reads 1e-4 (no dot) as text; users mean the number.
     if kind is float and isinstance(raw, str):
         with contextlib.suppress(ValueError):
             raw = float(raw)

@@ -1,8 +1,8 @@
 """Strict reading of text and jsonl: every record is a document or a reject with its reason.
 
-Nothing is repaired and nothing is lost in silence. A jsonl file ends records at `\\n` alone; its
+Nothing is repaired and nothing is lost silently. A jsonl file ends records at `\\n` alone; its
 records are numbered from line 1 and known by the byte offset of their line, after decompression.
-The text is kept as it is: byte order marks, carriage returns and NULs belong to it.
+The text is not changed: byte order marks, carriage returns and NULs belong to it.
 """
 
 from __future__ import annotations
@@ -84,9 +84,9 @@ class Reject:
 
 @dataclass(frozen=True)
 class Survey:
-    """What one pass over an input file tells.
+    """What one pass over an input file finds.
 
-    `bytes`, `version` and `sha256` are of the file as it lies there, `size` counts its bytes after
+    `bytes`, `version` and `sha256` are of the file as it is stored, `size` counts its bytes after
     decompression. `cuts` are (offset, line) of records at which reading can begin, the first of
     them (0, 1); `damage` is "", "truncated file" or "damaged file". `records` is how many there
     are at least: of a WARC file that is not known before it is read.
@@ -102,7 +102,7 @@ class Survey:
 
     @property
     def status(self) -> Status:
-        """What storage said of it then."""
+        """Its status at that time."""
         return Status(self.bytes, self.version)
 
 
@@ -118,7 +118,7 @@ class BadRecordError(Exception):
 
 
 class _Line(NamedTuple):
-    """A record's bytes, of which there are `size`; none are kept of one that is too large."""
+    """A record's `size` bytes; `data` is empty for one that is too large."""
 
     data: bytes
     size: int
@@ -141,7 +141,7 @@ def records(
         yield _record(file, record, line, offset)
         offset, line = offset + record.size, line + 1
     if cut_short:
-        detail = "the compressed file ends here, inside of its data; the rest is lost"
+        detail = "the compressed file ends here, inside its data; the rest is lost"
         yield Reject(line, offset, found.damage, detail, found.size - offset)
 
 
@@ -212,7 +212,7 @@ def _text_record(file: InputFile, data: bytes) -> tuple[str, str]:
 
 def _json(file: InputFile, data: bytes, line: int) -> tuple[str, str, str]:
     """Id, text or prompt, and answer or nothing."""
-    # A byte order mark may head a jsonl file; inside of a text it is text.
+    # A byte order mark may head a jsonl file; inside a text it is text.
     content = utf8(data.removeprefix(_BOM) if line == 1 else data)
     if not content.strip():
         raise BadRecordError("blank line")
@@ -239,7 +239,7 @@ def _json(file: InputFile, data: bytes, line: int) -> tuple[str, str, str]:
 
 
 def _text(value: dict[str, Any], key: str, what: str) -> str:
-    """What stands under the key. Raises BadRecordError unless that is a text."""
+    """The value of the key. Raises BadRecordError unless it is a text."""
     if key not in value:
         raise BadRecordError(f"{what} missing", f"no key {key!r}")
     text = value[key]
@@ -285,7 +285,7 @@ def _lines(file: InputFile, found: Survey, start: int, stop: int) -> Iterator[_L
 
 
 def _split(blocks: Iterator[bytes], start: int, stop: int, limit: int) -> Iterator[_Line]:
-    # A list: a line of many blocks is joined once, when it ends.
+    # A list: a line of many blocks is joined once, at its end.
     pending: list[bytes] = []
     offset, size = start, 0
     with contextlib.suppress(DamageError):

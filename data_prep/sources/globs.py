@@ -45,7 +45,7 @@ def anchored(root: str, pattern: str) -> tuple[str, str]:
     rest = "/".join(names[len(fixed) :])
     if is_url:
         return base + "".join(f"{name}/" for name in fixed), rest
-    return os.path.normpath("/".join([base, *fixed])), rest
+    return os.path.normpath(Path(base, *fixed)), rest
 
 
 class Excluded:

@@ -60,14 +60,14 @@ class InputFile:
 
 
 class InputChangedError(ValueError):
-    """An input file is no longer what it was when the data set was begun."""
+    """An input file has changed since the preparation of the data set began."""
 
 
 def changed(path: str) -> InputChangedError:
-    """The error that says so, and what to do."""
+    """The error for this file."""
     return InputChangedError(
-        f"{path}: changed since this data set was begun; restore it, or begin anew in another "
-        "output directory"
+        f"{path}: changed since the preparation of this data set began; restore it, or start again "
+        "in another output directory"
     )
 
 
@@ -143,14 +143,14 @@ def _unreadable(path: str) -> str:
     try:
         mode = os.stat(path).st_mode  # noqa: PTH116
     except FileNotFoundError:
-        return f"{path} is a link to nothing; mend or exclude it"
+        return f"{path} is a dangling link; repair or exclude it"
     if not stat.S_ISREG(mode):
-        return f"{path} is no regular file; exclude it"
+        return f"{path} is not a regular file; exclude it"
     return "" if os.access(path, os.R_OK) else f"{path} cannot be read"
 
 
 def _misfits(key: str, source: SourceConfig, files: list[InputFile]) -> list[str]:
-    """What the files' formats do not allow."""
+    """Problems of the files' formats."""
     found = [
         f"{key}.paths: {file.path} is a compressed parquet file; decompress it"
         for file in files

@@ -96,7 +96,7 @@ def _damage() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        # Of the system and of the network: those have a number, Arrow's own have none.
+        # Errors of the system and the network have a number, Arrow's own have none.
         if isinstance(error, OSError) and error.errno:
             raise
         raise DamageError(" ".join(str(error).split())[:200]) from None
@@ -179,12 +179,12 @@ def _values(
 
 
 def _batch_rows(opened: pq.ParquetFile, group: _Group, columns: list[str]) -> int:
-    """So few that they fit even if each of them is all that the group's pages hold."""
+    """So few that they fit even if each of them has all the bytes of the group."""
     # Values of a dictionary are not repeated in memory, and each batch has the whole dictionary.
     kinds = (opened.schema_arrow.field(name).type for name in columns)
     if all(pa.types.is_dictionary(kind) or pa.types.is_integer(kind) for kind in kinds):
         return _BATCH_ROWS
-    # The sizes of columns are not asked for: on broken ones Arrow ends the process.
+    # Not by the sizes of columns: reading broken ones ends the process in Arrow.
     return min(max(_BATCH_BYTES // group.span, 1), _BATCH_ROWS)
 
 
@@ -199,7 +199,7 @@ def _plain(column: pa.Array) -> Iterator[Any]:
 
 
 def _as_bytes(column: pa.Array) -> pa.Array:
-    # One value that is not UTF-8 is that record's fault alone.
+    # One value that is not UTF-8 costs that record alone.
     return column.cast(pa.large_binary()) if _is_text(column.type) else column
 
 

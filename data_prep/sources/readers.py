@@ -1,7 +1,7 @@
 """Reading of input files by their format: what each is, and its records.
 
 Every record is a document or a reject with its reason; of a group of files (`group_by`) the group
-is a record, and so is each member that cannot be read.
+is a record, and each member that cannot be read is a reject.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def group(
             read += sound.read
             size += sound.read + (len(file.config.group_separator.encode()) if kept else 0)
             kept.append((file, found))
-            # Of a group that is too large to be held the members are read again, one by one.
+            # The members of a group that is too large to be held are read again, one by one.
             if isinstance(sound, RawDocument) and size <= file.held_bytes:
                 texts.append(sound.text)
             else:
@@ -133,7 +133,7 @@ def _joined(members: list[tuple[InputFile, Survey]], separator: str) -> Iterator
 
 
 class _Hashing:
-    """A file that hashes what is read of it."""
+    """A file whose bytes are hashed as they are read."""
 
     def __init__(self, file: Readable, digest: Any) -> None:
         self._file, self._digest = file, digest

@@ -1,9 +1,9 @@
 """WARC and WET: `conversion` records of plain text and `response` records of HTML are documents.
 
-Other records (warcinfo, request, metadata, ...) are no documents and are not counted. A record's
+Other records (warcinfo, request, metadata, ...) are not documents and are not counted. A record's
 `line` is its number in the file, of all records, and its offset is where its header begins, after
-decompression. The reader is our own since warcio's takes a wrong length for a warning, ends quietly
-where a file is cut, and needs time that is quadratic in the length of a line.
+decompression. The reader is our own since warcio only warns of a wrong length, ends silently where
+a file is cut, and needs time that is quadratic in the length of a line.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from data_prep.sources.inputs import InputFile
 
 _HEADER_BYTES = 1 << 16
 _END = b"\r\n\r\n"
-# Of a length that can be: int() of more would be slow, or refused.
+# Digits of a possible length: int() of more would be slow, or refused.
 _DIGITS = 18
 
 

@@ -28,7 +28,7 @@ def find(directory: Path) -> Path:
     if len(there) != 1:
         raise TokenizerError(
             f"{directory}: holds {'both' if there else 'none'} of {' and '.join(FILES)}, expected "
-            "exactly one: leave there, or put back, the one that was made with it"
+            "exactly one: keep, or restore, the one that was made with it"
         )
     return there[0]
 
@@ -45,12 +45,12 @@ def standalone(path: Path) -> tuple[str, bytes]:
 
 
 def write(directory: Path, name: str, data: bytes) -> None:
-    """Put a tokenizer into a directory, durably and in place of any other."""
+    """Write a tokenizer into a directory, durably and in place of any other."""
     clear(directory)
     durable.write_bytes(directory / name, data)
 
 
 def clear(directory: Path) -> None:
-    """Remove a tokenizer of either kind, which a run that was killed may have left."""
+    """Remove tokenizers of either kind, which a killed run may have left."""
     for name in FILES:
         (directory / name).unlink(missing_ok=True)

@@ -13,8 +13,8 @@ import sentencepiece
 from data_prep.dataset import durable
 from data_prep.tokenizer.contract import TokenizerError
 
-# SentencePiece silently skips training sentences that are longer than its limit or hold its own
-# sign for the unknown, so none of ours is or does.
+# SentencePiece silently skips training sentences that are longer than its limit or contain its own
+# sign for unknown pieces, so none of ours is or does.
 _SENTENCE_BYTES = 4096
 _RESERVED = "\u2585"
 
@@ -24,7 +24,7 @@ def train(
 ) -> None:
     """Train a lossless BPE model on `texts` and write it durably; equal texts, equal bytes.
 
-    Raises TokenizerError where the texts do not carry so large a vocabulary.
+    Raises TokenizerError where the texts are too few for so large a vocabulary.
     """
     sentences = _sentences(texts)
     first = next(sentences, None)
@@ -72,9 +72,9 @@ def _too_small(vocab_size: int, reason: str) -> str:
     most = re.search(r"value <= (\d+)", reason)
     least = re.search(r"required_chars\. \d+ vs (\d+)", reason)
     if most:
-        way_out = f"the text carries at most {most[1]}: lower it, or give more text"
+        remedy = f"the text allows at most {most[1]}: lower it, or give more text"
     elif least:
-        way_out = f"bytes and characters alone need more than {least[1]}: raise it"
+        remedy = f"bytes and characters alone need more than {least[1]}: raise it"
     else:
-        way_out = reason
-    return f"tokenizer.vocab_size: {vocab_size} does not fit the training text; {way_out}"
+        remedy = reason
+    return f"tokenizer.vocab_size: {vocab_size} does not fit the training text; {remedy}"

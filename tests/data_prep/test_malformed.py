@@ -266,13 +266,13 @@ def not_utf8(path: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "told"),
     [
-        (dangling, "is a link to nothing; mend or exclude it"),
-        (fifo, "is no regular file; exclude it"),
-        (unix_socket, "is no regular file; exclude it"),
+        (dangling, "is a dangling link; repair or exclude it"),
+        (fifo, "is not a regular file; exclude it"),
+        (unix_socket, "is not a regular file; exclude it"),
         (not_utf8, "is not a name in UTF-8; rename or exclude it"),
     ],
 )
-def test_what_cannot_be_read_is_told_before_the_start(
+def test_what_cannot_be_read_is_reported_before_the_start(
     make: Callable[[Path], None], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -74,7 +74,7 @@ def packed(data: bytes, compression: str | None) -> bytes:
 
 
 @pytest.mark.parametrize(("bad", "reason", "detail"), BAD)
-def test_a_bad_record_is_rejected_where_it_stands(
+def test_a_bad_record_is_rejected_at_its_place(
     bad: bytes, reason: str, detail: str, tmp_path: Path
 ) -> None:
     first, last = line(id="1", text="one"), line(id="3", text="three")
@@ -257,7 +257,7 @@ def test_a_damaged_file_is_not_used_at_all(
     # Long enough that records come out before the end, where the damage shows.
     noise = (hashlib.sha512(str(n).encode()).hexdigest() for n in range(20_000))
     data = bytearray(packed(b"".join(line(text=text) for text in noise), compression))
-    # The checksum stands before gzip's length, and at the end of zstd's frame.
+    # The checksum comes before gzip's length, and at the end of zstd's frame.
     data[-8 if compression == "gzip" else -1] ^= 1
     path = tmp_path / "a.jsonl"
     path.write_bytes(data)

@@ -111,8 +111,8 @@ def test_responses_say_why_they_are_no_documents(tmp_path: Path) -> None:
     add(writer, "conversion", b"kept", "text/plain", 8)
     (tmp_path / "a").write_bytes(out.getvalue())
     *rejects, kept = read(input_file(tmp_path / "a", "gzip"))
-    told = [(one.line, one.reason) for one in rejects if isinstance(one, Reject)]
-    assert told == [
+    found = [(one.line, one.reason) for one in rejects if isinstance(one, Reject)]
+    assert found == [
         (2, "record too large"),
         (3, "not plain text"),
         (5, "invalid UTF-8"),
@@ -148,7 +148,7 @@ def test_a_cut_archive_keeps_what_came_before(gzip: bool, tmp_path: Path) -> Non
         (b"WARC/1.0\r\n", b"JUNK\r\n", "a WARC record should begin here"),
     ],
 )
-def test_a_broken_record_ends_the_file_where_it_stands(
+def test_a_broken_record_ends_the_file_at_its_place(
     old: bytes, new: bytes, cause: str, tmp_path: Path
 ) -> None:
     data = archive(gzip=False)

@@ -76,7 +76,7 @@ def gemma(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
 
 
 def byte_level(path: Path, split: str | None = LLAMA3, special: tuple[str, ...] = SPECIAL) -> Path:
-    """A tokenizer.json as Llama 3's; without `split` as GPT-2's, with no BOS laid before texts."""
+    """A tokenizer.json as Llama 3's; without `split` as GPT-2's, with no BOS before texts."""
     model = tokenizers.Tokenizer(models.BPE(ignore_merges=split is not None))
     model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     if split:

@@ -97,9 +97,7 @@ def test_special_ids_are_the_files_and_decode_to_nothing(files: dict[str, Path])
     assert [decoder.push(id) for id in (400, *model.encode("a").tolist())] == ["", "a"]
 
 
-def test_an_added_token_stands_for_its_own_characters(
-    files: dict[str, Path], tmp_path: Path
-) -> None:
+def test_an_added_token_means_its_own_characters(files: dict[str, Path], tmp_path: Path) -> None:
     # "\u00e9" is how byte-level BPE writes the byte 0xE9, and the library reads it so.
     raw = tokenizers.Tokenizer.from_file(str(files["llama3"]))
     raw.add_tokens(["<\u00e9>"])

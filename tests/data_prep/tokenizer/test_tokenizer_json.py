@@ -84,7 +84,7 @@ def test_without_a_sign_there_is_no_bos_or_eos(
         assert (model.bos_id, model.eos_id) == (None, eos)
 
 
-def test_mistakes_are_told(files: dict[str, Path], tmp_path: Path) -> None:
+def test_mistakes_are_reported(files: dict[str, Path], tmp_path: Path) -> None:
     whole = json.loads(files["llama3"].read_bytes())
     bad = tmp_path / "tokenizer.json"
     for data, words in (
@@ -103,7 +103,7 @@ def test_mistakes_are_told(files: dict[str, Path], tmp_path: Path) -> None:
     for text, words in (
         ('{"eos_token": "<nowhere>"}', "lacks '<nowhere>', which a tokenizer_config"),
         ('{"eos_token": 3}', r"tokenizer_config\.json: eos_token: expected a token or null"),
-        ("[]]", r"tokenizer_config\.json: cannot be read as a JSON object"),
+        ("[]]", r"tokenizer_config\.json: is not a JSON object"),
     ):
         (tmp_path / "tokenizer_config.json").write_text(text)
         with pytest.raises(TokenizerError, match=words):

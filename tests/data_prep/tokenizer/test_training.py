@@ -31,12 +31,12 @@ def test_lines_with_the_sign_for_the_unknown_are_trained_on(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("texts", "size", "words"),
     [
-        (["a b c"], 2000, "2000 does not fit the training text; the text carries at most 26"),
+        (["a b c"], 2000, "2000 does not fit the training text; the text allows at most 26"),
         ([TEXT], 260, "bytes and characters alone need more than"),
         ([], SIZE, "no text to train on"),
     ],
 )
-def test_a_vocabulary_that_does_not_fit_is_told(
+def test_a_vocabulary_that_does_not_fit_is_reported(
     texts: list[str], size: int, words: str, tmp_path: Path
 ) -> None:
     with pytest.raises(TokenizerError, match=words):
