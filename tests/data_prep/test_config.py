@@ -23,7 +23,7 @@ def test_a_shipped_configuration_is_sound(path: Path) -> None:
     config.load(path)
 
 
-def test_what_is_missing_is_told_at_once() -> None:
+def test_missing_settings_are_reported_at_once() -> None:
     with pytest.raises(SettingsError) as caught:
         config.load(None, ["sources=[{}, {name: a, paths: [x]}, {name: a, paths: [y]}]"])
     assert [problem.split(";")[0] for problem in caught.value.problems] == [

@@ -203,7 +203,7 @@ def test_there_are_more_than_500_cases() -> None:
 
 
 def test_every_file_is_accounted_for(campaign: Campaign) -> None:
-    told = {}
+    wrong = {}
     for case in CASES:
         documents, rejects = (
             len(campaign.documents[f"s/{case.name}"]),
@@ -215,8 +215,8 @@ def test_every_file_is_accounted_for(campaign: Campaign) -> None:
         else:
             sound = (documents, tuple(rejects)) == (case.documents, case.rejects)
         if not sound:
-            told[case.name] = (documents, rejects)
-    assert told == {}
+            wrong[case.name] = (documents, rejects)
+    assert wrong == {}
 
 
 def test_a_flipped_bit_is_never_a_wrong_text_nor_a_silent_loss(campaign: Campaign) -> None:
@@ -264,7 +264,7 @@ def not_utf8(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("make", "told"),
+    ("make", "message"),
     [
         (dangling, "is a dangling link; repair or exclude it"),
         (fifo, "is not a regular file; exclude it"),
@@ -273,7 +273,7 @@ def not_utf8(path: Path) -> None:
     ],
 )
 def test_what_cannot_be_read_is_reported_before_the_start(
-    make: Callable[[Path], None], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make: Callable[[Path], None], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "good").write_text("text")
@@ -282,7 +282,7 @@ def test_what_cannot_be_read_is_reported_before_the_start(
     with pytest.raises(SettingsError) as caught:
         pipeline.run(config.load(None, [*words, "sources=[{name: s, paths: ['*']}]"]))
     (problem,) = caught.value.problems
-    assert problem.endswith(told)
+    assert problem.endswith(message)
     problems: list[str] = []
     left = "sources=[{name: s, paths: ['*'], exclude: ['odd*']}]"
     (file,) = inputs.find(config.load(None, [*words, left]), problems)

@@ -46,7 +46,7 @@ def test_without_settings_a_text_stays_as_it_is() -> None:
     assert (found.text, found.changed, found.dropped) == (text, [], "")
 
 
-def test_broken_encodings_are_mended_and_characters_composed() -> None:
+def test_broken_encodings_are_repaired_and_characters_composed() -> None:
     found = cleaned("The Mona Lisa doesnâ€™t have eyebrows; cafe\u0301", repair=True, nfc=True)
     assert found.text == "The Mona Lisa doesn\u2019t have eyebrows; café"
     assert found.changed == ["repair", "nfc"]

@@ -370,7 +370,7 @@ def full_disk(*arguments: object) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def test_a_vocabulary_that_does_not_fit_may_be_mended(corpus: Corpus, tmp_path: Path) -> None:
+def test_a_vocabulary_that_does_not_fit_may_be_changed(corpus: Corpus, tmp_path: Path) -> None:
     with pytest.raises(TokenizerError, match=r"tokenizer\.vocab_size: 100000 does not fit"):
         pipeline.run(configured(corpus, tmp_path / "set", "tokenizer.vocab_size=100000"))
     path = pipeline.run_tokenizer(configured(corpus, tmp_path / "set"))
@@ -436,7 +436,7 @@ def test_a_tokenizer_json_is_copied_in_place_of_another(corpus: Corpus, tmp_path
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     model.train_from_iterator([], trainers.BpeTrainer(initial_alphabet=alphabet))
     model.save(str(tmp_path / "bytes.json"))
-    # What a run that was killed had copied, before its configuration was mended.
+    # What a run that was killed had copied, before its configuration was corrected.
     (tmp_path / "set").mkdir()
     (tmp_path / "set/tokenizer.model").write_bytes(b"stale")
     wanted = configured(corpus, tmp_path / "set", f"tokenizer.path={tmp_path}/bytes.json")
@@ -518,7 +518,7 @@ def test_an_input_that_changes_meanwhile_stops_the_run(corpus: Corpus, tmp_path:
     assert not (tmp_path / "set/manifest.json").exists()
 
 
-def test_a_corpus_of_rejects_is_told_with_its_list(tmp_path: Path) -> None:
+def test_a_corpus_of_rejects_is_reported(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(b'{"text": ""}\n[]\n')
     words = [
         f"root={tmp_path}",

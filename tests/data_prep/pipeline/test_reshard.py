@@ -67,7 +67,7 @@ def test_it_is_to_the_byte_what_the_pipeline_makes(
     assert shards.verify(tmp_path / "set") == []
 
 
-def test_there_and_back_again_is_where_it_began(make: Make, tmp_path: Path) -> None:
+def test_there_and_back_again_gives_the_same_bytes(make: Make, tmp_path: Path) -> None:
     reshard.run(make(7), tmp_path / "there", 23)
     reshard.run(tmp_path / "there", tmp_path / "back", 7)
     assert hashes(tmp_path / "back") == hashes(make(7))
@@ -149,7 +149,7 @@ def test_a_damaged_shard_is_named_before_anything_is_written(make: Make, tmp_pat
     assert hashes(output) == hashes(make(3))
 
 
-def test_what_cannot_be_is_told_at_once(make: Make, tmp_path: Path) -> None:
+def test_impossible_requests_are_refused_at_once(make: Make, tmp_path: Path) -> None:
     with pytest.raises(SettingsError) as raised:
         reshard.run(make(7), make(7) / "inside", DOCUMENTS + 1)
     assert raised.value.problems == [
@@ -178,7 +178,7 @@ def test_another_data_set_in_the_output_is_refused_and_left_alone(
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
-def test_one_that_was_begun_with_another_number_is_refused(
+def test_one_that_was_started_with_another_number_is_refused(
     make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as failing:
@@ -190,7 +190,7 @@ def test_one_that_was_begun_with_another_number_is_refused(
     assert reshard.run(make(7), tmp_path / "set", 4)
 
 
-def test_no_more_than_a_document_stands_in_memory(
+def test_no_more_than_a_document_is_held_in_memory(
     tmp_path: Path, write_data_set: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(durable, "_READ_BYTES", 1 << 16)
@@ -212,8 +212,8 @@ def test_the_command_says_what_it_made_and_what_was_wrong(
     assert cli.main([*words, "99"]) == 2
     assert "--shards: 99 shards cannot be made of 60 documents" in capsys.readouterr().err
     assert cli.main([*words, "3"]) == 0
-    told = capsys.readouterr().out
-    assert f"in 3 shards, in the order of {make(7)}" in told and "nothing to do" not in told
+    shown = capsys.readouterr().out
+    assert f"in 3 shards, in the order of {make(7)}" in shown and "nothing to do" not in shown
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "set").iterdir()}
     assert cli.main([*words, "3"]) == 0
     assert "is finished already, from the same data set: nothing to do" in capsys.readouterr().out
