@@ -89,7 +89,6 @@ def run(
         [ParquetReader(str(raw)), LambdaFilter(kept), spoil, *steps, writer],
         tasks=tasks,
         workers=workers,
-        start_method="fork",
         logging_dir=str(place / "write"),
         skip_completed=False,
     )
