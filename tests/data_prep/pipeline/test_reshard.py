@@ -190,7 +190,6 @@ def test_one_that_was_begun_with_another_number_is_refused(
 def test_no_more_than_a_document_stands_in_memory(
     tmp_path: Path, write_data_set: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(durable, "_READ_BYTES", 1 << 16)
     each = 1 << 14
     manifest = write_data_set(tmp_path / "a", [np.full(each, n) for n in range(400)], 2, 1000)
     reshard.run(tmp_path / "a", tmp_path / "imports", 1)
