@@ -336,7 +336,7 @@ def _members(tar: tarfile.TarFile) -> Iterator[tuple[str, str, bytes]]:
             key, _, suffix = member.name.partition(".")
             yield key, suffix, content.read()
         # Otherwise it holds the headers of all members.
-        vars(tar)["members"] = []
+        tar.members = []  # type: ignore[attr-defined]
 
 
 def _document(path: Path, key: str, members: dict[str, bytes]) -> Document:

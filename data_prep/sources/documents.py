@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import codecs
 import contextlib
+import io
 import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, BinaryIO, ClassVar, NamedTuple
+from typing import Any, BinaryIO, ClassVar
 
+from data_prep.dataset.blocks import BlockReader
 from data_prep.sources import compression, inputs, storage
 from data_prep.sources.compression import DamageError
 from data_prep.sources.inputs import InputFile
@@ -117,14 +119,6 @@ class BadRecordError(Exception):
         return Reject(line, offset, self.reason, self.detail, read)
 
 
-class _Line(NamedTuple):
-    """A record's `size` bytes; `data` is empty for one that is too large."""
-
-    data: bytes
-    size: int
-    whole: bool
-
-
 def records(
     file: InputFile, found: Survey, start: tuple[int, int], stop: int
 ) -> Iterator[RawDocument | LongDocument | Reject]:
@@ -135,11 +129,9 @@ def records(
         return
     offset, line = start
     cut_short = bool(found.damage) and stop == found.size
-    for record in _lines(file, found, offset, stop):
-        if cut_short and not record.whole:
-            break
-        yield _record(file, record, line, offset)
-        offset, line = offset + record.size, line + 1
+    for data, size in _lines(file, found, offset, stop):
+        yield _record(file, data, size, line, offset)
+        offset, line = offset + size, line + 1
     if cut_short:
         detail = "the compressed file ends here, inside its data; the rest is lost"
         yield Reject(line, offset, found.damage, detail, found.size - offset)
@@ -192,16 +184,18 @@ def check_size(file: InputFile, size: int) -> None:
             raise BadRecordError("record too large", f"{size} bytes; {name} is {limit}")
 
 
-def _record(file: InputFile, record: _Line, line: int, offset: int) -> RawDocument | Reject:
+def _record(
+    file: InputFile, data: bytes, size: int, line: int, offset: int
+) -> RawDocument | Reject:
     try:
-        check_size(file, record.size)
+        check_size(file, size)
         if file.format == "text":
-            (id, text), answer = _text_record(file, record.data), ""
+            (id, text), answer = _text_record(file, data), ""
         else:
-            id, text, answer = _json(file, record.data, line)
+            id, text, answer = _json(file, data, line)
     except BadRecordError as bad:
-        return bad.at(line, offset, record.size)
-    return RawDocument(id, line, offset, record.size, text, answer)
+        return bad.at(line, offset, size)
+    return RawDocument(id, line, offset, size, text, answer)
 
 
 def _text_record(file: InputFile, data: bytes) -> tuple[str, str]:
@@ -269,42 +263,27 @@ def _not_utf8(offset: int) -> BadRecordError:
     return BadRecordError("invalid UTF-8", f"byte {offset + 1} of the record")
 
 
-def _lines(file: InputFile, found: Survey, start: int, stop: int) -> Iterator[_Line]:
-    """Lines that begin in [start, stop) with their ends; of a text file, its bytes as one."""
+def _lines(file: InputFile, found: Survey, start: int, stop: int) -> Iterator[tuple[bytes, int]]:
+    """(bytes, size) of the lines that begin in [start, stop); of a text file, its bytes as one.
+
+    The bytes of one that is too large are not all there. A record that damage cuts is left out.
+    """
     block = min(max(stop - start, _LEAST_BLOCK), storage.BLOCK_BYTES)
-    with storage.open_binary(file.path, block) as raw:
+    with storage.open_binary(file.path, block) as raw, contextlib.suppress(DamageError):
         blocks = _from(raw, file, start)
-        if file.format == "jsonl":
-            yield from _split(blocks, start, stop, file.held_bytes)
+        if file.format == "text":
+            if not found.damage:
+                yield b"".join(blocks) if found.size <= file.held_bytes else b"", found.size
             return
-        parts: list[bytes] = []
-        if found.size <= file.held_bytes:
-            with contextlib.suppress(DamageError):
-                parts.extend(blocks)
-        yield _Line(b"".join(parts), found.size, not found.damage)
-
-
-def _split(blocks: Iterator[bytes], start: int, stop: int, limit: int) -> Iterator[_Line]:
-    # A list: a line of many blocks is joined once, at its end.
-    pending: list[bytes] = []
-    offset, size = start, 0
-    with contextlib.suppress(DamageError):
-        for block in blocks:
-            *ends, rest = block.split(b"\n")
-            for part in ends:
-                size += len(part) + 1
-                pending.append(part + b"\n")
-                yield _Line(b"" if size > limit else b"".join(pending), size, True)
-                pending.clear()
-                offset, size = offset + size, 0
-                if offset >= stop:
-                    return
-            size += len(rest)
-            pending.append(rest)
-            if size > limit:
-                pending.clear()
-    if size:
-        yield _Line(b"" if size > limit else b"".join(pending), size, False)
+        reader: Any = BlockReader(blocks)
+        lines = io.BufferedReader(reader, compression.BLOCK_BYTES)
+        while start < stop and (line := lines.readline(file.held_bytes + 1)):
+            size, part = len(line), line
+            while part and not part.endswith(b"\n"):
+                part = lines.readline(compression.BLOCK_BYTES)
+                size += len(part)
+            yield line, size
+            start += size
 
 
 def _from(raw: BinaryIO, file: InputFile, start: int) -> Iterator[bytes]:

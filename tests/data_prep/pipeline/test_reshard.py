@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from data_prep import cli, config
-from data_prep.dataset import durable, shards
+from data_prep.dataset import shards
 from data_prep.dataset.settings import SettingsError
 from data_prep.dataset.shards import DataError
 from data_prep.pipeline import pipeline, reshard
@@ -190,10 +190,7 @@ def test_one_that_was_started_with_another_number_is_refused(
     assert reshard.run(make(7), tmp_path / "set", 4)
 
 
-def test_no_more_than_a_document_is_held_in_memory(
-    tmp_path: Path, write_data_set: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(durable, "_READ_BYTES", 1 << 16)
+def test_no_more_than_a_document_is_held_in_memory(tmp_path: Path, write_data_set: Any) -> None:
     each = 1 << 14
     manifest = write_data_set(tmp_path / "a", [np.full(each, n) for n in range(400)], 2, 1000)
     reshard.run(tmp_path / "a", tmp_path / "imports", 1)
