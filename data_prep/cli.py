@@ -33,7 +33,7 @@ from data_prep.recall import generate, name_pairs, tasks
 from data_prep.report import statistics
 from data_prep.sources.inputs import InputChangedError
 from data_prep.tokenizer import tokenizer
-from data_prep.tokenizer.tokenizer import TokenizerError
+from data_prep.tokenizer.contract import TokenizerError
 
 _EXAMPLES = """examples:
   data-prep run configs/data/stdlib.yaml output=data/stdlib

@@ -20,7 +20,7 @@ from data_prep.dataset.settings import SettingsError
 from data_prep.recall import tasks
 from data_prep.recall.pair import Pair
 from data_prep.recall.tasks import Haystack
-from data_prep.tokenizer.tokenizer import Tokenizer
+from data_prep.tokenizer.contract import Tokenizer
 
 _AT_ONCE = 16  # documents that a worker makes at a time
 

@@ -20,7 +20,7 @@ from data_prep.recall.generate import record, write_lines
 from data_prep.recall.pair import Pair
 from data_prep.recall.tasks import length
 from data_prep.tokenizer import tokenizer
-from data_prep.tokenizer.tokenizer import Tokenizer
+from data_prep.tokenizer.contract import Tokenizer
 
 _WORD = r"[^\W\d_]+"
 # After a small letter, a comma or a semicolon and white space: no sentence begins there.

@@ -15,7 +15,7 @@ from data_prep.recall import needles, passkey, stories
 from data_prep.recall.draws import Draws
 from data_prep.recall.pair import Pair, fitted
 from data_prep.tokenizer import tokenizer
-from data_prep.tokenizer.tokenizer import Tokenizer
+from data_prep.tokenizer.contract import Tokenizer
 
 Task: TypeAlias = Callable[[Draws, Sequence[str], float | None], Pair]
 """Makes a pair from random choices, pieces of filler and a depth (None: drawn)."""

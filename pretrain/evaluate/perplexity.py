@@ -29,7 +29,7 @@ from torch import Tensor
 
 from data_prep.dataset import durable
 from data_prep.dataset.shards import Document
-from data_prep.tokenizer.tokenizer import Tokenizer
+from data_prep.tokenizer.contract import Tokenizer
 from pretrain.data.lanes import IGNORE, Dataset
 from pretrain.evaluate.progress import Progress
 from pretrain.model.state import of_lanes

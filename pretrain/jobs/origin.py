@@ -10,7 +10,7 @@ from data_prep.dataset.durable import sha256_of
 from data_prep.dataset.settings import SettingsError
 from data_prep.dataset.shards import DataError, read_manifest
 from data_prep.tokenizer import tokenizer
-from data_prep.tokenizer.tokenizer import TokenizerError
+from data_prep.tokenizer.contract import TokenizerError
 from pretrain.checkpoint import manifest
 from pretrain.checkpoint.manifest import CHECKPOINTS, CheckpointError, Manifest, step_of
 from pretrain.config import Config, ModelConfig

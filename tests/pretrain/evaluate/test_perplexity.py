@@ -15,7 +15,7 @@ import sentencepiece
 import torch
 
 from data_prep.dataset.shards import Document
-from data_prep.tokenizer.tokenizer import Tokenizer
+from data_prep.tokenizer.contract import Tokenizer
 from pretrain import trained
 from pretrain.config import MemoryConfig
 from pretrain.evaluate import perplexity
