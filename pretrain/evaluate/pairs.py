@@ -17,7 +17,7 @@ from typing import Any
 from data_prep.dataset.settings import SettingsError
 from data_prep.dataset.shards import DataError, read_manifest
 from pretrain import config as configuration
-from pretrain.evaluate import sampling
+from pretrain.evaluate.sampling import Sampling
 
 _CONFIG_FILE = "config.yaml"
 _TOLD = 10  # lines of a file whose mistakes are told one by one
@@ -51,6 +51,11 @@ class Asked:
     top_p: float
     seed: int
 
+    @property
+    def sampling(self) -> Sampling:
+        """How an answer is sampled, but for its own seed."""
+        return Sampling(self.max_tokens, self.temperature, self.top_p, self.seed)
+
     def problems(self) -> list[str]:
         """Every reason why this cannot be asked, by the option of the command line."""
         found = [
@@ -60,7 +65,7 @@ class Asked:
         ]
         twice = [share for share in dict.fromkeys(self.shares) if self.shares.count(share) > 1]
         found += [f"--shares: {share:g} is given twice" for share in twice]
-        found += sampling.problems(self.max_tokens, self.temperature, self.top_p)
+        found += self.sampling.problems()
         if self.seed < 0:
             found.append(f"--seed: expected 0 or more, found {self.seed}")
         return found

@@ -23,6 +23,7 @@ from pretrain.config import ImportConfig, load
 from pretrain.convert import llama
 from pretrain.convert.hugging_face import ConversionError, model_config
 from pretrain.evaluate import generate
+from pretrain.evaluate.sampling import Sampling
 from pretrain.model import local_attention, rotary
 from pretrain.model.transformer import Transformer
 from tests.pretrain.convert.conftest import LLAMA3, random_tokens
@@ -200,7 +201,7 @@ def test_a_text_is_continued_as_by_transformers(
     own = trained.load(tmp_path / "out", CPU)
     prompt = own.tokenizer.encode("It is a truth")
     found = generate.generate(
-        own, prompt, max_tokens=12, temperature=0, top_p=1, seed=0,
+        own, prompt, Sampling(max_tokens=12, temperature=0),
         on_text=lambda text: None, report=lambda text: None,
     )  # fmt: skip
     laid_out = torch.tensor([[own.tokenizer.bos_id, *prompt.tolist()]])

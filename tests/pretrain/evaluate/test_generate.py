@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from data_prep.tokenizer import tokenizer
 from pretrain import trained
 from pretrain.evaluate import generate
 from pretrain.evaluate.generate import GenerationError
+from pretrain.evaluate.sampling import Sampling
 from pretrain.model.transformer import StreamState
 from pretrain.trained import Trained
 
@@ -124,22 +126,22 @@ def test_a_character_that_is_never_completed_is_told_at_the_end(
 def test_the_streams_size_does_not_grow(model: Trained) -> None:
     ids = model.tokenizer.encode(PROMPT * 8).tolist()[: 40 * 16]
     # BOS is the first token of the first segment.
-    short, long = (generate.take_in(model, ids[: n * 16 - 1], print)[1] for n in (1, 40))
+    short, long = (generate.prefill(model, ids[: n * 16 - 1], print)[1] for n in (1, 40))
     assert short.filled == long.filled == 0
     assert _stored(short) == _stored(long)
-    grown = generate.take_in(model, ids[: 40 * 16 - 2], print)[1]
+    grown = generate.prefill(model, ids[: 40 * 16 - 2], print)[1]
     assert grown.filled == 15
-    assert _stored(grown) == _stored(generate.take_in(model, ids[:14], print)[1])
+    assert _stored(grown) == _stored(generate.prefill(model, ids[:14], print)[1])
 
 
 def test_a_large_vocabulary_takes_a_prompt_in_by_smaller_chunks(
     model: Trained, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ids = model.tokenizer.encode(PROMPT)
-    expected, _ = generate.take_in(model, ids, print)
+    expected, _ = generate.prefill(model, ids, print)
     monkeypatch.setattr(generate, "_CHUNK_LOGITS", 320 * 16 * 2 + 1)
     assert generate.chunk_tokens(model) == 2 * 16
-    logits, _ = generate.take_in(model, ids, print)
+    logits, _ = generate.prefill(model, ids, print)
     torch.testing.assert_close(logits, expected, rtol=0, atol=1e-5)
 
 
@@ -216,16 +218,11 @@ def model(tmp_path: Path, write_run: Any) -> Trained:
     return trained.load(tmp_path / "run", CPU)
 
 
-def _generate(model: Trained, ids: list[int], **given: Any) -> list[int]:
-    settings = {
-        "max_tokens": 60,
-        "temperature": 1.0,
-        "top_p": 1.0,
-        "seed": 0,
-        "on_text": lambda text: None,
-        "report": print,
-    }
-    return generate.generate(model, ids, **{**settings, **given})
+def _generate(
+    model: Trained, ids: list[int], on_text: Callable[[str], None] = lambda text: None, **given: Any
+) -> list[int]:
+    sampling = Sampling(**{"max_tokens": 60, "temperature": 1.0, **given})
+    return generate.generate(model, ids, sampling, on_text=on_text, report=print)
 
 
 def _always(tmp_path: Path, write_run: Any, shares: dict[int, float]) -> Trained:

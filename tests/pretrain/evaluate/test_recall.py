@@ -15,7 +15,7 @@ from data_prep.recall.tasks import Haystack
 from pretrain import trained
 from pretrain.config import MemoryConfig
 from pretrain.evaluate import recall
-from pretrain.evaluate.progress import Progress
+from pretrain.evaluate.progress import TokenProgress
 from pretrain.evaluate.questions import Asked
 from pretrain.evaluate.recall import RecallError
 from pretrain.model.transformer import Transformer
@@ -25,8 +25,8 @@ CPU = torch.device("cpu")
 ASKED = Asked(["passkey"], [400, 900], [0.0, 0.4, 1.0], samples=2, seed=3)
 
 
-def _progress() -> Progress:
-    return Progress("recall", 1, lambda line: None)
+def _progress() -> TokenProgress:
+    return TokenProgress("recall", 1, lambda line: None)
 
 
 def _likeliest(model: Transformer, ids: np.ndarray, first: int) -> list[int]:

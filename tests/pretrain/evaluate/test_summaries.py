@@ -18,7 +18,8 @@ from pretrain.data.lanes import Dataset, Lane, Mix
 from pretrain.evaluate import generate, rouge, summaries
 from pretrain.evaluate.generate import GenerationError
 from pretrain.evaluate.pairs import Asked, Pair
-from pretrain.evaluate.progress import Progress
+from pretrain.evaluate.progress import TokenProgress
+from pretrain.evaluate.sampling import Sampling
 from pretrain.trained import Trained
 
 CPU = torch.device("cpu")
@@ -38,8 +39,8 @@ def model(tmp_path: Path, write_run: Any) -> Trained:
     return trained.load(tmp_path / "run", CPU)
 
 
-def _said(model: Trained, asked: Asked = ASKED, question: str = QUESTION) -> list[summaries.Said]:
-    return list(summaries.said(model, PAIRS, question, asked, lambda line: None))
+def _said(model: Trained, asked: Asked = ASKED, question: str = QUESTION) -> list[summaries.Answer]:
+    return list(summaries.answers(model, PAIRS, question, asked, lambda line: None))
 
 
 @pytest.mark.parametrize(
@@ -61,8 +62,8 @@ def test_answers_are_those_of_prompts_read_at_once(
             read = max(1, round(share * len(ids)))
             assert (one.id, one.share, one.read) == (str(place), share, read)
             tokens = generate.generate(
-                model, [*ids[:read], *asking], max_tokens=25, temperature=0.5, top_p=0.95,
-                seed=seed, on_text=lambda text: None, report=lambda line: None,
+                model, [*ids[:read], *asking], Sampling(25, 0.5, 0.95, seed),
+                on_text=lambda text: None, report=lambda line: None,
             )  # fmt: skip
             assert one.generated == len(tokens) and one.ended == (len(tokens) < 25)
             assert one.text == model.tokenizer.decode_bytes(tokens, inside=True).decode(
@@ -80,7 +81,7 @@ def test_a_pairs_answer_depends_on_the_seed_and_its_place_alone(model: Trained) 
     whole = Asked([1.0], 25, 0.5, 0.95, 4)
     at_once = {(one.id, one.share): one for one in _said(model)}
     assert all(at_once[one.id, 1.0] == one for one in _said(model, whole))
-    (first,) = summaries.said(model, PAIRS[:1], QUESTION, whole, lambda line: None)
+    (first,) = summaries.answers(model, PAIRS[:1], QUESTION, whole, lambda line: None)
     assert first == at_once["0", 1.0]
     other = _said(model, Asked([1.0], 25, 0.5, 0.95, 5))
     assert [one.text for one in other] != [one.text for one in _said(model, whole)]
@@ -109,7 +110,7 @@ def test_the_loss_is_that_of_the_answer_as_evaluation_asks_for_it(
             state, total = output.state, total + float(output.loss)
             weight += float(weights.sum())
     heads = summaries._heads(
-        model, document, QUESTION, [len(document)], Progress("test", 1, lambda line: None)
+        model, document, QUESTION, [len(document)], TokenProgress("test", 1, lambda line: None)
     )
     ((logits, stream),) = heads
     expected = 0.0
@@ -180,7 +181,7 @@ def test_the_first_documents_are_evaluated_under_a_name(model: Trained, pairs: P
 def test_pairs_of_one_book_have_references_of_their_own(model: Trained) -> None:
     twice = [Pair("book", DOCUMENTS[1], "one thing"), Pair("book", DOCUMENTS[1], "another")]
     asked = Asked([0.5, 1.0], 3, 0.0, 1.0, 0)
-    said = list(summaries.said(model, twice, QUESTION, asked, lambda line: None))
+    said = list(summaries.answers(model, twice, QUESTION, asked, lambda line: None))
     kept = [json.loads(line) for line in summaries.lines(twice, said).splitlines()]
     assert [line["answer"] for line in kept] == ["one thing"] * 2 + ["another"] * 2
 
