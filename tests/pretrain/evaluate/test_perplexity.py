@@ -197,6 +197,7 @@ def test_the_command_writes_the_report_and_prints_the_table(
     model, data = small
     assert perplexity.run(model.run_directory, data, batch=3) == 0
     report = json.loads((model.run_directory / "eval-7-data.json").read_text())
+    assert report.pop("code") and report.pop("written")
     _assert_close(report, _evaluate(model, data))
     lines = capsys.readouterr().out.splitlines()
     assert lines[1].split() == ["position", "tokens", "with", "memory", "masked", "gain"]
