@@ -23,7 +23,7 @@ def test_a_command_that_fails_ends_the_recipe_with_its_code(
 
 def test_help_is_the_docstring_without_its_usage() -> None:
     about = "What it does.\n\n    python it.py OUT\n\nHow.\n\nWhy."
-    parser = commands.parser(about, ("out", "where it goes"))
+    parser = commands.parser(about, ("out", "where it goes"), of="all")
     assert parser.description == "What it does.\n\nHow.\n\nWhy."
     assert "where it goes" in parser.format_help()
     assert parser.parse_args(["there"]).out == Path("there")
