@@ -20,10 +20,8 @@ from pretrain.checkpoint.load import Checkpoint, newest_good
 from pretrain.checkpoint.manifest import CHECKPOINTS, MANIFEST, CheckpointError, step_of
 from pretrain.checkpoint.ranks import Ranks, SoloRanks
 from pretrain.checkpoint.verify import verify
-from pretrain.config import Config, ModelConfig
+from pretrain.config import CONFIG_FILE, Config, ModelConfig
 from pretrain.model.transformer import Transformer
-
-CONFIG_FILE = "config.yaml"
 
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
 """What `train.precision` names."""

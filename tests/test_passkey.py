@@ -83,7 +83,6 @@ def test_shorter_prompts_are_asked_more_often_for_as_many_tokens() -> None:
     assert samples_at(512, 512, 40) == 40
     parts = passkeys((2**20, 512), 2)
     assert [(one.lengths, one.samples) for one in parts] == [((512,), 10), ((2**20,), 2)]
-    assert not any(one.problems() for one in [*parts, *needles(2)])
     assert PASSKEY not in [task for one in needles(2) for task in one.tasks]
 
 

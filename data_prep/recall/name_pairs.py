@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_prep.dataset import shards
-from data_prep.dataset.settings import SettingsError
 from data_prep.dataset.shards import DataError, Document
 from data_prep.recall.draws import Draws
 from data_prep.recall.generate import write_lines
@@ -51,19 +50,6 @@ class Wanted:
     names: int
     seed: int
 
-    def problems(self) -> list[str]:
-        """Every reason why they cannot be made, by the option of the command line."""
-        found = []
-        if self.passages is not None and self.passages < 1:
-            found.append(f"--passages: expected at least 1, found {self.passages}")
-        if not 1 <= self.low <= self.high:
-            found.append(
-                f"--min-tokens, --max-tokens: {self.low} to {self.high} are no bounds of a length"
-            )
-        if self.names < 1:
-            found.append(f"--names: expected at least 1, found {self.names}")
-        return found
-
 
 def names(text: str, most: int) -> list[str]:
     """At most so many names, the most frequent first; of equal ones the first in the text."""
@@ -80,11 +66,9 @@ def write(path: Path, directory: Path, wanted: Wanted) -> int:
     """Write pairs of the data set's books as jsonl (id, prompt, answer); how many.
 
     The bytes are a function of the data set and of what is wanted. An answer begins with its
-    space. Raises SettingsError with every mistake, DataError where there are no books or no names,
-    OSError where it cannot be written.
+    space. Raises DataError where there are no books or no names, OSError where it cannot be
+    written.
     """
-    if problems := wanted.problems():
-        raise SettingsError(problems)
     manifest = shards.read_manifest(directory)
     books = [
         document

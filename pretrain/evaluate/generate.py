@@ -35,18 +35,13 @@ def run(
     *,
     prompt: str = "",
     prompt_file: str | None = None,
-    max_tokens: int,
-    temperature: float,
-    top_p: float,
-    seed: int,
+    sampling: Sampling,
 ) -> int:
     """Continue `prompt`, or the text of `prompt_file` ("-": stdin), on stdout; the exit code, 0.
 
     Raises GenerationError and what `load` raises.
     """
     text = _text(prompt, prompt_file)
-    sampling = Sampling(max_tokens, temperature, top_p, seed)
-    _check(sampling)
     trained = load(path, default_device())
     generate(
         trained,
@@ -72,7 +67,8 @@ def generate(
     `prompt_ids` hold no BOS: it is put before them, as in training. `on_text` is given text as soon
     as it is whole UTF-8, `report` progress lines of a long prompt. Raises GenerationError.
     """
-    _check(sampling)
+    if found := sampling.problems():
+        raise GenerationError("; ".join(found))
     text_decoder = StreamDecoder(trained.tokenizer)
     for id in prompt_ids:
         text_decoder.push(int(id))
@@ -159,11 +155,6 @@ def distribution(logits: Tensor, temperature: float, top_p: float) -> Tensor:
     nucleus = torch.zeros_like(probabilities)
     nucleus[order] = ordered.masked_fill(before >= top_p, 0)
     return nucleus / nucleus.sum()
-
-
-def _check(sampling: Sampling) -> None:
-    if found := sampling.problems():
-        raise GenerationError("; ".join(found))
 
 
 def _choose(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> int:

@@ -98,7 +98,6 @@ def evaluate(
     """
     if window_segments is None:
         window_segments = trained.config.train.window_segments
-    _check_at_least_1(batch=batch, window_segments=window_segments, documents=max_documents)
     data = Dataset(data_directory)
     _check_tokenizer(trained, data)
     progress = TokenProgress("evaluate", _tokens_ahead(data, max_documents), report)
@@ -390,12 +389,6 @@ def _columns(trained: Trained, masked: bool) -> tuple[str, ...]:
     if trained.config.model.memory.kind == "none":
         return (NO_MEMORY,)
     return (MEMORY, MASKED) if masked else (MEMORY,)
-
-
-def _check_at_least_1(**values: int | None) -> None:
-    for name, value in values.items():
-        if value is not None and value < 1:
-            raise EvaluationError(f"--{name.replace('_', '-')}: expected at least 1, found {value}")
 
 
 def _check_tokenizer(trained: Trained, data: Dataset) -> None:

@@ -28,7 +28,7 @@ from data_prep.recall.tasks import Haystack
 from data_prep.tokenizer.tokenizer import Tokenizer
 from pretrain.evaluate import results
 from pretrain.evaluate.progress import TokenProgress, to_stderr
-from pretrain.evaluate.questions import Asked
+from pretrain.evaluate.questions import Questions
 from pretrain.evaluate.results import Report
 from pretrain.model.state import of_lanes
 from pretrain.model.transformer import Transformer
@@ -51,7 +51,7 @@ class _Question:
     first: int
 
 
-def run(path: Path, name: str, asked: Asked, filler: Path | None) -> int:
+def run(path: Path, name: str, asked: Questions, filler: Path | None) -> int:
     """Put the questions to a run or checkpoint; print the table and write it into the run.
 
     `NAME-STEP.json` holds the numbers; with depths `plots/NAME-STEP.png` is a heat map. `filler` is
@@ -80,7 +80,7 @@ def run(path: Path, name: str, asked: Asked, filler: Path | None) -> int:
 
 
 def evaluate(
-    trained: Trained, haystack: Haystack, asked: Asked, report: Callable[[str], None]
+    trained: Trained, haystack: Haystack, asked: Questions, report: Callable[[str], None]
 ) -> Report:
     """Ask every question; `report` is given lines of progress.
 
@@ -103,7 +103,7 @@ def evaluate(
 
 
 def _questions(
-    tokenizer: Tokenizer, haystack: Haystack, asked: Asked, task: str, length: int
+    tokenizer: Tokenizer, haystack: Haystack, asked: Questions, task: str, length: int
 ) -> list[_Question]:
     """By depth, then sample; the samples of a number ask the same at every depth."""
     found = []

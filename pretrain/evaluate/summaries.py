@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from pretrain.evaluate import results, rouge
 from pretrain.evaluate.generate import read, sampled
-from pretrain.evaluate.pairs import Asked, Pair
+from pretrain.evaluate.pairs import Pair
 from pretrain.evaluate.progress import TokenProgress, to_stderr
 from pretrain.evaluate.results import Report
 from pretrain.evaluate.sampling import Sampling
@@ -47,7 +47,14 @@ class Answer:
     text: str
 
 
-def run(path: Path, name: str, pairs: Sequence[Pair], question: str, asked: Asked) -> int:
+def run(
+    path: Path,
+    name: str,
+    pairs: Sequence[Pair],
+    question: str,
+    shares: Sequence[float],
+    sampling: Sampling,
+) -> int:
     """Let a run or checkpoint answer the pairs; print the table and write it into the run.
 
     `summaries-STEP-NAME.json` holds the numbers, `.jsonl` beside it every answer; with several
@@ -55,14 +62,14 @@ def run(path: Path, name: str, pairs: Sequence[Pair], question: str, asked: Aske
     `open_model`, `answers` and `publish` raise.
     """
     trained = results.open_model(path)
-    given = list(answers(trained, pairs, question, asked, to_stderr))
+    given = list(answers(trained, pairs, question, shares, sampling, to_stderr))
     found = {
         **results.of_model(trained),
         "pairs": name,
         "pairs_sha256": _sha256(pairs),
         "question": question,
-        "shares": list(asked.shares),
-        "decoding": asdict(asked.sampling),
+        "shares": list(shares),
+        "decoding": asdict(sampling),
         **report(pairs, given),
     }
     results.publish(
@@ -72,7 +79,7 @@ def run(path: Path, name: str, pairs: Sequence[Pair], question: str, asked: Aske
         measured=("rows", "lead"),
         table=table(found),
         lines=lines(pairs, given),
-        figure=plot(found) if len(asked.shares) > 1 else None,
+        figure=plot(found) if len(shares) > 1 else None,
     )
     return 0
 
@@ -85,7 +92,8 @@ def answers(
     trained: Trained,
     pairs: Sequence[Pair],
     question: str,
-    asked: Asked,
+    shares: Sequence[float],
+    sampling: Sampling,
     progress_lines: Callable[[str], None],
 ) -> Iterator[Answer]:
     """The answers, pair by pair, of each the smallest share first.
@@ -96,15 +104,15 @@ def answers(
     size = sum(len(pair.document.encode()) for pair in pairs)
     progress = TokenProgress("summaries", size // 4, progress_lines)  # some bytes per token
     for place, pair in enumerate(pairs):
-        seed = int(np.random.SeedSequence([asked.seed, place]).generate_state(1)[0])
-        sampling = Sampling(asked.max_tokens, asked.temperature, asked.top_p, seed)
+        seed = int(np.random.SeedSequence([sampling.seed, place]).generate_state(1)[0])
+        own = replace(sampling, seed=seed)
         document = trained.tokenizer.encode(pair.document)
-        cuts = [(share, cut(len(document), share)) for share in sorted(asked.shares)]
+        cuts = [(share, cut(len(document), share)) for share in sorted(shares)]
         heads = _heads(trained, document, question, [count for _, count in cuts], progress)
         for (share, count), (logits, stream) in zip(cuts, heads, strict=True):
-            tokens = list(sampled(trained, logits, stream, sampling))
+            tokens = list(sampled(trained, logits, stream, own))
             text = trained.tokenizer.decode_bytes(tokens, inside=True).decode(errors="replace")
-            ended = len(tokens) < asked.max_tokens
+            ended = len(tokens) < sampling.max_tokens
             yield Answer(pair.id, share, count, len(tokens), ended, text)
 
 

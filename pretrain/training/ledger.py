@@ -23,9 +23,8 @@ from data_prep.dataset import durable
 from pretrain.checkpoint.attempts import committed_step
 from pretrain.checkpoint.load import Checkpoint
 from pretrain.checkpoint.manifest import CHECKPOINTS, step_name
-from pretrain.config import Config, load
+from pretrain.config import CONFIG_FILE, Config, load
 from pretrain.data.lanes import Dataset, Lane, LanePlace, Mix
-from pretrain.trained import CONFIG_FILE
 from pretrain.training.metrics import read_records
 
 LEDGER_FILE = "ledger.jsonl"

@@ -35,16 +35,17 @@ from pretrain.checkpoint.load import Checkpoint, newest_good
 from pretrain.checkpoint.manifest import CHECKPOINTS, CheckpointError
 from pretrain.checkpoint.pieces import LaneRecord, Piece
 from pretrain.checkpoint.ranks import GroupRanks, agreed
-from pretrain.config import Config
-from pretrain.data.lanes import IGNORE, Dataset, LanePlace, Mix
+from pretrain.config import CONFIG_FILE, Config
+from pretrain.data.lanes import Dataset, LanePlace, Mix
 from pretrain.data.loader import Batch, Loader
+from pretrain.data.packing import IGNORE
 from pretrain.jobs.launch import EXIT_STOPPED, Place, StopFlag
 from pretrain.jobs.watchdog import Watchdog
 from pretrain.model import compiling, flops, state
 from pretrain.model.memories.infini import MemoryState
 from pretrain.model.state import ModelState
 from pretrain.model.transformer import Transformer
-from pretrain.trained import CONFIG_FILE, DTYPES, locate
+from pretrain.trained import DTYPES, locate
 from pretrain.training.engine import Engine, StepResult
 from pretrain.training.heap import keep_freed_memory
 from pretrain.training.ledger import Ledger, extended

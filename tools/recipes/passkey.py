@@ -37,7 +37,7 @@ from data_prep.tokenizer.tokenizer import load as load_tokenizer
 from pretrain import config as configuration
 from pretrain.evaluate import recall
 from pretrain.evaluate.progress import to_stderr
-from pretrain.evaluate.questions import Asked
+from pretrain.evaluate.questions import Questions
 from pretrain.evaluate.results import Report, write_figure
 from pretrain.trained import Trained, default_device, load
 
@@ -178,18 +178,20 @@ def samples_at(length: int, longest: int, fewest: int) -> int:
     return max(fewest, min(MOST_SAMPLES, fewest * longest // length))
 
 
-def passkeys(lengths: Sequence[int], samples: int) -> list[Asked]:
+def passkeys(lengths: Sequence[int], samples: int) -> list[Questions]:
     """What is asked of a model, a part a length: more questions where they are short."""
     return [
-        Asked((PASSKEY,), (length,), DEPTHS, samples_at(length, max(lengths), samples), SEED_ASKED)
+        Questions(
+            (PASSKEY,), (length,), DEPTHS, samples_at(length, max(lengths), samples), SEED_ASKED
+        )
         for length in sorted(lengths)
     ]
 
 
-def needles(samples: int) -> list[Asked]:
+def needles(samples: int) -> list[Questions]:
     """The harder tasks, a part each, with all places drawn."""
     tasks = [task for task in TASKS if task != PASSKEY]
-    return [Asked((task,), NEEDLE_LENGTHS, (None,), samples, SEED_ASKED) for task in tasks]
+    return [Questions((task,), NEEDLE_LENGTHS, (None,), samples, SEED_ASKED) for task in tasks]
 
 
 def main(
@@ -339,7 +341,7 @@ def _trained(
     return run
 
 
-def _answered(run: Path, haystack: Haystack, parts: Sequence[Asked]) -> Report:
+def _answered(run: Path, haystack: Haystack, parts: Sequence[Questions]) -> Report:
     """One report of all parts; what was asked before, the run has the answers of."""
     trained = load(run, default_device())
     reports = []
@@ -350,7 +352,7 @@ def _answered(run: Path, haystack: Haystack, parts: Sequence[Asked]) -> Report:
     return {**reports[0], "rows": [row for report in reports for row in report["rows"]]}
 
 
-def _asked(trained: Trained, haystack: Haystack, asked: Asked) -> Report:
+def _asked(trained: Trained, haystack: Haystack, asked: Questions) -> Report:
     """The report; its rows with the `seconds` that it took and `resident_bytes`, the most that the
     process ever held up to its end."""
     began = time.perf_counter()

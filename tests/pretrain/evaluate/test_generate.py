@@ -188,8 +188,8 @@ def test_the_command_continues_argument_file_and_stdin_alike(
         {"prompt_file": str(tmp_path / "prompt.txt")},
         {"prompt_file": "-"},
     ):
-        sampling = {"max_tokens": 20, "temperature": 0.7, "top_p": 0.9, "seed": 1}
-        assert generate.run(model.run_directory, **source, **sampling) == 0  # type: ignore[arg-type]
+        sampling = Sampling(20, 0.7, 0.9, seed=1)
+        assert generate.run(model.run_directory, **source, sampling=sampling) == 0
         texts.append(capsys.readouterr().out)
     assert texts[0] == texts[1] == texts[2] and len(texts[0]) > 5
 
@@ -205,10 +205,7 @@ def test_a_prompt_that_is_no_text_is_refused(tmp_path: Path, model: Trained) -> 
             generate.run(
                 model.run_directory,
                 prompt_file=str(tmp_path / name),
-                max_tokens=1,
-                temperature=0.0,
-                top_p=1.0,
-                seed=0,
+                sampling=Sampling(1, 0.0),
             )
 
 

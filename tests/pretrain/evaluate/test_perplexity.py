@@ -241,12 +241,6 @@ def test_another_tokenizer_is_refused(
         _evaluate(small[0], tmp_path / "other")
 
 
-def test_numbers_that_cannot_work_are_refused(small: tuple[Trained, Path]) -> None:
-    for name in ("batch", "window_segments", "max_documents"):
-        with pytest.raises(EvaluationError, match="expected at least 1, found 0"):
-            _evaluate(*small, **{name: 0})
-
-
 def test_a_loss_that_is_not_finite_names_the_document(small: tuple[Trained, Path]) -> None:
     model, data = small
     snowman = int(model.tokenizer.encode("☃")[0])

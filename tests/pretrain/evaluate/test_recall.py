@@ -16,13 +16,13 @@ from pretrain import trained
 from pretrain.config import MemoryConfig
 from pretrain.evaluate import recall
 from pretrain.evaluate.progress import TokenProgress
-from pretrain.evaluate.questions import Asked
+from pretrain.evaluate.questions import Questions
 from pretrain.evaluate.recall import RecallError
 from pretrain.model.transformer import Transformer
 from pretrain.trained import Trained
 
 CPU = torch.device("cpu")
-ASKED = Asked(["passkey"], [400, 900], [0.0, 0.4, 1.0], samples=2, seed=3)
+ASKED = Questions(["passkey"], [400, 900], [0.0, 0.4, 1.0], samples=2, seed=3)
 
 
 def _progress() -> TokenProgress:
@@ -80,7 +80,7 @@ def model(tmp_path: Path, write_run: Any) -> Trained:
     return trained.load(tmp_path / "run", CPU)
 
 
-def _naive(model: Trained, asked: Asked, length: int, depth: float) -> tuple[float, float]:
+def _naive(model: Trained, asked: Questions, length: int, depth: float) -> tuple[float, float]:
     """Shares of exact answers and of right digits, question by question."""
     exact, right, digits = 0, 0, 0
     for number in range(asked.samples):
@@ -145,7 +145,7 @@ def test_needles_are_asked_for_among_the_sentences_of_books(
         tmp_path / "books", [model.tokenizer.encode(text)], 1, 320, tokenizer=tokenizer_model
     )
     names = [name for name in tasks.TASKS if name != "words"]
-    asked = Asked(names, [2500], [None], samples=1, seed=0)
+    asked = Questions(names, [2500], [None], samples=1, seed=0)
     assert recall.run(model.run_directory, "needles", asked, tmp_path / "books") == 0
     report = json.loads((model.run_directory / "needles-7.json").read_text())
     assert [row["task"] for row in report["rows"]] == names
@@ -153,7 +153,7 @@ def test_needles_are_asked_for_among_the_sentences_of_books(
 
 
 def test_a_length_without_room_for_the_task_is_refused(model: Trained) -> None:
-    asked = Asked(["passkey"], [20], [0.5], samples=1, seed=0)
+    asked = Questions(["passkey"], [20], [0.5], samples=1, seed=0)
     with pytest.raises(RecallError, match="20 tokens are fewer than passkey has"):
         recall.evaluate(model, Haystack.repeated(), asked, lambda line: None)
 

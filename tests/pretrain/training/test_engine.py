@@ -28,7 +28,8 @@ from pretrain.checkpoint.attempts import Attempt
 from pretrain.checkpoint.load import Checkpoint
 from pretrain.checkpoint.manifest import step_name
 from pretrain.config import Config, load
-from pretrain.data.lanes import IGNORE, Dataset, Lane, Mix
+from pretrain.data.lanes import Dataset, Lane, Mix
+from pretrain.data.packing import IGNORE
 from pretrain.jobs.launch import EXIT_STOPPED, StopFlag, leave, place_in, start_ranks
 from pretrain.jobs.watchdog import Watchdog
 from pretrain.model.memories.infini import MemoryState
