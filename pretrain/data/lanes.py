@@ -1,8 +1,8 @@
 """Lanes: endless streams of documents, laid end to end, cut into windows.
 
 A lane draws the source (data set) of each of its documents by key, and reads each source on its
-own: lane g of G reads, in epoch e, every G-th shard of a permutation keyed by (seed, e), starting
-at g. What it gives depends on the sources, their weights, G, g and the seed alone, and its place is
+own: lane g of G reads, in epoch e, every G-th shard of a permutation keyed by (seed, e), from the
+g-th on. Its tokens depend on the sources, their weights, G, g and the seed alone, and its place is
 a few integers.
 """
 
@@ -26,7 +26,7 @@ from pretrain.data.packing import LaidOut, Packer, Window
 
 @dataclass(frozen=True)
 class SourcePlace:
-    """Where a lane's next document of a source lies.
+    """Where a lane's next document of a source is.
 
     `shard` counts within the lane's shards of that epoch, `document` within the shard. A document
     that was read to its end is behind the place; `read` counts those, over all epochs.
@@ -40,10 +40,10 @@ class SourcePlace:
 
 @dataclass(frozen=True)
 class LanePlace:
-    """Where a lane's next token lies.
+    """Where a lane's next token is.
 
     `token` is an offset in the laid-out document that is next in `source`. Where it is 0 no
-    document is begun: the source of the next one is drawn when it is.
+    document is open: the source of the next one is drawn as it is opened.
     """
 
     source: int
@@ -52,7 +52,7 @@ class LanePlace:
 
     @staticmethod
     def of(plain: Mapping[str, Any]) -> LanePlace:
-        """The place of which `dataclasses.asdict` gave `plain`, also where JSON lay between."""
+        """The place of which `dataclasses.asdict` gave `plain`, also by way of JSON."""
         places = tuple(SourcePlace(**place) for place in plain["sources"])
         return LanePlace(plain["source"], plain["token"], places)
 
@@ -264,7 +264,7 @@ class Lane(Packer):
 
     @property
     def place(self) -> LanePlace:
-        """Where the next token lies: a lane that is given this place continues with it."""
+        """Where the next token is: a lane that is given this place continues with it."""
         return LanePlace(self._source, self.offset, tuple(s.place for s in self._streams))
 
     @property

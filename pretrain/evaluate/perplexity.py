@@ -100,7 +100,8 @@ def evaluate(
         window_segments = trained.config.train.window_segments
     data = Dataset(data_directory)
     _check_tokenizer(trained, data)
-    progress = TokenProgress("evaluate", _tokens_ahead(data, max_documents), report)
+    count = min(data.manifest.documents, max_documents or data.manifest.documents)
+    progress = TokenProgress("evaluate", round(count * data.mean_length), report)
     columns = _columns(trained, masked)
     # Text tokens are counted from 0: BOS is at -1.
     first = 0 if data.manifest.tokenizer.bos_id is None else -1
@@ -373,16 +374,6 @@ def _numbers(tokens: int, text_bytes: int, nats: dict[str, float]) -> dict[str, 
             for column, value in nats.items()
         },
     }
-
-
-def _tokens_ahead(data: Dataset, max_documents: int | None) -> int:
-    """About how many tokens the first documents have, BOS and EOS among them."""
-    info, manifest = data.manifest.tokenizer, data.manifest
-    marks = sum(mark is not None for mark in (info.bos_id, info.eos_id))
-    tokens = manifest.tokens + manifest.documents * marks
-    if max_documents is None or max_documents >= manifest.documents:
-        return tokens
-    return tokens * max_documents // manifest.documents
 
 
 def _columns(trained: Trained, masked: bool) -> tuple[str, ...]:
