@@ -396,9 +396,9 @@ _CONTINUE = (_Make, _Reshard, _Drawn)
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command. 0: done; 1: a damaged data set, a full disk, a lost worker; 2: a mistake."""
-    remedy = ""
+    name, remedy = "data-prep", ""
     try:
-        _, chosen = command.parse(_PROGRAM, arguments)
+        name, chosen = command.parse(_PROGRAM, arguments)
         if isinstance(chosen, _CONTINUE):
             remedy = "; when that is fixed, the same command continues"
             signal.signal(signal.SIGTERM, _stop)
@@ -410,7 +410,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return command.EXIT_MISTAKE
     except SettingsError as error:
-        print(command.cannot_run("data-prep", error.problems), file=sys.stderr)
+        print(command.cannot_run(name, error.problems), file=sys.stderr)
         return command.EXIT_MISTAKE
     except (TokenizerError, WorkspaceError, InputChangedError) as error:
         return _failed(str(error), command.EXIT_MISTAKE)

@@ -207,7 +207,7 @@ class _Field:
         return f"{about.doc} (default {','.join(self.kind.show(item) for item in items)})"
 
     def value(self, given: Any, problems: list[str]) -> Any:
-        """The value of the words given; what is wrong with them is added to `problems`."""
+        """The value of the words given, None where one cannot be read; mistakes to `problems`."""
         if self.type is bool:
             return given
         texts = [given] if isinstance(given, str) else given
@@ -219,6 +219,8 @@ class _Field:
                 one for one in dict.fromkeys(items) if one is not None and items.count(one) > 1
             ]
             problems += [f"{self.label}: {self.kind.show(one)} is given twice" for one in twice]
+        if None in items:
+            return None
         return items if self.is_list else items[0]
 
     def _item(self, text: str, problems: list[str]) -> Any:
@@ -236,11 +238,9 @@ class _Field:
 
 
 def _bounds(about: About) -> str:
-    """`at least 1`, `0 to 1`, `more than 0 and at most 1`."""
-    if about.low is not None and about.high is not None:
-        return f"{about.low:g} to {about.high:g}"
-    low = f"at least {about.low:g}" if about.above is None else f"more than {about.above:g}"
-    return low if about.high is None else f"{low} and at most {about.high:g}"
+    """`at least 1`, `more than 0 and at most 1`."""
+    bounds = {"at least": about.low, "more than": about.above, "at most": about.high}
+    return " and ".join(f"{word} {bound:g}" for word, bound in bounds.items() if bound is not None)
 
 
 def _fields(schema: type[Command]) -> list[_Field]:
@@ -291,7 +291,7 @@ def _parser(program: Program) -> argparse.ArgumentParser:
             verb, help=_line(about), description=_paragraphs(about), epilog=schema.epilog(),
             formatter_class=raw,
         )  # fmt: skip
-        parser.set_defaults(command=name, name=parser.prog)
+        parser.set_defaults(_command=name, _prog=parser.prog)
         _add_fields(parser, _fields(schema))
     return top
 
@@ -346,18 +346,18 @@ def parse(program: Program, words: Sequence[str] | None = None) -> tuple[str, Co
     except SystemExit:
         flush()
         raise
-    schema, fields = program.commands[given.command], _fields(program.commands[given.command])
+    schema, fields = program.commands[given._command], _fields(program.commands[given._command])
     problems = _left_over(rest, given, fields)
     values, wrong = _values(vars(given), fields, problems)
-    if all(field.default is not MISSING for field in wrong):
+    if all(field.name in values for field in fields if field.default is MISSING):
         made = schema(**values)
-        # A wrong value has been replaced by its default: what is said of that would mislead.
+        # What is said of a wrong value, or of the default in its place, would mislead.
         problems += [
             one for one in made.problems() if not any(field.label in one for field in wrong)
         ]
         if not problems:
-            return given.name, made
-    raise CommandError(given.name, problems)
+            return given._prog, made
+    raise CommandError(given._prog, problems)
 
 
 def _left_over(
@@ -396,9 +396,8 @@ def _values(
         elif field.default is MISSING:
             problems.append(f"{field.label}: not given; expected the {field.about.doc}")
         if len(problems) > before:
-            values.pop(field.name, None)
             wrong.append(field)
-    return values, wrong
+    return {name: value for name, value in values.items() if value is not None}, wrong
 
 
 def flush() -> None:

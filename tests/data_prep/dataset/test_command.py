@@ -54,6 +54,7 @@ class Ask(Command):
 
     where: Path = option(MISSING, "directory of things", kind=DIRECTORY, metavar="DIR")
     thing: str = option(MISSING, "thing", kind=one_of(["cup", "hat"]))
+    name: str = option("", "of the thing")
     low: int = option(0, "at least")
 
 
@@ -114,7 +115,7 @@ def test_every_mistake_is_reported_at_once() -> None:
         "--other, --limit: both are given; give one of the two",
     ]  # fmt: skip
     assert mistakes("make", "a", "--count", "10", "--share", "nan") == [
-        "--count: expected 1 to 9, found 10",
+        "--count: expected at least 1 and at most 9, found 10",
         "--share: expected a number, found 'nan'",
     ]
 
@@ -130,9 +131,9 @@ def test_what_must_be_given_is_asked_for_together_with_other_mistakes(tmp_path: 
         f"--where: expected a directory, found '{tmp_path / 'no'}'",
         "--thing: expected one of cup, hat, found 'tea'",
     ]
-    assert command.parse(PROGRAM, ["ask", "cup", "--where", str(tmp_path), "--thing", "hat"])[
-        1
-    ] == Ask(where=tmp_path, thing="hat")
+    words = ["--where", str(tmp_path), "--thing", "hat"]
+    expected = ("prog ask cup", Ask(where=tmp_path, thing="hat"))
+    assert command.parse(PROGRAM, ["ask", "cup", *words]) == expected
 
 
 def test_a_commands_own_problems_are_asked_for_but_not_where_a_value_is_wrong() -> None:
@@ -172,7 +173,7 @@ def test_the_help_has_each_meaning_with_its_default(
         "  --limit N            at most so many\n",
     ):
         assert line in text
-    assert "usage: prog ask cup [-h] --where DIR --thing THING [--low N]" in shown(
+    assert "usage: prog ask cup [-h] --where DIR --thing THING [--name NAME] [--low N]" in shown(
         capsys, "ask", "cup"
     )
     assert "--low N        at least (default 0)" in shown(capsys, "ask", "cup")

@@ -74,7 +74,7 @@ def test_every_mistake_is_told(
     words += ["--documents", "0", "--min-tokens", "9", "--max-tokens", "8", "--workers", "0"]
     assert cli.main(words) == 2
     told = capsys.readouterr().err
-    for part in ("riddle is not known", "--documents", "9 to 8", "--workers"):
+    for part in ("found 'riddle'", "--documents", "9 to 8", "--workers"):
         assert part in told
     words = ["recall", str(tmp_path / "a"), "--tokenizer", str(model)]
     assert cli.main([*words, "--documents", "1", "--min-tokens", "9", "--max-tokens", "9"]) == 2

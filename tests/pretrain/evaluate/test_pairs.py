@@ -1,4 +1,4 @@
-"""Pairs as they are read, and every mistake in them and in what is asked."""
+"""Pairs as they are read, and every mistake in them."""
 
 from __future__ import annotations
 

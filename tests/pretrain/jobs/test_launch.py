@@ -176,7 +176,7 @@ def test_a_rank_killed_by_a_signal_is_named(tmp_path: Path) -> None:
     process = launcher(tmp_path, script)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGKILL
-    assert output.startswith("rank 1 was killed by SIGKILL; the same command goes on")
+    assert output.startswith("rank 1 was killed by SIGKILL; the same command resumes")
 
 
 def test_ranks_die_with_a_launcher_that_is_killed(tmp_path: Path) -> None:

@@ -90,9 +90,9 @@ def test_another_shape_and_another_tokenizer_are_refused_together(
     tokenizer.train([TEXT + "Other words."], tmp_path / "old/tokenizer.model", 300)
     found = problems(tmp_path, "model.d_ff=64", "model.n_layers=3")
     assert [text.partition(";")[0] for text in found] == [
-        "train.start_from: model.n_layers is 2 there and 3 here",
-        "train.start_from: model.d_ff is 48 there and 64 here",
-        "train.start_from: its tokenizer is another than that of data.train",
+        "train.start_from: model.n_layers is 2 in the source and 3 here",
+        "train.start_from: model.d_ff is 48 in the source and 64 here",
+        "train.start_from: its tokenizer differs from that of data.train",
     ]
 
 
