@@ -43,13 +43,8 @@ def run(
     """
     text = _text(prompt, prompt_file)
     trained = load(path, default_device())
-    generate(
-        trained,
-        trained.tokenizer.encode(text),
-        sampling,
-        on_text=lambda piece: print(piece, end="", flush=True),
-        report=to_stderr,
-    )
+    for piece in generate(trained, trained.tokenizer.encode(text), sampling, to_stderr):
+        print(piece, end="", flush=True)
     print()
     return 0
 
@@ -58,14 +53,12 @@ def generate(
     trained: Trained,
     prompt_ids: Sequence[int] | np.ndarray,
     sampling: Sampling,
-    *,
-    on_text: Callable[[str], None],
     report: Callable[[str], None],
-) -> list[int]:
-    """The tokens after the prompt, ending before EOS.
+) -> Iterator[str]:
+    """The text after the prompt, piece by piece as soon as it is whole UTF-8, ending before EOS.
 
-    `prompt_ids` hold no BOS: it is put before them, as in training. `on_text` is given text as soon
-    as it is whole UTF-8, `report` progress lines of a long prompt. Raises GenerationError.
+    `prompt_ids` hold no BOS: it is put before them, as in training. `report` is given progress
+    lines of a long prompt. Raises GenerationError.
     """
     if found := sampling.problems():
         raise GenerationError("; ".join(found))
@@ -73,14 +66,11 @@ def generate(
     for id in prompt_ids:
         text_decoder.push(int(id))
     logits, stream = prefill(trained, prompt_ids, report)
-    generated: list[int] = []
     for token in sampled(trained, logits, stream, sampling):
-        generated.append(token)
         if text := text_decoder.push(token):
-            on_text(text)
+            yield text
     if text := text_decoder.finish():
-        on_text(text)
-    return generated
+        yield text
 
 
 def sampled(

@@ -146,38 +146,22 @@ class Streamed(TemplateLM):
     def _continuation(self, context: str, options: Mapping[str, Any]) -> str:
         asked = normalize_gen_kwargs(dict(options))
         ends = [end for end in asked["until"] if end]
-        text = ""
-
-        def take(piece: str) -> None:
-            nonlocal text
+        sampling = Sampling(
+            asked["max_gen_toks"],
+            asked.get("temperature", 1.0 if asked.get("do_sample") else 0.0),
+            asked.get("top_p", 1.0),
+        )
+        ids, text = self._tokenizer.encode(context), ""
+        for piece in generate(self._trained, ids, sampling, lambda line: None):
             text += piece
-            if any(end in text for end in ends):
-                raise _EndError
-
-        try:
-            generate(
-                self._trained,
-                self._tokenizer.encode(context),
-                Sampling(
-                    asked["max_gen_toks"],
-                    asked.get("temperature", 1.0 if asked.get("do_sample") else 0.0),
-                    asked.get("top_p", 1.0),
-                ),
-                on_text=take,
-                report=lambda line: None,
-            )
-        except _EndError:
-            text = text[: min(text.index(end) for end in ends if end in text)]
+            if found := [text.index(end) for end in ends if end in text]:
+                return text[: min(found)]
         return text
 
     def _known(self, id: int | None, name: str) -> int:
         if id is None:
             raise HarnessError(f"{self._tokenizer.path}: has no {name}, which the harness needs")
         return id
-
-
-class _EndError(Exception):
-    """The text has reached one of the ends that the request names."""
 
 
 def _plain(value: Any) -> Any:

@@ -18,9 +18,9 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -111,7 +111,8 @@ def evaluate(
     for windows, losses in _losses(trained, lanes, window_segments, columns):
         score.add(windows, losses)
         progress.add(sum(span.tokens for _, spans in windows for span in spans))
-    if not (score.all.tokens.sum() and queue.text_bytes):
+    found = score.report(queue.text_bytes)
+    if not (found["positions"] and queue.text_bytes):
         raise EvaluationError(f"{data_directory}: the documents asked for have no text to predict")
     return {
         **results.of_model(trained),
@@ -121,9 +122,7 @@ def evaluate(
         "window_segments": window_segments,
         "documents": queue.documents,
         "text_bytes": queue.text_bytes,
-        "total": score.all.total(queue.text_bytes),
-        "positions": score.all.by_position(),
-        **({"by_document": score.by_document()} if by_document else {}),
+        **found,
     }
 
 
@@ -195,8 +194,8 @@ class _Lane(Packer):
 
 def _losses(
     trained: Trained, lanes: Sequence[_Lane], window_segments: int, columns: Sequence[str]
-) -> Iterator[tuple[list[_Packed], dict[str, np.ndarray]]]:
-    """Windows of all lanes with their losses by column, float64 [B, T] in nats."""
+) -> Iterator[tuple[list[_Packed], list[np.ndarray]]]:
+    """Windows of all lanes with their losses of each column, float64 [B, T] in nats."""
     model, device = trained.model, trained.device
     length = window_segments * trained.config.model.segment
     state = model.initial_state(len(lanes), device)
@@ -216,11 +215,12 @@ def _losses(
         with torch.inference_mode():
             output: Output = model(tokens, starts, state, targets)
             state = output.state
-            losses = {columns[0]: _on_host(output)}
+            losses = [_on_host(output)]
             if MASKED in columns:
                 # What is never read need not be carried.
                 unread = model.initial_state(len(windows), device)
-                losses[MASKED] = _on_host(model(tokens, starts, unread, targets, read_memory=False))
+                masked: Output = model(tokens, starts, unread, targets, read_memory=False)
+                losses.append(_on_host(masked))
         yield windows, losses
 
 
@@ -249,107 +249,103 @@ class _TokenBytes:
         return lengths
 
 
-class _Scored(NamedTuple):
-    """Targets in order: bucket of the position [n], bytes [n], and nats [n] by column."""
-
-    buckets: np.ndarray
-    bytes: np.ndarray
-    nats: dict[str, np.ndarray]
-
-
-@dataclass
-class _Sums:
-    """Sums over targets by bucket of position; bucket b > 0 holds 2^(b - 1) <= p < 2^b."""
-
-    columns: Sequence[str]
-    tokens: np.ndarray = field(default_factory=lambda: np.zeros(_BUCKETS, np.int64))
-    bytes: np.ndarray = field(default_factory=lambda: np.zeros(_BUCKETS, np.int64))
-    nats: dict[str, np.ndarray] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.nats = {column: np.zeros(_BUCKETS) for column in self.columns}
-
-    def add(self, *parts: _Scored) -> None:
-        """Add parts of a window; a sum runs over all of them, so their order counts."""
-        buckets = np.concatenate([part.buckets for part in parts])
-        sizes = np.concatenate([part.bytes for part in parts])
-        self.tokens += np.bincount(buckets, minlength=_BUCKETS)
-        self.bytes += np.bincount(buckets, sizes, _BUCKETS).astype(np.int64)
-        for column, sums in self.nats.items():
-            nats = np.concatenate([part.nats[column] for part in parts])
-            sums += np.bincount(buckets, nats, _BUCKETS)
-
-    def total(self, text_bytes: int) -> dict[str, Any]:
-        """Over all targets and `text_bytes`."""
-        nats = {column: float(values.sum()) for column, values in self.nats.items()}
-        return _numbers(int(self.tokens.sum()), text_bytes, nats)
-
-    def by_position(self) -> list[dict[str, Any]]:
-        """Of each bucket that holds a target."""
-        rows = []
-        for bucket in np.flatnonzero(self.tokens).tolist():
-            nats = {column: float(values[bucket]) for column, values in self.nats.items()}
-            edges = {"first": 2**bucket // 2, "end": 2**bucket}
-            numbers = _numbers(int(self.tokens[bucket]), int(self.bytes[bucket]), nats)
-            rows.append({**edges, **numbers})
-        return rows
-
-
 class _Score:
-    """The sums over all documents, and where that is asked for over each.
+    """Sums over the targets of all documents, and where that is asked for of each.
 
-    `first` is the position of a document's first token.
+    Sums are float64 [2 + columns, _BUCKETS]: tokens, bytes, and nats by column, by bucket of
+    position. `first` is the position of a document's first token.
     """
 
     def __init__(
         self, columns: Sequence[str], tokenizer: Tokenizer, first: int, by_document: bool
     ) -> None:
-        self.all = _Sums(columns)
-        self._documents: dict[str, _Sums] = {}
+        self._columns = columns
+        self._empty = np.zeros((2 + len(columns), _BUCKETS))
+        self._all = self._empty.copy()
+        self._documents: dict[str, np.ndarray] = {}
         self._by_document = by_document
         self._token_bytes = _TokenBytes.of(tokenizer)
         self._first = first
 
-    def add(self, windows: Sequence[_Packed], losses: dict[str, np.ndarray]) -> None:
-        """Add a batch of windows, losses [B, T]. Raises EvaluationError where one is not finite."""
+    def add(self, windows: Sequence[_Packed], losses: Sequence[np.ndarray]) -> None:
+        """Add a batch of windows, losses [B, T] of each column.
+
+        Raises EvaluationError where one is not finite.
+        """
         for row, (window, spans) in enumerate(windows):
-            own = {column: values[row] for column, values in losses.items()}
-            parts = [self._scored(window, span, own) for span in spans]
-            self.all.add(*parts)
+            own = [values[row] for values in losses]
+            parts = [self._of_span(window, span, own) for span in spans]
+            # At once, since sums of floats depend on their order.
+            self._all += _summed(*map(np.concatenate, zip(*parts, strict=True)))
             if self._by_document:
                 for span, part in zip(spans, parts, strict=True):
-                    sums = self._documents.setdefault(span.id, _Sums(self.all.columns))
-                    sums.add(part)
+                    sums = self._documents.setdefault(span.id, self._empty.copy())
+                    sums += _summed(*part)
 
-    def by_document(self) -> list[dict[str, Any]]:
-        """The numbers of each document that has a target."""
-        sizes = {id: int(sums.bytes.sum()) for id, sums in self._documents.items()}
-        return [
-            {
-                "id": id,
-                "text_bytes": sizes[id],
-                "total": sums.total(sizes[id]),
-                "positions": sums.by_position(),
-            }
-            for id, sums in self._documents.items()
-            if sums.tokens.sum()
-        ]
+    def report(self, text_bytes: int) -> Report:
+        """`total` over so many bytes, `positions`, and `by_document` where it was asked for."""
+        found = self._numbers(self._all, text_bytes)
+        if self._by_document:
+            found["by_document"] = [
+                {"id": id, "text_bytes": size, **self._numbers(sums, size)}
+                for id, sums in self._documents.items()
+                if sums[0].any()
+                for size in [int(sums[1].sum())]
+            ]
+        return found
 
-    def _scored(self, window: Window, span: Span, losses: dict[str, np.ndarray]) -> _Scored:
+    def _of_span(
+        self, window: Window, span: Span, losses: Sequence[np.ndarray]
+    ) -> tuple[np.ndarray, ...]:
+        """Of each target of a document: bucket, 1, bytes, and nats by column, [n] each."""
         targets = window.targets[span.at : span.end]
         is_target = targets != IGNORE
         positions = (np.arange(span.tokens) + (span.offset + 1 + self._first))[is_target]
-        nats = {}
-        for column, values in losses.items():
-            nats[column] = values[span.at : span.end][is_target]
-            if not (finite := np.isfinite(nats[column])).all():
+        nats = [values[span.at : span.end][is_target] for values in losses]
+        for column, values in zip(self._columns, nats, strict=True):
+            if not (finite := np.isfinite(values)).all():
                 raise EvaluationError(
                     f"the loss is not finite in document {span.id} at position "
                     f"{positions[~finite][0]} ({_HEADINGS[column]}): the weights or the memory "
                     "have overflowed; evaluate an earlier checkpoint"
                 )
         sizes = self._token_bytes(targets[is_target], positions)
-        return _Scored(bucket_of(positions), sizes, nats)
+        return bucket_of(positions), np.ones_like(sizes), sizes, *nats
+
+    def _numbers(self, sums: np.ndarray, text_bytes: int) -> Report:
+        tokens, sizes, nats = sums[0], sums[1], sums[2:]
+        rows = []
+        for bucket in np.flatnonzero(tokens).tolist():
+            edges = {"first": 2**bucket // 2, "end": 2**bucket}
+            own = self._row(int(tokens[bucket]), int(sizes[bucket]), nats[:, bucket])
+            rows.append({**edges, **own})
+        total = self._row(int(tokens.sum()), text_bytes, [values.sum() for values in nats])
+        return {"total": total, "positions": rows}
+
+    def _row(
+        self, tokens: int, text_bytes: int, sums: Sequence[float] | np.ndarray
+    ) -> dict[str, Any]:
+        nats = {column: float(value) for column, value in zip(self._columns, sums, strict=True)}
+        return {
+            "tokens": tokens,
+            "bytes": text_bytes,
+            "nats": nats,
+            "bits_per_byte": {
+                column: value / math.log(2) / text_bytes if text_bytes else None
+                for column, value in nats.items()
+            },
+            "perplexity": {
+                # Hopeless, and still a number.
+                column: math.exp(min(value / tokens, 700.0))
+                for column, value in nats.items()
+                if tokens
+            },
+        }
+
+
+def _summed(buckets: np.ndarray, *values: np.ndarray) -> np.ndarray:
+    """The sums of values [n] by bucket: [values, _BUCKETS]."""
+    return np.stack([np.bincount(buckets, each, _BUCKETS) for each in values])
 
 
 def bucket_of(positions: np.ndarray) -> np.ndarray:
@@ -357,23 +353,6 @@ def bucket_of(positions: np.ndarray) -> np.ndarray:
     # p = m 2^b with 0.5 <= m < 1.
     exponents: np.ndarray = np.frexp(positions)[1]
     return exponents
-
-
-def _numbers(tokens: int, text_bytes: int, nats: dict[str, float]) -> dict[str, Any]:
-    return {
-        "tokens": tokens,
-        "bytes": text_bytes,
-        "nats": nats,
-        "bits_per_byte": {
-            column: value / math.log(2) / text_bytes if text_bytes else None
-            for column, value in nats.items()
-        },
-        "perplexity": {
-            # Hopeless, and still a number.
-            column: math.exp(min(value / tokens, 700.0))
-            for column, value in nats.items()
-        },
-    }
 
 
 def _columns(trained: Trained, masked: bool) -> tuple[str, ...]:

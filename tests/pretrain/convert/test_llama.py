@@ -200,10 +200,8 @@ def test_a_text_is_continued_as_by_transformers(
     imported(tmp_path, "memory.when_empty=local")
     own = trained.load(tmp_path / "out", CPU)
     prompt = own.tokenizer.encode("It is a truth")
-    found = generate.generate(
-        own, prompt, Sampling(max_tokens=12, temperature=0),
-        on_text=lambda text: None, report=lambda text: None,
-    )  # fmt: skip
+    logits, stream = generate.prefill(own, prompt, print)
+    found = list(generate.sampled(own, logits, stream, Sampling(max_tokens=12, temperature=0)))
     laid_out = torch.tensor([[own.tokenizer.bos_id, *prompt.tolist()]])
     expected = model.generate(laid_out, max_new_tokens=12, do_sample=False, eos_token_id=None)
     assert len(found) == 12

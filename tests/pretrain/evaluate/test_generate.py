@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import math
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -95,9 +94,8 @@ def test_generation_ends_before_eos(tmp_path: Path, write_run: Any) -> None:
 
 
 def test_the_text_is_that_of_the_tokens(model: Trained) -> None:
-    pieces: list[str] = []
     ids = model.tokenizer.encode("naïve ").tolist()
-    drawn = _generate(model, ids, on_text=pieces.append)
+    pieces, drawn = _pieces(model, ids), _generate(model, ids)
     data = model.tokenizer.decode_bytes([*ids, *drawn])[len("naïve ".encode()) :]
     assert "".join(pieces) == data.decode("utf-8", errors="replace")
     assert len(pieces) > 10
@@ -107,20 +105,16 @@ def test_a_character_that_the_prompt_begins_is_completed(
     tmp_path: Path, write_run: Any, tokenizer_model: Path
 ) -> None:
     first, second = tokenizer.load(tokenizer_model).byte_tokens[list("é".encode())].tolist()
-    pieces: list[str] = []
     model = _always(tmp_path, write_run, {second: 1.0})
-    _generate(model, [first], max_tokens=2, on_text=pieces.append)
-    assert pieces == ["é", "\ufffd"]
+    assert _pieces(model, [first], max_tokens=2) == ["é", "\ufffd"]
 
 
-def test_a_character_that_is_never_completed_is_told_at_the_end(
+def test_a_character_that_is_never_completed_comes_at_the_end(
     tmp_path: Path, write_run: Any, tokenizer_model: Path
 ) -> None:
     first = int(tokenizer.load(tokenizer_model).byte_tokens["é".encode()[0]])
-    pieces: list[str] = []
     model = _always(tmp_path, write_run, {first: 1.0})
-    _generate(model, [], max_tokens=1, on_text=pieces.append)
-    assert pieces == ["\ufffd"]
+    assert _pieces(model, [], max_tokens=1) == ["\ufffd"]
 
 
 def test_the_streams_size_does_not_grow(model: Trained) -> None:
@@ -160,13 +154,13 @@ def test_sampling_that_cannot_work_is_refused(model: Trained) -> None:
         "top_p": 0.0,
     }.items():
         with pytest.raises(GenerationError, match=f"--{name.replace('_', '-')}: expected"):
-            _generate(model, [], **{name: value})
+            _pieces(model, [], **{name: value})
     for name in ("temperature", "top_p"):
         with pytest.raises(GenerationError, match="found nan"):
-            _generate(model, [], **{name: math.nan})
+            _pieces(model, [], **{name: math.nan})
 
 
-def test_logits_that_are_not_finite_are_told(model: Trained) -> None:
+def test_logits_that_are_not_finite_are_reported(model: Trained) -> None:
     with torch.no_grad():
         model.model.norm.weight[0] = math.nan
     with pytest.raises(GenerationError, match="logits are not finite"):
@@ -215,11 +209,14 @@ def model(tmp_path: Path, write_run: Any) -> Trained:
     return trained.load(tmp_path / "run", CPU)
 
 
-def _generate(
-    model: Trained, ids: list[int], on_text: Callable[[str], None] = lambda text: None, **given: Any
-) -> list[int]:
+def _generate(model: Trained, ids: list[int], **given: Any) -> list[int]:
     sampling = Sampling(**{"max_tokens": 60, "temperature": 1.0, **given})
-    return generate.generate(model, ids, sampling, on_text=on_text, report=print)
+    return list(generate.sampled(model, *generate.prefill(model, ids, print), sampling))
+
+
+def _pieces(model: Trained, ids: list[int], **given: Any) -> list[str]:
+    sampling = Sampling(**{"max_tokens": 60, "temperature": 1.0, **given})
+    return list(generate.generate(model, ids, sampling, print))
 
 
 def _always(tmp_path: Path, write_run: Any, shares: dict[int, float]) -> Trained:

@@ -69,10 +69,9 @@ def test_answers_are_those_of_prompts_read_at_once(
             one = next(found)
             read = max(1, round(share * len(ids)))
             assert (one.id, one.share, one.read) == (str(place), share, read)
-            tokens = generate.generate(
-                model, [*ids[:read], *asking], Sampling(25, 0.5, 0.95, seed),
-                on_text=lambda text: None, report=lambda line: None,
-            )  # fmt: skip
+            logits, stream = generate.prefill(model, [*ids[:read], *asking], print)
+            sampling = Sampling(25, 0.5, 0.95, seed)
+            tokens = list(generate.sampled(model, logits, stream, sampling))
             assert one.generated == len(tokens) and one.ended == (len(tokens) < 25)
             assert one.text == model.tokenizer.decode_bytes(tokens, inside=True).decode(
                 errors="replace"
