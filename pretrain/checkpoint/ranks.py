@@ -85,9 +85,7 @@ class GroupRanks:
         return rows
 
 
-def agreed(
-    ranks: Ranks, action: Callable[[], T], error: type[ValueError] = CheckpointError
-) -> T:
+def agreed(ranks: Ranks, action: Callable[[], T], error: type[ValueError] = CheckpointError) -> T:
     """What `action` returns on this rank, once it has succeeded on every rank.
 
     Raises an `error` with the same text on all ranks where it failed on any, whatever it raised

@@ -62,7 +62,7 @@ def lane_tensors(state: ModelState, row: int, prefix: str = "") -> dict[str, Ten
 def from_lane_tensors(
     lanes: Sequence[Mapping[str, Tensor]], like: ModelState, prefix: str = ""
 ) -> ModelState:
-    """The state whose `lane_tensors` are those of `lanes`, on the devices and of the form of `like`.
+    """The state whose `lane_tensors` are those of `lanes`, in the form and on the device of `like`.
 
     Raises KeyError where a lane lacks a tensor that `like` has.
     """

@@ -273,7 +273,9 @@ def simulate(config: Config, vocab_size: int, ranks: int, lanes: int) -> Simulat
             ledger.restart()
             initial = engine.module.initial_state(lanes, "cpu") if config.data.preface else None
             given = {"parts": parts, "initial": initial}
-            engine.backward(engine.forward(batch, starts, state, batch, **given).loss)
+            loss = engine.forward(batch, starts, state, batch, **given).loss
+            assert loss is not None
+            engine.backward(loss)
             engine.step(1.0)
             if config.data.preface:
                 engine.train(False)
