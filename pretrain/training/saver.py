@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pretrain.checkpoint.attempts import Attempt
-from pretrain.checkpoint.background import BackgroundSave
+from pretrain.checkpoint.background import BackgroundSave, Saved
 from pretrain.checkpoint.commit import save
 from pretrain.checkpoint.copies import HostCopy
 from pretrain.checkpoint.manifest import CHECKPOINTS
@@ -66,7 +66,8 @@ class Saver:
         self._beat = beat
         self._records = records
         self._save = BackgroundSave(announce)
-        self._stall = 0.0  # seconds, for the save that began last
+        self.stall = 0.0
+        """Seconds that training waited for the save that began last."""
 
     @property
     def failed(self) -> bool:
@@ -93,7 +94,7 @@ class Saver:
         self._save.begin(run.step, partial(self._commit, run.step, pieces, lanes, trainer))
         if finish:
             self.wait()
-        self._stall = time.perf_counter() - began
+        self.stall = time.perf_counter() - began
         if finish:
             self.note()
 
@@ -101,18 +102,19 @@ class Saver:
         """Return when no save is in flight; raise the error of one that failed."""
         self._save.wait()
 
-    def note(self) -> None:
-        """Record the save that has ended since the last call, if one has."""
+    def note(self) -> Saved | None:
+        """Record the save that has ended since the last call, if one has, and return it."""
         saved = self._save.ended()
         if saved is None:
-            return
+            return None
         if self._records is not None:
-            times = {"seconds": saved.seconds, "stall": self._stall}
+            times = {"seconds": saved.seconds, "stall": self.stall}
             self._records.add("checkpoint", {"step": saved.step, **times})
         _log.info(
             "checkpoint %s in %.1f s; training was stalled for %.2f s of them",
-            saved.path, saved.seconds, self._stall,
+            saved.path, saved.seconds, self.stall,
         )  # fmt: skip
+        return saved
 
     def end(self, step: int, patience: float) -> None:
         """Give a save in flight up to `patience` seconds, as training ends or fails after `step`.

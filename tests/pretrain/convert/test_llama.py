@@ -162,7 +162,7 @@ def test_two_ranks_begin_with_an_imported_model_and_none_goes_on_from_it(
     assert begun.trainer["origin"]["sha256"] == source.sha256
     ended = train(tmp_path, *same, f"run.directory={tmp_path / 'old'}", "launch.ranks=1")
     assert ended.returncode == 1
-    assert "old is an imported model, which no run goes on from; give another" in ended.stderr
+    assert "old is an imported model and cannot be resumed; set train.start_from=" in ended.stderr
 
 
 def test_the_recipe_of_the_papers_passkey_model_is_llamas_shape() -> None:

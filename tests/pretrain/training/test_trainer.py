@@ -291,7 +291,7 @@ def test_a_stop_signal_finishes_the_step_and_saves_it(interrupted: Interrupted, 
     assert ended.code == 75, ended.output
     step = interrupted.steps[way]
     assert ended.last_line.endswith(
-        f"stopped after step {step} with a checkpoint; the same command goes on"
+        f"stopped after step {step} with a checkpoint; the same command resumes the run"
     )
     assert f"step {step}/{STEPS} |" in ended.output
     assert f"step {step + 1}/{STEPS} |" not in ended.output
@@ -744,7 +744,7 @@ def test_a_changed_model_lanes_seed_or_data_set_is_refused_with_all_that_changed
         "model.memory.kind: 'delta' -> 'linear'",
         "data.lanes: 4 -> 2",
         "run.seed: 1 -> 7",
-        "data.train: the data set's shards are others than before",
+        "data.train: the data set's shards differ from the checkpoint's",
     ):
         assert ended.output.count(difference) == 1
     assert "optim.lr" not in ended.output
@@ -846,7 +846,7 @@ def test_weights_may_change_and_data_sets_may_not(
     mixed(run, data, "train", "validation", weights=(3, 1))
     ended = run.run("launch.ranks=1")
     assert ended.code == 2 and "Traceback" not in ended.output
-    assert "data.mix[1]: the data set's shards are others than before" in ended.output
+    assert "data.mix[1]: the data set's shards differ from the checkpoint's" in ended.output
     assert "data.mix[0]" not in ended.output
     ended = mixed(run, data, "train", weights=(1,)).run("launch.ranks=1")
     assert ended.code == 2 and "data.mix: 2 data sets -> 1" in ended.output
@@ -933,7 +933,9 @@ def test_another_preface_or_none_is_refused(
     for words in ([], [f"data.preface={data['validation']}"]):
         ended = run.run("launch.ranks=1", *words)
         assert ended.code == 2 and "Traceback" not in ended.output
-        assert "data.preface: its shards are others than before, or there were none" in ended.output
+        assert (
+            "data.preface: its shards differ from the checkpoint's, or it had none" in ended.output
+        )
 
 
 # Other launchers.
