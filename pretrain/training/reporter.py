@@ -56,8 +56,9 @@ class Reporter:
         self._flops_per_token = flops.training_flops_per_token(
             config.model, data.tokenizer.vocab_size, config.window
         )
-        peak = flops.peak_flops(_device_name(share.device), DTYPES[config.train.precision])
-        self._peak_flops = None if peak is None else peak * ranks.size
+        self._peak_flops = peak_flops(
+            _device_name(share.device), config.train.precision, ranks.size
+        )
         self.meter = Meter()
 
     def report(self, run: RunState, result: StepResult) -> None:
@@ -131,6 +132,12 @@ class Reporter:
     def _sum_of_lanes(self, own: list[float]) -> list[float]:
         """Sums over all lanes of what this rank found of its own."""
         return self._ranks.sum(own if self._share.owned else [0.0] * len(own))
+
+
+def peak_flops(device: str, precision: str, ranks: int) -> float | None:
+    """FLOP/s of the devices of all ranks together; None where the device's are not known."""
+    peak = flops.peak_flops(device, DTYPES[precision])
+    return None if peak is None else peak * ranks
 
 
 def _device_name(device: torch.device) -> str:

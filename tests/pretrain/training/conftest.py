@@ -97,9 +97,7 @@ def batches(run: Run, count: int) -> list[tuple[Batch, Batch | None]]:
         run.data.loader(lanes, run.state) as loader,
         run.data.preface_loader(lanes, run.state) as prefaces,
     ):
-        return [
-            (next(loader), None if prefaces is None else next(prefaces)) for _ in range(count)
-        ]
+        return [(next(loader), None if prefaces is None else next(prefaces)) for _ in range(count)]
 
 
 @pytest.fixture(scope="session")
