@@ -140,7 +140,7 @@ class Recorder:
         self._file = reopened(directory / METRICS_FILE, resumed_step)
 
     def record(self, kind: str, values: Mapping[str, Any]) -> None:
-        """Add a record of `kind` (train or validation); `values` has a `step`."""
+        """Add a record of `kind`; `values` has a `step`."""
         self._file.write(_json_line({"kind": kind, **values}))
         self._file.flush()
         numbers = {f"{kind}/{key}": value for key, value in _flat(values) if key != "step"}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from data_prep.dataset import durable, settings
 from data_prep.tokenizer import tokenizer
@@ -28,7 +29,10 @@ class Records:
         tokenizer.write(directory, data.tokenizer.file, data.tokenizer_path.read_bytes())
         self._ledger = Ledger(attempt, ranks, config, resumed_step)
         self._recorder = Recorder(directory, config, resumed_step)
-        self.add = self._recorder.record
+
+    def add(self, kind: str, values: Mapping[str, Any]) -> None:
+        """Add a record of `kind` (train, validation or checkpoint); `values` has a `step`."""
+        self._recorder.record(kind, values)
 
     def commit(self, step: int, histories: Sequence[str]) -> None:
         """Make durable what a commit needs: the records so far, and the step's line in the ledger.

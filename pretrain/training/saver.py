@@ -111,7 +111,7 @@ class Saver:
             times = {"seconds": saved.seconds, "stall": self.stall}
             self._records.add("checkpoint", {"step": saved.step, **times})
         _log.info(
-            "checkpoint %s in %.1f s; training was stalled for %.2f s of them",
+            "checkpoint %s in %.1f s, training stalled for %.2f s",
             saved.path, saved.seconds, self.stall,
         )  # fmt: skip
         return saved

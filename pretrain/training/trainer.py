@@ -127,7 +127,7 @@ class Trainer:
             last = run.state.step == steps
             self._report(result, last, stopping)
             self._validate(last)
-            self._refuse_to_skip_on()
+            self._check_skipped()
             self._save(last, stopping)
             if stopping and not last:
                 _log.info(
@@ -182,7 +182,7 @@ class Trainer:
             found = self.validator.run(lambda: self.watchdog.beat("step", run.state.step))
         self.reporter.report_validation(run.state.step, found)
 
-    def _refuse_to_skip_on(self) -> None:
+    def _check_skipped(self) -> None:
         """Raise TrainingError after too many steps in a row that were not applied."""
         state = self.run.state
         if state.skipped_in_a_row >= self.run.config.train.max_skipped:

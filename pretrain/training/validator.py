@@ -51,9 +51,8 @@ class Validator:
                 beat()
                 outputs = self._stepper.forward_only(batch, memory)
                 memory = state.joined([output.state for output in outputs])
-                for output in outputs:
-                    assert output.losses is not None
-                    total += float(output.losses.double().sum())
+                losses = [output.losses for output in outputs if output.losses is not None]
+                total += sum(float(each.double().sum()) for each in losses)
                 weight += self._stepper.own_weight(batch)
         total, weight = self._ranks.sum([total, weight])
         return Validation(total / (weight or 1.0), weight, time.perf_counter() - began)

@@ -129,8 +129,8 @@ def _round(run: Run, saver: Saver, step: Any, steps: int) -> dict[str, Any]:
 def _table(told: dict[str, Any]) -> list[str]:
     rounds = told["rounds"]
     rows = [
-        ("training stands still, save in the foreground", "stall_in_the_foreground"),
-        ("training stands still, save in the background", "stall_in_the_background"),
+        ("training is stalled, save in the foreground", "stall_in_the_foreground"),
+        ("training is stalled, save in the background", "stall_in_the_background"),
         ("from the copy to the commit, in the background", "save_in_the_background"),
         ("a step with no save in flight", "step_alone"),
         ("a step beside a save", "step_beside_a_save"),
