@@ -23,7 +23,7 @@ from pretrain.checkpoint.verify import verify
 from pretrain.config import CONFIG_FILE, Config, ModelConfig
 from pretrain.model.transformer import Transformer
 
-DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
+PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16}
 """What `train.precision` names."""
 
 _log = logging.getLogger("pretrain.trained")
@@ -71,7 +71,7 @@ def load(path: Path, device: torch.device) -> Trained:
     with Checkpoint(checkpoint_path) as checkpoint:
         config = configuration_of(checkpoint)
         own = tokenizer_of(run_directory, checkpoint)
-        dtype = DTYPES[config.train.precision] if device.type == "cuda" else torch.float32
+        dtype = PRECISIONS[config.train.precision] if device.type == "cuda" else torch.float32
         model = _model(config.model, own.vocab_size, checkpoint, device, dtype)
     return Trained(
         config, model, checkpoint.step, own, run_directory, checkpoint_path, checkpoint.sha256

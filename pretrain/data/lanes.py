@@ -20,7 +20,6 @@ import numpy as np
 
 from data_prep.dataset import shards
 from data_prep.dataset.shards import DataError, Document
-from pretrain.data.packing import IGNORE as IGNORE  # for importers of before the packer
 from pretrain.data.packing import LaidOut, Packer, Window
 
 

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests.pretrain.jobs.test_origin import train
 from torch import Tensor
 
 from data_prep.dataset import settings
@@ -27,6 +26,7 @@ from pretrain.evaluate.sampling import Sampling
 from pretrain.model import local_attention, rotary
 from pretrain.model.transformer import Transformer
 from tests.pretrain.convert.conftest import LLAMA3, random_tokens
+from tests.pretrain.jobs.test_origin import train
 
 ROOT = Path(__file__).parents[3]
 CPU = torch.device("cpu")
@@ -163,7 +163,7 @@ def test_two_ranks_begin_with_an_imported_model_and_none_goes_on_from_it(
     assert begun.trainer["origin"]["sha256"] == source.sha256
     ended = train(tmp_path, *same, f"run.directory={tmp_path / 'old'}", "launch.ranks=1")
     assert ended.returncode == 1
-    assert "old is an imported model, which no run goes on from; give another" in ended.stderr
+    assert "old is an imported model and cannot be resumed; set train.start_from=" in ended.stderr
 
 
 def test_the_recipe_of_the_papers_passkey_model_is_llamas_shape() -> None:
