@@ -33,7 +33,7 @@ def test_the_constant_answer_has_the_names_that_most_answers_have(tmp_path: Path
     assert found["rouge"]["rouge1"]["value"] == pytest.approx(200 / 7)
 
 
-def test_the_table_stands_beside_its_references() -> None:
+def test_the_table_has_its_references_beside_it() -> None:
     def report(value: float, *shares: float) -> dict[str, Any]:
         each = {kind: {"value": value, "interval": [value - 1, value + 1]}
                 for kind in (*rouge.KINDS, "overall")}  # fmt: skip

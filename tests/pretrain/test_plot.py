@@ -75,7 +75,7 @@ def test_the_newest_evaluation_is_of_the_highest_step(tmp_path: Path) -> None:
     assert plot.newest_evaluation(tmp_path) == tmp_path / "eval-20-a.json"
 
 
-def test_what_there_is_nothing_of_is_skipped_and_told(
+def test_what_there_is_nothing_of_is_skipped_and_logged(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     _write_records(tmp_path, [_train(10, gates=[])])

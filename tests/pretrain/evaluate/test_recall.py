@@ -133,8 +133,8 @@ def test_a_run_is_asked_and_what_it_said_is_written(
         model, Haystack.repeated(), ASKED, lambda line: None
     )["rows"]  # fmt: skip
     assert (model.run_directory / "plots" / "passkey-7.png").read_bytes()[:4] == b"\x89PNG"
-    told = capsys.readouterr().out
-    assert "passkey            400" in told and "passkey-7.json" in told
+    reported = capsys.readouterr().out
+    assert "passkey            400" in reported and "passkey-7.json" in reported
 
 
 def test_needles_are_asked_for_among_the_sentences_of_books(

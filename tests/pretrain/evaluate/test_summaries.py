@@ -150,7 +150,7 @@ def test_a_run_is_evaluated_and_what_it_said_is_written(
 ) -> None:
     words = ["--question", QUESTION, "--shares", "1,0.05,0.5", "--max-tokens", "25", "--seed", "4"]
     assert _evaluate(model, pairs, *words) == 0
-    told = capsys.readouterr().out
+    reported = capsys.readouterr().out
     directory = model.run_directory
     written = [directory / f"summaries-7-pairs.{end}" for end in ("json", "jsonl")]
     report, kept = json.loads(written[0].read_text()), written[1].read_text().splitlines()
@@ -165,7 +165,7 @@ def test_a_run_is_evaluated_and_what_it_said_is_written(
     whole = [one.text for one in said if one.share == 1]
     expected = rouge.means(rouge.scores([pair.answer for pair in PAIRS], whole))
     assert report["rows"][2]["rouge"] == expected
-    assert f"{expected['rouge1']['value']:.1f} (" in told
+    assert f"{expected['rouge1']['value']:.1f} (" in reported
     # The first six words of each document, as many as the answers have.
     beginnings = [" ".join(text.split()[:6]) for text in DOCUMENTS]
     scores = rouge.scores([pair.answer for pair in PAIRS], beginnings)
@@ -192,17 +192,17 @@ def test_pairs_of_one_book_have_references_of_their_own(model: Trained) -> None:
     assert [line["answer"] for line in kept] == ["one thing"] * 2 + ["another"] * 2
 
 
-def test_every_mistake_is_told_in_one_message(
+def test_every_mistake_is_in_one_message(
     model: Trained, pairs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pairs.open("a") as file:
         file.write('{"prompt": "no answer"}\n')
     words = ["--shares", "0,2", "--top-p", "0", "--documents", "0"]
     assert _evaluate(model, pairs, *words) == 2
-    told = capsys.readouterr().err
+    reported = capsys.readouterr().err
     for part in ("found 0\n", "found 2\n", "--top-p", "--documents", "--question: not"):
-        assert part in told
-    assert "pairs.jsonl: line 4: has no text under 'answer'" in told
+        assert part in reported
+    assert "pairs.jsonl: line 4: has no text under 'answer'" in reported
     assert not list(model.run_directory.glob("summaries-*"))
 
 
