@@ -44,24 +44,15 @@ def run(
     """
     for variable in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
         os.environ[variable] = "1"
-    if not tasks_directory.is_dir():
-        raise HarnessError(f"{tasks_directory}: is no directory; expected one of task files (YAML)")
     # Imported now, since `datasets` looks at the variables as it is imported.
     from lm_eval import simple_evaluate
-    from lm_eval.tasks import TaskManager
     from lm_eval.utils import make_table
 
-    manager = TaskManager(include_path=str(tasks_directory), include_defaults=False)
-    there = sorted(manager.all_tasks)
-    if unknown := sorted(set(tasks) - set(there)):
-        raise HarnessError(f"{tasks_directory}: has no task {', '.join(unknown)}; it has {there}")
-    if not there:
-        raise HarnessError(f"{tasks_directory}: holds no task file of the harness (YAML)")
+    manager, names = _tasks(tasks_directory, tasks)
     trained = results.open_model(path)
-    asked = list(tasks or there)
     found = simple_evaluate(
         Streamed(trained),
-        tasks=asked,
+        tasks=names,
         num_fewshot=shots,
         limit=limit,
         task_manager=manager,
@@ -70,7 +61,7 @@ def run(
     )
     report = {
         **results.of_model(trained),
-        "tasks": sorted(asked),
+        "tasks": names,
         "tasks_directory": tasks_directory.resolve().name,
         "shots": shots,
         "limit": limit,
@@ -84,6 +75,21 @@ def run(
         table=make_table(found),
     )
     return 0
+
+
+def _tasks(directory: Path, asked: Sequence[str]) -> tuple[Any, list[str]]:
+    """The harness's manager of the tasks in a directory, and the names of those asked for."""
+    if not directory.is_dir():
+        raise HarnessError(f"{directory}: is no directory; expected one of task files (YAML)")
+    from lm_eval.tasks import TaskManager
+
+    manager = TaskManager(include_path=str(directory), include_defaults=False)
+    there = sorted(manager.all_tasks)
+    if unknown := sorted(set(asked) - set(there)):
+        raise HarnessError(f"{directory}: has no task {', '.join(unknown)}; it has {there}")
+    if not there:
+        raise HarnessError(f"{directory}: holds no task file of the harness (YAML)")
+    return manager, sorted(asked) or there
 
 
 class Streamed(TemplateLM):

@@ -101,6 +101,13 @@ def test_a_run_without_training_records_is_refused(tmp_path: Path) -> None:
         plot.plot(tmp_path)
 
 
+def test_a_directory_that_takes_no_plots_is_one_sentence(tmp_path: Path) -> None:
+    _write_run(tmp_path)
+    (tmp_path / "plots").touch()
+    with pytest.raises(PlotError, match=r"plots/loss\.png: cannot be written \(File exists\)"):
+        plot.plot(tmp_path)
+
+
 def _write_run(directory: Path) -> None:
     records = [_train(step) for step in range(10, 300, 10)]
     _write_records(directory, [*records, {"kind": "validation", "step": 100, "loss": 2.5}])
