@@ -203,12 +203,6 @@ def test_a_prompt_that_is_no_text_is_refused(tmp_path: Path, model: Trained) -> 
             )
 
 
-@pytest.fixture
-def model(tmp_path: Path, write_run: Any) -> Trained:
-    write_run(tmp_path / "run")
-    return trained.load(tmp_path / "run", CPU)
-
-
 def _generate(model: Trained, ids: list[int], **given: Any) -> list[int]:
     sampling = Sampling(**{"max_tokens": 60, "temperature": 1.0, **given})
     return list(generate.sampled(model, *generate.prefill(model, ids, print), sampling))

@@ -11,7 +11,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from pretrain import trained
 from pretrain.evaluate import harness
 from pretrain.evaluate.harness import HarnessError, Streamed
 from pretrain.trained import Trained
@@ -22,13 +21,6 @@ QUESTIONS = [
     ("However little", "known", "—"),
     (TEXT, "a", "such"),
 ]
-
-
-@pytest.fixture
-def model(tmp_path: Path, write_run: Any) -> Trained:
-    """Segments of 16 tokens, taken in four at a time."""
-    write_run(tmp_path / "run")
-    return trained.load(tmp_path / "run", torch.device("cpu"))
 
 
 @pytest.fixture

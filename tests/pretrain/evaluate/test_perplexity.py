@@ -252,16 +252,24 @@ def test_a_loss_that_is_not_finite_names_the_document(small: tuple[Trained, Path
         _evaluate(model, data)
 
 
+@pytest.fixture(scope="module")
+def texts(
+    tmp_path_factory: pytest.TempPathFactory,
+    loaded: Trained,
+    write_data_set: Any,
+    tokenizer_model: Path,
+) -> Path:
+    """TEXTS in three shards."""
+    directory = tmp_path_factory.mktemp("texts") / "data"
+    documents = _documents(loaded.tokenizer, TEXTS)
+    write_data_set(directory, documents, 3, 320, tokenizer=tokenizer_model)
+    return directory
+
+
 @pytest.fixture
-def small(
-    tmp_path: Path, write_run: Any, write_data_set: Any, tokenizer_model: Path
-) -> tuple[Trained, Path]:
-    """A run with delta memory, and TEXTS in three shards."""
-    write_run(tmp_path / "run")
-    model = trained.load(tmp_path / "run", CPU)
-    documents = _documents(model.tokenizer, TEXTS)
-    write_data_set(tmp_path / "data", documents, 3, 320, tokenizer=tokenizer_model)
-    return model, tmp_path / "data"
+def small(model: Trained, texts: Path) -> tuple[Trained, Path]:
+    """A run with delta memory, and TEXTS."""
+    return model, texts
 
 
 def _documents(tokenizer: Tokenizer, texts: Sequence[str]) -> list[Document]:

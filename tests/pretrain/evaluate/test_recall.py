@@ -12,7 +12,6 @@ import torch
 
 from data_prep.recall import tasks
 from data_prep.recall.tasks import Haystack
-from pretrain import trained
 from pretrain.config import MemoryConfig
 from pretrain.evaluate import recall
 from pretrain.evaluate.progress import TokenProgress
@@ -72,12 +71,6 @@ def test_what_prompts_share_is_read_once(write_run: Any, tmp_path: Path) -> None
     assert sum(end - begin for begin, end, *_ in windows) == 16_032
     assert computed < 2 * 16_032  # apart, they would be 8 times as many
     assert max((end - begin) * len(lanes) for begin, end, lanes, _ in windows) <= 2**14
-
-
-@pytest.fixture
-def model(tmp_path: Path, write_run: Any) -> Trained:
-    write_run(tmp_path / "run")
-    return trained.load(tmp_path / "run", CPU)
 
 
 def _naive(model: Trained, asked: Questions, length: int, depth: float) -> tuple[float, float]:

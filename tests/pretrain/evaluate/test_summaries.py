@@ -35,12 +35,6 @@ QUESTION = "\n\nSummary:\n"
 SHARES, SAMPLING = [1.0, 0.05, 0.5], Sampling(25, 0.5, 0.95, seed=4)
 
 
-@pytest.fixture
-def model(tmp_path: Path, write_run: Any) -> Trained:
-    write_run(tmp_path / "run")
-    return trained.load(tmp_path / "run", CPU)
-
-
 def _answers(
     model: Trained,
     shares: Sequence[float] = SHARES,
