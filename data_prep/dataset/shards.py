@@ -5,10 +5,9 @@ A shard is an uncompressed tar that stock webdataset reads. A document is two me
 first tokens are the prompt's) and `KEY.tokens.npy`, with KEY its zero-padded number in the
 shard.
 
-Python's tarfile writes and reads them: webdataset would do the same and import torch. A tar that is
-cut or has a damaged header ends silently there, and flipped bits pass. So sizes, counts and sha256
-are recorded and checked here. They find damage, not malice: whoever can change a shard can change
-the manifest.
+webdataset writes and reads the tars, but ends a shard without an exception where a tar is cut or a
+header is damaged, and passes flipped bits on. So sizes, counts and sha256 are recorded and checked
+here. They find damage, not malice: whoever can change a shard can change the manifest.
 """
 
 from __future__ import annotations
@@ -18,17 +17,22 @@ import hashlib
 import io
 import itertools
 import json
+import os
 import tarfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from data_prep.dataset import durable, settings
 from data_prep.dataset.blocks import BlockReader
 from data_prep.dataset.settings import SettingsError
+
+# webdataset reads this once, at its import: no shell commands as URLs, no pickles. It imports
+# torch, so it is imported where a shard is opened and not with this module.
+os.environ["WDS_SECURE"] = "1"
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -143,10 +147,15 @@ def write_shard(
 
     Raises DataError for an id that `dtype` cannot hold.
     """
+    from webdataset import TarWriter
+
     count = tokens = 0
     with durable.replacing(path) as file:
-        stream: Any = _HashedWriter(file)
-        with tarfile.open(fileobj=stream, mode="w|") as tar:
+        stream = _HashedWriter(file)
+        # Owner and time would differ from machine to machine; the default encoder is not needed.
+        with TarWriter(
+            stream, user=_OWNER, group=_OWNER, compress=False, encoder=False, mtime=0
+        ) as tar:
             for document in documents:
                 tokens += _write(tar, path, _key(count), document, dtype)
                 count += 1
@@ -274,10 +283,8 @@ def _key(number: int) -> str:
     return f"{number:08d}"
 
 
-def _write(
-    tar: tarfile.TarFile, path: Path, key: str, document: Document | StoredDocument, dtype: str
-) -> int:
-    """Write the document's members; returns how many tokens it has."""
+def _write(tar: Any, path: Path, key: str, document: Document | StoredDocument, dtype: str) -> int:
+    """Write the document's members to a TarWriter; returns how many tokens it has."""
     if isinstance(document, Document):
         count, blocks = len(document.tokens), iter([document.tokens])
     else:
@@ -285,25 +292,19 @@ def _write(
     meta = {"id": document.id, "source": document.source, "bytes": document.bytes, "tokens": count}
     if document.prompt:
         meta["prompt"] = document.prompt
-    described = json.dumps(meta, sort_keys=True).encode()
-    _add(tar, f"{key}.json", len(described), io.BytesIO(described))
-    # As np.save writes it, which needs the whole array at once.
+    tar.write({"__key__": key, "json": json.dumps(meta, sort_keys=True).encode()})
+    # TarWriter wants all of a member at once, and np.save all of an array.
     kind, header = np.dtype(dtype).newbyteorder("<"), io.BytesIO()
     shape = {"descr": kind.str, "fortran_order": False, "shape": (count,)}
     np.lib.format.write_array_header_1_0(header, shape)
     where = f"{path}: document {document.id!r}"
     stored = (_stored(where, block, dtype).tobytes() for block in blocks if len(block))
-    size = len(header.getvalue()) + count * kind.itemsize
     reader: Any = BlockReader(itertools.chain([header.getvalue()], stored))
-    _add(tar, f"{key}.tokens.npy", size, io.BufferedReader(reader, min(size, _BUFFER_BYTES)))
+    member = tarfile.TarInfo(f"{key}.tokens.npy")
+    member.size = len(header.getvalue()) + count * kind.itemsize
+    member.mtime, member.mode, member.uname, member.gname = tar.mtime, tar.mode, _OWNER, _OWNER
+    tar.tarstream.addfile(member, io.BufferedReader(reader, min(member.size, _BUFFER_BYTES)))
     return count
-
-
-def _add(tar: tarfile.TarFile, name: str, size: int, file: IO[bytes]) -> None:
-    member = tarfile.TarInfo(name)
-    # No owner, and no time, of the machine.
-    member.size, member.mode, member.uname, member.gname = size, 0o444, _OWNER, _OWNER
-    tar.addfile(member, file)
 
 
 def _stored(where: str, tokens: np.ndarray, dtype: str) -> np.ndarray:
@@ -316,27 +317,16 @@ def _stored(where: str, tokens: np.ndarray, dtype: str) -> np.ndarray:
 
 def _samples(path: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
     """(key, members by suffix) of each document of the tar."""
+    from webdataset.tariterators import group_by_keys, tar_file_expander
+
     try:
-        with path.open("rb") as file, tarfile.open(fileobj=file, mode="r|") as tar:
-            for key, group in itertools.groupby(_members(tar), key=lambda member: member[0]):
-                members = [(suffix, data) for _, suffix, data in group]
-                if len(members) > len(sample := dict(members)):
-                    raise tarfile.TarError(f"{key} has a member twice")
-                yield key, sample
+        with path.open("rb") as file:
+            for sample in group_by_keys(tar_file_expander([{"url": str(path), "stream": file}])):
+                yield sample["__key__"], sample
     except (OSError, EOFError, ValueError, tarfile.TarError) as error:
         raise DataError(
             f"{path}: is not a readable shard ({type(error).__name__}); {_REMEDY}"
         ) from error
-
-
-def _members(tar: tarfile.TarFile) -> Iterator[tuple[str, str, bytes]]:
-    """(key, suffix, data) of each file of the tar."""
-    for member in tar:
-        if content := tar.extractfile(member):
-            key, _, suffix = member.name.partition(".")
-            yield key, suffix, content.read()
-        # Otherwise it holds the headers of all members.
-        tar.members = []  # type: ignore[attr-defined]
 
 
 def _document(path: Path, key: str, members: dict[str, bytes]) -> Document:
