@@ -20,7 +20,7 @@ from data_prep.dataset.settings import SettingsError
 from data_prep.recall import tasks
 from data_prep.recall.pair import Pair
 from data_prep.recall.tasks import Haystack
-from data_prep.tokenizer.tokenizer import Tokenizer
+from data_prep.tokenizer.contract import Tokenizer
 
 _AT_ONCE = 16  # documents that a worker makes at a time
 
@@ -35,17 +35,6 @@ class Wanted:
     high: int
     seed: int
 
-    def problems(self) -> list[str]:
-        """Every mistake in it, by the options of the command line."""
-        found = [
-            f"--tasks: {task} is not known; expected some of {', '.join(tasks.TASKS)}"
-            for task in self.tasks
-            if task not in tasks.TASKS
-        ]
-        if self.documents < 1:
-            found.append(f"--documents: expected at least 1, found {self.documents}")
-        return found + tasks.length_problems(self.low, self.high)
-
 
 def write(
     path: Path, wanted: Wanted, haystack: Haystack, model: Tokenizer | None, workers: int = 1
@@ -53,10 +42,8 @@ def write(
     """Write the documents in the order of their numbers; gzip where the name ends in .gz.
 
     Prompts are measured in tokens of the model, or in bytes without one.
-    Raises SettingsError with every mistake, OSError where it cannot be written.
+    Raises SettingsError where a task has no room, OSError where it cannot be written.
     """
-    if problems := wanted.problems():
-        raise SettingsError(problems)
     global _maker
     _maker = partial(_document, wanted, haystack, model)
     context = multiprocessing.get_context("fork")

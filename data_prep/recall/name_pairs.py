@@ -14,14 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_prep.dataset import shards
-from data_prep.dataset.settings import SettingsError
 from data_prep.dataset.shards import DataError, Document
 from data_prep.recall.draws import Draws
 from data_prep.recall.generate import record, write_lines
 from data_prep.recall.pair import Pair
-from data_prep.recall.tasks import length, length_problems
+from data_prep.recall.tasks import length
 from data_prep.tokenizer import tokenizer
-from data_prep.tokenizer.tokenizer import Tokenizer
+from data_prep.tokenizer.contract import Tokenizer
 
 _WORD = r"[^\W\d_]+"
 # After a small letter, a comma or a semicolon and white space: no sentence begins there.
@@ -51,15 +50,6 @@ class Wanted:
     names: int
     seed: int
 
-    def problems(self) -> list[str]:
-        """Every mistake in it, by the options of the command line."""
-        found = []
-        if self.passages is not None and self.passages < 1:
-            found.append(f"--passages: expected at least 1, found {self.passages}")
-        if self.names < 1:
-            found.append(f"--names: expected at least 1, found {self.names}")
-        return found + length_problems(self.low, self.high)
-
 
 def names(text: str, most: int) -> list[str]:
     """At most `most` names, the most frequent first; of equal ones the first in the text."""
@@ -76,11 +66,8 @@ def write(path: Path, directory: Path, wanted: Wanted) -> int:
     """Write pairs of the data set's books as jsonl (id, prompt, answer); returns how many.
 
     The bytes depend only on the data set and on what is wanted. An answer begins with its space.
-    Raises SettingsError with every mistake, DataError where there are no books or no names,
-    OSError where it cannot be written.
+    Raises DataError where there are no books or no names, OSError where it cannot be written.
     """
-    if problems := wanted.problems():
-        raise SettingsError(problems)
     manifest = shards.read_manifest(directory)
     books = [
         document

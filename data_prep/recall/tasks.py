@@ -15,7 +15,7 @@ from data_prep.recall import needles, passkey, stories
 from data_prep.recall.draws import Draws
 from data_prep.recall.pair import Pair, fitted
 from data_prep.tokenizer import tokenizer
-from data_prep.tokenizer.tokenizer import Tokenizer
+from data_prep.tokenizer.contract import Tokenizer
 
 Task: TypeAlias = Callable[[Draws, Sequence[str], float | None], Pair]
 """Makes a pair from random choices, pieces of filler and a depth (None: drawn)."""
@@ -105,10 +105,3 @@ def length(seed: int, task: str, number: int, low: int, high: int) -> int:
     """Tokens of a document's prompt, `low` to `high`; their logarithm is uniformly distributed."""
     draws = Draws(seed, "length", task, str(number))
     return int(low * math.exp(draws.fraction() * math.log((high + 1) / low)))
-
-
-def length_problems(low: int, high: int) -> list[str]:
-    """What is wrong with the bounds of a length, by the options of the command line."""
-    if 1 <= low <= high:
-        return []
-    return [f"--min-tokens, --max-tokens: expected 1 <= minimum <= maximum, found {low} to {high}"]

@@ -14,7 +14,7 @@ from data_prep.accounts import ACCOUNTS, REJECTS
 from data_prep.dataset import shards
 from data_prep.dataset.shards import Document, Manifest
 from data_prep.tokenizer import tokenizer
-from data_prep.tokenizer.tokenizer import Tokenizer
+from data_prep.tokenizer.contract import Tokenizer
 
 _PERCENTILES = (0, 10, 50, 90, 99, 100)
 _LONGEST = 20

@@ -13,7 +13,7 @@ from data_prep import cli
 from data_prep.dataset import shards
 from data_prep.pipeline import reshard
 from data_prep.recall.name_pairs import names
-from data_prep.tokenizer import tokenizer
+from data_prep.tokenizer import tokenizer, training
 
 BOOKS = {
     "one": "When Sara came, Becky saw Sara and the cat. Then came Lavinia; Becky, Sara fled. " * 40,
@@ -37,7 +37,7 @@ def test_names_are_counted_inside_of_sentences() -> None:
 def books(tmp_path_factory: pytest.TempPathFactory, write_data_set: Any) -> Path:
     """A data set of two books."""
     directory = tmp_path_factory.mktemp("books")
-    tokenizer.train([*BOOKS.values()], directory / "trained.model", 320)
+    training.train([*BOOKS.values()], directory / "trained.model", 320)
     model = tokenizer.load(directory / "trained.model")
     documents = [
         shards.Document(id, "novels", len(text.encode()), model.encode(text))

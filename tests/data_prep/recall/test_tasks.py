@@ -19,14 +19,14 @@ from data_prep.recall.pair import Pair
 from data_prep.recall.passkey import FILLER
 from data_prep.recall.stories import World
 from data_prep.recall.tasks import TASKS, Haystack
-from data_prep.tokenizer import tokenizer
+from data_prep.tokenizer import tokenizer, training
 
 
 @pytest.fixture(scope="module")
 def tokenizer_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small SentencePiece model of the passkey's words and bytes."""
     path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.model"
-    tokenizer.train([FILLER * 9], path, 320)
+    training.train([FILLER * 9], path, 320)
     return path
 
 

@@ -18,8 +18,9 @@ from data_prep.dataset import shards
 from data_prep.dataset.shards import DataError
 from data_prep.pipeline import pipeline
 from data_prep.report import page, statistics
+from tests import programs
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+CHROMIUM = programs.find("chromium", "chromium-browser")
 EVIL = "<script>document.title='owned'</script>"
 SOURCE = "a & <b>bold</b> $x_1$"
 TEXT = "the segment reads the memory and then the segment writes the memory. "
@@ -80,7 +81,7 @@ def cleaned(made: Path, tmp_path: Path) -> Path:
 def browse(path: Path, width: int) -> tuple[str, str]:
     """The file's DOM in a browser, and what the browser logged."""
     if CHROMIUM is None:
-        pytest.skip("no chromium on this machine; install the package chromium to render the page")
+        programs.skip_without("chromium")
     flags = "--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking"
     more = "--disable-component-update --disable-sync --enable-logging=stderr --dump-dom"
     done = subprocess.run(
