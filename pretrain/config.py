@@ -15,6 +15,9 @@ from typing import Literal, TypeAlias
 from data_prep.dataset import settings
 from data_prep.dataset.settings import group, setting
 
+CONFIG_FILE = "config.yaml"
+"""The configuration that a run directory keeps of its run."""
+
 Checkpointing: TypeAlias = Literal["none", "selective", "full"]
 
 TRITON_MAX_HEAD = 128

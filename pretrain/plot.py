@@ -15,7 +15,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
-from data_prep.dataset import durable
+from pretrain.evaluate.perplexity import MASKED, MEMORY, NO_MEMORY, range_of
+from pretrain.evaluate.results import write_figure
 from pretrain.training.metrics import METRICS_FILE, read_records
 
 PLOTS = "plots"
@@ -24,9 +25,9 @@ _EVALUATION = re.compile(r"eval-(\d+)-.*\.json")
 # Okabe and Ito's, which the colour-blind can tell apart.
 _BLUE, _ORANGE, _GREEN, _GREY = "#0072B2", "#D55E00", "#009E73", "#666666"
 _COLUMNS = {
-    "memory": ("with memory", _BLUE, "o"),
-    "masked": ("memory read masked", _ORANGE, "s"),
-    "none": ("model without memory", _GREY, "o"),
+    MEMORY: ("with memory", _BLUE, "o"),
+    MASKED: ("memory read masked", _ORANGE, "s"),
+    NO_MEMORY: ("model without memory", _GREY, "o"),
 }
 
 _log = logging.getLogger("pretrain.plot")
@@ -35,16 +36,16 @@ Records = list[dict[str, Any]]
 
 
 class PlotError(ValueError):
-    """A directory with nothing to draw."""
+    """A directory with nothing to draw, or that no plot can be written into."""
 
 
 def plot(run_directory: Path) -> list[Path]:
     """Draw what the run has into its `plots/`; the files written.
 
     loss.png: loss and learning rates; speed.png: tokens/s; gates.png: gates by layer; positions.png
-    bits a byte by position, of the newest step's evaluation (of several the one written last). What
-    the run has no figures for is skipped, and logged. Raises PlotError for a run without a training
-    record.
+    bits per byte by position, of the newest step's evaluation (of several the one written last).
+    What the run has no numbers for is skipped, and logged. Raises PlotError for a run without a
+    training record, or where a plot cannot be written.
     """
     records = read_records(run_directory / METRICS_FILE)
     train = [record for record in records if record["kind"] == "train"]
@@ -60,14 +61,14 @@ def plot(run_directory: Path) -> list[Path]:
         "gates.png": _gates(train[-1]),
         "positions.png": _positions(run_directory),
     }
-    (run_directory / PLOTS).mkdir(exist_ok=True)
     written = []
     for name, figure in figures.items():
         if figure is not None:
-            path = run_directory / PLOTS / name
-            with durable.replacing(path) as file:
-                figure.savefig(file, format="png", dpi=150)
-            written.append(path)
+            written.append(run_directory / PLOTS / name)
+            try:
+                write_figure(written[-1], figure)
+            except OSError as error:
+                raise PlotError(f"{written[-1]}: cannot be written ({error.strerror})") from None
     return written
 
 
@@ -77,7 +78,7 @@ def _loss(train: Records, validation: Records) -> Figure:
     _draw(upper, train, "loss", _BLUE, "training")
     if validation:
         _draw(upper, validation, "loss", _ORANGE, "validation")
-    _finish(upper, "Loss", "loss (nats a token)")
+    _finish(upper, "Loss", "loss (nats per token)")
     upper.legend(frameon=False)
     _draw(lower, train, "lr", _BLUE, "weights")
     if train[-1]["gates"]:
@@ -99,12 +100,12 @@ def _speed(train: Records) -> Figure:
     axes.set_ylim(bottom=0)
     axes.yaxis.set_major_formatter(EngFormatter())
     _count_steps(axes)
-    _finish(axes, "Training speed, all ranks together", "tokens a second")
+    _finish(axes, "Training speed, all ranks together", "tokens per second")
     return figure
 
 
 def _gates(record: dict[str, Any]) -> Figure | None:
-    """The paper's Figure 3: where each head stands between local attention and memory."""
+    """The paper's Figure 3: each head between local attention and memory."""
     layers: list[list[float]] = record["gates"]
     if not layers:
         _log.warning("gates.png is skipped: the model has no memory, so no gates")
@@ -126,7 +127,7 @@ def _gates(record: dict[str, Any]) -> Figure | None:
         [0, 0.25, 0.5, 0.75, 1], ["local only  0", "0.25", "mixer  0.5", "0.75", "memory only  1"]
     )
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_xlabel("layer (a dot a head)")
+    axes.set_xlabel("layer (a dot per head)")
     _finish(axes, f"Gates by layer after step {record['step']}", "sigmoid(β), share of the memory")
     every = np.concatenate([np.asarray(gates) for gates in layers])
     shares.hist(every, bins=20, range=(0, 1), orientation="horizontal", color=_GREY)
@@ -157,11 +158,11 @@ def _positions(run_directory: Path) -> Figure | None:
     for column in columns:
         _draw_bits(upper, rows, column, report["total"]["bits_per_byte"][column])
     upper.legend(frameon=False)
-    _finish(upper, f"{report['data']}, model after step {report['step']}", "bits a byte")
+    _finish(upper, f"{report['data']}, model after step {report['step']}", "bits per byte")
     if report["segment"] < rows[-1]["end"]:
         _mark_segment(figure.axes, report["segment"])
     lower.set_xticks(
-        _places(rows), [_position(row) for row in rows], rotation=45, ha="right", fontsize=8
+        _places(rows), [range_of(row) for row in rows], rotation=45, ha="right", fontsize=8
     )
     lower.set_xlabel("position in the document (text tokens before the target)")
     return figure
@@ -190,7 +191,7 @@ def _draw_gain(axes: Axes, rows: Records) -> None:
     gains = [row["bits_per_byte"]["masked"] - row["bits_per_byte"]["memory"] for row in rows]
     axes.bar(_places(rows), gains, color=_GREEN, width=0.7)
     axes.axhline(0, color=_GREY, linewidth=1)
-    _finish(axes, "What reading the memory saves", "bits a byte")
+    _finish(axes, "What reading the memory saves", "bits per byte")
 
 
 def _mark_segment(panels: Sequence[Axes], segment: int) -> None:
@@ -206,13 +207,8 @@ def _mark_segment(panels: Sequence[Axes], segment: int) -> None:
 
 
 def _places(rows: Records) -> list[int]:
-    """Where a bucket stands: powers of two at even distances, position 0 before them."""
+    """The place of a bucket: powers of two at even distances, position 0 before them."""
     return [row["end"].bit_length() - 1 for row in rows]
-
-
-def _position(row: dict[str, Any]) -> str:
-    last = row["end"] - 1
-    return f"{last:,}" if row["first"] == last else f"{row['first']:,} to {last:,}"
 
 
 def _draw(axes: Axes, records: Records, key: str, colour: str, label: str) -> None:

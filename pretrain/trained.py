@@ -20,12 +20,10 @@ from pretrain.checkpoint.load import Checkpoint, newest_good
 from pretrain.checkpoint.manifest import CHECKPOINTS, MANIFEST, CheckpointError, step_of
 from pretrain.checkpoint.ranks import Ranks, SoloRanks
 from pretrain.checkpoint.verify import verify
-from pretrain.config import Config, ModelConfig
+from pretrain.config import CONFIG_FILE, Config, ModelConfig
 from pretrain.model.transformer import Transformer
 
-CONFIG_FILE = "config.yaml"
-
-DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
+PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16}
 """What `train.precision` names."""
 
 _log = logging.getLogger("pretrain.trained")
@@ -37,7 +35,10 @@ class TrainedError(ValueError):
 
 @dataclass(frozen=True)
 class Trained:
-    """A model in evaluation mode after `step` optimizer steps, with what it was trained with."""
+    """A model in evaluation mode after `step` optimizer steps, with what it was trained with.
+
+    `checkpoint_sha256` is that of the checkpoint's manifest, which has those of its files.
+    """
 
     config: Config
     model: Transformer
@@ -45,6 +46,7 @@ class Trained:
     tokenizer: Tokenizer
     run_directory: Path
     checkpoint_path: Path
+    checkpoint_sha256: str
 
     @property
     def device(self) -> torch.device:
@@ -62,16 +64,18 @@ def load(path: Path, device: torch.device) -> Trained:
 
     Either is verified before it is read; newer checkpoints that are not good are logged. The
     weights are cast to `train.precision` on a GPU and stay float32 on a CPU, and beside the model
-    only one tensor at a time stands in memory.
+    only one tensor at a time is in memory.
     Raises TrainedError, CheckpointError or TokenizerError.
     """
     run_directory, checkpoint_path = locate(path, SoloRanks())
     with Checkpoint(checkpoint_path) as checkpoint:
         config = configuration_of(checkpoint)
         own = tokenizer_of(run_directory, checkpoint)
-        dtype = DTYPES[config.train.precision] if device.type == "cuda" else torch.float32
+        dtype = PRECISIONS[config.train.precision] if device.type == "cuda" else torch.float32
         model = _model(config.model, own.vocab_size, checkpoint, device, dtype)
-    return Trained(config, model, checkpoint.step, own, run_directory, checkpoint_path)
+    return Trained(
+        config, model, checkpoint.step, own, run_directory, checkpoint_path, checkpoint.sha256
+    )
 
 
 def tokenizer_of(run_directory: Path, checkpoint: Checkpoint) -> Tokenizer:
@@ -81,10 +85,36 @@ def tokenizer_of(run_directory: Path, checkpoint: Checkpoint) -> Tokenizer:
     if own.vocab_size != vocab_size:
         raise TrainedError(
             f"{own.path}: has {own.vocab_size} pieces, the model of {checkpoint.path} has "
-            f"{vocab_size}: it is another run's; put back the {own.path.name} of the data set "
+            f"{vocab_size}: it is of another run; put back the {own.path.name} of the data set "
             "that the run was trained on"
         )
     return own
+
+
+def run_directory_of(path: Path) -> Path:
+    """The run directory that `path` is, or that it is a checkpoint of; no checkpoint is read.
+
+    Raises TrainedError.
+    """
+    if not path.is_dir():
+        state = "is not a directory" if path.exists() else "there is no such directory"
+        raise TrainedError(
+            f"{path}: {state}; expected a run directory, or a checkpoint in its {CHECKPOINTS}/"
+        )
+    if _is_checkpoint(path):
+        resolved = path.resolve()
+        if resolved.parent.name != CHECKPOINTS:
+            raise TrainedError(
+                f"{path}: is not in a run's {CHECKPOINTS}/, and the run's tokenizer is needed "
+                f"too; give RUN/{CHECKPOINTS}/{resolved.name}"
+            )
+        return resolved.parent.parent
+    if not ((path / CHECKPOINTS).is_dir() or (path / CONFIG_FILE).is_file()):
+        raise TrainedError(
+            f"{path}: is neither a run directory (no {CHECKPOINTS}/ in it) nor a checkpoint of one "
+            f"(named RUN/{CHECKPOINTS}/step-00000100)"
+        )
+    return path
 
 
 def locate(path: Path, ranks: Ranks) -> tuple[Path, Path]:
@@ -92,19 +122,11 @@ def locate(path: Path, ranks: Ranks) -> tuple[Path, Path]:
 
     The same on every rank. Raises TrainedError or CheckpointError.
     """
-    if not path.is_dir():
-        state = "is not a directory" if path.exists() else "there is no such directory"
-        raise TrainedError(
-            f"{path}: {state}; expected a run directory, or a checkpoint in its {CHECKPOINTS}/"
-        )
-    resolved = path.resolve()
-    if step_of(resolved.name) is not None or (path / MANIFEST).is_file():
-        return _of_checkpoint(resolved, ranks)
-    if not ((path / CHECKPOINTS).is_dir() or (path / CONFIG_FILE).is_file()):
-        raise TrainedError(
-            f"{path}: is neither a run directory (no {CHECKPOINTS}/ in it) nor a checkpoint of one "
-            f"(named RUN/{CHECKPOINTS}/step-00000100)"
-        )
+    run_directory = run_directory_of(path)
+    if _is_checkpoint(path):
+        if (reason := verify(path.resolve(), ranks)) is not None:
+            raise CheckpointError(f"{path.resolve()}: is not a good checkpoint: {reason}")
+        return run_directory, path.resolve()
     found = newest_good(path / CHECKPOINTS, ranks)
     for name, reason in found.passed_over:
         _log.warning("passed over checkpoint %s: %s", name, reason)
@@ -113,19 +135,11 @@ def locate(path: Path, ranks: Ranks) -> tuple[Path, Path]:
             f"{path}: the run has no checkpoint yet; let `pretrain train` reach its first one "
             "(every checkpoint.every steps, and at its end)"
         )
-    return path, found.path
+    return run_directory, found.path
 
 
-def _of_checkpoint(path: Path, ranks: Ranks) -> tuple[Path, Path]:
-    if path.parent.name != CHECKPOINTS:
-        raise TrainedError(
-            f"{path}: is not in a run's {CHECKPOINTS}/, and the run's tokenizer is needed "
-            f"too; give RUN/{CHECKPOINTS}/{path.name}"
-        )
-    reason = verify(path, ranks)
-    if reason is not None:
-        raise CheckpointError(f"{path}: is not a good checkpoint: {reason}")
-    return path.parent.parent, path
+def _is_checkpoint(path: Path) -> bool:
+    return step_of(path.resolve().name) is not None or (path / MANIFEST).is_file()
 
 
 def configuration_of(checkpoint: Checkpoint) -> Config:

@@ -87,7 +87,7 @@ def test_books_are_matched_by_their_ids() -> None:
     assert row["rows"][1]["bits"] == pytest.approx(3.5 / 3 / math.log(2))
 
 
-def test_a_model_with_memory_is_compared_with_its_memory_wherever_that_stands() -> None:
+def test_a_model_with_memory_is_compared_with_its_memory_in_whatever_order_columns_come() -> None:
     def report(**nats: float) -> dict[str, object]:
         return {"by_document": [{"id": "1", "total": {"nats": nats, "bytes": 1}, "positions": []}]}
 

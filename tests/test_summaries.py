@@ -28,19 +28,19 @@ def test_the_constant_answer_has_the_names_that_most_answers_have(tmp_path: Path
     (tmp_path / "passages.jsonl").write_text("\n".join(lines))
     found = summaries.frequent(tmp_path)
     # Three times each, in the order they were met in; then twice.
-    assert found["said"] == "Ann, Bob, Eve, Cid, Dan"
+    assert found["answer"] == "Ann, Bob, Eve, Cid, Dan"
     # One of five words, one of two: F is 2 / 7.
     assert found["rouge"]["rouge1"]["value"] == pytest.approx(200 / 7)
 
 
-def test_the_table_stands_beside_its_references() -> None:
+def test_the_table_has_its_references_beside_it() -> None:
     def report(value: float, *shares: float) -> dict[str, Any]:
         each = {kind: {"value": value, "interval": [value - 1, value + 1]}
                 for kind in (*rouge.KINDS, "overall")}  # fmt: skip
         rows = [{"share": share, "read": 1000 * share, "rouge": each} for share in shares]
         return {"step": 9, "documents": 4, "rows": rows, "lead": {"words": 5, "rouge": each}}
 
-    constant = {"said": "Ann, Bob", "rouge": report(3.0)["lead"]["rouge"]}
+    constant = {"answer": "Ann, Bob", "rouge": report(3.0)["lead"]["rouge"]}
     text = summaries.table(report(1.0, 1.0), report(2.0, 1.0), constant, report(4.0, 0.1, 1.0))
     rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| ")]
     assert [row[0] for row in rows] == [

@@ -32,7 +32,7 @@ def write_checkpoint(
 ) -> None:
     """Write into `directory`, which is new, what `read` gives for each of the `tensors`.
 
-    Any number of ranks can read it. Lanes have no place in it: it is none of a run to go on with.
+    Any number of ranks can read it. It has no lanes, so a run cannot be resumed from it.
     Nothing else may see the directory under a checkpoint's name before this returns.
     """
     directory.mkdir(parents=True)

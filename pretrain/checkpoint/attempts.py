@@ -1,4 +1,4 @@
-"""Attempts: the starts of a run, numbered in its directory. The newest alone may write.
+"""Attempts at a run: each launch, numbered in the run directory. The newest alone may write.
 
     attempts/000007.json    claimed by rank 0 as it starts; created exclusively, never changed
     exit.json               how the newest attempt ended; torchrun would flatten its exit code
@@ -49,9 +49,9 @@ class SupersededError(CheckpointError):
 
 @dataclass(frozen=True)
 class Attempt:
-    """One start of the run in `directory`, by its number.
+    """One launch of the run in `directory`, by its number.
 
-    `futile` says why it should not go on although it was claimed; empty: it should.
+    `futile` says why it should end although it was claimed; empty: it should not.
     """
 
     directory: Path

@@ -1,4 +1,4 @@
-"""A save in a thread, one at a time, while its caller goes on.
+"""A save in a thread, one at a time, while its caller continues.
 
 A thread serves, since hashing, writing, syncing and waiting for other ranks release the
 interpreter's lock; and it dies with its rank, so that nothing is committed for a rank that is dead.
@@ -26,7 +26,7 @@ class Saved:
 class BackgroundSave:
     """At most one save in flight.
 
-    `announce` is told the step when a save begins and 0 when it ends, however it does.
+    `announce` is called with the step when a save begins and with 0 when it ends, however it does.
     """
 
     def __init__(self, announce: Callable[[int], None]) -> None:
@@ -36,7 +36,7 @@ class BackgroundSave:
 
     @property
     def failed(self) -> bool:
-        """Whether a save has failed that `wait` has not yet told of."""
+        """Whether a save has failed whose error `wait` has not yet raised."""
         return isinstance(self._outcome, Exception)
 
     def begin(self, step: int, action: Callable[[], Path]) -> None:

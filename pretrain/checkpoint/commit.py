@@ -97,10 +97,10 @@ def save(
     writing = _marked(final, attempt, _WRITING)
     agreed(ranks, lambda: _prepare(writing, attempt) if ranks.rank == 0 else None)
     try:
-        written = agreed(ranks, lambda: _write_rank(writing, held, lanes, ranks))
+        written = ranks.gather(agreed(ranks, lambda: _write_rank(writing, held, lanes, ranks)))
         files = {name: FileInfo(**info) for one in written for name, info in one.items()}
         manifest = dataclasses.replace(manifest, files=files)
-        digests = agreed(
+        digest = agreed(
             ranks, lambda: _commit(writing, final, manifest, attempt) if ranks.rank == 0 else ""
         )
     except CheckpointError as error:
@@ -110,7 +110,7 @@ def save(
         raise CheckpointError(
             f"{final} could not be saved: {error}; earlier checkpoints are untouched"
         ) from error
-    remember(final, digests[0])
+    remember(final, ranks.gather(digest)[0])
     prune = partial(_prune, root, keep_last, keep_every, attempt)
     (reason, *_) = ranks.gather(prune() if ranks.rank == 0 else None)
     if reason is not None:
@@ -163,7 +163,7 @@ def _plan(
         extents = [dataclasses.astuple(extent_of(piece)) for piece in held]
         return {"step": step, "extents": extents, "lanes": sorted(lanes)}
 
-    plans = agreed(ranks, mine)
+    plans = ranks.gather(agreed(ranks, mine))
     if len({plan["step"] for plan in plans}) > 1:
         raise CheckpointError(f"the ranks save different steps: {[p['step'] for p in plans]}")
     tensors = whole_tensors(

@@ -1,4 +1,4 @@
-"""A rank's part of a checkpoint in host memory, so that it is written while training goes on."""
+"""A rank's part of a checkpoint in host memory, so that it is written while training continues."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class HostCopy:
     """Host memory for all that a rank stores, made once and filled anew at each save.
 
     `tensors` are of the sizes that each save will bring. The memory is touched here, so that where
-    there is too little it is told before the first step, by CheckpointError. What lies on a GPU
+    there is too little, a CheckpointError says so before the first step. What lies on a GPU
     is copied by the GPU itself into page-locked memory.
     """
 
@@ -33,8 +33,8 @@ class HostCopy:
         except RuntimeError:
             raise CheckpointError(
                 f"the copy that a checkpoint is written from needs {self.bytes / 1e9:.1f} GB of "
-                "host memory on each rank, which could not be had; start fewer ranks on a node, "
-                "or more of them in all"
+                "host memory on each rank, which could not be allocated; start fewer ranks on a "
+                "node, or more of them in all"
             ) from None
         self._on_gpu = any(tensor.is_cuda for tensor in given)
         if self._on_gpu:

@@ -1,13 +1,14 @@
-"""How the ranks of a run agree about a checkpoint.
+"""How the ranks of a run agree: on values, on sums, and on errors.
 
-Storing and loading need one collective, over small JSON-able objects. There is no bare barrier: an
-error on one rank must reach all of them, or it leaves the others waiting for ever.
+There is no bare barrier: an error on one rank must reach all of them, or it leaves the others
+waiting for ever.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar
 
 import torch
@@ -16,6 +17,8 @@ import torch.distributed as dist
 from pretrain.checkpoint.manifest import CheckpointError
 
 T = TypeVar("T")
+
+_log = logging.getLogger(__name__)
 
 
 class Ranks(Protocol):
@@ -26,6 +29,9 @@ class Ranks(Protocol):
 
     def gather(self, value: T) -> list[T]:
         """Every rank's `value` (small, JSON-able), by rank, on every rank."""
+
+    def sum(self, values: Sequence[float]) -> list[float]:
+        """The sum over the ranks of each of `values`, in float64, the same on every rank."""
 
 
 class SoloRanks:
@@ -38,19 +44,20 @@ class SoloRanks:
         """`[value]`."""
         return [value]
 
+    def sum(self, values: Sequence[float]) -> list[float]:
+        """`values`."""
+        return list(values)
+
 
 class GroupRanks:
-    """The ranks of a torch.distributed process group (None: the default one).
+    """The ranks of a torch.distributed process group that has a backend for the CPU.
 
-    `device` is where the group's backend works: cpu for gloo, the rank's own GPU for NCCL. Values
-    travel as JSON: what comes back has lists for tuples and strings for a dict's integer keys.
+    None is the default group. Values are gathered as JSON: what comes back has lists for tuples
+    and strings for a dict's integer keys.
     """
 
-    def __init__(
-        self, group: dist.ProcessGroup | None = None, device: torch.device | str = "cpu"
-    ) -> None:
+    def __init__(self, group: dist.ProcessGroup | None = None) -> None:
         self._group = group
-        self._device = torch.device(device)
         self.rank = dist.get_rank(group)
         self.size = dist.get_world_size(group)
 
@@ -66,38 +73,51 @@ class GroupRanks:
             for row, length in zip(self._all_gather(padded), lengths, strict=True)
         ]
 
+    def sum(self, values: Sequence[float]) -> list[float]:
+        """The sums over the ranks, the same on all of them."""
+        tensor = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(tensor, group=self._group)
+        return tensor.tolist()
+
     def _all_gather(self, row: torch.Tensor) -> list[torch.Tensor]:
-        row = row.to(self._device)
         rows = [torch.empty_like(row) for _ in range(self.size)]
         dist.all_gather(rows, row, self._group)
-        return [gathered.cpu() for gathered in rows]
+        return rows
 
 
-def agreed(ranks: Ranks, action: Callable[[], T]) -> list[T]:
-    """Run `action` on every rank and return every rank's result (small, JSON-able), by rank.
+def agreed(ranks: Ranks, action: Callable[[], T], error: type[ValueError] = CheckpointError) -> T:
+    """What `action` returns on this rank, once it has succeeded on every rank.
 
-    Raises the same CheckpointError on all ranks when it failed on any, whatever it raised there.
-    It is a barrier: on return every rank has finished its action.
+    Raises an `error` with the same text on all ranks where it failed on any, whatever it raised
+    there. It is a barrier: on return every rank has finished its action.
     """
+    results: list[T] = []
     failure: Exception | None = None
-    outcome: dict[str, object] = {}
     try:
-        outcome["result"] = action()
-    except Exception as error:
-        failure = error
-        outcome["error"] = str(error) if isinstance(error, CheckpointError) else repr(error)
-        if isinstance(error, OSError):
-            place = f"{error.filename}: " if error.filename else ""
-            outcome["error"] = f"{place}{error.strerror or error}"
-    outcomes = ranks.gather(outcome)
-    errors = {rank: str(one["error"]) for rank, one in enumerate(outcomes) if "error" in one}
-    if errors:
-        raise CheckpointError(_told(errors, ranks.size)) from failure
-    return [one["result"] for one in outcomes]  # type: ignore[misc]
+        results.append(action())
+    except Exception as raised:
+        failure = raised
+    if ranks.sum([float(failure is not None)]) != [0.0]:
+        texts = ranks.gather(None if failure is None else _reason(failure))
+        failed = {rank: text for rank, text in enumerate(texts) if text is not None}
+        raise error(_joined(failed, ranks.size)) from failure
+    return results[0]
 
 
-def _told(errors: dict[int, str], size: int) -> str:
-    """One text of all ranks' errors: what several ranks say is said once."""
+def _reason(failure: Exception) -> str:
+    """The failure in a line; the trace of one that is no message for the user is logged."""
+    if isinstance(failure, OSError):
+        place = f"{failure.filename}: " if failure.filename else ""
+        return f"{place}{failure.strerror or failure}"
+    # Errors with a message for the user are classes of their own below ValueError.
+    if isinstance(failure, ValueError) and type(failure) is not ValueError:
+        return str(failure)
+    _log.error("an unexpected error", exc_info=failure)
+    return repr(failure)
+
+
+def _joined(errors: dict[int, str], size: int) -> str:
+    """One text of all ranks' errors, each with its ranks, unless all of them have the same."""
     ranks_of: dict[str, list[int]] = {}
     for rank, text in errors.items():
         ranks_of.setdefault(text, []).append(rank)

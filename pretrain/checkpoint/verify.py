@@ -28,7 +28,7 @@ def verify(directory: Path, ranks: Ranks) -> str | None:
     The files are shared out over the ranks and each byte is hashed by one of them.
     """
     try:
-        digests = agreed(ranks, lambda: _inspect(directory, ranks))
+        digests = ranks.gather(agreed(ranks, lambda: _inspect(directory, ranks)))
     except CheckpointError as error:
         return str(error)
     if len(set(digests)) > 1:

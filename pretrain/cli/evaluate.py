@@ -14,7 +14,8 @@ from data_prep.dataset.shards import DataError, read_manifest
 from data_prep.recall.tasks import PASSKEY, TASKS
 from pretrain.evaluate import pairs
 from pretrain.evaluate.pairs import Fields, Pair
-from pretrain.evaluate.questions import Asked
+from pretrain.evaluate.questions import Questions
+from pretrain.evaluate.sampling import Sampling
 
 _NEEDLES = [task for task in TASKS if task != PASSKEY]
 _TRAINED_ON = "as in the pairs that the run was trained on"
@@ -90,7 +91,7 @@ class _Recall(OnModel):
         """Put the questions to the model; the exit code."""
         from pretrain.evaluate import recall
 
-        asked = Asked(tasks, self.lengths, depths, self.samples, self.seed)
+        asked = Questions(tasks, self.lengths, depths, self.samples, self.seed)
         return recall.run(self.path, name, asked, filler)
 
 
@@ -184,10 +185,10 @@ class Summaries(OnModel):
     def run(self) -> int:
         from pretrain.evaluate import summaries
 
-        asked = pairs.Asked(self.shares, self.max_tokens, self.temperature, self.top_p, self.seed)
+        sampling = Sampling(self.max_tokens, self.temperature, self.top_p, self.seed)
         name = self.name or self.pairs[0].name.removesuffix(".gz").removesuffix(".jsonl")
         read = self.pairs_read[0][: self.documents]
-        return summaries.run(self.path, name, read, self.fields[0].question, asked)
+        return summaries.run(self.path, name, read, self.fields[0].question, self.shares, sampling)
 
 
 class Generate(OnModel):
@@ -212,8 +213,5 @@ class Generate(OnModel):
             self.path,
             prompt=self.prompt or "",
             prompt_file=self.prompt_file,
-            max_tokens=self.max_tokens,
-            temperature=self.temperature,
-            top_p=self.top_p,
-            seed=self.seed,
+            sampling=Sampling(self.max_tokens, self.temperature, self.top_p, self.seed),
         )

@@ -30,7 +30,7 @@ from pretrain.checkpoint.alone import write_checkpoint
 from pretrain.checkpoint.manifest import CHECKPOINTS, CheckpointError, TensorInfo, step_name
 from pretrain.checkpoint.ranks import SoloRanks
 from pretrain.checkpoint.verify import verify
-from pretrain.config import Config, ImportConfig, ModelConfig, RunConfig, TrainConfig
+from pretrain.config import CONFIG_FILE, Config, ImportConfig, ModelConfig, RunConfig, TrainConfig
 from pretrain.convert.hugging_face import (
     ConversionError,
     chosen_there,
@@ -38,7 +38,6 @@ from pretrain.convert.hugging_face import (
     shapes,
     their_name,
 )
-from pretrain.trained import CONFIG_FILE
 from pretrain.training.optim import is_gate
 
 _EMBEDDINGS = ("embedding.weight", "lm_head.weight")

@@ -1,8 +1,8 @@
 """Lanes: endless streams of documents, laid end to end, cut into windows.
 
 A lane draws the source (data set) of each of its documents by key, and reads each source on its
-own: lane g of G reads, in epoch e, every G-th shard of a permutation keyed by (seed, e), starting
-at g. What it gives depends on the sources, their weights, G, g and the seed alone, and its place is
+own: lane g of G reads, in epoch e, every G-th shard of a permutation keyed by (seed, e), from the
+g-th on. Its tokens depend on the sources, their weights, G, g and the seed alone, and its place is
 a few integers.
 """
 
@@ -20,13 +20,12 @@ import numpy as np
 
 from data_prep.dataset import shards
 from data_prep.dataset.shards import DataError, Document
-
-IGNORE = -100  # the target that torch's cross-entropy leaves out
+from pretrain.data.packing import LaidOut, Packer, Window
 
 
 @dataclass(frozen=True)
 class SourcePlace:
-    """Where a lane's next document of a source lies.
+    """Where a lane's next document of a source is.
 
     `shard` counts within the lane's shards of that epoch, `document` within the shard. A document
     that was read to its end is behind the place; `read` counts those, over all epochs.
@@ -40,10 +39,10 @@ class SourcePlace:
 
 @dataclass(frozen=True)
 class LanePlace:
-    """Where a lane's next token lies.
+    """Where a lane's next token is.
 
     `token` is an offset in the laid-out document that is next in `source`. Where it is 0 no
-    document is begun: the source of the next one is drawn when it is.
+    document is open: the source of the next one is drawn as it is opened.
     """
 
     source: int
@@ -52,7 +51,7 @@ class LanePlace:
 
     @staticmethod
     def of(plain: Mapping[str, Any]) -> LanePlace:
-        """The place of which `dataclasses.asdict` gave `plain`, also where JSON lay between."""
+        """The place of which `dataclasses.asdict` gave `plain`, also by way of JSON."""
         places = tuple(SourcePlace(**place) for place in plain["sources"])
         return LanePlace(plain["source"], plain["token"], places)
 
@@ -236,8 +235,8 @@ class _Stream:
         self.place = SourcePlace(epoch, shard, 0, self.place.read)
 
 
-class Lane:
-    """Lane `index` of `lanes`, from `place` on (None: the start). Not usable after it raised.
+class Lane(Packer):
+    """Lane `index` of `lanes`, from `place` on (None: the beginning). Not usable after it raised.
 
     Raises DataError where a source has fewer shards than lanes or has no such place.
     """
@@ -247,6 +246,7 @@ class Lane:
     ) -> None:
         if place is None:
             place = LanePlace(0, 0, (SourcePlace(),) * len(mix.datasets))
+        super().__init__(offset=place.token, weighted=mix.is_weighted)
         self._mix, self._index, self._lanes, self._seed = mix, index, lanes, seed
         numbers = [place.token, *itertools.chain.from_iterable(map(astuple, place.sources))]
         known = 0 <= place.source < len(mix.datasets) == len(place.sources)
@@ -256,78 +256,47 @@ class Lane:
             _Stream(dataset, source, index, lanes, seed, place.sources[source])
             for source, dataset in enumerate(mix.datasets)
         ]
-        self._source, self._token = place.source, place.token
-        self._document: np.ndarray | None = None
-        self._weights: np.ndarray | None = None  # of the document's tokens
+        self._source = place.source
         for source, stream in enumerate(self._streams):
             if not stream.has_place(place.token if source == place.source else 0):
                 raise self._foreign_place(stream.dataset, place)
 
     @property
     def place(self) -> LanePlace:
-        """Where the next token lies: a lane that is given this place goes on with it."""
-        return LanePlace(self._source, self._token, tuple(s.place for s in self._streams))
+        """Where the next token is: a lane that is given this place continues with it."""
+        return LanePlace(self._source, self.offset, tuple(s.place for s in self._streams))
 
     @property
     def next_shards(self) -> list[tuple[int, int]]:
         """(source, index of a shard) of what this lane opens next in each source."""
         return [(source, stream.next_shard) for source, stream in enumerate(self._streams)]
 
-    def window(self, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
-        """The next `length` tokens: tokens int64, targets int64, starts bool, weights, [length].
+    def window(self, length: int) -> Window:
+        """The next `length` tokens, without padding. Raises DataError."""
+        return self.pack(length)[0]
 
-        The target of a token is the token after it in its document, also where that lies beyond
-        the window; of a document's last token it is IGNORE. `starts` marks the first token of each
-        document. The weights, float32, are the targets' in the loss, 0 where there is none; None
-        stands for 1 at every target. Raises DataError.
-        """
-        tokens = np.empty(length, np.int64)
-        targets = np.full(length, IGNORE, np.int64)
-        starts = np.zeros(length, np.bool_)
-        weights = np.zeros(length, np.float32) if self._mix.is_weighted else None
-        filled = 0
-        while filled < length:
-            if self._document is None:
-                self._document = self._open_document()
-            document, offset = self._document, self._token
-            taken = min(length - filled, len(document) - offset)
-            tokens[filled : filled + taken] = document[offset : offset + taken]
-            following = document[offset + 1 : offset + 1 + taken]
-            targets[filled : filled + len(following)] = following
-            starts[filled] = offset == 0
-            if weights is not None:
-                assert self._weights is not None
-                of_following = self._weights[offset + 1 : offset + 1 + taken]
-                weights[filled : filled + len(of_following)] = of_following
-            filled += taken
-            if offset + taken == len(document):
-                self._pass_document()
-            else:
-                self._token = offset + taken
-        return tokens, targets, starts, weights
-
-    def _open_document(self) -> np.ndarray:
-        """The document at the place, or where none is begun the next that has a token.
+    def open_document(self) -> LaidOut:
+        """The document at the place, or where none is open the next that has a token.
 
         An empty document is a draw like another: the mean lengths count it.
         """
         while True:
-            if self._token == 0:
+            if self.offset == 0:
                 self._source = self._mix.draw(self._seed, self._index, self.place.drawn)
             stream = self._streams[self._source]
             found = stream.open_document()
-            document = stream.dataset.lay_out(found)
-            if self._token > 0 and self._token >= len(document):
+            tokens = stream.dataset.lay_out(found)
+            if self.offset > 0 and self.offset >= len(tokens):
                 raise self._foreign_place(stream.dataset, self.place)
-            if len(document):
-                if self._mix.is_weighted:
-                    self._weights = stream.dataset.weigh(found, self._mix.prompt_weight)
-                return document
-            self._pass_document()
+            if len(tokens):
+                if not self._mix.is_weighted:
+                    return LaidOut(found.id, tokens)
+                weights = stream.dataset.weigh(found, self._mix.prompt_weight)
+                return LaidOut(found.id, tokens, weights)
+            self.pass_document()
 
-    def _pass_document(self) -> None:
-        self._document = None
-        self._token = 0
+    def pass_document(self) -> None:
+        """Move the place behind the open document."""
         self._streams[self._source].pass_document()
 
     def _foreign_place(self, dataset: Dataset, place: LanePlace) -> DataError:

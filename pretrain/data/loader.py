@@ -1,7 +1,7 @@
 """The loader: a rank's lanes, read ahead by threads, as batches of windows.
 
-Threads serve, since hashing, reading and copying release the interpreter's lock. They touch numpy
-alone: a thread that the interpreter's end finds inside torch can abort the process.
+Threads suffice, since hashing, reading and copying release the interpreter's lock. They touch numpy
+alone: a thread that is inside torch when the interpreter ends can abort the process.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import torch
 
 from data_prep.dataset.shards import DataError
 from pretrain.data.lanes import Lane, LanePlace, Mix
+from pretrain.data.packing import Window
 
 # A thread that hashes a shard cannot be interrupted. It only reads, and dies with the process.
 _JOIN_SECONDS = 1.0
@@ -32,8 +33,8 @@ class Batch:
     """A window of each of a rank's lanes: tensors [lanes, length] on the CPU.
 
     `tokens` and `targets` are int64, `starts` bool, `weights` float32 or None, as `Lane.window`
-    says. `places` are the lanes' places after this batch: with them a new loader goes on with the
-    next one.
+    says. `places` are the lanes' places after this batch: with them a new loader continues with
+    the next one.
     """
 
     tokens: torch.Tensor
@@ -43,16 +44,16 @@ class Batch:
     places: list[LanePlace]
 
 
-_Window = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None, LanePlace]
-_Part = list[_Window] | BaseException
+_Placed = tuple[Window, LanePlace]
+_Part = list[_Placed] | BaseException
 
 
 class Loader(Iterator[Batch]):
     """Batches of `lanes` (of `total_lanes`), forever; the same for any `workers` and `prefetch`.
 
-    `places` are where each lane of `lanes` goes on; None: at the start. `workers` threads share
-    the lanes and keep at most `prefetch` batches ready. Raises DataError where a lane cannot
-    start; what fails in a thread is raised, once, in place of the batch that it was to be part of.
+    `places` are where each lane of `lanes` continues; None: at its beginning. `workers` threads
+    share the lanes and hold at most `prefetch` batches ready. Raises DataError where a lane cannot
+    begin; what fails in a thread is raised, once, in place of the batch that it was to be part of.
     """
 
     def __init__(
@@ -82,18 +83,17 @@ class Loader(Iterator[Batch]):
         if not self._finalizer.alive:
             raise RuntimeError("the loader is closed")
         try:
-            windows: dict[int, _Window] = {}
+            placed: dict[int, _Placed] = {}
             for share, part in zip(self._shares, self._team.parts(), strict=True):
                 if isinstance(part, BaseException):
                     raise part
-                windows.update(zip(share, part, strict=True))
+                placed.update(zip(share, part, strict=True))
         except BaseException:
             # An interrupt too: the threads' windows are no longer of the same step.
             self.close()
             raise
-        tokens, targets, starts, weights, places = zip(
-            *(windows[row] for row in sorted(windows)), strict=True
-        )
+        windows, places = zip(*(placed[row] for row in sorted(placed)), strict=True)
+        tokens, targets, starts, weights = zip(*windows, strict=True)
         return Batch(
             torch.from_numpy(np.stack(tokens)),
             torch.from_numpy(np.stack(targets)),
@@ -153,7 +153,7 @@ class _Team:
         announced: set[tuple[int, int]] = set()
         try:
             while not self._stopped:
-                part = [(*lane.window(self._length), lane.place) for lane in lanes]
+                part = [(lane.window(self._length), lane.place) for lane in lanes]
                 for shard in {shard for lane in lanes for shard in lane.next_shards} - announced:
                     self._upcoming.put(shard)
                     announced.add(shard)

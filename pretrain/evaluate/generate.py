@@ -1,6 +1,7 @@
-"""Continuing a text of any length in constant space: memories, and the open segment's keys, values.
+"""Continuing a text of any length in constant space: memories, and the open segment's KV cache.
 
-Sampling runs on the CPU with a generator of its own, so that a seed means the same on any device.
+Tokens are sampled on the CPU with a generator of its own, so that a seed means the same on any
+device.
 """
 
 from __future__ import annotations
@@ -15,13 +16,13 @@ import torch
 from torch import Tensor
 
 from data_prep.tokenizer.contract import StreamDecoder
-from pretrain.evaluate import sampling
-from pretrain.evaluate.progress import Progress
+from pretrain.evaluate.progress import TokenProgress, to_stderr
+from pretrain.evaluate.sampling import Sampling
 from pretrain.model.decoding import Decoder
 from pretrain.model.transformer import StreamState
 from pretrain.trained import Trained, default_device, load
 
-# Logits that stand in memory at once while a prompt is taken in, unless a segment has more.
+# Logits that are in memory at once during prefill, unless a segment has more.
 _CHUNK_LOGITS = 2**24
 
 
@@ -34,10 +35,7 @@ def run(
     *,
     prompt: str = "",
     prompt_file: str | None = None,
-    max_tokens: int,
-    temperature: float,
-    top_p: float,
-    seed: int,
+    sampling: Sampling,
 ) -> int:
     """Continue `prompt`, or the text of `prompt_file` ("-": stdin), on stdout; the exit code, 0.
 
@@ -45,16 +43,8 @@ def run(
     """
     text = _text(prompt, prompt_file)
     trained = load(path, default_device())
-    generate(
-        trained,
-        trained.tokenizer.encode(text),
-        max_tokens=max_tokens,
-        temperature=temperature,
-        top_p=top_p,
-        seed=seed,
-        on_text=lambda piece: print(piece, end="", flush=True),
-        report=lambda line: print(line, file=sys.stderr, flush=True),
-    )
+    for piece in generate(trained, trained.tokenizer.encode(text), sampling, to_stderr):
+        print(piece, end="", flush=True)
     print()
     return 0
 
@@ -62,63 +52,38 @@ def run(
 def generate(
     trained: Trained,
     prompt_ids: Sequence[int] | np.ndarray,
-    *,
-    max_tokens: int,
-    temperature: float,
-    top_p: float,
-    seed: int,
-    on_text: Callable[[str], None],
+    sampling: Sampling,
     report: Callable[[str], None],
-) -> list[int]:
-    """At most `max_tokens` tokens after the prompt, ending before EOS.
+) -> Iterator[str]:
+    """The text after the prompt, piece by piece as soon as it is whole UTF-8, ending before EOS.
 
-    `prompt_ids` hold no BOS: it is laid before them, as the lanes do. Temperature 0 takes the
-    likeliest token; otherwise one is drawn from `distribution` with `seed`. `on_text` is given text
-    as soon as it is whole UTF-8, `report` progress lines of a long prompt.
-    Raises GenerationError.
+    `prompt_ids` hold no BOS: it is put before them, as in training. `report` is given progress
+    lines of a long prompt. Raises GenerationError.
     """
-    if found := sampling.problems(max_tokens, temperature, top_p):
+    if found := sampling.problems():
         raise GenerationError("; ".join(found))
     text_decoder = StreamDecoder(trained.tokenizer)
     for id in prompt_ids:
         text_decoder.push(int(id))
-    logits, stream = take_in(trained, prompt_ids, report)
-    generated: list[int] = []
-    for token in drawn(
-        trained,
-        logits,
-        stream,
-        max_tokens=max_tokens,
-        temperature=temperature,
-        top_p=top_p,
-        seed=seed,
-    ):
-        generated.append(token)
+    logits, stream = prefill(trained, prompt_ids, report)
+    for token in sampled(trained, logits, stream, sampling):
         if text := text_decoder.push(token):
-            on_text(text)
+            yield text
     if text := text_decoder.finish():
-        on_text(text)
-    return generated
+        yield text
 
 
-def drawn(
-    trained: Trained,
-    logits: Tensor,
-    stream: StreamState,
-    *,
-    max_tokens: int,
-    temperature: float,
-    top_p: float,
-    seed: int,
+def sampled(
+    trained: Trained, logits: Tensor, stream: StreamState, sampling: Sampling
 ) -> Iterator[int]:
-    """The tokens, one by one, after a stream and its `logits` [V], as `generate` draws them.
+    """The tokens, one by one, after a stream and its `logits` [V], ending before EOS.
 
     The stream is used up. Raises GenerationError where a logit is not finite.
     """
     decoder = Decoder(trained.model, stream)
-    generator = torch.Generator().manual_seed(seed)
-    for left in reversed(range(max_tokens)):
-        token = _choose(logits, temperature, top_p, generator)
+    generator = torch.Generator().manual_seed(sampling.seed)
+    for left in reversed(range(sampling.max_tokens)):
+        token = _choose(logits, sampling, generator)
         if token == trained.tokenizer.eos_id:
             return
         yield token
@@ -126,27 +91,44 @@ def drawn(
             logits = decoder.step(torch.tensor([token], device=trained.device))[0]
 
 
-def take_in(
+def prefill(
     trained: Trained, prompt_ids: Sequence[int] | np.ndarray, report: Callable[[str], None]
 ) -> tuple[Tensor, StreamState]:
     """The logits [V] after BOS and the prompt, and the stream there.
 
-    The prompt goes through in chunks of whole segments, at most a window of the run, so the space
-    does not grow with it. Raises GenerationError where there is nothing to continue.
+    Raises GenerationError where there is nothing to continue.
     """
     bos = trained.tokenizer.bos_id
     laid_out = np.concatenate([[] if bos is None else [bos], prompt_ids]).astype(np.int64)
     if not len(laid_out):
         raise GenerationError(
-            "the prompt is empty, and this run's tokenizer has no BOS to start a text with; "
+            "the prompt is empty, and this run's tokenizer has no BOS to begin a text with; "
             "give a prompt"
         )
-    progress = Progress("prompt", len(laid_out), report)
-    stream = trained.model.open_stream(1, trained.device)
-    for chunk in torch.split(torch.from_numpy(laid_out), chunk_tokens(trained)):
+    progress = TokenProgress("prompt", len(laid_out), report)
+    return read(trained, laid_out, trained.model.open_stream(1, trained.device), progress)
+
+
+def read(
+    trained: Trained, tokens: np.ndarray, stream: StreamState, progress: TokenProgress
+) -> tuple[Tensor, StreamState]:
+    """The logits [V] after a stream and `tokens` [n], n > 0, and the stream behind them."""
+    for logits, stream in extended(trained, tokens, stream):  # noqa: B007, B020 - one after another
+        progress.add(len(logits))
+    return logits[-1], stream
+
+
+def extended(
+    trained: Trained, tokens: np.ndarray, stream: StreamState
+) -> Iterator[tuple[Tensor, StreamState]]:
+    """The logits [t, V] of each chunk of `tokens` [n] after a stream, and the stream behind it.
+
+    A chunk is of whole segments, at most a window of the run, so that the space does not grow with
+    the number of tokens.
+    """
+    for chunk in torch.split(torch.from_numpy(tokens.astype(np.int64)), chunk_tokens(trained)):
         logits, stream = trained.model.extend(chunk[None].to(trained.device), stream)
-        progress.add(len(chunk))
-    return logits[0, -1], stream
+        yield logits[0], stream
 
 
 def distribution(logits: Tensor, temperature: float, top_p: float) -> Tensor:
@@ -165,21 +147,21 @@ def distribution(logits: Tensor, temperature: float, top_p: float) -> Tensor:
     return nucleus / nucleus.sum()
 
 
-def _choose(logits: Tensor, temperature: float, top_p: float, generator: torch.Generator) -> int:
+def _choose(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> int:
     logits = logits.float().cpu()
     if not logits.isfinite().all():
         raise GenerationError(
             "the model's logits are not finite: its weights or memory have overflowed; take an "
             "earlier checkpoint"
         )
-    if temperature == 0:
+    if sampling.temperature == 0:
         return int(logits.argmax())
-    probabilities = distribution(logits, temperature, top_p)
+    probabilities = distribution(logits, sampling.temperature, sampling.top_p)
     return int(torch.multinomial(probabilities, 1, generator=generator))
 
 
 def chunk_tokens(trained: Trained) -> int:
-    """Tokens that are taken in at once: whole segments, at most a window of the run."""
+    """Tokens of a chunk: whole segments, at most a window of the run."""
     segment = trained.config.model.segment
     affordable = _CHUNK_LOGITS // trained.tokenizer.vocab_size // segment
     return segment * max(1, min(affordable, trained.config.train.window_segments))

@@ -11,13 +11,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import normalize_gen_kwargs
 
-from data_prep.dataset import durable
-from pretrain.evaluate.generate import chunk_tokens, generate
-from pretrain.trained import Trained, default_device, load
+from pretrain.evaluate import results
+from pretrain.evaluate.generate import extended, generate
+from pretrain.evaluate.sampling import Sampling
+from pretrain.trained import Trained
+
+_MEASURED = ("results", "versions", "n-shot", "n-samples", "higher_is_better")
 
 
 class HarnessError(ValueError):
@@ -35,46 +39,57 @@ def run(
     """Evaluate a run or checkpoint on the harness's tasks in a directory, all where none is named.
 
     Prints the harness's table, and writes its results to `harness-STEP.json` in the run; returns
-    the exit code, 0. Nothing is downloaded. Raises HarnessError and what `load` raises.
+    the exit code, 0. Nothing is downloaded. Raises HarnessError and what `open_model` and `publish`
+    raise.
     """
     for variable in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
         os.environ[variable] = "1"
-    if not tasks_directory.is_dir():
-        raise HarnessError(f"{tasks_directory}: is no directory; expected one of task files (YAML)")
     # Imported now, since `datasets` looks at the variables as it is imported.
     from lm_eval import simple_evaluate
-    from lm_eval.tasks import TaskManager
     from lm_eval.utils import make_table
 
-    manager = TaskManager(include_path=str(tasks_directory), include_defaults=False)
-    there = sorted(manager.all_tasks)
-    if unknown := sorted(set(tasks) - set(there)):
-        raise HarnessError(f"{tasks_directory}: has no task {', '.join(unknown)}; it has {there}")
-    if not there:
-        raise HarnessError(f"{tasks_directory}: holds no task file of the harness (YAML)")
-    trained = load(path, default_device())
-    results = simple_evaluate(
+    manager, names = _tasks(tasks_directory, tasks)
+    trained = results.open_model(path)
+    found = simple_evaluate(
         Streamed(trained),
-        tasks=list(tasks or there),
+        tasks=names,
         num_fewshot=shots,
         limit=limit,
         task_manager=manager,
         bootstrap_iters=1000,
         log_samples=False,
     )
-    written = trained.run_directory / f"harness-{trained.step}.json"
-    kept = ("results", "versions", "n-shot", "n-samples", "higher_is_better")
-    durable.write_json(
-        written,
-        {
-            "checkpoint": str(trained.checkpoint_path),
-            "limit": limit,
-            **{key: _plain(results[key]) for key in kept if key in results},
-        },
+    report = {
+        **results.of_model(trained),
+        "tasks": names,
+        "tasks_directory": tasks_directory.resolve().name,
+        "shots": shots,
+        "limit": limit,
+        **{key: _plain(found[key]) for key in _MEASURED if key in found},
+    }
+    results.publish(
+        trained.run_directory,
+        f"harness-{trained.step}",
+        report,
+        measured=_MEASURED,
+        table=make_table(found),
     )
-    print(make_table(results))
-    print(f"written to {written}")
     return 0
+
+
+def _tasks(directory: Path, asked: Sequence[str]) -> tuple[Any, list[str]]:
+    """The harness's manager of the tasks in a directory, and the names of those asked for."""
+    if not directory.is_dir():
+        raise HarnessError(f"{directory}: is no directory; expected one of task files (YAML)")
+    from lm_eval.tasks import TaskManager
+
+    manager = TaskManager(include_path=str(directory), include_defaults=False)
+    there = sorted(manager.all_tasks)
+    if unknown := sorted(set(asked) - set(there)):
+        raise HarnessError(f"{directory}: has no task {', '.join(unknown)}; it has {there}")
+    if not there:
+        raise HarnessError(f"{directory}: holds no task file of the harness (YAML)")
+    return manager, sorted(asked) or there
 
 
 class Streamed(TemplateLM):
@@ -92,17 +107,17 @@ class Streamed(TemplateLM):
 
     @property
     def prefix_token_id(self) -> int:
-        """What stands before a text without a context: BOS, or EOS where there is none."""
+        """What precedes a text without a context: BOS, or EOS where there is none."""
         bos = self._tokenizer.bos_id
         return self.eot_token_id if bos is None else bos
 
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, **_: Any
     ) -> list[int]:
-        """The tokens of a document's start: BOS, where there is one, goes before."""
+        """The tokens of a document's beginning, BOS first where there is one."""
         bos = self._tokenizer.bos_id
-        laid_before = [] if bos is None or add_special_tokens is False else [bos]
-        return [*laid_before, *self._tokenizer.encode(string).tolist()]
+        head = [] if bos is None or add_special_tokens is False else [bos]
+        return [*head, *self._tokenizer.encode(string).tolist()]
 
     def _loglikelihood_tokens(
         self, requests: Sequence[tuple[Any, list[int], list[int]]], **_: Any
@@ -120,55 +135,39 @@ class Streamed(TemplateLM):
 
     def _score(self, context: Sequence[int], following: Sequence[int]) -> tuple[float, bool]:
         """Nats of `following` after `context`, and whether each token of it is the likeliest."""
-        tokens = torch.tensor([[*context, *following]])
+        tokens = np.array([*context, *following], np.int64)
         stream = self._trained.model.open_stream(1, self._trained.device)
         total, greedy, done = 0.0, True, 0
-        for chunk in torch.split(tokens[:, :-1], chunk_tokens(self._trained), dim=1):
-            logits, stream = self._trained.model.extend(chunk.to(self._trained.device), stream)
+        for logits, _ in extended(self._trained, tokens[:-1], stream):
             first = max(len(context) - 1 - done, 0)
-            done += chunk.shape[1]
-            if first >= chunk.shape[1]:
+            done += len(logits)
+            if first >= len(logits):
                 continue
-            scores = logits[0, first:].float().log_softmax(dim=1).cpu()
-            targets = tokens[0, done - len(scores) + 1 : done + 1, None]
-            total += float(scores.gather(1, targets).double().sum())
-            greedy = greedy and bool((scores.argmax(dim=1) == targets[:, 0]).all())
+            scores = logits[first:].float().log_softmax(dim=1).cpu()
+            targets = torch.from_numpy(tokens[done - len(scores) + 1 : done + 1])
+            total += float(scores.gather(1, targets[:, None]).double().sum())
+            greedy = greedy and bool((scores.argmax(dim=1) == targets).all())
         return total, greedy
 
     def _continuation(self, context: str, options: Mapping[str, Any]) -> str:
         asked = normalize_gen_kwargs(dict(options))
         ends = [end for end in asked["until"] if end]
-        text = ""
-
-        def take(piece: str) -> None:
-            nonlocal text
+        sampling = Sampling(
+            asked["max_gen_toks"],
+            asked.get("temperature", 1.0 if asked.get("do_sample") else 0.0),
+            asked.get("top_p", 1.0),
+        )
+        ids, text = self._tokenizer.encode(context), ""
+        for piece in generate(self._trained, ids, sampling, lambda line: None):
             text += piece
-            if any(end in text for end in ends):
-                raise _EndError
-
-        try:
-            generate(
-                self._trained,
-                self._tokenizer.encode(context),
-                max_tokens=asked["max_gen_toks"],
-                temperature=asked.get("temperature", 1.0 if asked.get("do_sample") else 0.0),
-                top_p=asked.get("top_p", 1.0),
-                seed=0,
-                on_text=take,
-                report=lambda line: None,
-            )
-        except _EndError:
-            text = text[: min(text.index(end) for end in ends if end in text)]
+            if found := [text.index(end) for end in ends if end in text]:
+                return text[: min(found)]
         return text
 
     def _known(self, id: int | None, name: str) -> int:
         if id is None:
             raise HarnessError(f"{self._tokenizer.path}: has no {name}, which the harness needs")
         return id
-
-
-class _EndError(Exception):
-    """The text has come to where the request ends it."""
 
 
 def _plain(value: Any) -> Any:

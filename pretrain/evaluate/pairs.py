@@ -1,7 +1,7 @@
-"""What an evaluation of summaries reads and asks; free of torch, so that mistakes are told at once.
+"""What an evaluation of summaries reads; free of torch, so that mistakes are reported at once.
 
-A *pair* is a document and its answer, a line of a jsonl file. The *question* stands between the
-two, as it did in training.
+A *pair* is a document and its answer, a line of a jsonl file. The *question* is the text between
+the two, as in training.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from typing import Any
 from data_prep.dataset.settings import SettingsError
 from data_prep.dataset.shards import DataError, read_manifest
 from pretrain import config as configuration
+from pretrain.config import CONFIG_FILE
 
-_CONFIG_FILE = "config.yaml"
-_TOLD = 10  # lines of a file whose mistakes are told one by one
+_REPORTED = 10  # lines of a file whose mistakes are reported one by one
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A document and what is to be said of it."""
+    """A document and the reference answer."""
 
     id: str
     document: str
@@ -33,37 +33,26 @@ class Pair:
 
 @dataclass(frozen=True)
 class Fields:
-    """Keys of a record's document and answer, and the text that stands between the two."""
+    """Keys of a record's document and answer, and the text between the two."""
 
     prompt: str
     answer: str
     question: str
 
 
-@dataclass(frozen=True)
-class Asked:
-    """Of each document these shares, from its start; and how an answer is drawn."""
-
-    shares: Sequence[float]
-    max_tokens: int
-    temperature: float
-    top_p: float
-    seed: int
-
-
 def fields(
     path: Path, prompt: str | None, answer: str | None, question: str | None
 ) -> tuple[Fields, list[str]]:
-    """What was given, else what the run at `path` was trained with; and what is not known then.
+    """What was given, else what the run at `path` was trained with; and what is missing then.
 
-    Keys that nothing tells are "prompt" and "answer".
+    The keys are "prompt" and "answer" where neither says otherwise.
     """
     known = _trained_with(path)
     problems = []
     if known is None and question is None:
         problems.append(
             f"--question: not given, and not known from {path}: the data sets of its config.yaml "
-            "are not there, hold no pairs, or differ in their question; give the text between a "
+            "do not exist, hold no pairs, or differ in their question; give the text between a "
             "document and its answer, which may be empty"
         )
     own = known or Fields("prompt", "answer", "")
@@ -75,12 +64,12 @@ def fields(
 
 
 def _trained_with(path: Path) -> Fields | None:
-    """The fields of the pairs that a run, or a checkpoint of one, was trained on, if it is sure."""
+    """The fields of the pairs that a run, or a checkpoint of one, was trained on, if all agree."""
     sources: list[dict[str, Any]] = []
     try:
         resolved = path.resolve()
-        run = resolved if (resolved / _CONFIG_FILE).is_file() else resolved.parent.parent
-        config = configuration.load(run / _CONFIG_FILE, [])
+        run = resolved if (resolved / CONFIG_FILE).is_file() else resolved.parent.parent
+        config = configuration.load(run / CONFIG_FILE, [])
         for data in config.data.sources.values():
             sources += read_manifest(Path(data.data)).configuration.get("sources", [])
     except (SettingsError, DataError):
@@ -110,8 +99,8 @@ def read(paths: Sequence[Path], fields: Fields) -> tuple[list[Pair], list[str]]:
             wrong.append(f"{path}: cannot be read ({error.strerror or error})")
         except (EOFError, zlib.error) as error:
             wrong.append(f"{path}: is a damaged gz file ({error})")
-        more = len(wrong) - _TOLD
-        problems += [*wrong[:_TOLD], *([f"{path}: and {more} more lines"] if more > 0 else [])]
+        more = len(wrong) - _REPORTED
+        problems += [*wrong[:_REPORTED], *([f"{path}: and {more} more lines"] if more > 0 else [])]
     if not pairs and not problems:
         problems.append(f"{', '.join(map(str, paths))}: holds no pair; expected one a line")
     return pairs, problems

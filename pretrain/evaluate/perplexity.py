@@ -1,15 +1,15 @@
 """How well a model predicts whole documents, by position, with its memory and without reading it.
 
 Documents are streamed window by window, so the space is constant however long they are. Lanes (B
-rows of a batch) each read documents of their own; a document starts at a segment's start, as in
-generation, and what is left of its last segment is padding behind it. So a document's losses are
-those of one forward over it alone, whatever stands beside it.
+rows of a batch) each read documents of their own; a document begins at a segment's start, as in
+generation, and what is left of its last segment is padding. So a document's losses are those of one
+forward over it alone, whatever lies beside it.
 
 *Position* p of a target is the number of text tokens before it: BOS is no target, EOS is the last
 one. The first token of a text is predicted from BOS alone, and is no target where the tokenizer has
-no BOS. *Bits a byte* are the bits of all targets over the UTF-8 bytes of the text. EOS has 0 bytes:
-its bits count (a model must also say where the text ends), its bytes do not. By position, a target
-has the bytes that its token stands for; they add up to the text's bytes for every tokenizer that
+no BOS. *Bits per byte* are the bits of all targets over the UTF-8 bytes of the text. EOS has 0
+bytes: its bits count (a model must also say where the text ends), its bytes do not. By position, a
+target has the bytes that its token makes; they add up to the text's bytes for every tokenizer that
 gives texts back exactly.
 """
 
@@ -17,27 +17,30 @@ from __future__ import annotations
 
 import itertools
 import math
-import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from data_prep.dataset import durable
+from data_prep.dataset import durable, shards
 from data_prep.dataset.shards import Document
 from data_prep.tokenizer.contract import Tokenizer
-from pretrain.data.lanes import IGNORE, Dataset
-from pretrain.evaluate.progress import Progress
+from pretrain.data.lanes import Dataset
+from pretrain.data.packing import IGNORE, LaidOut, Packer, Span, Window
+from pretrain.evaluate import results
+from pretrain.evaluate.progress import TokenProgress, to_stderr
+from pretrain.evaluate.results import Report
 from pretrain.model.state import of_lanes
-from pretrain.trained import Trained, default_device, load
+from pretrain.model.transformer import Output
+from pretrain.trained import Trained
 
 MEMORY, MASKED, NO_MEMORY = "memory", "masked", "none"
 """Columns of a report: memory read, its read masked, or a model without memory."""
 
+_MEASURED = ("text_bytes", "total", "positions")
 _BUCKETS = 64
 _HEADINGS = {MEMORY: "with memory", MASKED: "masked", NO_MEMORY: "no memory"}
 
@@ -56,21 +59,19 @@ def run(
 ) -> int:
     """Evaluate a run or checkpoint, print the table, write `eval-STEP-DATA.json` into the run.
 
-    Returns the exit code, 0. Raises what `load` and `evaluate` raise.
+    Returns the exit code, 0. Raises what `open_model`, `evaluate` and `publish` raise.
     """
-    trained = load(path, default_device())
+    trained = results.open_model(path)
     report = evaluate(
         trained,
         data_directory,
         window_segments=window_segments,
         max_documents=max_documents,
         batch=batch,
-        report=lambda line: print(line, file=sys.stderr, flush=True),
+        report=to_stderr,
     )
-    name = f"eval-{trained.step}-{report['data']}.json"
-    durable.write_json(trained.run_directory / name, report)
-    print(table(report))
-    print(f"written to {trained.run_directory / name}")
+    name = f"eval-{trained.step}-{report['data']}"
+    results.publish(trained.run_directory, name, report, measured=_MEASURED, table=table(report))
     return 0
 
 
@@ -84,7 +85,7 @@ def evaluate(
     report: Callable[[str], None],
     by_document: bool = False,
     masked: bool = True,
-) -> dict[str, Any]:
+) -> Report:
     """Score the first `max_documents` (None: all) documents of a data set, `batch` side by side.
 
     A window is `window_segments` segments (None: the run's); neither it nor `batch` changes what is
@@ -99,43 +100,44 @@ def evaluate(
         window_segments = trained.config.train.window_segments
     data = Dataset(data_directory)
     _check_tokenizer(trained, data)
-    progress = Progress("evaluate", _tokens_ahead(data, max_documents), report)
-    score = _Score(_columns(trained, masked), _TokenBytes.of(trained.tokenizer))
-    score.documents = {} if by_document else None
+    count = min(data.manifest.documents, max_documents or data.manifest.documents)
+    progress = TokenProgress("evaluate", round(count * data.mean_length), report)
+    columns = _columns(trained, masked)
+    # Text tokens are counted from 0: BOS is at -1.
+    first = 0 if data.manifest.tokenizer.bos_id is None else -1
+    score = _Score(columns, trained.tokenizer, first, by_document)
     queue = _Queue(itertools.islice(data.documents(), max_documents))
     lanes = [_Lane(queue, data, trained.config.model.segment) for _ in range(batch)]
-    for windows, losses in _losses(trained, lanes, window_segments, score.columns):
+    for windows, losses in _losses(trained, lanes, window_segments, columns):
         score.add(windows, losses)
-        progress.add(sum(window.taken for window in windows))
-    if not (score.tokens.sum() and queue.text_bytes):
+        progress.add(sum(span.tokens for _, spans in windows for span in spans))
+    found = score.report(queue.text_bytes)
+    if not (found["positions"] and queue.text_bytes):
         raise EvaluationError(f"{data_directory}: the documents asked for have no text to predict")
     return {
-        "step": trained.step,
-        "checkpoint": trained.checkpoint_path.name,
+        **results.of_model(trained),
         "data": data_directory.resolve().name,
+        "data_sha256": durable.sha256_of(data_directory / shards.MANIFEST),
         "tokenizer_sha256": data.manifest.tokenizer.sha256,
-        "memory_kind": trained.config.model.memory.kind,
-        "segment": trained.config.model.segment,
         "window_segments": window_segments,
         "documents": queue.documents,
         "text_bytes": queue.text_bytes,
-        "total": score.total(queue.text_bytes),
-        "positions": score.by_position(),
-        **({} if score.documents is None else {"by_document": _each(score.documents)}),
+        **found,
     }
 
 
-def table(report: dict[str, Any]) -> str:
+def table(report: Report) -> str:
     """The report as text for people: a row a range of positions, and all of them together."""
     columns = list(report["total"]["nats"])
     compared = len(columns) == 2
     headings = [f"{'position':>19} {'tokens':>12}", *(f"{_HEADINGS[c]:>12}" for c in columns)]
     lines = [
         f"step {report['step']} on {report['data']}: {report['documents']:,} documents, "
-        f"{report['text_bytes']:,} bytes; bits a byte by position (text tokens before the target)",
+        f"{report['text_bytes']:,} bytes; bits per byte by position (text tokens before the "
+        "target)",
         " ".join([*headings, f"{'gain':>9}"] if compared else headings),
     ]
-    rows = [(_range(row), row) for row in report["positions"]] + [("all", report["total"])]
+    rows = [(range_of(row), row) for row in report["positions"]] + [("all", report["total"])]
     for name, row in rows:
         bits = [row["bits_per_byte"][column] for column in columns]
         cells = [f"{name:>19} {row['tokens']:>12,}", *(f"{_shown(value):>12}" for value in bits)]
@@ -146,30 +148,21 @@ def table(report: dict[str, Any]) -> str:
     perplexities = [
         f"{report['total']['perplexity'][column]:.3f} {_HEADINGS[column]}" for column in columns
     ]
-    lines.append(f"perplexity a token: {', '.join(perplexities)}")
+    lines.append(f"perplexity per token: {', '.join(perplexities)}")
     return "\n".join(lines)
 
 
-@dataclass(frozen=True)
-class _Window:
-    """A lane's next window: arrays [length]; `taken` tokens of documents, the rest is padding.
+def range_of(row: Report) -> str:
+    """The positions of a report's row."""
+    last = row["end"] - 1
+    return f"{last:,}" if row["first"] == last else f"{row['first']:,} to {last:,}"
 
-    `positions` are of the targets, `owners` the place in `ids` of their document. `end` is where
-    the last of the documents' tokens ends.
-    """
 
-    tokens: np.ndarray
-    targets: np.ndarray
-    starts: np.ndarray
-    positions: np.ndarray
-    owners: np.ndarray
-    taken: int
-    end: int
-    ids: list[str]
+_Packed = tuple[Window, list[Span]]
 
 
 class _Queue(Iterator[Document]):
-    """The documents that the lanes take turns to draw from, counted."""
+    """The documents that the lanes take turns to take from, counted."""
 
     def __init__(self, documents: Iterator[Document]) -> None:
         self.documents = 0
@@ -183,93 +176,63 @@ class _Queue(Iterator[Document]):
         return document
 
 
-class _Lane:
+class _Lane(Packer):
     """One row of the batch: document after document, each from a segment's start on."""
 
     def __init__(self, documents: Iterator[Document], data: Dataset, segment: int) -> None:
+        super().__init__(align=segment)
         self._documents = documents
         self._data = data
-        self._segment = segment
-        # Text tokens are counted from 0: BOS stands at -1.
-        self._shift = 0 if data.manifest.tokenizer.bos_id is None else 1
-        self._id = ""
-        self._laid_out = np.array([], np.int64)
-        self._offset = 0
 
-    def window(self, length: int) -> _Window | None:
-        """The next window, `length` being a multiple of the segment; None where nothing is left."""
-        tokens, positions = np.zeros(length, np.int64), np.zeros(length, np.int64)
-        targets, starts = np.full(length, IGNORE, np.int64), np.zeros(length, np.bool_)
-        owners = np.zeros(length, np.int64)
-        filled = taken = end = 0
-        ids: list[str] = []
-        while filled < length and self._open():
-            offset = self._offset
-            count = min(length - filled, len(self._laid_out) - offset)
-            end = filled + count
-            tokens[filled:end] = self._laid_out[offset : offset + count]
-            following = self._laid_out[offset + 1 : offset + 1 + count]
-            targets[filled : filled + len(following)] = following
-            positions[filled:end] = np.arange(count) + (offset + 1 - self._shift)
-            starts[filled] = offset == 0
-            owners[filled:end] = len(ids)
-            ids.append(self._id)
-            self._offset += count
-            taken += count
-            filled += math.ceil(count / self._segment) * self._segment
-        if not taken:
-            return None
-        return _Window(tokens, targets, starts, positions, owners, taken, end, ids)
-
-    def _open(self) -> bool:
-        """Whether there is a token left, of the open document or of the next."""
-        while self._offset == len(self._laid_out):
-            document = next(self._documents, None)
-            if document is None:
-                return False
-            self._id, self._offset = document.id, 0
-            self._laid_out = self._data.lay_out(document)
-        return True
+    def open_document(self) -> LaidOut | None:
+        for document in self._documents:
+            tokens = self._data.lay_out(document)
+            if len(tokens):
+                return LaidOut(document.id, tokens)
+        return None
 
 
 def _losses(
     trained: Trained, lanes: Sequence[_Lane], window_segments: int, columns: Sequence[str]
-) -> Iterator[tuple[list[_Window], dict[str, Tensor]]]:
-    """Windows of all lanes with their losses by column, [B, T] in nats on the CPU."""
+) -> Iterator[tuple[list[_Packed], list[np.ndarray]]]:
+    """Windows of all lanes with their losses of each column, float64 [B, T] in nats."""
     model, device = trained.model, trained.device
     length = window_segments * trained.config.model.segment
     state = model.initial_state(len(lanes), device)
     while True:
-        drawn = [lane.window(length) for lane in lanes]
-        kept = [row for row, window in enumerate(drawn) if window is not None]
+        packed = [lane.pack(length) for lane in lanes]
+        kept = [row for row, (_, spans) in enumerate(packed) if spans]
         if not kept:
             return
         if len(kept) < len(lanes):
             lanes, state = [lanes[row] for row in kept], of_lanes(state, kept)
-        windows = [window for window in drawn if window is not None]
-        width = max(window.end for window in windows)
-        tokens, starts, targets = (
-            torch.from_numpy(np.stack([getattr(window, name) for window in windows])[:, :width]).to(
-                device
-            )
-            for name in ("tokens", "starts", "targets")
+        windows = [packed[row] for row in kept]
+        width = max(spans[-1].end for _, spans in windows)
+        tokens, targets, starts = (
+            torch.from_numpy(np.stack(rows)[:, :width]).to(device)
+            for rows in zip(*(window[:3] for window, _ in windows), strict=True)
         )
-        found: dict[str, Tensor] = {}
         with torch.inference_mode():
-            output = model(tokens, starts, state, targets)
+            output: Output = model(tokens, starts, state, targets)
             state = output.state
-            found[columns[0]] = output.losses.cpu()
+            losses = [_on_host(output)]
             if MASKED in columns:
                 # What is never read need not be carried.
                 unread = model.initial_state(len(windows), device)
-                masked = model(tokens, starts, unread, targets, read_memory=False)
-                found[MASKED] = masked.losses.cpu()
-        yield windows, found
+                masked: Output = model(tokens, starts, unread, targets, read_memory=False)
+                losses.append(_on_host(masked))
+        yield windows, losses
+
+
+def _on_host(output: Output) -> np.ndarray:
+    assert output.losses is not None
+    losses: np.ndarray = output.losses.cpu().double().numpy()
+    return losses
 
 
 @dataclass(frozen=True)
 class _TokenBytes:
-    """Bytes of text that each token stands for, [vocabulary]: inside a text, and as its first."""
+    """Bytes of text that each token makes, [vocabulary]: inside a text, and as its first."""
 
     inside: np.ndarray
     first: np.ndarray
@@ -286,92 +249,103 @@ class _TokenBytes:
         return lengths
 
 
-@dataclass
 class _Score:
-    """Sums over targets by bucket of position; bucket b > 0 holds 2^(b - 1) <= p < 2^b."""
+    """Sums over the targets of all documents, and where that is asked for of each.
 
-    columns: Sequence[str]
-    token_bytes: _TokenBytes
-    tokens: np.ndarray = field(default_factory=lambda: np.zeros(_BUCKETS, np.int64))
-    bytes: np.ndarray = field(default_factory=lambda: np.zeros(_BUCKETS, np.int64))
-    nats: dict[str, np.ndarray] = field(default_factory=dict)
-    documents: dict[str, _Score] | None = None
-    """The same of each document, where that is asked for."""
+    Sums are float64 [2 + columns, _BUCKETS]: tokens, bytes, and nats by column, by bucket of
+    position. `first` is the position of a document's first token.
+    """
 
-    def __post_init__(self) -> None:
-        self.nats = {column: np.zeros(_BUCKETS) for column in self.columns}
-
-    def add(self, windows: Sequence[_Window], losses: dict[str, Tensor]) -> None:
-        """Add a batch of windows. Raises EvaluationError where a loss is not finite."""
-        for row, window in enumerate(windows):
-            is_target = window.targets != IGNORE
-            positions, targets = window.positions[is_target], window.targets[is_target]
-            nats = {}
-            for column, batch in losses.items():
-                values = batch[row].double().numpy()[is_target[: batch.shape[1]]]
-                if not np.isfinite(values).all():
-                    raise EvaluationError(
-                        f"the loss is not finite in {' or '.join(window.ids)}, near position "
-                        f"{positions[~np.isfinite(values)][0]} ({_HEADINGS[column]}): the weights "
-                        "or the memory have overflowed; evaluate an earlier checkpoint"
-                    )
-                nats[column] = values
-            own = (bucket_of(positions), self.token_bytes(targets, positions), nats)
-            self._count(*own)
-            if self.documents is not None:
-                self._count_each(self.documents, window.ids, window.owners[is_target], *own)
-
-    def _count(self, buckets: np.ndarray, sizes: np.ndarray, nats: dict[str, np.ndarray]) -> None:
-        """Add targets: bucket and bytes [n], and nats [n] by column."""
-        self.tokens += np.bincount(buckets, minlength=_BUCKETS)
-        self.bytes += np.bincount(buckets, sizes, _BUCKETS).astype(np.int64)
-        for column, values in nats.items():
-            self.nats[column] += np.bincount(buckets, values, _BUCKETS)
-
-    def _count_each(
-        self,
-        documents: dict[str, _Score],
-        ids: Sequence[str],
-        owners: np.ndarray,
-        buckets: np.ndarray,
-        sizes: np.ndarray,
-        nats: dict[str, np.ndarray],
+    def __init__(
+        self, columns: Sequence[str], tokenizer: Tokenizer, first: int, by_document: bool
     ) -> None:
-        for index, id in enumerate(ids):
-            own = owners == index
-            score = documents.setdefault(id, _Score(self.columns, self.token_bytes))
-            score._count(
-                buckets[own], sizes[own], {column: values[own] for column, values in nats.items()}
-            )
+        self._columns = columns
+        self._empty = np.zeros((2 + len(columns), _BUCKETS))
+        self._all = self._empty.copy()
+        self._documents: dict[str, np.ndarray] = {}
+        self._by_document = by_document
+        self._token_bytes = _TokenBytes.of(tokenizer)
+        self._first = first
 
-    def total(self, text_bytes: int) -> dict[str, Any]:
-        """Over all targets and `text_bytes`."""
-        nats = {column: float(values.sum()) for column, values in self.nats.items()}
-        return _numbers(int(self.tokens.sum()), text_bytes, nats)
+    def add(self, windows: Sequence[_Packed], losses: Sequence[np.ndarray]) -> None:
+        """Add a batch of windows, losses [B, T] of each column.
 
-    def by_position(self) -> list[dict[str, Any]]:
-        """Of each bucket that holds a target."""
+        Raises EvaluationError where one is not finite.
+        """
+        for row, (window, spans) in enumerate(windows):
+            own = [values[row] for values in losses]
+            parts = [self._of_span(window, span, own) for span in spans]
+            # At once, since sums of floats depend on their order.
+            self._all += _summed(*map(np.concatenate, zip(*parts, strict=True)))
+            if self._by_document:
+                for span, part in zip(spans, parts, strict=True):
+                    sums = self._documents.setdefault(span.id, self._empty.copy())
+                    sums += _summed(*part)
+
+    def report(self, text_bytes: int) -> Report:
+        """`total` over so many bytes, `positions`, and `by_document` where it was asked for."""
+        found = self._numbers(self._all, text_bytes)
+        if self._by_document:
+            found["by_document"] = [
+                {"id": id, "text_bytes": size, **self._numbers(sums, size)}
+                for id, sums in self._documents.items()
+                if sums[0].any()
+                for size in [int(sums[1].sum())]
+            ]
+        return found
+
+    def _of_span(
+        self, window: Window, span: Span, losses: Sequence[np.ndarray]
+    ) -> tuple[np.ndarray, ...]:
+        """Of each target of a document: bucket, 1, bytes, and nats by column, [n] each."""
+        targets = window.targets[span.at : span.end]
+        is_target = targets != IGNORE
+        positions = (np.arange(span.tokens) + (span.offset + 1 + self._first))[is_target]
+        nats = [values[span.at : span.end][is_target] for values in losses]
+        for column, values in zip(self._columns, nats, strict=True):
+            if not (finite := np.isfinite(values)).all():
+                raise EvaluationError(
+                    f"the loss is not finite in document {span.id} at position "
+                    f"{positions[~finite][0]} ({_HEADINGS[column]}): the weights or the memory "
+                    "have overflowed; evaluate an earlier checkpoint"
+                )
+        sizes = self._token_bytes(targets[is_target], positions)
+        return bucket_of(positions), np.ones_like(sizes), sizes, *nats
+
+    def _numbers(self, sums: np.ndarray, text_bytes: int) -> Report:
+        tokens, sizes, nats = sums[0], sums[1], sums[2:]
         rows = []
-        for bucket in np.flatnonzero(self.tokens).tolist():
-            nats = {column: float(values[bucket]) for column, values in self.nats.items()}
+        for bucket in np.flatnonzero(tokens).tolist():
             edges = {"first": 2**bucket // 2, "end": 2**bucket}
-            numbers = _numbers(int(self.tokens[bucket]), int(self.bytes[bucket]), nats)
-            rows.append({**edges, **numbers})
-        return rows
+            own = self._row(int(tokens[bucket]), int(sizes[bucket]), nats[:, bucket])
+            rows.append({**edges, **own})
+        total = self._row(int(tokens.sum()), text_bytes, [values.sum() for values in nats])
+        return {"total": total, "positions": rows}
 
-
-def _each(documents: dict[str, _Score]) -> list[dict[str, Any]]:
-    sizes = {id: int(score.bytes.sum()) for id, score in documents.items()}
-    return [
-        {
-            "id": id,
-            "text_bytes": sizes[id],
-            "total": score.total(sizes[id]),
-            "positions": score.by_position(),
+    def _row(
+        self, tokens: int, text_bytes: int, sums: Sequence[float] | np.ndarray
+    ) -> dict[str, Any]:
+        nats = {column: float(value) for column, value in zip(self._columns, sums, strict=True)}
+        return {
+            "tokens": tokens,
+            "bytes": text_bytes,
+            "nats": nats,
+            "bits_per_byte": {
+                column: value / math.log(2) / text_bytes if text_bytes else None
+                for column, value in nats.items()
+            },
+            "perplexity": {
+                # Hopeless, and still a number.
+                column: math.exp(min(value / tokens, 700.0))
+                for column, value in nats.items()
+                if tokens
+            },
         }
-        for id, score in documents.items()
-        if score.tokens.sum()
-    ]
+
+
+def _summed(buckets: np.ndarray, *values: np.ndarray) -> np.ndarray:
+    """The sums of values [n] by bucket: [values, _BUCKETS]."""
+    return np.stack([np.bincount(buckets, each, _BUCKETS) for each in values])
 
 
 def bucket_of(positions: np.ndarray) -> np.ndarray:
@@ -379,33 +353,6 @@ def bucket_of(positions: np.ndarray) -> np.ndarray:
     # p = m 2^b with 0.5 <= m < 1.
     exponents: np.ndarray = np.frexp(positions)[1]
     return exponents
-
-
-def _numbers(tokens: int, text_bytes: int, nats: dict[str, float]) -> dict[str, Any]:
-    return {
-        "tokens": tokens,
-        "bytes": text_bytes,
-        "nats": nats,
-        "bits_per_byte": {
-            column: value / math.log(2) / text_bytes if text_bytes else None
-            for column, value in nats.items()
-        },
-        "perplexity": {
-            # Hopeless, and still a number.
-            column: math.exp(min(value / tokens, 700.0))
-            for column, value in nats.items()
-        },
-    }
-
-
-def _tokens_ahead(data: Dataset, max_documents: int | None) -> int:
-    """About how many tokens the first documents have, BOS and EOS among them."""
-    info, manifest = data.manifest.tokenizer, data.manifest
-    marks = sum(mark is not None for mark in (info.bos_id, info.eos_id))
-    tokens = manifest.tokens + manifest.documents * marks
-    if max_documents is None or max_documents >= manifest.documents:
-        return tokens
-    return tokens * max_documents // manifest.documents
 
 
 def _columns(trained: Trained, masked: bool) -> tuple[str, ...]:
@@ -419,14 +366,9 @@ def _check_tokenizer(trained: Trained, data: Dataset) -> None:
     if own != data.manifest.tokenizer.sha256:
         raise EvaluationError(
             f"{data.directory}: was prepared with another tokenizer than the run's, so its tokens "
-            "mean other texts; prepare it anew with data-prep's "
+            "mean other texts; prepare it again with data-prep's "
             f"tokenizer.path={trained.tokenizer.path}"
         )
-
-
-def _range(row: dict[str, Any]) -> str:
-    last = row["end"] - 1
-    return f"{last:,}" if row["first"] == last else f"{row['first']:,} to {last:,}"
 
 
 def _shown(value: float | None, sign: str = "") -> str:

@@ -1,14 +1,22 @@
-"""How far a long pass over tokens is, as lines."""
+"""Lines about how far a long pass over tokens is."""
 
 from __future__ import annotations
 
+import contextlib
+import sys
 import time
 from collections.abc import Callable
 from datetime import timedelta
 
 
-class Progress:
-    """Tells `report`, at most every `seconds`, how many tokens of about `total` are done."""
+def to_stderr(line: str) -> None:
+    """Print a line at once; a closed terminal does not end a long evaluation."""
+    with contextlib.suppress(OSError):
+        print(line, file=sys.stderr, flush=True)
+
+
+class TokenProgress:
+    """Reports, at most every `seconds`, how many tokens of about `total` are done."""
 
     def __init__(
         self, task: str, total: int, report: Callable[[str], None], seconds: float = 5.0
@@ -18,15 +26,15 @@ class Progress:
         self.done = 0
         self._report = report
         self._seconds = seconds
-        self._started = self._told = time.perf_counter()
+        self._started = self._reported = time.perf_counter()
 
     def add(self, tokens: int) -> None:
-        """Count tokens; a line if the last one, or the start, was long enough ago."""
+        """Count tokens; a line if the last one, or the beginning, was long enough ago."""
         self.done += tokens
         now = time.perf_counter()
-        if now - self._told < self._seconds:
+        if now - self._reported < self._seconds:
             return
-        self._told = now
+        self._reported = now
         rate = self.done / (now - self._started)
         left = max(self.total - self.done, 0) / rate
         self._report(

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Asked:
-    """Of every task, length in tokens and depth (None: drawn) so many samples."""
+class Questions:
+    """`samples` of every task, length in tokens and depth (None: drawn anew for each)."""
 
     tasks: Sequence[str]
     lengths: Sequence[int]

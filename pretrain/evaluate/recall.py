@@ -1,20 +1,19 @@
-"""How well a model recalls what stands far back in its prompt: passkeys, needles, stories.
+"""How well a model recalls what lies far back in its prompt: passkeys, needles, stories.
 
 A question is a prompt of a given length and its answer. The answer is *exact* if every token of it
 is the likeliest after the tokens before it, which is what greedy decoding would say. *Token
 accuracy* is the share of its tokens that are, without those of white space alone.
 
-All questions of a length go through together, window by window, so that of the model's work only a
-window stands in memory. Lanes whose prompts have been the same so far are one lane: a passkey's
-filler is read once for all depths until the keys are told, and the numbers are those of each prompt
+All questions of a length go through together, window by window, so that the activations of one
+window alone are in memory. Lanes whose prompts have been the same so far are one lane: a passkey's
+filler is read once for all depths until the keys come, and the numbers are those of each prompt
 alone.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +22,17 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from data_prep.dataset import durable
+from data_prep.dataset import durable, shards
 from data_prep.recall import tasks
 from data_prep.recall.tasks import Haystack
 from data_prep.tokenizer.contract import Tokenizer
-from pretrain.evaluate.progress import Progress
-from pretrain.evaluate.questions import Asked
+from pretrain.evaluate import results
+from pretrain.evaluate.progress import TokenProgress, to_stderr
+from pretrain.evaluate.questions import Questions
+from pretrain.evaluate.results import Report
 from pretrain.model.state import of_lanes
 from pretrain.model.transformer import Transformer
-from pretrain.trained import Trained, default_device, load
+from pretrain.trained import Trained
 
 # Tokens of all lanes that are computed at once, unless a segment of each has more.
 _AT_ONCE = {"cpu": 2**14, "cuda": 2**18}
@@ -50,35 +51,37 @@ class _Question:
     first: int
 
 
-def run(path: Path, name: str, asked: Asked, filler: Path | None) -> int:
+def run(path: Path, name: str, asked: Questions, filler: Path | None) -> int:
     """Put the questions to a run or checkpoint; print the table and write it into the run.
 
     `NAME-STEP.json` holds the numbers; with depths `plots/NAME-STEP.png` is a heat map. `filler` is
     a data set with books, None: the passkey's own filler. Returns the exit code, 0. Raises what
-    `load`, `Haystack.of_books` and `evaluate` raise.
+    `open_model`, `Haystack.of_books`, `evaluate` and `publish` raise.
     """
-    trained = load(path, default_device())
-    haystack = Haystack.repeated() if filler is None else Haystack.of_books(filler)
-    report = evaluate(
-        trained, haystack, asked, lambda line: print(line, file=sys.stderr, flush=True)
+    trained = results.open_model(path)
+    report: Report = {"filler": None}
+    haystack = Haystack.repeated()
+    if filler is not None:
+        haystack = Haystack.of_books(filler)
+        report = {
+            "filler": filler.resolve().name,
+            "filler_sha256": durable.sha256_of(filler / shards.MANIFEST),
+        }
+    report |= evaluate(trained, haystack, asked, to_stderr)
+    results.publish(
+        trained.run_directory,
+        f"{name}-{trained.step}",
+        report,
+        measured=("rows",),
+        table=table(report),
+        figure=heat_map(report) if len(asked.depths) > 1 else None,
     )
-    report["filler"] = None if filler is None else filler.resolve().name
-    written = trained.run_directory / f"{name}-{trained.step}.json"
-    durable.write_json(written, report)
-    print(table(report))
-    print(f"written to {written}")
-    if len(asked.depths) > 1:
-        picture = trained.run_directory / "plots" / f"{name}-{trained.step}.png"
-        picture.parent.mkdir(exist_ok=True)
-        with durable.replacing(picture) as out:
-            heat_map(report).savefig(out, format="png", dpi=120)
-        print(f"heat map in {picture}")
     return 0
 
 
 def evaluate(
-    trained: Trained, haystack: Haystack, asked: Asked, report: Callable[[str], None]
-) -> dict[str, Any]:
+    trained: Trained, haystack: Haystack, asked: Questions, report: Callable[[str], None]
+) -> Report:
     """Ask every question; `report` is given lines of progress.
 
     Returns JSON-able numbers: what was asked, and `rows`, each with task, length, depth, samples,
@@ -87,27 +90,20 @@ def evaluate(
     are not finite.
     """
     total = sum(asked.lengths) * len(asked.tasks) * len(asked.depths) * asked.samples
-    progress = Progress("recall", total, report)
+    progress = TokenProgress("recall", total, report)
     rows: list[dict[str, Any]] = []
     for task in asked.tasks:
         for length in asked.lengths:
             questions = _questions(trained.tokenizer, haystack, asked, task, length)
-            said = answers(
+            given = answers(
                 trained.model, [q.ids for q in questions], [q.first for q in questions], progress
             )
-            rows += _rows(trained.tokenizer, task, length, questions, said)
-    return {
-        "step": trained.step,
-        "checkpoint": trained.checkpoint_path.name,
-        "memory_kind": trained.config.model.memory.kind,
-        "segment": trained.config.model.segment,
-        "seed": asked.seed,
-        "rows": rows,
-    }
+            rows += _rows(trained.tokenizer, task, length, questions, given)
+    return {**results.of_model(trained), **asdict(asked), "rows": rows}
 
 
 def _questions(
-    tokenizer: Tokenizer, haystack: Haystack, asked: Asked, task: str, length: int
+    tokenizer: Tokenizer, haystack: Haystack, asked: Questions, task: str, length: int
 ) -> list[_Question]:
     """By depth, then sample; the samples of a number ask the same at every depth."""
     found = []
@@ -133,34 +129,42 @@ def _questions(
 
 
 def answers(
-    model: Transformer, prompts: Sequence[np.ndarray], firsts: Sequence[int], progress: Progress
+    model: Transformer,
+    prompts: Sequence[np.ndarray],
+    firsts: Sequence[int],
+    progress: TokenProgress,
 ) -> list[np.ndarray]:
     """For each of `prompts` [n] the likeliest tokens at its places `first`, ..., n - 1, in order.
 
     Each is predicted from the tokens before it. Raises RecallError where a logit is not finite.
     """
     device = model.embedding.weight.device
-    said: list[list[np.ndarray]] = [[] for _ in prompts]
+    found: list[list[np.ndarray]] = [[] for _ in prompts]
     state = model.initial_state(1, device)
     with torch.inference_mode():
         for begin, end, lanes, came_from in _shared(model, prompts):
             state = of_lanes(state, came_from)
-            tokens = np.zeros((len(lanes), end - begin), np.int64)
-            for lane, members in enumerate(lanes):
-                part = prompts[members[0]][begin:end]
-                tokens[lane, : len(part)] = part
+            tokens = torch.from_numpy(_padded([prompts[rows[0]][begin:end] for rows in lanes]))
             starts = torch.zeros(tokens.shape, dtype=torch.bool, device=device)
             starts[:, 0] = begin == 0
-            hidden, state = model.hidden(torch.from_numpy(tokens).to(device), starts, state)
-            for lane, members in enumerate(lanes):
-                for row in members:
+            hidden, state = model.hidden(tokens.to(device), starts, state)
+            for lane, rows in enumerate(lanes):
+                for row in rows:
                     # The token at a place is predicted at the one before it.
                     places = range(max(firsts[row] - 1, begin), min(len(prompts[row]) - 1, end))
                     if places:
                         kept = hidden[lane, places.start - begin : places.stop - begin]
-                        said[row].append(_likeliest(model, kept))
-                    progress.add(max(0, min(len(prompts[row]), end) - begin))
-    return [np.concatenate(parts) if parts else np.array([], np.int64) for parts in said]
+                        found[row].append(_likeliest(model, kept))
+                    progress.add(min(len(prompts[row]), end) - begin)
+    return [np.concatenate(parts) if parts else np.array([], np.int64) for parts in found]
+
+
+def _padded(parts: Sequence[np.ndarray]) -> np.ndarray:
+    """Side by side, with zeros behind the shorter ones: int64 [parts, the longest]."""
+    tokens = np.zeros((len(parts), max(map(len, parts))), np.int64)
+    for row, part in zip(tokens, parts, strict=True):
+        row[: len(part)] = part
+    return tokens
 
 
 def _likeliest(model: Transformer, hidden: Tensor) -> np.ndarray:
@@ -206,38 +210,34 @@ def _rows(
     task: str,
     length: int,
     questions: Sequence[_Question],
-    said: Sequence[np.ndarray],
+    given: Sequence[np.ndarray],
 ) -> list[dict[str, Any]]:
-    """The shares of each depth."""
+    """The shares of each depth, from the tokens `given` to each question."""
     rows = []
     for depth in dict.fromkeys(question.depth for question in questions):
-        right, counted, exact, sizes = 0, 0, [], []
-        for question, tokens in zip(questions, said, strict=True):
-            if question.depth != depth:
-                continue
-            answer = question.ids[question.first :]
-            hits = tokens == answer
-            blank = np.array(
-                [not tokenizer.decode_bytes([id], inside=True).strip() for id in answer]
-            )
-            right, counted = right + int(hits[~blank].sum()), counted + int((~blank).sum())
-            exact.append(bool(hits.all()))
-            sizes.append(question.first)
+        own = [pair for pair in zip(questions, given, strict=True) if pair[0].depth == depth]
+        hits = [tokens == question.ids[question.first :] for question, tokens in own]
+        # Tokens of white space alone are no part of an answer.
+        counted = [
+            bool(tokenizer.decode_bytes([id], inside=True).strip())
+            for question, _ in own
+            for id in question.ids[question.first :]
+        ]
         rows.append(
             {
                 "task": task,
                 "length": length,
                 "depth": depth,
-                "samples": len(exact),
-                "tokens": sum(sizes) / len(sizes),
-                "exact": sum(exact) / len(exact),
-                "token_accuracy": right / counted,
+                "samples": len(own),
+                "tokens": sum(question.first for question, _ in own) / len(own),
+                "exact": sum(bool(each.all()) for each in hits) / len(own),
+                "token_accuracy": int(np.concatenate(hits)[counted].sum()) / sum(counted),
             }
         )
     return rows
 
 
-def table(report: dict[str, Any]) -> str:
+def table(report: Report) -> str:
     """The report for people: a row a task and length, a column a depth; both shares in percent."""
     rows = report["rows"]
     depths = list(dict.fromkeys(row["depth"] for row in rows))
@@ -258,7 +258,7 @@ def table(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def heat_map(report: dict[str, Any]) -> Figure:
+def heat_map(report: Report) -> Figure:
     """Token accuracy by length and depth, the prompt's start on top; of the first task."""
     rows = [row for row in report["rows"] if row["task"] == report["rows"][0]["task"]]
     lengths = list(dict.fromkeys(row["length"] for row in rows))

@@ -1,42 +1,42 @@
 """Summaries of whole documents, generated and scored by Rouge (the paper's Table 4, Figure 4).
 
-A document is read once, in constant space. Where a share of it ends, the stream is gone on with in
-two ways: by the question and the answer, which is drawn there, and by the rest of the document. So
-each answer is that of a prompt of BOS, the document's first tokens and the question alone.
+A document is read once, in constant space. Where a share of it ends, the stream forks: into the
+question and the answer, which is sampled there, and into the rest of the document. So each answer
+is that of a prompt of BOS, the document's first tokens and the question alone.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from data_prep.dataset import durable
-from pretrain.evaluate import rouge
-from pretrain.evaluate.generate import chunk_tokens, drawn
-from pretrain.evaluate.pairs import Asked, Pair
-from pretrain.evaluate.progress import Progress
+from pretrain.evaluate import results, rouge
+from pretrain.evaluate.generate import read, sampled
+from pretrain.evaluate.pairs import Pair
+from pretrain.evaluate.progress import TokenProgress, to_stderr
+from pretrain.evaluate.results import Report
+from pretrain.evaluate.sampling import Sampling
 from pretrain.model.transformer import StreamState
-from pretrain.trained import Trained, default_device, load
+from pretrain.trained import Trained
 
 _HEADINGS = {"rouge1": "R-1", "rouge2": "R-2", "rougeL": "R-L", "overall": "Overall"}
 _COLOURS = {"rouge1": "#0072B2", "rouge2": "#D55E00", "rougeL": "#009E73", "overall": "#000000"}
 
 
 @dataclass(frozen=True)
-class Said:
-    """What a model said of a share of a document.
+class Answer:
+    """A model's answer to a share of a document.
 
     `read` are the document's tokens that it was given, `generated` its own; it `ended` if EOS came
-    before the most tokens that it may say.
+    before the most tokens that it may have.
     """
 
     id: str
@@ -47,76 +47,73 @@ class Said:
     text: str
 
 
-def run(path: Path, name: str, pairs: Sequence[Pair], question: str, asked: Asked) -> int:
+def run(
+    path: Path,
+    name: str,
+    pairs: Sequence[Pair],
+    question: str,
+    shares: Sequence[float],
+    sampling: Sampling,
+) -> int:
     """Let a run or checkpoint answer the pairs; print the table and write it into the run.
 
     `summaries-STEP-NAME.json` holds the numbers, `.jsonl` beside it every answer; with several
-    shares `plots/summaries-STEP-NAME.png` is drawn. Returns the exit code, 0. Raises what `load`
-    and `said` raise.
+    shares `plots/summaries-STEP-NAME.png` is drawn. Returns the exit code, 0. Raises what
+    `open_model`, `answers` and `publish` raise.
     """
-    trained = load(path, default_device())
-    answers = list(
-        said(trained, pairs, question, asked, lambda line: print(line, file=sys.stderr, flush=True))
-    )
-    found = report(pairs, answers)
-    found |= {
-        "step": trained.step,
-        "checkpoint": trained.checkpoint_path.name,
-        "memory_kind": trained.config.model.memory.kind,
-        "segment": trained.config.model.segment,
+    trained = results.open_model(path)
+    given = list(answers(trained, pairs, question, shares, sampling, to_stderr))
+    found = {
+        **results.of_model(trained),
         "pairs": name,
+        "pairs_sha256": _sha256(pairs),
         "question": question,
-        "decoding": {key: value for key, value in asdict(asked).items() if key != "shares"},
+        "shares": list(shares),
+        "decoding": asdict(sampling),
+        **report(pairs, given),
     }
-    written = trained.run_directory / f"summaries-{trained.step}-{name}.json"
-    durable.write_bytes(written.with_suffix(".jsonl"), lines(pairs, answers))
-    durable.write_json(written, found)
-    print(table(found))
-    print(f"written to {written}, what was said to {written.with_suffix('.jsonl')}")
-    if len(asked.shares) > 1:
-        picture = trained.run_directory / "plots" / f"{written.stem}.png"
-        picture.parent.mkdir(exist_ok=True)
-        with durable.replacing(picture) as out:
-            plot(found).savefig(out, format="png", dpi=120)
-        print(f"plot in {picture}")
+    results.publish(
+        trained.run_directory,
+        f"summaries-{trained.step}-{name}",
+        found,
+        measured=("rows", "lead"),
+        table=table(found),
+        lines=lines(pairs, given),
+        figure=plot(found) if len(shares) > 1 else None,
+    )
     return 0
 
 
-def said(
+def _sha256(pairs: Sequence[Pair]) -> str:
+    return hashlib.sha256(json.dumps([asdict(pair) for pair in pairs]).encode()).hexdigest()
+
+
+def answers(
     trained: Trained,
     pairs: Sequence[Pair],
     question: str,
-    asked: Asked,
+    shares: Sequence[float],
+    sampling: Sampling,
     progress_lines: Callable[[str], None],
-) -> Iterator[Said]:
+) -> Iterator[Answer]:
     """The answers, pair by pair, of each the smallest share first.
 
-    A pair's draws depend on the seed and its place alone, not on other pairs or shares. Raises
-    GenerationError where the model's numbers are not finite.
+    What is sampled for a pair depends on the seed and its place alone, not on other pairs or
+    shares. Raises GenerationError where the model's numbers are not finite.
     """
     size = sum(len(pair.document.encode()) for pair in pairs)
-    progress = Progress("summaries", size // 4, progress_lines)  # some bytes a token
+    progress = TokenProgress("summaries", size // 4, progress_lines)  # some bytes per token
     for place, pair in enumerate(pairs):
-        seed = int(np.random.SeedSequence([asked.seed, place]).generate_state(1)[0])
+        seed = int(np.random.SeedSequence([sampling.seed, place]).generate_state(1)[0])
+        own = replace(sampling, seed=seed)
         document = trained.tokenizer.encode(pair.document)
-        cuts = [(share, cut(len(document), share)) for share in sorted(asked.shares)]
+        cuts = [(share, cut(len(document), share)) for share in sorted(shares)]
         heads = _heads(trained, document, question, [count for _, count in cuts], progress)
         for (share, count), (logits, stream) in zip(cuts, heads, strict=True):
-            tokens = list(
-                drawn(
-                    trained,
-                    logits,
-                    stream,
-                    max_tokens=asked.max_tokens,
-                    temperature=asked.temperature,
-                    top_p=asked.top_p,
-                    seed=seed,
-                )
-            )
+            tokens = list(sampled(trained, logits, stream, own))
             text = trained.tokenizer.decode_bytes(tokens, inside=True).decode(errors="replace")
-            yield Said(
-                pair.id, share, count, len(tokens), ended=len(tokens) < asked.max_tokens, text=text
-            )
+            ended = len(tokens) < sampling.max_tokens
+            yield Answer(pair.id, share, count, len(tokens), ended, text)
 
 
 def cut(tokens: int, share: float) -> int:
@@ -129,7 +126,7 @@ def _heads(
     document: np.ndarray,
     question: str,
     cuts: Sequence[int],
-    progress: Progress,
+    progress: TokenProgress,
 ) -> Iterator[tuple[Tensor, StreamState]]:
     """Logits [V] and stream after BOS, so many of the document's tokens and the question, each."""
     bos = trained.tokenizer.bos_id
@@ -139,33 +136,24 @@ def _heads(
     for begin, end in zip([0, *cuts], cuts, strict=False):
         tokens = np.concatenate([head if begin == 0 else [], document[begin:end]])
         if len(tokens):
-            logits, stream = _read(trained, tokens, stream, progress)
+            logits, stream = read(trained, tokens, stream, progress)
         if asking:
-            yield _read(trained, np.concatenate(asking), stream.copied(), progress)
+            yield read(trained, np.concatenate(asking), stream.copied(), progress)
         else:
             yield logits, stream.copied()
 
 
-def _read(
-    trained: Trained, tokens: np.ndarray, stream: StreamState, progress: Progress
-) -> tuple[Tensor, StreamState]:
-    for chunk in torch.split(torch.from_numpy(tokens.astype(np.int64)), chunk_tokens(trained)):
-        logits, stream = trained.model.extend(chunk[None].to(trained.device), stream)
-        progress.add(len(chunk))
-    return logits[0, -1], stream
-
-
-def report(pairs: Sequence[Pair], answers: Sequence[Said]) -> dict[str, Any]:
+def report(pairs: Sequence[Pair], given: Sequence[Answer]) -> Report:
     """JSON-able numbers: `pairs`' Rouge by share, and beside it that of each document's beginning.
 
     `rows` have share, the mean `read` and `generated` tokens, `ended` as a share of the answers,
     and `rouge`, as `rouge.means` has it. `lead` is the Rouge of the document's first `words`, as
-    many as the references have on the average.
+    many as the references have on average.
     """
     references = [pair.answer for pair in pairs]
     rows = []
-    for share in dict.fromkeys(one.share for one in answers):
-        own = [one for one in answers if one.share == share]
+    for share in dict.fromkeys(one.share for one in given):
+        own = [one for one in given if one.share == share]
         rows.append(
             {
                 "share": share,
@@ -181,18 +169,18 @@ def report(pairs: Sequence[Pair], answers: Sequence[Said]) -> dict[str, Any]:
     return {"documents": len(pairs), "rows": rows, "lead": lead}
 
 
-def lines(pairs: Sequence[Pair], answers: Sequence[Said]) -> bytes:
-    """What was said as jsonl, each with its reference and Rouge."""
-    references = [pair.answer for pair in pairs for _ in range(len(answers) // len(pairs))]
-    scored = rouge.scores(references, [one.text for one in answers])
+def lines(pairs: Sequence[Pair], given: Sequence[Answer]) -> bytes:
+    """The answers as jsonl, each with its reference and Rouge."""
+    references = [pair.answer for pair in pairs for _ in range(len(given) // len(pairs))]
+    scored = rouge.scores(references, [one.text for one in given])
     records = [
         {**asdict(one), "answer": answer, **dict(zip(rouge.KINDS, values.tolist(), strict=True))}
-        for one, answer, values in zip(answers, references, scored, strict=True)
+        for one, answer, values in zip(given, references, scored, strict=True)
     ]
     return "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in records).encode()
 
 
-def table(found: dict[str, Any]) -> str:
+def table(found: Report) -> str:
     """The report for people: a row a share, and the document's beginning as a reference."""
     decoding = found["decoding"]
     lines = [
@@ -220,8 +208,8 @@ def _shown(values: dict[str, Any]) -> str:
     return " ".join(f"{cell:>20}" for cell in cells)
 
 
-def plot(found: dict[str, Any]) -> Figure:
-    """Rouge by the share of the document that was given (the paper's Figure 4)."""
+def plot(found: Report) -> Figure:
+    """Rouge by the share of the document that was read (the paper's Figure 4)."""
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
     shares = [row["share"] for row in found["rows"]]
@@ -236,7 +224,7 @@ def plot(found: dict[str, Any]) -> Figure:
     axes.set_xlim(0, 1.02)
     axes.set_ylim(bottom=0)
     axes.xaxis.set_major_formatter("{x:.0%}")
-    axes.set_xlabel("share of the document that was given")
+    axes.set_xlabel("share of the document that was read")
     axes.set_ylabel("Rouge (95 % over pairs)")
     axes.set_title(
         f"{found['documents']:,} pairs of {found['pairs']}, step {found['step']}, memory "

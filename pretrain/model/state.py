@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
 import torch
@@ -44,6 +44,36 @@ def without_nonfinite(state: ModelState) -> ModelState:
     return tuple(
         MemoryState(*(torch.where(_along(finite, tensor), tensor, 0.0) for tensor in layer))
         for layer in state
+    )
+
+
+def lane_tensors(state: ModelState, row: int, prefix: str = "") -> dict[str, Tensor]:
+    """The memories of the lane at `row`, without the lanes' axis, as PREFIX + LAYER.NAME.
+
+    They are views: what writes to the state changes them.
+    """
+    return {
+        f"{prefix}{index}.{name}": tensor[row]
+        for index, layer in enumerate(state)
+        for name, tensor in zip(layer._fields, layer, strict=True)
+    }
+
+
+def from_lane_tensors(
+    lanes: Sequence[Mapping[str, Tensor]], like: ModelState, prefix: str = ""
+) -> ModelState:
+    """The state whose `lane_tensors` are those of `lanes`, in the form and on the device of `like`.
+
+    Raises KeyError where a lane lacks a tensor that `like` has.
+    """
+    return tuple(
+        type(layer)(
+            *(
+                torch.stack([lane[f"{prefix}{index}.{name}"] for lane in lanes]).to(tensor.device)
+                for name, tensor in zip(layer._fields, layer, strict=True)
+            )
+        )
+        for index, layer in enumerate(like)
     )
 
 

@@ -16,7 +16,7 @@ from pretrain.config import Config
 from pretrain.model import flops
 from pretrain.model.transformer import Transformer
 from pretrain.planning.simulate import Activations, Simulation, activations, simulate
-from pretrain.trained import DTYPES
+from pretrain.trained import PRECISIONS
 from pretrain.training.engine import BUCKET_ELEMENTS, PERSISTENT_ELEMENTS
 
 # Not counted: CUDA's context, NCCL's buffers, what the allocator cannot use between tensors.
@@ -130,7 +130,7 @@ class Plan:
     @property
     def peak(self) -> float | None:
         """FLOP/s of a GPU; None where the precision has no one peak."""
-        return flops.peak_flops(self.cluster.gpu.name, DTYPES[self.config.train.precision])
+        return flops.peak_flops(self.cluster.gpu.name, PRECISIONS[self.config.train.precision])
 
     @property
     def compute_seconds(self) -> float | None:
@@ -194,7 +194,7 @@ def make(config: Config, vocab_size: int, asked: Cluster, simulated: bool) -> Pl
 def memory(config: Config, vocab_size: int, ranks: int) -> Memory:
     """Bytes that a rank of ZeRO-3 needs."""
     sizes = _parameter_sizes(config, vocab_size)
-    width = DTYPES[config.train.precision].itemsize
+    width = PRECISIONS[config.train.precision].itemsize
     share = sum(-(-size // ranks) for size in sizes)
     whole = sum(sizes)
     gathered = min(
@@ -233,7 +233,7 @@ def sent_bytes(config: Config, vocab_size: int, ranks: int) -> float:
     gathers += bool(config.data.preface)
     micro_batches = config.lanes_a_rank(ranks) // _micro_batch(config, ranks)
     elements = micro_batches * (gathers * large + large + small) + small
-    width = DTYPES[config.train.precision].itemsize
+    width = PRECISIONS[config.train.precision].itemsize
     return elements * width * (ranks - 1) / ranks
 
 

@@ -31,7 +31,7 @@ from torch.utils._pytree import tree_leaves
 from pretrain.config import Config, ModelConfig
 from pretrain.model import flops
 from pretrain.model.transformer import Transformer
-from pretrain.trained import DTYPES
+from pretrain.trained import PRECISIONS
 from pretrain.training.engine import Engine
 from pretrain.training.parallel import SequenceGroup
 
@@ -203,7 +203,7 @@ def _drop_gradient(parameter: torch.nn.Parameter) -> None:
 
 def _model_of(config: Config, vocab_size: int) -> Transformer:
     before = torch.get_default_dtype()
-    torch.set_default_dtype(DTYPES[config.train.precision])
+    torch.set_default_dtype(PRECISIONS[config.train.precision])
     try:
         return Transformer(_on_cpu(config.model), vocab_size, config.train.activation_checkpointing)
     finally:
@@ -273,7 +273,9 @@ def simulate(config: Config, vocab_size: int, ranks: int, lanes: int) -> Simulat
             ledger.restart()
             initial = engine.module.initial_state(lanes, "cpu") if config.data.preface else None
             given = {"parts": parts, "initial": initial}
-            engine.backward(engine.forward(batch, starts, state, batch, **given).loss)
+            loss = engine.forward(batch, starts, state, batch, **given).loss
+            assert loss is not None
+            engine.backward(loss)
             engine.step(1.0)
             if config.data.preface:
                 engine.train(False)

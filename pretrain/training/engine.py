@@ -15,10 +15,9 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -27,6 +26,8 @@ from torch import Tensor, nn
 from pretrain.checkpoint.load import Checkpoint
 from pretrain.checkpoint.pieces import Piece
 from pretrain.config import Config
+from pretrain.model.state import ModelState
+from pretrain.model.transformer import Output, Transformer
 from pretrain.training.optim import is_gate, parameter_groups
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -55,7 +56,7 @@ def build_ops(report: Callable[[str], None] = print) -> None:
 
     Every process that loads it does so under a lock that the kernel frees when its holder dies. So
     a lock file of torch's own that is found here was left by a killed build; it would make
-    every later start wait for ever. It is reported by name and removed.
+    every later launch wait for ever. It is reported by name and removed.
     """
     os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(cache_directory()))
     # torch looks for ninja on the PATH, which need not name this interpreter's environment.
@@ -91,13 +92,12 @@ def _says_more_than_no_gpu(record: logging.LogRecord) -> bool:
     return not str(record.msg).startswith("No CUDA runtime is found")
 
 
-@dataclass(frozen=True)
-class StepResult:
-    """What one optimizer step did."""
+class OptimizerStep(NamedTuple):
+    """What one call of the optimizer did, on all ranks alike."""
 
     applied: bool
-    grad_norm: float  # global L2 norm before clipping; inf where the step was skipped
-    forward_alone: bool = False  # no target had any weight
+    grad_norm: float
+    """Global L2 norm before clipping; inf where the step was skipped."""
 
 
 def deepspeed_settings(config: Config, ranks: int, parameters: int) -> dict[str, Any]:
@@ -138,7 +138,11 @@ class Engine:
     """
 
     def __init__(
-        self, build: Callable[[], nn.Module], parameters: int, config: Config, device: torch.device
+        self,
+        build: Callable[[], Transformer],
+        parameters: int,
+        config: Config,
+        device: torch.device,
     ) -> None:
         if device.type == "cpu":
             build_ops(logging.getLogger("pretrain").warning)
@@ -167,13 +171,18 @@ class Engine:
             model=model, optimizer=self._adamw, config=settings
         )
         self._shapes = shapes
-        self.module: nn.Module = self._deepspeed.module
+        self.module: Transformer = self._deepspeed.module
         self._parameters = dict(self.module.named_parameters())
         self._make_optimizer_state()
 
-    def forward(self, *arguments: Any, **keywords: Any) -> Any:
-        """The model's forward; every rank must call it equally often."""
-        return self._deepspeed(*arguments, **keywords)
+    def empty_memory(self, lanes: int) -> ModelState:
+        """The memory of so many lanes before any token, on the engine's device."""
+        return self.module.initial_state(lanes, self._device)
+
+    def forward(self, *arguments: Any, **keywords: Any) -> Output:
+        """`Transformer.forward`; every rank must call it equally often."""
+        output: Output = self._deepspeed(*arguments, **keywords)
+        return output
 
     def train(self, training: bool) -> None:
         """Switch between training and evaluation."""
@@ -190,7 +199,7 @@ class Engine:
         if not self._deepspeed.is_gradient_accumulation_boundary():
             self._deepspeed.step()
 
-    def step(self, rate_fraction: float) -> StepResult:
+    def step(self, rate_fraction: float) -> OptimizerStep:
         """Clip and apply the gradients, unless one of them is not finite: then nothing changes.
 
         `rate_fraction` multiplies each group's peak learning rate. To be called once, after the
@@ -201,10 +210,10 @@ class Engine:
         if self._stage == 0:
             norm = self._clip_whole_gradients()
             self._deepspeed.step()
-            return StepResult(norm < float("inf"), norm)
+            return OptimizerStep(norm < float("inf"), norm)
         self._deepspeed.step()
         norm = float(self._deepspeed.get_global_grad_norm())
-        return StepResult(self._deepspeed.was_step_applied(), norm)
+        return OptimizerStep(self._deepspeed.was_step_applied(), norm)
 
     @property
     def optimizer_steps(self) -> int:
@@ -267,7 +276,7 @@ class Engine:
             state["step"].fill_(optimizer_steps)
 
     def take_weights(self, checkpoint: Checkpoint) -> None:
-        """Take this rank's part of the weights alone; gates may stand on one side only.
+        """Take this rank's part of the weights alone; gates may be missing on either side.
 
         Gates that the checkpoint lacks keep their initial values. Raises CheckpointError where
         its weights are not those of this model.

@@ -1,4 +1,4 @@
-"""Freed memory that the process keeps for itself, where the C library gives it back too eagerly.
+"""Freed memory that stays with the process, where the C library gives it back too eagerly.
 
 glibc maps large blocks one by one and unmaps each when it is freed: a training step on a CPU then
 waits for pages that the kernel has to clear again, the more the longer its window is

@@ -3,8 +3,8 @@
 Each lane carries a *history*: of no tokens it is empty, and after a step it is the sha256 of the
 history before and of the window that the step consumed; with `data.preface` that step's window of
 the preface follows in the same way. It lies in the checkpoint beside the lane's place, so it is the
-history of the very weights there, whatever attempts they went through. A line of `ledger.jsonl`
-stands for a commit, so that what pruned checkpoints held can be checked too.
+history of the very weights there, whatever attempts they went through. Each commit has a line in
+`ledger.jsonl`, so that what pruned checkpoints held can be checked too.
 """
 
 from __future__ import annotations
@@ -13,20 +13,18 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from data_prep.dataset import durable
-from pretrain.checkpoint.attempts import committed_step
+from pretrain.checkpoint.attempts import Attempt, committed_step
 from pretrain.checkpoint.load import Checkpoint
 from pretrain.checkpoint.manifest import CHECKPOINTS, step_name
-from pretrain.config import Config, load
+from pretrain.config import CONFIG_FILE, Config, load
 from pretrain.data.lanes import Dataset, Lane, LanePlace, Mix
-from pretrain.trained import CONFIG_FILE
-from pretrain.training.metrics import read_records
+from pretrain.training.metrics import read_records, reopened
+from pretrain.training.run_state import place_record
 
 LEDGER_FILE = "ledger.jsonl"
 
@@ -40,30 +38,24 @@ def extended(history: str, tokens: np.ndarray, starts: np.ndarray) -> str:
 
 
 class Ledger:
-    """Rank 0's lines of `ledger.jsonl`.
+    """Rank 0's lines of `ledger.jsonl`, of an attempt with `ranks` ranks.
 
     A line is durable before its step is committed. What a resume finds after the step that it
     resumes from was not committed, and is dropped: those steps come again.
     """
 
-    def __init__(self, directory: Path, resumed_step: int) -> None:
-        path = directory / LEDGER_FILE
-        kept = [line for line in read_records(path) if line["step"] <= resumed_step]
-        durable.write_bytes(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
-        self._file = path.open("a", encoding="utf-8")
-
-    def add(
-        self, step: int, attempt: int, ranks: int, config: Config, histories: Sequence[str]
-    ) -> None:
-        """Add the line of a step that is about to be committed; `histories` are of all lanes."""
-        line = {
-            "step": step,
-            "attempt": attempt,
+    def __init__(self, attempt: Attempt, ranks: int, config: Config, resumed_step: int) -> None:
+        self._constant = {
+            "attempt": attempt.number,
             "ranks": ranks,
             "window": config.window,
             "weights": [source.weight for source in config.data.sources.values()],
-            "histories": list(histories),
         }
+        self._file = reopened(attempt.directory / LEDGER_FILE, resumed_step)
+
+    def add(self, step: int, histories: Sequence[str]) -> None:
+        """Add the line of a step that is about to be committed; `histories` are of all lanes."""
+        line = {"step": step, **self._constant, "histories": list(histories)}
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
         os.fsync(self._file.fileno())
@@ -89,7 +81,7 @@ def check(directory: Path) -> list[str]:
     for line in read_records(directory / LEDGER_FILE):
         if line["step"] <= step or line["attempt"] < attempt:
             problems.append(
-                f"step {line['step']} of attempt {line['attempt']} stands after step {step} of "
+                f"step {line['step']} of attempt {line['attempt']} comes after step {step} of "
                 f"attempt {attempt}"
             )
             continue
@@ -137,9 +129,7 @@ class _Replay:
     def stored(self) -> dict[str, Any]:
         """What the trainer stores of the lane's place, as it comes back from JSON."""
         assert self.place is not None
-        place = {**asdict(self.place), "history": self.history}
-        if self.preface_place is not None:
-            place["preface"] = asdict(self.preface_place)
+        place = place_record(self.place, self.history, self.preface_place)
         plain: dict[str, Any] = json.loads(json.dumps(place))
         return plain
 

@@ -1,4 +1,4 @@
-"""What a run tells while it trains: log lines, `metrics.jsonl`, and wandb, from rank 0."""
+"""What a run reports while it trains: log lines, `metrics.jsonl`, and wandb, from rank 0."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 
@@ -53,7 +53,7 @@ class Meter:
     """Rates since the last log line."""
 
     tokens: int = 0
-    forward_alone: int = 0  # of these, tokens that had no backward
+    forward_only: int = 0  # of these, tokens that had no backward
     preface: int = 0  # tokens of prefaces, beside them
     data_wait: float = 0.0  # seconds in which the step had no batch
     own_wait: float = 0.0  # of these, seconds in which this rank itself had none
@@ -64,10 +64,10 @@ class Meter:
         """Since the last log line."""
         return time.perf_counter() - self.since
 
-    def add(self, tokens: int, forward_alone: bool, preface: int) -> None:
+    def add(self, tokens: int, forward_only: bool, preface: int) -> None:
         """Count a step over `tokens` of documents, and as many as `preface` of prefaces."""
         self.tokens += tokens
-        self.forward_alone += tokens * forward_alone
+        self.forward_only += tokens * forward_only
         self.preface += preface
 
     def read(
@@ -81,7 +81,7 @@ class Meter:
         seconds = self.seconds
         rate = self.tokens / seconds
         # A forward is a third of forward and backward.
-        worked = (self.tokens - self.forward_alone * 2 / 3 + self.preface / 3) / seconds
+        worked = (self.tokens - self.forward_only * 2 / 3 + self.preface / 3) / seconds
         read = {
             "tokens_per_second": rate,
             "mfu": None if peak_flops is None else worked * flops_per_token / peak_flops,
@@ -89,10 +89,14 @@ class Meter:
             "eta_seconds": steps_left * seconds / steps,
             "seconds_per_step": seconds / steps,
         }
-        self.tokens = self.forward_alone = self.preface = 0
+        self.restart()
+        return read
+
+    def restart(self) -> None:
+        """Begin an interval now."""
+        self.tokens = self.forward_only = self.preface = 0
         self.data_wait = self.own_wait = 0.0
         self.since = time.perf_counter()
-        return read
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -128,18 +132,15 @@ class Recorder:
     """Rank 0's records: appended to `metrics.jsonl` and sent to wandb.
 
     On a resume, what a killed process recorded after the checkpoint's step is dropped: those steps
-    come again, so every step stands in the file once.
+    come again, so every step is in the file once.
     """
 
     def __init__(self, directory: Path, config: Config, resumed_step: int) -> None:
         self._wandb = _start_wandb(directory, config)
-        path = directory / METRICS_FILE
-        kept = [line for line in read_records(path) if line["step"] <= resumed_step]
-        durable.write_bytes(path, "".join(_json_line(record) for record in kept).encode())
-        self._file = path.open("a", encoding="utf-8")
+        self._file = reopened(directory / METRICS_FILE, resumed_step)
 
     def record(self, kind: str, values: Mapping[str, Any]) -> None:
-        """Add a record of `kind` (train or validation); `values` has a `step`."""
+        """Add a record of `kind`; `values` has a `step`."""
         self._file.write(_json_line({"kind": kind, **values}))
         self._file.flush()
         numbers = {f"{kind}/{key}": value for key, value in _flat(values) if key != "step"}
@@ -155,10 +156,10 @@ class Recorder:
         self._tracked(_end_wandb)
 
     def _tracked(self, action: Callable[[Any], None]) -> None:
-        """Do something with wandb's run. Where that fails, the records go on without wandb.
+        """Do something with wandb's run. Where that fails, records are written without wandb.
 
         Slurm signals every process of a job: wandb's own ends at SIGTERM, before the last step and
-        its checkpoint are done, and what is then told to it fails in many ways.
+        its checkpoint are done, and what is then sent to it fails in many ways.
         """
         if self._wandb is None:
             return
@@ -179,6 +180,13 @@ def read_records(path: Path) -> list[dict[str, Any]]:
             except ValueError:
                 break
     return records
+
+
+def reopened(path: Path, resumed_step: int) -> TextIO:
+    """A file of JSON lines, open to add to; lines of steps after `resumed_step` are dropped."""
+    kept = [line for line in read_records(path) if line["step"] <= resumed_step]
+    durable.write_bytes(path, "".join(_json_line(line) for line in kept).encode())
+    return path.open("a", encoding="utf-8")
 
 
 def _json_line(record: Mapping[str, Any]) -> str:

@@ -1,12 +1,73 @@
-"""Sequence parallelism: ranks that share the windows of their lanes, and what they exchange."""
+"""The ranks of a run: how they are joined, which part each computes, and shared windows."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from pretrain.checkpoint.ranks import Ranks
+from pretrain.config import Config, LaunchConfig
+from pretrain.jobs.launch import Place
+from pretrain.training.heap import keep_freed_memory
+
+
+@contextmanager
+def ranks_joined(launch: LaunchConfig, place: Place) -> Iterator[torch.device]:
+    """The process group of all ranks, and this rank's device."""
+    cuda = launch.device == "cuda" or (launch.device == "auto" and torch.cuda.is_available())
+    device = torch.device("cuda", place.local_rank) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(device)
+    else:
+        keep_freed_memory()
+    # Small agreements between ranks are made on the CPU, tensors of the model on its device.
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if cuda else "gloo",
+        init_method=place.init_method,
+        rank=place.rank,
+        world_size=place.size,
+    )
+    yield device
+    # Not after an error: NCCL would wait here for peers that wait for this rank's message.
+    dist.destroy_process_group()
+
+
+@dataclass(frozen=True)
+class Share:
+    """What this rank computes of each step: a part of the windows of some lanes.
+
+    `tokens` is its part of a window, and `group` joins it with the ranks that have the others;
+    None where it computes whole windows.
+    """
+
+    rank: int
+    lanes: range
+    tokens: slice
+    group: SequenceGroup | None
+    device: torch.device
+
+    @staticmethod
+    def of(config: Config, ranks: Ranks, device: torch.device) -> Share:
+        """The share of this one of `ranks`; all of them must call it together."""
+        count = config.parallel.sequence
+        return Share(
+            ranks.rank,
+            config.lanes_of_rank(ranks.rank, ranks.size),
+            config.tokens_of_rank(ranks.rank),
+            SequenceGroup(count) if count > 1 else None,
+            device,
+        )
+
+    @property
+    def owned(self) -> range:
+        """The lanes that this rank stores and counts: the first of those that share them does."""
+        return self.lanes if self.tokens.start == 0 else range(0)
 
 
 class SequenceGroup:

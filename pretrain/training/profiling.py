@@ -25,7 +25,7 @@ _log = logging.getLogger(__name__)
 
 
 class StepProfiler:
-    """Profiles `train.profile_steps` steps of this start, after `train.profile_after` others."""
+    """Profiles `train.profile_steps` steps of this attempt, after `train.profile_after` others."""
 
     def __init__(
         self, directory: Path, rank: int, device: torch.device, train: TrainConfig
@@ -35,7 +35,7 @@ class StepProfiler:
         self._after = train.profile_after
         taken = rank == 0 or train.profile_ranks == "all"
         self._count = train.profile_steps if taken else 0
-        self._seen = 0  # steps of this start
+        self._seen = 0  # steps of this attempt
         self._steps: list[int] = []  # that were profiled
         self._profile: profile | None = None
 

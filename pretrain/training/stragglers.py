@@ -33,7 +33,7 @@ class Straggler:
     cause: Cause
     excess: float
 
-    def told(self, host: str) -> str:
+    def described(self, host: str) -> str:
         """It and its host for people."""
         if self.cause == "compute":
             return f"rank {self.rank} ({host}) computes {self.excess:.1f} times slower than others"
@@ -59,9 +59,9 @@ class Stragglers:
         Of this rank since the last call: `data_wait`, seconds that it waited for batches, and
         `interval`, seconds that passed.
         """
-        told = self._ranks.gather([self._time_product(), data_wait, interval])
-        products, waits = [row[0] for row in told], [row[1] for row in told]
-        interval = told[0][2]
+        measured = self._ranks.gather([self._time_product(), data_wait, interval])
+        products, waits = [row[0] for row in measured], [row[1] for row in measured]
+        interval = measured[0][2]
         # The same count on every rank, or their times would not compare.
         self._count = max(1, int(_SHARE * interval / min(products)))
         found = slow_ranks(products, waits, interval)
@@ -84,7 +84,7 @@ class Stragglers:
 def slow_ranks(
     products: Sequence[float], waits: Sequence[float], interval: float
 ) -> list[Straggler]:
-    """The ranks that stand out, by seconds a product and seconds of waiting for data of each."""
+    """The ranks that are much slower, by each one's seconds a product and of waiting for data."""
     # Of two ranks the faster one is the measure.
     product, wait = statistics.median_low(products), statistics.median_low(waits)
     slow = [

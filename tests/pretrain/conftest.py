@@ -50,7 +50,7 @@ class WriteRun(Protocol):
     ) -> Transformer: ...
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def write_run(tokenizer_model: Path) -> WriteRun:
     """Write a run with a checkpoint of each of `steps`; the model that the last one holds.
 

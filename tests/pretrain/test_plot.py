@@ -75,7 +75,7 @@ def test_the_newest_evaluation_is_of_the_highest_step(tmp_path: Path) -> None:
     assert plot.newest_evaluation(tmp_path) == tmp_path / "eval-20-a.json"
 
 
-def test_what_there_is_nothing_of_is_skipped_and_told(
+def test_what_there_is_nothing_of_is_skipped_and_logged(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     _write_records(tmp_path, [_train(10, gates=[])])
@@ -98,6 +98,13 @@ def test_a_run_without_training_records_is_refused(tmp_path: Path) -> None:
         plot.plot(tmp_path)
     _write_records(tmp_path, [{"kind": "validation", "step": 1, "loss": 2.0}])
     with pytest.raises(PlotError, match="no training record"):
+        plot.plot(tmp_path)
+
+
+def test_a_directory_that_takes_no_plots_is_one_sentence(tmp_path: Path) -> None:
+    _write_run(tmp_path)
+    (tmp_path / "plots").touch()
+    with pytest.raises(PlotError, match=r"plots/loss\.png: cannot be written \(File exists\)"):
         plot.plot(tmp_path)
 
 

@@ -46,7 +46,7 @@ def test_the_newest_checkpoint_is_taken_or_the_one_that_is_named(
     assert not torch.equal(older.model.embedding.weight, newest.embedding.weight)
 
 
-def test_a_damaged_checkpoint_is_passed_over_and_told(
+def test_a_damaged_checkpoint_is_passed_over_and_logged(
     tmp_path: Path, write_run: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     write_run(tmp_path / "run", steps=(3, 5))

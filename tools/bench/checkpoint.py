@@ -26,9 +26,10 @@ import torch.distributed as dist
 
 from pretrain import config as configuration
 from pretrain.checkpoint.attempts import Attempt
+from pretrain.checkpoint.ranks import GroupRanks
 from pretrain.jobs.launch import StopFlag, leave, place_in, start_ranks
-from pretrain.jobs.watchdog import Watchdog
-from pretrain.training.trainer import Trainer
+from pretrain.training.run import Run
+from pretrain.training.saver import Saver, reserved
 
 MODEL = (
     *("model.d_model=768", "model.n_layers=8", "model.n_heads=12", "model.n_kv_heads=12"),
@@ -67,32 +68,36 @@ def _parser() -> argparse.ArgumentParser:
 
 def _rank(parsed: argparse.Namespace, rank: int, method: str) -> None:
     """Measure as one of the ranks; it never returns."""
-    stop = StopFlag()
+    StopFlag()  # their launcher blocked the signals
     dist.init_process_group("gloo", init_method=method, rank=rank, world_size=_RANKS)
     directory = parsed.scratch / "run"
     directory.mkdir(exist_ok=True)
     words = [*MODEL, f"data.train={parsed.data}", f"run.directory={directory}"]
-    watchdog = Watchdog(directory, rank, {"start": 600, "step": 600, "save": 600})
-    trainer = Trainer(
-        configuration.load(None, words), Attempt(directory, 1), torch.device("cpu"), watchdog
-    )
-    with trainer._loader(trainer.mix, None) as loader:
+    config = configuration.load(None, words)
+    run = Run(config, Attempt(directory, 1), torch.device("cpu"))
+    copy = reserved(run.engine, run.share.owned, run.state)
+    saver = Saver(
+        run.engine, run.share.owned, copy, run.attempt, config.checkpoint, run.described,
+        GroupRanks(dist.new_group(backend="gloo")), lambda step: None, lambda step: None, None,
+    )  # fmt: skip
+    with run.data.loader(run.share.lanes, run.state) as loader:
 
         def step() -> float:
             batch = next(loader)
             dist.barrier()
             began = time.perf_counter()
-            trainer._step(batch, stop)
+            (weight,) = run.ranks.sum([run.stepper.own_weight(batch)])
+            run.state, _ = run.stepper.step(run.state, batch, weight)
             return time.perf_counter() - began
 
         for _ in range(3):
             step()
-        rounds = [_round(trainer, step, parsed.steps) for _ in range(parsed.rounds)]
+        rounds = [_round(run, saver, step, parsed.steps) for _ in range(parsed.rounds)]
     if rank == 0:
         told = {
             "machine": machine.described(),
-            "parameters": sum(p.ds_numel for p in trainer.model.parameters()),
-            "copied_bytes_a_rank": trainer.host_copy.bytes,
+            "parameters": sum(p.ds_numel for p in run.engine.module.parameters()),
+            "copied_bytes_a_rank": copy.bytes,
             "rounds": rounds,
         }
         (parsed.scratch / "told.json").write_text(json.dumps(told))
@@ -100,32 +105,32 @@ def _rank(parsed: argparse.Namespace, rank: int, method: str) -> None:
     leave(0)
 
 
-def _round(trainer: Trainer, step: Any, steps: int) -> dict[str, Any]:
+def _round(run: Run, saver: Saver, step: Any, steps: int) -> dict[str, Any]:
     """Seconds: of steps alone and beside a save, and what each kind of save took."""
     alone = [step() for _ in range(steps)]
-    trainer._save(None, finish=False)
-    stall, beside, saved = trainer.stood_still, [], trainer.saves.ended()
-    while not all(trainer.ranks.gather(saved is not None)):
+    saver.save(run.state, finish=False)
+    stall, beside, saved = saver.stall, [], saver.note()
+    while not all(run.ranks.gather(saved is not None)):
         beside.append(step())
-        saved = saved or trainer.saves.ended()
+        saved = saved or saver.note()
     assert saved is not None
     step()  # a save of its own
     dist.barrier()
-    trainer._save(None, finish=True)
+    saver.save(run.state, finish=True)
     return {
         "step_alone": alone,
         "step_beside_a_save": beside,
         "stall_in_the_background": stall,
         "save_in_the_background": saved.seconds,
-        "stall_in_the_foreground": trainer.stood_still,
+        "stall_in_the_foreground": saver.stall,
     }
 
 
 def _table(told: dict[str, Any]) -> list[str]:
     rounds = told["rounds"]
     rows = [
-        ("training stands still, save in the foreground", "stall_in_the_foreground"),
-        ("training stands still, save in the background", "stall_in_the_background"),
+        ("training is stalled, save in the foreground", "stall_in_the_foreground"),
+        ("training is stalled, save in the background", "stall_in_the_background"),
         ("from the copy to the commit, in the background", "save_in_the_background"),
         ("a step with no save in flight", "step_alone"),
         ("a step beside a save", "step_beside_a_save"),

@@ -1,17 +1,26 @@
-"""What the recipes share: their parser, and the commands that they run as a person types them."""
+"""What the recipes share: parsers, the commands that they run as a person types them, files."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+from data_prep.dataset import durable
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 _BIN = Path(sys.executable).parent
 
 
-def parser(about: str | None, *positional: tuple[str, str]) -> argparse.ArgumentParser:
-    """A parser with a recipe's docstring, less its usage, as help; `positional` are directories."""
+def parser(about: str | None, *positional: tuple[str, str], of: str) -> argparse.ArgumentParser:
+    """A parser with a recipe's docstring, less its usage, as help; `positional` are directories.
+
+    After them come `settings`, key=value, for what `of` names.
+    """
     title, _, *rest = (about or "").split("\n\n")
     found = argparse.ArgumentParser(
         description="\n\n".join([title, *rest]),
@@ -19,6 +28,7 @@ def parser(about: str | None, *positional: tuple[str, str]) -> argparse.Argument
     )
     for name, help in positional:
         found.add_argument(name, type=Path, help=help)
+    found.add_argument("settings", nargs="*", help=f"key=value for {of}")
     return found
 
 
@@ -29,3 +39,34 @@ def run(command: str, *words: str | Path) -> None:
     done = subprocess.run(line, check=False)
     if done.returncode:
         sys.exit(done.returncode)
+
+
+def prepare(recipe: str, root: Path, output: Path, *settings: str) -> Path:
+    """Make the data set of configs/data/`recipe`.yaml of the texts under `root`; its directory."""
+    path = CONFIGS / "data" / f"{recipe}.yaml"
+    run("data-prep", "run", path, f"root={root}", f"output={output}", *settings)
+    return output
+
+
+def prepare_novels(corpus: Path, data: Path) -> tuple[Path, Path]:
+    """The data sets of novels to train on and to validate with, in tokens of the first."""
+    train = prepare("novels_train", corpus, data / "novels_train")
+    own = f"tokenizer.path={train / 'tokenizer.model'}"
+    return train, prepare("novels_val", corpus, data / "novels_val", own)
+
+
+def once(path: Path, make: Callable[[], Any]) -> Any:
+    """The JSON in a file, which is made where it is not there."""
+    if not path.exists():
+        made = make()
+        path.parent.mkdir(exist_ok=True)
+        durable.write_json(path, made)
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def conclude(path: Path, text: str, numbers: Any = None) -> None:
+    """Write a recipe's tables as `path`.md, and its numbers as `path`.json; print the tables."""
+    if numbers is not None:
+        durable.write_json(path.with_suffix(".json"), numbers)
+    durable.write_bytes(path.with_suffix(".md"), text.encode())
+    print(text)

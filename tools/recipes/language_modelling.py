@@ -4,8 +4,8 @@
 
 CORPUS holds novels as configs/data/novels_train.yaml and novels_val.yaml name them. The models have
 the same size, data and tokens a step; each is trained with every seed and evaluated on whole
-validation books. What is finished is not done again, and a run that was stopped goes on: the same
-command continues. A larger budget is another OUT.
+validation books. The same command continues after an interruption: what is finished is not done
+again. A larger budget is another OUT.
 
 Intervals are of the books: they are drawn with replacement, 10,000 times, the same draws for every
 model, after the nats of a book are averaged over seeds. Differences are thus paired by book.
@@ -13,8 +13,6 @@ model, after the nats of a book are averaged over seeds. Differences are thus pa
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
 import sys
 from collections.abc import Sequence
@@ -27,16 +25,16 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from data_prep.dataset import durable
 from data_prep.dataset.settings import SettingsError
 from pretrain import config as configuration
 from pretrain.config import Config
 from pretrain.evaluate import perplexity
+from pretrain.evaluate.progress import to_stderr
+from pretrain.evaluate.results import Report, write_figure
 from pretrain.trained import default_device, load
 from pretrain.training.metrics import METRICS_FILE, read_records
 
-ROOT = Path(__file__).resolve().parents[2]
-CONFIG = ROOT / "configs" / "language_modelling_cpu.yaml"
+CONFIG = commands.CONFIGS / "language_modelling_cpu.yaml"
 DRAWS = 10_000
 # Positions before it are few tokens, and hold the books' titles.
 _FIRST = 32
@@ -86,16 +84,16 @@ class Scores:
 
     @property
     def bits(self) -> float:
-        """Bits a byte over all books, averaged over seeds."""
+        """Bits per byte over all books, averaged over seeds."""
         return float(self.nats.mean(axis=0).sum() / self.bytes.sum() / math.log(2))
 
     @property
     def of_seeds(self) -> list[float]:
-        """Bits a byte over all books, of each seed."""
+        """Bits per byte over all books, of each seed."""
         return [float(one) for one in self.nats.sum(axis=1) / self.bytes.sum() / math.log(2)]
 
     def drawn(self, draws: np.ndarray) -> np.ndarray:
-        """Bits a byte [draws] of each draw of books [draws, books]."""
+        """Bits per byte [draws] of each draw of books [draws, books]."""
         nats = self.nats.mean(axis=0)[draws].sum(axis=1)
         bits: np.ndarray = nats / self.bytes[draws].sum(axis=1) / math.log(2)
         return bits
@@ -108,7 +106,7 @@ def interval(values: np.ndarray) -> tuple[float, float]:
 
 
 def compare(scores: dict[str, Scores], base: str = "none") -> list[dict[str, Any]]:
-    """Bits a byte of each model and what it is better by than `base`, with intervals."""
+    """Bits per byte of each model and what it is better by than `base`, with intervals."""
     books = len(scores[base].bytes)
     draws = np.random.default_rng(0).integers(books, size=(DRAWS, books))
     reference = scores[base].drawn(draws)
@@ -130,7 +128,17 @@ def compare(scores: dict[str, Scores], base: str = "none") -> list[dict[str, Any
 
 def main(words: Sequence[str] | None = None) -> None:
     """Prepare, train and evaluate what is not there yet, then write tables and plots."""
-    parsed = _parser().parse_intermixed_args(words)
+    parser = commands.parser(
+        __doc__,
+        ("corpus", "directory of the novels"),
+        ("out", "directory of data, runs, tables and plots"),
+        of="all runs",
+    )
+    parser.add_argument("--config", type=Path, default=CONFIG, help="recipe of the models")
+    parser.add_argument("--steps", type=int, default=0, help="optimizer steps; 0: the recipe's")
+    parser.add_argument("--books", type=int, default=0, help="whole validation books; 0: all")
+    parser.add_argument("--seeds", type=int, default=3, help="runs of each model")
+    parsed = parser.parse_intermixed_args(words)
     out: Path = parsed.out
     overrides = [f"data.train={out / 'data' / 'novels_train'}", *parsed.settings]
     if parsed.steps:
@@ -139,68 +147,36 @@ def main(words: Sequence[str] | None = None) -> None:
         config = configuration.load(parsed.config, [*overrides, f"run.directory={out / 'runs'}"])
     except SettingsError as error:
         sys.exit(str(error))
-    validation = out / "data" / "novels_val"
-    _prepare(parsed.corpus, out / "data")
-    reports: dict[str, list[dict[str, Any]]] = {}
-    # Seed by seed, so that a run that is stopped early leaves a comparison.
+    _, validation = commands.prepare_novels(parsed.corpus, out / "data")
+    reports: dict[str, list[Report]] = {}
+    # Seed by seed, so that what was stopped early has a comparison.
     for seed in range(1, parsed.seeds + 1):
         for model in models(config):
             run = out / "runs" / f"{model.name}-{seed}"
-            _train(parsed.config, run, [*overrides, *model.settings, f"run.seed={seed}"])
-            reports.setdefault(model.name, []).append(
-                _evaluated(run, validation, config.train.steps, parsed.books)
-            )
+            own = [*overrides, *model.settings, f"run.seed={seed}", f"run.directory={run}"]
+            commands.run("pretrain", "train", parsed.config, *own)
+            report = _evaluated(run, validation, config.train.steps, parsed.books)
+            reports.setdefault(model.name, []).append(report)
         _write(out, config, reports)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = commands.parser(
-        __doc__,
-        ("corpus", "directory of the novels"),
-        ("out", "directory of data, runs, tables and plots"),
-    )
-    parser.add_argument("settings", nargs="*", help="key=value for all runs")
-    parser.add_argument("--config", type=Path, default=CONFIG, help="recipe of the models")
-    parser.add_argument("--steps", type=int, default=0, help="optimizer steps; 0: the recipe's")
-    parser.add_argument("--books", type=int, default=0, help="whole validation books; 0: all")
-    parser.add_argument("--seeds", type=int, default=3, help="runs of each model")
-    return parser
-
-
-def _prepare(corpus: Path, data: Path) -> None:
-    train, validation = data / "novels_train", data / "novels_val"
-    configs = ROOT / "configs" / "data"
-    commands.run(
-        "data-prep", "run", configs / "novels_train.yaml", f"root={corpus}", f"output={train}"
-    )
-    model = f"tokenizer.path={train / 'tokenizer.model'}"
-    commands.run(
-        *("data-prep", "run", configs / "novels_val.yaml"),
-        *(f"root={corpus}", f"output={validation}", model),
-    )
-
-
-def _train(recipe: Path, run: Path, settings: Sequence[str]) -> None:
-    commands.run("pretrain", "train", recipe, *settings, f"run.directory={run}")
-
-
-def _evaluated(run: Path, validation: Path, steps: int, books: int) -> dict[str, Any]:
-    """The run's report with its books, made unless it lies there."""
+def _evaluated(run: Path, validation: Path, steps: int, books: int) -> Report:
+    """The run's report with its books, made unless it is there."""
     path = run / f"books-{steps}-{books or 'all'}.json"
-    if not path.exists():
-        report = perplexity.evaluate(
+    report: Report = commands.once(
+        path,
+        lambda: perplexity.evaluate(
             load(run, default_device()),
             validation,
             window_segments=None,
             max_documents=books or None,
             batch=4,
-            report=lambda line: print(line, file=sys.stderr, flush=True),
+            report=to_stderr,
             by_document=True,
             masked=False,
-        )
-        durable.write_json(path, report)
-    stored: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return {**stored, "gates": _gates(run)}
+        ),
+    )
+    return {**report, "gates": _gates(run)}
 
 
 def _gates(run: Path) -> list[list[float]]:
@@ -209,7 +185,7 @@ def _gates(run: Path) -> list[list[float]]:
     return gates
 
 
-def scores_of(reports: Sequence[dict[str, Any]], end: int | None = None) -> Scores:
+def scores_of(reports: Sequence[Report], end: int | None = None) -> Scores:
     """The scores in a model's reports, one a seed; with `end` of the positions up to it alone."""
     nats, sizes = [], []
     for report in reports:
@@ -233,7 +209,7 @@ def _nats(part: dict[str, Any]) -> float:
     return nats[perplexity.MEMORY if perplexity.MEMORY in nats else perplexity.NO_MEMORY]
 
 
-def by_position(reports: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+def by_position(reports: dict[str, list[Report]]) -> list[dict[str, Any]]:
     """`compare` for each range of positions that all books have, but for the very first tokens."""
     books = next(iter(reports.values()))[0]["by_document"]
     ends = [{row["end"] for row in book["positions"]} for book in books]
@@ -247,25 +223,18 @@ def by_position(reports: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]
     ]
 
 
-def _write(out: Path, config: Config, reports: dict[str, list[dict[str, Any]]]) -> None:
+def _write(out: Path, config: Config, reports: dict[str, list[Report]]) -> None:
     rows = compare({name: scores_of(found) for name, found in reports.items()})
     positions = by_position(reports)
     titles = {model.name: model.title for model in models(config)}
-    durable.write_json(out / "comparison.json", {"rows": rows, "positions": positions})
-    text = _table(rows, titles, reports)
-    durable.write_bytes(out / "comparison.md", text.encode())
-    figures = {
-        "positions.png": _positions(titles, positions),
-        "gates.png": _gates_drawn(titles, reports),
-    }
-    for name, figure in figures.items():
-        with durable.replacing(out / name) as file:
-            figure.savefig(file, format="png", dpi=150)
-    print(text)
+    write_figure(out / "positions.png", _positions(titles, positions))
+    write_figure(out / "gates.png", _gates_drawn(titles, reports))
+    numbers = {"rows": rows, "positions": positions}
+    commands.conclude(out / "comparison", _table(rows, titles, reports), numbers)
 
 
 def _table(
-    rows: Sequence[dict[str, Any]], titles: dict[str, str], reports: dict[str, list[dict[str, Any]]]
+    rows: Sequence[dict[str, Any]], titles: dict[str, str], reports: dict[str, list[Report]]
 ) -> str:
     """The comparison in Markdown."""
     first = next(iter(reports.values()))[0]
@@ -273,7 +242,7 @@ def _table(
         f"{first['documents']} whole books, {first['text_bytes']:,} bytes, after step "
         f"{first['step']}; {len(rows[0]['seeds'])} seeds; 95 % intervals over books",
         "",
-        "| Model | bits a byte | of each seed | better than local attention by |",
+        "| Model | bits per byte | of each seed | better than local attention by |",
         "|---|---|---|---|",
     ]
     for row in rows:
@@ -301,12 +270,12 @@ def _positions(titles: dict[str, str], positions: Sequence[dict[str, Any]]) -> F
     axes.axhline(0, color="grey", linewidth=1)
     axes.set_xscale("log", base=2)
     axes.set_xlabel("position in the book, from half of this on (text tokens before the target)")
-    axes.set_ylabel("better than local attention alone by (bits a byte)")
+    axes.set_ylabel("better than local attention alone by (bits per byte)")
     axes.legend(frameon=False)
     return figure
 
 
-def _gates_drawn(titles: dict[str, str], reports: dict[str, list[dict[str, Any]]]) -> Figure:
+def _gates_drawn(titles: dict[str, str], reports: dict[str, list[Report]]) -> Figure:
     """Each head's gate of all seeds by layer, a panel a model with memory (Figure 3)."""
     found = {name: [r["gates"] for r in each] for name, each in reports.items() if each[0]["gates"]}
     figure = Figure(figsize=(3.5 * len(found), 4), layout="constrained")

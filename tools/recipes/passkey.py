@@ -3,8 +3,8 @@
     python tools/recipes/passkey.py OUT [--kinds linear,delta] [--corpus NOVELS] [key=value ...]
 
 Makes documents and a tokenizer, trains a model of each kind of memory stage by stage, asks it for
-passkeys at every length and depth, and draws a heat map. What is finished is not done again, and a
-run that was stopped goes on: the same command continues. Other settings are another OUT.
+passkeys at every length and depth, and draws a heat map. The same command continues after an
+interruption: what is finished is not done again. Other settings are another OUT.
 
 `--corpus` has novels as configs/data/novels_train.yaml and novels_val.yaml name them: from the
 weights of each model another is then trained on needles in the first, and asked for all tasks of
@@ -14,6 +14,7 @@ weights of each model another is then trained on needles in the first, and asked
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
 import json
 import math
@@ -26,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import commands
+from commands import CONFIGS
 
 from data_prep.dataset import durable, shards
 from data_prep.dataset.settings import SettingsError
@@ -34,13 +36,12 @@ from data_prep.recall.tasks import PASSKEY, TASKS, Haystack
 from data_prep.tokenizer.tokenizer import load as load_tokenizer
 from pretrain import config as configuration
 from pretrain.evaluate import recall
-from pretrain.evaluate.questions import Asked
-from pretrain.trained import default_device, load
+from pretrain.evaluate.progress import to_stderr
+from pretrain.evaluate.questions import Questions
+from pretrain.evaluate.results import Report, write_figure
+from pretrain.trained import Trained, default_device, load
 
-ROOT = Path(__file__).resolve().parents[2]
-CONFIG = ROOT / "configs" / "passkey_cpu.yaml"
-DATA = ROOT / "configs" / "data" / "passkey_cpu.yaml"
-TEXTS = ROOT / "configs" / "data" / "my_texts.yaml"
+CONFIG = CONFIGS / "passkey_cpu.yaml"
 LENGTHS = tuple(2**power for power in (9, 11, 13, 15, 17, 18, 19, 20))
 NEEDLE_LENGTHS = tuple(2**power for power in (12, 14, 16, 17))
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -177,18 +178,20 @@ def samples_at(length: int, longest: int, fewest: int) -> int:
     return max(fewest, min(MOST_SAMPLES, fewest * longest // length))
 
 
-def passkeys(lengths: Sequence[int], samples: int) -> list[Asked]:
+def passkeys(lengths: Sequence[int], samples: int) -> list[Questions]:
     """What is asked of a model, a part a length: more questions where they are short."""
     return [
-        Asked((PASSKEY,), (length,), DEPTHS, samples_at(length, max(lengths), samples), SEED_ASKED)
+        Questions(
+            (PASSKEY,), (length,), DEPTHS, samples_at(length, max(lengths), samples), SEED_ASKED
+        )
         for length in sorted(lengths)
     ]
 
 
-def needles(samples: int) -> list[Asked]:
+def needles(samples: int) -> list[Questions]:
     """The harder tasks, a part each, with all places drawn."""
     tasks = [task for task in TASKS if task != PASSKEY]
-    return [Asked((task,), NEEDLE_LENGTHS, (None,), samples, SEED_ASKED) for task in tasks]
+    return [Questions((task,), NEEDLE_LENGTHS, (None,), samples, SEED_ASKED) for task in tasks]
 
 
 def main(
@@ -206,31 +209,28 @@ def main(
     except SettingsError as error:
         sys.exit(str(error))
     _documents(out, FIRST, _FIRST_COUNT, parsed.workers)
-    # Before half an hour of training: a corpus that is not there is told at once.
+    # Before half an hour of training: a corpus that is not there is reported at once.
     for books in (BOOKS, BOOKS_ASKED) if parsed.corpus else ():
-        _books(out, parsed.corpus, books)
+        _prepared(books, parsed.corpus, out / "data" / books, _in_tokens_of(out))
     needed = documents_needed([*plan, *needle_plan], segment)
-    found: dict[str, dict[str, Any]] = {}
+    found: dict[str, Report] = {}
     for kind in parsed.kinds:
         run = _trained(parsed, plan, kind, needed)
         asked = passkeys(parsed.lengths, parsed.samples)
         found[kind] = _answered(run, Haystack.repeated(), asked)
-        with durable.replacing(out / f"passkey-{kind}.png") as file:
-            recall.heat_map(found[kind]).savefig(file, format="png", dpi=150)
+        write_figure(out / f"passkey-{kind}.png", recall.heat_map(found[kind]))
         if parsed.corpus:
             run = _trained(parsed, needle_plan, kind, needed, run)
             haystack = Haystack.of_books(out / "data" / BOOKS_ASKED)
             harder = _answered(run, haystack, needles(parsed.samples))
             found[kind]["rows"] += harder["rows"]
     text = "\n".join(table(kind, report["rows"]) for kind, report in found.items())
-    durable.write_json(out / "passkey.json", found)
-    durable.write_bytes(out / "passkey.md", text.encode())
-    print(text)
+    commands.conclude(out / "passkey", text, found)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = commands.parser(__doc__, ("out", "directory of documents, data, runs and results"))
-    parser.add_argument("settings", nargs="*", help="key=value for all stages")
+    directory = ("out", "directory of documents, data, runs and results")
+    parser = commands.parser(__doc__, directory, of="all stages")
     parser.add_argument("--config", type=Path, default=CONFIG, help="recipe of the models")
     parser.add_argument(
         "--kinds",
@@ -287,9 +287,7 @@ def _documents(out: Path, one: Documents, count: int, workers: int) -> None:
             *("--min-tokens", str(one.low), "--max-tokens", str(one.high)),
             *("--tasks", ",".join(one.tasks), *hidden_in),
         )
-    if not (data / shards.MANIFEST).exists():
-        path = () if one == FIRST else (f"tokenizer.path={tokenizer}",)
-        commands.run("data-prep", "run", DATA, f"root={directory}", f"output={data}", *path)
+    _prepared("passkey_cpu", directory, data, *([] if one == FIRST else [_in_tokens_of(out)]))
 
 
 def _preface(out: Path, tokens: int, lanes: int) -> None:
@@ -303,23 +301,21 @@ def _preface(out: Path, tokens: int, lanes: int) -> None:
         lines = [json.dumps({"id": number, "text": text}) + "\n" for number in range(lanes)]
         directory.mkdir(parents=True, exist_ok=True)
         durable.write_bytes(texts, "".join(lines).encode())
-    if not (data / shards.MANIFEST).exists():
-        settings = (f"shards.count={lanes}", f"tokenizer.path={tokenizer}")
-        commands.run("data-prep", "run", TEXTS, f"root={directory}", f"output={data}", *settings)
+    _prepared("my_texts", directory, data, f"shards.count={lanes}", _in_tokens_of(out))
 
 
 def _tokenizer(out: Path) -> Path:
     return out / "data" / FIRST.name / "tokenizer.model"
 
 
-def _books(out: Path, corpus: Path, name: str) -> None:
-    """Books in the models' tokens, as the configuration of this name has them."""
-    books = out / "data" / name
-    if not (books / shards.MANIFEST).exists():
-        commands.run(
-            *("data-prep", "run", ROOT / "configs" / "data" / f"{name}.yaml"),
-            *(f"root={corpus}", f"output={books}", f"tokenizer.path={_tokenizer(out)}"),
-        )
+def _in_tokens_of(out: Path) -> str:
+    return f"tokenizer.path={_tokenizer(out)}"
+
+
+def _prepared(recipe: str, root: Path, data: Path, *settings: str) -> None:
+    """A data set, made unless it is there."""
+    if not (data / shards.MANIFEST).exists():
+        commands.prepare(recipe, root, data, *settings)
 
 
 def _trained(
@@ -345,31 +341,27 @@ def _trained(
     return run
 
 
-def _answered(run: Path, haystack: Haystack, parts: Sequence[Asked]) -> dict[str, Any]:
-    """One report of all parts. Each is kept in the run, and not asked again.
-
-    To its rows are added the `seconds` that the part took and `resident_bytes`, the most that the
-    process ever held up to its end.
-    """
+def _answered(run: Path, haystack: Haystack, parts: Sequence[Questions]) -> Report:
+    """One report of all parts; what was asked before, the run has the answers of."""
     trained = load(run, default_device())
     reports = []
     for asked in parts:
         what = "-".join(map(str, (*asked.tasks, *asked.lengths, asked.samples)))
         path = run / "asked" / f"{trained.step}-{what}.json"
-        if not path.exists():
-            began = time.perf_counter()
-            report = recall.evaluate(
-                trained, haystack, asked, lambda line: print(line, file=sys.stderr, flush=True)
-            )
-            # Linux counts it in KiB.
-            resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-            for row in report["rows"]:
-                row["seconds"] = time.perf_counter() - began
-                row["resident_bytes"] = resident
-            path.parent.mkdir(exist_ok=True)
-            durable.write_json(path, report)
-        reports.append(json.loads(path.read_text(encoding="utf-8")))
+        reports.append(commands.once(path, functools.partial(_asked, trained, haystack, asked)))
     return {**reports[0], "rows": [row for report in reports for row in report["rows"]]}
+
+
+def _asked(trained: Trained, haystack: Haystack, asked: Questions) -> Report:
+    """The report; its rows with the `seconds` that it took and `resident_bytes`, the most that the
+    process ever held up to its end."""
+    began = time.perf_counter()
+    report = recall.evaluate(trained, haystack, asked, to_stderr)
+    # Linux counts it in KiB.
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    for row in report["rows"]:
+        row |= {"seconds": time.perf_counter() - began, "resident_bytes": resident}
+    return report
 
 
 def table(kind: str, rows: Sequence[dict[str, Any]]) -> str:

@@ -6,7 +6,7 @@ import itertools
 import json
 import random
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -36,6 +36,9 @@ class ThreadRanks:
         values = [json.loads(text) for text in self._board]
         self._barrier.wait()
         return values
+
+    def sum(self, values: Sequence[float]) -> list[float]:
+        return [sum(column) for column in zip(*self.gather(list(values)), strict=True)]
 
 
 @pytest.fixture(scope="session")

@@ -18,6 +18,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,9 @@ class SocketRanks:
         self._stream.flush()
         other = json.loads(self._stream.readline())
         return [value, other] if self.rank == 0 else [other, value]
+
+    def sum(self, values: Sequence[float]) -> list[float]:
+        return [sum(column) for column in zip(*self.gather(list(values)), strict=True)]
 
 
 class RankPair:

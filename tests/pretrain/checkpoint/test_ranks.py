@@ -10,13 +10,14 @@ from typing import Any
 
 import pytest
 
+from data_prep.dataset.shards import DataError
 from pretrain.checkpoint.manifest import CheckpointError
 from pretrain.checkpoint.ranks import GroupRanks, Ranks, SoloRanks, agreed
 from pretrain.jobs.launch import leave
 
 
 def fail_on(*failing: int) -> Any:
-    def work(ranks: Ranks) -> list[int]:
+    def work(ranks: Ranks) -> int:
         def action() -> int:
             if ranks.rank in failing:
                 raise OSError(28, "No space left on device", "state.safetensors")
@@ -27,9 +28,10 @@ def fail_on(*failing: int) -> Any:
     return work
 
 
-def test_every_rank_gets_every_result_by_rank(run_ranks: Any) -> None:
-    assert run_ranks(3, fail_on()) == [[0, 10, 20]] * 3
-    assert agreed(SoloRanks(), lambda: 7) == [7]
+def test_every_rank_gets_its_own_result_once_all_have_succeeded(run_ranks: Any) -> None:
+    assert run_ranks(3, fail_on()) == [0, 10, 20]
+    batch = object()
+    assert agreed(SoloRanks(), lambda: batch) is batch
 
 
 def test_an_error_on_one_rank_is_raised_on_all_in_the_same_words(run_ranks: Any) -> None:
@@ -49,12 +51,34 @@ def test_what_all_ranks_say_is_said_once(run_ranks: Any) -> None:
     }
 
 
-def test_a_bug_on_one_rank_is_no_hang_on_the_others(run_ranks: Any) -> None:
-    def work(ranks: Ranks) -> list[float]:
+def test_a_bug_on_one_rank_is_no_hang_on_the_others_and_leaves_its_trace(
+    run_ranks: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    def work(ranks: Ranks) -> float:
         return agreed(ranks, lambda: 1 / ranks.rank)
 
     errors = run_ranks(2, work)
     assert {str(error) for error in errors} == {"ZeroDivisionError('division by zero') (rank 0)"}
+    (logged,) = caplog.records
+    assert logged.exc_info is not None and logged.exc_info[0] is ZeroDivisionError
+
+
+@pytest.mark.parametrize(
+    ("failure", "text"),
+    [(DataError("shard 3 is cut"), "shard 3 is cut"), (ValueError("3"), "ValueError('3')")],
+)
+def test_an_error_for_the_user_keeps_its_words_in_the_class_that_the_caller_names(
+    failure: ValueError, text: str
+) -> None:
+    class OurError(ValueError):
+        pass
+
+    def action() -> None:
+        raise failure
+
+    with pytest.raises(OurError) as caught:
+        agreed(SoloRanks(), action, OurError)
+    assert str(caught.value) == text
 
 
 @pytest.mark.timeout(120)
@@ -67,7 +91,7 @@ def test_a_process_group_gathers_json_of_any_length(tmp_path: Path) -> None:
     ]
     outputs = [json.loads(rank.communicate()[0]) for rank in ranks]
     values: list[Any] = [[], {"rank": 1, "text": "ü" * 1000, "none": None, "list": [1.5, True]}]
-    assert outputs == [[values, "nothing left (rank 1)"]] * 2
+    assert outputs == [[values, "nothing left (rank 1)", [1.5, 2.0**-60]]] * 2
 
 
 def _gloo_rank(rank: int, store: str) -> None:
@@ -88,7 +112,7 @@ def _gloo_rank(rank: int, store: str) -> None:
     try:
         agreed(ranks, action)
     except CheckpointError as error:
-        print(json.dumps([gathered, str(error)]))
+        print(json.dumps([gathered, str(error), ranks.sum([0.75, rank * 2.0**-60])]))
     ranks.gather(None)
     dist.destroy_process_group()
     leave(0)

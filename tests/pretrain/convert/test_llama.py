@@ -22,6 +22,7 @@ from pretrain.config import ImportConfig, load
 from pretrain.convert import llama
 from pretrain.convert.hugging_face import ConversionError, model_config
 from pretrain.evaluate import generate
+from pretrain.evaluate.sampling import Sampling
 from pretrain.model import local_attention, rotary
 from pretrain.model.transformer import Transformer
 from tests.pretrain.convert.conftest import LLAMA3, random_tokens
@@ -162,7 +163,7 @@ def test_two_ranks_begin_with_an_imported_model_and_none_goes_on_from_it(
     assert begun.trainer["origin"]["sha256"] == source.sha256
     ended = train(tmp_path, *same, f"run.directory={tmp_path / 'old'}", "launch.ranks=1")
     assert ended.returncode == 1
-    assert "old is an imported model, which no run goes on from; give another" in ended.stderr
+    assert "old is an imported model and cannot be resumed; set train.start_from=" in ended.stderr
 
 
 def test_the_recipe_of_the_papers_passkey_model_is_llamas_shape() -> None:
@@ -199,10 +200,8 @@ def test_a_text_is_continued_as_by_transformers(
     imported(tmp_path, "memory.when_empty=local")
     own = trained.load(tmp_path / "out", CPU)
     prompt = own.tokenizer.encode("It is a truth")
-    found = generate.generate(
-        own, prompt, max_tokens=12, temperature=0, top_p=1, seed=0,
-        on_text=lambda text: None, report=lambda text: None,
-    )  # fmt: skip
+    logits, stream = generate.prefill(own, prompt, print)
+    found = list(generate.sampled(own, logits, stream, Sampling(max_tokens=12, temperature=0)))
     laid_out = torch.tensor([[own.tokenizer.bos_id, *prompt.tolist()]])
     expected = model.generate(laid_out, max_new_tokens=12, do_sample=False, eos_token_id=None)
     assert len(found) == 12

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from data_prep.dataset.shards import DataError, Document, Manifest
-from pretrain.data.lanes import IGNORE, Dataset, Lane, LanePlace, Mix, SourcePlace
+from pretrain.data.lanes import Dataset, Lane, LanePlace, Mix, SourcePlace
+from pretrain.data.packing import IGNORE
 from pretrain.model import loss
 
 Window = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]
@@ -88,7 +89,7 @@ def test_windows_by_hand(tmp_path: Path, write_data_set: Any) -> None:
     assert targets.tolist() == [42, x]
     assert starts.tolist() == [False, False]
     assert lane.place == at(0, 0, 4, read=4)
-    # The third starts with a document and goes on into the next epoch.
+    # The third starts with a document and continues into the next epoch.
     tokens, targets, starts, _ = lane.window(4)
     assert tokens.tolist() == [50, 51, 10, 11]
     assert targets.tolist() == [51, x, 11, 12]
@@ -155,7 +156,7 @@ def test_lanes_roll_into_their_next_epoch_at_different_times(
 
 
 @pytest.mark.parametrize("special", [(1, 2), (None, None)])
-def test_a_lane_goes_on_from_any_place_as_if_it_had_not_stopped(
+def test_a_lane_continues_from_any_place_as_if_it_had_not_stopped(
     tmp_path: Path, write_data_set: Any, special: tuple[int | None, int | None]
 ) -> None:
     write_data_set(
@@ -286,7 +287,7 @@ def test_a_lane_names_the_shard_that_it_opens_next(tmp_path: Path, write_data_se
 
 
 def test_lanes_and_loss_mean_the_same_by_an_ignored_target() -> None:
-    # Neither may import the other: they stand on one floor.
+    # Neither may import the other.
     assert IGNORE == loss.IGNORE
 
 
@@ -334,7 +335,7 @@ def test_a_mix_equals_a_plain_draw_of_whole_documents(sources: list[Path], lanes
         draws = (naive_draw(manifests, 9, index, number) for number in itertools.count())
         stream = laid_end_to_end(next(each[source]) for source in draws)
         lane = Lane(mix_of(sources), index, lanes, seed=9)
-        for length in itertools.islice(itertools.cycle((17, 64, 1, 200)), 60):
+        for length in itertools.islice(itertools.cycle((17, 64, 1, 200)), 32):
             assert_equal(lane.window(length), naive_window(stream, length))
         assert min(place.read for place in lane.place.sources) > 0
         assert max(place.epoch for place in lane.place.sources) > 0
@@ -348,13 +349,13 @@ def test_shares_are_of_tokens_and_not_of_documents(tmp_path: Path, write_data_se
     write_data_set(tmp_path / "short", short, 8, 100, bos_id=None)
     write_data_set(tmp_path / "long", long, 8, 100, bos_id=None)
     lane = Lane(mix_of([tmp_path / "short", tmp_path / "long"], (3.0, 1.0)), 0, 2, seed=1)
-    tokens, _, starts, _ = lane.window(100_000)
+    tokens, _, starts, _ = lane.window(40_000)
     first = np.flatnonzero(starts)
     lengths = np.diff(first)
     of_short = tokens[first[:-1]] != 20  # 10, or the mark of an empty one
     excess = lengths * (of_short - 0.75)
     error = np.sqrt((excess**2).sum()) / lengths.sum()
-    assert error < 0.01
+    assert error < 0.015
     assert abs(excess.sum() / lengths.sum()) < 3 * error
     assert of_short.mean() > 0.95
 
@@ -419,7 +420,7 @@ def test_weight_0_is_never_drawn_and_other_weights_have_no_unit(sources: list[Pa
         assert [larger.draw(1, 0, n) for n in range(3000)] == drawn
 
 
-def test_a_lane_of_a_mix_goes_on_from_any_place(sources: list[Path]) -> None:
+def test_a_lane_of_a_mix_continues_from_any_place(sources: list[Path]) -> None:
     lane = Lane(mix_of(sources), 1, 3, seed=2)
     places, windows = [lane.place], []
     for _ in range(80):
@@ -475,13 +476,13 @@ def test_weights_by_hand(tmp_path: Path, write_data_set: Any) -> None:
     write_data_set(tmp_path, [pair, [20, 21]], 1, 100)
     dataset = Dataset(tmp_path)
     lane = Lane(Mix([dataset], prompt_weight=0.25), 0, 1, seed=1)
-    # A weight is that of the token to be predicted: what stands before the answer predicts it.
+    # A weight is that of the token to be predicted: the one before the answer predicts its first.
     tokens, targets, _, weights = lane.window(10)
     assert tokens.tolist() == [1, 10, 11, 12, 13, 2, 1, 20, 21, 2]
     assert targets.tolist() == [10, 11, 12, 13, 2, IGNORE, 20, 21, 2, IGNORE]
     assert weights is not None and weights.dtype == np.float32
     assert weights.tolist() == [0.25, 0.25, 1, 1, 1, 0, 1, 1, 1, 0]
-    # A window may begin and end inside of a pair, and a lane go on there.
+    # A window may begin and end inside of a pair, and a lane continue there.
     _, _, _, first = lane.window(1)
     again = Lane(Mix([dataset], prompt_weight=0.25), 0, 1, seed=1, place=lane.place)
     _, _, _, rest = again.window(3)

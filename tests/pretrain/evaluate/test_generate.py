@@ -17,6 +17,7 @@ from data_prep.tokenizer import tokenizer
 from pretrain import trained
 from pretrain.evaluate import generate
 from pretrain.evaluate.generate import GenerationError
+from pretrain.evaluate.sampling import Sampling
 from pretrain.model.transformer import StreamState
 from pretrain.trained import Trained
 
@@ -93,9 +94,8 @@ def test_generation_ends_before_eos(tmp_path: Path, write_run: Any) -> None:
 
 
 def test_the_text_is_that_of_the_tokens(model: Trained) -> None:
-    pieces: list[str] = []
     ids = model.tokenizer.encode("naïve ").tolist()
-    drawn = _generate(model, ids, on_text=pieces.append)
+    pieces, drawn = _pieces(model, ids), _generate(model, ids)
     data = model.tokenizer.decode_bytes([*ids, *drawn])[len("naïve ".encode()) :]
     assert "".join(pieces) == data.decode("utf-8", errors="replace")
     assert len(pieces) > 10
@@ -105,41 +105,37 @@ def test_a_character_that_the_prompt_begins_is_completed(
     tmp_path: Path, write_run: Any, tokenizer_model: Path
 ) -> None:
     first, second = tokenizer.load(tokenizer_model).byte_tokens[list("é".encode())].tolist()
-    pieces: list[str] = []
     model = _always(tmp_path, write_run, {second: 1.0})
-    _generate(model, [first], max_tokens=2, on_text=pieces.append)
-    assert pieces == ["é", "\ufffd"]
+    assert _pieces(model, [first], max_tokens=2) == ["é", "\ufffd"]
 
 
-def test_a_character_that_is_never_completed_is_told_at_the_end(
+def test_a_character_that_is_never_completed_comes_at_the_end(
     tmp_path: Path, write_run: Any, tokenizer_model: Path
 ) -> None:
     first = int(tokenizer.load(tokenizer_model).byte_tokens["é".encode()[0]])
-    pieces: list[str] = []
     model = _always(tmp_path, write_run, {first: 1.0})
-    _generate(model, [], max_tokens=1, on_text=pieces.append)
-    assert pieces == ["\ufffd"]
+    assert _pieces(model, [], max_tokens=1) == ["\ufffd"]
 
 
 def test_the_streams_size_does_not_grow(model: Trained) -> None:
     ids = model.tokenizer.encode(PROMPT * 8).tolist()[: 40 * 16]
     # BOS is the first token of the first segment.
-    short, long = (generate.take_in(model, ids[: n * 16 - 1], print)[1] for n in (1, 40))
+    short, long = (generate.prefill(model, ids[: n * 16 - 1], print)[1] for n in (1, 40))
     assert short.filled == long.filled == 0
     assert _stored(short) == _stored(long)
-    grown = generate.take_in(model, ids[: 40 * 16 - 2], print)[1]
+    grown = generate.prefill(model, ids[: 40 * 16 - 2], print)[1]
     assert grown.filled == 15
-    assert _stored(grown) == _stored(generate.take_in(model, ids[:14], print)[1])
+    assert _stored(grown) == _stored(generate.prefill(model, ids[:14], print)[1])
 
 
 def test_a_large_vocabulary_takes_a_prompt_in_by_smaller_chunks(
     model: Trained, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ids = model.tokenizer.encode(PROMPT)
-    expected, _ = generate.take_in(model, ids, print)
+    expected, _ = generate.prefill(model, ids, print)
     monkeypatch.setattr(generate, "_CHUNK_LOGITS", 320 * 16 * 2 + 1)
     assert generate.chunk_tokens(model) == 2 * 16
-    logits, _ = generate.take_in(model, ids, print)
+    logits, _ = generate.prefill(model, ids, print)
     torch.testing.assert_close(logits, expected, rtol=0, atol=1e-5)
 
 
@@ -158,13 +154,13 @@ def test_sampling_that_cannot_work_is_refused(model: Trained) -> None:
         "top_p": 0.0,
     }.items():
         with pytest.raises(GenerationError, match=f"--{name.replace('_', '-')}: expected"):
-            _generate(model, [], **{name: value})
+            _pieces(model, [], **{name: value})
     for name in ("temperature", "top_p"):
         with pytest.raises(GenerationError, match="found nan"):
-            _generate(model, [], **{name: math.nan})
+            _pieces(model, [], **{name: math.nan})
 
 
-def test_logits_that_are_not_finite_are_told(model: Trained) -> None:
+def test_logits_that_are_not_finite_are_reported(model: Trained) -> None:
     with torch.no_grad():
         model.model.norm.weight[0] = math.nan
     with pytest.raises(GenerationError, match="logits are not finite"):
@@ -186,8 +182,8 @@ def test_the_command_continues_argument_file_and_stdin_alike(
         {"prompt_file": str(tmp_path / "prompt.txt")},
         {"prompt_file": "-"},
     ):
-        sampling = {"max_tokens": 20, "temperature": 0.7, "top_p": 0.9, "seed": 1}
-        assert generate.run(model.run_directory, **source, **sampling) == 0  # type: ignore[arg-type]
+        sampling = Sampling(20, 0.7, 0.9, seed=1)
+        assert generate.run(model.run_directory, **source, sampling=sampling) == 0
         texts.append(capsys.readouterr().out)
     assert texts[0] == texts[1] == texts[2] and len(texts[0]) > 5
 
@@ -203,29 +199,18 @@ def test_a_prompt_that_is_no_text_is_refused(tmp_path: Path, model: Trained) -> 
             generate.run(
                 model.run_directory,
                 prompt_file=str(tmp_path / name),
-                max_tokens=1,
-                temperature=0.0,
-                top_p=1.0,
-                seed=0,
+                sampling=Sampling(1, 0.0),
             )
 
 
-@pytest.fixture
-def model(tmp_path: Path, write_run: Any) -> Trained:
-    write_run(tmp_path / "run")
-    return trained.load(tmp_path / "run", CPU)
-
-
 def _generate(model: Trained, ids: list[int], **given: Any) -> list[int]:
-    settings = {
-        "max_tokens": 60,
-        "temperature": 1.0,
-        "top_p": 1.0,
-        "seed": 0,
-        "on_text": lambda text: None,
-        "report": print,
-    }
-    return generate.generate(model, ids, **{**settings, **given})
+    sampling = Sampling(**{"max_tokens": 60, "temperature": 1.0, **given})
+    return list(generate.sampled(model, *generate.prefill(model, ids, print), sampling))
+
+
+def _pieces(model: Trained, ids: list[int], **given: Any) -> list[str]:
+    sampling = Sampling(**{"max_tokens": 60, "temperature": 1.0, **given})
+    return list(generate.generate(model, ids, sampling, print))
 
 
 def _always(tmp_path: Path, write_run: Any, shares: dict[int, float]) -> Trained:

@@ -11,7 +11,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from pretrain import trained
 from pretrain.evaluate import harness
 from pretrain.evaluate.harness import HarnessError, Streamed
 from pretrain.trained import Trained
@@ -22,13 +21,6 @@ QUESTIONS = [
     ("However little", "known", "—"),
     (TEXT, "a", "such"),
 ]
-
-
-@pytest.fixture
-def model(tmp_path: Path, write_run: Any) -> Trained:
-    """Segments of 16 tokens, taken in four at a time."""
-    write_run(tmp_path / "run")
-    return trained.load(tmp_path / "run", torch.device("cpu"))
 
 
 @pytest.fixture
@@ -124,6 +116,11 @@ def test_every_kind_of_task_runs_from_local_files(
     bits = written["results"]["rolling"]["bits_per_byte,none"]
     assert bits == pytest.approx(-nats / size / 0.6931471805599453, rel=1e-4)
     assert 0 <= written["results"]["continue"]["exact_match,none"] <= 1
+    # Fewer tasks are another question: they replace nothing.
+    assert harness.run(tmp_path / "run", tasks, tasks=["rolling"], shots=None, limit=1) == 0
+    assert json.loads((tmp_path / "run/harness-7.json").read_text()) == written
+    fewer = json.loads((tmp_path / "run/harness-7-2.json").read_text())
+    assert (fewer["tasks"], fewer["limit"], list(fewer["results"])) == (["rolling"], 1, ["rolling"])
 
 
 def test_a_continuation_ends_before_the_first_of_the_requests_ends(model: Trained) -> None:

@@ -38,7 +38,7 @@ def test_pairs_of_several_files_stand_in_order(tmp_path: Path) -> None:
     )
 
 
-def test_every_mistake_of_every_file_is_told(tmp_path: Path) -> None:
+def test_every_mistake_of_every_file_is_reported(tmp_path: Path) -> None:
     lines = [
         b'{"book": "a", "summary": "b"}',
         b'{"book": "a"}',
@@ -58,8 +58,8 @@ def test_every_mistake_of_every_file_is_told(tmp_path: Path) -> None:
     paths = [tmp_path / name for name in ("a.jsonl", "cut.jsonl.gz", "no.jsonl.gz", "none.jsonl")]
     read, problems = pairs.read(paths, FIELDS)
     assert read[0] == Pair("a.jsonl:1", "a", "b")
-    told = [problem.removeprefix(f"{tmp_path}/") for problem in problems]
-    assert told[:6] == [
+    reported = [problem.removeprefix(f"{tmp_path}/") for problem in problems]
+    assert reported[:6] == [
         "a.jsonl: line 2: has no text under 'summary'; it has 'book'",
         "a.jsonl: line 3: has no text under 'summary'; it has 'book', 'summary'",
         "a.jsonl: line 4: is a list, expected an object",
@@ -68,10 +68,10 @@ def test_every_mistake_of_every_file_is_told(tmp_path: Path) -> None:
         "a.jsonl: line 6: is not UTF-8 (byte 11)",
         "a.jsonl: line 7: has a lone surrogate under 'summary'",
     ]
-    assert told[10] == "a.jsonl: and 4 more lines"
-    assert told[11].startswith("cut.jsonl.gz: is a damaged gz file")
-    assert told[12].startswith("no.jsonl.gz: cannot be read (Not a gzipped file")
-    assert told[13] == "none.jsonl: cannot be read (No such file or directory)"
+    assert reported[10] == "a.jsonl: and 4 more lines"
+    assert reported[11].startswith("cut.jsonl.gz: is a damaged gz file")
+    assert reported[12].startswith("no.jsonl.gz: cannot be read (Not a gzipped file")
+    assert reported[13] == "none.jsonl: cannot be read (No such file or directory)"
     assert pairs.read([empty], FIELDS) == ([], [f"{empty}: holds no pair; expected one a line"])
 
 

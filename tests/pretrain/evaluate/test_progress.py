@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 import time
 
-from pretrain.evaluate.progress import Progress
+from pretrain.evaluate.progress import TokenProgress
 
 
 def test_a_line_states_tokens_rate_and_time_left() -> None:
     lines: list[str] = []
-    progress = Progress("prompt", 4000, lines.append, seconds=0.0)
+    progress = TokenProgress("prompt", 4000, lines.append, seconds=0.0)
     time.sleep(0.1)
     progress.add(1000)
     match = re.fullmatch(
@@ -21,7 +21,7 @@ def test_a_line_states_tokens_rate_and_time_left() -> None:
 
 def test_lines_come_no_faster_than_asked() -> None:
     lines: list[str] = []
-    progress = Progress("prompt", 10, lines.append, seconds=0.2)
+    progress = TokenProgress("prompt", 10, lines.append, seconds=0.2)
     for _ in range(10):
         progress.add(1)
     assert not lines

@@ -12,21 +12,20 @@ import torch
 
 from data_prep.recall import tasks
 from data_prep.recall.tasks import Haystack
-from pretrain import trained
 from pretrain.config import MemoryConfig
 from pretrain.evaluate import recall
-from pretrain.evaluate.progress import Progress
-from pretrain.evaluate.questions import Asked
+from pretrain.evaluate.progress import TokenProgress
+from pretrain.evaluate.questions import Questions
 from pretrain.evaluate.recall import RecallError
 from pretrain.model.transformer import Transformer
 from pretrain.trained import Trained
 
 CPU = torch.device("cpu")
-ASKED = Asked(["passkey"], [400, 900], [0.0, 0.4, 1.0], samples=2, seed=3)
+ASKED = Questions(["passkey"], [400, 900], [0.0, 0.4, 1.0], samples=2, seed=3)
 
 
-def _progress() -> Progress:
-    return Progress("recall", 1, lambda line: None)
+def _progress() -> TokenProgress:
+    return TokenProgress("recall", 1, lambda line: None)
 
 
 def _likeliest(model: Transformer, ids: np.ndarray, first: int) -> list[int]:
@@ -74,13 +73,7 @@ def test_what_prompts_share_is_read_once(write_run: Any, tmp_path: Path) -> None
     assert max((end - begin) * len(lanes) for begin, end, lanes, _ in windows) <= 2**14
 
 
-@pytest.fixture
-def model(tmp_path: Path, write_run: Any) -> Trained:
-    write_run(tmp_path / "run")
-    return trained.load(tmp_path / "run", CPU)
-
-
-def _naive(model: Trained, asked: Asked, length: int, depth: float) -> tuple[float, float]:
+def _naive(model: Trained, asked: Questions, length: int, depth: float) -> tuple[float, float]:
     """Shares of exact answers and of right digits, question by question."""
     exact, right, digits = 0, 0, 0
     for number in range(asked.samples):
@@ -133,8 +126,8 @@ def test_a_run_is_asked_and_what_it_said_is_written(
         model, Haystack.repeated(), ASKED, lambda line: None
     )["rows"]  # fmt: skip
     assert (model.run_directory / "plots" / "passkey-7.png").read_bytes()[:4] == b"\x89PNG"
-    told = capsys.readouterr().out
-    assert "passkey            400" in told and "passkey-7.json" in told
+    reported = capsys.readouterr().out
+    assert "passkey            400" in reported and "passkey-7.json" in reported
 
 
 def test_needles_are_asked_for_among_the_sentences_of_books(
@@ -145,7 +138,7 @@ def test_needles_are_asked_for_among_the_sentences_of_books(
         tmp_path / "books", [model.tokenizer.encode(text)], 1, 320, tokenizer=tokenizer_model
     )
     names = [name for name in tasks.TASKS if name != "words"]
-    asked = Asked(names, [2500], [None], samples=1, seed=0)
+    asked = Questions(names, [2500], [None], samples=1, seed=0)
     assert recall.run(model.run_directory, "needles", asked, tmp_path / "books") == 0
     report = json.loads((model.run_directory / "needles-7.json").read_text())
     assert [row["task"] for row in report["rows"]] == names
@@ -153,7 +146,7 @@ def test_needles_are_asked_for_among_the_sentences_of_books(
 
 
 def test_a_length_without_room_for_the_task_is_refused(model: Trained) -> None:
-    asked = Asked(["passkey"], [20], [0.5], samples=1, seed=0)
+    asked = Questions(["passkey"], [20], [0.5], samples=1, seed=0)
     with pytest.raises(RecallError, match="20 tokens are fewer than passkey has"):
         recall.evaluate(model, Haystack.repeated(), asked, lambda line: None)
 

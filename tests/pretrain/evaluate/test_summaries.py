@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,9 @@ from pretrain.config import MemoryConfig
 from pretrain.data.lanes import Dataset, Lane, Mix
 from pretrain.evaluate import generate, rouge, summaries
 from pretrain.evaluate.generate import GenerationError
-from pretrain.evaluate.pairs import Asked, Pair
-from pretrain.evaluate.progress import Progress
+from pretrain.evaluate.pairs import Pair
+from pretrain.evaluate.progress import TokenProgress
+from pretrain.evaluate.sampling import Sampling
 from pretrain.trained import Trained
 
 CPU = torch.device("cpu")
@@ -29,17 +32,17 @@ DOCUMENTS = [
 ]
 PAIRS = [Pair(str(number), text, " a man must be in want") for number, text in enumerate(DOCUMENTS)]
 QUESTION = "\n\nSummary:\n"
-ASKED = Asked([1.0, 0.05, 0.5], max_tokens=25, temperature=0.5, top_p=0.95, seed=4)
+SHARES, SAMPLING = [1.0, 0.05, 0.5], Sampling(25, 0.5, 0.95, seed=4)
 
 
-@pytest.fixture
-def model(tmp_path: Path, write_run: Any) -> Trained:
-    write_run(tmp_path / "run")
-    return trained.load(tmp_path / "run", CPU)
-
-
-def _said(model: Trained, asked: Asked = ASKED, question: str = QUESTION) -> list[summaries.Said]:
-    return list(summaries.said(model, PAIRS, question, asked, lambda line: None))
+def _answers(
+    model: Trained,
+    shares: Sequence[float] = SHARES,
+    sampling: Sampling = SAMPLING,
+    question: str = QUESTION,
+    pairs: Sequence[Pair] = PAIRS,
+) -> list[summaries.Answer]:
+    return list(summaries.answers(model, pairs, question, shares, sampling, lambda line: None))
 
 
 @pytest.mark.parametrize(
@@ -52,7 +55,7 @@ def test_answers_are_those_of_prompts_read_at_once(
     model = trained.load(tmp_path / "run", CPU)
     parts = [ids for _, ids in model.tokenizer.encode_parts([question], inside=True)]
     asking = [int(token) for ids in parts for token in ids]
-    found = iter(_said(model, question=question))
+    found = iter(_answers(model, question=question))
     for place, text in enumerate(DOCUMENTS):
         ids = model.tokenizer.encode(text)
         seed = int(np.random.SeedSequence([4, place]).generate_state(1)[0])
@@ -60,10 +63,9 @@ def test_answers_are_those_of_prompts_read_at_once(
             one = next(found)
             read = max(1, round(share * len(ids)))
             assert (one.id, one.share, one.read) == (str(place), share, read)
-            tokens = generate.generate(
-                model, [*ids[:read], *asking], max_tokens=25, temperature=0.5, top_p=0.95,
-                seed=seed, on_text=lambda text: None, report=lambda line: None,
-            )  # fmt: skip
+            logits, stream = generate.prefill(model, [*ids[:read], *asking], print)
+            sampling = Sampling(25, 0.5, 0.95, seed)
+            tokens = list(generate.sampled(model, logits, stream, sampling))
             assert one.generated == len(tokens) and one.ended == (len(tokens) < 25)
             assert one.text == model.tokenizer.decode_bytes(tokens, inside=True).decode(
                 errors="replace"
@@ -77,13 +79,13 @@ def test_a_share_is_of_the_documents_tokens() -> None:
 
 
 def test_a_pairs_answer_depends_on_the_seed_and_its_place_alone(model: Trained) -> None:
-    whole = Asked([1.0], 25, 0.5, 0.95, 4)
-    at_once = {(one.id, one.share): one for one in _said(model)}
-    assert all(at_once[one.id, 1.0] == one for one in _said(model, whole))
-    (first,) = summaries.said(model, PAIRS[:1], QUESTION, whole, lambda line: None)
+    at_once = {(one.id, one.share): one for one in _answers(model)}
+    whole = _answers(model, [1.0])
+    assert all(at_once[one.id, 1.0] == one for one in whole)
+    (first,) = _answers(model, [1.0], pairs=PAIRS[:1])
     assert first == at_once["0", 1.0]
-    other = _said(model, Asked([1.0], 25, 0.5, 0.95, 5))
-    assert [one.text for one in other] != [one.text for one in _said(model, whole)]
+    other = _answers(model, [1.0], replace(SAMPLING, seed=5))
+    assert [one.text for one in other] != [one.text for one in whole]
 
 
 def test_the_loss_is_that_of_the_answer_as_evaluation_asks_for_it(
@@ -109,7 +111,7 @@ def test_the_loss_is_that_of_the_answer_as_evaluation_asks_for_it(
             state, total = output.state, total + float(output.loss)
             weight += float(weights.sum())
     heads = summaries._heads(
-        model, document, QUESTION, [len(document)], Progress("test", 1, lambda line: None)
+        model, document, QUESTION, [len(document)], TokenProgress("test", 1, lambda line: None)
     )
     ((logits, stream),) = heads
     expected = 0.0
@@ -142,11 +144,11 @@ def test_a_run_is_evaluated_and_what_it_said_is_written(
 ) -> None:
     words = ["--question", QUESTION, "--shares", "1,0.05,0.5", "--max-tokens", "25", "--seed", "4"]
     assert _evaluate(model, pairs, *words) == 0
-    told = capsys.readouterr().out
+    reported = capsys.readouterr().out
     directory = model.run_directory
     written = [directory / f"summaries-7-pairs.{end}" for end in ("json", "jsonl")]
     report, kept = json.loads(written[0].read_text()), written[1].read_text().splitlines()
-    said = _said(model)
+    said = _answers(model)
     for line, one in zip(map(json.loads, kept), said, strict=True):
         (score,) = rouge.scores([PAIRS[int(one.id)].answer], [one.text])
         assert {key: line[key] for key in ("id", "share", "text", "ended")} == {
@@ -157,16 +159,16 @@ def test_a_run_is_evaluated_and_what_it_said_is_written(
     whole = [one.text for one in said if one.share == 1]
     expected = rouge.means(rouge.scores([pair.answer for pair in PAIRS], whole))
     assert report["rows"][2]["rouge"] == expected
-    assert f"{expected['rouge1']['value']:.1f} (" in told
+    assert f"{expected['rouge1']['value']:.1f} (" in reported
     # The first six words of each document, as many as the answers have.
     beginnings = [" ".join(text.split()[:6]) for text in DOCUMENTS]
     scores = rouge.scores([pair.answer for pair in PAIRS], beginnings)
     assert report["lead"] == {"words": 6, "rouge": rouge.means(scores)}
     assert (directory / "plots" / "summaries-7-pairs.png").read_bytes()[:4] == b"\x89PNG"
-    # The same seed, the same bytes.
-    before = [path.read_bytes() for path in written]
+    # The same seed, the same answers.
     assert _evaluate(model, pairs, *words) == 0
-    assert [path.read_bytes() for path in written] == before
+    assert written[1].read_text().splitlines() == kept
+    assert {**json.loads(written[0].read_text()), "written": report["written"]} == report
 
 
 def test_the_first_documents_are_evaluated_under_a_name(model: Trained, pairs: Path) -> None:
@@ -179,27 +181,26 @@ def test_the_first_documents_are_evaluated_under_a_name(model: Trained, pairs: P
 
 def test_pairs_of_one_book_have_references_of_their_own(model: Trained) -> None:
     twice = [Pair("book", DOCUMENTS[1], "one thing"), Pair("book", DOCUMENTS[1], "another")]
-    asked = Asked([0.5, 1.0], 3, 0.0, 1.0, 0)
-    said = list(summaries.said(model, twice, QUESTION, asked, lambda line: None))
+    said = _answers(model, [0.5, 1.0], Sampling(3, 0.0), pairs=twice)
     kept = [json.loads(line) for line in summaries.lines(twice, said).splitlines()]
     assert [line["answer"] for line in kept] == ["one thing"] * 2 + ["another"] * 2
 
 
-def test_every_mistake_is_told_in_one_message(
+def test_every_mistake_is_in_one_message(
     model: Trained, pairs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pairs.open("a") as file:
         file.write('{"prompt": "no answer"}\n')
     words = ["--shares", "0,2", "--top-p", "0", "--documents", "0"]
     assert _evaluate(model, pairs, *words) == 2
-    told = capsys.readouterr().err
+    reported = capsys.readouterr().err
     for part in ("found 0\n", "found 2\n", "--top-p", "--documents", "--question: not"):
-        assert part in told
-    assert "pairs.jsonl: line 4: has no text under 'answer'" in told
+        assert part in reported
+    assert "pairs.jsonl: line 4: has no text under 'answer'" in reported
     assert not list(model.run_directory.glob("summaries-*"))
 
 
 def test_logits_that_are_not_finite_are_no_answer(model: Trained) -> None:
     model.model.embedding.weight.fill_(float("nan"))
     with pytest.raises(GenerationError, match="not finite"):
-        _said(model)
+        _answers(model)

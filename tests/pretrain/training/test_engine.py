@@ -29,15 +29,20 @@ from pretrain.checkpoint.attempts import Attempt
 from pretrain.checkpoint.load import Checkpoint
 from pretrain.checkpoint.manifest import step_name
 from pretrain.config import Config, load
-from pretrain.data.lanes import IGNORE, Dataset, Lane, Mix
+from pretrain.data.lanes import Dataset, Lane, Mix
+from pretrain.data.loader import Batch
+from pretrain.data.packing import IGNORE
 from pretrain.jobs.launch import EXIT_STOPPED, StopFlag, leave, place_in, start_ranks
 from pretrain.jobs.watchdog import Watchdog
 from pretrain.model.memories.infini import MemoryState
 from pretrain.model.transformer import Transformer
 from pretrain.planning import plan
 from pretrain.training import ledger
-from pretrain.training.engine import build_ops, deepspeed_settings
+from pretrain.training.engine import Engine, build_ops, deepspeed_settings
 from pretrain.training.metrics import configure_logging, read_records
+from pretrain.training.run import Run
+from pretrain.training.saver import Saver, reserved
+from pretrain.training.step import StepResult
 from pretrain.training.trainer import Trainer
 
 VOCABULARY = 48
@@ -90,56 +95,65 @@ def _rank(jobs: Path) -> None:
         dist.barrier()
         configure_logging(place.rank, directory)
         watchdog = Watchdog(directory, place.rank, {"start": 600, "step": 600, "save": 600})
-        trainer = Trainer(config, Attempt(directory, 1), torch.device("cpu"), watchdog)
-        (directory / f"host-copy-{place.rank}").write_text(str(trainer.host_copy.bytes))
+        run = Run(config, Attempt(directory, 1), torch.device("cpu"))
+        copy = reserved(run.engine, run.share.owned, run.state)
+        (directory / f"host-copy-{place.rank}").write_text(str(copy.bytes))
         if job["action"] == "train":
-            assert trainer.run(stop) == 0
+            assert Trainer(run, watchdog).train(stop) == 0
         elif job["action"] == "one step":
             stop.signal = signal.SIGTERM
-            assert trainer.run(stop) == EXIT_STOPPED
+            assert Trainer(run, watchdog).train(stop) == EXIT_STOPPED
             stop.signal = None
         elif job["action"] == "save":
-            trainer.directory = Path(job["to"])
-            trainer._save(None, finish=True)
+            Saver(
+                run.engine, run.share.owned, copy, Attempt(Path(job["to"]), 1), config.checkpoint,
+                run.described, run.ranks, lambda step: None, lambda step: None, None,
+            ).save(run.state, finish=True)  # fmt: skip
         elif job["action"] == "go back":
             # One step more, and back to where the checkpoint was.
-            with trainer._loader(trainer.mix, trainer.progress.places) as loader:
-                trainer._step(next(loader), stop)
-            trainer.progress = trainer._resume()
-            assert trainer.run(stop) == 0
+            with run.data.loader(run.share.lanes, run.state) as loader:
+                _step(run, next(loader))
+            run.state = run.resumer.resume_or_start(run.attempt)
+            assert Trainer(run, watchdog).train(stop) == 0
         else:
-            torch.save(_poisoned(trainer, stop), directory / f"rank-{place.rank}.pt")
+            torch.save(_poisoned(run), directory / f"rank-{place.rank}.pt")
     dist.destroy_process_group()
     leave(0)
 
 
-def _poisoned(trainer: Trainer, stop: StopFlag) -> Job:
+def _step(run: Run, batch: Batch) -> StepResult:
+    (weight,) = run.ranks.sum([run.stepper.own_weight(batch)])
+    run.state, result = run.stepper.step(run.state, batch, weight)
+    return result
+
+
+def _poisoned(run: Run) -> Job:
     """Three steps; before the second, one memory of rank 1 becomes NaN."""
     told: Job = {}
-    with trainer._loader(trainer.mix, trainer.progress.places) as loader:
-        trainer._step(next(loader), stop)
-        told["before"] = _own_state(trainer)
+    with run.data.loader(run.share.lanes, run.state) as loader:
+        _step(run, next(loader))
+        told["before"] = _own_state(run.engine)
         batch = next(loader)
         # A lane that reads its memory: no document starts in its window.
         told["lane"] = int((~batch.starts.any(dim=1)).nonzero()[0])
-        if trainer.ranks.rank == 1:
-            trainer.progress.memory[0].matrix[told["lane"], 0, 0, 0] = math.nan
-        _, _, result = trainer._step(batch, stop)
-        told["skipped"] = (result.applied, result.grad_norm, trainer.progress.skipped_in_a_row)
-        told["after"] = _own_state(trainer)
-        told["memory"] = [tensor.clone() for layer in trainer.progress.memory for tensor in layer]
-        _, loss, result = trainer._step(next(loader), stop)
-        told["next"] = (result.applied, loss, trainer.progress.skipped_in_a_row)
-        told["skips"] = trainer.progress.skipped
-        told["end"] = _own_state(trainer)
+        if run.ranks.rank == 1:
+            run.state.memory[0].matrix[told["lane"], 0, 0, 0] = math.nan
+        result = _step(run, batch)
+        told["skipped"] = (result.applied, result.grad_norm, run.state.skipped_in_a_row)
+        told["after"] = _own_state(run.engine)
+        told["memory"] = [tensor.clone() for layer in run.state.memory for tensor in layer]
+        result = _step(run, next(loader))
+        told["next"] = (result.applied, result.loss, run.state.skipped_in_a_row)
+        told["skips"] = run.state.skipped
+        told["end"] = _own_state(run.engine)
     return told
 
 
-def _own_state(trainer: Trainer) -> dict[str, torch.Tensor]:
+def _own_state(engine: Engine) -> dict[str, torch.Tensor]:
     """This rank's masters and moments, AdamW's count, and what the forward reads."""
-    state = {f"{p.name}@{p.offset}": p.values.clone() for p in trainer.engine.pieces()}
-    state["steps"] = torch.tensor(trainer.engine.optimizer_steps)
-    for name, parameter in trainer.model.named_parameters():
+    state = {f"{p.name}@{p.offset}": p.values.clone() for p in engine.pieces()}
+    state["steps"] = torch.tensor(engine.optimizer_steps)
+    for name, parameter in engine.module.named_parameters():
         held = getattr(parameter, "ds_tensor", parameter)
         state[f"forward {name}"] = held.detach().clone()
     return state

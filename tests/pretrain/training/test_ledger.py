@@ -54,7 +54,7 @@ class Run:
         mix = Mix([Dataset(Path(s.data)) for s in sources], [s.weight for s in sources])
         self.lanes = [Lane(mix, index, LANES, config.run.seed) for index in range(LANES)]
         self.histories = [""] * LANES
-        self.ledger = Ledger(directory, 0)
+        self.ledger = Ledger(Attempt(directory, 1), 1, config, 0)
         self.step = 0
 
     def consume(self, windows: int = 1) -> None:
@@ -67,14 +67,15 @@ class Run:
             self.step += 1
 
     def commit(self, attempt: int = 1) -> None:
-        self.ledger.add(self.step, attempt, 1, self.config, self.histories)
+        newest = Attempt(self.directory, attempt)
+        self.ledger = Ledger(newest, 1, self.config, self.step)
+        self.ledger.add(self.step, self.histories)
         lanes = {
             lane: LaneRecord({**asdict(self.lanes[lane].place), "history": history}, {})
             for lane, history in enumerate(self.histories)
         }
         trainer = {"step": self.step, "tokens": self.step * LANES * WINDOW}
         root, piece = self.directory / "checkpoints", Piece("w", (1,), 0, torch.zeros(1))
-        newest = Attempt(self.directory, attempt)
         save(root, self.step, [piece], lanes, trainer, SoloRanks(), 2, 0, newest)
 
 
@@ -142,8 +143,8 @@ def test_a_step_that_is_committed_twice_or_by_an_older_attempt_is_found(run: Run
     stale = json.dumps({**json.loads(lines[-1]), "attempt": 2, "step": 11})
     (run.directory / "ledger.jsonl").write_text("\n".join([*lines, lines[-1], stale]) + "\n")
     assert check(run.directory) == [
-        "step 10 of attempt 3 stands after step 10 of attempt 3",
-        "step 11 of attempt 2 stands after step 10 of attempt 3",
+        "step 10 of attempt 3 comes after step 10 of attempt 3",
+        "step 11 of attempt 2 comes after step 10 of attempt 3",
     ]
 
 
@@ -156,13 +157,13 @@ def test_a_checkpoint_that_is_not_at_the_ledgers_end_is_found(run: Run) -> None:
 
 
 def test_what_was_not_committed_is_dropped_when_the_run_goes_on(run: Run) -> None:
-    run.ledger.add(12, 1, 1, run.config, run.histories)
+    run.ledger.add(12, run.histories)
     with (run.directory / "ledger.jsonl").open("a") as file:
         file.write('{"step": 15, "half')
-    Ledger(run.directory, 9).close()
+    Ledger(Attempt(run.directory, 2), 1, run.config, 9).close()
     assert [line["step"] for line in read_records(run.directory / "ledger.jsonl")] == [4, 9]
     # Whoever still has the file open writes into one that has no name any more.
-    run.ledger.add(13, 1, 1, run.config, run.histories)
+    run.ledger.add(13, run.histories)
     assert [line["step"] for line in read_records(run.directory / "ledger.jsonl")] == [4, 9]
     assert check(run.directory) == []
 

@@ -110,15 +110,15 @@ def test_rates_are_those_of_the_interval() -> None:
 
 def test_tokens_that_had_no_backward_count_a_third_of_the_work() -> None:
     meter = Meter(since=time.perf_counter() - 100)
-    meter.add(3_000, forward_alone=False, preface=0)
-    meter.add(6_000, forward_alone=True, preface=0)
+    meter.add(3_000, forward_only=False, preface=0)
+    meter.add(6_000, forward_only=True, preface=0)
     read = meter.read(flops_per_token=1e6, peak_flops=1e9, steps_left=1, steps=2)
     assert read["tokens_per_second"] == pytest.approx(90, rel=0.01)
     assert read["mfu"] == pytest.approx(0.05, rel=0.01)
-    assert (meter.tokens, meter.forward_alone) == (0, 0)
+    assert (meter.tokens, meter.forward_only) == (0, 0)
     # A preface's tokens are work, and none of them is trained on.
     meter = Meter(since=time.perf_counter() - 100)
-    meter.add(6_000, forward_alone=False, preface=6_000)
+    meter.add(6_000, forward_only=False, preface=6_000)
     read = meter.read(flops_per_token=1e6, peak_flops=1e9, steps_left=1, steps=2)
     assert read["tokens_per_second"] == pytest.approx(60, rel=0.01)
     assert read["mfu"] == pytest.approx(0.08, rel=0.01)

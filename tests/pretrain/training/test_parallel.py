@@ -22,7 +22,7 @@ from pretrain.model.memories.infini import MemoryState
 from pretrain.model.state import ModelState
 from pretrain.model.transformer import Transformer
 from pretrain.planning.simulate import Ledger
-from pretrain.training.parallel import SequenceGroup
+from pretrain.training.parallel import SequenceGroup, Share
 
 VOCABULARY = 19
 LANES = 2
@@ -243,6 +243,12 @@ def test_a_layer_exchanges_its_states_alone_however_long_the_window(
         ("allgather_base", ranks): exchanged + flags,
         ("reduce_scatter_base", ranks): exchanged,
     }
+
+
+def test_of_the_ranks_that_share_lanes_the_first_one_owns_them() -> None:
+    shares = [Share(rank, range(2, 4), part, None, torch.device("cpu"))
+              for rank, part in enumerate((slice(0, 20), slice(20, 40)))]  # fmt: skip
+    assert [share.owned for share in shares] == [range(2, 4), range(0)]
 
 
 def test_without_memory_nothing_is_exchanged(told: Any) -> None:

@@ -1,4 +1,4 @@
-"""Stragglers: who stands out, and only twice in a row."""
+"""Stragglers: who is much slower, and only twice in a row."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ T = TypeVar("T")
         ([1.0, 2.0, 2.0, 1.0], [0.0] * 4, [(1, "compute", 2.0), (2, "compute", 2.0)]),
     ],
 )
-def test_ranks_that_stand_out_are_found(
+def test_ranks_that_are_much_slower_are_found(
     products: list[float], waits: list[float], found: list[tuple[int, str, float]]
 ) -> None:
     slow = slow_ranks(products, waits, interval=10.0)
@@ -33,7 +33,7 @@ def test_ranks_that_stand_out_are_found(
 
 
 class WithAnother:
-    """Rank 0 of two; the other one tells what the test says."""
+    """Rank 0 of two; the other one reports what the test says."""
 
     rank = 0
     size = 2
@@ -63,10 +63,10 @@ def test_a_single_rank_is_no_straggler() -> None:
     assert [stragglers.look(9.0, 10.0) for _ in range(3)] == [[], [], []]
 
 
-def test_a_straggler_is_told_with_its_host_and_its_measure() -> None:
-    assert Straggler(3, "compute", 2.04).told("n7") == (
+def test_a_straggler_is_described_with_its_host_and_its_measure() -> None:
+    assert Straggler(3, "compute", 2.04).described("n7") == (
         "rank 3 (n7) computes 2.0 times slower than others"
     )
-    assert Straggler(3, "data", 2.04).told("n7") == (
+    assert Straggler(3, "data", 2.04).described("n7") == (
         "rank 3 (n7) waited 2.0 s longer for data than others"
     )

@@ -1,0 +1,156 @@
+"""Results of evaluations: files in the run that say of which model they are, and what was asked.
+
+A file never replaces the result of another model or another question: where `NAME.json` holds one,
+the new result is `NAME-2.json`, and so on. Asking the same again replaces the former answer.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import subprocess
+import tempfile
+from collections.abc import Collection
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from data_prep.dataset import durable
+from pretrain.trained import Trained, default_device, load, run_directory_of
+
+Report = dict[str, Any]
+"""JSON-able: of which model it is, what was asked, and what was measured."""
+
+# When and by which code a result was written: not what it is of.
+_PROVENANCE = ("code", "written")
+_SOURCE = Path(__file__).resolve().parents[2]
+
+
+class ResultError(ValueError):
+    """Results that cannot be written."""
+
+
+def open_model(path: Path) -> Trained:
+    """The model of a run or checkpoint, once it is known that results can be written into the run.
+
+    Raises ResultError and what `load` raises.
+    """
+    directory = run_directory_of(path)
+    try:
+        with tempfile.TemporaryFile(dir=directory):
+            pass
+    except OSError as error:
+        raise ResultError(
+            f"{directory}: results cannot be written into this run directory ({error.strerror}); "
+            "make it writable, or evaluate a copy of it"
+        ) from None
+    return load(path, default_device())
+
+
+def of_model(trained: Trained) -> Report:
+    """What identifies the model in a report."""
+    return {
+        "step": trained.step,
+        "checkpoint": trained.checkpoint_path.name,
+        "checkpoint_sha256": trained.checkpoint_sha256,
+        "memory_kind": trained.config.model.memory.kind,
+        "segment": trained.config.model.segment,
+    }
+
+
+def publish(
+    directory: Path,
+    name: str,
+    report: Report,
+    *,
+    measured: Collection[str],
+    table: str,
+    lines: bytes | None = None,
+    figure: Figure | None = None,
+) -> None:
+    """Write `name`.json into a run directory, then print the table and where the files are.
+
+    `measured` are the keys of the report that hold what was found; the others say what was asked
+    of which model. `lines` become `name`.jsonl, the figure plots/`name`.png. Raises ResultError
+    where a file cannot be written, after the whole report was printed.
+    """
+    report = {**report, "code": _code(), "written": datetime.now(UTC).isoformat(timespec="seconds")}
+    try:
+        written = _write(directory, name, report, measured, lines, figure)
+    except OSError as error:
+        print(table)
+        print(json.dumps(report, indent=1, sort_keys=True, ensure_ascii=False))
+        raise ResultError(
+            f"{error.filename or directory}: cannot be written ({error.strerror or error}); the "
+            "whole result was printed instead"
+        ) from None
+    print(table)
+    for path in written:
+        print(f"written to {path}")
+
+
+def write_figure(path: Path, figure: Figure, dpi: int = 150) -> None:
+    """Write a PNG durably; its directory is made if need be."""
+    path.parent.mkdir(exist_ok=True)
+    with durable.replacing(path) as file:
+        figure.savefig(file, format="png", dpi=dpi)
+
+
+def _write(
+    directory: Path,
+    name: str,
+    report: Report,
+    measured: Collection[str],
+    lines: bytes | None,
+    figure: Figure | None,
+) -> list[Path]:
+    """The files written, the JSON last: where it is, the others are too."""
+    path = _free(directory, name, report, {*measured, *_PROVENANCE})
+    written = [path]
+    if lines is not None:
+        written.append(path.with_suffix(".jsonl"))
+        durable.write_bytes(written[-1], lines)
+    if figure is not None:
+        written.append(directory / "plots" / f"{path.stem}.png")
+        write_figure(written[-1], figure, dpi=120)
+    durable.write_json(path, report)
+    return written
+
+
+def _free(directory: Path, name: str, report: Report, found: Collection[str]) -> Path:
+    """The first of NAME.json, NAME-2.json, ... without a result of another model or question."""
+
+    def asked(one: Report) -> Report:
+        return {key: value for key, value in one.items() if key not in found}
+
+    own = json.loads(json.dumps(asked(report)))  # tuples as the lists that JSON makes of them
+    for number in itertools.count(1):
+        path = directory / (f"{name}.json" if number == 1 else f"{name}-{number}.json")
+        if not path.exists() or asked(_read(path)) == own:
+            return path
+    raise AssertionError("there is always another number")
+
+
+def _read(path: Path) -> Report:
+    """The report in a file; one of nothing where it cannot be read."""
+    try:
+        report = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return report if isinstance(report, dict) else {}
+
+
+def _code() -> str:
+    """The version, and in a checkout of the repository its commit."""
+    version = metadata.version("infini-pretrain")
+    if not (_SOURCE / ".git").exists():
+        return version
+    command = ["git", "-C", str(_SOURCE), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
+    except (OSError, subprocess.SubprocessError):
+        return version
+    return f"{version} {done.stdout.strip()}"

@@ -1,0 +1,80 @@
+"""The data sets of a run: what it trains on, its prefaces, and what it validates on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+
+from data_prep.dataset.shards import TokenizerInfo
+from pretrain.config import Config
+from pretrain.data.lanes import Dataset, LanePlace, Mix
+from pretrain.data.loader import Loader
+from pretrain.training.run_state import RunState
+
+
+class RunData:
+    """The data sets that a configuration names. Raises DataError where one cannot be opened."""
+
+    def __init__(self, config: Config) -> None:
+        data, self._config = config.data, config
+        self.mix = Mix(
+            [Dataset(Path(source.data)) for source in data.sources.values()],
+            [source.weight for source in data.sources.values()],
+            data.prompt_weight,
+        )
+        self.prefaces = Mix([Dataset(Path(data.preface))]) if data.preface else None
+        self.validation = (
+            Mix([Dataset(Path(data.validation))], prompt_weight=data.prompt_weight)
+            if data.validation
+            else None
+        )
+
+    @property
+    def tokenizer(self) -> TokenizerInfo:
+        """Of all its data sets."""
+        return self.mix.datasets[0].manifest.tokenizer
+
+    @property
+    def tokenizer_path(self) -> Path:
+        """The tokenizer's file."""
+        return self.mix.datasets[0].directory / self.tokenizer.file
+
+    def fingerprints(self) -> dict[str, list[list[str]] | None]:
+        """The sha256 of every shard of the mix's data sets (`sources`) and of the `preface`'s."""
+        return {
+            "sources": _fingerprints(self.mix),
+            "preface": None if self.prefaces is None else _fingerprints(self.prefaces),
+        }
+
+    def loader(self, lanes: range, run: RunState) -> Loader:
+        """The windows of `lanes` that come after `run`."""
+        return self._loader(self.mix, lanes, run.places)
+
+    def preface_loader(self, lanes: range, run: RunState) -> AbstractContextManager[Loader | None]:
+        """The prefaces' windows that come after `run`; None without `data.preface`."""
+        if self.prefaces is None or run.preface is None:
+            return nullcontext()
+        return self._loader(self.prefaces, lanes, run.preface.places)
+
+    def validation_loader(self, lanes: range) -> Loader:
+        """The first windows of validation's lanes."""
+        assert self.validation is not None
+        return self._loader(self.validation, lanes, None)
+
+    def _loader(self, mix: Mix, lanes: range, places: Sequence[LanePlace] | None) -> Loader:
+        config = self._config
+        return Loader(
+            mix,
+            lanes,
+            config.data.lanes,
+            config.window,
+            config.run.seed,
+            places,
+            config.data.prefetch,
+            config.data.workers,
+        )
+
+
+def _fingerprints(mix: Mix) -> list[list[str]]:
+    return [[shard.sha256 for shard in data.manifest.shards] for data in mix.datasets]

@@ -1,0 +1,47 @@
+"""The files that rank 0 writes besides checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from data_prep.dataset import durable, settings
+from data_prep.tokenizer import tokenizer
+from pretrain.checkpoint.attempts import Attempt
+from pretrain.config import CONFIG_FILE, Config
+from pretrain.training.data import RunData
+from pretrain.training.ledger import Ledger
+from pretrain.training.metrics import Recorder
+
+
+class Records:
+    """`metrics.jsonl`, wandb's run and the ledger, open from `resumed_step` on.
+
+    The configuration and the tokenizer are written at once. Raises TrackingError.
+    """
+
+    def __init__(
+        self, attempt: Attempt, ranks: int, config: Config, data: RunData, resumed_step: int
+    ) -> None:
+        directory = attempt.directory
+        durable.write_bytes(directory / CONFIG_FILE, settings.to_yaml(config).encode())
+        tokenizer.write(directory, data.tokenizer.file, data.tokenizer_path.read_bytes())
+        self._ledger = Ledger(attempt, ranks, config, resumed_step)
+        self._recorder = Recorder(directory, config, resumed_step)
+
+    def add(self, kind: str, values: Mapping[str, Any]) -> None:
+        """Add a record of `kind` (train, validation or checkpoint); `values` has a `step`."""
+        self._recorder.record(kind, values)
+
+    def commit(self, step: int, histories: Sequence[str]) -> None:
+        """Make durable what a commit needs: the records so far, and the step's line in the ledger.
+
+        `histories` are of all lanes.
+        """
+        self._recorder.sync()
+        self._ledger.add(step, histories)
+
+    def close(self) -> None:
+        """End the files, and wandb's run."""
+        self._recorder.close()
+        self._ledger.close()

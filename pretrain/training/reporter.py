@@ -1,0 +1,144 @@
+"""What is logged and recorded of steps and validations."""
+
+from __future__ import annotations
+
+import logging
+import math
+import socket
+from typing import Any
+
+import torch
+
+from pretrain.checkpoint.ranks import Ranks
+from pretrain.config import Config
+from pretrain.model import flops
+from pretrain.model.state import ModelState
+from pretrain.trained import PRECISIONS
+from pretrain.training.data import RunData
+from pretrain.training.engine import Engine
+from pretrain.training.metrics import Meter, log_line, peak_memory
+from pretrain.training.optim import rate_fraction
+from pretrain.training.parallel import Share
+from pretrain.training.records import Records
+from pretrain.training.run_state import RunState
+from pretrain.training.step import StepResult
+from pretrain.training.stragglers import Stragglers
+from pretrain.training.validator import Validation
+
+_log = logging.getLogger("pretrain.training.reporter")
+
+
+class Reporter:
+    """Reports on a run that continues after `step`; all ranks take part, `records` are rank 0's.
+
+    `meter` measures the steps from now on, up to each report.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        data: RunData,
+        engine: Engine,
+        share: Share,
+        ranks: Ranks,
+        records: Records | None,
+        step: int,
+    ) -> None:
+        self._config = config
+        self._data = data
+        self._engine = engine
+        self._share = share
+        self._ranks = ranks
+        self._records = records
+        self._step = step  # of the last report
+        self._hosts = ranks.gather(socket.gethostname())
+        self._stragglers = Stragglers(ranks, share.device)
+        self._flops_per_token = flops.training_flops_per_token(
+            config.model, data.tokenizer.vocab_size, config.window
+        )
+        self._peak_flops = peak_flops(
+            _device_name(share.device), config.train.precision, ranks.size
+        )
+        self.meter = Meter()
+
+    def report(self, run: RunState, result: StepResult) -> None:
+        """Log and record the step that led to `run`, with the rates since the last report."""
+        slow = self._stragglers.look(self.meter.own_wait, self.meter.seconds)
+        rates = self._rates(run.step)
+        gates = [torch.sigmoid(gate).tolist() for gate in self._engine.gates()]
+        norms = self.memory_norms(run.memory)
+        epochs = self.epochs(run)
+        if self._records is None:
+            return
+        optim, steps = self._config.optim, self._config.train.steps
+        fraction = rate_fraction(optim, steps, run.step)
+        record = {
+            "step": run.step,
+            "loss": result.loss,
+            "grad_norm": result.grad_norm,
+            "lr": optim.lr * fraction,
+            "gate_lr": optim.gate_lr * fraction,
+            **rates,
+            "memory_bytes": peak_memory(self._share.device),
+            "tokens": run.tokens,
+            "epochs": epochs,
+            "skipped": run.skipped,
+            "gates": gates,
+            "memory_norm": norms,
+            "stragglers": {f"{one.cause}/{one.rank}": one.excess for one in slow},
+        }
+        self._records.add("train", record)
+        _log.info(log_line(record, steps))
+        for one in slow:
+            _log.warning("straggler: %s", one.described(self._hosts[one.rank]))
+
+    def report_validation(self, step: int, found: Validation) -> None:
+        """Log and record a validation after `step`."""
+        if self._records is None:
+            return
+        self._records.add("validation", {"step": step, "loss": found.loss})
+        _log.info(
+            "step %d | validation loss %.4f | perplexity %.2f | %d tokens in %.1f s",
+            step, found.loss, math.exp(min(found.loss, 700.0)), found.weight, found.seconds,
+        )  # fmt: skip
+
+    def memory_norms(self, memory: ModelState) -> list[float]:
+        """Root mean square over all lanes of the Frobenius norm of M, a number a layer."""
+        squares = [float(layer.matrix.double().square().sum()) for layer in memory]
+        sums = self._sum_of_lanes(squares) if squares else []
+        return [math.sqrt(square / self._config.data.lanes) for square in sums]
+
+    def epochs(self, run: RunState) -> dict[str, float]:
+        """Documents read of each source over its documents, over all lanes."""
+        assert run.places is not None
+        of_lanes = zip(*(place.sources for place in run.places), strict=True)
+        counts = [float(sum(place.read for place in places)) for places in of_lanes]
+        return {
+            source.name: count / data.manifest.documents
+            for source, count, data in zip(
+                self._config.data.sources.values(),
+                self._sum_of_lanes(counts),
+                self._data.mix.datasets,
+                strict=True,
+            )
+        }
+
+    def _rates(self, step: int) -> dict[str, Any]:
+        """The meter's, of the steps since the last report up to this one."""
+        left, done = self._config.train.steps - step, step - self._step
+        self._step = step
+        return self.meter.read(self._flops_per_token, self._peak_flops, left, done)
+
+    def _sum_of_lanes(self, own: list[float]) -> list[float]:
+        """Sums over all lanes of what this rank found of its own."""
+        return self._ranks.sum(own if self._share.owned else [0.0] * len(own))
+
+
+def peak_flops(device: str, precision: str, ranks: int) -> float | None:
+    """FLOP/s of the devices of all ranks together; None where the device's are not known."""
+    peak = flops.peak_flops(device, PRECISIONS[precision])
+    return None if peak is None else peak * ranks
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"

@@ -1,0 +1,160 @@
+"""Where a run begins: its newest good checkpoint, the weights of another run, or new weights.
+
+A checkpoint's state has a meaning only for the settings and data sets that it was made with: what
+changed of those is refused, and what else changed is logged.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from data_prep.dataset import settings
+from data_prep.dataset.settings import SettingsError
+from pretrain.checkpoint.attempts import Attempt
+from pretrain.checkpoint.commit import take_over
+from pretrain.checkpoint.load import Checkpoint, newest_good
+from pretrain.checkpoint.manifest import CHECKPOINTS, CheckpointError
+from pretrain.checkpoint.ranks import Ranks, agreed
+from pretrain.config import Config
+from pretrain.trained import locate
+from pretrain.training import run_state
+from pretrain.training.data import RunData
+from pretrain.training.engine import Engine
+from pretrain.training.parallel import Share
+from pretrain.training.run_state import RunState
+
+_log = logging.getLogger("pretrain.training.resume")
+
+
+class Resumer:
+    """Finds what a run begins with on this rank: weights for `engine`, and its state."""
+
+    def __init__(
+        self, config: Config, data: RunData, engine: Engine, share: Share, ranks: Ranks
+    ) -> None:
+        self._config = config
+        self._data = data
+        self._engine = engine
+        self._lanes = share.lanes
+        self._ranks = ranks
+
+    def resume_or_start(self, attempt: Attempt) -> RunState:
+        """The state of the newest good checkpoint of the attempt's run; without any, of step 0.
+
+        The same on every rank. Raises CheckpointError where there are checkpoints and none is
+        good or this one cannot be resumed, SettingsError where what it depends on has changed.
+        """
+        root = attempt.directory / CHECKPOINTS
+        agreed(self._ranks, lambda: take_over(root, attempt) if self._ranks.rank == 0 else None)
+        found = newest_good(root, self._ranks)
+        for name, reason in found.passed_over:
+            _log.warning("passed over checkpoint %s: %s", name, reason)
+        return self.start() if found.path is None else self.resume(found.path)
+
+    def start(self) -> RunState:
+        """Step 0, with new weights or those of `train.start_from`."""
+        origin = None
+        if self._config.train.start_from:
+            _, path = locate(Path(self._config.train.start_from), self._ranks)
+            with Checkpoint(path) as checkpoint:
+                self._engine.take_weights(checkpoint)
+                step, digest = checkpoint.step, checkpoint.sha256
+            origin = {"path": str(path.resolve()), "step": step, "sha256": digest}
+            _log.info("weights of %s, step %d, sha256 of its manifest %s", path, step, digest)
+        empty = self._engine.empty_memory(len(self._lanes))
+        with_preface = self._data.prefaces is not None
+        return run_state.at_start(len(self._lanes), empty, with_preface, origin)
+
+    def resume(self, path: Path) -> RunState:
+        """The state of a good checkpoint. Raises as `resume_or_start` does."""
+        with Checkpoint(path) as checkpoint:
+            trainer = checkpoint.trainer
+            if "optimizer_steps" not in trainer:
+                directory = path.parent.parent
+                raise CheckpointError(
+                    f"run.directory: {directory} is an imported model and cannot be resumed; set "
+                    f"train.start_from={directory} and a new run.directory"
+                )
+            check_resumable(trainer, self._config, self._data)
+            self._engine.restore(checkpoint, trainer["optimizer_steps"])
+            records = [checkpoint.lane(lane) for lane in self._lanes]
+        empty = self._engine.empty_memory(len(records))
+        try:
+            with_preface = self._data.prefaces is not None
+            run = run_state.restored(trainer, records, empty, with_preface)
+        except CheckpointError as error:
+            raise CheckpointError(f"{path}: {error}") from None
+        _log.info("resumed from %s, step %d", path, run.step)
+        return run
+
+
+def check_resumable(trainer: Mapping[str, Any], config: Config, data: RunData) -> None:
+    """Log what changed since the checkpoint that holds `trainer`.
+
+    Raises SettingsError with everything that makes its state meaningless.
+    """
+    before = dict(_leaves(trainer["configuration"]))
+    now = dict(_leaves(settings.to_plain(config)))
+    changes = {
+        key: f"{key}: {before[key]!r} -> {value!r}"
+        for key, value in now.items()
+        if key in before and before[key] != value
+    }
+    refused = [text for key, text in changes.items() if _is_fixed(key)]
+    refused += _changed_data(trainer, data, list(config.data.sources))
+    if refused:
+        raise SettingsError(
+            [
+                f"{text}: the run's checkpoint needs the former; set it back, or start a new run "
+                "in another run.directory"
+                for text in refused
+            ]
+        )
+    for text in changes.values():
+        _log.info("changed since the checkpoint: %s", text)
+
+
+def _changed_data(trainer: Mapping[str, Any], data: RunData, keys: list[str]) -> list[str]:
+    """Which data sets differ from the checkpoint's; `keys` are the sources' settings.
+
+    Their weights may change: they hold from the next document of each lane on.
+    """
+    fingerprints = data.fingerprints()
+    before, now = trainer.get("sources"), fingerprints["sources"]
+    assert now is not None
+    if before is None:
+        found = ["data: the lanes' places were written by a version without data.mix; resume the "
+                 "run with that version"]  # fmt: skip
+    elif len(now) != len(before):
+        found = [f"data.mix: {len(before)} data sets -> {len(now)}"]
+    else:
+        found = [
+            f"{key}: the data set's shards differ from the checkpoint's"
+            for key, ours, theirs in zip(keys, now, before, strict=True)
+            if ours != theirs
+        ]
+    if trainer.get("preface") != fingerprints["preface"]:
+        found.append("data.preface: its shards differ from the checkpoint's, or it had none")
+    return found
+
+
+def _leaves(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every setting by its dotted key."""
+    for key, item in value.items():
+        if isinstance(item, dict):
+            yield from _leaves(item, f"{prefix}{key}.")
+        elif isinstance(item, list):
+            for index, each in enumerate(item):
+                yield from _leaves(each, f"{prefix}{key}[{index}].")
+        else:
+            yield f"{prefix}{key}", item
+
+
+def _is_fixed(key: str) -> bool:
+    """Whether a checkpoint's state means nothing under another value of this setting."""
+    kernels = ("model.local_attention", "model.memory.kernel")
+    model = key.startswith("model.") and key not in kernels
+    return model or key in ("data.lanes", "run.seed", "train.start_from")

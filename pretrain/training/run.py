@@ -1,0 +1,65 @@
+"""A run as a rank opens it, before the first step of this attempt."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+
+from data_prep.dataset import settings
+from pretrain.checkpoint.attempts import Attempt
+from pretrain.checkpoint.ranks import GroupRanks
+from pretrain.config import Config
+from pretrain.model import compiling, flops
+from pretrain.model.transformer import Transformer
+from pretrain.training.data import RunData
+from pretrain.training.engine import Engine
+from pretrain.training.parallel import Share
+from pretrain.training.resume import Resumer
+from pretrain.training.step import Stepper
+
+_log = logging.getLogger("pretrain.training.run")
+
+
+class Run:
+    """Data, engine and state: those of the newest good checkpoint, or of step 0.
+
+    `state` is that of the last step. Every rank must open the run. Raises DataError, SettingsError
+    and CheckpointError.
+    """
+
+    def __init__(self, config: Config, attempt: Attempt, device: torch.device) -> None:
+        self.config = config
+        self.attempt = attempt
+        self.ranks = GroupRanks()
+        self.share = Share.of(config, self.ranks, device)
+        self.data = RunData(config)
+        compiling.switch(config.train.compile)
+        vocabulary = self.data.tokenizer.vocab_size
+        parameters = flops.parameters(config.model, vocabulary)
+        self.engine = Engine(
+            lambda: Transformer(config.model, vocabulary, config.train.activation_checkpointing),
+            parameters,
+            config,
+            device,
+        )
+        self.stepper = Stepper(self.engine, config, self.share, self.ranks)
+        self.resumer = Resumer(config, self.data, self.engine, self.share, self.ranks)
+        self.state = self.resumer.resume_or_start(attempt)
+        sequence = config.parallel.sequence
+        _log.info(
+            "%s parameters, %d ranks on %s, ZeRO stage %d, %d lanes of %d tokens a step%s",
+            f"{parameters:,}", self.ranks.size, device, config.zero.stage,
+            config.data.lanes, config.window,
+            f", each lane's on {sequence} ranks" if sequence > 1 else "",
+        )  # fmt: skip
+
+    @property
+    def described(self) -> dict[str, Any]:
+        """What each of its checkpoints holds that no step changes, as plain JSON."""
+        return {
+            **self.data.fingerprints(),
+            "vocab_size": self.data.tokenizer.vocab_size,
+            "configuration": settings.to_plain(self.config),
+        }

@@ -1,0 +1,181 @@
+"""A step of training: micro-batches forward and backward, the optimizer, and the state after it.
+
+The seed of random numbers and the learning rate are functions of the step's number, so a step
+repeats to the bit what another attempt made of the same state and batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from pretrain.checkpoint.ranks import Ranks
+from pretrain.config import Config
+from pretrain.data.loader import Batch
+from pretrain.data.packing import IGNORE
+from pretrain.model import state
+from pretrain.model.state import ModelState
+from pretrain.model.transformer import Output
+from pretrain.training.engine import Engine
+from pretrain.training.ledger import extended
+from pretrain.training.optim import rate_fraction
+from pretrain.training.parallel import Share
+from pretrain.training.run_state import Preface, RunState
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step did, over all ranks."""
+
+    loss: float
+    """Nats a unit of the targets' weight; 0 where nothing had any weight."""
+    applied: bool
+    """Whether the weights moved as they should: False where a gradient was not finite."""
+    grad_norm: float
+    """Global L2 norm before clipping; inf where the step was skipped."""
+    forward_only: bool = False
+    """No target had any weight: no weight moved, and none should."""
+
+
+class Stepper:
+    """Takes the run from one state to the next on this rank's share of the windows."""
+
+    def __init__(self, engine: Engine, config: Config, share: Share, ranks: Ranks) -> None:
+        self._engine = engine
+        self._config = config
+        self._share = share
+        self._ranks = ranks
+        lanes = len(share.lanes)
+        size = config.train.micro_batch or lanes
+        self._micro_batches = [slice(first, first + size) for first in range(0, lanes, size)]
+
+    def empty_memory(self) -> ModelState:
+        """The memory of this rank's lanes before any token."""
+        return self._engine.empty_memory(len(self._share.lanes))
+
+    def own_weight(self, batch: Batch) -> float:
+        """The sum of the weights of all targets in this rank's part of the windows.
+
+        Of numbers with few bits, so that it is the same in any order: however many ranks there are.
+        """
+        part = self._share.tokens
+        if batch.weights is None:
+            return float((batch.targets[:, part] != IGNORE).sum())
+        return float(batch.weights[:, part].double().sum())
+
+    def step(
+        self, run: RunState, batch: Batch, weight: float, preface: Batch | None = None
+    ) -> tuple[RunState, StepResult]:
+        """One optimizer step over the rank's lanes, micro-batch by micro-batch; then the preface.
+
+        `weight` is the sum of `own_weight` over all ranks. The gradient is that of the weighted
+        mean loss over all targets of the step, however they lie on ranks and micro-batches. Where
+        none of them has any weight, the windows go through the model forward only. Every rank must
+        call it.
+        """
+        torch.manual_seed(_seed(self._config.run.seed, run.step + 1, self._share.rank))
+        if weight:
+            memory, result = self._trained(run, batch, weight)
+        else:
+            # No weight moves, not by momentum or decay either. It is a third of a step's work,
+            # and the most of what long prompts are whose answers alone have a weight.
+            outputs = self.forward_only(batch, run.memory, run.initial)
+            memory = state.joined([output.state for output in outputs])
+            result = StepResult(0.0, applied=True, grad_norm=0.0, forward_only=True)
+        return self._advanced(run, batch, preface, memory, result), result
+
+    def _trained(self, run: RunState, batch: Batch, weight: float) -> tuple[ModelState, StepResult]:
+        """The memory after the windows, and what the optimizer made of their gradients."""
+        # The engine averages gradients over the ranks.
+        scale = self._ranks.size / weight
+        total = torch.zeros((), dtype=torch.float64, device=self._share.device)
+        memories = []
+        for output in self._forward(batch, run.memory, run.initial):
+            assert output.loss is not None
+            self._engine.backward(output.loss * scale)
+            total += output.loss.detach().double()
+            memories.append(state.detached(output.state))
+        rate = rate_fraction(self._config.optim, self._config.train.steps, run.step + 1)
+        applied, norm = self._engine.step(rate)
+        (loss,) = self._ranks.sum([float(total)])
+        return state.joined(memories), StepResult(loss / weight, applied, norm)
+
+    def forward_only(
+        self, batch: Batch, memory: ModelState, initial: ModelState | None = None
+    ) -> list[Output]:
+        """The model's outputs over the windows, a micro-batch each, without gradients."""
+        self._engine.train(False)
+        with torch.no_grad():
+            outputs = list(self._forward(batch, memory, initial))
+        self._engine.train(True)
+        return outputs
+
+    def _forward(
+        self, batch: Batch, memory: ModelState, initial: ModelState | None
+    ) -> Iterator[Output]:
+        """The model's output over this rank's part of each micro-batch of windows, in turn.
+
+        `memory` and `initial` are of all lanes. A micro-batch runs when its output is asked for.
+        """
+        for rows in self._micro_batches:
+            yield self._engine.forward(
+                self._own(batch.tokens, rows),
+                self._own(batch.starts, rows),
+                state.of_lanes(memory, rows),
+                self._own(batch.targets, rows),
+                parts=self._share.group,
+                weights=None if batch.weights is None else self._own(batch.weights, rows),
+                initial=None if initial is None else state.of_lanes(initial, rows),
+            )
+
+    def _own(self, windows: Tensor, rows: slice) -> Tensor:
+        """This rank's part of a micro-batch, on its device."""
+        return windows[rows, self._share.tokens].to(self._share.device, non_blocking=True)
+
+    def _advanced(
+        self,
+        run: RunState,
+        batch: Batch,
+        preface: Batch | None,
+        memory: ModelState,
+        result: StepResult,
+    ) -> RunState:
+        """The state after a step that left `memory`; reads the preface's next windows."""
+        histories = _extended(run.histories, batch)
+        read = run.preface
+        if preface is not None and run.preface is not None:
+            histories = _extended(histories, preface)
+            outputs = self.forward_only(preface, run.preface.memory)
+            after = state.joined([output.state for output in outputs])
+            if not result.applied:
+                after = state.without_nonfinite(after)
+            read = Preface(preface.places, after)
+        return replace(
+            run,
+            step=run.step + 1,
+            tokens=run.tokens + self._config.data.lanes * self._config.window,
+            skipped=run.skipped + (not result.applied),
+            skipped_in_a_row=0 if result.applied else run.skipped_in_a_row + 1,
+            places=batch.places,
+            histories=histories,
+            memory=memory if result.applied else state.without_nonfinite(memory),
+            preface=read,
+        )
+
+
+def _extended(histories: Sequence[str], batch: Batch) -> list[str]:
+    return [
+        extended(history, tokens.numpy(), starts.numpy())
+        for history, tokens, starts in zip(histories, batch.tokens, batch.starts, strict=True)
+    ]
+
+
+def _seed(*numbers: int) -> int:
+    """A seed of its own for each combination of small numbers."""
+    seed = 0
+    for number in numbers:
+        seed = (seed * 1_000_003 + number + 1) % (1 << 63)
+    return seed

@@ -1,0 +1,58 @@
+"""Validation: the loss of the weights as they are, on documents that are not trained on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+from pretrain.checkpoint.ranks import Ranks, agreed
+from pretrain.data.loader import Loader
+from pretrain.model import state
+from pretrain.training.run_state import TrainingError
+from pretrain.training.step import Stepper
+
+
+class Validation(NamedTuple):
+    """What a validation found, over all ranks."""
+
+    loss: float
+    """Nats a unit of the targets' weight; 0 where nothing has any."""
+    weight: float
+    """The sum of the targets' weights: without `data.prompt_weight` their number."""
+    seconds: float
+
+
+class Validator:
+    """Measures the loss over the first `windows` windows of validation's lanes.
+
+    `open_loader` opens them at their start; the memory is carried from window to window.
+    """
+
+    def __init__(
+        self,
+        stepper: Stepper,
+        open_loader: Callable[[], Loader],
+        windows: int,
+        ranks: Ranks,
+    ) -> None:
+        self._stepper = stepper
+        self._open_loader = open_loader
+        self._windows = windows
+        self._ranks = ranks
+
+    def run(self, beat: Callable[[], None]) -> Validation:
+        """Validate; `beat` is called at each window. Raises TrainingError."""
+        began = time.perf_counter()
+        memory, total, weight = self._stepper.empty_memory(), 0.0, 0.0
+        with self._open_loader() as loader:
+            for _ in range(self._windows):
+                batch = agreed(self._ranks, lambda: next(loader), TrainingError)
+                beat()
+                outputs = self._stepper.forward_only(batch, memory)
+                memory = state.joined([output.state for output in outputs])
+                losses = [output.losses for output in outputs if output.losses is not None]
+                total += sum(float(each.double().sum()) for each in losses)
+                weight += self._stepper.own_weight(batch)
+        total, weight = self._ranks.sum([total, weight])
+        return Validation(total / (weight or 1.0), weight, time.perf_counter() - began)

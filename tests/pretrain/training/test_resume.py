@@ -1,0 +1,297 @@
+"""What a run begins with: a checkpoint to the bit, other weights, or what it refuses and why."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from data_prep.dataset import settings
+from data_prep.dataset.settings import SettingsError
+from pretrain.checkpoint.commit import save
+from pretrain.checkpoint.load import Checkpoint
+from pretrain.checkpoint.manifest import CheckpointError, step_name
+from pretrain.checkpoint.pieces import Piece
+from pretrain.checkpoint.ranks import SoloRanks
+from pretrain.training import ledger
+from pretrain.training.records import Records
+from pretrain.training.resume import check_resumable
+from pretrain.training.run import Run
+from pretrain.training.saver import Saver
+from pretrain.training.step import StepResult
+
+Take = Callable[[Run, int], list[StepResult]]
+Make = Callable[..., Saver]
+
+
+def saved(run: Run, make_saver: Make, records: Records | None = None) -> Path:
+    make_saver(run, records).save(run.state, finish=True)
+    return path_of(run, run.state.step)
+
+
+def path_of(run: Run, step: int) -> Path:
+    return run.attempt.directory / "checkpoints" / step_name(step)
+
+
+def memories(run: Run) -> list[torch.Tensor]:
+    states = [run.state.memory, run.state.initial or ()]
+    return [tensor for state in states for layer in state for tensor in layer]
+
+
+def damage(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def mix_of(data_sets: dict[str, Path], **weights: float) -> str:
+    listed = [f"{{data: {data_sets[name]}, weight: {w}}}" for name, w in weights.items()]
+    return f"data.mix=[{', '.join(listed)}]"
+
+
+# To the bit.
+
+
+@pytest.mark.parametrize("kind", ["plain", "mix", "preface", "weighted", "stage 0"])
+def test_a_resumed_run_takes_the_very_steps_that_the_run_would_have_taken(
+    open_run: Any,
+    take_steps: Take,
+    make_saver: Make,
+    engine_state: Any,
+    data_sets: dict[str, Path],
+    kind: str,
+) -> None:
+    words = {
+        "plain": ["train.micro_batch=2"],
+        "mix": [mix_of(data_sets, train=3, other=1)],
+        "preface": [f"data.preface={data_sets['other']}"],
+        "weighted": [f"data.train={data_sets['pairs']}", "data.prompt_weight=0.25"],
+        "stage 0": ["zero.stage=0"],
+    }[kind]
+    run = open_run(*words)
+    records = Records(run.attempt, 1, run.config, run.data, 0)
+    take_steps(run, 3)
+    saved(run, make_saver, records)
+    records.close()
+    assert ledger.check(run.attempt.directory) == []
+    again = open_run(*words, attempt=2)
+    assert again.engine.optimizer_steps == 3
+    for _ in range(2):
+        one, other = engine_state(run), engine_state(again)
+        assert one.keys() == other.keys()
+        assert all(torch.equal(values, other[name]) for name, values in one.items())
+        assert all(map(torch.equal, memories(again), memories(run)))
+        for name in ("step", "tokens", "skipped", "skipped_in_a_row", "places", "histories"):
+            assert getattr(again.state, name) == getattr(run.state, name), name
+        assert take_steps(again, 2) == take_steps(run, 2)
+
+
+def test_without_a_checkpoint_a_run_starts_at_step_0_with_empty_memories(
+    open_run: Any, data_sets: dict[str, Path]
+) -> None:
+    run = open_run(f"data.preface={data_sets['other']}")
+    assert (run.state.step, run.state.tokens, run.state.origin) == (0, 0, None)
+    assert run.state.places is None and run.state.histories == [""] * 4
+    assert len(memories(run)) == 8 and not any(tensor.any() for tensor in memories(run))
+
+
+def test_a_new_run_starts_with_the_weights_of_another_and_remembers_which(
+    open_run: Any, take_steps: Take, make_saver: Make
+) -> None:
+    source = open_run(name="source")
+    take_steps(source, 2)
+    path = saved(source, make_saver)
+    words = [f"train.start_from={source.attempt.directory}", "data.lanes=2", "run.seed=9"]
+    run = open_run(*words)
+    weights = {p.name: p.values.clone() for p in source.engine.pieces()}
+    for piece in run.engine.pieces():
+        expected = weights[piece.name] if piece.name.endswith("/param") else None
+        assert torch.equal(piece.values, torch.zeros(()).expand_as(piece.values)
+                           if expected is None else expected), piece.name  # fmt: skip
+    assert (run.state.step, run.engine.optimizer_steps) == (0, 0)
+    origin = {"path": str(path), "step": 2, "sha256": Checkpoint(path).sha256}
+    assert run.state.origin == origin
+    take_steps(run, 1)
+    saved(run, make_saver)
+    assert open_run(*words, attempt=2).state.origin == origin
+
+
+# Damaged and left over.
+
+
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
+    open_run: Any, take_steps: Take, make_saver: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = open_run()
+    for _ in range(3):
+        take_steps(run, 1)
+        saved(run, make_saver)
+    damage(path_of(run, 3) / "rank-00000-of-00001.safetensors")
+    with caplog.at_level(logging.INFO, "pretrain.training.resume"):
+        again = open_run(attempt=2)
+    assert again.state.step == 2
+    name = "rank-00000-of-00001.safetensors"
+    assert f"passed over checkpoint step-00000003: {name} is damaged" in caplog.text
+    assert f"resumed from {path_of(run, 2)}, step 2" in caplog.text
+
+
+def test_checkpoints_that_are_all_damaged_stop_the_run_instead_of_starting_over(
+    open_run: Any, take_steps: Take, make_saver: Make
+) -> None:
+    run = open_run()
+    for step in (1, 2):
+        take_steps(run, 1)
+        saved(run, make_saver)
+        damage(path_of(run, step) / "rank-00000-of-00001.safetensors")
+    with pytest.raises(CheckpointError) as caught:
+        open_run(attempt=2)
+    for step in (1, 2):
+        assert f"{step_name(step)}: rank-00000-of-00001.safetensors" in str(caught.value)
+
+
+def test_what_an_earlier_attempt_was_writing_is_taken_from_it(
+    open_run: Any, tmp_path: Path
+) -> None:
+    root = tmp_path / "run" / "checkpoints"
+    for attempt in (1, 3):
+        (root / f"step-00000008.{attempt:06d}.writing").mkdir(parents=True)
+    open_run(attempt=2)
+    assert [entry.name for entry in root.iterdir()] == ["step-00000008.000003.writing"]
+
+
+def test_an_imported_model_is_refused_with_what_to_do_instead(open_run: Any) -> None:
+    run = open_run()
+    trainer = {"configuration": settings.to_plain(run.config), "vocab_size": 48}
+    root, piece = run.attempt.directory / "checkpoints", Piece("w", (1,), 0, torch.zeros(1))
+    save(root, 0, [piece], {}, trainer, SoloRanks(), 2, 0, run.attempt)
+    directory = run.attempt.directory
+    with pytest.raises(CheckpointError) as caught:
+        open_run(attempt=2)
+    assert str(caught.value) == (
+        f"run.directory: {directory} is an imported model and cannot be resumed; set "
+        f"train.start_from={directory} and a new run.directory"
+    )
+
+
+def test_a_checkpoint_of_a_version_without_a_ledger_is_named(
+    open_run: Any, take_steps: Take, make_saver: Make
+) -> None:
+    run = open_run()
+    take_steps(run, 1)
+    path = saved(run, make_saver)
+    with Checkpoint(path) as checkpoint:
+        trainer = checkpoint.trainer
+        records = {lane: checkpoint.lane(lane) for lane in range(4)}
+    for record in records.values():
+        del record.place["history"]  # type: ignore[attr-defined]
+    shutil.rmtree(path)
+    pieces = list(run.engine.pieces())
+    save(path.parent, 1, pieces, records, trainer, SoloRanks(), 2, 0, run.attempt)
+    with pytest.raises(CheckpointError, match="step-00000001: it was written by a version"):
+        open_run(attempt=2)
+
+
+# Changed.
+
+
+def stored(run: Run) -> dict[str, Any]:
+    """What a checkpoint of the run holds, as it comes back from JSON."""
+    plain: dict[str, Any] = json.loads(json.dumps(run.described))
+    return plain
+
+
+def refused(trainer: dict[str, Any], run: Run) -> list[str]:
+    with pytest.raises(SettingsError) as caught:
+        check_resumable(trainer, run.config, run.data)
+    end = (
+        ": the run's checkpoint needs the former; set it back, or start a new run in another "
+        "run.directory"
+    )
+    assert all(problem.endswith(end) for problem in caught.value.problems)
+    return [problem.removesuffix(end) for problem in caught.value.problems]
+
+
+def test_a_changed_model_lanes_seed_start_or_data_set_is_refused_with_all_that_changed(
+    open_run: Any, data_sets: dict[str, Path]
+) -> None:
+    before = open_run()
+    after = open_run(
+        "model.d_ff=64", "model.memory.kind=linear", "data.lanes=2", "run.seed=7",
+        f"data.train={data_sets['other']}", "optim.lr=0.5", name="other",
+    )  # fmt: skip
+    assert sorted(refused(stored(before), after)) == [
+        "data.lanes: 4 -> 2",
+        "data.train: the data set's shards differ from the checkpoint's",
+        "model.d_ff: 48 -> 64",
+        "model.memory.kind: 'delta' -> 'linear'",
+        "run.seed: 1 -> 7",
+    ]
+    trainer = stored(before)
+    trainer["configuration"]["train"]["start_from"] = "elsewhere"
+    assert refused(trainer, before) == ["train.start_from: 'elsewhere' -> ''"]
+
+
+def test_other_settings_may_change_and_are_logged(
+    open_run: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    trainer = stored(open_run())
+    trainer["configuration"]["optim"]["no_longer_there"] = 1
+    run = open_run("optim.lr=0.002", "train.steps=22", "model.local_attention=sdpa",
+                   "model.memory.kernel=torch", "zero.stage=1")  # fmt: skip
+    with caplog.at_level(logging.INFO, "pretrain.training.resume"):
+        check_resumable(trainer, run.config, run.data)
+    assert {message.removeprefix("changed since the checkpoint: ") for message in caplog.messages} \
+        == {
+            "optim.lr: 0.01 -> 0.002",
+            "train.steps: 24 -> 22",
+            "model.local_attention: 'auto' -> 'sdpa'",
+            "model.memory.kernel: 'auto' -> 'torch'",
+            "zero.stage: 3 -> 1",
+        }  # fmt: skip
+
+
+def test_weights_of_a_mix_may_change_and_its_data_sets_may_not(
+    open_run: Any, take_steps: Take, make_saver: Make, data_sets: dict[str, Path]
+) -> None:
+    run = open_run(mix_of(data_sets, train=3, other=1))
+    take_steps(run, 2)
+    saved(run, make_saver)
+    with pytest.raises(SettingsError) as caught:
+        open_run(mix_of(data_sets, train=3, validation=1), attempt=2)
+    (problem,) = caught.value.problems
+    assert problem.startswith("data.mix[1]: the data set's shards differ from the checkpoint's: ")
+    with pytest.raises(SettingsError, match=r"data\.mix: 2 data sets -> 1"):
+        open_run(mix_of(data_sets, train=1), attempt=2)
+    again = open_run(mix_of(data_sets, train=0, other=1), attempt=2)
+    before = again.state.places
+    take_steps(again, 12)
+    assert before is not None and again.state.places is not None
+    for one, other in zip(before, again.state.places, strict=True):
+        # A lane ends the document that it was in, and reads no other of the source.
+        assert other.sources[0].read - one.sources[0].read <= 1
+    assert sum(place.sources[1].read for place in again.state.places) > 4 + sum(
+        place.sources[1].read for place in before
+    )
+
+
+def test_another_preface_or_none_is_refused(open_run: Any, data_sets: dict[str, Path]) -> None:
+    text = "data.preface: its shards differ from the checkpoint's, or it had none"
+    with_it = open_run(f"data.preface={data_sets['other']}")
+    another = open_run(f"data.preface={data_sets['validation']}")
+    without = open_run()
+    for trainer, run in ((with_it, another), (with_it, without), (without, with_it)):
+        assert refused(stored(trainer), run) == [text]
+    check_resumable(stored(with_it), with_it.config, with_it.data)
+
+
+def test_places_of_a_version_without_sources_are_refused(open_run: Any) -> None:
+    run = open_run()
+    trainer = {key: value for key, value in stored(run).items() if key != "sources"}
+    (problem,) = refused(trainer, run)
+    assert "a version without data.mix" in problem

@@ -1,0 +1,102 @@
+"""The validation loss against plain torch; a real engine in this process."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from pretrain.data.lanes import Dataset, Lane, Mix
+from pretrain.data.packing import IGNORE
+from pretrain.model.transformer import Transformer
+from pretrain.training.run import Run
+from pretrain.training.run_state import TrainingError
+from pretrain.training.validator import Validator
+
+WINDOWS = 3
+
+
+def make_validator(run: Run, windows: int = WINDOWS) -> Validator:
+    return Validator(
+        run.stepper, lambda: run.data.validation_loader(run.share.lanes), windows, run.ranks
+    )
+
+
+def plain_loss(run: Run, data: Path, prompt_weight: float) -> tuple[float, float]:
+    """The weighted mean over the lanes' first windows, one model with their memory carried."""
+    model = Transformer(run.config.model, 48)
+    for piece in run.engine.pieces():
+        name, _, kind = piece.name.partition("/")
+        if kind == "param":
+            weights = dict(model.named_parameters())[name]
+            weights.data.copy_(piece.values.view(piece.shape))
+    total = weight = 0.0
+    for index in range(4):
+        lane = Lane(Mix([Dataset(data)], (1.0,), prompt_weight), index, 4, run.config.run.seed)
+        memory = model.initial_state(1, "cpu")
+        for _ in range(WINDOWS):
+            tokens, targets, starts, weights_ = lane.window(32)
+            counted = np.where(targets == IGNORE, 0.0, 1.0 if weights_ is None else weights_)
+            with torch.no_grad():
+                output = model(torch.tensor(tokens)[None], torch.tensor(starts)[None], memory)
+            memory = output.state
+            losses = F.cross_entropy(output.logits[0], torch.tensor(targets), reduction="none")
+            total += float((losses.double() * torch.tensor(counted)).sum())
+            weight += float(counted.sum())
+    return total / weight, weight
+
+
+@pytest.mark.parametrize("words", [(), ("train.micro_batch=1",)])
+@pytest.mark.parametrize("name", ["validation", "pairs"])
+def test_the_loss_is_the_weighted_mean_over_the_first_windows_with_memory_carried(
+    open_run: Any, take_steps: Any, data_sets: dict[str, Path], words: tuple[str, ...], name: str
+) -> None:
+    run = open_run(f"data.validation={data_sets[name]}", "data.prompt_weight=0.5", *words)
+    take_steps(run, 1)
+    beats: list[None] = []
+    found = make_validator(run).run(lambda: beats.append(None))
+    loss, weight = plain_loss(run, data_sets[name], 0.5)
+    assert found.loss == pytest.approx(loss, rel=1e-6)
+    assert found.weight == pytest.approx(weight, rel=1e-9)
+    assert len(beats) == WINDOWS and found.seconds > 0
+
+
+def test_a_validation_begins_anew_and_leaves_the_run_as_it_was(
+    open_run: Any,
+    take_steps: Any,
+    data_sets: dict[str, Path],
+    engine_state: Callable[[Run], dict[str, torch.Tensor]],
+) -> None:
+    run = open_run(f"data.validation={data_sets['validation']}")
+    take_steps(run, 1)
+    before, state = engine_state(run), run.state
+    memory = [tensor.clone() for layer in state.memory for tensor in layer]
+    validator = make_validator(run)
+    first, second = (validator.run(lambda: None) for _ in range(2))
+    assert (first.loss, first.weight) == (second.loss, second.weight)
+    assert make_validator(run, 1).run(lambda: None).weight < first.weight
+    assert run.state is state and run.engine.module.training
+    assert all(torch.equal(values, before[name]) for name, values in engine_state(run).items())
+    found = [tensor for layer in state.memory for tensor in layer]
+    assert all(map(torch.equal, found, memory))
+
+
+def test_a_damaged_shard_ends_the_validation_with_its_name(
+    open_run: Any, data_sets: dict[str, Path], tmp_path: Path
+) -> None:
+    shutil.copytree(data_sets["validation"], tmp_path / "damaged")
+    shard = sorted((tmp_path / "damaged").glob("*.tar"))[3]
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 2] ^= 1
+    shard.write_bytes(data)
+    run = open_run(f"data.validation={tmp_path / 'damaged'}")
+    with pytest.raises(TrainingError, match="sha256 differs") as caught:
+        make_validator(run, 200).run(lambda: None)
+    assert str(shard) in str(caught.value)
+    assert run.engine.module.training
