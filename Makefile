@@ -3,14 +3,14 @@
 # make help   the other targets
 
 PYTHON ?= python3
-# An index to take torch from; without, torch comes from where pip takes the other packages.
+# A package index for torch alone; empty: the one that pip uses for the other packages.
 TORCH_INDEX ?=
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 OPS := .cache/.built
 
-# Set up anew where another index is named than the last time.
+# Set up again if the index differs from the last time.
 ifneq ($(TORCH_INDEX),)
 ifneq ($(TORCH_INDEX),$(shell cat $(VENV)/.torch_index 2>/dev/null))
 $(INSTALLED): always
@@ -23,10 +23,10 @@ help:
 	@echo 'make setup      install into $(VENV) and compile DeepSpeed'"'"'s CPU operator, once'
 	@echo 'make demo       prepare, train, kill, resume, evaluate, generate, plot: under 8 minutes'
 	@echo 'make test       lint, types and tests: under 20 minutes on 2 cores'
-	@echo 'make test-slow  the tests that take longer'
-	@echo 'make lint       formatting, lint and types alone'
-	@echo 'make system     what some tests run (Slurm, Chromium), by apt-get as root; make test does it too'
-	@echo 'make clean      remove what set-up and the demo made'
+	@echo 'make test-slow  the slow tests'
+	@echo 'make lint       formatting, lint and types only'
+	@echo 'make system     install Slurm and Chromium for tests, with apt-get as root; make test does it too'
+	@echo 'make clean      remove what set-up and the demo created'
 	@echo
 	@echo 'PYTHON=python3.12   the interpreter, 3.11 or newer'
 	@echo 'TORCH_INDEX=https://download.pytorch.org/whl/cpu   torch without CUDA: 3.2 GB instead of 6.4'

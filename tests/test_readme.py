@@ -90,11 +90,11 @@ def test_every_command_of_the_readme_works(place: Path) -> None:
     assert resumed.count("finished already") == 2  # by our launcher and by torchrun
 
 
-@pytest.mark.parametrize(
-    "page", ["README.md", "CONTRIBUTING.md", "docs/architecture.md", "docs/training.md",
-             "docs/speed.md", "docs/gpu.md", "docs/data.md", "docs/models.md", "docs/recall.md",
-             "docs/summaries.md", "docs/results.md", "docs/findings.md", "slurm/README.md"],
-)  # fmt: skip
+ALL_PAGES = ["README.md", "CONTRIBUTING.md", "slurm/README.md",
+             *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]  # fmt: skip
+
+
+@pytest.mark.parametrize("page", ALL_PAGES)
 def test_every_path_that_a_page_names_exists(page: str) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
     # In slurm/README.md `slurm/` is a run directory's.
@@ -104,6 +104,25 @@ def test_every_path_that_a_page_names_exists(page: str) -> None:
     missing = {path for path in named if not (ROOT / path).exists()}
     missing |= {path for path in linked if not ((ROOT / page).parent / path).exists()}
     assert missing == set()
+
+
+@pytest.mark.parametrize("page", ALL_PAGES)
+def test_every_section_that_a_page_links_to_exists(page: str) -> None:
+    for target, section in re.findall(
+        r"\]\((?!https?:)([^)#\s]*)#([^)\s]+)\)", (ROOT / page).read_text(encoding="utf-8")
+    ):
+        path = (ROOT / page).parent / target if target else ROOT / page
+        headings = re.findall(r"^#+ (.+)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+        # As GitHub names them.
+        anchors = {
+            re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings
+        }
+        assert section in anchors, f"{target}#{section}"
+
+
+@pytest.mark.parametrize("page", [page for page in ALL_PAGES if page != "README.md"])
+def test_every_page_can_be_reached_from_the_readme(page: str) -> None:
+    assert f"]({page})" in README
 
 
 def test_the_readme_is_a_first_page() -> None:
