@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 from data_prep.dataset import settings
 from data_prep.dataset.settings import group, setting
@@ -101,6 +101,24 @@ class DataConfig:
         return found
 
 
+class MemoryTraits(NamedTuple):
+    """What the rest of the program asks of a kind of memory before torch is imported."""
+
+    remembers: bool
+    """Whether a state is carried from segment to segment."""
+    triton_kernels: bool
+    """Whether `memory.kernel` can be triton."""
+    exported_as: str
+    """The model type of Hugging Face's that `export` writes."""
+
+
+MEMORY_KINDS = {
+    "linear": MemoryTraits(remembers=True, triton_kernels=True, exported_as="infini_llama"),
+    "delta": MemoryTraits(remembers=True, triton_kernels=True, exported_as="infini_llama"),
+    "none": MemoryTraits(remembers=False, triton_kernels=False, exported_as="llama"),
+}
+
+
 @dataclass(frozen=True)
 class MemoryConfig:
     """The compressive memory of each attention layer."""
@@ -122,6 +140,11 @@ class MemoryConfig:
         "what computes the memory's part: PyTorch, or our Triton kernels (GPU, bf16); auto: "
         "PyTorch, as long as no measurement on a GPU says otherwise",
     )
+
+    @property
+    def traits(self) -> MemoryTraits:
+        """Those of this kind."""
+        return MEMORY_KINDS[self.kind]
 
 
 @dataclass(frozen=True)
@@ -183,11 +206,12 @@ class ModelConfig:
             )
         if self.d_head % 2:
             found.append(f"d_head: rotary embedding needs an even size, found {self.d_head}")
-        if self.memory.kernel == "triton" and self.memory.kind == "none":
+        if self.memory.kernel == "triton" and not self.memory.traits.triton_kernels:
             found.append(
-                "memory.kernel: triton was asked for, and kind none has no memory; set it to auto"
+                f"memory.kernel: triton has no kernels for memory.kind={self.memory.kind}; set it "
+                "to auto"
             )
-        if self.memory.kernel == "triton" and self.d_head > TRITON_MAX_HEAD:
+        elif self.memory.kernel == "triton" and self.d_head > TRITON_MAX_HEAD:
             found.append(
                 f"memory.kernel: triton holds heads of at most {TRITON_MAX_HEAD}, found "
                 f"d_head={self.d_head}; set it to torch or auto"
@@ -393,10 +417,10 @@ class Config:
             found.append(
                 "model.memory.kernel: Triton's kernels need a GPU; set it to torch or auto"
             )
-        if self.data.preface and self.model.memory.kind == "none":
+        if self.data.preface and not self.model.memory.traits.remembers:
             found.append(
                 "data.preface: documents begin with the memory of a preface, and "
-                "model.memory.kind=none has no memory; leave one of them out"
+                f"model.memory.kind={self.model.memory.kind} has no memory; leave one of them out"
             )
         if self.zero.stage == 0 and self.train.precision == "bf16":
             found.append(

@@ -18,7 +18,7 @@ from data_prep.tokenizer.tokenizer import StreamDecoder
 from pretrain.evaluate import sampling
 from pretrain.evaluate.progress import Progress
 from pretrain.model.decoding import Decoder
-from pretrain.model.transformer import StreamState
+from pretrain.model.stream import StreamState
 from pretrain.trained import Trained, default_device, load
 
 # Logits that stand in memory at once while a prompt is taken in, unless a segment has more.

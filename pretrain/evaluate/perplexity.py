@@ -410,7 +410,7 @@ def _tokens_ahead(data: Dataset, max_documents: int | None) -> int:
 
 
 def _columns(trained: Trained, masked: bool) -> tuple[str, ...]:
-    if trained.config.model.memory.kind == "none":
+    if not trained.config.model.memory.traits.remembers:
         return (NO_MEMORY,)
     return (MEMORY, MASKED) if masked else (MEMORY,)
 

@@ -24,7 +24,7 @@ from pretrain.evaluate import rouge
 from pretrain.evaluate.generate import chunk_tokens, drawn
 from pretrain.evaluate.pairs import Asked, Pair
 from pretrain.evaluate.progress import Progress
-from pretrain.model.transformer import StreamState
+from pretrain.model.stream import StreamState
 from pretrain.trained import Trained, default_device, load
 
 _HEADINGS = {"rouge1": "R-1", "rouge2": "R-2", "rougeL": "R-L", "overall": "Overall"}

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pretrain.model.transformer import StreamState, Transformer
+from pretrain.model.stream import StreamState
+from pretrain.model.transformer import Transformer
 
 
 class Decoder:

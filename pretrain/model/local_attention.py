@@ -27,23 +27,23 @@ Kernel: TypeAlias = Callable[[Tensor], Attend]
 
 
 class KernelError(ValueError):
-    """A kernel that was asked for and cannot run here."""
+    """A kernel that was requested and cannot run here."""
 
 
 @functools.cache
 def choose(
     setting: Literal["auto", "flash", "sdpa"], device_type: str, dtype: torch.dtype
 ) -> Kernel:
-    """The kernel that `model.local_attention` asks for; `auto` logs, once, what it took.
+    """The kernel that `model.local_attention` asks for; `auto` logs once what it chose.
 
-    Raises KernelError where flash-attn is asked for and cannot run.
+    Raises KernelError where flash-attn is requested and cannot run.
     """
     if setting == "sdpa":
         return sdpa
     obstacle = _flash_obstacle(device_type, dtype)
     if setting == "flash" and obstacle:
         raise KernelError(
-            f"model.local_attention: flash was asked for, but {obstacle}; "
+            f"model.local_attention: flash was requested, but {obstacle}; "
             "set it to sdpa, or to auto, which takes flash-attn where it can run"
         )
     if setting == "auto":

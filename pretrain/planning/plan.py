@@ -9,12 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
-
 from data_prep.dataset.settings import SettingsError
 from pretrain.config import Config
 from pretrain.model import flops
-from pretrain.model.transformer import Transformer
+from pretrain.model.memories.kinds import attention_of
+from pretrain.model.transformer import on_meta
 from pretrain.planning.simulate import Activations, Simulation, activations, simulate
 from pretrain.trained import DTYPES
 from pretrain.training.engine import BUCKET_ELEMENTS, PERSISTENT_ELEMENTS
@@ -210,8 +209,6 @@ def memory(config: Config, vocab_size: int, ranks: int) -> Memory:
         sum(size for size in sizes if size > PERSISTENT_ELEMENTS),
         config.zero.live_parameters + max(sizes),
     )
-    shape, lanes = config.model, config.lanes_a_rank(ranks)
-    state = shape.n_layers * shape.n_kv_heads * shape.d_head * (shape.d_head + 1) * 4
     return Memory(
         {
             "weights": share * width,
@@ -222,7 +219,7 @@ def memory(config: Config, vocab_size: int, ranks: int) -> Memory:
         },
         gathered * width,
         activations(config, vocab_size, _micro_batch(config, ranks)),
-        0 if shape.memory.kind == "none" else (4 if config.data.preface else 2) * lanes * state,
+        (4 if config.data.preface else 2) * _state_bytes(config, ranks),
     )
 
 
@@ -252,16 +249,15 @@ def passed_bytes(config: Config, ranks: int) -> float:
     A layer's float32 states are gathered in the forward, again where a block is computed again, and
     in a preface's forward; their gradients are reduced. Free of the window's length.
     """
-    shape, others = config.model, config.parallel.sequence - 1
-    lanes = config.lanes_a_rank(ranks)
-    if shape.memory.kind == "none":
+    memory = config.model.memory
+    if not memory.traits.remembers:
         return 0.0
-    size = shape.d_head * (2 if shape.memory.kind == "delta" else 1) + 1
-    state = shape.n_layers * shape.n_kv_heads * shape.d_head * size * 4
+    passed = 4 * attention_of(memory).passed_numbers(config.model)
+    others, lanes = config.parallel.sequence - 1, config.lanes_a_rank(ranks)
     times = 3 if config.train.activation_checkpointing == "full" else 2
     times += bool(config.data.preface)
     # And, once a window, whether a document starts in a rank's part: a byte.
-    return float(others * lanes * (times * state + 1))
+    return float(others * lanes * (times * passed + 1))
 
 
 def _micro_batch(config: Config, ranks: int) -> int:
@@ -270,9 +266,14 @@ def _micro_batch(config: Config, ranks: int) -> int:
 
 def _parameter_sizes(config: Config, vocab_size: int) -> list[int]:
     """Elements of each parameter."""
-    with torch.device("meta"):
-        model = Transformer(config.model, vocab_size)
-    return [parameter.numel() for parameter in model.parameters()]
+    return [parameter.numel() for parameter in on_meta(config.model, vocab_size).parameters()]
+
+
+def _state_bytes(config: Config, ranks: int) -> int:
+    """Of the memories of a rank's lanes."""
+    model = on_meta(config.model, 1).to(DTYPES[config.train.precision])
+    state = model.initial_state(config.lanes_a_rank(ranks), "meta")
+    return sum(tensor.nbytes for layer in state for tensor in layer)
 
 
 def warnings(plan: Plan) -> list[str]:

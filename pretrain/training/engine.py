@@ -27,7 +27,9 @@ from torch import Tensor, nn
 from pretrain.checkpoint.load import Checkpoint
 from pretrain.checkpoint.pieces import Piece
 from pretrain.config import Config
-from pretrain.training.optim import is_gate, parameter_groups
+from pretrain.model.memories.kinds import is_gate
+from pretrain.model.transformer import Transformer
+from pretrain.training.optim import parameter_groups
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 _KINDS = ("param", *_MOMENTS)
@@ -132,7 +134,11 @@ class Engine:
     """
 
     def __init__(
-        self, build: Callable[[], nn.Module], parameters: int, config: Config, device: torch.device
+        self,
+        build: Callable[[], Transformer],
+        parameters: int,
+        config: Config,
+        device: torch.device,
     ) -> None:
         if device.type == "cpu":
             build_ops(logging.getLogger("pretrain").warning)
@@ -149,9 +155,12 @@ class Engine:
         with deepspeed.zero.Init(config_dict_or_path=settings, enabled=self._stage == 3):
             model = build()
         shapes = {name: _shape(parameter) for name, parameter in model.named_parameters()}
+        self._gates = model.gates()
         self._adamw = torch.optim.AdamW(
             parameter_groups(
-                ((name, p, len(shapes[name])) for name, p in model.named_parameters()), config.optim
+                ((name, p, len(shapes[name])) for name, p in model.named_parameters()),
+                self._gates,
+                config.optim,
             ),
             betas=(config.optim.beta1, config.optim.beta2),
             eps=config.optim.eps,
@@ -228,7 +237,7 @@ class Engine:
 
         found = []
         for name, parameter in self._parameters.items():
-            if is_gate(name):
+            if name in self._gates:
                 whole = safe_get_full_fp32_param(parameter) if self._stage else parameter
                 found.append(whole.detach().float().cpu())
         return found
@@ -268,7 +277,9 @@ class Engine:
         """
         stored = checkpoint.names()
         own = {f"{name}/param": tuple(shape) for name, shape in self._shapes.items()}
-        taken = [name for name in self._shapes if f"{name}/param" in stored or not is_gate(name)]
+        taken = [
+            name for name in self._shapes if f"{name}/param" in stored or name not in self._gates
+        ]
         others = {
             name: shape
             for name, shape in stored.items()

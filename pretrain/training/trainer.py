@@ -41,7 +41,6 @@ from pretrain.data.loader import Batch, Loader
 from pretrain.jobs.launch import EXIT_STOPPED, Place, StopFlag
 from pretrain.jobs.watchdog import Watchdog
 from pretrain.model import compiling, flops, state
-from pretrain.model.memories.infini import MemoryState
 from pretrain.model.state import ModelState
 from pretrain.model.transformer import Transformer
 from pretrain.trained import CONFIG_FILE, DTYPES, locate
@@ -460,7 +459,7 @@ class Trainer:
 
     def _memory_norms(self) -> list[float]:
         """Root mean square over all lanes of the Frobenius norm of M, a number a layer."""
-        squares = [float(layer.matrix.double().square().sum()) for layer in self.progress.memory]
+        squares = self.model.metrics(self.progress.memory).get("memory_norm", [])
         sums = self._sum_of_lanes(squares) if squares else []
         return [math.sqrt(square / self.config.data.lanes) for square in sums]
 
@@ -792,13 +791,11 @@ def _lane_tensors(memory: ModelState, row: int, prefix: str = "") -> dict[str, T
 def _memory_of(records: Sequence[LaneRecord], like: ModelState, prefix: str = "") -> ModelState:
     """The lanes' memories as one state, on the device and in the form of `like`."""
     return tuple(
-        MemoryState(
-            *(
-                torch.stack([record.tensors[f"{prefix}{index}.{name}"] for record in records]).to(
-                    getattr(layer, name).device
-                )
-                for name in layer._fields
+        layer._make(
+            torch.stack([record.tensors[f"{prefix}{index}.{name}"] for record in records]).to(
+                getattr(layer, name).device
             )
+            for name in layer._fields
         )
         for index, layer in enumerate(like)
     )

@@ -223,7 +223,7 @@ def test_a_directory_that_is_there_and_a_path_without_a_model_are_refused(
 ) -> None:
     write_run(tmp_path / "run")
     (tmp_path / "hub").mkdir()
-    with pytest.raises(ConversionError, match="is there already"):
+    with pytest.raises(ConversionError, match="already exists"):
         export.run(tmp_path / "run", tmp_path / "hub", "stored")
     with pytest.raises(trained.TrainedError, match="neither a run directory"):
         export.run(tmp_path / "hub", tmp_path / "other", "stored")

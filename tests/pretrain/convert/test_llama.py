@@ -330,7 +330,7 @@ def test_another_models_tokenizer_and_a_directory_that_is_there_are_refused(
     with pytest.raises(ConversionError) as caught:
         llama.run(tmp_path / "hub", tmp_path / "out", [], None)
     first, second = caught.value.problems
-    assert first.endswith("out: is there already; give a directory that is not")
+    assert first.endswith("out: already exists; choose a new directory")
     assert "has 320 pieces and the embedding 300 rows" in second
 
 

@@ -11,8 +11,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pretrain.config import Checkpointing, MemoryConfig, ModelConfig
 from pretrain.model import flops
-from pretrain.model.memories.infini_parallel import Parts
 from pretrain.model.transformer import Transformer
+from pretrain.model.window import Parts
 
 VOCABULARY = 300
 WINDOW = 256
