@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests.pretrain.test_origin import train
+from tests.pretrain.jobs.test_origin import train
 from torch import Tensor
 
 from data_prep.dataset import settings
