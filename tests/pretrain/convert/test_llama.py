@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests.pretrain.jobs.test_origin import train
 from torch import Tensor
 
 from data_prep.dataset import settings
@@ -26,6 +25,7 @@ from pretrain.evaluate import generate
 from pretrain.model import local_attention, rotary
 from pretrain.model.transformer import Transformer
 from tests.pretrain.convert.conftest import LLAMA3, random_tokens
+from tests.pretrain.jobs.test_origin import train
 
 ROOT = Path(__file__).parents[3]
 CPU = torch.device("cpu")

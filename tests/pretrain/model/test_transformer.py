@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable
 from typing import Any, Literal
 
 import pytest
@@ -13,12 +11,20 @@ from torch import Tensor, nn
 from pretrain.config import MemoryConfig, ModelConfig
 from pretrain.model.loss import IGNORE
 from pretrain.model.memories.infini import MemoryState
-from pretrain.model.state import ModelState, mapped
+from pretrain.model.state import ModelState
 from pretrain.model.transformer import Transformer
+from tests.pretrain.model import small
 from tests.pretrain.model.naive.infini import Naive
-
-VOCABULARY = 19
-SEGMENT = 5
+from tests.pretrain.model.small import (
+    SEGMENT,
+    VOCABULARY,
+    assert_close,
+    calls_of,
+    random_tokens,
+    starts_at,
+    weighted_sum,
+    with_gradient,
+)
 
 RULES = {
     "linear": MemoryConfig(kind="linear"),
@@ -29,8 +35,7 @@ RULES = {
 }
 WITH_MEMORY = [rule for rule in RULES if rule != "none"]
 
-# Where documents start, for each of two lanes of 23 tokens: four whole segments and a short one.
-TOKENS = 23
+# Where documents start, for each of two lanes of a window.
 DOCUMENTS: dict[str, tuple[list[int], list[int]]] = {
     "one document, carried in": ([], []),
     "first tokens of a window and of segments": ([0], [5, 20]),
@@ -40,6 +45,10 @@ DOCUMENTS: dict[str, tuple[list[int], list[int]]] = {
     "random places": ([2, 11, 18], [7, 8, 16]),
     "other random places": ([13], [3, 10, 11, 19]),
 }
+
+
+def build(rule: str, heads: tuple[int, int] = (4, 2), **changes: Any) -> Transformer:
+    return small.build(RULES[rule], heads, **changes)
 
 
 def random_state(model: Transformer, lanes: int = 2, seed: int = 5) -> ModelState:
@@ -161,15 +170,6 @@ def logits_of(
         carried = random_state(model, len(tokens)) if state is None else state
         output = model(tokens, starts, carried, read_memory=read_memory)
     return output.logits  # type: ignore[no-any-return]
-
-
-@pytest.mark.parametrize("rule", WITH_MEMORY)
-def test_the_carried_memory_reaches_its_own_document_alone(rule: str) -> None:
-    model, tokens = build(rule), random_tokens(1)
-    starts = starts_at([12])
-    other = tuple(MemoryState(m + 1, z + 1) for m, z in random_state(model, 1))
-    differs = (logits_of(model, tokens, starts) != logits_of(model, tokens, starts, other)).any(2)
-    assert differs[0, :12].all() and not differs[0, 12:].any()
 
 
 @pytest.mark.parametrize("rule", RULES)

@@ -112,10 +112,8 @@ class Naive:
         return g * read + (1 - g) * near
 
     def local(self, q: Tensor, k: Tensor, v: Tensor, documents: list[int]) -> Tensor:
-        rows = []
-        turned_q, turned_k = (
-            [self.turn(x[t], t % self.config.segment) for t in range(len(x))] for x in (q, k)
-        )
+        rows, segment = [], self.config.segment
+        turned_q, turned_k = ([self.turn(x[t], t % segment) for t in range(len(x))] for x in (q, k))
         for t in range(len(q)):
             first = t // segment * segment
             seen = [u for u in range(first, t + 1) if documents[u] == documents[t]]
