@@ -61,8 +61,8 @@ def chosen_there(plain: Mapping[str, Any]) -> list[str]:
     if not isinstance(own, Mapping):
         return []
     memory = own.get("memory", {})
-    words = [f"{key}={own[key]}" for key in ("segment", "window_segments") if key in own]
-    return words + [f"memory.{key}={memory[key]}" for key in _OF_A_MODEL if key in memory]
+    overrides = [f"{key}={own[key]}" for key in ("segment", "window_segments") if key in own]
+    return overrides + [f"memory.{key}={memory[key]}" for key in _OF_A_MODEL if key in memory]
 
 
 def model_config(plain: Mapping[str, Any], chosen: ImportConfig) -> ModelConfig:

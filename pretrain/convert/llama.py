@@ -60,13 +60,13 @@ class Stored:
         return tensor
 
 
-def run(source: Path, out: Path, words: Sequence[str], tokenizer_path: Path | None) -> int:
+def run(source: Path, out: Path, overrides: Sequence[str], tokenizer_path: Path | None) -> int:
     """Import the model in `source` into the new directory `out`; the exit code, 0.
 
-    `words` are `key=value` settings of `ImportConfig`. Raises ConversionError with all that is
+    `overrides` are `key=value` settings of `ImportConfig`. Raises ConversionError with all that is
     wrong, before anything is written, or CheckpointError where what was written is not as meant.
     """
-    plan = _plan(source, out, words, tokenizer_path)
+    plan = _plan(source, out, overrides, tokenizer_path)
     writing = out.with_name(f"{out.name}.importing")
     shutil.rmtree(writing, ignore_errors=True)
     writing.mkdir(parents=True)
@@ -144,7 +144,7 @@ class Plan:
         return "\n".join(lines)
 
 
-def _plan(source: Path, out: Path, words: Sequence[str], tokenizer_path: Path | None) -> Plan:
+def _plan(source: Path, out: Path, overrides: Sequence[str], tokenizer_path: Path | None) -> Plan:
     """Look at everything but the tensors' values. Raises ConversionError with all that is wrong."""
     problems: list[str] = []
     if out.exists():
@@ -152,7 +152,7 @@ def _plan(source: Path, out: Path, words: Sequence[str], tokenizer_path: Path | 
     own = _attempted(problems, lambda: _tokenizer(source, tokenizer_path))
     stored = _attempted(problems, lambda: _stored(source)) or {}
     plain = _attempted(problems, lambda: _json(source / "config.json"))
-    chosen, model = _attempted(problems, lambda: _model(plain or {}, words)) or (None, None)
+    chosen, model = _attempted(problems, lambda: _model(plain or {}, overrides)) or (None, None)
     rows = own.vocab_size if own else 0
     tensors: dict[str, TensorInfo] = {}
     if model is not None and stored:
@@ -172,13 +172,13 @@ def _plan(source: Path, out: Path, words: Sequence[str], tokenizer_path: Path | 
     return Plan(model, chosen, own, tensors, stored, rows)
 
 
-def _model(plain: Mapping[str, Any], words: Sequence[str]) -> tuple[ImportConfig, ModelConfig]:
+def _model(plain: Mapping[str, Any], overrides: Sequence[str]) -> tuple[ImportConfig, ModelConfig]:
     """What was chosen, and our model of a config.json. Raises ConversionError."""
     problems: list[str] = []
     # Where a setting is wrong no segment is known, and nothing is said of it.
     chosen, model = ImportConfig(segment=1), ModelConfig()
     try:
-        chosen = settings.load(ImportConfig, None, [*chosen_there(plain), *words])
+        chosen = settings.load(ImportConfig, None, [*chosen_there(plain), *overrides])
     except SettingsError as error:
         problems += error.problems
     try:

@@ -39,7 +39,7 @@ BUCKET_ELEMENTS = 200_000_000
 PERSISTENT_ELEMENTS = 100_000
 # ZeRO-3: so many elements are gathered ahead of their use, and the parameter that fills them up:
 # while one matrix is multiplied the next one is under way, however large.
-_PREFETCH_ELEMENTS = 50_000_000
+PREFETCH_ELEMENTS = 50_000_000
 
 
 def cache_directory() -> Path:
@@ -113,7 +113,7 @@ def deepspeed_settings(config: Config, ranks: int, parameters: int) -> dict[str,
             "reduce_bucket_size": bucket,
             "allgather_bucket_size": bucket,
             "stage3_param_persistence_threshold": PERSISTENT_ELEMENTS,
-            "stage3_prefetch_bucket_size": _PREFETCH_ELEMENTS,
+            "stage3_prefetch_bucket_size": PREFETCH_ELEMENTS,
             "stage3_max_live_parameters": config.zero.live_parameters,
             "stage3_max_reuse_distance": config.zero.live_parameters,
         },

@@ -26,7 +26,7 @@ Divisor = Literal["paper", "inclusive"]
 
 
 class MemoryState(NamedTuple):
-    """M and z of one layer. In a window, a segment axis S stands after the lanes."""
+    """M and z of one layer. In a window, a segment axis S follows the lanes."""
 
     matrix: Tensor
     """[B, K, D, D]: rows are features of keys, columns are values."""

@@ -1,4 +1,4 @@
-"""Which attention `memory.kind` stands for: the one place that decides by it.
+"""The attention that `memory.kind` names: the one place that decides by it.
 
 What has to be known of a kind before torch is imported is in `config.MEMORY_KINDS`.
 """

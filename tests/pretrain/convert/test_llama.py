@@ -230,7 +230,7 @@ def test_parity_sees_a_wrong_rotation_and_a_wrong_grouping_of_heads(
     model, tokens = save_model(tmp_path / "hub"), random_tokens(SEGMENT)
     ours, expected = imported(tmp_path, "memory.kind=none"), theirs(model, tokens)
     with monkeypatch.context() as planted:
-        planted.setattr("pretrain.model.attention.rotate", interleaved)
+        planted.setattr("pretrain.model.window.rotate", interleaved)
         assert float((logits(ours, tokens) - expected).abs().max()) > 0.01
     with monkeypatch.context() as planted:
         planted.setattr(
