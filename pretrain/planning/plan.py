@@ -210,7 +210,7 @@ def memory(config: Config, vocab_size: int, ranks: int) -> Memory:
     whole = sum(sizes)
     gathered = min(sum(_large(sizes)), config.zero.live_parameters + max(sizes))
     # Weights that are gathered together arrive in one buffer. All of them are copied out of it when
-    # the first is used, and it lives until the last is. The blocks' buffers count alone: the others'
+    # the first is used, and it lives until the last is. Only the blocks' buffers count: other
     # weights are used where fewer activations are alive.
     copied = min(sum(of_blocks), PREFETCH_ELEMENTS + max(of_blocks, default=0))
     return Memory(
@@ -360,7 +360,11 @@ def _memory_lines(plan: Plan) -> list[str]:
     rows = [
         ("weights", held["weights"], "a rank's share"),
         ("small weights", held["persistent"], "whole, they stay gathered"),
-        ("gathered weights", plan.memory.gathered, "whole for a time, at most, with the buffer they arrive in"),
+        (
+            "gathered weights",
+            plan.memory.gathered,
+            "whole for a time, at most, with the buffer they arrive in",
+        ),
         ("gradients", held["gradients"], "float32, a rank's share"),
         ("gradient bucket", held["bucket"], "being reduced"),
         ("optimizer", held["optimizer"], "float32 masters and AdamW's moments, a rank's share"),

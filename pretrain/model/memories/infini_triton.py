@@ -196,7 +196,7 @@ class _Read(torch.autograd.Function):
             normaliser,
             mask,
             gate,
-            *_with_strides(_rows(d_out), d_local, d_queries),
+            *(d_out.contiguous(), d_local, d_queries),
             d_matrix,
             d_normaliser,
             d_gate,
@@ -493,6 +493,28 @@ def _erase_backward(
 
 
 @triton.jit
+def _retrieve(
+    queries: tl.tensor,
+    readable: tl.tensor,
+    m: tl.tensor,
+    z: tl.tensor,
+    first: tl.tensor,
+    stride: tl.tensor,
+    N: tl.tensor,
+    D: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    OPERAND: tl.constexpr,
+    WIDEN: tl.constexpr,
+) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
+    """Of a head's tokens from `first` on: sigma(Q), 1 / (sigma(Q) z), and what they retrieve."""
+    q = _sigma(_load(queries, first, stride, N, D, BLOCK_N, BLOCK_D), D, BLOCK_D)
+    seen = _tokens(readable, first, N, BLOCK_N)
+    weight = _reciprocal(tl.sum(q * z[None, :], axis=1), seen)[:, None]
+    return q, weight, tl.where(weight != 0, _dot(q, m, OPERAND, WIDEN) * weight, 0.0)
+
+
+@triton.jit
 def _read_forward(
     local: tl.tensor,
     local_p: tl.tensor,
@@ -525,10 +547,10 @@ def _read_forward(
     m = _state(matrix + place * D * D, D, 1, D, BLOCK_D, OPERAND)
     z = tl.load(normaliser + place * D + columns, mask=columns < D, other=0.0)
     queries += segment * queries_p + head * queries_h
-    q = _sigma(_load(queries, first, queries_n, N, D, BLOCK_N, BLOCK_D), D, BLOCK_D)
-    seen = _tokens(readable + segment * N, first, N, BLOCK_N)
-    weight = _reciprocal(tl.sum(q * z[None, :], axis=1), seen)[:, None]
-    retrieved = tl.where(weight != 0, _dot(q, m, OPERAND, WIDEN) * weight, 0.0)
+    seen = readable + segment * N
+    _, _, retrieved = _retrieve(
+        queries, seen, m, z, first, queries_n, N, D, BLOCK_N, BLOCK_D, OPERAND, WIDEN
+    )
     local += segment * local_p + head * local_h
     near = _load(local, first, local_n, N, D, BLOCK_N, BLOCK_D)
     mixed = near + tl.load(gate + head) * (retrieved - near)
@@ -551,17 +573,8 @@ def _read_backward(
     readable: tl.tensor,
     gate: tl.tensor,
     d_out: tl.tensor,
-    d_out_p: tl.tensor,
-    d_out_n: tl.tensor,
-    d_out_h: tl.tensor,
     d_local: tl.tensor,
-    d_local_p: tl.tensor,
-    d_local_n: tl.tensor,
-    d_local_h: tl.tensor,
     d_queries: tl.tensor,
-    d_queries_p: tl.tensor,
-    d_queries_n: tl.tensor,
-    d_queries_h: tl.tensor,
     d_matrix: tl.tensor,
     d_normaliser: tl.tensor,
     d_gate: tl.tensor,
@@ -578,33 +591,30 @@ def _read_backward(
     columns = tl.arange(0, BLOCK_D)
     m = _state(matrix + place * D * D, D, 1, D, BLOCK_D, OPERAND)
     z = tl.load(normaliser + place * D + columns, mask=columns < D, other=0.0)
-    d_m = tl.zeros((BLOCK_D, BLOCK_D), dtype=tl.float32)
-    d_z = tl.zeros((BLOCK_D,), dtype=tl.float32)
+    d_m, d_z = tl.zeros((BLOCK_D, BLOCK_D), tl.float32), tl.zeros((BLOCK_D,), tl.float32)
+    heads, seen = tl.num_programs(1) * group, readable + segment * N
+    row = heads * D  # between tokens of gradients, which are contiguous
     for head in range(kv_head * group, kv_head * group + group):
         g = tl.load(gate + head)
+        dense = segment * N * row + head * D
         d_g = tl.zeros((BLOCK_N,), dtype=tl.float32)
         for first in range(0, N, BLOCK_N):
             base = queries + segment * queries_p + head * queries_h
-            q = _sigma(_load(base, first, queries_n, N, D, BLOCK_N, BLOCK_D), D, BLOCK_D)
-            seen = _tokens(readable + segment * N, first, N, BLOCK_N)
-            weight = _reciprocal(tl.sum(q * z[None, :], axis=1), seen)[:, None]
-            retrieved = tl.where(weight != 0, _dot(q, m, OPERAND, WIDEN) * weight, 0.0)
-            base = d_out + segment * d_out_p + head * d_out_h
-            d_o = _load(base, first, d_out_n, N, D, BLOCK_N, BLOCK_D)
+            q, weight, retrieved = _retrieve(
+                base, seen, m, z, first, queries_n, N, D, BLOCK_N, BLOCK_D, OPERAND, WIDEN
+            )
+            d_o = _load(d_out + dense, first, row, N, D, BLOCK_N, BLOCK_D)
             base = local + segment * local_p + head * local_h
             near = _load(base, first, local_n, N, D, BLOCK_N, BLOCK_D)
             d_g += tl.sum(d_o * (retrieved - near), axis=1)
-            base = d_local + segment * d_local_p + head * d_local_h
-            _store(base, (1 - g) * d_o, first, d_local_n, N, D, BLOCK_N, BLOCK_D)
+            _store(d_local + dense, (1 - g) * d_o, first, row, N, D, BLOCK_N, BLOCK_D)
             d_product = g * d_o * weight
             d_denominator = -weight * tl.sum(g * d_o * retrieved, axis=1)[:, None]
             d_q = _dot(d_product, tl.trans(m), OPERAND, WIDEN) + d_denominator * z[None, :]
             d_q = tl.where(weight != 0, d_q * tl.minimum(q, 1.0), 0.0)
-            base = d_queries + segment * d_queries_p + head * d_queries_h
-            _store(base, d_q, first, d_queries_n, N, D, BLOCK_N, BLOCK_D)
+            _store(d_queries + dense, d_q, first, row, N, D, BLOCK_N, BLOCK_D)
             d_m += _dot(tl.trans(q), d_product, OPERAND, WIDEN)
             d_z += tl.sum(q * d_denominator, axis=0)
-        heads = tl.num_programs(1) * group
         tl.store(d_gate + segment * heads + head, tl.sum(d_g, axis=0))
     _store_state(d_matrix + place * D * D, d_m, D, BLOCK_D)
     tl.store(d_normaliser + place * D + columns, d_z, mask=columns < D)
