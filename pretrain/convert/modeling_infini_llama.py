@@ -1,4 +1,4 @@
-"""An Infini-Transformer for Hugging Face's transformers; `pretrain export` writes it beside weights.
+"""An Infini-Transformer for Hugging Face's transformers; `pretrain export` adds it to the weights.
 
 Needs torch and transformers (5.24 or later) alone. Texts are computed segment by segment, so that
 space stays constant at any length: the cache holds a memory of fixed size, and keys and values of
