@@ -3,12 +3,21 @@
 # make help   the other targets
 
 PYTHON ?= python3
+# An index to take torch from; without, torch comes from where pip takes the other packages.
+TORCH_INDEX ?=
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 OPS := .cache/.built
 
-.PHONY: help setup demo test test-slow lint clean
+# Set up anew where another index is named than the last time.
+ifneq ($(TORCH_INDEX),)
+ifneq ($(TORCH_INDEX),$(shell cat $(VENV)/.torch_index 2>/dev/null))
+$(INSTALLED): always
+endif
+endif
+
+.PHONY: help setup demo test test-slow lint clean system always
 
 help:
 	@echo 'make setup      install into $(VENV) and compile DeepSpeed'"'"'s CPU operator, once'
@@ -16,20 +25,21 @@ help:
 	@echo 'make test       lint, types and tests: under 20 minutes on 2 cores'
 	@echo 'make test-slow  the tests that take longer'
 	@echo 'make lint       formatting, lint and types alone'
+	@echo 'make system     what some tests run (Slurm, Chromium), by apt-get as root; make test does it too'
 	@echo 'make clean      remove what set-up and the demo made'
-	@echo 'PYTHON=python3.12 make ... chooses the interpreter (3.11 or newer)'
+	@echo
+	@echo 'PYTHON=python3.12   the interpreter, 3.11 or newer'
+	@echo 'TORCH_INDEX=https://download.pytorch.org/whl/cpu   torch without CUDA: 3.2 GB instead of 6.4'
 
 setup: $(INSTALLED) $(OPS)
 
 $(INSTALLED): pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-		{ echo 'Python 3.11 or newer is needed; name one: PYTHON=python3.12 make setup'; exit 1; }
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@tools/set_up $(PYTHON) $(VENV) $(TORCH_INDEX)
 	@touch $@
 
 $(OPS): $(INSTALLED)
-	$(BIN)/python -m pretrain.training.engine
+	@echo "set-up: compiling DeepSpeed's CPU operator: a minute"
+	@$(BIN)/python -m pretrain.training.engine
 	@touch $@
 
 demo: setup
@@ -40,10 +50,13 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-test: lint
+system:
+	@tools/system_packages
+
+test: system lint
 	$(BIN)/pytest
 
-test-slow: setup
+test-slow: system setup
 	$(BIN)/pytest -m slow --timeout 3600
 
 clean:

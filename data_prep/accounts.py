@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-ACCOUNTS = "cleaning.json"
+from data_prep.dataset.shards import DataError
 
-# Samples of what was left out, for each source and reason; their text is cut to so many characters.
+ACCOUNTS = "cleaning.json"
+REJECTS = "rejects.jsonl"
+
+# Samples of what was left out, for each source and reason, and characters of each.
 _SAMPLES = 5
 SAMPLE_CHARACTERS = 300
 
@@ -31,12 +36,29 @@ class Account:
         return self.read == self.accepted + self.rejected + left_out
 
 
+@dataclass(frozen=True)
+class Sample:
+    """A record that is not in the data set. `text` is how it begins; of a reject, what is wrong."""
+
+    source: str
+    reason: str
+    id: str
+    file: str
+    line: int
+    text: str
+
+
 class Accounts:
     """The accounts of all sources, and samples of what was left out."""
 
     def __init__(self) -> None:
         self.sources: dict[str, Account] = {}
-        self._samples: dict[tuple[str, str], list[dict[str, Any]]] = {}
+        self._samples: dict[tuple[str, str], list[Sample]] = {}
+
+    @property
+    def samples(self) -> list[Sample]:
+        """By source and reason, those of one reason in the order in which they were added."""
+        return [sample for key in sorted(self._samples) for sample in self._samples[key]]
 
     def of(self, source: str) -> Account:
         """The source's account."""
@@ -45,11 +67,10 @@ class Accounts:
         return self.sources[source]
 
     def sample(self, source: str, reason: str, id: str, file: str, line: int, text: str) -> None:
-        """Keep the text's beginning, unless there are samples enough of the reason."""
+        """Keep the beginning of the text, unless there are samples enough of the reason."""
         if self.wants_sample(source, reason):
-            place = {"source": source, "reason": reason, "id": id, "file": file, "line": line}
-            kept = self._samples.setdefault((source, reason), [])
-            kept.append({**place, "text": text[:SAMPLE_CHARACTERS]})
+            sample = Sample(source, reason, id, file, line, text[:SAMPLE_CHARACTERS])
+            self._samples.setdefault((source, reason), []).append(sample)
 
     def wants_sample(self, source: str, reason: str) -> bool:
         """Whether there are too few samples of the reason yet."""
@@ -74,12 +95,70 @@ class Accounts:
             self.sample(**sample)
 
     def plain(self) -> dict[str, Any]:
-        """JSON-able, in an order of its own."""
+        """JSON-able; the order does not depend on the order in which records were added."""
         return {
-            "sources": {
-                name: {**vars(account), "dropped": dict(account.dropped),
-                       "duplicates": dict(account.duplicates), "changed": dict(account.changed)}
-                for name, account in sorted(self.sources.items())
-            },
-            "samples": [sample for key in sorted(self._samples) for sample in self._samples[key]],
-        }  # fmt: skip
+            "sources": {name: vars(account) for name, account in sorted(self.sources.items())},
+            "samples": [vars(sample) for sample in self.samples],
+        }
+
+
+def load(directory: Path) -> Accounts | None:
+    """The accounts of a data set; None where no cleaning was recorded.
+
+    Raises DataError where they cannot be read or do not add up.
+    """
+    path, accounts = directory / ACCOUNTS, Accounts()
+    if not path.exists():
+        return None
+    try:
+        accounts.add(json.loads(path.read_bytes()))
+        wrong = [name for name, account in accounts.sources.items() if not account.is_whole()]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise DataError(f"{path}: cannot be read; prepare the data set again") from None
+    if wrong:
+        raise DataError(f"{path}: the records of {wrong[0]!r} do not add up to those read")
+    return accounts
+
+
+def of_rejects(directory: Path, documents: Mapping[str, int]) -> Accounts:
+    """Accounts where no cleaning was recorded: every record is a document or a reject.
+
+    `documents` are counts by source, of all sources. Raises DataError as `rejects` does.
+    """
+    accounts = Accounts()
+    rejected = Counter(sample.source for sample in rejects(directory, documents))
+    for name in documents.keys() | rejected.keys():
+        accepted = documents.get(name, 0)
+        accounts.sources[name] = Account(accepted + rejected[name], accepted, rejected[name])
+    return accounts
+
+
+def rejects(directory: Path, sources: Iterable[str] = ()) -> Iterator[Sample]:
+    """The rejected records in order, each of one of the sources, or of "" where it is of none.
+
+    Raises DataError where the list cannot be read.
+    """
+    path = directory / REJECTS
+    # The longest name first: one may be the beginning of another.
+    names = sorted(sources, key=len, reverse=True)
+    try:
+        with path.open(encoding="utf-8") as file:
+            for line in file:
+                reject = json.loads(line)
+                name = reject["file"]
+                source = next((s for s in names if name.startswith(f"{s}/")), "")
+                yield Sample(source, reject["reason"], "", name, reject["line"], reject["detail"])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise DataError(f"{path}: cannot be read; prepare the data set again") from None
+
+
+def rejected_by_reason(directory: Path, expected: int) -> dict[str, int]:
+    """Rejected records by reason, the commonest first.
+
+    Raises DataError where the list cannot be read or does not hold the `expected` number.
+    """
+    counts = Counter(sample.reason for sample in rejects(directory))
+    if counts.total() != expected:
+        path = directory / REJECTS
+        raise DataError(f"{path}: lists {counts.total()} records, the manifest says {expected}")
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))

@@ -1,16 +1,17 @@
-"""Our shards as the end of a datatrove pipeline of your own.
+"""Write our shards at the end of a datatrove pipeline of your own.
 
     writer = InfiniShardWriter("data/mine", tokenizer="llama.model", shards=64)
     write = LocalPipelineExecutor([JsonlReader("raw"), MyFilter(), writer], tasks=100)
     finish = LocalPipelineExecutor([InfiniShardFinaliser(writer)], tasks=1, depends=write)
     finish.run()
 
-The same with SlurmPipelineExecutor. What the shards hold depends on the documents that arrive,
-their ids and the settings; where ids are unique, not on the number of tasks.
+The same works with SlurmPipelineExecutor. What the shards hold depends on the documents, their ids
+and the settings alone; where ids are unique, not on the number of tasks.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,19 +22,26 @@ from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
 
 from data_prep.config import Config, ShardsConfig, SourceConfig, TokenizerConfig
-from data_prep.dataset import durable, shards
+from data_prep.dataset import durable
 from data_prep.pipeline import pipeline, workspace
-from data_prep.pipeline.stages import Tokenize, TrainTokenizer, UnitStep
+from data_prep.pipeline.stages import Record, Stage, Tokenize, TrainTokenizer
 from data_prep.pipeline.workspace import Work, WorkspaceError
-from data_prep.sources.documents import LongDocument, RawDocument, Reject, Survey
+from data_prep.sources.documents import RawDocument, Reject, Survey
 from data_prep.sources.inputs import InputFile
 from data_prep.tokenizer import tokenizer
-from data_prep.tokenizer.tokenizer import Tokenizer
+from data_prep.tokenizer.contract import Tokenizer
 
 
 @dataclass(frozen=True)
-class _Ranks(Work):
-    """The work of `tasks` tasks: what a task wrote is a unit, and its token file the input."""
+class _Tasks(Work):
+    """The work of the writer's tasks: each is a unit, and its token file counts as an input."""
+
+    given: Path = Path()
+    """The tokenizer, of which the finaliser puts a copy into the data set."""
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        return tokenizer.load(self.given)
 
     @cached_property
     def units(self) -> list[Any]:
@@ -41,36 +49,20 @@ class _Ranks(Work):
 
     @cached_property
     def surveys(self) -> list[Survey]:
-        marks = [self.read(Tokenize.stage, rank) for rank in range(len(self.files))]
+        marks = [self.read(Tokenize.name, rank) for rank in range(len(self.files))]
         return [Survey(m["bytes"], "", m["sha256"], m["bytes"], [], "", 0) for m in marks]
 
 
-@dataclass(frozen=True)
-class _Task(_Ranks):
-    """The same for a task of the writer, when no copy of the tokenizer lies there yet."""
-
-    given: Path = Path()
-
-    @cached_property
-    def tokenizer(self) -> Tokenizer:
-        return tokenizer.load(self.given)
-
-
-class _TokenizeRank(Tokenize):
-    """The stage of a local run, fed by the pipeline."""
-
-    label = ""
+class _TokenizeTask(Tokenize):
+    """The stage of a local run, over the documents that arrive."""
 
     def __init__(self, config: Config, work: Work, data: Iterable[Document]) -> None:
         super().__init__(config, work)
         self.data = data
 
-    def measure(self) -> list[int]:
-        return [0] * len(self.work.files)
-
-    def records(self, unit: int) -> Iterator[tuple[int, RawDocument | LongDocument | Reject]]:
+    def records(self, unit: int) -> Iterator[tuple[int, Record]]:
         for line, document in enumerate(self.data, 1):
-            yield unit, _record(document, self.work.files[unit].name, line)
+            yield unit, _record(document, line)
 
     def do(self, unit: int) -> Any:
         path = self.work.tokens(unit)
@@ -83,12 +75,13 @@ class _TokenizeRank(Tokenize):
 
 
 class InfiniShardWriter(PipelineStep):  # type: ignore[misc]
-    """The last step of a pipeline: tokenizes what arrives and keeps it, durably, for each task.
+    """The last step of a pipeline: tokenizes the documents of each task and stores them durably.
 
-    A task that has ended is not done again. `tokenizer` is a SentencePiece model; `seed` decides
-    the order of documents; `shards` is their number, 0: one for every `shard_tokens`; `source` is
-    the name that the documents carry. Raises TokenizerError; when it runs, WorkspaceError where
-    the directory was begun with other settings or another number of tasks.
+    A task that has ended is not done again. `tokenizer` is a SentencePiece model or tokenizer.json;
+    `seed` decides the order of documents; `shards` is their number, 0: one for every
+    `shard_tokens`; `source` is the name that the documents carry. Raises TokenizerError; when it
+    runs, WorkspaceError where the directory was started with other settings or another number of
+    tasks.
     """
 
     type = "data-prep"
@@ -116,24 +109,22 @@ class InfiniShardWriter(PipelineStep):  # type: ignore[misc]
     def run(self, data: Iterable[Document], rank: int = 0, world_size: int = 1) -> Any:
         """Tokenize the documents of task `rank` of `world_size`, unless it is done."""
         work = _work(self.config, world_size)
-        if _is_finished(self.config, work):
+        if workspace.finished(work.output, self.config) is not None:
             return
-        begun = next((work.directory / Tokenize.stage).glob("*.json"), None)
-        if begun is not None:
-            _refuse_other(work, int(begun.stem), self.config)
+        ended = next((work.directory / Tokenize.name).glob("*.json"), None)
+        if ended is not None:
+            _refuse_other(work, int(ended.stem), self.config)
         work.directory.mkdir(parents=True, exist_ok=True)
-        own = _Task(work.output, work.files, given=Path(self.config.tokenizer.path))
-        step = _TokenizeRank(self.config, own, data)
-        step.stats = self.stats
-        step.run(None, rank, world_size)
+        with self.track_time():
+            _TokenizeTask(self.config, work, data).run_task(rank, world_size)
         for key in ("documents", "rejects"):
-            self.stat_update(key, value=len(work.read(Tokenize.stage, rank)[key]))
+            self.stat_update(key, value=len(work.read(Tokenize.name, rank)[key]))
 
 
 class InfiniShardFinaliser(PipelineStep):  # type: ignore[misc]
-    """One task after all of the writer's: order, shards, manifest; a killed one may run again.
+    """One task after all of the writer's: order, shards, manifest; it may be killed and run again.
 
-    Raises WorkspaceError where a task of the writer is missing or was another run's.
+    Raises WorkspaceError where a task of the writer is missing or belongs to another run.
     """
 
     type = "data-prep"
@@ -144,33 +135,30 @@ class InfiniShardFinaliser(PipelineStep):  # type: ignore[misc]
         self.config = writer.config
 
     def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> Any:
-        """Make the directory a data set, if it is none yet."""
+        """Make the directory a data set, unless it is one already."""
         if world_size != 1:
             raise WorkspaceError(f"InfiniShardFinaliser: runs as one task, not {world_size}")
-        output = Path(self.config.output)
-        marks = output / "work" / Tokenize.stage
-        tasks = max((int(path.stem) + 1 for path in marks.glob("*.json")), default=0)
-        if tasks:
-            tasks = _work(self.config, tasks).read(Tokenize.stage, tasks - 1)["tasks"]
-        work = _work(self.config, tasks)
-        if not _is_finished(self.config, work):
-            _check_ranks(work, self.config)
+        marks = Path(self.config.output) / "work" / Tokenize.name
+        ended = next(marks.glob("*.json"), None)
+        work = _work(self.config, json.loads(ended.read_bytes())["tasks"] if ended else 0)
+        if workspace.finished(work.output, self.config) is None:
+            _check_tasks(work, self.config)
             stages = pipeline.stages(self.config)
-            after: list[type[UnitStep]] = [TrainTokenizer, *stages[stages.index(Tokenize) + 1 :]]
+            after: list[type[Stage]] = [TrainTokenizer, *stages[stages.index(Tokenize) + 1 :]]
             for stage in after:
-                stage(self.config, work).run(None)
+                stage(self.config, work).run_task(0, 1)
         workspace.clear(work)
         return data
 
 
-def _work(config: Config, tasks: int) -> _Ranks:
-    output, source = Path(config.output), config.sources[0].name
+def _work(config: Config, tasks: int) -> _Tasks:
+    output, source = Path(config.output), config.sources[0]
     bare = Work(output, [])
     files = [
-        InputFile(source, str(bare.tokens(rank)), f"task-{rank:06d}", "text", None, "text", "id")
+        InputFile(source, str(bare.tokens(rank)), f"task-{rank:06d}", "text", None)
         for rank in range(tasks)
     ]
-    return _Ranks(output, files)
+    return _Tasks(output, files, given=Path(config.tokenizer.path))
 
 
 def _identity(config: Config, tasks: int) -> dict[str, Any]:
@@ -178,43 +166,35 @@ def _identity(config: Config, tasks: int) -> dict[str, Any]:
     return {"tasks": tasks, "tokenizer": tokenizer, "source": config.sources[0].name}
 
 
-def _is_finished(config: Config, work: Work) -> bool:
-    if not (work.output / shards.MANIFEST).exists():
-        return False
-    manifest = shards.read_manifest(work.output)
-    workspace.refuse_other(work.output, config, manifest.configuration)
-    return True
-
-
 def _refuse_other(work: Work, rank: int, config: Config) -> None:
-    theirs = work.read(Tokenize.stage, rank)
+    theirs = work.read(Tokenize.name, rank)
     for key, ours in _identity(config, len(work.files)).items():
         if theirs[key] != ours:
             raise WorkspaceError(
-                f"{work.output}: was begun with {key}={theirs[key]}, now it is {ours}; go on with "
-                "what it was begun with, or remove the directory"
+                f"{work.output}: was started with {key}={theirs[key]}, now it is {ours}; continue "
+                "with the former, or remove the directory"
             )
 
 
-def _check_ranks(work: Work, config: Config) -> None:
-    missing = [r for r in range(len(work.files)) if not work.marker(Tokenize.stage, r).exists()]
+def _check_tasks(work: Work, config: Config) -> None:
+    missing = [r for r in range(len(work.files)) if not work.marker(Tokenize.name, r).exists()]
     if missing or not work.files:
         raise WorkspaceError(
             f"{work.output}: of {len(work.files)} tasks of InfiniShardWriter "
             f"{len(missing)} have not ended here, the first {missing[:3]}; run them again (with "
-            "skip_completed=False, if datatrove takes them for done)"
+            "skip_completed=False, if datatrove counts them as completed)"
         )
     for rank in range(len(work.files)):
         _refuse_other(work, rank, config)
 
 
-def _record(document: Document, file: str, line: int) -> RawDocument | Reject:
-    """The document as a record, its number in the task as its line."""
+def _record(document: Document, line: int) -> RawDocument | Reject:
+    """The document as a record, whose line is its number in the task."""
     text = document.text
     if not text:
-        return Reject(file, line, 0, "empty text", str(document.id))
+        return Reject(line, 0, "empty text", str(document.id))
     try:
         size = len(text.encode())
     except UnicodeEncodeError as error:
-        return Reject(file, line, 0, "lone surrogate", repr(text[error.start]))
+        return Reject(line, 0, "lone surrogate", repr(text[error.start]))
     return RawDocument(str(document.id), line, 0, size, text)

@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import MISSING
+from functools import cached_property
 from pathlib import Path
 from types import FrameType
+from typing import Literal
 
 from data_prep import config as configuration
 from data_prep.config import Config
-from data_prep.dataset import shards
+from data_prep.dataset import command, shards
+from data_prep.dataset.command import (
+    DIRECTORY,
+    Command,
+    CommandError,
+    Configured,
+    Program,
+    option,
+    word,
+)
 from data_prep.dataset.settings import SettingsError
 from data_prep.dataset.shards import DataError
 from data_prep.pipeline import reshard
@@ -22,7 +33,7 @@ from data_prep.recall import generate, name_pairs, tasks
 from data_prep.report import statistics
 from data_prep.sources.inputs import InputChangedError
 from data_prep.tokenizer import tokenizer
-from data_prep.tokenizer.tokenizer import TokenizerError
+from data_prep.tokenizer.contract import TokenizerError
 
 _EXAMPLES = """examples:
   data-prep run configs/data/stdlib.yaml output=data/stdlib
@@ -46,267 +57,75 @@ class _StoppedError(Exception):
         self.number = number
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command. 0: done; 1: a damaged data set, a full disk, a lost worker; 2: a mistake."""
-    parsed = _parsed(arguments)
-    act: Callable[[argparse.Namespace], int] = parsed.act
-    try:
-        return act(parsed)
-    except (SettingsError, TokenizerError, WorkspaceError, InputChangedError) as error:
-        return _tell(_one_message(error), 2)
-    except DataError as error:
-        return _tell(str(error), 1)
+class _Make(Configured):
+    limit: int | None = option(None, "the same as limit=N: a trial on some records")
+
+    @classmethod
+    def epilog(cls) -> str:
+        keys = "\n  ".join(["configuration keys:", *configuration.describe()])
+        return f"{keys}\n\n{_EXAMPLES}"
+
+    @cached_property
+    def wanted(self) -> Config:
+        limit = [] if self.limit is None else [f"limit={self.limit}"]
+        return configuration.load(self.config, [*self.overrides, *limit])
 
 
-def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = _parser()
-    # argparse takes no positional words after an option, but settings may stand there.
-    parsed, rest = parser.parse_known_args(arguments)
-    if rest and (not hasattr(parsed, "overrides") or any(word.startswith("-") for word in rest)):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    if rest:
-        parsed.overrides += rest
-    return parsed
+class _Run(_Make):
+    """Make a data set, or continue making it."""
+
+    dry_run: bool = option(False, "report the plan and an estimate, write nothing")
+
+    def run(self) -> int:
+        if not self.dry_run:
+            return _made(self.wanted, "all")
+        from data_prep.pipeline import estimate
+
+        print("\n".join(estimate.lines(estimate.estimate(self.wanted))))
+        return 0
 
 
-def _one_message(error: ValueError) -> str:
-    return (
-        f"the configuration cannot work\n{error}"
-        if isinstance(error, SettingsError)
-        else str(error)
-    )
+class _Submit(_Make):
+    """The same, as arrays of Slurm jobs."""
+
+    def run(self) -> int:
+        from data_prep.pipeline import slurm
+
+        output = Path(self.wanted.output).expanduser()
+        jobs = slurm.submit(self.wanted)
+        if not jobs:
+            print(f"{output} is finished already, from the same configuration: nothing to do")
+            return 0
+        for stage, job in jobs.items():
+            print(f"{stage:<10} job {job}, logs in {slurm.logs(output, stage)}")
+        print(f"watch:  squeue --jobs={','.join(jobs.values())}")
+        print(f"cancel: scancel {' '.join(jobs.values())}")
+        print(f"at the end: data-prep verify {output}; after a failure the same command continues")
+        return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="data-prep",
-        description="Turn text into tokenized, shuffled, checksummed shards for training.",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="COMMAND")
-    keys = "configuration keys:\n  " + "\n  ".join(configuration.describe())
-    for name, text in (
-        ("run", "make a data set, or continue making it"),
-        ("submit", "the same, as arrays of Slurm jobs"),
-        ("tokenizer", "train or copy the tokenizer alone"),
-        ("shards", "make the rest, with the tokenizer that is there"),
-    ):
-        verb = verbs.add_parser(
-            name,
-            help=text,
-            description=text,
-            epilog=f"{keys}\n\n{_EXAMPLES}",
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        verb.add_argument("config", type=Path, metavar="CONFIG", help="YAML file")
-        verb.add_argument(
-            "overrides", nargs="*", metavar="key=value", help="settings on top of the file"
-        )
-        verb.add_argument(
-            "--limit", type=int, metavar="N", help="the same as limit=N: a trial on some records"
-        )
-        verb.set_defaults(act=_make)
-        if name == "run":
-            verb.add_argument(
-                "--dry-run",
-                action="store_true",
-                help="tell the plan and an estimate, write nothing",
-            )
-    check = verbs.add_parser(
-        "check",
-        help="tell every mistake in a configuration",
-        description="Check a configuration as `run` would, and print the data set's directory.",
-    )
-    check.add_argument("config", type=Path, metavar="CONFIG", help="YAML file")
-    check.add_argument("overrides", nargs="*", metavar="key=value")
-    check.add_argument(
-        "--made-before",
-        action="append",
-        default=[],
-        type=Path,
-        metavar="DIR",
-        help="a data set that will be there: its tokenizer may be named already; may be repeated",
-    )
-    check.set_defaults(act=_check)
-    cut = verbs.add_parser(
-        "reshard",
-        help="cut a data set into another number of shards",
-        description="The same documents in the same order, in other shards: to the byte what "
-        "`run` makes with that shards.count, without tokenizing again.",
-    )
-    cut.add_argument("directory", type=_data_set, metavar="DIR")
-    cut.add_argument("--shards", type=int, required=True, metavar="N", help="number of shards")
-    cut.add_argument(
-        "--output", type=Path, required=True, metavar="DIR2", help="directory of the new data set"
-    )
-    cut.set_defaults(act=lambda parsed: _stoppable(lambda: _reshard(parsed)))
-    verify = verbs.add_parser("verify", help="read a data set and list every problem")
-    verify.add_argument("directory", type=_data_set, metavar="DIR")
-    verify.set_defaults(act=_verify)
-    stats = verbs.add_parser("stats", help="count what a data set holds")
-    stats.add_argument("directory", type=_data_set, metavar="DIR")
-    stats.add_argument("--json", action="store_true", help="as one JSON object")
-    stats.set_defaults(act=_stats)
-    page = verbs.add_parser("report", help="write what a data set holds as one HTML page")
-    page.add_argument("directory", type=_data_set, metavar="DIR")
-    page.add_argument(
-        "--output", type=Path, metavar="FILE.html", help="default: DIR/statistics.html"
-    )
-    page.set_defaults(act=_report)
-    _add_recall(verbs)
-    _add_pairs(verbs)
-    return parser
+class _Tokenizer(_Make):
+    """Train or copy the tokenizer alone."""
 
+    def run(self) -> int:
+        from data_prep.pipeline import pipeline
 
-def _add_recall(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = verbs.add_parser(
-        "recall",
-        help="write documents that ask for what stands far back in them",
-        description="Write prompts and answers as jsonl (keys id, prompt, answer): passkeys, or "
-        "tasks after RULER and BABILong among the sentences of books. The bytes depend on what is "
-        "asked for and the seed alone.",
-    )
-    parser.add_argument("output", type=Path, metavar="FILE.jsonl[.gz]")
-    parser.add_argument(
-        "--tasks",
-        type=lambda word: word.split(","),
-        default=[tasks.PASSKEY],
-        metavar="T,T",
-        help=f"in turn, some of {', '.join(tasks.TASKS)} (default {tasks.PASSKEY})",
-    )
-    parser.add_argument("--documents", type=int, required=True, metavar="N")
-    parser.add_argument("--min-tokens", type=int, default=128, help="of a prompt (default 128)")
-    parser.add_argument("--max-tokens", type=int, default=8192, help="of a prompt (default 8192)")
-    parser.add_argument("--seed", type=int, default=1, help="default 1")
-    parser.add_argument("--workers", type=int, default=1, help="processes (default 1)")
-    measured = parser.add_mutually_exclusive_group()
-    measured.add_argument(
-        "--filler",
-        type=_data_set,
-        metavar="DIR",
-        help="data set of books to hide things in, by whose tokenizer prompts are measured",
-    )
-    measured.add_argument(
-        "--tokenizer",
-        type=Path,
-        metavar="FILE",
-        help="what prompts are measured by; the filler is the passkey's. Where neither is given a "
-        "byte counts as a token: for texts to train a first tokenizer on",
-    )
-    parser.set_defaults(act=lambda parsed: _stoppable(lambda: _recall(parsed)))
-
-
-def _recall(parsed: argparse.Namespace) -> int:
-    wanted = generate.Wanted(
-        parsed.tasks, parsed.documents, parsed.min_tokens, parsed.max_tokens, parsed.seed
-    )
-    problems = wanted.problems()
-    if parsed.workers < 1:
-        problems.append(f"--workers: expected at least 1, found {parsed.workers}")
-    if problems:
-        raise SettingsError(problems)
-    model = None if parsed.tokenizer is None else tokenizer.load(parsed.tokenizer)
-    if parsed.filler is None:
-        haystack = tasks.Haystack.repeated()
-    else:
-        haystack = tasks.Haystack.of_books(parsed.filler)
-        model = tokenizer.load(tokenizer.find(parsed.filler))
-    generate.write(parsed.output, wanted, haystack, model, parsed.workers)
-    unit = "bytes" if model is None else "tokens"
-    print(
-        f"{parsed.documents:,} documents, prompts of {parsed.min_tokens:,} to "
-        f"{parsed.max_tokens:,} {unit}: {parsed.output}"
-    )
-    return 0
-
-
-def _add_pairs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = verbs.add_parser(
-        "pairs",
-        help="write books, or passages of them, each with the names in it",
-        description="Write prompts and answers as jsonl (keys id, prompt, answer): the text of a "
-        "book and the names that it writes most often. To try out training and evaluation of "
-        "summaries where no summaries are at hand. The bytes depend on the data set and on what is "
-        "asked for alone.",
-    )
-    parser.add_argument("output", type=Path, metavar="FILE.jsonl[.gz]")
-    parser.add_argument(
-        "--books", type=_data_set, required=True, metavar="DIR", help="data set with books"
-    )
-    parser.add_argument(
-        "--passages",
-        type=int,
-        metavar="N",
-        help="so many passages, of books and from places that are drawn (default: each book whole)",
-    )
-    parser.add_argument("--min-tokens", type=int, default=256, help="of a passage (default 256)")
-    parser.add_argument("--max-tokens", type=int, default=8192, help="of a passage (default 8192)")
-    parser.add_argument("--names", type=int, default=8, help="of an answer at most (default 8)")
-    parser.add_argument("--seed", type=int, default=1, help="of the passages (default 1)")
-    parser.set_defaults(act=lambda parsed: _stoppable(lambda: _pairs(parsed)))
-
-
-def _pairs(parsed: argparse.Namespace) -> int:
-    wanted = name_pairs.Wanted(
-        parsed.passages, parsed.min_tokens, parsed.max_tokens, parsed.names, parsed.seed
-    )
-    count = name_pairs.write(parsed.output, parsed.books, wanted)
-    print(f"{count:,} pairs: {parsed.output}")
-    return 0
-
-
-def _make(parsed: argparse.Namespace) -> int:
-    limit = [] if parsed.limit is None else [f"limit={parsed.limit}"]
-    wanted = configuration.load(parsed.config, [*parsed.overrides, *limit])
-    if getattr(parsed, "dry_run", False):
-        return _stoppable(lambda: _plan(wanted))
-    return _stoppable(lambda: _run(parsed.verb, wanted))
-
-
-def _plan(wanted: Config) -> int:
-    from data_prep.pipeline import estimate
-
-    print("\n".join(estimate.lines(estimate.estimate(wanted))))
-    return 0
-
-
-def _stoppable(action: Callable[[], int]) -> int:
-    """The exit code of an action that a signal may end, and the same command continues."""
-    signal.signal(signal.SIGTERM, _stop)
-    signal.signal(signal.SIGINT, _stop)
-    try:
-        return action()
-    except _StoppedError as stopped:
-        code = _SIGNAL_EXIT + stopped.number
-        return _tell("stopped; what is done is kept, the same command continues", code)
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        remedy = "when that is mended, the same command continues"
-        return _tell(f"{where}{error.strerror or error}; {remedy}", 1)
-
-
-def _run(verb: str, wanted: Config) -> int:
-    # datatrove takes its time to import: mistakes in the configuration are told before.
-    from data_prep.pipeline.workers import WorkerLostError
-
-    try:
-        return _made(verb, wanted)
-    except WorkerLostError as error:
-        return _tell(str(error), 1)
-
-
-def _made(verb: str, wanted: Config) -> int:
-    from data_prep.pipeline import pipeline
-
-    if verb == "tokenizer":
-        path = pipeline.run_tokenizer(wanted)
-        print(f"tokenizer: {path}")
+        print(f"tokenizer: {pipeline.run_tokenizer(self.wanted)}")
         print("next: data-prep shards with the same configuration")
         return 0
-    if verb == "submit":
-        return _submit(wanted)
-    outcome = pipeline.run(wanted, "shards" if verb == "shards" else "all")
+
+
+class _Shards(_Make):
+    """Make the rest, with the tokenizer that is there."""
+
+    def run(self) -> int:
+        return _made(self.wanted, "shards")
+
+
+def _made(wanted: Config, what: Literal["all", "shards"]) -> int:
+    from data_prep.pipeline import pipeline
+
+    outcome = pipeline.run(wanted, what)
     output = Path(wanted.output).expanduser()
     if outcome.already:
         print(f"{output} is finished already, from the same configuration: nothing to do")
@@ -314,91 +133,267 @@ def _made(verb: str, wanted: Config) -> int:
     return 0
 
 
-def _check(parsed: argparse.Namespace) -> int:
-    from data_prep.pipeline import pipeline
+class _Check(Configured):
+    """Report every mistake in a configuration.
 
-    wanted = configuration.load(parsed.config, parsed.overrides)
-    model = Path(wanted.tokenizer.path).expanduser().absolute()
-    checked = wanted
-    if any(directory.absolute() in model.parents for directory in parsed.made_before):
-        checked = dataclasses.replace(
-            wanted, tokenizer=dataclasses.replace(wanted.tokenizer, path="")
-        )
-    pipeline.open_work(checked)
-    print(f"output={Path(wanted.output).expanduser().absolute()}")
-    return 0
+    Checks a configuration as `run` would, and prints the data set's directory.
+    """
 
-
-def _reshard(parsed: argparse.Namespace) -> int:
-    if not reshard.run(parsed.directory, parsed.output, parsed.shards):
-        print(f"{parsed.output} is finished already, from the same data set: nothing to do")
-    manifest = shards.read_manifest(parsed.output)
-    print(
-        f"{manifest.documents:,} documents, {manifest.tokens:,} tokens in "
-        f"{len(manifest.shards):,} shards, in the order of {parsed.directory}"
+    made_before: list[Path] = option(
+        [],
+        "a data set that will be there: its tokenizer may be named already; may be repeated",
+        many="again",
+        metavar="DIR",
     )
-    print(f"data set: {parsed.output}")
-    return 0
 
+    @cached_property
+    def wanted(self) -> Config:
+        return configuration.load(self.config, self.overrides)
 
-def _submit(wanted: Config) -> int:
-    from data_prep.pipeline import slurm
+    def run(self) -> int:
+        from data_prep.pipeline import pipeline
 
-    output = Path(wanted.output).expanduser()
-    try:
-        jobs = slurm.submit(wanted)
-    except slurm.SubmitError as error:
-        return _tell(str(error), 1)
-    if not jobs:
-        print(f"{output} is finished already, from the same configuration: nothing to do")
+        model = Path(self.wanted.tokenizer.path).expanduser().absolute()
+        checked = self.wanted
+        if any(directory.absolute() in model.parents for directory in self.made_before):
+            checked = dataclasses.replace(
+                checked, tokenizer=dataclasses.replace(checked.tokenizer, path="")
+            )
+        pipeline.open_work(checked)
+        print(f"output={Path(self.wanted.output).expanduser().absolute()}")
         return 0
-    for stage, job in jobs.items():
-        print(f"{stage:<10} job {job}, logs in {slurm.logs(output, stage)}")
-    print(f"watch:  squeue --jobs={','.join(jobs.values())}")
-    print(f"cancel: scancel {' '.join(jobs.values())}")
-    print(f"at the end: data-prep verify {output}; after a failure the same command continues")
-    return 0
 
 
-def _verify(parsed: argparse.Namespace) -> int:
-    problems = shards.verify(parsed.directory)
-    if problems:
-        count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
-        return _tell("\n".join([f"{parsed.directory}: {count}", *problems]), 1)
-    manifest = shards.read_manifest(parsed.directory)
-    print(
-        f"{parsed.directory}: whole: {manifest.documents:,} documents, {manifest.tokens:,} tokens, "
-        f"{len(manifest.shards):,} shards, every checksum right"
+class _DataSet(Command):
+    directory: Path = word("data set", kind=DIRECTORY, metavar="DIR")
+
+
+class _Reshard(_DataSet):
+    """Cut a data set into another number of shards.
+
+    The same documents in the same order, in other shards: to the byte what `run` makes with that
+    shards.count, without tokenizing again.
+    """
+
+    shards: int = option(MISSING, "number of shards")
+    output: Path = option(MISSING, "directory of the new data set", metavar="DIR2")
+
+    def run(self) -> int:
+        if not reshard.run(self.directory, self.output, self.shards):
+            print(f"{self.output} is finished already, from the same data set: nothing to do")
+        manifest = shards.read_manifest(self.output)
+        print(
+            f"{manifest.documents:,} documents, {manifest.tokens:,} tokens in "
+            f"{len(manifest.shards):,} shards, in the order of {self.directory}"
+        )
+        print(f"data set: {self.output}")
+        return 0
+
+
+class _Verify(_DataSet):
+    """Read a data set and list every problem."""
+
+    def run(self) -> int:
+        problems = shards.verify(self.directory)
+        if problems:
+            count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
+            return _failed("\n".join([f"{self.directory}: {count}", *problems]), 1)
+        manifest = shards.read_manifest(self.directory)
+        print(
+            f"{self.directory}: whole: {manifest.documents:,} documents, {manifest.tokens:,} "
+            f"tokens, {len(manifest.shards):,} shards, every checksum right"
+        )
+        return 0
+
+
+class _Stats(_DataSet):
+    """Count what a data set holds."""
+
+    json: bool = option(False, "as one JSON object")
+
+    def run(self) -> int:
+        found = statistics.stats(self.directory)
+        if self.json:
+            print(json.dumps(dataclasses.asdict(found), indent=1))
+        else:
+            print("\n".join(statistics.lines(found)))
+        return 0
+
+
+class _Report(_DataSet):
+    """Write what a data set holds as one HTML page."""
+
+    output: Path | None = option(
+        None, "the page's file", metavar="FILE.html", otherwise="DIR/report.html"
     )
-    return 0
+
+    def run(self) -> int:
+        from data_prep.report import page
+
+        output = self.output or self.directory / page.PAGE
+        try:
+            page.write(self.directory, output)
+        except OSError as error:
+            return _failed(f"{output}: cannot be written ({error.strerror})", 2)
+        print(f"report: {output}")
+        return 0
 
 
-def _stats(parsed: argparse.Namespace) -> int:
-    found = statistics.stats(parsed.directory)
-    if parsed.json:
-        print(json.dumps(dataclasses.asdict(found), indent=1))
-    else:
-        print("\n".join(statistics.lines(found)))
-    return 0
+class _Drawn(Command):
+    """What depends on a seed, with texts of a length between bounds."""
+
+    output: Path = word("file to write", metavar="FILE.jsonl[.gz]")
+    min_tokens: int = option(128, "of a prompt", low=1)
+    max_tokens: int = option(8192, "of a prompt", low=1)
+    seed: int = option(1, "same seed, same bytes")
+
+    def problems(self) -> list[str]:
+        if self.min_tokens <= self.max_tokens:
+            return []
+        return [
+            f"--min-tokens, --max-tokens: expected bounds of a length, found {self.min_tokens} to "
+            f"{self.max_tokens}"
+        ]
 
 
-def _report(parsed: argparse.Namespace) -> int:
-    from data_prep.report import page
+class _Recall(_Drawn):
+    """Write documents that ask for what was said far back in them.
 
-    output = parsed.output or parsed.directory / page.PAGE
+    Writes prompts and answers as jsonl (keys id, prompt, answer): passkeys, or tasks after RULER
+    and BABILong among the sentences of books. The bytes depend on what is asked for and the seed
+    alone.
+    """
+
+    tasks: list[str] = option(
+        [tasks.PASSKEY],
+        f"in turn, some of {', '.join(tasks.TASKS)}",
+        kind=command.one_of(tasks.TASKS),
+    )
+    documents: int = option(MISSING, "number of documents", low=1)
+    workers: int = option(1, "processes", low=1)
+    filler: Path | None = option(
+        None,
+        "data set of books to hide things in, by whose tokenizer prompts are measured",
+        kind=DIRECTORY,
+        metavar="DIR",
+    )
+    tokenizer: Path | None = option(
+        None,
+        "what prompts are measured by, in place of --filler; the filler is the passkey's. Where "
+        "neither is given a byte counts as a token: for texts to train a first tokenizer on",
+        metavar="FILE",
+        instead_of="filler",
+    )
+
+    def run(self) -> int:
+        wanted = generate.Wanted(
+            self.tasks, self.documents, self.min_tokens, self.max_tokens, self.seed
+        )
+        model = None if self.tokenizer is None else tokenizer.load(self.tokenizer)
+        if self.filler is None:
+            haystack = tasks.Haystack.repeated()
+        else:
+            haystack = tasks.Haystack.of_books(self.filler)
+            model = tokenizer.load(tokenizer.find(self.filler))
+        generate.write(self.output, wanted, haystack, model, self.workers)
+        unit = "bytes" if model is None else "tokens"
+        print(
+            f"{self.documents:,} documents, prompts of {self.min_tokens:,} to "
+            f"{self.max_tokens:,} {unit}: {self.output}"
+        )
+        return 0
+
+
+class _Pairs(_Drawn):
+    """Write books, or passages of them, each with the names in it.
+
+    Writes prompts and answers as jsonl (keys id, prompt, answer): the text of a book and the names
+    that it writes most often. To try out training and evaluation of summaries where no summaries
+    are at hand. The bytes depend on the data set and on what is asked for alone.
+    """
+
+    books: Path = option(MISSING, "data set with books", kind=DIRECTORY, metavar="DIR")
+    passages: int | None = option(
+        None,
+        "so many passages, of books and from places that are drawn",
+        low=1,
+        otherwise="each book whole",
+    )
+    min_tokens: int = option(256, "of a passage", low=1)
+    max_tokens: int = option(8192, "of a passage", low=1)
+    names: int = option(8, "of an answer, at most", low=1)
+
+    def run(self) -> int:
+        wanted = name_pairs.Wanted(
+            self.passages, self.min_tokens, self.max_tokens, self.names, self.seed
+        )
+        count = name_pairs.write(self.output, self.books, wanted)
+        print(f"{count:,} pairs: {self.output}")
+        return 0
+
+
+_PROGRAM = Program(
+    "data-prep",
+    "Turn text into tokenized, shuffled, checksummed shards for training.",
+    {
+        "run": _Run,
+        "submit": _Submit,
+        "tokenizer": _Tokenizer,
+        "shards": _Shards,
+        "check": _Check,
+        "reshard": _Reshard,
+        "verify": _Verify,
+        "stats": _Stats,
+        "report": _Report,
+        "recall": _Recall,
+        "pairs": _Pairs,
+    },
+    {},
+    _EXAMPLES,
+)
+
+
+# A signal may stop them, and given again they continue, or begin anew.
+_CONTINUE = (_Make, _Reshard, _Drawn)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command. 0: done; 1: a damaged data set, a full disk, a lost worker; 2: a mistake."""
+    name, remedy = "data-prep", ""
     try:
-        page.write(parsed.directory, output)
+        name, chosen = command.parse(_PROGRAM, arguments)
+        if isinstance(chosen, _CONTINUE):
+            remedy = "; when that is fixed, the same command continues"
+            signal.signal(signal.SIGTERM, _stop)
+            signal.signal(signal.SIGINT, _stop)
+        code = chosen.run()
+        sys.stdout.flush()
+        return code
+    except CommandError as error:
+        print(error, file=sys.stderr)
+        return command.EXIT_MISTAKE
+    except SettingsError as error:
+        print(command.cannot_run(name, error.problems), file=sys.stderr)
+        return command.EXIT_MISTAKE
+    except (TokenizerError, WorkspaceError, InputChangedError) as error:
+        return _failed(str(error), command.EXIT_MISTAKE)
+    except DataError as error:
+        return _failed(str(error), 1)
+    except _StoppedError as stopped:
+        code = _SIGNAL_EXIT + stopped.number
+        return _failed("stopped; what is done is kept, the same command continues", code)
     except OSError as error:
-        return _tell(f"{output}: cannot be written ({error.strerror})", 2)
-    print(f"report: {output}")
-    return 0
+        if command.is_closed_pipe(error):
+            return command.EXIT_CLOSED_PIPE
+        return _failed(f"{command.explained(error)}{remedy}", 1)
+    except Exception as error:
+        # These modules import datatrove, which takes its time, so they are imported where needed.
+        from data_prep.pipeline.slurm import SubmitError
+        from data_prep.pipeline.workers import WorkerLostError
 
-
-def _data_set(word: str) -> Path:
-    path = Path(word)
-    if not path.is_dir():
-        raise argparse.ArgumentTypeError(f"{path} is not a directory")
-    return path
+        if isinstance(error, SubmitError | WorkerLostError):
+            return _failed(str(error), 1)
+        raise
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
@@ -408,7 +403,7 @@ def _stop(number: int, frame: FrameType | None) -> None:
     raise _StoppedError(number)
 
 
-def _tell(message: str, code: int) -> int:
+def _failed(message: str, code: int) -> int:
     print(f"data-prep: {message}", file=sys.stderr)
     return code
 

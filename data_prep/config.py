@@ -1,4 +1,4 @@
-"""The one configuration of a data set. Free of datatrove, so that a mistake is told at once."""
+"""The configuration of a data set. Does not import datatrove, so mistakes are reported at once."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import Any, Literal
 from data_prep.dataset import settings
 from data_prep.dataset.settings import group, setting
 
-# Where things lie and how fast they are made decides no byte of the data set.
+# The bytes of the data set do not depend on these.
 _WHERE_AND_SPEED = ("root", "output", "workers", "slurm")
 
-# An sbatch argument, and those that other settings or the order of the stages decide.
+# An sbatch argument, and those that are set by other settings or by the order of the stages.
 _SBATCH = re.compile(r"--([a-z0-9-]+)(=\S+)?")
 _DECIDED = {
     *("array", "dependency", "kill-on-invalid-dep", "hold", "export", "wrap", "nodes", "ntasks"),
@@ -23,7 +23,7 @@ _DECIDED = {
 _SEPARATOR = "\n\n"
 _SECRET = re.compile(r"://[^/]*@|[?&][^=]*(signature|sig|token|key|secret|credential)[^=]*=", re.I)
 
-# What fastText's lid.176 tells apart.
+# The languages of fastText's lid.176.
 _LANGUAGES = (
     "af als am an ar arz as ast av az azb ba bar bcl be bg bh bn bo bpy br bs bxr ca cbk ce ceb "
     "ckb co cs cv cy da de diq dsb dty dv el eml en eo es et eu fa fi fr frr fy ga gd gl gn gom "
@@ -37,49 +37,50 @@ _LANGUAGES = (
 
 @dataclass(frozen=True)
 class CleaningConfig:
-    """What is done to a source's documents, in this order; by default nothing."""
+    """How a source's documents are cleaned, in this order; by default not at all."""
 
-    repair: bool = setting(False, "mend broken encodings, remove control characters (ftfy)")
+    repair: bool = setting(False, "repair broken encodings, remove control characters (ftfy)")
     nfc: bool = setting(False, "compose characters (Unicode NFC)")
     languages: list[str] = setting(
         [], "keep documents in these languages (codes as en, de); empty: all"
     )
     language_score: float = setting(
-        0.65, "drop documents whose language is less sure", low=0, high=1
+        0.65, "drop documents whose language has a lower score", low=0, high=1
     )
     rules: list[Literal["gopher_quality", "gopher_repetition", "c4", "fineweb"]] = setting(
-        [], "quality rules for English text, in order; c4 also takes lines out of documents"
+        [], "quality rules for English text, in order; c4 also removes lines from documents"
     )
     max_words: int = setting(0, "words above which gopher_quality drops; 0: no limit", low=0)
     decontaminate: list[str] = setting(
-        [], "evaluation files (of jsonl every string counts); what shares an n-gram is dropped"
+        [],
+        "evaluation files (of jsonl every string counts); documents with such n-grams are dropped",
     )
     ngram: int = setting(13, "words of such an n-gram", low=1)
     mask: list[Literal["email", "ip"]] = setting(
-        [], "what is replaced by a stand-in: email addresses, public IP addresses"
+        [], "what is replaced by placeholders: email addresses, public IP addresses"
     )
 
     def problems(self) -> list[str]:
-        """What is unknown, or would do nothing."""
+        """Unknown values, and settings that would have no effect."""
         found = [
-            f"languages: {code!r} is not a language that is told apart; codes are as en, de, zh"
+            f"languages: {code!r} is not a known language code; give codes such as en, de, zh"
             for code in self.languages
             if code not in _LANGUAGES.split()
         ]
         if self.max_words and "gopher_quality" not in self.rules:
-            found.append("max_words: is a part of gopher_quality, which is not among the rules")
+            found.append("max_words: has no effect without gopher_quality; add it to rules")
         return found
 
 
 @dataclass(frozen=True)
 class DuplicatesConfig:
-    """Which duplicates are left out, over all sources; the first of them is kept."""
+    """Which duplicates are left out, over all sources; the first of each is kept."""
 
     exact: bool = setting(False, "leave out documents of equal text")
     near: bool = setting(False, "leave out documents of similar text, by MinHash; exact ones too")
     ngram: int = setting(5, "words of an n-gram of MinHash", low=1)
-    buckets: int = setting(20, "buckets, in one of which similar documents must meet", low=1)
-    rows: int = setting(5, "hashes that are equal where documents meet in a bucket", low=1)
+    buckets: int = setting(20, "buckets, in one of which similar documents must match", low=1)
+    rows: int = setting(5, "hashes that must be equal for documents to match in a bucket", low=1)
 
     @property
     def wanted(self) -> bool:
@@ -89,7 +90,7 @@ class DuplicatesConfig:
 
 @dataclass(frozen=True)
 class SourceConfig:
-    """Files of one kind and the name under which their documents are known."""
+    """Files of one kind; their documents carry the source's name."""
 
     name: str = setting("", "name that each of its documents carries")
     paths: list[str] = setting(
@@ -105,7 +106,7 @@ class SourceConfig:
     )
     text_field: str = setting("text", "key or column of a jsonl or parquet record's text")
     prompt_field: str = setting(
-        "", "in place of a text, key of a jsonl record's prompt, which its answer follows"
+        "", "instead of text_field: key of a jsonl record's prompt, which its answer follows"
     )
     answer_field: str = setting(
         "", "key of the answer; training weighs the prompt by data.prompt_weight"
@@ -113,13 +114,13 @@ class SourceConfig:
     question: str = setting(
         "", "text between each prompt and its answer, e.g. a line 'Summary:'; part of the prompt"
     )
-    id_field: str = setting("id", "of its id; where it is missing the id is path:line")
+    id_field: str = setting("id", "key of its id; without one the id is path:line")
     group_by: Literal["file", "directory", "top"] = setting(
         "file",
-        "text files that make one document: each alone; those of a directory; all below a first "
+        "text files that form one document: each alone; those of a directory; all below a first "
         "directory under the glob's fixed part. In natural order: chapter-2 before chapter-10",
     )
-    group_separator: str = setting(_SEPARATOR, "what stands between the files of a group")
+    group_separator: str = setting(_SEPARATOR, "text between the files of a group")
     max_record_bytes: int = setting(
         1 << 32, "bytes of a record or group above which it is rejected", low=1
     )
@@ -132,7 +133,7 @@ class SourceConfig:
     cleaning: CleaningConfig = group(CleaningConfig)
 
     def problems(self) -> list[str]:
-        """What is missing or cannot be together."""
+        """Missing settings, and those that contradict each other."""
         found = []
         if not self.name:
             found.append("name: not set; documents carry it, e.g. name: novels")
@@ -142,37 +143,39 @@ class SourceConfig:
             for index, pattern in enumerate(getattr(self, key)):
                 found += [f"{key}[{index}]: {wrong}" for wrong in _wrong_url(pattern)]
         if self.group_by != "file" and self.format not in ("auto", "text"):
-            found.append(f"group_by: joins text files, and format is {self.format}")
+            found.append(f"group_by: joins text files, but format is {self.format}")
         if self.group_by == "file" and self.group_separator != _SEPARATOR:
-            found.append("group_separator: joins nothing while group_by is file")
+            found.append("group_separator: has no effect while group_by is file")
         return found + self._pair_problems()
 
     @property
     def has_pairs(self) -> bool:
-        """Whether its documents are a prompt and an answer each."""
+        """Whether each document is a prompt and an answer."""
         return bool(self.prompt_field or self.answer_field)
 
     def _pair_problems(self) -> list[str]:
         if not self.has_pairs:
-            alone = "question: stands between a prompt and its answer; set their fields, too"
+            alone = "question: needs prompt_field and answer_field; set them too"
             return [alone] if self.question else []
         found = []
         if not self.prompt_field:
-            found.append("prompt_field: not set beside answer_field; name the prompt's key")
+            found.append("prompt_field: not set, but answer_field is; name the prompt's key")
         if not self.answer_field:
-            found.append("answer_field: not set beside prompt_field; name the answer's key")
+            found.append("answer_field: not set, but prompt_field is; name the answer's key")
         if self.prompt_field == self.answer_field:
-            found.append(f"answer_field: is the prompt's, {self.prompt_field!r}; name another key")
+            found.append(
+                f"answer_field: equals prompt_field, {self.prompt_field!r}; name another key"
+            )
         if self.text_field != "text":
-            found.append("text_field: a record has either a text or a prompt and an answer")
+            found.append("text_field: cannot be set with prompt_field and answer_field; drop one")
         if self.format != "jsonl":
             found.append(
-                f"prompt_field: is read of jsonl, and format is {self.format}; set format: jsonl"
+                f"prompt_field: is read from jsonl, but format is {self.format}; set format: jsonl"
             )
         if self.cleaning != CleaningConfig():
             found.append(
-                "cleaning: its rules are made for running text, not for a prompt and its answer; "
-                "leave it out, and clean the texts before the pairs are made of them"
+                "cleaning: works on running text, not on a prompt and its answer; leave it out and "
+                "clean the texts before making the pairs"
             )
         return found
 
@@ -183,7 +186,7 @@ def _wrong_url(pattern: str) -> list[str]:
     found = []
     if _SECRET.search(pattern):
         found.append(
-            "holds credentials, which would be kept in the manifest; take them from the "
+            "holds credentials, which would be stored in the manifest; give them in the "
             "environment (AWS_ACCESS_KEY_ID, AWS_PROFILE, ~/.netrc)"
         )
     if pattern.startswith("http") and re.search(r"[*\[]", pattern):
@@ -215,20 +218,20 @@ class ShardsConfig:
 
 @dataclass(frozen=True)
 class SlurmConfig:
-    """How `data-prep submit` asks for jobs: each stage is an array of tasks."""
+    """How `data-prep submit` submits jobs: each stage is an array of tasks."""
 
     partition: str = setting("", "partition of the jobs; `submit` needs it")
     time: str = setting("1-00:00", "time limit of a task: DAYS-HOURS:MINUTES")
-    tasks: int = setting(16, "tasks that each stage's work is dealt to", low=1)
+    tasks: int = setting(16, "tasks that each stage's work is divided into", low=1)
     workers: int = setting(0, "tasks of an array that may run at a time; 0: all", low=0)
     cpus_per_task: int = setting(1, "processes of a task", low=1)
     mem_per_cpu_gb: int = setting(4, "memory for each of them, in GB", low=1)
     sbatch: list[str] = setting([], "further sbatch arguments, e.g. [--account=lab, --qos=low]")
 
     def problems(self) -> list[str]:
-        """What sbatch would not understand, or what is decided elsewhere."""
+        """Values that sbatch would not accept, or that data-prep sets."""
         found = []
-        # 12:00 would be 720 in YAML; with the days it is text.
+        # YAML reads 12:00 as 720; with days it stays text.
         if not re.fullmatch(r"\d+-\d{1,2}:\d\d", self.time):
             found.append(f"time: {self.time!r} is not DAYS-HOURS:MINUTES, e.g. 0-12:00")
         for index, word in enumerate(self.sbatch):
@@ -242,12 +245,12 @@ class SlurmConfig:
 
 @dataclass(frozen=True)
 class Config:
-    """Everything that `data-prep run` needs to know."""
+    """All settings of `data-prep run`."""
 
     output: str = setting("", "directory of the data set; the same command on it continues")
     root: str = setting("", "directory below which sources lie; empty: the current one")
     seed: int = setting(1, "seed of the order of documents and of the sample", low=0)
-    workers: int = setting(0, "processes; 0: one a core (changes the speed alone)", low=0)
+    workers: int = setting(0, "processes; 0: one per core (changes only the speed)", low=0)
     limit: int = setting(
         0, "for a trial: take the first so many records of each source; 0: all", low=0
     )
@@ -258,7 +261,7 @@ class Config:
     slurm: SlurmConfig = group(SlurmConfig)
 
     def problems(self) -> list[str]:
-        """What is missing or cannot be together."""
+        """Missing settings, and those that contradict each other."""
         found = []
         if not self.output:
             found.append("output: not set; give the data set's directory, e.g. output=data/novels")
@@ -270,18 +273,18 @@ class Config:
         return found
 
     def identity(self) -> dict[str, Any]:
-        """What decides the bytes of the data set, beside its inputs: kept in the manifest."""
+        """The settings that decide the bytes of the data set; stored in the manifest."""
         plain = settings.to_plain(self)
         for source in plain["sources"]:
             for key in ("prompt_field", "answer_field", "question"):
-                # A data set without pairs is the same as before there were any.
+                # So that a data set without pairs has the identity it had before pairs existed.
                 if not source[key]:
                     del source[key]
         return {key: value for key, value in plain.items() if key not in _WHERE_AND_SPEED}
 
 
 def load(path: Path | None, overrides: Sequence[str] = ()) -> Config:
-    """The configuration of a YAML file and `key=value` words. Raises SettingsError with all."""
+    """The configuration of a YAML file and overrides. Raises SettingsError with all mistakes."""
     return settings.load(Config, path, overrides)
 
 

@@ -15,7 +15,7 @@ from torch import nn
 from data_prep.dataset import settings
 from data_prep.dataset.settings import SettingsError
 from data_prep.tokenizer import tokenizer
-from data_prep.tokenizer.tokenizer import Tokenizer
+from data_prep.tokenizer.contract import Tokenizer
 from pretrain.checkpoint.load import Checkpoint, newest_good
 from pretrain.checkpoint.manifest import CHECKPOINTS, MANIFEST, CheckpointError, step_of
 from pretrain.checkpoint.ranks import Ranks, SoloRanks

@@ -12,8 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from tests import programs
+
 ROOT = Path(__file__).resolve().parents[1]
 TOOLS = ROOT / "tools" / "slurm_cluster"
+PROGRAMS = ("slurmctld", "slurmd", "sbatch", "munged", "ip", "pgrep")
 
 
 @dataclass
@@ -53,11 +56,19 @@ class Cluster:
         )
 
 
+def skip_without_cluster() -> None:
+    """Skip the running test where no cluster can be started."""
+    if sys.platform != "linux" or os.geteuid():
+        pytest.skip("a Slurm cluster in namespaces needs root on Linux")
+    missing = [name for name in PROGRAMS if programs.find(name) is None]
+    if missing:
+        programs.skip_without(*missing)
+
+
 @contextmanager
 def running_cluster(directory: Path) -> Iterator[Cluster]:
     """A cluster in `directory`, with what is mounted now; skips the test where none can run."""
-    if sys.platform != "linux" or os.geteuid():
-        pytest.skip("a Slurm cluster in namespaces needs root on Linux")
+    skip_without_cluster()
     cluster = Cluster(directory)
     up = cluster.tool("up")
     try:

@@ -14,9 +14,23 @@ import pytest
 
 from data_prep.dataset import shards
 from data_prep.dataset.shards import Document, Manifest, TokenizerInfo
+from tests import programs
 from tests.cluster import running_cluster
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """After the run, say how many tests were skipped for want of a program, and how to get it."""
+    skipped = terminalreporter.stats.get("skipped", [])
+    lacking = programs.lacking(report.longrepr[2] for report in skipped)
+    if lacking:
+        terminalreporter.section("programs that this machine lacks")
+        for names, count in lacking.items():
+            terminalreporter.write_line(f"{count} tests skipped, which need {names}")
+        terminalreporter.write_line(
+            f"{programs.INSTALLER} installs them (as root, on Debian and Ubuntu)"
+        )
 
 
 @pytest.fixture(scope="session")

@@ -27,7 +27,7 @@ FLOORS = {
     "pretrain.plot": 5,
     "pretrain.cli": 6,
     "data_prep.dataset": 1,
-    "data_prep.accounts": 1,
+    "data_prep.accounts": 2,
     "data_prep.config": 2,
     "data_prep.tokenizer": 2,
     "data_prep.recall": 3,

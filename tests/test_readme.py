@@ -1,4 +1,4 @@
-"""Every command that the README and docs/data.md show works as it stands there."""
+"""The commands that README and docs show work as written; the paths that they name exist."""
 
 from __future__ import annotations
 
@@ -18,11 +18,18 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-PAGES = README + (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
+# In this order, since commands build on what those before them made.
+PAGES = [ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("training", "data"))]
 COMMANDS = [
     line.removeprefix("$ ")
-    for block in re.findall(r"```console\n(.*?)```", PAGES, re.DOTALL)
+    for page in PAGES
+    for block in re.findall(r"```console\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
     for line in block.splitlines()
+]
+NOVELS = [
+    line.removeprefix("$ ")
+    for line in (ROOT / "docs" / "results.md").read_text(encoding="utf-8").splitlines()
+    if line.startswith("$ ") and "novels" in line and not line.startswith("$ python")
 ]
 
 # What makes a recipe short enough for a test; it goes behind the README's own words.
@@ -69,7 +76,7 @@ def _run(command: str, place: Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_every_command_of_the_readme_works(place: Path) -> None:
-    ours = [command for command in COMMANDS if not command.startswith("make ")]
+    ours = [command for command in COMMANDS + NOVELS if not command.startswith("make ")]
     assert len(ours) >= 15
     for command in ours:
         done = _run(command, place)
@@ -81,6 +88,26 @@ def test_every_command_of_the_readme_works(place: Path) -> None:
             assert "Traceback" not in done.stderr
     resumed = (place / "runs/my_texts/log.txt").read_text(encoding="utf-8")
     assert resumed.count("finished already") == 2  # by our launcher and by torchrun
+
+
+@pytest.mark.parametrize(
+    "page", ["README.md", "CONTRIBUTING.md", "docs/architecture.md", "docs/training.md",
+             "docs/speed.md", "docs/gpu.md", "docs/data.md", "docs/models.md", "docs/recall.md",
+             "docs/summaries.md", "docs/results.md", "docs/findings.md", "slurm/README.md"],
+)  # fmt: skip
+def test_every_path_that_a_page_names_exists(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    # In slurm/README.md `slurm/` is a run directory's.
+    roots = "pretrain|data_prep|configs|tests|tools|docs"
+    named = set(re.findall(rf"`((?:{roots})/[\w./-]+)`", text))
+    linked = re.findall(r"\]\((?!https?:)([^)#\s]+)", text)
+    missing = {path for path in named if not (ROOT / path).exists()}
+    missing |= {path for path in linked if not ((ROOT / page).parent / path).exists()}
+    assert missing == set()
+
+
+def test_the_readme_is_a_first_page() -> None:
+    assert len(README.splitlines()) <= 200
 
 
 def test_the_readme_names_targets_that_make_has() -> None:

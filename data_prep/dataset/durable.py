@@ -16,18 +16,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-_READ_BYTES = 4 << 20
 _TEMPORARY = re.compile(r"(.+)\.[0-9a-f]{8}\.tmp", re.DOTALL)
 _listed: dict[tuple[int, Path], dict[str, list[str]]] = {}
 
 
 def sha256_of(path: Path) -> str:
     """Hex sha256 of the file's bytes."""
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while block := file.read(_READ_BYTES):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def sync_directory(directory: Path) -> None:
@@ -43,10 +39,10 @@ def sync_directory(directory: Path) -> None:
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """A binary file that takes `path`'s place, durably, when the block ends without an exception.
 
-    The temporary name is `path` with a random word and `.tmp` appended, so that a task and its twin
-    on a node that was cut off never write into the same file: `path` is whole, whoever comes last.
-    Temporaries of `path` that this process found when it came to the directory are of killed
-    writers, or of such a twin, which fails then; they are removed with the rename.
+    The temporary name is `path` with random digits and `.tmp` appended, so that a task and its
+    duplicate on a node that lost contact never write into the same file: `path` is whole, whichever
+    ends last. Temporaries of `path` that existed when this process first wrote to the directory are
+    of killed writers, or of such a duplicate, which then fails; they are removed with the rename.
     """
     left = _leftovers(path.parent).pop(path.name, [])
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
@@ -65,7 +61,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 
 def _leftovers(directory: Path) -> dict[str, list[str]]:
-    """Names of temporaries by the file that they were to become. Listed once a process."""
+    """Names of temporaries by the file that each was to replace. Listed once a process."""
     key = (os.getpid(), directory.absolute())
     if key not in _listed:
         found: dict[str, list[str]] = {}
@@ -85,7 +81,7 @@ def write_bytes(path: Path, data: bytes) -> None:
 def write_json(path: Path, value: Any, indent: int | None = 1) -> None:
     """Write JSON durably: sorted keys, so that equal values give equal bytes.
 
-    Without indent it takes a fifth of the time: for what programs alone read.
+    Without indent it takes a fifth of the time: for files that only programs read.
     """
     text = json.dumps(value, indent=indent, sort_keys=True, ensure_ascii=False, allow_nan=False)
     write_bytes(path, (text + "\n").encode())

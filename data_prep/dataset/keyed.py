@@ -1,4 +1,4 @@
-"""What a seed and names decide, the same on every machine: orders and random choices."""
+"""Orders and random choices that depend on a seed and names alone, on every machine."""
 
 from __future__ import annotations
 

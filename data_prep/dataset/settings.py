@@ -1,6 +1,6 @@
-"""Configuration in three layers: dataclass defaults, a YAML with what differs, `key=value` words.
+"""Configuration in three layers: dataclass defaults, a YAML with what differs, and overrides.
 
-Every mistake of a user is found before anything runs and all of them are told at once. OmegaConf
+Every mistake of a user is found before anything runs and all are reported at once. OmegaConf
 parses, merges and interpolates; the check against the dataclasses is ours, since OmegaConf stops at
 the first mistake. Only `${other.key}` may be interpolated: resolvers such as `${oc.env:KEY}` would
 carry secrets into every file that stores the configuration, so they are refused.
@@ -11,8 +11,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
+import functools
 import math
 import re
+import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
@@ -32,7 +34,7 @@ class SettingsError(ValueError):
         super().__init__("\n".join(f"  - {problem}" for problem in self.problems))
 
     def __reduce__(self) -> tuple[type[SettingsError], tuple[list[str]]]:
-        """Come out of a worker process as it went in."""
+        """Pickled by its problems, so that it leaves a worker process whole."""
         return type(self), (self.problems,)
 
 
@@ -50,14 +52,14 @@ def group(schema: type[T]) -> T:
 
 
 def load(schema: type[T], path: Path | None, overrides: Sequence[str] = ()) -> T:
-    """The configuration of the YAML at `path` with `key=value` words on top.
+    """The configuration of the YAML at `path` with `key=value` overrides on top.
 
     Raises SettingsError with every unknown key, wrong type, value out of bounds, and with each
     sentence that a dataclass's own `problems()` returns. Those sentences start with the key.
     """
     raw, problems = _read(path, overrides)
     built = _build(schema, raw, "", problems)
-    # A wrong value's place is held by its default: what is said of that would mislead.
+    # The default replaces a wrong value: what follows from that default would mislead.
     wrong = [problem.partition(":")[0] for problem in problems]
     problems += [
         problem
@@ -69,17 +71,18 @@ def load(schema: type[T], path: Path | None, overrides: Sequence[str] = ()) -> T
     return built
 
 
-def from_plain(schema: type[T], value: Mapping[str, Any]) -> T:
-    """The configuration that `to_plain` wrote, checked again. Raises SettingsError."""
+def from_plain(schema: type[T], value: Any) -> T:
+    """The dataclass that `to_plain` wrote, checked again. Raises SettingsError."""
     problems: list[str] = []
-    built = _build(schema, value, "", problems)
-    if problems:
-        raise SettingsError(problems)
-    return built
+    with contextlib.suppress(_WrongValueError):
+        built = _build(schema, value, "", problems)
+        if not problems:
+            return built
+    raise SettingsError(problems)
 
 
 def to_plain(config: Any) -> dict[str, Any]:
-    """The resolved configuration as JSON-able dicts, lists and scalars."""
+    """The resolved configuration, or another dataclass, as JSON-able dicts, lists and scalars."""
     return dataclasses.asdict(config)
 
 
@@ -92,16 +95,12 @@ def to_yaml(config: Any) -> str:
 
 def describe(schema: type[Any], prefix: str = "") -> list[str]:
     """A line for each key: name, default, meaning; for `--help`."""
-    lines = []
-    hints = get_type_hints(schema)
+    lines, defaults = [], schema()
     for field in dataclasses.fields(schema):
-        name = f"{prefix}{field.name}"
-        if dataclasses.is_dataclass(hints[field.name]):
-            lines += describe(hints[field.name], f"{name}.")
+        name, default = f"{prefix}{field.name}", getattr(defaults, field.name)
+        if dataclasses.is_dataclass(default):
+            lines += describe(type(default), f"{name}.")
         else:
-            default = field.default
-            if field.default_factory is not dataclasses.MISSING:
-                default = field.default_factory()
             lines.append(f"{name} = {default!r}  {field.metadata.get('doc', '')}")
     return lines
 
@@ -130,7 +129,7 @@ def _read(path: Path | None, overrides: Sequence[str]) -> tuple[dict[str, Any], 
             problems.append(f"{word!r}: expected key=value, for example train.steps=100")
             continue
         try:
-            # Interpolations wait for what they speak of.
+            # Interpolations are resolved once all keys are known.
             parsed: Any = OmegaConf.to_container(OmegaConf.from_dotlist([f"_={given}"]))
         except (YAMLError, OmegaConfBaseException, ValueError) as error:
             problems.append(f"{word!r}: the value is not valid YAML: {error}")
@@ -157,7 +156,7 @@ def _resolved(merged: Any, problems: list[str]) -> dict[str, Any]:
 
 
 def _without_resolvers(value: Any, key: str, problems: list[str]) -> Any:
-    """`value` with each text that uses a resolver emptied, and told of in `problems`."""
+    """`value` with each text that uses a resolver emptied, and added to `problems`."""
     if isinstance(value, dict):
         return {
             name: _without_resolvers(item, f"{key}.{name}" if key else str(name), problems)
@@ -178,28 +177,49 @@ def _without_resolvers(value: Any, key: str, problems: list[str]) -> Any:
 
 
 def _build(schema: type[T], raw: Any, prefix: str, problems: list[str]) -> T:
-    """The dataclass made of `raw`. Of a wrong value, told of in `problems`, the default stays."""
-    if not isinstance(raw, Mapping):
+    """The dataclass made of `raw`; a wrong value is added to `problems`, its default is used.
+
+    Raises _WrongValueError where a value without a default is wrong or missing.
+    """
+    fields = _fields(schema)  # type: ignore[arg-type]
+    needed = {name for name, (_, _, is_needed) in fields.items() if is_needed}
+    if isinstance(raw, Mapping):
+        problems += [f"{prefix}{name}: missing" for name in fields if name in needed - raw.keys()]
+    else:
         problems.append(f"{prefix.rstrip('.') or 'configuration'}: expected keys, found {raw!r}")
-        return schema()
-    hints = get_type_hints(schema)
-    fields = {field.name: field for field in dataclasses.fields(schema)}  # type: ignore[arg-type]
+        raw = {}
     for key in raw:
         if key not in fields:
             near = difflib.get_close_matches(str(key), fields, n=1)
             known = f"did you mean {prefix}{near[0]}?" if near else f"known: {', '.join(fields)}"
             problems.append(f"{prefix}{key}: unknown key; {known}")
     values = {}
-    for name, field in fields.items():
+    for name, (kind, bounds, _) in fields.items():
         if name in raw:
-            place, bounds = f"{prefix}{name}", field.metadata
             with contextlib.suppress(_WrongValueError):
-                values[name] = _value(hints[name], raw[name], place, bounds, problems)
+                values[name] = _value(kind, raw[name], f"{prefix}{name}", bounds, problems)
+    if not needed <= values.keys():
+        raise _WrongValueError
     return schema(**values)
 
 
+@functools.cache
+def _fields(schema: type[Any]) -> dict[str, tuple[Any, Mapping[str, Any], bool]]:
+    """Type, metadata and whether it has no default, of each field by its name."""
+    # Cached: a manifest has very many records, and types are parsed from their source text.
+    hints = get_type_hints(schema)
+    return {
+        field.name: (
+            hints[field.name],
+            field.metadata,
+            field.default is field.default_factory is dataclasses.MISSING,
+        )
+        for field in dataclasses.fields(schema)
+    }
+
+
 class _WrongValueError(Exception):
-    """A value of the wrong type; why has been told in `problems`."""
+    """A value of the wrong type; the reason is in `problems`."""
 
 
 def _wrong(problem: str, problems: list[str]) -> NoReturn:
@@ -227,13 +247,20 @@ def _value(kind: Any, raw: Any, key: str, bounds: Mapping[str, Any], problems: l
         if len(items) < len(raw):
             raise _WrongValueError
         return items
+    if origin is dict:
+        if not isinstance(raw, dict):
+            _wrong(f"{key}: expected keys, found {raw!r}", problems)
+        return raw
+    if origin is types.UnionType:
+        # Of one type and None.
+        return None if raw is None else _value(arguments[0], raw, key, bounds, problems)
     return _scalar(kind, raw, key, bounds, problems)
 
 
 def _scalar(
     kind: type[Any], raw: Any, key: str, bounds: Mapping[str, Any], problems: list[str]
 ) -> Any:
-    # YAML 1.1 reads 1e-4 (no dot) as text: users mean the number.
+    # YAML 1.1 reads 1e-4 (no dot) as text; users mean the number.
     if kind is float and isinstance(raw, str):
         with contextlib.suppress(ValueError):
             raw = float(raw)

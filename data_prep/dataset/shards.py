@@ -1,47 +1,42 @@
 """The contract between data_prep and pretrain: shards, and the manifest that makes them a data set.
 
 A shard is an uncompressed tar that stock webdataset reads. A document is two members, `KEY.json`
-(id, source, bytes, tokens, and prompt where a prompt and an answer make the document: how many of
-its first tokens are the prompt's) and `KEY.tokens.npy`, with KEY its zero-padded number in the
+(id, source, bytes, tokens, and, for a document of a prompt and an answer, prompt: how many of its
+first tokens are the prompt's) and `KEY.tokens.npy`, with KEY its zero-padded number in the
 shard.
 
-webdataset writes and reads the tars, but ends a shard without an exception where a tar is cut or a
-header is damaged, and passes flipped bits on. So sizes, counts and sha256 are kept here. They find
-damage, not malice: who can change a shard can change the manifest.
+Python's tarfile writes and reads them: webdataset would do the same and import torch. A tar that is
+cut or has a damaged header ends silently there, and flipped bits pass. So sizes, counts and sha256
+are recorded and checked here. They find damage, not malice: whoever can change a shard can change
+the manifest.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
 import io
 import itertools
 import json
-import os
 import tarfile
-import types
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar, get_args, get_origin, get_type_hints
+from typing import IO, Any, BinaryIO
 
 import numpy as np
 
-from data_prep.dataset import durable
-
-# webdataset reads this once, at its import: no shell commands as URLs, no pickles. It imports
-# torch, so it is imported where a shard is opened and not with this module.
-os.environ["WDS_SECURE"] = "1"
+from data_prep.dataset import durable, settings
+from data_prep.dataset.blocks import BlockReader
+from data_prep.dataset.settings import SettingsError
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 
 _UINT16_IDS = 1 << 16
 _OWNER = "data-prep"
-_REMEDY = "copy it again or prepare the data set anew; `data-prep verify` lists every problem"
-
-T = TypeVar("T")
+_BUFFER_BYTES = 1 << 20
+_REMEDY = "copy it again or prepare the data set again; `data-prep verify` lists every problem"
 
 
 class DataError(ValueError):
@@ -111,9 +106,9 @@ class TokenizerInfo:
 class Manifest:
     """A whole data set. `dtype` is of the stored ids; `text_bytes` are UTF-8 bytes of all texts.
 
-    `rejected` records could not be used; cleaning left out the `dropped` documents, and of
-    `duplicates` another one was kept. `prompt_tokens` of the tokens are prompts'; the file says it
-    where there are any.
+    `rejected` records could not be used; cleaning dropped the `dropped` documents, and
+    `duplicates` are documents of which another copy was kept. `prompt_tokens` of the tokens belong
+    to prompts; the file omits it where there are none.
     """
 
     format_version: int
@@ -148,15 +143,10 @@ def write_shard(
 
     Raises DataError for an id that `dtype` cannot hold.
     """
-    from webdataset import TarWriter
-
     count = tokens = 0
     with durable.replacing(path) as file:
-        stream = _HashedWriter(file)
-        # Owner and time would differ from machine to machine; the default encoder is not needed.
-        with TarWriter(
-            stream, user=_OWNER, group=_OWNER, compress=False, encoder=False, mtime=0
-        ) as tar:
+        stream: Any = _HashedWriter(file)
+        with tarfile.open(fileobj=stream, mode="w|") as tar:
             for document in documents:
                 tokens += _write(tar, path, _key(count), document, dtype)
                 count += 1
@@ -166,8 +156,8 @@ def write_shard(
 def read_shard(path: Path, info: ShardInfo, skip: int = 0) -> Iterator[Document]:
     """The documents of a shard in order, after the first `skip`, which are not decoded.
 
-    Reads on as it is consumed; no more than a document stands in memory. Call `check_shard` first:
-    here only what a document holds and the counts at the end are checked. Raises DataError.
+    Lazy: no more than one document is in memory. Call `check_shard` first: here only the documents
+    and, at the end, the counts are checked. Raises DataError.
     """
     number = tokens = 0
     for key, members in _samples(path):
@@ -194,7 +184,7 @@ def check_shard(path: Path, info: ShardInfo) -> None:
 
 
 def write_manifest(directory: Path, manifest: Manifest) -> None:
-    """Make the directory a data set: the last thing that is written."""
+    """Make the directory a data set: the manifest is written last."""
     plain = dataclasses.asdict(manifest)
     if not manifest.prompt_tokens:
         del plain["prompt_tokens"]
@@ -208,20 +198,23 @@ def read_manifest(directory: Path) -> Manifest:
         plain = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise DataError(
-            f"{directory}: no {MANIFEST}: not a data set, or its preparation has not ended; "
+            f"{directory}: no {MANIFEST}: not a data set, or its preparation has not finished; "
             "run `data-prep run`"
         ) from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from None
     except ValueError:
-        raise DataError(f"{path}: is not JSON; prepare the data set anew") from None
+        raise DataError(f"{path}: is not JSON; prepare the data set again") from None
     version = plain.get("format_version") if isinstance(plain, dict) else None
     if version != FORMAT_VERSION:
         raise DataError(
             f"{path}: has format version {version}, this program reads {FORMAT_VERSION}; "
             "prepare the data set with this version of data-prep"
         )
-    manifest = _record(Manifest, plain, str(path))
+    try:
+        manifest = settings.from_plain(Manifest, plain)
+    except SettingsError as error:
+        raise DataError(f"{path}: {error.problems[0]}; prepare the data set again") from None
     _check_manifest(path, manifest)
     return manifest
 
@@ -229,7 +222,7 @@ def read_manifest(directory: Path) -> Manifest:
 def verify(directory: Path) -> list[str]:
     """The problems of the data set; reads all of it. Empty: it is whole.
 
-    One sentence a file; of a shard the first problem, since it is prepared anew as a whole.
+    One sentence a file; of a shard the first problem, since it is prepared again as a whole.
     """
     try:
         manifest = read_manifest(directory)
@@ -251,25 +244,20 @@ def verify(directory: Path) -> list[str]:
                 prompt_tokens += document.prompt
         except DataError as error:
             problems.append(str(error))
-    if not problems and text_bytes != manifest.text_bytes:
-        problems.append(
-            f"{directory / MANIFEST}: says {manifest.text_bytes} bytes of text, "
-            f"the shards say {text_bytes}"
-        )
-    if not problems and prompt_tokens != manifest.prompt_tokens:
-        problems.append(
-            f"{directory / MANIFEST}: says {manifest.prompt_tokens} tokens of prompts, "
-            f"the shards say {prompt_tokens}"
-        )
+    for what, stated, counted in (
+        ("bytes of text", manifest.text_bytes, text_bytes),
+        ("tokens of prompts", manifest.prompt_tokens, prompt_tokens),
+    ):
+        if not problems and stated != counted:
+            path = directory / MANIFEST
+            problems.append(f"{path}: says {stated} {what}, the shards say {counted}")
     listed = {info.name for info in manifest.shards}
-    for path in sorted(directory.glob("*.tar")):
-        if path.name not in listed:
-            problems.append(f"{path}: is not in the manifest; remove it")
-    return problems
+    others = [path for path in sorted(directory.glob("*.tar")) if path.name not in listed]
+    return problems + [f"{path}: is not in the manifest; remove it" for path in others]
 
 
 class _HashedWriter:
-    """Counts and hashes what goes into a file, so that it need not be read again."""
+    """Counts and hashes what is written to a file, so that it need not be read again."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file = file
@@ -286,84 +274,69 @@ def _key(number: int) -> str:
     return f"{number:08d}"
 
 
-def _write(tar: Any, path: Path, key: str, document: Document | StoredDocument, dtype: str) -> int:
-    """Write the document's members to a TarWriter; returns how many tokens it has."""
-    where = f"{path}: document {document.id!r}"
+def _write(
+    tar: tarfile.TarFile, path: Path, key: str, document: Document | StoredDocument, dtype: str
+) -> int:
+    """Write the document's members; returns how many tokens it has."""
     if isinstance(document, Document):
-        array = io.BytesIO()
-        np.save(array, _stored(where, document.tokens, dtype), allow_pickle=False)
-        meta = _meta(document, len(document.tokens))
-        tar.write({"__key__": key, "json": meta, "tokens.npy": array.getvalue()})
-        return len(document.tokens)
-    tar.write({"__key__": key, "json": _meta(document, document.tokens)})
-    # TarWriter wants all of a member at once.
-    tokens = _Array(where, document, dtype)
-    member = tarfile.TarInfo(f"{key}.tokens.npy")
-    member.size, member.mtime, member.mode = tokens.bytes, tar.mtime, tar.mode
-    member.uname, member.gname = tar.user, tar.group
-    tar.tarstream.addfile(member, io.BufferedReader(tokens, 1 << 20))
-    return document.tokens
-
-
-def _meta(document: Document | StoredDocument, tokens: int) -> bytes:
-    meta = {
-        "id": document.id,
-        "source": document.source,
-        "bytes": document.bytes,
-        "tokens": tokens,
-    }
+        count, blocks = len(document.tokens), iter([document.tokens])
+    else:
+        count, blocks = document.tokens, document.blocks
+    meta = {"id": document.id, "source": document.source, "bytes": document.bytes, "tokens": count}
     if document.prompt:
         meta["prompt"] = document.prompt
-    return json.dumps(meta, sort_keys=True).encode()
+    described = json.dumps(meta, sort_keys=True).encode()
+    _add(tar, f"{key}.json", len(described), io.BytesIO(described))
+    # As np.save writes it, which needs the whole array at once.
+    kind, header = np.dtype(dtype).newbyteorder("<"), io.BytesIO()
+    shape = {"descr": kind.str, "fortran_order": False, "shape": (count,)}
+    np.lib.format.write_array_header_1_0(header, shape)
+    where = f"{path}: document {document.id!r}"
+    stored = (_stored(where, block, dtype).tobytes() for block in blocks if len(block))
+    size = len(header.getvalue()) + count * kind.itemsize
+    reader: Any = BlockReader(itertools.chain([header.getvalue()], stored))
+    _add(tar, f"{key}.tokens.npy", size, io.BufferedReader(reader, min(size, _BUFFER_BYTES)))
+    return count
+
+
+def _add(tar: tarfile.TarFile, name: str, size: int, file: IO[bytes]) -> None:
+    member = tarfile.TarInfo(name)
+    # No owner, and no time, of the machine.
+    member.size, member.mode, member.uname, member.gname = size, 0o444, _OWNER, _OWNER
+    tar.addfile(member, file)
 
 
 def _stored(where: str, tokens: np.ndarray, dtype: str) -> np.ndarray:
-    """Tokens as they lie in a shard."""
+    """Tokens as they are stored in a shard."""
     top = np.iinfo(dtype).max
     if len(tokens) and (tokens.min() < 0 or tokens.max() > top):
         raise DataError(f"{where} has token ids outside 0 to {top} ({dtype})")
     return tokens.astype(np.dtype(dtype).newbyteorder("<"))
 
 
-class _Array(io.RawIOBase):
-    """The .npy file of a document's tokens, block by block: the bytes of np.save."""
-
-    def __init__(self, where: str, document: StoredDocument, dtype: str) -> None:
-        kind = np.dtype(dtype).newbyteorder("<")
-        header = io.BytesIO()
-        shape = {"descr": kind.str, "fortran_order": False, "shape": (document.tokens,)}
-        np.lib.format.write_array_header_1_0(header, shape)
-        self.bytes = len(header.getvalue()) + document.tokens * kind.itemsize
-        blocks = (_stored(where, block, dtype).tobytes() for block in document.blocks)
-        self._blocks = itertools.chain([header.getvalue()], blocks)
-        self._left = memoryview(b"")
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        while not self._left:
-            block = next(self._blocks, None)
-            if block is None:
-                return 0
-            self._left = memoryview(block)
-        count = min(len(buffer), len(self._left))
-        buffer[:count], self._left = self._left[:count], self._left[count:]
-        return count
-
-
 def _samples(path: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
     """(key, members by suffix) of each document of the tar."""
-    from webdataset.tariterators import group_by_keys, tar_file_expander
-
     try:
-        with path.open("rb") as file:
-            for sample in group_by_keys(tar_file_expander([{"url": str(path), "stream": file}])):
-                yield sample["__key__"], sample
+        with path.open("rb") as file, tarfile.open(fileobj=file, mode="r|") as tar:
+            for key, group in itertools.groupby(_members(tar), key=lambda member: member[0]):
+                members = [(suffix, data) for _, suffix, data in group]
+                if len(members) > len(sample := dict(members)):
+                    raise tarfile.TarError(f"{key} has a member twice")
+                yield key, sample
     except (OSError, EOFError, ValueError, tarfile.TarError) as error:
         raise DataError(
             f"{path}: is not a readable shard ({type(error).__name__}); {_REMEDY}"
         ) from error
+
+
+def _members(tar: tarfile.TarFile) -> Iterator[tuple[str, str, bytes]]:
+    """(key, suffix, data) of each file of the tar."""
+    for member in tar:
+        if content := tar.extractfile(member):
+            key, _, suffix = member.name.partition(".")
+            yield key, suffix, content.read()
+        # Otherwise it holds the headers of all members.
+        tar.members = []  # type: ignore[attr-defined]
 
 
 def _document(path: Path, key: str, members: dict[str, bytes]) -> Document:
@@ -421,49 +394,10 @@ def _check_ids(path: Path, document: Document, manifest: Manifest) -> None:
     if tokens.dtype != np.dtype(manifest.dtype):
         raise DataError(
             f"{path}: document {document.id!r} is stored as {tokens.dtype}, "
-            f"the manifest says {manifest.dtype}; prepare the data set anew"
+            f"the manifest says {manifest.dtype}; prepare the data set again"
         )
     if len(tokens) and tokens.max() >= vocab_size:
         raise DataError(
             f"{path}: document {document.id!r} has the token id {tokens.max()}, "
-            f"the vocabulary has {vocab_size}; prepare the data set anew"
+            f"the vocabulary has {vocab_size}; prepare the data set again"
         )
-
-
-def _record(kind: type[T], value: Any, where: str) -> T:
-    """`value` as the dataclass `kind`, with no key missing, unknown or of another type.
-
-    A field with a default may be missing.
-    """
-    hints, needed = _hints(kind), _needed(kind)  # type: ignore[arg-type]
-    if not isinstance(value, dict) or not needed <= value.keys() <= hints.keys():
-        raise DataError(f"{where}: expected the keys {', '.join(hints)}; prepare the data set anew")
-    return kind(**{name: _field(hints[name], value[name], f"{where}: {name}") for name in value})
-
-
-@functools.cache
-def _needed(kind: type[Any]) -> set[str]:
-    """The fields without a default."""
-    fields = dataclasses.fields(kind)
-    return {field.name for field in fields if field.default is dataclasses.MISSING}
-
-
-@functools.cache
-def _hints(kind: type[Any]) -> dict[str, Any]:
-    # Asked for each of many records, and read from the sources' text each time.
-    return get_type_hints(kind)
-
-
-def _field(kind: Any, value: Any, where: str) -> Any:
-    if dataclasses.is_dataclass(kind):
-        return _record(kind, value, where)  # type: ignore[arg-type]
-    if get_origin(kind) is list:
-        if not isinstance(value, list):
-            raise DataError(f"{where}: expected a list, found {value!r}")
-        (inner,) = get_args(kind)
-        return [_field(inner, item, f"{where}[{index}]") for index, item in enumerate(value)]
-    allowed = get_args(kind) if isinstance(kind, types.UnionType) else (get_origin(kind) or kind,)
-    if type(value) not in allowed:
-        names = " or ".join(choice.__name__ for choice in allowed)
-        raise DataError(f"{where}: expected {names}, found {value!r}")
-    return value

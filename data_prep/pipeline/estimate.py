@@ -1,41 +1,50 @@
-"""What a run would do and about what it would give, from a sample; nothing is written.
+"""The plan of a run and an estimate of its result, from a sample; nothing is written.
 
-The sample is drawn by key: of each source some files and of these some records, which are read and
-cleaned as the run would; of their texts some passages, which are tokenized. Everything is scaled by
-the bytes on disk that were sampled.
+The sample is drawn by key: some files of each source, and some records of these. They go through
+the run's own stages in a temporary directory: passages are drawn, a tokenizer is trained, records
+are cleaned and tokenized. Counts and times are scaled by the bytes on disk that were sampled.
 """
 
 from __future__ import annotations
 
-import json
+import dataclasses
 import math
 import shutil
 import tempfile
 import time
 from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
-from data_prep.config import Config, SourceConfig
+from data_prep.config import Config, DuplicatesConfig, SourceConfig
 from data_prep.dataset import shards
 from data_prep.dataset.keyed import keyed
 from data_prep.pipeline import order, pipeline, workspace
-from data_prep.pipeline.cleaning import Cleaner
-from data_prep.pipeline.stages import TrainTokenizer
+from data_prep.pipeline.stages import (
+    DrawSample,
+    Record,
+    Stage,
+    Tokenize,
+    TrainTokenizer,
+    Written,
+)
 from data_prep.pipeline.workspace import Work
 from data_prep.sources import compression, inputs, parquet, readers, storage
 from data_prep.sources.documents import BadRecordError, LongDocument, RawDocument, Reject, Survey
 from data_prep.sources.inputs import InputFile
 from data_prep.tokenizer import tokenizer
-from data_prep.tokenizer.tokenizer import Tokenizer, TokenizerError
+from data_prep.tokenizer.contract import TokenizerError
 
-# What is read of the corpus after decompression, and characters that are tokenized: seconds.
+# Bytes that are read of the corpus after decompression, and of those that a tokenizer is trained
+# on: this takes seconds.
 _READ_BYTES = 4_000_000
-_TOKENIZED = 4_000_000
-# A source's share of the sample is at least one part of so many, from so many files if it has them.
+_TRAINED_BYTES = 2_000_000
+# The sample has at least 1 / _LEAST_SHARE of its bytes from each source, from _FILES files or more.
 _LEAST_SHARE, _FILES = 32, 8
-_PASSAGE = 16_384
-# English under a vocabulary of some ten thousand pieces; used where nothing could be measured.
+# Bytes per token of English at some ten thousand pieces; used where nothing could be measured.
 _ASSUMED = 4.0
 # Two tar headers, the metadata and the array's header with their padding to blocks of 512 bytes.
 _DOCUMENT_BYTES = 1920
@@ -45,50 +54,48 @@ _END = 1 << 62
 
 @dataclass
 class SourceSample:
-    """What was sampled of a source. `covered` of its `disk` bytes were read, giving `read`."""
+    """The sample of a source: `records`, each with the index of its file.
+
+    They cover `covered` of its `disk` bytes. `accepted` of them are documents, which have `bytes`
+    of text and `counted` tokens.
+    """
 
     name: str
     files: int
     disk: int
-    covered: float = 0
-    read: int = 0
-    records: int = 0
     most: float = math.inf
     """Documents at most: a text file is one, however little of it was read."""
+    records: list[tuple[int, Record]] = field(default_factory=list)
+    covered: float = 0
+    accepted: int = 0
     bytes: int = 0
+    counted: int = 0
     left_out: Counter[str] = field(default_factory=Counter)
-    texts: list[str] = field(default_factory=list)
-    bytes_per_token: float = _ASSUMED
+
+    @property
+    def read(self) -> int:
+        """Bytes of the records, after decompression."""
+        return sum(record.read for _, record in self.records)
 
     @property
     def scale(self) -> float:
-        """The whole source is so many times its sample."""
+        """The size of the source over that of its sample."""
         return self.disk / self.covered if self.covered else 0.0
 
     @property
     def documents(self) -> float:
-        """Of the whole source, as the three that follow."""
-        return min((self.records - self.left_out.total()) * self.scale, self.most)
-
-    @property
-    def text_bytes(self) -> float:
-        """UTF-8 bytes of its documents."""
-        return self.bytes * self.scale
+        """Estimated documents of the whole source."""
+        return min(self.accepted * self.scale, self.most)
 
     @property
     def tokens(self) -> float:
-        """Tokens of its documents."""
-        return self.text_bytes / self.bytes_per_token
-
-    @property
-    def read_bytes(self) -> float:
-        """Bytes after decompression."""
-        return self.read * self.scale
+        """Estimated tokens of the whole source."""
+        return self.counted * self.scale
 
 
 @dataclass
 class Estimate:
-    """The plan of a run. `seconds` of computing went into the sample; `how` tells whose tokens."""
+    """The plan of a run: `seconds` of computing by stage of the sample, `how` tokens were got."""
 
     config: Config
     stages: list[str]
@@ -96,8 +103,8 @@ class Estimate:
     sources: list[SourceSample] = field(default_factory=list)
     seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     how: str = ""
-    tokenized: int = 0
     trained: int = 0
+    """Bytes of text that the sample's tokenizer was trained on."""
 
     @property
     def whole(self) -> bool:
@@ -106,153 +113,213 @@ class Estimate:
 
     @property
     def documents(self) -> float:
-        """Documents of all sources, as the two that follow."""
+        """Estimated documents of all sources."""
         return sum(source.documents for source in self.sources)
 
     @property
     def text_bytes(self) -> float:
-        """UTF-8 bytes of text."""
-        return sum(source.text_bytes for source in self.sources)
+        """Estimated UTF-8 bytes of text."""
+        return sum(source.bytes * source.scale for source in self.sources)
 
     @property
     def tokens(self) -> float:
-        """Tokens."""
+        """Estimated tokens."""
         return sum(source.tokens for source in self.sources)
 
     @property
-    def disk(self) -> float:
-        """Bytes of the shards."""
-        return self.tokens * self._token_bytes + self.documents * _DOCUMENT_BYTES
-
-    @property
     def work(self) -> float:
-        """Bytes that lie beside the shards until the run ends."""
-        return self.tokens * self._token_bytes
+        """Estimated bytes that lie beside the shards until the run ends: the tokens."""
+        wide = shards.dtype_of(self.config.tokenizer.vocab_size) == "uint32"
+        return self.tokens * (4 if wide else 2)
 
     @property
-    def _token_bytes(self) -> int:
-        return 2 if shards.dtype_of(self.config.tokenizer.vocab_size) == "uint16" else 4
+    def disk(self) -> float:
+        """Estimated bytes of the shards."""
+        return self.work + self.documents * _DOCUMENT_BYTES
+
+    @property
+    def shard_count(self) -> int:
+        """Estimated number of shards. Raises SettingsError as the run does."""
+        wanted, documents = self.config.shards, max(round(self.documents), 1)
+        return order.shard_count(round(self.tokens), documents, wanted.count, wanted.tokens)
 
     @property
     def run_seconds(self) -> float:
-        """Time of the run: what was measured, scaled, over the workers."""
-        scale = sum(source.read_bytes for source in self.sources) / max(self._read, 1)
-        drawn = 0 if self.config.tokenizer.path else 1
+        """Estimated time of the run: what was measured, scaled, over the workers."""
+        read = sum(source.read for source in self.sources)
+        scale = sum(source.read * source.scale for source in self.sources) / max(read, 1)
         # The survey decompresses and hashes, which takes no longer than reading records.
-        shared = self.seconds["read"] * scale * (2 + drawn)
-        shared += self.seconds["clean"] * scale * (1 + drawn)
-        shared += self.seconds["tokenize"] * self.text_bytes / max(self.tokenized, 1)
+        passes = 3 if DrawSample.name in self.seconds else 2
+        shared = self.seconds["read"] * passes
+        shared += self.seconds[DrawSample.name] + self.seconds[Tokenize.name]
         wanted = min(self.config.tokenizer.sample_bytes, self.text_bytes)
-        training = self.seconds["train"] * wanted / max(self.trained, 1)
-        return _START_SECONDS + training + shared / pipeline.workers(self.config)
-
-    @property
-    def _read(self) -> int:
-        return sum(source.read for source in self.sources)
+        training = self.seconds[TrainTokenizer.name] * wanted / max(self.trained, 1)
+        return _START_SECONDS + training + shared * scale / pipeline.workers(self.config)
 
 
 def estimate(config: Config) -> Estimate:
     """Plan the run. Raises what `pipeline.run` raises for the same mistakes; writes nothing."""
     work = pipeline.open_work(config)
     finished = pipeline.finished(config, work) is not None
-    if not finished:
-        _refuse_other(config, work)
-    plan = Estimate(config, _stages(config), finished)
+    plan = Estimate(config, [stage.label for stage in pipeline.stages(config)], finished)
     if finished:
         return plan
-    disk = sum(file.listed.bytes for file in work.files)
-    for source in config.sources:
-        files = [file for file in work.files if file.source == source.name]
-        plan.sources.append(_sample(config, source, files, max(disk, 1), plan.seconds))
-    _tokenize(plan, work)
+    workspace.stale_stages(work, config)
+    plan.sources = [_sampled(plan, source, work.files) for source in config.sources]
+    _measure(plan, work)
     if plan.whole:
-        _shard_count(plan)
+        _ = plan.shard_count
     return plan
 
 
-def _refuse_other(config: Config, work: Work) -> None:
-    """Refuse the output directory of another run, with the exceptions that the run makes."""
-    path = work.directory / "begun.json"
-    if not path.exists():
-        return
-    ours, theirs = config.identity(), json.loads(path.read_bytes())["configuration"]
-    theirs["shards"] = ours["shards"]
-    if not work.marker(TrainTokenizer.stage, 0).exists():
-        theirs["tokenizer"] = ours["tokenizer"]
-    workspace.refuse_other(work.output, config, theirs)
+@dataclass(frozen=True)
+class _Sample(Work):
+    """The sampled records; each source is a unit."""
+
+    sources: list[SourceSample] = field(default_factory=list)
+
+    @cached_property
+    def units(self) -> list[Any]:
+        return [[] for _ in self.sources]
+
+    def unit_sizes(self) -> list[int]:
+        return [source.read for source in self.sources]
 
 
-def _stages(config: Config) -> list[str]:
-    return [stage.label for stage in pipeline.stages(config)]
+class _SampledStage(Stage):
+    """A stage over the sampled records."""
+
+    work: _Sample
+
+    def records(self, unit: int) -> Iterator[tuple[int, Record]]:
+        return iter(self.work.sources[unit].records)
 
 
-def _sample(
-    config: Config,
-    source: SourceConfig,
-    files: list[InputFile],
-    disk: int,
-    seconds: defaultdict[str, float],
-) -> SourceSample:
-    sample = SourceSample(source.name, len(files), sum(file.listed.bytes for file in files))
-    if all(file.format == "text" for file in files):
-        sample.most = len(files)
-    cleaner = Cleaner(source.cleaning, tuple(inputs.evaluation_files(config, source).values()))
-    budget = _READ_BYTES * max(sample.disk / disk, 1 / _LEAST_SHARE)
-    limit = int(budget / min(len(files), _FILES))
-    groups = [[files[index] for index in members] for members in inputs.groups(files)]
-    for group in sorted(groups, key=lambda group: keyed(config.seed, "estimate", group[0].name)):
-        if sample.read >= budget:
+class _Draw(_SampledStage, DrawSample):
+    pass
+
+
+class _Tokenize(_SampledStage, Tokenize):
+    pass
+
+
+class _CountBytes(_Tokenize):
+    """Without a tokenizer, by the assumed length of a token."""
+
+    def write(self, texts: Iterable[str], written: Written) -> None:
+        size = sum(len(text.encode()) for text in texts)
+        written.bytes += size
+        written.tokens += round(size / _ASSUMED)
+
+
+def _measure(plan: Estimate, work: Work) -> None:
+    """Run the stages over the sample, and count."""
+    wanted = plan.config.tokenizer
+    made = work.marker(TrainTokenizer.name, 0).exists()
+    given = str(tokenizer.find(work.output)) if made else wanted.path
+    least = min(wanted.sample_bytes, _TRAINED_BYTES)
+    changed = dataclasses.replace(wanted, path=given, sample_bytes=least)
+    config = dataclasses.replace(plan.config, tokenizer=changed, duplicates=DuplicatesConfig())
+    tokenize: type[Stage] = _Tokenize
+    with tempfile.TemporaryDirectory() as directory:
+        sample = _Sample(Path(directory), work.files, sources=plan.sources)
+        sample.directory.mkdir()
+        try:
+            if not given:
+                _timed(plan, _Draw(config, sample))
+            _timed(plan, TrainTokenizer(config, sample))
+        except TokenizerError as error:
+            plan.how = f"assumed: {_ASSUMED} bytes per token, since of the sample {error}"
+            tokenize = _CountBytes
+        _timed(plan, tokenize(config, sample))
+        for unit, source in enumerate(plan.sources):
+            _count(source, sample.read(Tokenize.name, unit))
+    plan.trained = min(least, sum(source.bytes for source in plan.sources))
+    if given:
+        plan.how = f"measured with {given}"
+    elif not plan.how:
+        more = min(wanted.sample_bytes, plan.text_bytes) > plan.trained
+        plan.how = (
+            f"measured with {wanted.vocab_size:,} pieces trained on {_mega(plan.trained)} of the "
+            f"sample{'; the run trains on more' if more else ''}"
+        )
+
+
+def _timed(plan: Estimate, stage: Stage) -> None:
+    started = time.process_time()
+    stage.run_task(0, 1)
+    plan.seconds[stage.name] = time.process_time() - started
+
+
+def _count(source: SourceSample, result: dict[str, Any]) -> None:
+    """Add the result of Tokenize for the source's records."""
+    for _, _, _, size, tokens, _ in result["documents"]:
+        source.accepted += 1
+        source.bytes += size
+        source.counted += tokens
+    source.left_out.update(f"rejected: {reason}" for *_, reason, _ in result["rejects"])
+    for account in result["accounts"]["sources"].values():
+        for reason, count in account["dropped"].items():
+            source.left_out[f"dropped: {reason}"] += count
+
+
+def _sampled(plan: Estimate, source: SourceConfig, files: list[InputFile]) -> SourceSample:
+    """The sample of a source, not counted yet; adds the time to read it to the plan."""
+    groups = [group for group in inputs.groups(files) if files[group.start].source == source.name]
+    own = [files[index] for group in groups for index in group]
+    sample = SourceSample(source.name, len(own), sum(file.listed.bytes for file in own))
+    if all(file.format == "text" for file in own):
+        sample.most = len(own)
+    share = sample.disk / max(sum(file.listed.bytes for file in files), 1)
+    budget = _READ_BYTES * max(share, 1 / _LEAST_SHARE)
+    limit = int(budget / min(len(own), _FILES))
+    seed, started, read = plan.config.seed, time.process_time(), 0
+    for group in sorted(groups, key=lambda group: keyed(seed, "estimate", files[group.start].name)):
+        if read >= budget:
             break
-        begun = time.process_time()
-        found, covered = _group(group) if group[0].group else _records(config, group[0], limit)
-        sample.records += len(found)
-        sample.read += sum(record.read for record in found)
+        found, covered = _records(seed, [files[index] for index in group], limit)
+        read += sum(record.read for record in found)
+        sample.records += [(group.start, record) for record in found]
         sample.covered += covered
-        cleaned = time.process_time()
-        _clean(sample, cleaner, found, source.question)
-        seconds["read"] += cleaned - begun
-        seconds["clean"] += time.process_time() - cleaned
+    plan.seconds["read"] += time.process_time() - started
     return sample
 
 
-def _group(files: list[InputFile]) -> tuple[list[RawDocument | Reject], float]:
-    """The group as a document, or the beginning of a long one, and its bytes on disk."""
-    surveys = [readers.survey(file, _END) for file in files]
-    disk = sum(file.listed.bytes for file in files)
-    found: list[RawDocument | Reject] = []
-    share = 1.0
-    for _, record in readers.group(files, surveys):
-        if isinstance(record, LongDocument):
-            found.append(_beginning(record, _READ_BYTES))
-            share = found[-1].read / record.read
-        else:
-            found.append(record)
-    return found, disk * share
+def _records(seed: int, files: list[InputFile], limit: int) -> tuple[list[Record], float]:
+    """Records of about `limit` bytes of a file or group, and the bytes on disk that they cover.
 
-
-def _records(
-    config: Config, file: InputFile, limit: int
-) -> tuple[list[RawDocument | Reject], float]:
-    """Records of about `limit` bytes of a file, and the bytes on disk that they stand for.
-
-    From the beginning, but of plain lines, in which one can seek, from a place drawn by key.
+    They are the first ones, or in plain lines those from a place drawn by key.
     """
-    disk, found, start = file.listed.bytes, _survey(file), (0, 1)
-    if file.format == "jsonl" and not file.compression and disk > 2 * limit:
-        place = int.from_bytes(keyed(config.seed, "estimate from", file.name)[:8])
-        with storage.open_binary(file.path) as raw:
-            raw.seek(place % (disk - limit))
-            raw.readline()
-            start = (raw.tell(), 2)
-    taken: list[RawDocument | Reject] = []
+    file, covered, start = files[0], float(sum(file.listed.bytes for file in files)), (0, 1)
+    found = _survey(file)
+    if file.group:
+        surveys = [found, *map(_survey, files[1:])]
+        records: Iterator[Record] = (record for _, record in readers.group(files, surveys))
+    else:
+        if file.format == "jsonl" and not file.compression and covered > 2 * limit:
+            start = _line_from(seed, file, limit)
+        records = readers.records(file, found, start, found.size)
+    taken: list[Record] = []
     read = 0
-    for record in readers.records(file, found, start, found.size):
-        is_long = isinstance(record, LongDocument)
-        taken.append(_beginning(record, limit) if isinstance(record, LongDocument) else record)
+    for record in records:
+        if isinstance(record, LongDocument):
+            taken.append(_beginning(record, limit))
+            covered *= taken[-1].read / record.read
+        else:
+            taken.append(record)
         read += taken[-1].read
-        if read >= limit and (is_long or file.format != "text"):
+        if read >= limit and file.format != "text":
             return taken, read / _expansion(file, found, limit)
-    return taken, disk if start == (0, 1) else read
+    return taken, covered if start == (0, 1) else read
+
+
+def _line_from(seed: int, file: InputFile, limit: int) -> tuple[int, int]:
+    """Offset of a line drawn by key, and 2: it is not the first."""
+    place = int.from_bytes(keyed(seed, "estimate from", file.name)[:8])
+    with storage.open_binary(file.path) as raw:
+        raw.seek(place % (file.listed.bytes - limit))
+        raw.readline()
+        return raw.tell(), 2
 
 
 def _beginning(document: LongDocument, limit: int) -> RawDocument | Reject:
@@ -266,12 +333,12 @@ def _beginning(document: LongDocument, limit: int) -> RawDocument | Reject:
             if read >= limit:
                 break
     except BadRecordError as bad:
-        return Reject(document.id, *place, bad.reason, bad.detail, document.read)
+        return bad.at(*place, document.read)
     return RawDocument(document.id, *place, read, "".join(texts))
 
 
 def _survey(file: InputFile) -> Survey:
-    """What reading wants to know of a file, without reading all of one that has many records."""
+    """What reading needs to know of a file, without reading all of one that has many records."""
     if file.format == "text":
         return readers.survey(file, _END)
     status, size, damage = storage.status(file.path), _END, ""
@@ -288,95 +355,8 @@ def _expansion(file: InputFile, found: Survey, limit: int) -> float:
         return compression.expansion(raw, file.compression, limit) or 1.0
 
 
-def _clean(
-    sample: SourceSample, cleaner: Cleaner, records: list[RawDocument | Reject], question: str
-) -> None:
-    for record in records:
-        if isinstance(record, Reject):
-            sample.left_out[f"rejected: {record.reason}"] += 1
-            continue
-        done = cleaner(record.text)
-        if done.dropped:
-            sample.left_out[f"dropped: {done.dropped}"] += 1
-        else:
-            text = done.text + question + record.answer
-            sample.bytes += len(text.encode())
-            sample.texts.append(text)
-
-
-def _tokenize(plan: Estimate, work: Work) -> None:
-    """Measure bytes a token of each source and how long tokenizing takes."""
-    passages = _passages(plan)
-    given = Path(plan.config.tokenizer.path).expanduser() if plan.config.tokenizer.path else None
-    if work.marker(TrainTokenizer.stage, 0).exists():
-        given = tokenizer.find(work.output)
-    with tempfile.TemporaryDirectory() as directory:
-        if given:
-            model, plan.how = tokenizer.load(given), f"measured with {given}"
-        else:
-            trained = _train(plan, passages[::2], Path(directory) / "sample.model")
-            if trained is None:
-                return
-            model, passages = trained, passages[1::2] or passages
-        tokens, size = Counter[int](), Counter[int]()
-        begun = time.process_time()
-        for index, text in passages:
-            ids = model.encode(text)
-            model.decode(ids)
-            tokens[index] += len(ids)
-            size[index] += len(text.encode())
-        plan.seconds["tokenize"] = time.process_time() - begun
-    plan.tokenized = size.total()
-    overall = size.total() / tokens.total() if tokens.total() else _ASSUMED
-    for index, source in enumerate(plan.sources):
-        source.bytes_per_token = size[index] / tokens[index] if tokens[index] else overall
-        source.texts.clear()
-
-
-def _passages(plan: Estimate) -> list[tuple[int, str]]:
-    """(number of the source, text) of passages of all sampled texts, drawn by key."""
-    places = [
-        (keyed(plan.config.seed, "passage", *map(str, place)), *place)
-        for source, sample in enumerate(plan.sources)
-        for number, text in enumerate(sample.texts)
-        for start in range(0, len(text), _PASSAGE)
-        for place in [(source, number, start)]
-    ]
-    drawn, left = [], _TOKENIZED
-    for _, source, number, start in sorted(places):
-        text = plan.sources[source].texts[number][start : start + _PASSAGE]
-        drawn.append((source, text))
-        left -= len(text)
-        if left <= 0:
-            break
-    return drawn
-
-
-def _train(plan: Estimate, passages: list[tuple[int, str]], path: Path) -> Tokenizer | None:
-    wanted, begun = plan.config.tokenizer, time.process_time()
-    plan.trained = sum(len(text.encode()) for _, text in passages)
-    texts = (text for _, text in passages)
-    try:
-        tokenizer.train(texts, path, wanted.vocab_size, wanted.character_coverage)
-    except TokenizerError as error:
-        plan.how = f"assumed: {_ASSUMED} bytes a token, since of the sample {error}"
-        return None
-    plan.seconds["train"] = time.process_time() - begun
-    plan.how = (
-        f"measured with {wanted.vocab_size:,} pieces trained on {_mega(plan.trained)} of the "
-        "sample, on other passages; the run trains on more"
-    )
-    return tokenizer.load(path)
-
-
-def _shard_count(plan: Estimate) -> int:
-    wanted = plan.config.shards
-    documents = max(round(plan.documents), 1)
-    return order.shard_count(round(plan.tokens), documents, wanted.count, wanted.tokens)
-
-
 def lines(plan: Estimate) -> list[str]:
-    """The plan, each figure with how it was got."""
+    """The plan as text, each figure with how it was obtained."""
     output = Path(plan.config.output).expanduser()
     if plan.finished:
         return [f"{output} is finished already, from the same configuration: nothing to do"]
@@ -395,13 +375,15 @@ def lines(plan: Estimate) -> list[str]:
 
 def _source_lines(plan: Estimate) -> list[str]:
     width = max(len("source"), *(len(source.name) for source in plan.sources))
-    told = [f"{'source':<{width}}  {'files':>9}  {'on disk':>12}  {'sampled':>12}  {'~tokens':>14}"]
+    table = [
+        f"{'source':<{width}}  {'files':>9}  {'on disk':>12}  {'sampled':>12}  {'~tokens':>14}"
+    ]
     for source in plan.sources:
-        told.append(
+        table.append(
             f"{source.name:<{width}}  {source.files:>9,}  {_mega(source.disk):>12}  "
             f"{_mega(min(source.covered, source.disk)):>12}  {round(source.tokens):>14,}"
         )
-    return told
+    return table
 
 
 def _tokenizer_line(plan: Estimate) -> str:
@@ -428,11 +410,11 @@ def _figure_lines(plan: Estimate) -> list[str]:
             f"{about}{_mega(plan.text_bytes)}",
             f"{scaled}; {_mega(read)} after decompression read",
         ),
-        ("tokens", f"~{round(plan.tokens):,}", f"{rate:.2f} bytes a token, {plan.how}"),
-        ("shards", *_shards_told(plan)),
+        ("tokens", f"~{round(plan.tokens):,}", f"{rate:.2f} bytes per token, {plan.how}"),
+        ("shards", *_shards(plan)),
         (
             *("disk", f"~{_mega(plan.disk)}"),
-            f"tokens and {_DOCUMENT_BYTES:,} bytes a document; {_mega(plan.work)} more until the "
+            f"tokens and {_DOCUMENT_BYTES:,} bytes per document; {_mega(plan.work)} more until the "
             f"end; {_mega(room)} are free",
         ),
         (
@@ -445,23 +427,25 @@ def _figure_lines(plan: Estimate) -> list[str]:
     return [f"{name:<9}  {value:<{width}}  {how}" for name, value, how in rows]
 
 
-def _shards_told(plan: Estimate) -> tuple[str, str]:
+def _shards(plan: Estimate) -> tuple[str, str]:
     wanted = plan.config.shards
     if not wanted.count:
-        return f"~{_shard_count(plan):,}", f"shards.tokens={wanted.tokens:,}"
+        return f"~{plan.shard_count:,}", f"shards.tokens={wanted.tokens:,}"
     if wanted.count > plan.documents:
-        return f"{wanted.count:,}", "shards.count; more than documents: the run may refuse that"
+        return f"{wanted.count:,}", "shards.count; more than documents: the run may refuse it"
     return f"{wanted.count:,}", "shards.count"
 
 
 def _left_out_lines(plan: Estimate) -> list[str]:
-    told = []
+    found = []
     for source in plan.sources:
         for reason, count in source.left_out.most_common():
-            told.append(f"{source.name}: {count:,} of {source.records:,} sampled records {reason}")
+            found.append(
+                f"{source.name}: {count:,} of {len(source.records):,} sampled records {reason}"
+            )
     if plan.config.duplicates.wanted:
-        told.append("duplicates are not estimated: documents, text and tokens are before them")
-    return ["", *told] if told else []
+        found.append("duplicates are not estimated: documents, text and tokens include them")
+    return ["", *found] if found else []
 
 
 def _existing(path: Path) -> Path:

@@ -1,4 +1,4 @@
-"""The order of documents and their cut into shards: keyed by seed and id, by nothing else."""
+"""The order of documents, decided by seed and ids alone, and their cut into shards."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from data_prep.dataset.settings import SettingsError
 
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """A tokenized document: its place in the corpus, and its tokens' place in a unit's file.
+    """A tokenized document: its place in the corpus, and of its tokens in a unit's file.
 
-    The first `prompt` of its tokens are a prompt's.
+    Its first `prompt` tokens are its prompt.
     """
 
     id: str
@@ -35,7 +35,7 @@ def shuffled(documents: Sequence[Placed], seed: int) -> list[Placed]:
 
 
 def unique_ids(documents: Sequence[Placed]) -> list[str]:
-    """Ids in the given order; the second document of the id X is called X#2, and so on."""
+    """Ids in the given order; the second document with the id X gets X#2, and so on."""
     taken = {document.id for document in documents}
     seen: dict[str, int] = {}
     ids = []
@@ -51,9 +51,9 @@ def unique_ids(documents: Sequence[Placed]) -> list[str]:
 
 
 def shard_count(tokens: int, documents: int, wanted: int, shard_tokens: int) -> int:
-    """How many shards: `wanted`, or where that is 0 as many as hold about `shard_tokens` each.
+    """Number of shards: `wanted`, or if that is 0 so many that each has about `shard_tokens`.
 
-    Raises SettingsError where there are fewer documents than wanted shards.
+    Raises SettingsError if there are fewer documents than wanted shards.
     """
     if wanted > documents:
         raise SettingsError(
@@ -66,7 +66,7 @@ def shard_count(tokens: int, documents: int, wanted: int, shard_tokens: int) -> 
 
 
 def cut(tokens: Sequence[int], count: int) -> list[range]:
-    """`count` runs of documents with about equally many tokens, none of them empty."""
+    """`count` ranges of documents with about equal numbers of tokens, none of them empty."""
     assert 0 < count <= len(tokens)
     sums = np.cumsum(np.asarray(tokens, dtype=np.int64))
     runs, first = [], 0

@@ -1,6 +1,6 @@
 """From input files to a data set: survey, sample, train, tokenize, order, write, manifest.
 
-Every stage may be killed at any moment: the same command goes on where it was. The bytes of the
+Every stage may be killed at any moment: the same command continues where it was. The bytes of the
 data set depend on the input files, the configuration and the seed alone.
 """
 
@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from data_prep.accounts import ACCOUNTS, SAMPLE_CHARACTERS, Accounts
+from data_prep.accounts import ACCOUNTS, REJECTS, SAMPLE_CHARACTERS, Accounts
 from data_prep.config import Config
 from data_prep.dataset import durable, shards
 from data_prep.dataset.settings import SettingsError
@@ -28,22 +28,21 @@ from data_prep.pipeline.stages import (
     ClusterDuplicates,
     DrawSample,
     MatchDuplicates,
+    Stage,
     SurveyFiles,
     Tokenize,
     TrainTokenizer,
-    UnitStep,
     WriteShards,
-    given,
+    given_tokenizer,
 )
 from data_prep.pipeline.workers import Workers
 from data_prep.pipeline.workspace import Work, WorkspaceError
-from data_prep.report import statistics
 from data_prep.sources import inputs
 from data_prep.tokenizer import tokenizer
-from data_prep.tokenizer.tokenizer import TokenizerError
+from data_prep.tokenizer.contract import TokenizerError
 
-# Runs of spaces, line ends and tabs, with and without a space before the first word: what a
-# normaliser that loses text changes first.
+# Runs of spaces, line ends and tabs, with and without a space before the first word: a normaliser
+# that loses text changes these first.
 _PROBES = ("a  b\n\n\tc \r\n", " a")
 
 
@@ -57,43 +56,37 @@ class Outcome:
 
 
 def run(config: Config, part: Literal["all", "shards"] = "all") -> Outcome:
-    """Make the data set, or go on making it. `part="shards"` needs the tokenizer to be there.
+    """Make the data set, or continue making it. `part="shards"` needs the tokenizer to be there.
 
-    Raises what the user can help: SettingsError, WorkspaceError, TokenizerError,
+    Raises what the user can fix: SettingsError, WorkspaceError, TokenizerError,
     InputChangedError; DataError where a finished data set's manifest is damaged.
     """
-    begun = time.monotonic()
+    started = time.monotonic()
     work = open_work(config)
-    manifest = finished(config, work)
-    if manifest is not None and not work.directory.exists():
-        return Outcome(manifest, 0.0, already=True)
-    with workspace.claimed(work):
-        # Another process may have finished it meanwhile, or was killed before it cleared.
-        manifest = finished(config, work)
-        already = manifest is not None
-        if manifest is None:
-            if part == "shards" and not work.marker(TrainTokenizer.stage, 0).exists():
-                raise WorkspaceError(
-                    f"{work.output}: has no tokenizer yet; run `data-prep tokenizer` with the same "
-                    "configuration first"
-                )
-            _run(config, work, stages(config))
-            manifest = shards.read_manifest(work.output)
-        workspace.clear(work)
-    return Outcome(manifest, time.monotonic() - begun, already)
+
+    def make() -> None:
+        if part == "shards" and not work.marker(TrainTokenizer.name, 0).exists():
+            raise WorkspaceError(
+                f"{work.output}: has no tokenizer yet; run `data-prep tokenizer` with the same "
+                "configuration first"
+            )
+        _run(config, work, stages(config))
+
+    manifest, already = workspace.make_once(work, lambda: finished(config, work), make)
+    return Outcome(manifest, 0.0 if already else time.monotonic() - started, already)
 
 
 def run_tokenizer(config: Config) -> Path:
-    """Train or copy the tokenizer alone; `run` goes on from there."""
+    """Train or copy the tokenizer alone; `run` continues from there. Raises as `run` does."""
     work = open_work(config)
     if finished(config, work) is None:
-        with workspace.claimed(work):
+        with workspace.locked(work):
             needed = stages(config)
             _run(config, work, needed[: needed.index(TrainTokenizer) + 1])
     return tokenizer.find(work.output)
 
 
-def _run(config: Config, work: Work, needed: Sequence[type[UnitStep]]) -> None:
+def _run(config: Config, work: Work, needed: Sequence[type[Stage]]) -> None:
     workspace.begin(work, config)
     with Workers(config, work, workers(config)) as processes:
         for stage in needed:
@@ -101,7 +94,7 @@ def _run(config: Config, work: Work, needed: Sequence[type[UnitStep]]) -> None:
 
 
 def open_work(config: Config) -> Work:
-    """The work that the configuration means. Raises SettingsError, TokenizerError."""
+    """The input files and paths of a run. Raises SettingsError and TokenizerError."""
     output, model = Path(config.output).expanduser(), Path(config.tokenizer.path).expanduser()
     problems = []
     if output.exists() and not output.is_dir():
@@ -119,7 +112,7 @@ def open_work(config: Config) -> Work:
 
 
 def _evaluation(config: Config, problems: list[str]) -> dict[str, Path]:
-    """The evaluation files of all sources; adds to `problems` what is wrong with them."""
+    """The evaluation files of all sources, by name; adds what is wrong to `problems`."""
     found: dict[str, Path] = {}
     for index, source in enumerate(config.sources):
         files = inputs.evaluation_files(config, source)
@@ -134,32 +127,37 @@ def _evaluation(config: Config, problems: list[str]) -> dict[str, Path]:
 
 
 def workers(config: Config) -> int:
-    """How many processes: those asked for, or one a core that this process may use."""
+    """Number of processes: those configured, or one for each core that this process may use."""
     if config.workers:
         return config.workers
-    # Under Slurm a job may use a few of the machine's cores.
+    # Under Slurm a job may be limited to some of the machine's cores.
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 def finished(config: Config, work: Work) -> Manifest | None:
-    """The manifest of the finished data set, None if there is none; refuses another's."""
-    if not (work.output / shards.MANIFEST).exists():
+    """The manifest of the finished data set; None if there is none.
+
+    Raises WorkspaceError where it was made from another configuration, corpus or tokenizer.
+    """
+    manifest = workspace.finished(work.output, config)
+    if manifest is None:
         return None
-    manifest = shards.read_manifest(work.output)
-    workspace.refuse_other(work.output, config, manifest.configuration)
     now = {file.name: file.listed.bytes for file in work.files}
     now |= {name: path.stat().st_size for name, path in work.evaluation.items()}
     then = {file.path: file.bytes for file in manifest.inputs}
     changed = sorted(name for name in now.keys() | then.keys() if now.get(name) != then.get(name))
     if changed:
         raise WorkspaceError(
-            f"{work.output}: was made of other input files: {changed[0]} and "
+            f"{work.output}: was made from other input files: {changed[0]} and "
             f"{len(changed) - 1} others differ; give another output"
         )
     if config.tokenizer.path:
-        _, data = given(config)
+        _, data = given_tokenizer(config)
         if hashlib.sha256(data).hexdigest() != manifest.tokenizer.sha256:
-            raise WorkspaceError(f"{work.output}: was made with another tokenizer.path file")
+            raise WorkspaceError(
+                f"{work.output}: was made with another tokenizer.path file; restore that file, or "
+                "give another output"
+            )
     return manifest
 
 
@@ -168,32 +166,32 @@ def check_lossless(path: Path) -> None:
     model = tokenizer.load(path)
     if any(model.decode(model.encode(probe)) != probe for probe in _PROBES):
         raise TokenizerError(
-            f"tokenizer.path: {path} changes white space, so texts would not come back; "
-            "give one that does not normalise (as Llama 2's and Llama 3's), or leave it "
-            "empty to train one"
-        )
-
-
-def _check_end(config: Config, path: Path) -> None:
-    """Raise TokenizerError where answers would have no end that a model could learn."""
-    pairs = [source.name for source in config.sources if source.has_pairs]
-    if pairs and tokenizer.load(path).eos_id is None:
-        raise TokenizerError(
-            f"tokenizer.path: {path} has no end-of-text token, with which the answers of "
-            f"{', '.join(pairs)} would end; give a tokenizer that names one (eos_token), or leave "
+            f"tokenizer.path: {path} changes white space, so texts cannot be restored from their "
+            "tokens; give one that does not normalise (such as Llama 2's or Llama 3's), or leave "
             "it empty to train one"
         )
 
 
-class OrderDocuments(UnitStep):
-    """Leave out duplicates, shuffle and cut: which documents each shard holds; the accounts."""
+def _check_end(config: Config, path: Path) -> None:
+    """Raise TokenizerError where answers would have no end-of-text token to learn."""
+    pairs = [source.name for source in config.sources if source.has_pairs]
+    if pairs and tokenizer.load(path).eos_id is None:
+        raise TokenizerError(
+            f"tokenizer.path: {path} has no end-of-text token, which has to end the answers of "
+            f"{', '.join(pairs)}; give a tokenizer that names one (eos_token), or leave it empty "
+            "to train one"
+        )
 
-    stage = "order"
+
+class OrderDocuments(Stage):
+    """Leave out duplicates, shuffle, cut into shards; write the accounts and the rejects."""
+
+    name = "order"
     label = "ordering documents"
     serial = True
 
     def do(self, unit: int) -> Any:
-        """Returns how many there are of all kinds, and the bytes of text of each shard."""
+        """Returns the counts of all kinds of records, and the bytes of text of each shard."""
         found = _Tokenized.of(self.work)
         documents, accounts = found.documents, found.accounts
         left_out = {}
@@ -207,7 +205,7 @@ class OrderDocuments(UnitStep):
         if not kept:
             raise WorkspaceError(
                 f"{self.work.output}: no document is left of {accounts.total('read')} records; the "
-                f"reasons are in {statistics.REJECTS} and {ACCOUNTS} there"
+                f"reasons are in {REJECTS} and {ACCOUNTS} there"
             )
         sizes = _write_recipes(self.config, self.work, order.shuffled(kept, self.config.seed))
         totals = {name: accounts.total(name) for name in ("rejected", "dropped", "duplicates")}
@@ -215,40 +213,50 @@ class OrderDocuments(UnitStep):
         return {"documents": len(kept), "prompt_tokens": prompts, **totals, "sizes": sizes}
 
 
-class WriteManifest(UnitStep):
-    """Make the directory a data set."""
+class WriteManifest(Stage):
+    """Write the manifest, which makes the directory a data set."""
 
-    stage = "finish"
+    name = "finish"
     label = "writing the manifest"
     serial = True
 
     def do(self, unit: int) -> Any:
-        """Write what the shards and the stages before tell."""
-        _finish(self.config, self.work)
+        """Collect the results of the stages before."""
+        ordered = self.work.read(OrderDocuments.name, 0)
+        written = [
+            ShardInfo(**self.work.read(WriteShards.name, shard))
+            for shard in range(len(ordered["sizes"]))
+        ]
+        manifest = Manifest(
+            format_version=shards.FORMAT_VERSION,
+            tokenizer=_tokenizer_info(self.work),
+            dtype=shards.dtype_of(self.work.tokenizer.vocab_size),
+            configuration=self.config.identity(),
+            inputs=_input_infos(self.work),
+            shards=written,
+            documents=sum(info.documents for info in written),
+            tokens=sum(info.tokens for info in written),
+            text_bytes=sum(ordered["sizes"]),
+            rejected=ordered["rejected"],
+            dropped=ordered["dropped"],
+            duplicates=ordered["duplicates"],
+            prompt_tokens=ordered["prompt_tokens"],
+        )
+        assert manifest.documents == ordered["documents"]
+        shards.write_manifest(self.work.output, manifest)
 
 
-# Each has its units once the one before it is done; local runs and arrays of jobs do the same.
-_STAGES: tuple[type[UnitStep], ...] = (
-    SurveyFiles,
-    DrawSample,
-    TrainTokenizer,
-    Tokenize,
-    MatchDuplicates,
-    ClusterDuplicates,
-    OrderDocuments,
-    WriteShards,
-    WriteManifest,
-)
-
-
-def stages(config: Config) -> list[type[UnitStep]]:
-    """The stages of a run of this configuration, in order."""
-    return [stage for stage in _STAGES if stage.is_needed(config)]
+def stages(config: Config) -> list[type[Stage]]:
+    """The stages of a run; the units of each are known once the stage before it is done."""
+    sample = [] if config.tokenizer.path else [DrawSample]
+    near = [MatchDuplicates, ClusterDuplicates] if config.duplicates.near else []
+    before = [SurveyFiles, *sample, TrainTokenizer, Tokenize, *near]
+    return [*before, OrderDocuments, WriteShards, WriteManifest]
 
 
 @dataclass
 class _Tokenized:
-    """What all units of Tokenize found, in the order of the corpus."""
+    """The results of all units of Tokenize, in the order of the corpus."""
 
     documents: list[Placed] = field(default_factory=list)
     starts: list[int] = field(default_factory=list)
@@ -259,10 +267,10 @@ class _Tokenized:
 
     @classmethod
     def of(cls, work: Work) -> _Tokenized:
-        """Read the markers, one after the other."""
+        """Read the markers of all units."""
         found = cls()
         for unit in range(len(work.units)):
-            marker, first = work.read(Tokenize.stage, unit), 0
+            marker, first = work.read(Tokenize.name, unit), 0
             found.starts.append(len(found.documents))
             for id, file, line, size, tokens, prompt in marker["documents"]:
                 source, name = work.files[file].source, work.files[file].name
@@ -278,7 +286,7 @@ class _Tokenized:
 def _account_for(
     left_out: dict[int, str], work: Work, accounts: Accounts, documents: list[Placed]
 ) -> None:
-    """Move what is left out from the accepted to the duplicates, with samples of their texts."""
+    """Count the documents left out as duplicates, no longer as accepted, and keep samples."""
     model = work.tokenizer
     dtype = shards.dtype_of(model.vocab_size)
     for number, kind in sorted(left_out.items()):
@@ -296,7 +304,7 @@ def _account_for(
 def _write_rejects(work: Work, rejects: list[tuple[Any, ...]]) -> None:
     """Write the rejected records in the order of the corpus."""
     keys = ("file", "line", "offset", "reason", "detail")
-    with durable.replacing(work.output / statistics.REJECTS) as out:
+    with durable.replacing(work.output / REJECTS) as out:
         for file, *rest in sorted(rejects):
             record = dict(zip(keys, (work.files[file].name, *rest), strict=True))
             out.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
@@ -320,41 +328,26 @@ def _write_recipes(config: Config, work: Work, documents: list[Placed]) -> list[
     return sizes
 
 
-def _finish(config: Config, work: Work) -> None:
-    ordered = work.read(OrderDocuments.stage, 0)
-    written = [
-        ShardInfo(**work.read(WriteShards.stage, shard)) for shard in range(len(ordered["sizes"]))
-    ]
-    path, model = tokenizer.find(work.output), work.tokenizer
-    manifest = Manifest(
-        format_version=shards.FORMAT_VERSION,
-        tokenizer=TokenizerInfo(
-            file=path.name,
-            sha256=work.read("train", 0)["sha256"],
-            vocab_size=model.vocab_size,
-            bos_id=model.bos_id,
-            eos_id=model.eos_id,
-            pad_id=model.pad_id,
-            unk_id=model.unk_id,
-        ),
-        dtype=shards.dtype_of(model.vocab_size),
-        configuration=config.identity(),
-        inputs=[
-            InputInfo(file.name, found.bytes, found.sha256)
-            for file, found in zip(work.files, work.surveys, strict=True)
-        ]
-        + [
-            InputInfo(name, path.stat().st_size, durable.sha256_of(path))
-            for name, path in sorted(work.evaluation.items())
-        ],
-        shards=written,
-        documents=sum(info.documents for info in written),
-        tokens=sum(info.tokens for info in written),
-        text_bytes=sum(ordered["sizes"]),
-        rejected=ordered["rejected"],
-        dropped=ordered["dropped"],
-        duplicates=ordered["duplicates"],
-        prompt_tokens=ordered["prompt_tokens"],
+def _tokenizer_info(work: Work) -> TokenizerInfo:
+    model = work.tokenizer
+    return TokenizerInfo(
+        file=tokenizer.find(work.output).name,
+        sha256=work.read(TrainTokenizer.name, 0)["sha256"],
+        vocab_size=model.vocab_size,
+        bos_id=model.bos_id,
+        eos_id=model.eos_id,
+        pad_id=model.pad_id,
+        unk_id=model.unk_id,
     )
-    assert manifest.documents == ordered["documents"]
-    shards.write_manifest(work.output, manifest)
+
+
+def _input_infos(work: Work) -> list[InputInfo]:
+    read = [
+        InputInfo(file.name, found.bytes, found.sha256)
+        for file, found in zip(work.files, work.surveys, strict=True)
+    ]
+    evaluation = [
+        InputInfo(name, path.stat().st_size, durable.sha256_of(path))
+        for name, path in sorted(work.evaluation.items())
+    ]
+    return read + evaluation

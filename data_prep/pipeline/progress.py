@@ -1,4 +1,4 @@
-"""How far a stage is: a bar on a terminal, a plain line every few seconds elsewhere."""
+"""Progress of a stage: a bar on a terminal, a plain line every few seconds elsewhere."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 _LINE_SECONDS = 5.0
 
-# Shared with the workers through fork; None where nobody watches, as in a Slurm array.
+# Shared with the workers through fork; None where no progress is shown, as in a Slurm array.
 _counters: Any = None
 
 
@@ -28,7 +28,7 @@ def watch(counters: Any) -> None:
 
 
 def count(read: int, tokens: int = 0) -> None:
-    """Add bytes (of what the stage reads) and tokens to what is done."""
+    """Count bytes that the stage has read, and tokens."""
     if _counters is not None:
         with _counters.get_lock():
             _counters[0] += read
@@ -36,9 +36,9 @@ def count(read: int, tokens: int = 0) -> None:
 
 
 class Progress:
-    """Shows one stage on `stream`; `total` and `done` are bytes, `done` by an earlier run.
+    """Shows one stage on `stream`; of `total` bytes an earlier run did `done`.
 
-    A stage of no size (`total` 0) shows the time alone.
+    Where the size is unknown (`total` 0) only the time is shown.
     """
 
     def __init__(self, label: str, total: int, done: int, stream: TextIO | None = None) -> None:
@@ -47,7 +47,7 @@ class Progress:
         self._begun = self._shown = time.monotonic()
         self._bar: Any = None
         if self._stream.isatty():
-            # Its watcher is a thread, and the workers are forked from this process.
+            # Its monitor is a thread, and workers are forked from this process.
             tqdm.monitor_interval = 0
             self._bar = tqdm(
                 desc=label,
@@ -61,7 +61,7 @@ class Progress:
             )
 
     def show(self, read: int, tokens: int) -> None:
-        """Tell what this run has done by now."""
+        """Show the bytes and tokens that this run has done so far."""
         seconds = max(time.monotonic() - self._begun, 1e-9)
         if self._bar is not None:
             if tokens:
@@ -88,6 +88,6 @@ class Progress:
         return ", ".join(parts)
 
     def close(self) -> None:
-        """Leave the stage's last line."""
+        """End the bar; its last state stays on the terminal."""
         if self._bar is not None:
             self._bar.close()

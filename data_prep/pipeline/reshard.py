@@ -1,8 +1,8 @@
 """Another number of shards for a finished data set, without tokenizing again.
 
-The documents keep their order and are cut anew as `data-prep run` cuts them: the result equals to
-the byte what that command makes with this shards.count, its manifest included. It may be killed at
-any moment: the same command goes on with the first shard that is not done.
+The documents keep their order and are cut as `data-prep run` cuts them: every file, the manifest
+included, is the same to the byte as if that command had made it with this shards.count. It may be
+killed at any moment: the same command continues with the first shard that is not done.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _STAGE = "shards"
 
 
 def run(directory: Path, output: Path, count: int) -> bool:
-    """Make `output` of the documents in `directory`; False where it is made already.
+    """Make `output` from the documents in `directory`; False if it is finished already.
 
     Holds one document, and the lengths of all. Raises SettingsError and WorkspaceError, and
     DataError where the data set in `directory` is damaged.
@@ -39,21 +39,14 @@ def run(directory: Path, output: Path, count: int) -> bool:
     wanted = _wanted(source, count)
     begun = {"version": "reshard", "of": dataclasses.asdict(source), "shards": count}
     work = Work(output, [])
-    finished = _finished(work, wanted)
-    if finished and not work.directory.exists():
-        return False
-    if not finished:
-        _refuse_other(work, begun)
-    with workspace.claimed(work):
-        # Another process may have finished it meanwhile, or was killed before it cleared.
-        made = not _finished(work, wanted)
-        if made:
-            _refuse_other(work, begun)
-            durable.write_json(_begun(work), begun)
-            _carry_over(directory, source, output)
-            _write(directory, source, work, wanted, count)
-        workspace.clear(work)
-    return made
+
+    def make() -> None:
+        durable.write_json(_begun(work), begun)
+        _carry_over(directory, source, output)
+        _write(directory, source, work, wanted, count)
+
+    _, already = workspace.make_once(work, lambda: _finished(work, wanted, begun), make)
+    return not already
 
 
 def _check(directory: Path, output: Path, count: int, source: Manifest) -> None:
@@ -72,28 +65,23 @@ def _check(directory: Path, output: Path, count: int, source: Manifest) -> None:
 
 
 def _wanted(source: Manifest, count: int) -> Manifest:
-    """The manifest of the same data set with another shards.count, but for its shards."""
+    """The manifest of the same data set with another shards.count, without its shards."""
     cut = {**source.configuration.get("shards", {}), "count": count}
     return replace(source, configuration={**source.configuration, "shards": cut}, shards=[])
 
 
-def _finished(work: Work, wanted: Manifest) -> bool:
-    """Whether the data set is there; refuses another one."""
-    if not (work.output / shards.MANIFEST).exists():
-        return False
-    if replace(shards.read_manifest(work.output), shards=[]) != wanted:
+def _finished(work: Work, wanted: Manifest, begun: dict[str, Any]) -> Manifest | None:
+    """The manifest of the finished data set; None if there is none.
+
+    Raises WorkspaceError where the directory holds anything but what this command made or started.
+    """
+    if (work.output / shards.MANIFEST).exists():
+        manifest = shards.read_manifest(work.output)
+        if replace(manifest, shards=[]) == wanted:
+            return manifest
         raise WorkspaceError(
             f"{work.output}: holds another data set; give another --output, or remove this one"
         )
-    return True
-
-
-def _begun(work: Work) -> Path:
-    return work.directory / "begun.json"
-
-
-def _refuse_other(work: Work, begun: dict[str, Any]) -> None:
-    """Refuse a directory with anything in it but what this command began."""
     if _begun(work).exists():
         ours = json.loads(_begun(work).read_bytes()) == begun
     else:
@@ -101,16 +89,21 @@ def _refuse_other(work: Work, begun: dict[str, Any]) -> None:
         ours = all(entry == work.directory for entry in entries)
     if not ours:
         raise WorkspaceError(
-            f"{work.output}: is not empty, and not what this command began; give another "
+            f"{work.output}: is not empty, and not what this command started; give another "
             "--output, or remove this one"
         )
+    return None
+
+
+def _begun(work: Work) -> Path:
+    return work.directory / "begun.json"
 
 
 def _carry_over(directory: Path, source: Manifest, output: Path) -> None:
-    """Copy the tokenizer and the reports: every file beside the shards and the manifest."""
+    """Copy the tokenizer and the reports: every file but the shards and the manifest."""
     model = directory / source.tokenizer.file
     if not model.is_file() or durable.sha256_of(model) != source.tokenizer.sha256:
-        raise DataError(f"{model}: is missing, or not the manifest's; copy the data set again")
+        raise DataError(f"{model}: is missing, or is not the manifest's; copy the data set again")
     for path in sorted(directory.iterdir()):
         made_anew = path.name == shards.MANIFEST or path.suffix in (".tar", ".tmp")
         if path.is_file() and not made_anew:
@@ -139,7 +132,7 @@ def _write(directory: Path, source: Manifest, work: Work, wanted: Manifest, coun
 
 
 def _lengths(directory: Path, source: Manifest) -> array[int]:
-    """Tokens of each document; every shard is checked, and read to its end."""
+    """Tokens of each document. Reads and checks every shard; raises DataError."""
     lengths, read = array("q"), 0
     size = sum(info.bytes for info in source.shards)
     with closing(Progress("checking shards", size, 0)) as progress:
@@ -153,7 +146,7 @@ def _lengths(directory: Path, source: Manifest) -> array[int]:
 
 
 def _documents(directory: Path, source: Manifest, skip: int) -> Iterator[Document]:
-    """All documents in their order, after the first `skip`."""
+    """All documents in their order but the first `skip`."""
     for info in source.shards:
         if skip < info.documents:
             yield from shards.read_shard(directory / info.name, info, skip)

@@ -1,7 +1,7 @@
 """Runs the stages as arrays of Slurm jobs, each after the one before it, over one directory.
 
-The tasks of an array look up what is done when they begin, so another number of tasks, or a local
-run, goes on where an array was stopped. datatrove's completion marks by rank are not used.
+Tasks check which units are done when they begin, so another number of tasks, or a local run, can
+continue where an array was stopped. datatrove's completion marks by rank are not used.
 """
 
 from __future__ import annotations
@@ -24,33 +24,33 @@ from data_prep.config import Config
 from data_prep.dataset import durable
 from data_prep.dataset.settings import SettingsError
 from data_prep.pipeline import pipeline, workers, workspace
-from data_prep.pipeline.stages import UnitStep
+from data_prep.pipeline.stages import Stage
 from data_prep.pipeline.workspace import Work
 
 
 class SubmitError(RuntimeError):
-    """Slurm did not take the jobs; none of them is left in its queue."""
+    """Slurm refused a job; none of the others is left in its queue."""
 
 
 class StageTask(PipelineStep):  # type: ignore[misc]
-    """A task of a stage, whose units are known only when the stage before it has ended."""
+    """A task of a stage. The stage is created here, in the job, since its units are known then."""
 
-    def __init__(self, stage: type[UnitStep], config: Config, work: Work) -> None:
-        self.type, self.name = stage.type, stage.stage
+    def __init__(self, stage: type[Stage], config: Config, work: Work) -> None:
+        self.type, self.name = "data-prep", stage.name
         super().__init__()
         self.stage, self.config, self.work = stage, config, work
 
     def run(self, data: Any, rank: int = 0, world_size: int = 1) -> Any:
-        """Do the units of this task that are not done, in a process for each of its CPUs."""
-        step = self.stage(self.config, self.work)
-        step.check()
-        cpus = 1 if step.serial else self.config.slurm.cpus_per_task
+        """Do this task's units, in a process for each of its CPUs."""
+        stage = self.stage(self.config, self.work)
+        stage.check()
+        cpus = 1 if stage.serial else self.config.slurm.cpus_per_task
         workers.import_webdataset()
         with ProcessPoolExecutor(cpus, multiprocessing.get_context("fork")) as pool:
             ranks = [rank + world_size * cpu for cpu in range(cpus)]
-            running = [pool.submit(step.run, data, own, world_size * cpus) for own in ranks]
-            for one in running:
-                one.result()
+            running = [pool.submit(stage.run_task, own, world_size * cpus) for own in ranks]
+            for process in running:
+                process.result()
         if self.stage is pipeline.stages(self.config)[-1]:
             workspace.clear(self.work)
         return data
@@ -58,26 +58,25 @@ class StageTask(PipelineStep):  # type: ignore[misc]
 
 class _Array(SlurmPipelineExecutor):  # type: ignore[misc]
     def launch_merge_stats(self) -> None:
-        """No job for this: what was done stands in the markers."""
+        """No job for datatrove's statistics: the markers have the results."""
 
 
 def submit(config: Config) -> dict[str, str]:
-    """Submit the stages that are left; the job id of each stage. Empty: the data set is finished.
+    """Submit the remaining stages; returns job ids by stage, none if the data set is finished.
 
     Raises SubmitError, and what `pipeline.run` raises before it begins.
     """
     work = _open(config)
-    with workspace.claimed(work):
+    with workspace.locked(work):
         if pipeline.finished(config, work) is not None:
             workspace.clear(work)
             return {}
         workspace.begin(work, config)
-        jobs = _launch(config, work)
-    return jobs
+        return _launch(config, work)
 
 
 def logs(output: Path, stage: str) -> Path:
-    """The directory of a stage's logs, one a task: JOB_TASK.out."""
+    """The directory of a stage's logs: JOB_TASK.out for each task."""
     return output / "slurm" / stage / "slurm_logs"
 
 
@@ -88,11 +87,11 @@ def _open(config: Config) -> Work:
         problems.append("slurm.partition: not set; `sinfo` lists the cluster's")
     if shlex.quote(str(output)) != str(output) or "%" in str(output):
         problems.append(
-            f"output: {output} goes into job scripts, where a name may hold letters, digits and "
-            "@ + = : , . / - _ alone; give another directory"
+            f"output: {output} is written into job scripts, where a path may hold only letters, "
+            "digits and @ + = : , . / - _; give another directory"
         )
     if not shutil.which("sbatch"):
-        problems.append("submit: there is no sbatch here; use a machine of the cluster, or `run`")
+        problems.append("submit: sbatch is not found; use a machine of the cluster, or `run`")
     try:
         work = pipeline.open_work(config)
     except SettingsError as error:
@@ -102,49 +101,49 @@ def _open(config: Config) -> Work:
     return dataclasses.replace(work, output=output)
 
 
-def _left(config: Config, work: Work) -> list[type[UnitStep]]:
-    """The stages from the first one on that is not done."""
+def _left(config: Config, work: Work) -> list[type[Stage]]:
+    """The first stage that is not done, and those after it."""
     stages = pipeline.stages(config)
     for index, stage in enumerate(stages):
-        step = stage(config, work)
-        step.check()
-        if not all(step.done()):
+        todo = stage(config, work)
+        todo.check()
+        if not all(todo.done()):
             return stages[index:]
     raise AssertionError("every stage is done, and there is no data set")
 
 
 def _launch(config: Config, work: Work) -> dict[str, str]:
-    # It says in several lines a job what we say in one.
+    # It logs several lines for each job.
     logger.disable("datatrove")
     jobs: dict[str, str] = {}
     array = None
-    # What a task reads of the directory, it reads when it runs.
+    # Without what was read of the directory so far: a task reads it when it runs.
     bare = dataclasses.replace(work)
     try:
         for stage in _left(config, work):
             array = _array(stage, config, bare, array)
             array.launch_job()
-            jobs[stage.stage] = array.job_id
-        # Held till here: no task may run of which nothing is noted.
+            jobs[stage.name] = array.job_id
+        # The first job is held until all ids are written: others must see that jobs are queued.
         durable.write_json(work.jobs, jobs)
         subprocess.run(["scontrol", "release", next(iter(jobs.values()))], check=True)
     except (subprocess.CalledProcessError, OSError) as error:
         if jobs:
             subprocess.run(["scancel", *jobs.values()], check=False)
         raise SubmitError(
-            f"{work.output}: nothing is submitted: {error}; what Slurm says stands above"
+            f"{work.output}: nothing is submitted: {error}; see Slurm's message above"
         ) from None
     return jobs
 
 
-def _array(stage: type[UnitStep], config: Config, work: Work, after: _Array | None) -> _Array:
+def _array(stage: type[Stage], config: Config, work: Work, after: _Array | None) -> _Array:
     wanted = config.slurm
     extra = dict(word.removeprefix("--").partition("=")[::2] for word in wanted.sbatch)
-    # Without this, jobs after a failed one would wait for ever.
+    # Without this, the jobs after a failed one would wait forever.
     extra["kill-on-invalid-dep"] = "yes"
     if after is None:
         extra["hold"] = ""
-    folder = work.output / "slurm" / stage.stage
+    folder = work.output / "slurm" / stage.name
     return _Array(
         [StageTask(stage, config, work)],
         tasks=1 if stage.serial else wanted.tasks,
@@ -153,18 +152,18 @@ def _array(stage: type[UnitStep], config: Config, work: Work, after: _Array | No
         cpus_per_task=wanted.cpus_per_task,
         mem_per_cpu_gb=wanted.mem_per_cpu_gb,
         workers=wanted.workers or -1,
-        job_name=f"data-prep-{stage.stage}",
+        job_name=f"data-prep-{stage.name}",
         qos="",
         env_command=f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH",
         sbatch_args=extra,
-        # An array that is too long for the cluster is refused. Cut in several, a task that fails in
-        # the first of them would not stop the stages after it.
+        # An array that is too long for the cluster is refused. If it were split, a task that fails
+        # in its first part would not stop the stages after it.
         max_array_size=-1,
         depends=after,
         logging_dir=str(folder),
-        slurm_logs_folder=str(logs(work.output, stage.stage)),
+        slurm_logs_folder=str(logs(work.output, stage.name)),
         skip_completed=False,
         requeue_signals=None,
-        # srun would give the task one CPU of those that the job has.
+        # srun would give the task only one of the job's CPUs.
         with_srun=False,
     )

@@ -1,8 +1,8 @@
-"""The parts of a stage that run side by side, as datatrove steps: see pipeline.stages.
+"""The stages of a run whose units are done in parallel.
 
-A step does the units that it is dealt, or those of its task in turn, and skips those whose marker
-stands, so it may be run again, with any number of tasks, on one machine or as an array of jobs over
-one output directory.
+A stage does the units that it is given, or those of its task, and skips units with a marker. So it
+may run again, with any number of tasks, on one machine or as an array of Slurm jobs over one output
+directory.
 """
 
 from __future__ import annotations
@@ -11,15 +11,14 @@ import contextlib
 import dataclasses
 import hashlib
 import itertools
-from abc import abstractmethod
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-from datatrove.pipeline.base import PipelineStep
 
-from data_prep.accounts import Accounts
+from data_prep.accounts import Account, Accounts
 from data_prep.config import Config
 from data_prep.dataset import durable, shards
 from data_prep.dataset.keyed import keyed
@@ -31,68 +30,63 @@ from data_prep.pipeline.workspace import Work, WorkspaceError
 from data_prep.sources import inputs, readers
 from data_prep.sources.documents import BadRecordError, LongDocument, RawDocument, Reject
 from data_prep.sources.inputs import InputFile
-from data_prep.tokenizer import tokenizer
+from data_prep.tokenizer import contract, tokenizer, training
 
-# Long documents are sampled in passages, so that a sample is drawn from all of them.
+# Characters of a passage: long documents are sampled in passages, not as a whole.
 _PASSAGE = 16_384
-# Passages are drawn with this margin over the wanted size, since not all that is read is text of a
-# document, and a few more, since few may be missing by chance; then they are cut to the size.
+# More passages are drawn than are needed, since not all bytes read are text of documents, and a few
+# more since the number of small samples varies by chance; training takes the first up to the size.
 _MARGIN = 4.0
 _SPARE = 16 * _PASSAGE
-# Tokens of a document that are in memory at a time while it is written.
+# Tokens of a document that are held in memory at a time while it is written.
 _BLOCK = 1 << 22
 
 
-class UnitStep(PipelineStep):  # type: ignore[misc]
-    """A stage cut into units. `sizes` are bytes a unit, for the progress shown under `label`.
+Record = RawDocument | LongDocument | Reject
 
-    A `serial` stage has one unit. What the stages before it found is read when the step is made.
+
+class Stage(ABC):
+    """A stage cut into units. `sizes` are bytes of each, for the progress shown under `label`.
+
+    A `serial` stage has one unit. The results of earlier stages must exist when it is created.
     """
 
-    type = "data-prep"
-    stage = ""
+    name = ""
     label = ""
     serial = False
 
     def __init__(self, config: Config, work: Work) -> None:
-        super().__init__()
-        self.name = self.stage
         self.config, self.work = config, work
         self.sizes = self.measure()
         self._cleaners: dict[str, Cleaner] = {}
-
-    @classmethod
-    def is_needed(cls, config: Config) -> bool:
-        """Whether a run of this configuration has the stage."""
-        return True
 
     def measure(self) -> list[int]:
         """Bytes that each unit reads, after decompression."""
         return [0] if self.serial else self.work.unit_sizes()
 
-    def check(self) -> None:
-        """Raise what the user can help; called before the units are done, and if they are."""
+    def check(self) -> None:  # noqa: B027  (most stages check nothing)
+        """Raise what the user can fix; called before the units, also if all are done."""
 
     def done(self) -> list[bool]:
         """Whether each unit is done."""
-        return [self.work.marker(self.stage, unit).exists() for unit in range(len(self.sizes))]
+        return [self.work.marker(self.name, unit).exists() for unit in range(len(self.sizes))]
 
-    def run(self, data: Any, rank: int = 0, world_size: int = 1) -> Any:
-        """Do the units in `data`; None: those of task `rank` of `world_size`; but for done ones."""
-        units = range(rank, len(self.sizes), world_size) if data is None else data
+    def run(self, units: Iterable[int]) -> None:
+        """Do those of the units that are not done."""
         for unit in units:
-            if not self.work.marker(self.stage, unit).exists():
-                with self.track_time():
-                    self.work.finish(self.stage, unit, self.do(unit))
-                self.stat_update("units")
-        return data
+            if not self.work.marker(self.name, unit).exists():
+                self.work.finish(self.name, unit, self.do(unit))
+
+    def run_task(self, rank: int, world_size: int) -> None:
+        """Do the units of one of `world_size` tasks."""
+        self.run(range(rank, len(self.sizes), world_size))
 
     @abstractmethod
     def do(self, unit: int) -> Any:
-        """Do a unit, durably, and return what its marker says."""
+        """Do a unit, durably; returns its result for the marker."""
 
-    def records(self, unit: int) -> Iterator[tuple[int, RawDocument | LongDocument | Reject]]:
-        """(index of the file, record) of the unit's parts."""
+    def records(self, unit: int) -> Iterator[tuple[int, Record]]:
+        """(index of the file, record) for each record of the unit."""
         for part in self.work.units[unit]:
             members = slice(part.file, part.file + part.files)
             files, surveys = self.work.files[members], self.work.surveys[members]
@@ -106,30 +100,29 @@ class UnitStep(PipelineStep):  # type: ignore[misc]
                 yield part.file, record
 
     def cleaner(self, file: int) -> Cleaner:
-        """Cleans documents of this file, as its source says."""
-        name = self.work.files[file].source
-        if name not in self._cleaners:
-            (source,) = (source for source in self.config.sources if source.name == name)
+        """The cleaning of this file's source."""
+        source = self.work.files[file].config
+        if source.name not in self._cleaners:
             evaluation = tuple(inputs.evaluation_files(self.config, source).values())
-            self._cleaners[name] = Cleaner(source.cleaning, evaluation)
-        return self._cleaners[name]
+            self._cleaners[source.name] = Cleaner(source.cleaning, evaluation)
+        return self._cleaners[source.name]
 
 
-class SurveyFiles(UnitStep):
+class SurveyFiles(Stage):
     """Hash and measure the input files."""
 
-    stage = "survey"
+    name = "survey"
     label = "reading the input"
 
     def measure(self) -> list[int]:
-        """Bytes of the unit's files."""
+        """Bytes of each unit's files."""
         return [
             sum(self.work.files[file].listed.bytes for file in unit)
             for unit in self.work.survey_units
         ]
 
     def do(self, unit: int) -> Any:
-        """Survey the files of the unit."""
+        """Survey the files of the unit; returns the fields of each Survey."""
         found = []
         for index in self.work.survey_units[unit]:
             survey = readers.survey(self.work.files[index], workspace.CUT_BYTES)
@@ -138,19 +131,14 @@ class SurveyFiles(UnitStep):
         return found
 
 
-class DrawSample(UnitStep):
-    """Draw passages to train the tokenizer on, each by a hash of its own."""
+class DrawSample(Stage):
+    """Draw passages to train the tokenizer on, each by a hash of its place."""
 
-    stage = "sample"
+    name = "sample"
     label = "drawing the sample"
 
-    @classmethod
-    def is_needed(cls, config: Config) -> bool:
-        """Where no tokenizer is given."""
-        return not config.tokenizer.path
-
     def do(self, unit: int) -> Any:
-        """Draw the unit's passages: [hash, text] each."""
+        """Returns the passages drawn from the unit: [hash, text] each."""
         wanted = _MARGIN * self.config.tokenizer.sample_bytes + _SPARE
         share = wanted / max(sum(self.sizes), 1)
         limit = int(min(share, 1.0) * 2**64)
@@ -158,7 +146,7 @@ class DrawSample(UnitStep):
         for file, record in self.records(unit):
             progress.count(record.read)
             if not isinstance(record, Reject):
-                # One that cannot be read to its end is no document.
+                # A record that cannot be read to its end is not a document.
                 with contextlib.suppress(BadRecordError):
                     drawn += list(self._drawn(file, record, limit))
         return drawn
@@ -166,67 +154,60 @@ class DrawSample(UnitStep):
     def _drawn(
         self, file: int, record: RawDocument | LongDocument, limit: int
     ) -> Iterator[list[str]]:
-        begun = 0
+        """The passages of a document whose hash is within the limit."""
+        name, line, offset = self.work.files[file].name, str(record.line), 0
         for text in itertools.chain(record.passages(), [record.answer]):
-            keys = self._keys(file, record, range(begun, begun + len(text), _PASSAGE), limit)
-            for start, key in keys.items():
-                # Alone: to clean all of a long document for some passages takes long.
-                cleaned = self.cleaner(file)(text[start - begun :][:_PASSAGE])
+            for start in range(0, len(text), _PASSAGE):
+                key = keyed(self.config.seed, "sample", name, line, str(offset + start))
+                if int.from_bytes(key[:8]) > limit:
+                    continue
+                # The passage alone: cleaning all of a long document would take long.
+                cleaned = self.cleaner(file)(text[start : start + _PASSAGE])
                 if not cleaned.dropped:
-                    yield [key, cleaned.text]
-            begun += len(text)
-
-    def _keys(
-        self, file: int, record: RawDocument | LongDocument, starts: range, limit: int
-    ) -> dict[int, str]:
-        """Which of these passages have a hash within the limit, and that hash."""
-        name, line = self.work.files[file].name, str(record.line)
-        keys = {
-            start: keyed(self.config.seed, "sample", name, line, str(start)) for start in starts
-        }
-        return {start: key.hex() for start, key in keys.items() if int.from_bytes(key[:8]) <= limit}
+                    yield [key.hex(), cleaned.text]
+            offset += len(text)
 
 
-def given(config: Config) -> tuple[str, bytes]:
+def given_tokenizer(config: Config) -> tuple[str, bytes]:
     """Name and bytes of the tokenizer that the configuration gives. Raises TokenizerError."""
     return tokenizer.standalone(Path(config.tokenizer.path).expanduser())
 
 
-class TrainTokenizer(UnitStep):
-    """Train the tokenizer on the sample, or copy the one that is given."""
+class TrainTokenizer(Stage):
+    """Train the tokenizer on the sample, or copy the given one."""
 
-    stage = "train"
+    name = "train"
     label = "making the tokenizer"
     serial = True
 
     def check(self) -> None:
-        """Refuse input files and a tokenizer that changed since."""
+        """Raise InputChangedError or WorkspaceError where inputs or the tokenizer changed."""
         workspace.check_inputs(self.work)
-        if not self.work.marker(self.stage, 0).exists():
+        if not self.work.marker(self.name, 0).exists():
             return
-        stated = self.work.read(self.stage, 0)["sha256"]
+        expected = self.work.read(self.name, 0)["sha256"]
         copy = tokenizer.find(self.work.output)
-        there = {str(copy): copy.read_bytes()}
+        found = {str(copy): copy.read_bytes()}
         if self.config.tokenizer.path:
-            _, there[self.config.tokenizer.path] = given(self.config)
-        for path, data in there.items():
-            if hashlib.sha256(data).hexdigest() != stated:
+            _, found[self.config.tokenizer.path] = given_tokenizer(self.config)
+        for path, data in found.items():
+            if hashlib.sha256(data).hexdigest() != expected:
                 raise WorkspaceError(
-                    f"{path}: is not the tokenizer that this data set was begun with; restore "
+                    f"{path}: is not the tokenizer that this data set was started with; restore "
                     "it, or give another output"
                 )
 
     def do(self, unit: int) -> Any:
-        """Train on the passages that come first by their hash, up to the sample's size."""
-        name = tokenizer.FILES[0]
+        """Train on the passages with the lowest hashes, up to the sample's size."""
+        name = contract.FILES[0]
         if self.config.tokenizer.path:
-            name, data = given(self.config)
+            name, data = given_tokenizer(self.config)
             tokenizer.write(self.work.output, name, data)
         else:
             tokenizer.clear(self.work.output)
             wanted = self.config.tokenizer
             path = self.work.output / name
-            tokenizer.train(self._sample(), path, wanted.vocab_size, wanted.character_coverage)
+            training.train(self._sample(), path, wanted.vocab_size, wanted.character_coverage)
         return {"sha256": durable.sha256_of(self.work.output / name)}
 
     def _sample(self) -> Iterator[str]:
@@ -245,32 +226,27 @@ class TrainTokenizer(UnitStep):
 
 
 class _DroppedError(Exception):
-    """Cleaning leaves the document out."""
+    """Cleaning drops the document."""
 
     def __init__(self, reason: str) -> None:
         self.reason = reason
 
 
 @dataclasses.dataclass
-class _Written:
-    """What was written of a document; `changed` names the steps of cleaning that altered it."""
+class Written:
+    """The part of a document written so far; `changed` names the cleaning steps that altered it."""
 
+    out: BinaryIO
     signature: Signature
     bytes: int = 0
     tokens: int = 0
     prompt: int = 0
     changed: set[str] = dataclasses.field(default_factory=set)
 
-    def add(self, text: str, size: int, tokens: int) -> None:
-        """The next part of it, which has so many bytes and tokens."""
-        self.signature.add(text)
-        self.bytes += size
-        self.tokens += tokens
-
 
 @dataclasses.dataclass
 class _Outcome:
-    """What became of a unit's records; `plain` is what its marker says."""
+    """What became of a unit's records; `plain` is the result for its marker."""
 
     files: list[InputFile]
     documents: list[list[Any]] = dataclasses.field(default_factory=list)
@@ -278,30 +254,34 @@ class _Outcome:
     rejects: list[list[Any]] = dataclasses.field(default_factory=list)
     accounts: Accounts = dataclasses.field(default_factory=Accounts)
 
-    def reject(self, file: int, reject: Reject) -> None:
-        """The record cannot be used."""
-        self.rejects.append([file, *dataclasses.astuple(reject)[1:5]])
-        self.accounts.of(self.files[file].source).rejected += 1
+    def account(self, file: int) -> Account:
+        """The account of the file's source."""
+        return self.accounts.of(self.files[file].source)
+
+    def reject(self, file: int, record: Record, reason: str, detail: str) -> None:
+        """Count a record that cannot be used."""
+        self.rejects.append([file, record.line, record.offset, reason, detail])
+        self.account(file).rejected += 1
 
     def drop(self, file: int, record: RawDocument | LongDocument, reason: str) -> None:
-        """Cleaning leaves the document out."""
+        """Count a document that cleaning drops, and keep a sample of it."""
+        self.account(file).dropped[reason] += 1
         source, name = self.files[file].source, self.files[file].name
-        self.accounts.of(source).dropped[reason] += 1
         text = next(record.passages())
         self.accounts.sample(source, reason, record.id, name, record.line, text)
 
-    def accept(self, file: int, record: RawDocument | LongDocument, written: _Written) -> None:
-        """The document is in the data set."""
+    def accept(self, file: int, record: RawDocument | LongDocument, written: Written) -> None:
+        """Count a document that was written."""
         size = [written.bytes, written.tokens, written.prompt]
         self.documents.append([record.id, file, record.line, *size])
         if fingerprint := written.signature.fingerprint:
             self.fingerprints.append(fingerprint)
-        self.accounts.of(self.files[file].source).accepted += 1
+        self.account(file).accepted += 1
 
     def plain(self) -> dict[str, Any]:
         """`documents` are [id, file, line, bytes, tokens, tokens of the prompt].
 
-        `rejects` are [file, line, offset, ...].
+        `rejects` are [file, line, offset, reason, detail].
         """
         return {
             "documents": self.documents,
@@ -311,14 +291,14 @@ class _Outcome:
         }
 
 
-class Tokenize(UnitStep):
-    """Clean records and turn them into tokens; what does not come back exactly is rejected."""
+class Tokenize(Stage):
+    """Clean and tokenize records; rejects text that its tokens do not restore exactly."""
 
-    stage = "tokenize"
+    name = "tokenize"
     label = "tokenizing"
 
     def do(self, unit: int) -> Any:
-        """Write the unit's tokens and signatures; returns what became of its records."""
+        """Write the unit's tokens and signatures; returns what became of each record."""
         outcome = _Outcome(self.work.files)
         signer = duplicates.Signer(self.work.directory, self.config.duplicates)
         path = self.work.tokens(unit)
@@ -330,64 +310,53 @@ class Tokenize(UnitStep):
     def _accepted(
         self, unit: int, out: BinaryIO, outcome: _Outcome, signer: duplicates.Signer
     ) -> Iterator[Signature]:
-        """The signatures of what is accepted, each after its tokens were written."""
+        """Write tokens of accepted documents; yields the signature of each."""
         for file, record in self.records(unit):
-            outcome.accounts.of(self.work.files[file].source).read += 1
-            written = _Written(signer.document())
+            outcome.account(file).read += 1
+            written = Written(out, signer.document())
             if isinstance(record, Reject):
-                outcome.reject(file, record)
-            elif self._is_accepted(file, record, out, written, outcome):
+                outcome.reject(file, record, record.reason, record.detail)
+            elif self._is_accepted(file, record, written, outcome):
                 yield written.signature
             progress.count(record.read - written.bytes)
 
     def _is_accepted(
-        self,
-        file: int,
-        record: RawDocument | LongDocument,
-        out: BinaryIO,
-        written: _Written,
-        outcome: _Outcome,
+        self, file: int, record: RawDocument | LongDocument, written: Written, outcome: _Outcome
     ) -> bool:
-        """Write the document's tokens, or nothing of it and account for why it is left out."""
-        begun = out.tell()
+        """Write the document's tokens; if it is left out, count why and write nothing."""
+        start = written.out.tell()
         try:
-            self._write(self._cleaned(file, record, written), out, written)
+            self.write(self._cleaned(file, record, written), written)
             if record.answer:
-                # Each of its own, so that no token lies on both sides of where one begins.
-                if question := self.work.files[file].question:
-                    self._write(iter([question]), out, written)
+                # Tokenized one by one, so that no token crosses from prompt to question or answer.
+                if question := self.work.files[file].config.question:
+                    self.write([question], written)
                 written.prompt = written.tokens
-                self._write(iter([record.answer]), out, written)
+                self.write([record.answer], written)
+            outcome.accept(file, record, written)
+            return True
         except _DroppedError as dropped:
             outcome.drop(file, record, dropped.reason)
         except BadRecordError as bad:
-            name = self.work.files[file].name
-            place = (name, record.line, record.offset)
-            outcome.reject(file, Reject(*place, bad.reason, bad.detail, record.read))
-        else:
-            outcome.accept(file, record, written)
-            return True
+            outcome.reject(file, record, bad.reason, bad.detail)
         finally:
-            outcome.accounts.of(self.work.files[file].source).changed.update(written.changed)
-        out.seek(begun)
-        out.truncate()
+            outcome.account(file).changed.update(written.changed)
+        written.out.seek(start)
+        written.out.truncate()
         return False
 
     def _cleaned(
-        self, file: int, record: RawDocument | LongDocument, written: _Written
+        self, file: int, record: RawDocument | LongDocument, written: Written
     ) -> Iterator[str]:
-        """The document's text after cleaning. Raises _DroppedError, BadRecordError on the way."""
-        cleaner = self.cleaner(file)
-        passages = record.passages()
-        done = cleaner.long(passages) if record.is_long else map(cleaner, passages)
-        for cleaned in done:
+        """The cleaned text, part by part. Raises _DroppedError and BadRecordError meanwhile."""
+        for cleaned in self.cleaner(file).passages(record.passages()):
             written.changed.update(cleaned.changed)
             if cleaned.dropped:
                 raise _DroppedError(cleaned.dropped)
             yield cleaned.text
 
-    def _write(self, texts: Iterator[str], out: BinaryIO, written: _Written) -> None:
-        """Write the tokens of a text. Raises BadRecordError where they do not give it back."""
+    def write(self, texts: Iterable[str], written: Written) -> None:
+        """Write the tokens of a text. Raises BadRecordError where they do not restore it."""
         model = self.work.tokenizer
         dtype = np.dtype(shards.dtype_of(model.vocab_size)).newbyteorder("<")
         for part, ids in model.encode_parts(texts, inside=written.bytes > 0):
@@ -395,21 +364,18 @@ class Tokenize(UnitStep):
             if model.decode_bytes(ids, inside=written.bytes > 0) != data:
                 detail = "the tokenizer does not give this text back exactly"
                 raise BadRecordError("not lossless", detail)
-            out.write(ids.astype(dtype).tobytes())
-            written.add(part, len(data), len(ids))
+            written.out.write(ids.astype(dtype).tobytes())
+            written.signature.add(part)
+            written.bytes += len(data)
+            written.tokens += len(ids)
             progress.count(len(data), len(ids))
 
 
-class MatchDuplicates(UnitStep):
-    """Find the documents whose signatures meet, a bucket a unit."""
+class MatchDuplicates(Stage):
+    """Find pairs of documents whose signatures match; a unit is a bucket."""
 
-    stage = "match"
+    name = "match"
     label = "matching near duplicates"
-
-    @classmethod
-    def is_needed(cls, config: Config) -> bool:
-        """Where near duplicates are left out."""
-        return config.duplicates.near
 
     def measure(self) -> list[int]:
         """No size is known."""
@@ -420,27 +386,22 @@ class MatchDuplicates(UnitStep):
         duplicates.match(unit, self.work.directory, self.config.duplicates)
 
 
-class ClusterDuplicates(UnitStep):
-    """Join the documents that met in any bucket."""
+class ClusterDuplicates(Stage):
+    """Join documents that match in any bucket into clusters."""
 
-    stage = "cluster"
+    name = "cluster"
     label = "clustering near duplicates"
     serial = True
-
-    @classmethod
-    def is_needed(cls, config: Config) -> bool:
-        """Where near duplicates are left out."""
-        return config.duplicates.near
 
     def do(self, unit: int) -> Any:
         """Cluster all pairs."""
         duplicates.cluster(self.work.directory, self.config.duplicates)
 
 
-class WriteShards(UnitStep):
-    """Write each shard after its recipe."""
+class WriteShards(Stage):
+    """Write the shards; a unit is a shard, as OrderDocuments composed it."""
 
-    stage = "shards"
+    name = "shards"
     label = "writing shards"
 
     def measure(self) -> list[int]:
@@ -449,7 +410,7 @@ class WriteShards(UnitStep):
         return sizes
 
     def do(self, unit: int) -> Any:
-        """Write the shard; returns its ShardInfo."""
+        """Write the shard; returns the fields of its ShardInfo."""
         model = self.work.tokenizer
         dtype = shards.dtype_of(model.vocab_size)
         recipe = self.work.read("recipes", unit)

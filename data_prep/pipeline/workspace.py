@@ -1,54 +1,50 @@
-"""The work directory of a data set in the making: what is to be done and what is done.
+"""The work directory of an unfinished data set: the units of work, and which of them are done.
 
-It makes a killed run continue: every unit of work leaves a marker, written durably after what it
-stands for, so a unit is done or not begun. Units are laid down once and depend on the input files
-alone, never on the number of workers or tasks.
+It lets a killed run continue: a unit of work writes a marker, durably, after its results, so each
+unit is either done or will be done anew. How the corpus is cut into units depends on the input
+files alone, never on the number of workers or tasks.
 """
 
 from __future__ import annotations
 
 import fcntl
-import functools
 import json
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from data_prep.config import Config, differences
-from data_prep.dataset import durable
+from data_prep.dataset import durable, shards
+from data_prep.dataset.shards import Manifest
 from data_prep.sources import inputs
 from data_prep.sources.documents import Survey
 from data_prep.sources.inputs import InputFile
 from data_prep.tokenizer import tokenizer
-from data_prep.tokenizer.tokenizer import Tokenizer
+from data_prep.tokenizer.contract import Tokenizer
 
-# Units have this size, or what makes _UNITS of the corpus if that is more.
+T = TypeVar("T")
+
+# A unit has about this many bytes, or 1 / _UNITS of the corpus if that is more.
 CUT_BYTES = 1 << 20
 _UNITS = 4096
-# The last units: as many as share what is left of the corpus, down to a part of a unit's size.
+# Near the end a unit is 1 / _LAST_UNITS of what is left, but at least 1 / _SMALLER of a full unit.
 _LAST_UNITS = 4
 _SMALLER = 8
-# Reading from inside of a compressed file decompresses all before: at most so many times.
+# Reading from the middle of a compressed file decompresses all before it: at most so many times.
 _COMPRESSED_PARTS = 8
-# Files are surveyed together up to this size or number, or what makes _UNITS of the corpus.
+# Files are surveyed together up to this size or number, or 1 / _UNITS of the corpus.
 _SURVEY_BYTES = 4 << 20
 _SURVEY_FILES = 128
 _VERSION = 4
 _LOCK_SECONDS = 10.0
-
-
-@functools.cache
-def _loaded(path: Path, changed: int) -> Tokenizer:
-    # A worker keeps it over its tasks: its tables take longer to make than a unit to encode.
-    return tokenizer.load(path)
 
 
 class WorkspaceError(ValueError):
@@ -59,8 +55,8 @@ class WorkspaceError(ValueError):
 class Part:
     """Records of one file that begin in [offset, stop); `line` is the number of the first.
 
-    Or a whole group: `files` of them from `file` on, whose sizes sum to `stop`. `most` is how many
-    records of it are taken; None: all.
+    Or a whole group: `files` consecutive files beginning with `file`, of `stop` bytes together. At
+    most `most` records are read; None: all.
     """
 
     file: int
@@ -78,7 +74,7 @@ class Work:
     output: Path
     files: list[InputFile]
     evaluation: dict[str, Path] = field(default_factory=dict)
-    """Files that documents must share no text with, by name."""
+    """Evaluation files, by name: documents that share text with them are dropped."""
     limit: int = 0
     """Records to take of each source; 0: all."""
 
@@ -89,35 +85,34 @@ class Work:
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """The data set's copy of the tokenizer, read once a process."""
-        path = tokenizer.find(self.output)
-        return _loaded(path, path.stat().st_mtime_ns)
+        """The data set's copy of the tokenizer."""
+        return tokenizer.load(tokenizer.find(self.output))
 
     @property
     def jobs(self) -> Path:
-        """Slurm job ids by stage, where stages were submitted."""
+        """The file of Slurm job ids by stage, where stages were submitted."""
         return self.directory / "jobs.json"
 
     def marker(self, stage: str, unit: int) -> Path:
-        """The file that stands for a unit being done, and says what it found."""
+        """The file whose existence says that the unit is done; it holds the unit's result."""
         return self.directory / stage / f"{unit:06d}.json"
 
     def read(self, stage: str, unit: int) -> Any:
-        """What the marker of a finished unit says."""
+        """The result of a finished unit."""
         return json.loads(self.marker(stage, unit).read_bytes())
 
     def finish(self, stage: str, unit: int, value: Any) -> None:
-        """Mark a unit as done. What it stands for must be durable already."""
+        """Mark a unit as done, with its result. The files it wrote must be durable already."""
         path = self.marker(stage, unit)
         path.parent.mkdir(exist_ok=True)
         durable.write_json(path, value, indent=None)
 
     def tokens(self, unit: int) -> Path:
-        """The tokens of a unit's documents, one after the other."""
+        """The file of the tokens of a unit's documents, one after the other."""
         return self.directory / "tokenize" / f"{unit:06d}.tokens"
 
     def read_tokens(self, unit: int, first: int, count: int, dtype: str) -> np.ndarray:
-        """`count` of a unit's tokens from the number `first` on."""
+        """`count` of a unit's tokens, beginning with token `first`: [count], little-endian."""
         kind = np.dtype(dtype).newbyteorder("<")
         ids = np.fromfile(self.tokens(unit), kind, count=count, offset=first * kind.itemsize)
         assert len(ids) == count, f"{self.tokens(unit)} is shorter than its marker says"
@@ -125,7 +120,7 @@ class Work:
 
     @cached_property
     def survey_units(self) -> list[range]:
-        """Runs of consecutive input files that are surveyed together."""
+        """Ranges of consecutive input files that are surveyed together."""
         most = max(_SURVEY_BYTES, sum(file.listed.bytes for file in self.files) // _UNITS)
         together = max(_SURVEY_FILES, len(self.files) // _UNITS)
         units, first, size = [], 0, 0
@@ -138,20 +133,18 @@ class Work:
 
     @cached_property
     def surveys(self) -> list[Survey]:
-        """What each input file is, after the survey."""
-        plain = (
-            item for unit in range(len(self.survey_units)) for item in self.read("survey", unit)
-        )
+        """The survey of each input file; the survey stage must be done."""
         return [
-            Survey(**{**item, "cuts": [(offset, line) for offset, line in item["cuts"]]})
-            for item in plain
+            Survey(**{**fields, "cuts": [(offset, line) for offset, line in fields["cuts"]]})
+            for unit in range(len(self.survey_units))
+            for fields in self.read("survey", unit)
         ]
 
     @cached_property
     def units(self) -> list[list[Part]]:
-        """Parts of files in the order of the corpus, of about equal size together.
+        """The units of the corpus in its order: parts of files, of about equal size together.
 
-        The last ones are smaller, so that workers come to the end at about the same time.
+        The last units are smaller, so that workers finish at about the same time.
         """
         ahead = sum(found.size for found in self.surveys)
         least = max(CUT_BYTES, ahead // _UNITS)
@@ -170,7 +163,7 @@ class Work:
         return units
 
     def _limited(self, parts: list[Part], left: dict[str, int]) -> Iterator[Part]:
-        """The parts, or what `limit` leaves of them; `left` counts by source."""
+        """The parts, or those within `limit`; `left` counts the records left by source."""
         if not self.limit:
             yield from parts
             return
@@ -209,12 +202,34 @@ def _parts(index: int, file: InputFile, found: Survey, least: int) -> list[Part]
     ]
 
 
+def make_once(
+    work: Work, finished: Callable[[], T | None], make: Callable[[], None]
+) -> tuple[T, bool]:
+    """What `finished` returns, after `make` where it returned None; and whether it was there.
+
+    Keeps other processes out meanwhile, and removes the work directory at the end.
+    """
+    found = finished()
+    already = found is not None
+    if found is None or work.directory.exists():
+        with locked(work):
+            # Another process may have finished it meanwhile, or was killed before it cleared.
+            found = finished()
+            already = found is not None
+            if found is None:
+                make()
+                found = finished()
+            clear(work)
+    assert found is not None
+    return found, already
+
+
 @contextmanager
-def claimed(work: Work) -> Iterator[None]:
+def locked(work: Work) -> Iterator[None]:
     """Keep other processes out of the output directory. Raises WorkspaceError."""
     work.directory.mkdir(parents=True, exist_ok=True)
     with (work.directory / "lock").open("w") as file:
-        # Workers hold the lock with their parent: a killed run's last ones end within moments.
+        # Workers hold the lock with their parent: those of a killed run end within moments.
         deadline = time.monotonic() + _LOCK_SECONDS
         while True:
             try:
@@ -223,7 +238,8 @@ def claimed(work: Work) -> Iterator[None]:
             except BlockingIOError:
                 if time.monotonic() > deadline:
                     raise WorkspaceError(
-                        f"{work.output}: another data-prep is at work in this directory"
+                        f"{work.output}: another data-prep process is using this directory; wait "
+                        "for it to end, or give another output"
                     ) from None
                 time.sleep(0.1)
         _refuse_while_queued(work)
@@ -237,30 +253,88 @@ def _refuse_while_queued(work: Work) -> None:
     ids = ",".join(sorted(json.loads(work.jobs.read_bytes()).values(), key=int))
     command = ["squeue", "--noheader", "--format=%i", f"--jobs={ids}"]
     try:
-        asked = subprocess.run(command, capture_output=True, text=True, check=False)
+        queue = subprocess.run(command, capture_output=True, text=True, check=False)
     except FileNotFoundError:
         raise WorkspaceError(
             f"{work.output}: was submitted as the Slurm jobs {ids}, and there is no squeue here "
-            f"to ask whether they have ended; if they have, remove {work.jobs}"
+            f"to check whether they have ended; if they have, remove {work.jobs}"
         ) from None
-    if asked.stdout.strip():
+    if queue.stdout.strip():
         raise WorkspaceError(
             f"{work.output}: its Slurm jobs are still queued or running; wait for them, or: "
             f"scancel {ids.replace(',', ' ')}"
         )
     # Slurm forgets jobs some minutes after their end.
-    if asked.returncode and "Invalid job id" not in asked.stderr:
+    if queue.returncode and "Invalid job id" not in queue.stderr:
         raise WorkspaceError(
-            f"{work.output}: whether its Slurm jobs {ids} have ended is not known: "
-            f"{asked.stderr.strip()}"
+            f"{work.output}: squeue cannot say whether its Slurm jobs {ids} have ended: "
+            f"{queue.stderr.strip()}"
         )
 
 
+def finished(output: Path, config: Config) -> Manifest | None:
+    """The manifest of a finished data set; None if there is none.
+
+    Raises WorkspaceError where it is of another configuration, DataError where it is damaged.
+    """
+    if not (output / shards.MANIFEST).exists():
+        return None
+    manifest = shards.read_manifest(output)
+    _refuse_other(output, config, manifest.configuration)
+    return manifest
+
+
 def begin(work: Work, config: Config) -> None:
-    """Note what this data set is, or refuse to continue another one. Raises WorkspaceError."""
-    path = work.directory / "begun.json"
-    ours: dict[str, Any] = {
-        # What is done rests on how the corpus is cut into units.
+    """Record what this data set is made of, or check that it is what was started here.
+
+    Settings that nothing done so far depends on may change. Raises WorkspaceError.
+    """
+    stale = stale_stages(work, config)
+    for stage in stale:
+        shutil.rmtree(work.directory / stage, ignore_errors=True)
+    if "shards" in stale:
+        for path in work.output.glob("shard-*.tar*"):
+            path.unlink()
+    durable.write_json(_begun(work), _identity(work, config), indent=None)
+
+
+def stale_stages(work: Work, config: Config) -> list[str]:
+    """The stages that a run of this configuration has to do again in this directory.
+
+    Raises WorkspaceError where it cannot continue what was started there.
+    """
+    if not _begun(work).exists():
+        return []
+    ours, theirs = _identity(work, config), json.loads(_begun(work).read_bytes())
+    if theirs["version"] != ours["version"]:
+        raise WorkspaceError(
+            f"{work.output}: was started by another version of data-prep; finish it with that "
+            "version, or give another output"
+        )
+    then, now = theirs["configuration"], ours["configuration"]
+    stale = []
+    if then["shards"] != now["shards"]:
+        then["shards"] = now["shards"]
+        stale += ["shards", "recipes", "order"]
+    if then["tokenizer"] != now["tokenizer"] and not work.marker("train", 0).exists():
+        then["tokenizer"] = now["tokenizer"]
+        stale.append("sample")
+    _refuse_other(work.output, config, then)
+    if theirs != ours:
+        raise WorkspaceError(
+            f"{work.output}: was started with other input or evaluation files; give them "
+            "again, or another output"
+        )
+    return stale
+
+
+def _begun(work: Work) -> Path:
+    return work.directory / "begun.json"
+
+
+def _identity(work: Work, config: Config) -> dict[str, Any]:
+    return {
+        # A unit's marker is valid only for the same cut of the corpus into units.
         "version": [_VERSION, CUT_BYTES, _UNITS, _COMPRESSED_PARTS],
         "configuration": config.identity(),
         "files": [[file.name, file.path] for file in work.files],
@@ -268,38 +342,10 @@ def begin(work: Work, config: Config) -> None:
             name: durable.sha256_of(path) for name, path in sorted(work.evaluation.items())
         },
     }
-    if path.exists():
-        theirs = json.loads(path.read_bytes())
-        if theirs["version"] != ours["version"]:
-            raise WorkspaceError(
-                f"{work.output}: was begun by another version of data-prep; finish it with that "
-                "one, or give another output"
-            )
-        _take_over(work, theirs["configuration"], ours["configuration"])
-        refuse_other(work.output, config, theirs["configuration"])
-        if theirs != ours:
-            raise WorkspaceError(
-                f"{work.output}: was begun with other input or evaluation files; give them "
-                "again, or another output"
-            )
-    durable.write_json(path, ours, indent=None)
 
 
-def _take_over(work: Work, theirs: dict[str, Any], ours: dict[str, Any]) -> None:
-    """Let a user mend settings that what is done does not rest on, or that let it fail."""
-    if theirs["shards"] != ours["shards"]:
-        theirs["shards"] = ours["shards"]
-        for stage in ("shards", "recipes", "order"):
-            shutil.rmtree(work.directory / stage, ignore_errors=True)
-        for path in work.output.glob("shard-*.tar*"):
-            path.unlink()
-    if theirs["tokenizer"] != ours["tokenizer"] and not work.marker("train", 0).exists():
-        theirs["tokenizer"] = ours["tokenizer"]
-        shutil.rmtree(work.directory / "sample", ignore_errors=True)
-
-
-def refuse_other(output: Path, config: Config, theirs: dict[str, Any]) -> None:
-    """Raise WorkspaceError, naming what differs, unless `theirs` is this configuration."""
+def _refuse_other(output: Path, config: Config, theirs: dict[str, Any]) -> None:
+    """Raise WorkspaceError with what differs, unless `theirs` is this configuration."""
     if found := differences(config.identity(), theirs):
         raise WorkspaceError(
             f"{output}: holds a data set of another configuration ({'; '.join(found)}); give "

@@ -1,4 +1,4 @@
-"""Random choices that a seed and names decide, the same on every machine and numpy."""
+"""Random choices keyed by a seed and names: the same on every machine and with every numpy."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ T = TypeVar("T")
 class Draws:
     """A stream of choices keyed by a seed and names.
 
-    Of Philox's raw stream, which numpy promises to keep; what it makes of it may change.
+    They are computed here from Philox's raw stream, which numpy promises not to change, as it may
+    change its own distributions.
     """
 
     def __init__(self, seed: int, *names: str) -> None:
@@ -35,11 +36,16 @@ class Draws:
         return items[self.below(len(items))]
 
     def sample(self, items: Sequence[T], count: int) -> list[T]:
-        """So many of the items, each place at most once, in the order drawn."""
+        """`count` of the items without replacement, in the order drawn."""
         left = list(items)
         return [left.pop(self.below(len(left))) for _ in range(count)]
 
+    def depths(self, first: float | None, count: int) -> list[float]:
+        """Depths in ascending order: the first one (None: drawn), the others uniform after it."""
+        start = self.fraction() if first is None else first
+        return [start, *sorted(start + (1 - start) * self.fraction() for _ in range(count - 1))]
+
     def number(self, digits: int) -> str:
-        """A whole number of so many digits, none of them zero at its front."""
+        """A number of `digits` digits without a leading zero."""
         low = 10 ** (digits - 1)
         return str(low + self.below(9 * low))

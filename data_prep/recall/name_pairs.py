@@ -1,13 +1,12 @@
-"""Pairs of a book, or a passage of it, and the names in it: something to learn summaries by.
+"""Pairs of a book, or a passage of it, and the names in it: a substitute for summaries.
 
-The answer lists the names that the text writes most often, which only who has read all of it can
-say. A *name* is a word that stands capitalised inside of sentences, more often than the text has it
-in lower case, and is no title; most are persons, and places and peoples are among them.
+The answer lists the most frequent names of the text, which takes all of the text to know. A *name*
+is a word that is capitalised inside sentences, more often than it is in lower case, and is not a
+title: mostly persons, some places and peoples.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -15,13 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_prep.dataset import shards
-from data_prep.dataset.settings import SettingsError
 from data_prep.dataset.shards import DataError, Document
 from data_prep.recall.draws import Draws
-from data_prep.recall.generate import write_lines
+from data_prep.recall.generate import record, write_lines
+from data_prep.recall.pair import Pair
 from data_prep.recall.tasks import length
 from data_prep.tokenizer import tokenizer
-from data_prep.tokenizer.tokenizer import Tokenizer
+from data_prep.tokenizer.contract import Tokenizer
 
 _WORD = r"[^\W\d_]+"
 # After a small letter, a comma or a semicolon and white space: no sentence begins there.
@@ -35,14 +34,14 @@ _TITLES = frozenset(
         """,
     )
 )
-_TRIES = 100  # passages that are drawn until one has a name
+_TRIES = 100  # passages drawn until one has a name
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """Of each whole book one pair; with `passages` so many, of `low` to `high` tokens each.
+    """A pair of each whole book; or `passages` pairs of passages, of `low` to `high` tokens each.
 
-    At most `names` names stand in an answer.
+    An answer has at most `names` names.
     """
 
     passages: int | None
@@ -51,40 +50,24 @@ class Wanted:
     names: int
     seed: int
 
-    def problems(self) -> list[str]:
-        """Every reason why they cannot be made, by the option of the command line."""
-        found = []
-        if self.passages is not None and self.passages < 1:
-            found.append(f"--passages: expected at least 1, found {self.passages}")
-        if not 1 <= self.low <= self.high:
-            found.append(
-                f"--min-tokens, --max-tokens: {self.low} to {self.high} are no bounds of a length"
-            )
-        if self.names < 1:
-            found.append(f"--names: expected at least 1, found {self.names}")
-        return found
-
 
 def names(text: str, most: int) -> list[str]:
-    """At most so many names, the most frequent first; of equal ones the first in the text."""
+    """At most `most` names, the most frequent first; of equal ones the first in the text."""
     capitalised = Counter(_CAPITALISED.findall(text))
     in_lower_case = Counter(re.findall(_WORD, text))
     return [
         name
-        for name, times in capitalised.most_common()  # equal ones in the order they were met in
+        for name, times in capitalised.most_common()  # equal ones in the order of the text
         if name not in _TITLES and in_lower_case[name.lower()] < times
     ][:most]
 
 
 def write(path: Path, directory: Path, wanted: Wanted) -> int:
-    """Write pairs of the data set's books as jsonl (id, prompt, answer); how many.
+    """Write pairs of the data set's books as jsonl (id, prompt, answer); returns how many.
 
-    The bytes are a function of the data set and of what is wanted. An answer begins with its
-    space. Raises SettingsError with every mistake, DataError where there are no books or no names,
-    OSError where it cannot be written.
+    The bytes depend only on the data set and on what is wanted. An answer begins with its space.
+    Raises DataError where there are no books or no names, OSError where it cannot be written.
     """
-    if problems := wanted.problems():
-        raise SettingsError(problems)
     manifest = shards.read_manifest(directory)
     books = [
         document
@@ -92,7 +75,7 @@ def write(path: Path, directory: Path, wanted: Wanted) -> int:
         for document in shards.read_shard(directory / info.name, info)
         if len(document.tokens)
     ]
-    # Shuffled as they stand in the shards; by their ids they are the same in any number of these.
+    # Their order in the shards depends on the number of these; sorted by id it does not.
     books.sort(key=lambda book: book.id)
     model = tokenizer.load(tokenizer.find(directory))
     made = [*(_passages if wanted.passages else _whole)(books, model, wanted)]
@@ -106,11 +89,11 @@ def _whole(books: list[Document], model: Tokenizer, wanted: Wanted) -> Iterator[
     for book in books:
         text = model.decode(book.tokens)
         if found := names(text, wanted.names):
-            yield _line(book.id, text, found)
+            yield _record(book.id, text, found)
 
 
 def _passages(books: list[Document], model: Tokenizer, wanted: Wanted) -> Iterator[bytes]:
-    """Of books and from places that are drawn; the logarithm of the length is uniform."""
+    """From drawn places of drawn books; the logarithm of the length is uniformly distributed."""
     assert wanted.passages is not None
     for number in range(wanted.passages if books else 0):
         draws = Draws(wanted.seed, "passage", str(number))
@@ -120,7 +103,7 @@ def _passages(books: list[Document], model: Tokenizer, wanted: Wanted) -> Iterat
             first = draws.below(max(len(book.tokens) - tokens, 0) + 1)
             text = _whole_words(model.decode(book.tokens[first : first + tokens]))
             if found := names(text, wanted.names):
-                yield _line(f"{book.id}-{first}-{tokens}", text, found)
+                yield _record(f"{book.id}-{first}-{tokens}", text, found)
                 break
         else:
             raise DataError(
@@ -130,10 +113,9 @@ def _passages(books: list[Document], model: Tokenizer, wanted: Wanted) -> Iterat
 
 
 def _whole_words(text: str) -> str:
-    """The text between its first and its last white space; words that were cut are left out."""
+    """The text between its first and its last white space: without words that were cut."""
     return re.sub(r"\A\S*\s*|\s*\S*\Z", "", text)
 
 
-def _line(id: str, text: str, found: list[str]) -> bytes:
-    record = {"id": id, "prompt": text, "answer": f" {', '.join(found)}"}
-    return json.dumps(record, ensure_ascii=False).encode() + b"\n"
+def _record(id: str, text: str, found: list[str]) -> bytes:
+    return record(id, Pair(text, f" {', '.join(found)}"))

@@ -1,7 +1,7 @@
 """Tasks after RULER's definitions (Hsieh et al. 2024): needles, variable tracking, common words.
 
-Prompts have RULER's wording. Keys are of our own lists of words and uncommon words are the
-filler's, since RULER's are a package's. Several answers stand in the order of the text.
+Prompts have RULER's wording. Keys are from lists of our own and uncommon words from the filler,
+since RULER takes its words from a package. Several answers are in the order of the text.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from data_prep.recall.pair import Pair, hidden
 _VALUE_DIGITS = 7
 _VARIABLE_DIGITS = 5
 _HOPS = 4
-_MANY = 4  # keys, values or queries of a task that has several
 _COMMON = 10
 _COMMON_TIMES, _UNCOMMON_TIMES = 30, 3
 
@@ -43,27 +42,7 @@ _NOUNS = re.findall(
 )
 
 
-def single_needle(draws: Draws, filler: Sequence[str], depth: float | None) -> Pair:
-    """One key with one number (RULER's niah_single)."""
-    return _needles(draws, filler, depth, keys=1, values=1, queries=1)
-
-
-def multi_key(draws: Draws, filler: Sequence[str], depth: float | None) -> Pair:
-    """The number of one key, among those of others (niah_multikey)."""
-    return _needles(draws, filler, depth, keys=_MANY, values=1, queries=1)
-
-
-def multi_value(draws: Draws, filler: Sequence[str], depth: float | None) -> Pair:
-    """All numbers of one key (niah_multivalue)."""
-    return _needles(draws, filler, depth, keys=1, values=_MANY, queries=1)
-
-
-def multi_query(draws: Draws, filler: Sequence[str], depth: float | None) -> Pair:
-    """The numbers of several keys (niah_multiquery)."""
-    return _needles(draws, filler, depth, keys=_MANY, values=1, queries=_MANY)
-
-
-def _needles(
+def needles(
     draws: Draws,
     filler: Sequence[str],
     depth: float | None,
@@ -72,7 +51,10 @@ def _needles(
     values: int,
     queries: int,
 ) -> Pair:
-    """`depth` is that of the first needle asked for; None, and that of all others: drawn."""
+    """Keys with `values` numbers each, of which `queries` keys are asked for (RULER's niah).
+
+    `depth` is that of the first needle asked for; None, and that of all others: drawn.
+    """
     adjectives, nouns = draws.sample(_ADJECTIVES, keys), draws.sample(_NOUNS, keys)
     names = [f"{adjective}-{noun}" for adjective, noun in zip(adjectives, nouns, strict=True)]
     found = [
@@ -87,8 +69,9 @@ def _needles(
         (place, f"One of the special magic numbers for {name} is: {value}.")
         for place, name, value in found
     ]
-    told = [(place, value) for place, name, value in found if name in asked]
-    answers = [value for _, value in sorted(told, key=lambda item: item[0])]
+    # Sorted by the place alone: of equal ones the first in the text.
+    in_order = sorted(found, key=lambda item: item[0])
+    answers = [value for _, name, value in in_order if name in asked]
     query = _listed(asked)
     several = len(answers) > 1
     what = f"special magic number{'s' if several else ''} for {query} mentioned in the provided"
@@ -108,7 +91,7 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def variable_tracking(draws: Draws, filler: Sequence[str], depth: float | None) -> Pair:
-    """All variables that got a value through a chain of assignments (RULER's vt, one chain).
+    """All variables that have a value through a chain of assignments (RULER's vt, one chain).
 
     `depth` is that of the first assignment; None, and that of all others: drawn.
     """
@@ -118,9 +101,8 @@ def variable_tracking(draws: Draws, filler: Sequence[str], depth: float | None) 
         name = "".join(draws.pick(letters) for _ in range(5))
         names += [] if name in names else [name]
     value = draws.number(_VARIABLE_DIGITS)
-    first = draws.fraction() if depth is None else depth
-    # The others follow it, so that a chain can be read from its start to its end.
-    places = [first, *sorted(first + (1 - first) * draws.fraction() for _ in range(_HOPS))]
+    # In the order of the chain, so that it can be read from its start to its end.
+    places = draws.depths(depth, len(names))
     sources = [value, *(f"VAR {name}" for name in names)]
     facts = [
         (place, f"VAR {name} = {source}.")
@@ -137,9 +119,9 @@ def variable_tracking(draws: Draws, filler: Sequence[str], depth: float | None) 
 
 
 def common_words(draws: Draws, filler: Sequence[str], depth: float | None) -> Pair:
-    """The ten words of a list that come thirty times, where all others come three times (cwe).
+    """The ten words that a list has thirty times, where it has all others three times (cwe).
 
-    Every piece of filler gives a word that is not yet in the list, if it has one. There are no
+    Every piece of filler adds one word that is not in the list yet, if it has one. There are no
     depths: the list is shuffled.
     """
     common = draws.sample(_NOUNS, _COMMON)
@@ -151,7 +133,7 @@ def common_words(draws: Draws, filler: Sequence[str], depth: float | None) -> Pa
             times[new] = _UNCOMMON_TIMES
     listed = draws.sample(list(times.elements()), times.total())
     numbered = " ".join(f"{number}. {word}" for number, word in enumerate(listed, 1))
-    # In the order of the list, as all answers of several parts.
+    # In the order of the list, like all answers of several parts.
     found = [word for word in dict.fromkeys(listed) if word in common]
     return Pair(
         "Below is a numbered list of words. In these words, some appear more often than others. "

@@ -1,4 +1,4 @@
-"""A prompt that ends in a question, its answer, and a prompt of the length that is wanted."""
+"""A prompt that ends in a question, its answer, and prompts of a given length."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ _FIRST_GUESS = 32  # pieces of filler
 
 
 class Pair(NamedTuple):
-    """What a model is given, and what it is to say; the answer begins with its space."""
+    """A prompt and the continuation that is right; the answer begins with its space."""
 
     prompt: str
     answer: str
 
 
 def hidden(facts: Sequence[tuple[float, str]], filler: Sequence[str]) -> str:
-    """Facts among pieces of filler, each at its depth: 0 before all of them, 1 behind.
+    """Facts among pieces of filler, each at its depth: 0 before all of them, 1 after.
 
-    Facts of equal depth stand in the order given; pieces are joined by spaces.
+    Facts of equal depth are in the order given; pieces are joined by spaces.
     """
     pieces: list[str] = []
     taken = 0
@@ -30,10 +30,10 @@ def hidden(facts: Sequence[tuple[float, str]], filler: Sequence[str]) -> str:
 
 
 def fitted(made_of: Callable[[int], Pair], count: Callable[[str], int], length: int) -> Pair | None:
-    """The pair of a prompt of at most `length` tokens, and of more than it less a piece's mean.
+    """The pair with as much filler as fits into a prompt of `length` tokens, but for about a piece.
 
-    `made_of(n)` has n pieces of filler, `count` says how many tokens a text has. None where the
-    prompt is longer without any filler.
+    `made_of(n)` has n pieces of filler, `count` gives the tokens of a text. None where the prompt
+    is longer even without filler.
     """
     best, below = made_of(0), 0
     bare = tokens = count(best.prompt)

@@ -1,5 +1,5 @@
-"""The first three tasks of bAbI (Weston et al. 2015), told among the sentences of a book as in
-BABILong (Kuratov et al. 2024), by a simulation of our own.
+"""The first three tasks of bAbI (Weston et al. 2015) by a simulation of our own, hidden among the
+sentences of a book as in BABILong (Kuratov et al. 2024).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _THINGS = ("apple", "football", "milk")
 _GOES = ("moved to", "went to", "travelled to", "journeyed to", "went back to")
 _TAKES = ("grabbed", "got", "picked up", "took")
 _DROPS = ("discarded", "dropped", "left", "put down")
-_EVENTS = 10  # that a story has at least, where the question allows it
+_EVENTS = 10  # at least, in a story
 _INSTRUCTION = (
     "I will give you context with the facts about locations and actions of different persons "
     "hidden in some random text and a question. Answer the question based only on the facts."
@@ -25,7 +25,7 @@ _INSTRUCTION = (
 
 @dataclass
 class World:
-    """Who is where and holds what, told in `facts`; `paths` are the places that a thing was at."""
+    """Who is where and holds what, as sentences in `facts`; `paths` are the places of a thing."""
 
     where: dict[str, str] = field(default_factory=dict)
     holder: dict[str, str] = field(default_factory=dict)
@@ -33,7 +33,7 @@ class World:
     facts: list[str] = field(default_factory=list)
 
     def go(self, person: str, verb: str, place: str) -> None:
-        """A person moves, and what it holds with it."""
+        """A person moves, with everything that it holds."""
         self.where[person] = place
         for thing, holder in self.holder.items():
             if holder == person:
@@ -41,13 +41,13 @@ class World:
         self.facts.append(f"{person} {verb} the {place}.")
 
     def take(self, person: str, verb: str, thing: str) -> None:
-        """A person takes a thing that nobody holds, where it stands."""
+        """A person takes a thing that nobody holds, at the place of the person."""
         self.holder[thing] = person
         self._seen(thing, self.where[person])
         self.facts.append(f"{person} {verb} the {thing} there.")
 
     def drop(self, person: str, verb: str, thing: str) -> None:
-        """A person leaves a thing where it stands."""
+        """A person leaves a thing at the place of the person."""
         del self.holder[thing]
         self.facts.append(f"{person} {verb} the {thing} there.")
 
@@ -57,7 +57,7 @@ class World:
             path.append(place)
 
     def takeable(self, person: str) -> list[str]:
-        """Things that nobody holds and that were not seen elsewhere than where the person is."""
+        """Things that nobody holds and that were last seen where the person is, or not yet."""
         place = self.where.get(person)
         return [
             thing
@@ -66,7 +66,7 @@ class World:
         ]
 
     def step(self, draws: Draws, with_things: bool) -> None:
-        """Something happens: half of the time somebody moves, if things can be held at all."""
+        """A random event: a move or, half of the time, taking or dropping a thing, if possible."""
         person = draws.pick(_PERSONS)
         held = [thing for thing in _THINGS if self.holder.get(thing) == person]
         takeable = self.takeable(person)
@@ -80,58 +80,48 @@ class World:
             self.go(person, draws.pick(_GOES), draws.pick(others))
 
 
-def one_fact(draws: Draws, filler: Sequence[str], depth: float | None) -> Pair:
-    """Where somebody is (bAbI qa1)."""
-    return _told(draws, filler, depth, False, _person_question)
-
-
-def two_facts(draws: Draws, filler: Sequence[str], depth: float | None) -> Pair:
-    """Where a thing is, that somebody took (qa2)."""
-    return _told(draws, filler, depth, True, _thing_question)
-
-
-def three_facts(draws: Draws, filler: Sequence[str], depth: float | None) -> Pair:
-    """Where a thing was before it came to its last place (qa3)."""
-    return _told(draws, filler, depth, True, _past_question)
-
-
-def _told(
+def story(
     draws: Draws,
     filler: Sequence[str],
     depth: float | None,
+    *,
     with_things: bool,
     ask: Callable[[Draws, World], tuple[str, str] | None],
 ) -> Pair:
-    """The facts keep their order; `depth` is that of the first, the others are drawn after it."""
+    """Events until `ask` finds a question; `depth` is that of the first fact (None: drawn)."""
     world = World()
     asked = None
     while asked is None or len(world.facts) < _EVENTS:
         world.step(draws, with_things)
         asked = ask(draws, world)
     question, answer = asked
-    first = draws.fraction() if depth is None else depth
-    later = sorted(first + (1 - first) * draws.fraction() for _ in world.facts[1:])
-    text = hidden(list(zip([first, *later], world.facts, strict=True)), filler)
+    depths = draws.depths(depth, len(world.facts))
+    text = hidden(list(zip(depths, world.facts, strict=True)), filler)
     return Pair(f"{_INSTRUCTION}\n{text}\nQuestion: {question}\nAnswer:", f" {answer}")
 
 
-def _person_question(draws: Draws, world: World) -> tuple[str, str] | None:
+def person_question(draws: Draws, world: World) -> tuple[str, str]:
+    """Where somebody is, and the answer."""
     person = draws.pick(sorted(world.where))
     return f"Where is {person}?", world.where[person]
 
 
-def _thing_question(draws: Draws, world: World) -> tuple[str, str] | None:
-    moved = [thing for thing, path in sorted(world.paths.items()) if len(path) > 1]
-    if not moved:
-        return None
-    thing = draws.pick(moved)
-    return f"Where is the {thing}?", world.paths[thing][-1]
+def thing_question(draws: Draws, world: World) -> tuple[str, str] | None:
+    """Where a thing is that was moved, and the answer; None where there is no such thing."""
+    if moved := _moved(draws, world, 2):
+        return f"Where is the {moved[0]}?", moved[-1]
+    return None
 
 
-def _past_question(draws: Draws, world: World) -> tuple[str, str] | None:
-    moved = [thing for thing, path in sorted(world.paths.items()) if len(path) > 2]
-    if not moved:
-        return None
-    thing = draws.pick(moved)
-    *_, before, last = world.paths[thing]
-    return f"Where was the {thing} before the {last}?", before
+def past_question(draws: Draws, world: World) -> tuple[str, str] | None:
+    """Where a thing was before its last place, and the answer; None where none was moved twice."""
+    if moved := _moved(draws, world, 3):
+        thing, *_, before, last = moved
+        return f"Where was the {thing} before the {last}?", before
+    return None
+
+
+def _moved(draws: Draws, world: World, places: int) -> list[str]:
+    """A drawn thing with at least `places` places, and these; empty where there is none."""
+    moved = [[thing, *path] for thing, path in sorted(world.paths.items()) if len(path) >= places]
+    return draws.pick(moved) if moved else []

@@ -1,10 +1,11 @@
-"""The tasks of recall by name, and their documents: each a function of seed, task and number."""
+"""The tasks of recall by name, and their documents as functions of seed, task and number."""
 
 from __future__ import annotations
 
 import math
 import re
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TypeAlias
 
@@ -14,31 +15,31 @@ from data_prep.recall import needles, passkey, stories
 from data_prep.recall.draws import Draws
 from data_prep.recall.pair import Pair, fitted
 from data_prep.tokenizer import tokenizer
-from data_prep.tokenizer.tokenizer import Tokenizer
+from data_prep.tokenizer.contract import Tokenizer
 
 Task: TypeAlias = Callable[[Draws, Sequence[str], float | None], Pair]
-"""Makes a pair of choices, pieces of filler and a depth; None: it is drawn."""
+"""Makes a pair from random choices, pieces of filler and a depth (None: drawn)."""
 
 PASSKEY = "passkey"
 TASKS: dict[str, Task] = {
     PASSKEY: passkey.passkey,
-    "single": needles.single_needle,
-    "multikey": needles.multi_key,
-    "multivalue": needles.multi_value,
-    "multiquery": needles.multi_query,
+    "single": partial(needles.needles, keys=1, values=1, queries=1),
+    "multikey": partial(needles.needles, keys=4, values=1, queries=1),
+    "multivalue": partial(needles.needles, keys=1, values=4, queries=1),
+    "multiquery": partial(needles.needles, keys=4, values=1, queries=4),
     "variables": needles.variable_tracking,
     "words": needles.common_words,
-    "qa1": stories.one_fact,
-    "qa2": stories.two_facts,
-    "qa3": stories.three_facts,
+    "qa1": partial(stories.story, with_things=False, ask=stories.person_question),
+    "qa2": partial(stories.story, with_things=True, ask=stories.thing_question),
+    "qa3": partial(stories.story, with_things=True, ask=stories.past_question),
 }
-"""By the name that commands and reports give them; all but the first stand in a book."""
+"""By the names in commands and reports. All but the first are hidden in a book."""
 
 _SENTENCE = re.compile(r"[^.!?]+[.!?]+[^\s\w]*\s*")
 
 
 class Haystack:
-    """Pieces of filler from a place that is drawn, round and round."""
+    """Pieces of filler from a drawn place on, starting again at the end."""
 
     def __init__(self, pieces: Sequence[str]) -> None:
         self._pieces = pieces
@@ -50,7 +51,7 @@ class Haystack:
 
     @classmethod
     def of_books(cls, directory: Path) -> Haystack:
-        """The sentences of a data set's documents, white space made one space.
+        """The sentences of a data set's documents, with single spaces.
 
         Raises DataError where there is no data set, or no sentence in it.
         """
@@ -67,9 +68,9 @@ class Haystack:
         return cls(pieces)
 
     def drawn(self, draws: Draws) -> Callable[[int], list[str]]:
-        """Gives the first so many pieces from one place on."""
+        """A function that gives the first n pieces from one place on."""
         first, count = draws.below(len(self._pieces)), len(self._pieces)
-        return lambda many: [self._pieces[(first + place) % count] for place in range(many)]
+        return lambda n: [self._pieces[(first + place) % count] for place in range(n)]
 
 
 def document(
@@ -82,15 +83,15 @@ def document(
     number: int,
     depth: float | None = None,
 ) -> Pair | None:
-    """The task's document of this number, its prompt of at most `length` tokens.
+    """The task's document of this number, with a prompt of at most `length` tokens.
 
-    Without a model each byte counts as a token. None where even the task's own text is longer.
+    Without a model each byte counts as a token. None where the task is longer without filler.
     """
     names = (task, str(number))
     pieces = haystack.drawn(Draws(seed, "filler", *names))
 
-    def made_of(many: int) -> Pair:
-        return TASKS[task](Draws(seed, "task", *names), pieces(many), depth)
+    def made_of(count: int) -> Pair:
+        return TASKS[task](Draws(seed, "task", *names), pieces(count), depth)
 
     def count(text: str) -> int:
         if model is None:
@@ -101,6 +102,6 @@ def document(
 
 
 def length(seed: int, task: str, number: int, low: int, high: int) -> int:
-    """Tokens of a document's prompt, `low` to `high`; their logarithm is uniform."""
+    """Tokens of a document's prompt, `low` to `high`; their logarithm is uniformly distributed."""
     draws = Draws(seed, "length", task, str(number))
     return int(low * math.exp(draws.fraction() * math.log((high + 1) / low)))

@@ -1,24 +1,21 @@
-"""What a data set holds, told to a person or as JSON."""
+"""What a data set holds, as lines or as JSON."""
 
 from __future__ import annotations
 
 import heapq
-import json
 from array import array
-from collections import Counter
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from data_prep.accounts import ACCOUNTS, Account, Accounts
+from data_prep import accounts
+from data_prep.accounts import ACCOUNTS, REJECTS
 from data_prep.dataset import shards
-from data_prep.dataset.shards import DataError, Document, Manifest
+from data_prep.dataset.shards import Document, Manifest
 from data_prep.tokenizer import tokenizer
-from data_prep.tokenizer.tokenizer import Tokenizer
+from data_prep.tokenizer.contract import Tokenizer
 
-REJECTS = "rejects.jsonl"
 _PERCENTILES = (0, 10, 50, 90, 99, 100)
 _LONGEST = 20
 # Words are counted in the first tokens of a source's first documents: shards are shuffled by key,
@@ -63,7 +60,7 @@ class Stats:
 class SourceCount:
     """What is counted of a source: tokens of each document, bytes of text, byte-fallback tokens.
 
-    `words` are counted in `word_tokens` tokens, a sample; they are what stands between white space.
+    `words` are counted in `word_tokens` tokens, a sample; they are separated by white space.
     """
 
     lengths: array[int] = field(default_factory=lambda: array("Q"))
@@ -113,7 +110,7 @@ def count(directory: Path, words: bool = False) -> Count:
             source.in_bytes += int(fallback[document.tokens].sum())
             if words and source.word_tokens < _WORD_TOKENS:
                 _count_words(source, model, document)
-            # Of equally long ones the first; the number also keeps ids from being compared.
+            # Of equally long ones the first; the number also decides before ids are compared.
             number += 1
             entry = (len(document.tokens), -number, document.id, document.source)
             (heapq.heappush if number <= _LONGEST else heapq.heappushpop)(longest, entry)
@@ -144,7 +141,7 @@ def summary(directory: Path, found: Count) -> Stats:
         shards=len(manifest.shards),
         length_percentiles=_percentiles(found.lengths),
         sources={name: _of_source(source) for name, source in sources.items()},
-        rejected_by_reason=rejected_by_reason(directory, manifest),
+        rejected_by_reason=accounts.rejected_by_reason(directory, manifest.rejected),
     )
 
 
@@ -157,87 +154,6 @@ def _of_source(source: SourceCount) -> SourceStats:
         bytes_per_token=source.bytes / tokens,
         byte_fallback=source.in_bytes / tokens,
     )
-
-
-def rejected_by_reason(directory: Path, manifest: Manifest) -> dict[str, int]:
-    """Rejected records by reason, the commonest first. Raises DataError where the list is cut."""
-    path = directory / REJECTS
-    counts = Counter(sample.reason for sample in rejects(directory, ()))
-    if counts.total() != manifest.rejected:
-        raise DataError(
-            f"{path}: lists {counts.total()} records, the manifest says {manifest.rejected}"
-        )
-    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
-
-
-@dataclass(frozen=True)
-class Sample:
-    """A record that is not in the data set. `text` is how it begins; of a reject, what is wrong."""
-
-    source: str
-    reason: str
-    id: str
-    file: str
-    line: int
-    text: str
-
-
-@dataclass(frozen=True)
-class Cleaning:
-    """What became of all records, by source; `cleaned` is False where no cleaning is recorded."""
-
-    cleaned: bool
-    sources: dict[str, Account]
-    samples: list[Sample]
-
-
-def cleaning(directory: Path, found: Count) -> Cleaning:
-    """What became of the records, from what the cleaning wrote, or without it from the rejects.
-
-    Raises DataError where what it wrote cannot be read or does not add up.
-    """
-    path = directory / ACCOUNTS
-    if not path.exists():
-        return _uncleaned(directory, found)
-    accounts = Accounts()
-    try:
-        plain = json.loads(path.read_bytes())
-        accounts.add(plain)
-        samples = [Sample(**sample) for sample in plain["samples"]]
-        wrong = [name for name, account in accounts.sources.items() if not account.is_whole()]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise DataError(f"{path}: cannot be read; prepare the data set anew") from None
-    if wrong:
-        raise DataError(f"{path}: the records of {wrong[0]!r} do not add up to those read")
-    return Cleaning(True, dict(sorted(accounts.sources.items())), samples)
-
-
-def _uncleaned(directory: Path, found: Count) -> Cleaning:
-    """Every record of a data set without accounts is a document or a reject."""
-    configured = found.manifest.configuration.get("sources", [])
-    names = found.sources.keys() | {source["name"] for source in configured}
-    rejected = Counter(sample.source for sample in rejects(directory, names))
-    accounts = {}
-    for name in sorted(names | rejected.keys()):
-        accepted = len(found.sources[name].lengths) if name in found.sources else 0
-        accounts[name] = Account(accepted + rejected[name], accepted, rejected[name])
-    return Cleaning(False, accounts, [])
-
-
-def rejects(directory: Path, sources: Iterable[str]) -> Iterator[Sample]:
-    """The rejected records in order. Raises DataError where the list cannot be read."""
-    path = directory / REJECTS
-    # The longest name first: one may be the beginning of another.
-    names = sorted(sources, key=len, reverse=True)
-    try:
-        with path.open(encoding="utf-8") as file:
-            for line in file:
-                reject = json.loads(line)
-                name = reject["file"]
-                source = next((s for s in names if name.startswith(f"{s}/")), "")
-                yield Sample(source, reject["reason"], "", name, reject["line"], reject["detail"])
-    except (OSError, ValueError, KeyError, TypeError):
-        raise DataError(f"{path}: cannot be read; prepare the data set anew") from None
 
 
 def lines(found: Stats) -> list[str]:
@@ -262,7 +178,10 @@ def lines(found: Stats) -> list[str]:
 
 
 def closing(directory: Path, manifest: Manifest, seconds: float) -> list[str]:
-    """What `data-prep run` says at its end: numbers, the path, what to type next."""
+    """The last lines of `data-prep run`: numbers, the path, the next command.
+
+    Raises DataError where the list of rejects is cut.
+    """
     left_out = {
         "rejected": manifest.rejected,
         "dropped by cleaning": manifest.dropped,
@@ -270,7 +189,8 @@ def closing(directory: Path, manifest: Manifest, seconds: float) -> list[str]:
     }
     total = manifest.documents + sum(left_out.values())
     parts = [f"{count:,} {what}" for what, count in left_out.items() if count or what == "rejected"]
-    told = [
+    rejected = accounts.rejected_by_reason(directory, manifest.rejected)
+    shown = [
         f"{total:,} records in: {manifest.documents:,} documents out, {', '.join(parts)}",
         f"{manifest.tokens:,} tokens in {len(manifest.shards):,} shards, "
         f"{manifest.text_bytes / manifest.tokens:.3f} bytes a token, vocabulary "
@@ -279,20 +199,20 @@ def closing(directory: Path, manifest: Manifest, seconds: float) -> list[str]:
     ]
     if seconds:
         rate = manifest.text_bytes / 1e6 / seconds
-        told.append(f"{seconds:,.1f} s, {rate:,.2f} MB/s of text")
-    for reason, count in rejected_by_reason(directory, manifest).items():
-        told.append(f"rejected: {count:,} x {reason} (each in {directory / REJECTS})")
+        shown.append(f"{seconds:,.1f} s, {rate:,.2f} MB/s of text")
+    for reason, count in rejected.items():
+        shown.append(f"rejected: {count:,} x {reason} (each in {directory / REJECTS})")
     if manifest.dropped or manifest.duplicates:
-        told.append(f"why, by source, with samples: {directory / ACCOUNTS}")
-    told.append(f"data set: {directory}")
-    told.append(
+        shown.append(f"why, by source, with samples: {directory / ACCOUNTS}")
+    shown.append(f"data set: {directory}")
+    shown.append(
         f"next: data-prep report {directory}, or pretrain train with data.train={directory}"
     )
-    return told
+    return shown
 
 
 def _marks(manifest: Manifest) -> str:
-    """Which tokens stand around a document."""
+    """Which tokens enclose a document."""
     named = (("BOS", manifest.tokenizer.bos_id), ("EOS", manifest.tokenizer.eos_id))
     return ", ".join(f"no {name}" if id is None else f"{name} is {id}" for name, id in named)
 

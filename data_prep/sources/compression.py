@@ -10,14 +10,14 @@ from typing import BinaryIO, Literal, Protocol
 import zstandard
 
 BLOCK_BYTES = 1 << 18
-# Four bytes of a zstd frame can stand for 128 KiB, and its decoder gives out all that it can.
+# Four bytes of a zstd frame can expand to 128 KiB, and its decoder returns all that it can.
 _ZSTD_BYTES = 1 << 9
 
 Compression = Literal["gzip", "zstd"] | None
 
 
 class DamageError(Exception):
-    """The data end early ("truncated file": the start is sound) or are wrong ("damaged file")."""
+    """The data end early ("truncated file", sound up to there) or are wrong ("damaged file")."""
 
 
 class Readable(Protocol):

@@ -1,21 +1,23 @@
 """Strict reading of text and jsonl: every record is a document or a reject with its reason.
 
-Nothing is repaired and nothing is lost in silence. A jsonl file ends records at `\\n` alone; its
+Nothing is repaired and nothing is lost silently. A jsonl file ends records at `\\n` alone; its
 records are numbered from line 1 and known by the byte offset of their line, after decompression.
-The text is kept as it is: byte order marks, carriage returns and NULs belong to it.
+The text is not changed: byte order marks, carriage returns and NULs belong to it.
 """
 
 from __future__ import annotations
 
 import codecs
 import contextlib
+import io
 import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, BinaryIO, ClassVar, NamedTuple
+from typing import Any, BinaryIO, ClassVar
 
+from data_prep.dataset.blocks import BlockReader
 from data_prep.sources import compression, inputs, storage
 from data_prep.sources.compression import DamageError
 from data_prep.sources.inputs import InputFile
@@ -75,7 +77,6 @@ class LongDocument:
 class Reject:
     """A record that is not used: where it begins, as RawDocument says, and why."""
 
-    file: str
     line: int
     offset: int
     reason: str
@@ -85,9 +86,9 @@ class Reject:
 
 @dataclass(frozen=True)
 class Survey:
-    """What one pass over an input file tells.
+    """What one pass over an input file finds.
 
-    `bytes`, `version` and `sha256` are of the file as it lies there, `size` counts its bytes after
+    `bytes`, `version` and `sha256` are of the file as it is stored, `size` counts its bytes after
     decompression. `cuts` are (offset, line) of records at which reading can begin, the first of
     them (0, 1); `damage` is "", "truncated file" or "damaged file". `records` is how many there
     are at least: of a WARC file that is not known before it is read.
@@ -103,7 +104,7 @@ class Survey:
 
     @property
     def status(self) -> Status:
-        """What storage said of it then."""
+        """Its status at that time."""
         return Status(self.bytes, self.version)
 
 
@@ -113,33 +114,27 @@ class BadRecordError(Exception):
     def __init__(self, reason: str, detail: str = "") -> None:
         self.reason, self.detail = reason, detail
 
-
-class _Line(NamedTuple):
-    """A record's bytes, of which there are `size`; none are kept of one that is too large."""
-
-    data: bytes
-    size: int
-    whole: bool
+    def at(self, line: int, offset: int, read: int) -> Reject:
+        """The reject of the record at this place."""
+        return Reject(line, offset, self.reason, self.detail, read)
 
 
 def records(
     file: InputFile, found: Survey, start: tuple[int, int], stop: int
 ) -> Iterator[RawDocument | LongDocument | Reject]:
     """The records of a text or jsonl file that begin at offsets from `start` up to `stop`."""
-    is_long = file.max_held_bytes < found.size <= file.max_record_bytes
+    is_long = file.config.max_held_bytes < found.size <= file.config.max_record_bytes
     if file.format == "text" and is_long and not found.damage:
         yield LongDocument(file.relative, 1, 0, found.size, partial(text_of, file, found))
         return
     offset, line = start
     cut_short = bool(found.damage) and stop == found.size
-    for record in _lines(file, found, offset, stop):
-        if cut_short and not record.whole:
-            break
-        yield _record(file, record, line, offset)
-        offset, line = offset + record.size, line + 1
+    for data, size in _lines(file, found, offset, stop):
+        yield _record(file, data, size, line, offset)
+        offset, line = offset + size, line + 1
     if cut_short:
-        detail = "the compressed file ends here, inside of its data; the rest is lost"
-        yield Reject(file.name, line, offset, found.damage, detail, found.size - offset)
+        detail = "the compressed file ends here, inside its data; the rest is lost"
+        yield Reject(line, offset, found.damage, detail, found.size - offset)
 
 
 def text_of(file: InputFile, found: Survey) -> Iterator[str]:
@@ -185,20 +180,22 @@ def passages(texts: Iterable[str]) -> Iterator[str]:
 def check_size(file: InputFile, size: int) -> None:
     """Raise BadRecordError for a record of more bytes than are allowed or can be held."""
     for name in ("max_record_bytes", "max_held_bytes"):
-        if size > (limit := getattr(file, name)):
+        if size > (limit := getattr(file.config, name)):
             raise BadRecordError("record too large", f"{size} bytes; {name} is {limit}")
 
 
-def _record(file: InputFile, record: _Line, line: int, offset: int) -> RawDocument | Reject:
+def _record(
+    file: InputFile, data: bytes, size: int, line: int, offset: int
+) -> RawDocument | Reject:
     try:
-        check_size(file, record.size)
+        check_size(file, size)
         if file.format == "text":
-            (id, text), answer = _text_record(file, record.data), ""
+            (id, text), answer = _text_record(file, data), ""
         else:
-            id, text, answer = _json(file, record.data, line)
+            id, text, answer = _json(file, data, line)
     except BadRecordError as bad:
-        return Reject(file.name, line, offset, bad.reason, bad.detail, record.size)
-    return RawDocument(id, line, offset, record.size, text, answer)
+        return bad.at(line, offset, size)
+    return RawDocument(id, line, offset, size, text, answer)
 
 
 def _text_record(file: InputFile, data: bytes) -> tuple[str, str]:
@@ -209,7 +206,7 @@ def _text_record(file: InputFile, data: bytes) -> tuple[str, str]:
 
 def _json(file: InputFile, data: bytes, line: int) -> tuple[str, str, str]:
     """Id, text or prompt, and answer or nothing."""
-    # A byte order mark may head a jsonl file; inside of a text it is text.
+    # A byte order mark may head a jsonl file; inside a text it is text.
     content = utf8(data.removeprefix(_BOM) if line == 1 else data)
     if not content.strip():
         raise BadRecordError("blank line")
@@ -221,12 +218,12 @@ def _json(file: InputFile, data: bytes, line: int) -> tuple[str, str, str]:
         raise BadRecordError("broken JSON", str(error).splitlines()[0]) from None
     if not isinstance(value, dict):
         raise BadRecordError("not an object", f"found {type(value).__name__}")
-    id = identifier(value.get(file.id_field), f"{file.relative}:{line}")
-    if file.prompt_field:
-        text = _text(value, file.prompt_field, "prompt")
-        answer = _text(value, file.answer_field, "answer")
+    id = identifier(value.get(file.config.id_field), f"{file.relative}:{line}")
+    if file.config.prompt_field:
+        text = _text(value, file.config.prompt_field, "prompt")
+        answer = _text(value, file.config.answer_field, "answer")
     else:
-        text, answer = _text(value, file.text_field, "text"), ""
+        text, answer = _text(value, file.config.text_field, "text"), ""
     try:
         for part in (text, answer, id):
             part.encode()
@@ -236,7 +233,7 @@ def _json(file: InputFile, data: bytes, line: int) -> tuple[str, str, str]:
 
 
 def _text(value: dict[str, Any], key: str, what: str) -> str:
-    """What stands under the key. Raises BadRecordError unless that is a text."""
+    """The value of the key. Raises BadRecordError unless it is a text."""
     if key not in value:
         raise BadRecordError(f"{what} missing", f"no key {key!r}")
     text = value[key]
@@ -266,42 +263,27 @@ def _not_utf8(offset: int) -> BadRecordError:
     return BadRecordError("invalid UTF-8", f"byte {offset + 1} of the record")
 
 
-def _lines(file: InputFile, found: Survey, start: int, stop: int) -> Iterator[_Line]:
-    """Lines that begin in [start, stop) with their ends; of a text file, its bytes as one."""
+def _lines(file: InputFile, found: Survey, start: int, stop: int) -> Iterator[tuple[bytes, int]]:
+    """(bytes, size) of the lines that begin in [start, stop); of a text file, its bytes as one.
+
+    The bytes of one that is too large are not all there. A record that damage cuts is left out.
+    """
     block = min(max(stop - start, _LEAST_BLOCK), storage.BLOCK_BYTES)
-    with storage.open_binary(file.path, block) as raw:
+    with storage.open_binary(file.path, block) as raw, contextlib.suppress(DamageError):
         blocks = _from(raw, file, start)
-        if file.format == "jsonl":
-            yield from _split(blocks, start, stop, file.held_bytes)
+        if file.format == "text":
+            if not found.damage:
+                yield b"".join(blocks) if found.size <= file.held_bytes else b"", found.size
             return
-        parts: list[bytes] = []
-        if found.size <= file.held_bytes:
-            with contextlib.suppress(DamageError):
-                parts.extend(blocks)
-        yield _Line(b"".join(parts), found.size, not found.damage)
-
-
-def _split(blocks: Iterator[bytes], start: int, stop: int, limit: int) -> Iterator[_Line]:
-    # A list: a line of many blocks is joined once, when it ends.
-    pending: list[bytes] = []
-    offset, size = start, 0
-    with contextlib.suppress(DamageError):
-        for block in blocks:
-            *ends, rest = block.split(b"\n")
-            for part in ends:
-                size += len(part) + 1
-                pending.append(part + b"\n")
-                yield _Line(b"" if size > limit else b"".join(pending), size, True)
-                pending.clear()
-                offset, size = offset + size, 0
-                if offset >= stop:
-                    return
-            size += len(rest)
-            pending.append(rest)
-            if size > limit:
-                pending.clear()
-    if size:
-        yield _Line(b"" if size > limit else b"".join(pending), size, False)
+        reader: Any = BlockReader(blocks)
+        lines = io.BufferedReader(reader, compression.BLOCK_BYTES)
+        while start < stop and (line := lines.readline(file.held_bytes + 1)):
+            size, part = len(line), line
+            while part and not part.endswith(b"\n"):
+                part = lines.readline(compression.BLOCK_BYTES)
+                size += len(part)
+            yield line, size
+            start += size
 
 
 def _from(raw: BinaryIO, file: InputFile, start: int) -> Iterator[bytes]:

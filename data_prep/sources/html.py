@@ -1,7 +1,7 @@
 """The text of a web page, out of the HTTP response that a crawler stored.
 
 trafilatura takes the main text out of HTML, as it did for FineWeb: menus, comments and footers are
-left out. It is told to keep nothing from page to page, so a text depends on its page alone.
+left out. It remembers nothing from page to page, so a text depends on its page alone.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ LARGEST = 4 << 20
 """Bytes of a response, and of its page after decompression: larger ones take minutes."""
 
 _PAGES = ("text/html", "application/xhtml+xml")
-# zlib's word for gzip or zlib headers, and for none.
+# zlib's window sizes for gzip or zlib headers, and for none.
 _WINDOWS = {"gzip": (47,), "x-gzip": (47,), "deflate": (47, -15)}
 
 
@@ -41,7 +41,7 @@ def text_of(response: bytes, kind: str = "") -> str:
     text = _extracted(page)
     if not text:
         raise BadRecordError("no text in the page")
-    # Such characters can be written in HTML by their number.
+    # HTML can write lone surrogates by their number.
     return text.encode(errors="replace").decode()
 
 
@@ -59,7 +59,7 @@ def _body(head: HTTPResponse, response: bytes) -> bytes:
     try:
         return head.read()
     except (HTTPException, ValueError):
-        # Many crawlers store what they had decoded or cut beside the header that it came with.
+        # Many crawlers store the decoded or cut body beside the original header.
         first, _, rest = response.partition(b"\r\n\r\n")
         return rest or first.partition(b"\n\n")[2]
 
@@ -87,7 +87,7 @@ def _inflated(page: bytes, windows: tuple[int, ...]) -> bytes:
 def _extracted(page: bytes) -> str:
     import trafilatura
 
-    # What it says of a page is in the reject.
+    # Its messages about a page are in the reject.
     logging.getLogger("trafilatura").setLevel(logging.CRITICAL)
     try:
         text = trafilatura.extract(

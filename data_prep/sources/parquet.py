@@ -39,9 +39,8 @@ class _Group(NamedTuple):
 def survey(file: InputFile, cut_bytes: int) -> tuple[int, int, list[tuple[int, int]], str]:
     """The size, number of records, cuts and damage of documents.Survey."""
     try:
-        with _opened(file) as opened:
-            groups = _groups(opened)
-            bad = _bad_schema(file, opened)
+        with _opened(file) as (_, groups, bad):
+            pass
     except DamageError:
         with storage.open_binary(file.path, len(_MAGIC)) as raw:
             size = storage.status(file.path).bytes
@@ -58,29 +57,37 @@ def survey(file: InputFile, cut_bytes: int) -> tuple[int, int, list[tuple[int, i
 
 def records(file: InputFile, start: int, stop: int) -> Iterator[RawDocument | Reject]:
     """The rows of the row groups that begin at offsets from `start` up to `stop`."""
-    with contextlib.ExitStack() as stack:
-        try:
-            opened = stack.enter_context(_opened(file))
-            groups = _groups(opened)
-            bad = _bad_schema(file, opened)
-        except DamageError as error:
-            yield Reject(file.name, 1, 0, "damaged file", str(error), stop)
-            return
-        if bad is not None:
-            yield Reject(file.name, 1, 0, bad.reason, bad.detail, stop)
-            return
-        for group in groups:
-            if start <= group.offset < stop:
-                yield from _rows(file, opened, group)
+    try:
+        with _opened(file) as (opened, groups, bad):
+            if bad is not None:
+                yield bad.at(1, 0, stop)
+                return
+            for group in groups:
+                if start <= group.offset < stop:
+                    yield from _rows(file, opened, group)
+    except DamageError as error:
+        yield Reject(1, 0, "damaged file", str(error), stop)
 
 
-def _opened(file: InputFile) -> pq.ParquetFile:
+@contextlib.contextmanager
+def _opened(
+    file: InputFile,
+) -> Iterator[tuple[pq.ParquetFile, list[_Group], BadRecordError | None]]:
+    """The file, its row groups, and why its schema holds no texts. Raises DamageError."""
     # Arrow reads local files by itself; of remote ones every read of its buffer is one request.
     source = storage.open_binary(file.path, 0) if storage.is_url(file.path) else str(file.path)
-    with _damage():
-        return pq.ParquetFile(
-            source, pre_buffer=False, buffer_size=_BUFFER_BYTES, page_checksum_verification=True
-        )
+    with contextlib.ExitStack() as stack:
+        with _damage():
+            opened = stack.enter_context(
+                pq.ParquetFile(
+                    source,
+                    pre_buffer=False,
+                    buffer_size=_BUFFER_BYTES,
+                    page_checksum_verification=True,
+                )
+            )
+            groups, bad = _groups(opened), _bad_schema(file, opened)
+        yield opened, groups, bad
 
 
 @contextlib.contextmanager
@@ -89,7 +96,7 @@ def _damage() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        # Of the system and of the network: those have a number, Arrow's own have none.
+        # Errors of the system and the network have a number, Arrow's own have none.
         if isinstance(error, OSError) and error.errno:
             raise
         raise DamageError(" ".join(str(error).split())[:200]) from None
@@ -98,25 +105,24 @@ def _damage() -> Iterator[None]:
 def _groups(opened: pq.ParquetFile) -> list[_Group]:
     groups: list[_Group] = []
     offset, line = 0, 1
-    with _damage():
-        for number in range(opened.metadata.num_row_groups):
-            found = opened.metadata.row_group(number)
-            if found.num_rows > 0:
-                span = max(found.total_byte_size, 1)
-                groups.append(_Group(number, offset, line, span, found.num_rows))
-                offset, line = offset + span, line + found.num_rows
-        if line - 1 != opened.metadata.num_rows:
-            raise DamageError(f"its row groups have {line - 1} rows, not the number it states")
+    for number in range(opened.metadata.num_row_groups):
+        found = opened.metadata.row_group(number)
+        if found.num_rows > 0:
+            span = max(found.total_byte_size, 1)
+            groups.append(_Group(number, offset, line, span, found.num_rows))
+            offset, line = offset + span, line + found.num_rows
+    if line - 1 != opened.metadata.num_rows:
+        raise DamageError(f"its row groups have {line - 1} rows, not the number it states")
     return groups
 
 
 def _bad_schema(file: InputFile, opened: pq.ParquetFile) -> BadRecordError | None:
-    with _damage():
-        kind = _type(opened, file.text_field)
+    name = file.config.text_field
+    kind = _type(opened, name)
     if kind is None:
-        return BadRecordError("text missing", f"no column {file.text_field!r}")
+        return BadRecordError("text missing", f"no column {name!r}")
     if not _is_text(kind):
-        return BadRecordError("text not a string", f"column {file.text_field!r} is {kind}")
+        return BadRecordError("text not a string", f"column {name!r} is {kind}")
     return None
 
 
@@ -149,7 +155,7 @@ def _rows(file: InputFile, opened: pq.ParquetFile, group: _Group) -> Iterator[Ra
         cause = str(error)
     detail = f"{group.rows - done} rows of row group {group.number} are lost: {cause}"
     line = group.line + done
-    yield Reject(file.name, line, group.offset, "damaged file", detail, group.span - read)
+    yield Reject(line, group.offset, "damaged file", detail, group.span - read)
 
 
 def _values(
@@ -157,9 +163,9 @@ def _values(
 ) -> Iterator[tuple[bytes | None, Any]]:
     """(text, id) of each row, texts as they are stored. Raises DamageError."""
     with _damage():
-        id_type = _type(opened, file.id_field)
+        id_type = _type(opened, file.config.id_field)
         has_id = id_type is not None and (_is_text(id_type) or pa.types.is_integer(id_type))
-        columns = [file.text_field, *([file.id_field] if has_id else [])]
+        columns = [file.config.text_field, *([file.config.id_field] if has_id else [])]
         batches = opened.iter_batches(
             _batch_rows(opened, group, columns), [group.number], list(dict.fromkeys(columns)), False
         )
@@ -173,12 +179,12 @@ def _values(
 
 
 def _batch_rows(opened: pq.ParquetFile, group: _Group, columns: list[str]) -> int:
-    """So few that they fit even if each of them is all that the group's pages hold."""
+    """So few that they fit even if each of them has all the bytes of the group."""
     # Values of a dictionary are not repeated in memory, and each batch has the whole dictionary.
     kinds = (opened.schema_arrow.field(name).type for name in columns)
     if all(pa.types.is_dictionary(kind) or pa.types.is_integer(kind) for kind in kinds):
         return _BATCH_ROWS
-    # The sizes of columns are not asked for: on broken ones Arrow ends the process.
+    # Not by the sizes of columns: reading broken ones ends the process in Arrow.
     return min(max(_BATCH_BYTES // group.span, 1), _BATCH_ROWS)
 
 
@@ -193,7 +199,7 @@ def _plain(column: pa.Array) -> Iterator[Any]:
 
 
 def _as_bytes(column: pa.Array) -> pa.Array:
-    # One value that is not UTF-8 is that record's fault alone.
+    # One value that is not UTF-8 costs that record alone.
     return column.cast(pa.large_binary()) if _is_text(column.type) else column
 
 
@@ -210,4 +216,4 @@ def _record(
         name = documents.identifier(own, f"{file.relative}:{line}")
         return RawDocument(name, line, offset, read, documents.utf8(text))
     except BadRecordError as bad:
-        return Reject(file.name, line, offset, bad.reason, bad.detail, read)
+        return bad.at(line, offset, read)

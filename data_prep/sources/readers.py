@@ -1,7 +1,7 @@
 """Reading of input files by their format: what each is, and its records.
 
 Every record is a document or a reject with its reason; of a group of files (`group_by`) the group
-is a record, and so is each member that cannot be read.
+is a record, and each member that cannot be read is a reject.
 """
 
 from __future__ import annotations
@@ -60,13 +60,11 @@ def records(
     """
     if storage.status(file.path) != found.status:
         raise inputs.changed(file.path)
-    if file.format == "parquet" and found.damage:
-        detail = "its footer cannot be read, so none of its rows is used"
-        yield Reject(file.name, 1, 0, found.damage, detail, found.size)
-    elif found.damage == "damaged file":
-        detail = "its compressed data fail their check, so none of them is used"
-        yield Reject(file.name, 1, 0, found.damage, detail, found.size)
-    elif file.format == "parquet":
+    is_parquet = file.format == "parquet"
+    if found.damage == "damaged file" or (is_parquet and found.damage):
+        what = "footer cannot be read" if is_parquet else "compressed data fail their check"
+        yield Reject(1, 0, found.damage, f"its {what}, so none of it is used", found.size)
+    elif is_parquet:
         yield from parquet.records(file, start[0], stop)
     elif file.format == "warc":
         yield from warc.records(file, found)
@@ -93,9 +91,9 @@ def group(
                 continue
             first = first if kept else index
             read += sound.read
-            size += sound.read + (len(file.separator.encode()) if kept else 0)
+            size += sound.read + (len(file.config.group_separator.encode()) if kept else 0)
             kept.append((file, found))
-            # Of a group that is too large to be held the members are read again, one by one.
+            # The members of a group that is too large to be held are read again, one by one.
             if isinstance(sound, RawDocument) and size <= file.held_bytes:
                 texts.append(sound.text)
             else:
@@ -104,12 +102,17 @@ def group(
         return
     file = files[first]
     if size <= file.held_bytes:
-        yield first, RawDocument(file.group, 1, 0, read, file.separator.join(texts))
-    elif size <= file.max_record_bytes:
-        yield first, LongDocument(file.group, 1, 0, read, partial(_joined, kept, file.separator))
+        yield first, RawDocument(file.group, 1, 0, read, file.config.group_separator.join(texts))
+    elif size <= file.config.max_record_bytes:
+        yield (
+            first,
+            LongDocument(
+                file.group, 1, 0, read, partial(_joined, kept, file.config.group_separator)
+            ),
+        )
     else:
-        detail = f"the group: {size} bytes; max_record_bytes is {file.max_record_bytes}"
-        yield first, Reject(file.name, 1, 0, "record too large", detail, read)
+        detail = f"the group: {size} bytes; max_record_bytes is {file.config.max_record_bytes}"
+        yield first, Reject(1, 0, "record too large", detail, read)
 
 
 def _checked(record: RawDocument | LongDocument | Reject) -> RawDocument | LongDocument | Reject:
@@ -118,7 +121,7 @@ def _checked(record: RawDocument | LongDocument | Reject) -> RawDocument | LongD
         try:
             deque(record.open(), maxlen=0)
         except BadRecordError as bad:
-            return Reject(record.id, 1, 0, bad.reason, bad.detail, record.read)
+            return bad.at(1, 0, record.read)
     return record
 
 
@@ -130,7 +133,7 @@ def _joined(members: list[tuple[InputFile, Survey]], separator: str) -> Iterator
 
 
 class _Hashing:
-    """A file that hashes what is read of it."""
+    """A file whose bytes are hashed as they are read."""
 
     def __init__(self, file: Readable, digest: Any) -> None:
         self._file, self._digest = file, digest

@@ -1,9 +1,9 @@
-"""Where input files lie: on a local path, or under any URL that fsspec can read.
+"""Where input files are stored: on a local path, or under any URL that fsspec can read.
 
-Local files are opened directly. Of a remote file, blocks are asked for by range, so each can be
-asked for again where the network fails. Credentials come from where the libraries look for them
+Local files are opened directly. A remote file is read in ranges, each of which is requested again
+where the network fails. Credentials come from where the libraries look for them
 (AWS_ACCESS_KEY_ID, AWS_PROFILE, AWS_ENDPOINT_URL, ~/.netrc, FSSPEC_S3_ANON), never from here.
-fsspec keeps a thread and connections for each process: nothing of it is passed on to a worker.
+fsspec has a thread and connections for each process: nothing of it is passed to a worker.
 """
 
 from __future__ import annotations
@@ -25,16 +25,17 @@ T = TypeVar("T")
 BLOCK_BYTES = 8 << 20
 _URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://")
 _WEB = ("http", "https")
-# Seconds before each further try; of other servers the libraries ask again by themselves.
+# Seconds before each further attempt; for other servers the libraries retry by themselves.
 _WAITS = (0.5, 2.0, 5.0)
+_NO_RANGES = "its server does not serve ranges of bytes; copy the file"
 _TRANSIENT = (408, 425, 429)
-# In order: the surest sign that a file is still the same.
+# In order: the most reliable sign that a file is still the same comes first.
 _VERSIONS = ("ETag", "etag", "md5Hash", "Content-MD5", "mtime", "LastModified", "Last-Modified")
 
 
 @dataclass(frozen=True)
 class Status:
-    """Size in bytes, and what changes when the file does: its time in ns, or its server's tag."""
+    """Size in bytes, and what changes with the file: its modification time in ns, or an ETag."""
 
     bytes: int
     version: str
@@ -55,7 +56,7 @@ def is_url(path: str | Path) -> bool:
 
 
 def status(path: str) -> Status:
-    """What the file is now. Raises OSError with the path or URL and the cause."""
+    """The current status of the file. Raises OSError with the path or URL and the cause."""
     if not is_url(path):
         return local_status(os.stat(path))  # noqa: PTH116
     system, name = _system(path)
@@ -71,14 +72,33 @@ def open_binary(path: str, block: int = BLOCK_BYTES) -> BinaryIO:
     """The file's bytes, seekable; of a remote one in ranges of `block` bytes, or as read if 0."""
     if not is_url(path):
         return open(path, "rb")  # noqa: PTH123
-    ranges: Any = _Ranges(path)
-    return io.BufferedReader(ranges, block) if block else ranges
+    system, name = _system(path)
+    opened: Any = _asked(path, lambda: system.open(name, "rb", BLOCK_BYTES, cache_type="none"))
+    if getattr(opened, "size", 0) is None:
+        # fsspec can only stream it: it is empty, or its server refuses ranges.
+        opened.close()
+        if status(path).bytes:
+            raise OSError(errno.EIO, _NO_RANGES, path)
+        return io.BytesIO()
+    if cache := getattr(opened, "cache", None):
+        fetch, size = cache.fetcher, cache.size
+        cache.fetcher = lambda start, stop: _asked(
+            path, lambda: _range(fetch, start, min(stop, size))
+        )
+    return io.BufferedReader(opened, block) if block else opened
+
+
+def _range(fetch: Callable[[int, int], bytes], start: int, stop: int) -> bytes:
+    data = fetch(start, stop)
+    if len(data) != stop - start:
+        raise ConnectionError(f"received {len(data)} of {stop - start} bytes at {start}")
+    return data
 
 
 def listing(url: str) -> list[Listed]:
-    """The files that a URL means: on the web itself, elsewhere all that match it as a glob.
+    """The files of a URL: on the web that one, elsewhere all that match it as a glob.
 
-    Raises OSError with the cause where its server cannot be asked, ValueError where fsspec or the
+    Raises OSError with the cause where its server gives no answer, ValueError where fsspec or the
     package for this kind of URL is missing.
     """
     parts = urlsplit(url)
@@ -100,7 +120,7 @@ def listing(url: str) -> list[Listed]:
 
 def _status(url: str, info: dict[str, Any]) -> Status:
     if info.get("size") is None:
-        raise OSError(errno.EIO, "its server does not tell its size; copy the file", url)
+        raise OSError(errno.EIO, "its server does not report its size; copy the file", url)
     version = next((str(info[key]) for key in _VERSIONS if info.get(key)), "")
     return Status(info["size"], version)
 
@@ -114,7 +134,7 @@ def _system(url: str) -> tuple[Any, str]:
         import aiohttp
 
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=20, sock_read=60)
-        # A .gz file stays as it is, whatever a server calls it; proxies and ~/.netrc are heeded.
+        # A .gz file stays compressed, whatever its headers say; proxies and ~/.netrc are used.
         plain = {"Accept-Encoding": "identity"}
         client = {"timeout": timeout, "headers": plain, "auto_decompress": False}
         options["client_kwargs"] = client | {"trust_env": True}
@@ -126,16 +146,16 @@ def _system(url: str) -> tuple[Any, str]:
 
 
 def _asked(url: str, ask: Callable[[], T]) -> T:
-    """Ask a server, again where that may help. Raises OSError with the URL and the cause."""
+    """Call `ask`, again where that may help. Raises OSError with the URL and the cause."""
     waits = _WAITS if urlsplit(url).scheme in _WEB else ()
     for wait in (*waits, None):
         try:
             return ask()
         except Exception as error:
-            # fsspec wraps what went wrong on the web into "file not found".
+            # fsspec wraps every error on the web into "file not found".
             cause = error.__cause__ or error if isinstance(error, FileNotFoundError) else error
             if wait is None or not _may_pass(cause):
-                raise OSError(errno.EIO, _told(cause), url) from None
+                raise OSError(errno.EIO, _cause(cause), url) from None
         time.sleep(wait)
     raise AssertionError
 
@@ -147,55 +167,11 @@ def _may_pass(error: BaseException) -> bool:
     return not isinstance(error, FileNotFoundError | PermissionError | ValueError | TypeError)
 
 
-def _told(error: BaseException) -> str:
+def _cause(error: BaseException) -> str:
     if "range requests" in str(error) or "Cannot seek" in str(error):
-        return "its server does not serve ranges of bytes, which reading in parts needs; copy it"
+        return _NO_RANGES
     if code := getattr(error, "status", 0):
         return f"its server answers {code} {getattr(error, 'message', '')}".rstrip()
     if isinstance(error, FileNotFoundError):
         return "there is no such file"
     return " ".join(str(error).split()) or type(error).__name__
-
-
-class _Ranges(io.RawIOBase):
-    """A remote file, each read of which is one request."""
-
-    def __init__(self, url: str) -> None:
-        self._url, self._at = url, 0
-        system, name = _system(url)
-        self._file = _asked(
-            url, lambda: system.open(name, "rb", block_size=BLOCK_BYTES, cache_type="none")
-        )
-        self._size = int(self._file.size or 0)
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        self._at = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
-        return self._at
-
-    def tell(self) -> int:
-        return self._at
-
-    def readinto(self, buffer: Any) -> int:
-        wanted = min(len(buffer), max(self._size - self._at, 0))
-        data = _asked(self._url, lambda: self._range(wanted)) if wanted else b""
-        buffer[: len(data)] = data
-        self._at += len(data)
-        return len(data)
-
-    def _range(self, wanted: int) -> bytes:
-        self._file.seek(self._at)
-        data: bytes = self._file.read(wanted)
-        if len(data) != wanted:
-            raise ConnectionError(f"{len(data)} of {wanted} bytes at {self._at} came")
-        return data
-
-    def close(self) -> None:
-        if not self.closed:
-            self._file.close()
-        super().close()

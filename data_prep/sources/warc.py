@@ -1,9 +1,9 @@
 """WARC and WET: `conversion` records of plain text and `response` records of HTML are documents.
 
-Other records (warcinfo, request, metadata, ...) are no documents and are not counted. A record's
+Other records (warcinfo, request, metadata, ...) are not documents and are not counted. A record's
 `line` is its number in the file, of all records, and its offset is where its header begins, after
-decompression. The reader is our own since warcio's takes a wrong length for a warning, ends quietly
-where a file is cut, and needs time that is quadratic in the length of a line.
+decompression. The reader is our own since warcio only warns of a wrong length, ends silently where
+a file is cut, and needs time that is quadratic in the length of a line.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import io
 from collections.abc import Iterator
 from typing import Any
 
+from data_prep.dataset.blocks import BlockReader
 from data_prep.sources import compression, documents, html, storage
 from data_prep.sources.compression import DamageError
 from data_prep.sources.documents import BadRecordError, RawDocument, Reject, Survey
@@ -19,32 +20,36 @@ from data_prep.sources.inputs import InputFile
 
 _HEADER_BYTES = 1 << 16
 _END = b"\r\n\r\n"
-# Of a length that can be: int() of more would be slow, or refused.
+# Digits of a possible length: int() of more would be slow, or refused.
 _DIGITS = 18
 
 
 def records(file: InputFile, found: Survey) -> Iterator[RawDocument | Reject]:
     """The documents and rejects of the whole file."""
-    line, offset, done = 1, 0, 0
+    line, done = 1, 0
     with storage.open_binary(file.path) as raw:
-        source: Any = _Blocks(compression.blocks(raw, file.compression))
+        source: Any = BlockReader(compression.blocks(raw, file.compression))
         stream = io.BufferedReader(source, compression.BLOCK_BYTES)
         try:
             while (first := _first_line(stream)) is not None:
                 offset = stream.tell() - len(first)
                 header = _header(stream, first)
-                made = _record(file, stream, header, line)
-                read = stream.tell() - done
-                if isinstance(made, BadRecordError):
-                    yield Reject(file.name, line, offset, made.reason, made.detail, read)
-                elif made is not None:
-                    yield RawDocument(made[0], line, offset, read, made[1])
-                done += read if made is not None else 0
+                length, content = _content(file, stream, header)
+                if content is not None:
+                    read, done = stream.tell() - done, stream.tell()
+                    id = header.get("warc-record-id") or f"{file.relative}:{line}"
+                    try:
+                        documents.check_size(file, length)
+                        text = _text(header, content, length)
+                    except BadRecordError as bad:
+                        yield bad.at(line, offset, read)
+                    else:
+                        yield RawDocument(id, line, offset, read, text)
                 line += 1
         except DamageError as error:
             reason = "truncated file" if str(error) == "truncated file" else "damaged file"
             detail = f"{error}: record {line} and what follows it are lost"
-            yield Reject(file.name, line, stream.tell(), reason, detail, found.size - done)
+            yield Reject(line, stream.tell(), reason, detail, found.size - done)
 
 
 def _first_line(stream: io.BufferedReader) -> bytes | None:
@@ -74,17 +79,20 @@ def _header(stream: io.BufferedReader, first: bytes) -> dict[str, str]:
     raise DamageError("a header is too long")
 
 
-def _record(
-    file: InputFile, stream: io.BufferedReader, header: dict[str, str], line: int
-) -> tuple[str, str] | BadRecordError | None:
-    """(id, text) of a document, why it is none, or None for what was never meant to be one."""
+def _content(
+    file: InputFile, stream: io.BufferedReader, header: dict[str, str]
+) -> tuple[int, bytes | None]:
+    """(stated length, the beginning of the content as far as it may be held) of a record.
+
+    Reads the record to its end. No content where it was never meant to be a document.
+    """
     stated = header.get("content-length", "")
     if not (stated.isascii() and stated.isdecimal()) or len(stated) > _DIGITS:
         raise DamageError(f"a record's Content-Length is {stated[:40]!r}")
-    kind, length = header.get("warc-type", "").lower(), int(stated)
+    kind, length = _kind(header), int(stated)
     if kind not in ("conversion", "response"):
         _skip(stream, length)
-        return None
+        return length, None
     most = min(file.held_bytes, html.LARGEST) if kind == "response" else file.held_bytes
     kept = min(length, most)
     content = stream.read(kept)
@@ -93,15 +101,19 @@ def _record(
     _skip(stream, length - kept)
     if not _END.startswith(stream.read(len(_END))):
         raise DamageError(f"a record does not end where its Content-Length {stated} says")
-    try:
-        documents.check_size(file, length)
-        text = _page(header, content, length) if kind == "response" else _text(header, content)
-        return header.get("warc-record-id") or f"{file.relative}:{line}", text
-    except BadRecordError as bad:
-        return bad
+    return length, content
 
 
-def _text(header: dict[str, str], content: bytes) -> str:
+def _kind(header: dict[str, str]) -> str:
+    return header.get("warc-type", "").lower()
+
+
+def _text(header: dict[str, str], content: bytes, length: int) -> str:
+    if _kind(header) == "response":
+        if length > len(content):
+            detail = f"{length} bytes; a page may have {html.LARGEST}"
+            raise BadRecordError("record too large", detail)
+        return html.text_of(content, header.get("warc-identified-payload-type", ""))
     kind = header.get("content-type", "text/plain").partition(";")[0].strip().lower()
     if kind != "text/plain":
         raise BadRecordError("not plain text", f"a conversion to {kind}")
@@ -110,36 +122,9 @@ def _text(header: dict[str, str], content: bytes) -> str:
     return documents.utf8(content)
 
 
-def _page(header: dict[str, str], content: bytes, length: int) -> str:
-    if length > len(content):
-        detail = f"{length} bytes; a page may have {html.LARGEST}"
-        raise BadRecordError("record too large", detail)
-    return html.text_of(content, header.get("warc-identified-payload-type", ""))
-
-
 def _skip(stream: io.BufferedReader, size: int) -> None:
     while size:
         block = stream.read(min(size, compression.BLOCK_BYTES))
         if not block:
             raise DamageError("truncated file")
         size -= len(block)
-
-
-class _Blocks(io.RawIOBase):
-    """A stream of blocks, none of which is empty."""
-
-    def __init__(self, blocks: Iterator[bytes]) -> None:
-        self._blocks, self._block, self._at = blocks, memoryview(b""), 0
-
-    def readable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._at
-
-    def readinto(self, buffer: Any) -> int:
-        block = self._block or memoryview(next(self._blocks, b""))
-        size = min(len(buffer), len(block))
-        buffer[:size] = block[:size]
-        self._block, self._at = block[size:], self._at + size
-        return size

@@ -1,11 +1,11 @@
 """What a Hugging Face tokenizer.json says of its pieces, special tokens and way of splitting.
 
-Which tokens begin and end a text stands in no fixed place. Of BOS, EOS and padding each is taken
-from the first of these that speaks of it:
+The tokens that begin and end a text have no fixed place in it. BOS, EOS and padding are each taken
+from the first of these that names it:
 
 1. what `stating` wrote into the file, as into every copy in a data set or a run;
 2. `tokenizer_config.json`, then `special_tokens_map.json` beside the file (null: there is none);
-3. the file: the one special token that its post-processor lays before (BOS) or behind (EOS) a text,
+3. the file: the one special token that its post-processor puts before (BOS) or after (EOS) a text,
    or the token of its `padding`;
 4. for BOS and EOS, the only special added token with one of the well-known names.
 
@@ -21,8 +21,7 @@ from typing import Any
 
 import tokenizers
 
-SPACE = "\u2581"
-"""How SentencePiece, and what was converted from it, writes a space."""
+from data_prep.tokenizer.spelling import SPACE
 
 _COMPANIONS = ("tokenizer_config.json", "special_tokens_map.json")
 _WELL_KNOWN = {
@@ -53,11 +52,11 @@ _LLAMA3 = (
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 _QWEN = _LLAMA3.replace("{1,3}", "")
-# The patterns match nothing that crosses from a line end to what is no white space, and what they
-# match before does not depend on what follows; GPT-2's only where the line end stands alone.
+# The patterns match nothing that crosses from a line end to a character that is no white space, and
+# their earlier matches do not depend on later text; GPT-2's only after a single line end.
 _LINE_START = re.compile(r"(?<=\n)(?=\S)")
 _NEXT_LINE = re.compile(r"(?<=\S\n)(?=\S)")
-# A prefixed space stands for the one that is cut off, but not in front of nothing.
+# Encoding prefixes the space that is cut off, but not to an empty text.
 _BEFORE_SPACE = re.compile(rf"(?<=[^\s{SPACE}])(?= [\s\S])")
 
 
@@ -89,7 +88,7 @@ def stating(
 ) -> dict[str, Any] | None:
     """The file with `found` in it, so that it needs no companions; None where it has them.
 
-    They stand as the special tokens of a template that lays out nothing, in front of the file's own
+    They are written as the special tokens of a template that adds nothing, before the file's own
     post-processor: other programs read the file and encode as before.
     """
     if _stated(plain) is not None:
@@ -113,13 +112,13 @@ def stating(
 
 
 def pieces(plain: dict[str, Any], model: tokenizers.Tokenizer) -> list[bytes]:
-    """The bytes of text that each id stands for; none for special tokens and ids without a piece.
+    """The bytes of text that each id means; none for special tokens and ids without a piece.
 
-    Raises ValueError where tokens do not stand for bytes of their own, or are drawn by chance.
+    Raises ValueError where tokens have no fixed bytes, or are drawn at random.
     """
     if dropout := plain["model"].get("dropout"):
         raise ValueError(
-            f"has the dropout {dropout}, so a text gets other tokens each time; set it to null"
+            f"has the dropout {dropout}, so a text gets different tokens each time; set it to null"
         )
     kinds = {step["type"] for step in _steps(plain.get("decoder"), "decoders")}
     byte_level = "ByteLevel" in kinds
@@ -182,7 +181,7 @@ def cut(plain: dict[str, Any]) -> re.Pattern[str] | None:
 
 
 def _line_cut(plain: dict[str, Any]) -> re.Pattern[str] | None:
-    """Where a byte-level BPE's text may be cut by the split that stands before it."""
+    """Where a byte-level BPE's text may be cut, by the split that precedes it."""
     steps = _steps(plain.get("pre_tokenizer"), "pretokenizers")
     if not steps or steps[-1]["type"] != "ByteLevel" or steps[-1]["add_prefix_space"]:
         return None
@@ -228,12 +227,12 @@ def _of_file(plain: dict[str, Any], model: tokenizers.Tokenizer) -> dict[str, st
 
 
 def _of_companion(path: Path) -> dict[str, str | None]:
-    """The roles that the file speaks of: a token as a string, in an object's `content`, or null."""
+    """The roles that the file names: a token as a string, in an object's `content`, or null."""
     try:
         plain = json.loads(path.read_bytes())
         named = {role: plain[role] for role in _WELL_KNOWN if role in plain}
     except (OSError, ValueError, TypeError):
-        raise ValueError(f"{path}: cannot be read as a JSON object; mend or remove it") from None
+        raise ValueError(f"{path}: is not a JSON object; repair or remove it") from None
     found = {}
     for role, value in named.items():
         found[role] = value.get("content") if isinstance(value, dict) else value

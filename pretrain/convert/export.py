@@ -23,7 +23,8 @@ from torch import Tensor
 
 from data_prep.dataset import durable
 from data_prep.tokenizer import tokenizer
-from data_prep.tokenizer.tokenizer import HuggingFace, Tokenizer
+from data_prep.tokenizer.contract import Tokenizer
+from data_prep.tokenizer.hugging_face import HuggingFace
 from pretrain.checkpoint.load import Checkpoint
 from pretrain.checkpoint.manifest import TensorInfo
 from pretrain.checkpoint.pieces import DTYPES, dtype_name, stream_tensors

@@ -25,7 +25,7 @@ from torch import Tensor
 from data_prep.dataset import durable, settings
 from data_prep.dataset.settings import SettingsError
 from data_prep.tokenizer import tokenizer
-from data_prep.tokenizer.tokenizer import Tokenizer, TokenizerError
+from data_prep.tokenizer.contract import Tokenizer, TokenizerError
 from pretrain.checkpoint.alone import write_checkpoint
 from pretrain.checkpoint.manifest import CHECKPOINTS, CheckpointError, TensorInfo, step_name
 from pretrain.checkpoint.ranks import SoloRanks

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data_prep.tokenizer.tokenizer import StreamDecoder
+from data_prep.tokenizer.contract import StreamDecoder
 from pretrain.evaluate import sampling
 from pretrain.evaluate.progress import Progress
 from pretrain.model.decoding import Decoder

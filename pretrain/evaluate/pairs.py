@@ -17,7 +17,6 @@ from typing import Any
 from data_prep.dataset.settings import SettingsError
 from data_prep.dataset.shards import DataError, read_manifest
 from pretrain import config as configuration
-from pretrain.evaluate import sampling
 
 _CONFIG_FILE = "config.yaml"
 _TOLD = 10  # lines of a file whose mistakes are told one by one
@@ -50,20 +49,6 @@ class Asked:
     temperature: float
     top_p: float
     seed: int
-
-    def problems(self) -> list[str]:
-        """Every reason why this cannot be asked, by the option of the command line."""
-        found = [
-            f"--shares: {share:g} is not more than 0 (nothing) and at most 1 (the whole document)"
-            for share in self.shares
-            if not 0 < share <= 1
-        ]
-        twice = [share for share in dict.fromkeys(self.shares) if self.shares.count(share) > 1]
-        found += [f"--shares: {share:g} is given twice" for share in twice]
-        found += sampling.problems(self.max_tokens, self.temperature, self.top_p)
-        if self.seed < 0:
-            found.append(f"--seed: expected 0 or more, found {self.seed}")
-        return found
 
 
 def fields(

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from data_prep.dataset import durable
 from data_prep.dataset.shards import Document
-from data_prep.tokenizer.tokenizer import Tokenizer
+from data_prep.tokenizer.contract import Tokenizer
 from pretrain.data.lanes import IGNORE, Dataset
 from pretrain.evaluate.progress import Progress
 from pretrain.model.state import of_lanes
@@ -97,7 +97,6 @@ def evaluate(
     """
     if window_segments is None:
         window_segments = trained.config.train.window_segments
-    _check_at_least_1(batch=batch, window_segments=window_segments, documents=max_documents)
     data = Dataset(data_directory)
     _check_tokenizer(trained, data)
     progress = Progress("evaluate", _tokens_ahead(data, max_documents), report)
@@ -413,12 +412,6 @@ def _columns(trained: Trained, masked: bool) -> tuple[str, ...]:
     if not trained.config.model.memory.traits.remembers:
         return (NO_MEMORY,)
     return (MEMORY, MASKED) if masked else (MEMORY,)
-
-
-def _check_at_least_1(**values: int | None) -> None:
-    for name, value in values.items():
-        if value is not None and value < 1:
-            raise EvaluationError(f"--{name.replace('_', '-')}: expected at least 1, found {value}")
 
 
 def _check_tokenizer(trained: Trained, data: Dataset) -> None:

@@ -26,7 +26,7 @@ from torch import Tensor
 from data_prep.dataset import durable
 from data_prep.recall import tasks
 from data_prep.recall.tasks import Haystack
-from data_prep.tokenizer.tokenizer import Tokenizer
+from data_prep.tokenizer.contract import Tokenizer
 from pretrain.evaluate.progress import Progress
 from pretrain.evaluate.questions import Asked
 from pretrain.model.state import of_lanes

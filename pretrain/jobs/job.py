@@ -13,7 +13,7 @@ from pretrain.config import Config
 
 @dataclass(frozen=True)
 class Job:
-    """A run on `nodes` nodes, as many as the scheduler gives, with `ranks` ranks on each."""
+    """A run on as many of `nodes` nodes as the scheduler gives, with `ranks` ranks on each."""
 
     nodes: range
     ranks: int
@@ -24,7 +24,7 @@ def plan(config: Config, nodes: str, gpus: int) -> Job:
     """The job of a run on `nodes` (N, or N-M) nodes of `gpus` GPUs.
 
     A node has `launch.ranks` ranks where that is set, else one a GPU, or one on a CPU. Raises
-    SettingsError with all that cannot work.
+    SettingsError with every problem.
     """
     problems = _directory_problems(config)
     ranks = config.launch.ranks or (gpus if config.launch.device != "cpu" else 0) or 1

@@ -1,10 +1,7 @@
 """Ranks: found in the environment of torchrun or srun, or started here on one machine.
 
-Exit codes of `pretrain train`: 0 the run is finished; 2 a mistake of the user, told in one message;
-75 (EX_TEMPFAIL) a signal stopped it after a checkpoint was committed: the same command goes on; 78
-(EX_CONFIG) attempts made no progress, so that it should not be started again by itself; anything
-else is a failure, and the same command goes on from the last good checkpoint. torchrun makes a 1 of
-all of them: the attempt's own code stands in the run directory's exit.json.
+The exit codes of `pretrain train` are listed in its help (pretrain/cli/outcome.py). torchrun makes
+a 1 of all failures: the attempt's own code is in the run directory's exit.json.
 """
 
 from __future__ import annotations
@@ -28,8 +25,8 @@ from pretrain.checkpoint.attempts import NoProgressError, SupersededError
 from pretrain.config import Config
 
 EXIT_MISTAKE = 2
-EXIT_STOPPED = 75
-EXIT_NO_PROGRESS = 78
+EXIT_STOPPED = 75  # EX_TEMPFAIL
+EXIT_NO_PROGRESS = 78  # EX_CONFIG: not to be started again automatically
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
@@ -43,7 +40,7 @@ _PR_SET_PDEATHSIG = 1
 
 @dataclass(frozen=True)
 class Place:
-    """Where this process stands among the ranks of a run."""
+    """This process among the ranks of a run."""
 
     rank: int
     size: int
@@ -56,7 +53,7 @@ def place_in(environment: Mapping[str, str]) -> Place | None:
 
     Understood: our own launcher, torchrun (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT)
     and srun with one task a rank (SLURM_PROCID and kin; MASTER_ADDR and MASTER_PORT from the batch
-    script). SLURM_STEP_ID tells a step of srun from the batch shell, which has a SLURM_PROCID too.
+    script). SLURM_STEP_ID is set in a step of srun alone; the batch shell has a SLURM_PROCID, too.
     Raises SettingsError where srun's tasks cannot find each other.
     """
     env = environment
@@ -87,18 +84,20 @@ def default_ranks(config: Config) -> int:
     import torch
 
     if config.launch.device == "cuda" and not torch.cuda.is_available():
-        raise SettingsError(["launch.device: cuda was asked for, but torch finds no GPU here"])
+        raise SettingsError(
+            ["launch.device: cuda, but torch finds no GPU here; use a machine with one, or cpu"]
+        )
     return max(1, torch.cuda.device_count())
 
 
 class StopFlag:
-    """Remembers that a stop signal came, so that the step in flight can be finished first."""
+    """Records that a stop signal came, so that the step in flight can be finished first."""
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
         for number in STOP_SIGNALS:
             signal.signal(number, self._remember)
-        # `start_ranks` blocked them: what came before there was a handler comes now.
+        # `start_ranks` blocked them: what came before there was a handler arrives now.
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
@@ -113,13 +112,13 @@ def exit_code(error: Exception) -> int:
 
 
 def leave(code: int) -> NoReturn:
-    """End this rank with exit code `code`, its output flushed, without unmaking the interpreter.
+    """End this rank with exit code `code`, its output flushed, without interpreter shutdown.
 
-    Also where the output's disk is full.
+    A full disk under the output changes nothing.
 
-    gloo's threads drop a collective's tensors some time after the collective is done. One that
-    needs the interpreter for it and finds it ending is cancelled inside of C++, which aborts the
-    whole process (torch 2.13 on Python 3.11: in 17 of 100 starts of a finished run).
+    gloo's threads free a collective's tensors some time after it is done. One that needs the
+    interpreter for that during shutdown is cancelled inside of C++, which aborts the process (torch
+    2.13 on Python 3.11: in 17 of 100 launches of a finished run).
     """
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError):
@@ -128,23 +127,23 @@ def leave(code: int) -> NoReturn:
 
 
 def start_ranks(command: Sequence[str], ranks: int) -> int:
-    """Run `command` once a rank on this machine; return the exit code of the whole.
+    """Run `command` once per rank on this machine; return the exit code of the whole.
 
-    Stop signals are handed on to every rank. If a rank fails, the others are ended soon, and its
+    Stop signals are forwarded to every rank. If a rank fails, the others are ended soon, and its
     code is returned. Ranks die with this process, even when it is killed with SIGKILL.
     """
     processes: list[subprocess.Popen[bytes]] = []
 
-    def hand_on(number: int, frame: FrameType | None) -> None:
+    def forward(number: int, frame: FrameType | None) -> None:
         for process in processes:
             if process.poll() is None:
                 process.send_signal(number)
 
     with tempfile.TemporaryDirectory(prefix="pretrain-") as directory:
-        # A rank inherits them blocked, so that one that comes while the rank starts waits for its
-        # StopFlag instead of killing it.
+        # Inherited blocked: one that arrives while a rank starts waits for its StopFlag instead of
+        # killing it.
         signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-        previous = {number: signal.signal(number, hand_on) for number in STOP_SIGNALS}
+        previous = {number: signal.signal(number, forward) for number in STOP_SIGNALS}
         try:
             for rank in range(ranks):
                 environment = _environment(rank, ranks, Path(directory) / "store")
@@ -166,14 +165,14 @@ def _start(command: Sequence[str], environment: Mapping[str, str]) -> subprocess
     return subprocess.Popen(
         command,
         env=environment,
-        # Ctrl-C in the terminal reaches the launcher alone, which hands it on once.
+        # Ctrl-C in the terminal reaches the launcher alone, which forwards it once.
         start_new_session=True,
         preexec_fn=lambda: _die_with(parent),
     )
 
 
 def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> int:
-    """Return when all have ended, or one has failed and the others had their time to say so."""
+    """Return when all have ended, or one has failed and the others had time to report it."""
     while True:
         codes = [process.poll() for process in processes]
         failed = {rank: code for rank, code in enumerate(codes) if code and code != EXIT_STOPPED}
@@ -193,7 +192,7 @@ def _exit_code(failed: Mapping[int, int]) -> int:
     if code > 0:
         return code
     print(
-        f"rank {rank} was killed by {signal.Signals(-code).name}; the same command goes on from "
+        f"rank {rank} was killed by {signal.Signals(-code).name}; the same command resumes from "
         "the last good checkpoint",
         file=sys.stderr,
     )

@@ -1,4 +1,4 @@
-"""Can a new run begin with another one's weights? Told before a rank starts, without torch."""
+"""Whether a new run can begin with another one's weights, checked before a rank starts."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from data_prep.dataset.durable import sha256_of
 from data_prep.dataset.settings import SettingsError
 from data_prep.dataset.shards import DataError, read_manifest
 from data_prep.tokenizer import tokenizer
-from data_prep.tokenizer.tokenizer import TokenizerError
+from data_prep.tokenizer.contract import TokenizerError
 from pretrain.checkpoint import manifest
 from pretrain.checkpoint.manifest import CHECKPOINTS, CheckpointError, Manifest, step_of
 from pretrain.config import Config, ModelConfig
 
-# Settings of a model under which weights still mean what they meant. A gate that the source lacks
-# has its initial value; one that the new model lacks is left behind.
+# Settings of a model that may differ from the source's: its weights keep their meaning. A gate that
+# the source lacks has its initial value; one that the new model lacks is dropped.
 _FREE = {"segment", "memory", "local_attention", "init_std"}
 
 
 def problems(config: Config) -> list[str]:
-    """Why `train.start_from` cannot be begun with; empty where it can, or is not needed.
+    """Why a run cannot begin with `train.start_from`; empty where it can, or need not.
 
-    A run with a checkpoint of its own goes on from that, whatever has become of the source.
+    A run with a checkpoint of its own resumes from that, whatever has become of the source.
     """
     if not config.train.start_from or _checkpoints(Path(config.run.directory)):
         return []
@@ -32,22 +32,22 @@ def problems(config: Config) -> list[str]:
         model = settings.from_plain(ModelConfig, found.trainer["configuration"]["model"])
         reasons = _other_shape(model, config.model) + _other_tokenizer(run_directory, config)
     except SettingsError as error:
-        reasons = [f"its configuration is not one of this version of pretrain:\n{error}"]
+        reasons = [f"its configuration is of another version of pretrain:\n{error}"]
     except (CheckpointError, TokenizerError) as error:
         reasons = [str(error)]
     return [f"train.start_from: {reason}" for reason in reasons]
 
 
 def _newest(path: Path) -> tuple[Path, Manifest]:
-    """The run directory and the manifest of its newest checkpoint, or of the one that is named."""
+    """The run directory, and the manifest of the checkpoint at `path` or of the newest one."""
     path = path.resolve()
     if step_of(path.name) is not None:
         return path.parent.parent, _manifest(path)
     checkpoints = _checkpoints(path)
     if not checkpoints:
         raise CheckpointError(
-            f"{path} has no checkpoint; expected a run directory or an imported model with "
-            f"{CHECKPOINTS}/step-... in it, or one of these"
+            f"{path} has no checkpoint; expected a run directory or an imported model, with "
+            f"{CHECKPOINTS}/step-... in it, or one of its checkpoints"
         )
     return path, _manifest(checkpoints[-1])
 
@@ -69,14 +69,14 @@ def _checkpoints(run_directory: Path) -> list[Path]:
 def _other_shape(theirs: ModelConfig, ours: ModelConfig) -> list[str]:
     there: dict[str, Any] = settings.to_plain(theirs)
     return [
-        f"model.{key} is {there[key]!r} there and {value!r} here; set it as it is there"
+        f"model.{key} is {there[key]!r} in the source and {value!r} here; set it to {there[key]!r}"
         for key, value in settings.to_plain(ours).items()
         if key not in _FREE and there[key] != value
     ]
 
 
 def _other_tokenizer(run_directory: Path, config: Config) -> list[str]:
-    """Why tokens would mean other words to the weights; a data set not yet there says nothing."""
+    """Why the data's tokens do not mean what the weights learned, if the data set exists yet."""
     own = tokenizer.find(run_directory)
     key, source = next(iter(config.data.sources.items()))
     try:
@@ -85,6 +85,4 @@ def _other_tokenizer(run_directory: Path, config: Config) -> list[str]:
         return []
     if sha256_of(own) == used.sha256:
         return []
-    return [
-        f"its tokenizer is another than that of {key}; prepare the data with tokenizer.path={own}"
-    ]
+    return [f"its tokenizer differs from that of {key}; prepare the data with tokenizer.path={own}"]

@@ -1,4 +1,4 @@
-"""Checks of the nodes of a job, some seconds long, so that a bad node is named before it is used.
+"""Checks of the nodes of a job, a few seconds long: a bad node is named before it is used.
 
 Each node looks at its devices and at the run directory, then all meet at the first node: what they
 report, their clocks, and the time of an exchange between neighbours are compared there. The lines
@@ -21,7 +21,7 @@ import statistics
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from importlib import metadata
@@ -39,6 +39,8 @@ from pretrain.model import flops
 
 RECORDS = "preflight.jsonl"
 
+# Seconds of a Report that are compared.
+_MEASURED = {"product": "a matrix product", "exchange": "an exchange with a neighbour"}
 _SKEW_SECONDS = 2.0
 _HOT_CELSIUS = 85
 _BUSY_BYTES = 2 << 30
@@ -110,38 +112,42 @@ def verdict(
     `slow_factor` times the median of all.
     """
     answered = {node: report for node, report in reports.items() if report is not None}
-    bad: dict[str, list[str]] = {
-        node: ["does not answer"] for node, report in reports.items() if report is None
-    }
-    shared = []
+    shared: list[str] = []
     if answered and all(report.directory for report in answered.values()):
         shared = sorted({reason for report in answered.values() for reason in report.directory})
     usual = _usual_versions([report.versions for report in answered.values()])
-    compared: tuple[tuple[str, Callable[[Report], float]], ...] = (
-        ("a matrix product", lambda report: report.product),
-        ("an exchange with a neighbour", lambda report: report.exchange),
-    )
     medians = {
-        what: statistics.median_low([of(report) for report in answered.values()] or [0.0])
-        for what, of in compared
+        what: statistics.median_low([getattr(report, what) for report in answered.values()])
+        for what in (_MEASURED if answered else ())
     }
-    for node, report in answered.items():
-        reasons = [*report.problems, *([] if shared else report.directory)]
-        reasons += [
-            f"{name} is {report.versions.get(name, 'missing')}, elsewhere {version}"
-            for name, version in usual.items()
-            if report.versions.get(name, "missing") != version
-        ]
-        reasons += [
-            f"{what} took {1e3 * of(report):.1f} ms, the median is {1e3 * medians[what]:.1f} ms"
-            for what, of in compared
-            if of(report) > slow_factor * medians[what] > 0
-        ]
-        if abs(report.skew) > _SKEW_SECONDS:
-            reasons.append(f"its clock is {report.skew:+.1f} s from the first node's")
-        if reasons:
+    bad = {}
+    for node, report in reports.items():
+        if report is None:
+            bad[node] = ["does not answer"]
+            continue
+        own = [*report.problems, *([] if shared else report.directory)]
+        if reasons := [*own, *_differences(report, usual, medians, slow_factor)]:
             bad[node] = reasons
     return bad, shared
+
+
+def _differences(
+    report: Report, usual: Mapping[str, str], medians: Mapping[str, float], slow_factor: float
+) -> list[str]:
+    """Why a node is bad beside the others: its versions, its speed, its clock."""
+    reasons = [
+        f"{name} is {report.versions.get(name, 'missing')}, elsewhere {version}"
+        for name, version in usual.items()
+        if report.versions.get(name, "missing") != version
+    ]
+    reasons += [
+        f"{_MEASURED[what]} took {1e3 * seconds:.1f} ms, the median is {1e3 * median:.1f} ms"
+        for what, median in medians.items()
+        if (seconds := getattr(report, what)) > slow_factor * median > 0
+    ]
+    if abs(report.skew) > _SKEW_SECONDS:
+        reasons.append(f"its clock is {report.skew:+.1f} s from the first node's")
+    return reasons
 
 
 def look(config: Config, ranks: int, nodes: int = 1) -> Report:
@@ -169,7 +175,7 @@ def look(config: Config, ranks: int, nodes: int = 1) -> Report:
 
 
 def _directory_problems(config: Config) -> list[str]:
-    """Whether this node can write the run directory, and two checkpoints find their place there."""
+    """Whether this node can write the run directory, and two checkpoints have space there."""
     directory = Path(config.run.directory).absolute()
     probe = directory / f".preflight-{platform.node()}-{os.getpid()}"
     try:
@@ -247,7 +253,7 @@ def _usual_versions(versions: Sequence[Mapping[str, str]]) -> dict[str, str]:
 
 
 def _smi(*fields: str) -> list[list[str]] | None:
-    """nvidia-smi's values of each GPU; None where it cannot tell them."""
+    """nvidia-smi's values of each GPU; None where it fails."""
     command = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits"]
     try:
         done = subprocess.run(
@@ -259,17 +265,17 @@ def _smi(*fields: str) -> list[list[str]] | None:
 
 
 def _gpu_problems() -> list[str]:
-    """What the driver says against the GPUs that torch sees: errors, heat, memory in use."""
+    """What is wrong with the GPUs that torch sees, by the driver: errors, heat, memory in use."""
     ours = {
         str(torch.cuda.get_device_properties(index).uuid)
         for index in range(torch.cuda.device_count())
     }
     fields = ("ecc.errors.uncorrected.volatile.total", "temperature.gpu", "memory.used")
-    told = _smi("uuid", "index", *fields)
-    if told is None:
+    queried = _smi("uuid", "index", *fields)
+    if queried is None:
         return ["nvidia-smi fails, or does not answer"]
     found = []
-    for uuid, index, errors, celsius, used in told:
+    for uuid, index, errors, celsius, used in queried:
         if uuid.removeprefix("GPU-") not in ours:
             continue
         if errors.isdigit() and int(errors):
@@ -307,39 +313,24 @@ def _meet(meeting: Meeting, report: Report) -> dict[str, Report | None] | None:
     names, rank = meeting.names, list(meeting.names).index(meeting.node)
     patience = timedelta(seconds=meeting.timeout)
     try:
+        # It tries twice, and waits as long again in between.
         store = TCPStore(
-            meeting.address,
-            meeting.port,
-            len(names),
-            rank == 0,
-            # It tries twice, and waits as long again in between.
-            patience / 3,
+            meeting.address, meeting.port, len(names), rank == 0, patience / 3,
             wait_for_workers=False,
-        )
-        store.set(f"report/{rank}", json.dumps(asdict(report)))
-        if rank == 0:
-            present = _arrived(store, "report", range(len(names)), meeting.timeout)
-            store.set("go", json.dumps({"present": present, "time": time.time()}))
-        else:
-            store.set_timeout(2 * patience)
-            store.wait(["go"])
-            now = time.time()
-            told = json.loads(store.get("go"))
-            present, report.skew = told["present"], now - told["time"]
+        )  # fmt: skip
+        _write(store, "report", rank, report)
+        present = _present(store, rank, meeting, report)
         store.set_timeout(patience)
         if len(present) == len(names):
             _exchange(store, rank, len(names), patience, report)
-        store.set(f"measured/{rank}", json.dumps(asdict(report)))
+        _write(store, "measured", rank, report)
         if rank:
             store.wait(["end"])
             return {}
         measured = _arrived(store, "measured", present, meeting.timeout)
-        reports = {
-            name: Report(**json.loads(store.get(f"measured/{index}")))
-            if index in measured
-            else None
-            for index, name in enumerate(names)
-        }
+        reports: dict[str, Report | None] = dict.fromkeys(names)
+        for index in measured:
+            reports[names[index]] = Report(**json.loads(store.get(f"measured/{index}")))
         store.set("end", "")
         # Its clients lose their answer if this process ends at once.
         time.sleep(0.2)
@@ -348,6 +339,24 @@ def _meet(meeting: Meeting, report: Report) -> dict[str, Report | None] | None:
         reason = str(error).splitlines()[0]
         print(f"preflight: no answer from {names[0]}: {reason} ({meeting.node})", flush=True)
         return None
+
+
+def _write(store: TCPStore, key: str, rank: int, report: Report) -> None:
+    store.set(f"{key}/{rank}", json.dumps(asdict(report)))
+
+
+def _present(store: TCPStore, rank: int, meeting: Meeting, report: Report) -> list[int]:
+    """The ranks that have come, as the first node found; adds this node's clock to its report."""
+    if rank == 0:
+        present = _arrived(store, "report", range(len(meeting.names)), meeting.timeout)
+        store.set("go", json.dumps({"present": present, "time": time.time()}))
+        return present
+    store.set_timeout(timedelta(seconds=2 * meeting.timeout))
+    store.wait(["go"])
+    now = time.time()
+    first = json.loads(store.get("go"))
+    report.skew = now - first["time"]
+    return list(first["present"])
 
 
 def _arrived(store: TCPStore, key: str, ranks: Sequence[int], timeout: float) -> list[int]:

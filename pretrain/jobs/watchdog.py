@@ -1,15 +1,15 @@
-"""The watchdog: a process beside each rank that ends the rank when it hangs, its stacks kept.
+"""The watchdog: a process beside each rank that records its stacks and kills it when it hangs.
 
     RUN/stacks/attempt-000007/rank-00001.txt    what every rank was doing when one of them hung
 
-The rank beats when it comes to a phase (start, step, save) and with each step. Where none comes, or
-a save in the background takes too long while steps go on, the watchdog tells its peers by that
-directory; each has its own rank write its stacks, and some moments later kills it. It begins so
-early that all ranks are dead when the phase's limit has passed since the last beat: 28 s before, or
-with limits below 80 s when 0.525 of the time has passed.
+The rank beats when it enters a phase (start, step, save) and with each step. Where no beat comes,
+or a save in the background takes too long while steps continue, the watchdog notifies its peers by
+that directory; each has its own rank write its stacks, and some moments later kills it. It begins
+early enough that all ranks are dead when the phase's limit has passed since the last beat: 28 s
+before, or with limits below 80 s when 0.525 of the time has passed.
 
 A process, since a rank may hang in C code that holds the interpreter's lock, and may be stopped.
-What counts the time touches no file: what hangs may well be the file system.
+What counts the time touches no file: the file system may be what hangs.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ from pretrain.checkpoint.attempts import STACKS, Attempt, note
 Phase = Literal["start", "step", "save"]
 
 _DUMP_SIGNAL = signal.SIGUSR2
-# Signals that a launcher may send to every process of a job: the rank decides what they mean.
+# Signals that a launcher may send to every process of a job: the rank decides what to do.
 _IGNORED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 _MOMENT = 2.0  # seconds for a rank to write its stacks, and for the file system to take a file
 
 
 class WatchdogError(RuntimeError):
-    """The watchdog of this rank has died; without it a hang would last for ever."""
+    """The watchdog of this rank has died; without it a hang would never end."""
 
 
 class Watchdog:
@@ -52,8 +52,8 @@ class Watchdog:
     """
 
     def __init__(self, directory: Path, rank: int, limits: Mapping[Phase, float]) -> None:
-        self._told = _Told()
-        self._telling = threading.Lock()
+        self._status = _Status()
+        self._sending = threading.Lock()
         beats, self._beats = os.pipe()
         stacks, self._stacks = os.pipe()
         os.set_blocking(self._beats, False)
@@ -68,54 +68,54 @@ class Watchdog:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             start_new_session=True,
-            preexec_fn=_mind_no_signals,
+            preexec_fn=_ignore_signals,
         )
         os.close(beats)
         os.close(stacks)
 
     def beat(self, phase: Phase, step: int = 0, attempt: int = 0) -> None:
-        """Say that the rank is alive: in `phase`, after `step`; `attempt` once it is known.
+        """Report that the rank is alive: in `phase`, after `step`; `attempt` once it is known.
 
-        Raises WatchdogError where nobody listens.
+        Raises WatchdogError where the watchdog has died.
         """
-        with self._telling:
-            self._told = replace(
-                self._told,
-                beats=self._told.beats + 1,
+        with self._sending:
+            self._status = replace(
+                self._status,
+                beats=self._status.beats + 1,
                 phase=phase,
                 step=step,
-                attempt=attempt or self._told.attempt,
+                attempt=attempt or self._status.attempt,
             )
-            self._tell()
+            self._send()
 
     def saving(self, step: int) -> None:
-        """Say that a thread has begun to save `step`; 0: that it has ended. Raises WatchdogError.
+        """Report that a thread has begun to save `step`; 0: has ended. Raises WatchdogError.
 
         It is no beat: between the two, the time of that save is counted beside the rank's own.
         """
-        with self._telling:
-            self._told = replace(self._told, saving=step)
-            self._tell()
+        with self._sending:
+            self._status = replace(self._status, saving=step)
+            self._send()
 
-    def _tell(self) -> None:
-        """Write all that there is to know: a line that finds the pipe full is made up by the next.
+    def _send(self) -> None:
+        """Write the whole status: what does not fit into a full pipe is in the next line, too.
 
         The lock keeps the lines of two threads in order.
         """
         try:
-            os.write(self._beats, f"{json.dumps(astuple(self._told))}\n".encode())
+            os.write(self._beats, f"{json.dumps(astuple(self._status))}\n".encode())
         except BlockingIOError:
-            pass  # it has enough to read
+            pass  # it has lines left to read
         except BrokenPipeError:
             raise WatchdogError(
                 f"the watchdog of this rank (process {self.process.pid}) was killed, and a hang "
-                "would not be noticed; the same command goes on from the last good checkpoint"
+                "would not be noticed; the same command resumes from the last good checkpoint"
             ) from None
 
 
 @dataclass(frozen=True)
-class _Told:
-    """What a rank says of itself."""
+class _Status:
+    """What a rank reports."""
 
     beats: int = 0
     phase: Phase = "start"
@@ -133,12 +133,12 @@ class _Watcher:
         self._directory, self._rank, self._limits = directory, rank, limits
         self._beats, self._stacks = beats, stacks
         self._watched = os.getppid()
-        self._told = _Told()
+        self._status = _Status()
         self._waited = self._saved_for = 0.0
         shortest = min(limits.values())
         self._poll = min(2.0, shortest / 40)
         self._moment = min(_MOMENT, shortest / 20)
-        self._told_by_peer = threading.Event()
+        self._peer_hangs = threading.Event()
         # Until every peer has noticed a hang and has had its stacks written.
         self._peers_seconds = 4 * self._poll + self._moment
         # Twice: a rank that is woken late must not meet peers that are dead. Or what a rank takes
@@ -149,74 +149,72 @@ class _Watcher:
 
     def run(self) -> None:
         """Return when the rank has ended, by itself or here."""
-        threading.Thread(target=self._look_for_peers, daemon=True).start()
+        threading.Thread(target=self._watch_peers, daemon=True).start()
         last = time.monotonic()
         while self._read_beats() and os.getppid() == self._watched:
             now = time.monotonic()
-            # A job that is suspended as a whole is no hang: there this process stood still, too.
+            # A job that is suspended as a whole is no hang: this process was suspended, too.
             passed = min(now - last, 2 * self._poll)
             self._waited += passed
-            self._saved_for += passed if self._told.saving else 0.0
+            self._saved_for += passed if self._status.saving else 0.0
             last = now
-            if self._hang() or self._told_by_peer.is_set():
+            if self._hang() or self._peer_hangs.is_set():
                 self._end()
                 return
 
     def _read_beats(self) -> bool:
-        """Take in what the rank said, waiting a moment for it; False when it has ended."""
+        """Read what the rank reported, waiting a moment for it; False when it has ended."""
         ready, _, _ = select.select([self._beats, self._stacks], [], [], self._poll)
         if self._stacks in ready:
-            os.read(self._stacks, 1 << 16)  # somebody else sent the signal
+            os.read(self._stacks, 1 << 16)  # another process sent the signal
         if self._beats not in ready:
             return True
-        said = os.read(self._beats, 1 << 16)
-        lines = said.decode().split("\n")[:-1]
+        read = os.read(self._beats, 1 << 16)
+        lines = read.decode().split("\n")[:-1]
         if lines:
-            told = _Told(*json.loads(lines[-1]))
-            if told.beats != self._told.beats:
+            status = _Status(*json.loads(lines[-1]))
+            if status.beats != self._status.beats:
                 self._waited = 0.0
-            if told.saving != self._told.saving:
+            if status.saving != self._status.saving:
                 self._saved_for = 0.0
-            self._told = told
-        return bool(said)
+            self._status = status
+        return bool(read)
 
     def _hang(self) -> str:
-        """What takes so long that it has to be ended now; empty: nothing."""
-        told, limits = self._told, self._limits
-        if self._waited > limits[told.phase] - self._ahead:
-            return self._words(told.phase, told.step, self._waited)
-        if self._saved_for > limits["save"] - self._ahead:
-            return self._words("save", told.saving, self._saved_for)
+        """What has taken too long, so that the rank is ended now; empty: nothing."""
+        status = self._status
+        waits: tuple[tuple[Phase, int, float], ...] = (
+            (status.phase, status.step, self._waited),
+            ("save", status.saving, self._saved_for),
+        )
+        for phase, step, waited in waits:
+            if waited > self._limits[phase] - self._ahead:
+                limit = f"watchdog.{phase}={self._limits[phase]:g}"
+                return f"{_stuck(phase, step, waited)}, and {limit} ends a hang"
         return ""
 
-    def _words(self, phase: Phase, step: int, waited: float) -> str:
-        return (
-            f"{phase} after step {step}, no progress for {waited:.1f} s, and "
-            f"watchdog.{phase}={self._limits[phase]:g} ends a hang"
-        )
-
-    def _look_for_peers(self) -> None:
-        """Notice that a peer of the same attempt hangs. Before its number is known, none can."""
-        while not (self._told.attempt and self._place().exists()):
+    def _watch_peers(self) -> None:
+        """Notice that a peer of the same attempt hangs; without its number none can be seen."""
+        while not (self._status.attempt and self._place().exists()):
             time.sleep(self._poll)
-        self._told_by_peer.set()
+        self._peer_hangs.set()
 
     def _place(self) -> Path:
-        if self._told.attempt:
-            return Attempt(self._directory, self._told.attempt).stacks
+        if self._status.attempt:
+            return Attempt(self._directory, self._status.attempt).stacks
         return self._directory / STACKS / "starting"
 
     def _end(self) -> None:
-        """Have the stacks written, leave peers the time to do the same, and kill the rank."""
+        """Have the stacks written, give peers time to do the same, and kill the rank."""
         began = time.monotonic()
-        told, hang = self._told, self._hang()
-        what = hang or f"{told.phase} after step {told.step}, no progress for {self._waited:.1f} s"
+        status, hang = self._status, self._hang()
+        what = hang or _stuck(status.phase, status.step, self._waited)
         why = f"rank {self._rank} on {socket.gethostname()}, process {self._watched}: {what}"
         if hang:
             _in_time(lambda: self._announce(why), self._moment)
         stopped = _state(self._watched).startswith("T")
         if stopped:
-            # Once it is woken the others go on: their stacks come first.
+            # Once it is woken the others continue: their stacks come first.
             time.sleep(self._peers_seconds)
         stacks = self._dump(stopped)
         if not stacks and os.getppid() != self._watched:
@@ -233,22 +231,22 @@ class _Watcher:
             os.kill(self._watched, signal.SIGKILL)
 
     def _announce(self, why: str) -> None:
-        """Tell the peers; the first to do so says it in the log."""
+        """Notify the peers; the first to do so writes it to the log."""
         place = self._place()
         place.parent.mkdir(parents=True, exist_ok=True)
         try:
             place.mkdir()
         except FileExistsError:
-            if self._told.attempt:
+            if self._status.attempt:
                 return
-        if self._told.attempt:
-            Attempt(self._directory, self._told.attempt).hang.write_text(why, encoding="utf-8")
+        if self._status.attempt:
+            Attempt(self._directory, self._status.attempt).hang.write_text(why, encoding="utf-8")
         self._say(f"{why}; the stacks of all ranks go to {place}, and the ranks are killed")
 
     def _dump(self, stopped: bool) -> str:
         """The stacks that the rank writes; empty where it cannot."""
         for number in (_DUMP_SIGNAL, signal.SIGCONT)[: 1 + stopped]:
-            with contextlib.suppress(ProcessLookupError):  # it ended in this moment
+            with contextlib.suppress(ProcessLookupError):  # it has just ended
                 os.kill(self._watched, number)
         deadline, text = time.monotonic() + self._moment, b""
         while (left := deadline - time.monotonic()) > 0:
@@ -265,19 +263,23 @@ class _Watcher:
     def _write(self, why: str, stacks: str) -> None:
         place = self._place()
         name = f"rank-{self._rank:05d}"
-        if not self._told.attempt:
+        if not self._status.attempt:
             name += f"-{socket.gethostname()}-{self._watched}"
         (place / f"{name}.txt").write_text(f"{why}\n\n{stacks}", encoding="utf-8")
-        if self._rank == 0 and self._told.attempt:
-            Attempt(self._directory, self._told.attempt).end(1, why)
+        if self._rank == 0 and self._status.attempt:
+            Attempt(self._directory, self._status.attempt).end(1, why)
 
     def _say(self, text: str) -> None:
         print(text, file=sys.stderr, flush=True)
         note(self._directory, text)
 
 
+def _stuck(phase: Phase, step: int, waited: float) -> str:
+    return f"{phase} after step {step}, no progress for {waited:.1f} s"
+
+
 def _in_time(action: Callable[[], None], seconds: float) -> None:
-    """Do it, or give it up where it takes longer; what it raises is told."""
+    """Do it, or give up where it takes longer; an OSError is printed."""
     done: queue.SimpleQueue[None] = queue.SimpleQueue()
 
     def work() -> None:
@@ -304,7 +306,7 @@ def _state(process: int) -> str:
     return line.partition("\t")[2]
 
 
-def _mind_no_signals() -> None:
+def _ignore_signals() -> None:
     for number in _IGNORED:
         signal.signal(number, signal.SIG_IGN)
 

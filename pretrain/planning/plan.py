@@ -72,16 +72,7 @@ class Cluster:
 
 
 def cluster(gpu: str, nodes: int, gpus_per_node: int, peak_share: float) -> Cluster:
-    """The cluster of a command line. Raises SettingsError with all that is wrong."""
-    problems = []
-    if gpu not in GPUS:
-        problems.append(f"--gpu: {gpu!r} is not known; known: {', '.join(GPUS)}")
-    if nodes < 1 or gpus_per_node < 1:
-        problems.append("--nodes, --gpus-per-node: expected at least 1")
-    if not 0 < peak_share <= 1:
-        problems.append(f"--peak-share: expected a share, above 0 up to 1; found {peak_share}")
-    if problems:
-        raise SettingsError(problems)
+    """The cluster of GPUs by their name in `GPUS`."""
     return Cluster(GPUS[gpu], nodes, gpus_per_node, peak_share)
 
 

@@ -81,10 +81,16 @@ def _import_deepspeed(device_type: str) -> Any:
     for renamed in ("all_gather_into_tensor", "reduce_scatter_tensor"):
         warnings.filterwarnings("ignore", message=f".*{renamed}.*", category=FutureWarning)
     os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "error")
+    # DeepSpeed's import has torch look for nvcc, in its CUDA build, also where no GPU is.
+    logging.getLogger("torch.utils.cpp_extension").addFilter(_says_more_than_no_gpu)
     import deepspeed
 
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     return deepspeed
+
+
+def _says_more_than_no_gpu(record: logging.LogRecord) -> bool:
+    return not str(record.msg).startswith("No CUDA runtime is found")
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from data_prep import cli
 from data_prep.adapter import InfiniShardFinaliser, InfiniShardWriter
 from data_prep.dataset import shards
 from data_prep.pipeline.workspace import WorkspaceError
-from data_prep.tokenizer import tokenizer
+from data_prep.tokenizer import tokenizer, training
 from pretrain.data.lanes import Dataset
 
 WORDS = ("memory", "of", "a", "segment", "\u00fcber", "\u2581", "\n", "  ", "\U0001f600")
@@ -48,7 +48,7 @@ def raw(texts: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path
 @pytest.fixture(scope="module")
 def model(texts: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("model") / "m.model"
-    tokenizer.train(texts.values(), path, 300)
+    training.train(texts.values(), path, 300)
     return path
 
 
@@ -74,13 +74,21 @@ class Stops:
             yield document
 
 
-def run(raw: Path, model: Path, place: Path, tasks: int, *steps: Any, **settings: Any) -> Path:
+def run(
+    raw: Path,
+    model: Path,
+    place: Path,
+    tasks: int,
+    *steps: Any,
+    workers: int = 1,
+    **settings: Any,
+) -> Path:
+    """In this process, the tasks in turn; with more workers, in some of datatrove's own."""
     writer = InfiniShardWriter(place / "set", tokenizer=model, shards=4, **settings)
     write = LocalPipelineExecutor(
         [ParquetReader(str(raw)), LambdaFilter(kept), spoil, *steps, writer],
         tasks=tasks,
-        # One after the other where a task fails, so that it is known which have ended.
-        workers=1 if steps else -1,
+        workers=workers,
         logging_dir=str(place / "write"),
         skip_completed=False,
     )
@@ -102,7 +110,7 @@ def hashes(directory: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def made(raw: Path, model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return run(raw, model, tmp_path_factory.mktemp("made"), 3)
+    return run(raw, model, tmp_path_factory.mktemp("made"), 3, workers=3)
 
 
 def test_every_document_that_arrives_is_in_the_shards_or_among_the_rejects(
@@ -128,9 +136,9 @@ def test_tasks_and_kills_change_no_shard(
         run(raw, model, tmp_path, 3, Stops())
     done = tmp_path / "set/work/tokenize/000000.json"
     before = done.stat().st_mtime_ns
-    with pytest.raises(WorkspaceError, match="begun with tasks=3, now it is 2"):
+    with pytest.raises(WorkspaceError, match="started with tasks=3, now it is 2"):
         run(raw, model, tmp_path, 2)
-    with pytest.raises(WorkspaceError, match="begun with source=datatrove, now it is web"):
+    with pytest.raises(WorkspaceError, match="started with source=datatrove, now it is web"):
         run(raw, model, tmp_path, 3, source="web")
     assert done.stat().st_mtime_ns == before
     again = run(raw, model, tmp_path, 3)

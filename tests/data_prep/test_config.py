@@ -23,7 +23,7 @@ def test_a_shipped_configuration_is_sound(path: Path) -> None:
     config.load(path)
 
 
-def test_what_is_missing_is_told_at_once() -> None:
+def test_missing_settings_are_reported_at_once() -> None:
     with pytest.raises(SettingsError) as caught:
         config.load(None, ["sources=[{}, {name: a, paths: [x]}, {name: a, paths: [y]}]"])
     assert [problem.split(";")[0] for problem in caught.value.problems] == [
@@ -60,9 +60,9 @@ def test_every_key_is_described() -> None:
 
 def test_grouping_that_does_nothing_is_refused() -> None:
     source = config.SourceConfig(name="s", paths=["*"], format="jsonl", group_by="top")
-    assert source.problems() == ["group_by: joins text files, and format is jsonl"]
+    assert source.problems() == ["group_by: joins text files, but format is jsonl"]
     source = config.SourceConfig(name="s", paths=["*"], group_separator="\n")
-    assert source.problems() == ["group_separator: joins nothing while group_by is file"]
+    assert source.problems() == ["group_separator: has no effect while group_by is file"]
 
 
 def test_slurm_settings_decide_no_byte_and_are_checked() -> None:
@@ -94,17 +94,15 @@ def test_half_a_pair_and_what_is_not_made_for_pairs_is_refused() -> None:
         cleaning=config.CleaningConfig(nfc=True),
     )
     assert [problem.split(";")[0] for problem in wrong.problems()] == [
-        "prompt_field: not set beside answer_field",
-        "text_field: a record has either a text or a prompt and an answer",
-        "prompt_field: is read of jsonl, and format is auto",
-        "cleaning: its rules are made for running text, not for a prompt and its answer",
+        "prompt_field: not set, but answer_field is",
+        "text_field: cannot be set with prompt_field and answer_field",
+        "prompt_field: is read from jsonl, but format is auto",
+        "cleaning: works on running text, not on a prompt and its answer",
     ]
     asked = config.SourceConfig(name="s", paths=["*"], question="Who?")
-    assert asked.problems() == [
-        "question: stands between a prompt and its answer; set their fields, too"
-    ]
+    assert asked.problems() == ["question: needs prompt_field and answer_field; set them too"]
     same = config.SourceConfig(name="s", paths=["*"], **{**PAIRS, "answer_field": "question"})
-    assert same.problems() == ["answer_field: is the prompt's, 'question'; name another key"]
+    assert same.problems() == ["answer_field: equals prompt_field, 'question'; name another key"]
 
 
 def test_pairs_are_part_of_the_identity_and_plain_sources_as_they_were() -> None:

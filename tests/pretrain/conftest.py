@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from data_prep.dataset import settings
-from data_prep.tokenizer import tokenizer
+from data_prep.tokenizer import training
 from pretrain.checkpoint.attempts import Attempt
 from pretrain.checkpoint.commit import save
 from pretrain.checkpoint.pieces import Piece
@@ -38,7 +38,7 @@ TEXT = (
 def tokenizer_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A SentencePiece model of 320 pieces, bytes among them, with BOS and EOS."""
     path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.model"
-    tokenizer.train([TEXT], path, 320)
+    training.train([TEXT], path, 320)
     return path
 
 

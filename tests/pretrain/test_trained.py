@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from data_prep.tokenizer import tokenizer
-from data_prep.tokenizer.tokenizer import TokenizerError
+from data_prep.tokenizer import contract, training
+from data_prep.tokenizer.contract import TokenizerError
 from pretrain import trained
 from pretrain.checkpoint.manifest import CheckpointError
 from pretrain.config import MemoryConfig
@@ -78,7 +78,7 @@ def test_paths_without_a_model_are_told_apart(tmp_path: Path, write_run: Any) ->
 def test_a_tokenizer_of_another_size_is_refused(tmp_path: Path, write_run: Any) -> None:
     write_run(tmp_path / "run")
     model = tmp_path / "run" / "tokenizer.model"
-    tokenizer.train(["some other text, of fewer words"] * 3, model, 290)
+    training.train(["some other text, of fewer words"] * 3, model, 290)
     with pytest.raises(TrainedError, match=r"has 290 pieces, the model of .* has 320"):
         trained.load(tmp_path / "run", CPU)
 
@@ -88,7 +88,7 @@ def test_a_run_has_exactly_one_tokenizer(tmp_path: Path, write_run: Any) -> None
     (tmp_path / "run" / "tokenizer.json").write_text("{}")
     with pytest.raises(TokenizerError, match=r"run: holds both of tokenizer\.model and tokeni"):
         trained.load(tmp_path / "run", CPU)
-    for name in tokenizer.FILES:
+    for name in contract.FILES:
         (tmp_path / "run" / name).unlink()
     with pytest.raises(TokenizerError, match="run: holds none of"):
         trained.load(tmp_path / "run", CPU)

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.cluster import ROOT, Cluster, running_cluster
+from tests.cluster import ROOT, Cluster, running_cluster, skip_without_cluster
 from tests.slurm.job import Job, losses, wait_for
 from tests.slurm.watch import Rename, Watch
 
@@ -310,8 +310,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, write_data_set: Callable[...
 @pytest.fixture(scope="module")
 def cluster(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """A cluster whose hosts see `runs`, which was mounted before they started."""
-    if sys.platform != "linux" or os.geteuid():
-        pytest.skip("a Slurm cluster in namespaces needs root on Linux")
+    skip_without_cluster()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=96m", "runs", place / "runs"], check=True)
     try:
         with running_cluster(tmp_path_factory.mktemp("cluster")) as cluster:

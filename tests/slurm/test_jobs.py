@@ -231,7 +231,7 @@ _REFUSED = [
     (("--", "run.directory=a\ntouch canary"), "holds a control character"),
     (("--", "run.directory=a%j"), "goes into the names of Slurm's logs"),
     (("--", "wandb.name=${oc.env:HOME}"), "uses a resolver"),
-    (("--", "--wandb.name=x"), "unrecognized arguments: --wandb.name=x"),
+    (("--", "--wandb.name=x"), "--wandb.name=x: unknown option"),
     (("--", "wandb.name=!!python/object/apply:os.system ['touch canary']"), "is not valid YAML"),
     (("--", "$(touch canary)"), "'$(touch canary)': expected key=value"),
 ]

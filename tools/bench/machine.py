@@ -22,12 +22,21 @@ def described() -> dict[str, Any]:
     return {
         "date": date.today().isoformat(),
         "commit": _commit(),
+        "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)),
         "threads": torch.get_num_threads(),
         "load": round(os.getloadavg()[0], 1),
         "python": platform.python_version(),
         **{package: version(package) for package in ("torch", "deepspeed", "numpy")},
     }
+
+
+def _processor() -> str:
+    """The processor's name: a ratio to a peer is the machine's too."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or "unknown"
 
 
 def _commit() -> str:

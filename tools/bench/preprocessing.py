@@ -38,7 +38,7 @@ from datatrove.utils.logging import logger
 
 from data_prep import config
 from data_prep.pipeline import pipeline
-from data_prep.tokenizer import tokenizer
+from data_prep.tokenizer import training
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = {
@@ -80,7 +80,7 @@ def _measure(name: str, parsed: argparse.Namespace, scratch: Path) -> list[dict[
     texts = _texts(name, parsed.corpus)
     model = scratch / "m.model"
     sample = [text[: 20_000_000 // len(texts)] for text in texts]
-    tokenizer.train(sample, model, parsed.vocab_size)
+    training.train(sample, model, parsed.vocab_size)
     size = sum(len(text.encode()) for text in texts)
     contestants: dict[str, Callable[[], object]] = {
         "ParallelEncode": _bare(texts, model, parsed.cores),

@@ -2,6 +2,7 @@
 : "${CLUSTER_DIR:=${TMPDIR:-/tmp}/slurm-cluster}" # configuration, logs, state and sockets
 : "${CLUSTER_NODES:=3}"                           # compute nodes n1, n2, ...
 : "${CLUSTER_CPUS:=16}" "${CLUSTER_MB:=64000}"    # what each node says it has
+export PATH=$PATH:/usr/sbin:/sbin                 # where Slurm's daemons lie; not every PATH names it
 export CLUSTER_DIR CLUSTER_NODES CLUSTER_CPUS CLUSTER_MB SLURM_CONF=$CLUSTER_DIR/slurm.conf
 NET=10.77.0                                       # seen in the cluster's own namespaces alone
 HOSTS="ctl $(seq -s ' ' -f 'n%g' "$CLUSTER_NODES")"
@@ -14,7 +15,10 @@ boot() {
   local child
   setsid unshare --net --uts --mount --pid --fork --kill-child --mount-proc "$HERE/host" "$1" \
     </dev/null >>"$CLUSTER_DIR/log/$1.log" 2>&1 &
-  until child=$(pgrep -P $!); do sleep 0.02; done
+  until child=$(pgrep -P $!); do
+    kill -0 $! 2>/dev/null || { echo "no namespaces: $(tail -n 1 "$CLUSTER_DIR/log/$1.log")" >&2; return 1; }
+    sleep 0.02
+  done
   echo "$child" >"$CLUSTER_DIR/$1.pid"
 }
 

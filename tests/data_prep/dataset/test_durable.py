@@ -37,7 +37,7 @@ def test_a_failed_writer_leaves_the_old_file(tmp_path: Path) -> None:
 
 # Writes half of the file named by its argument, says so, and waits.
 STALLED = (
-    "import pathlib, sys, time\nfrom data_prep import durable\n"
+    "import pathlib, sys, time\nfrom data_prep.dataset import durable\n"
     "with durable.replacing(pathlib.Path(sys.argv[1])) as file:\n"
     "    file.write(b'half of something long'); file.flush(); print('half', flush=True)\n"
     "    sys.stdin.readline()\n"

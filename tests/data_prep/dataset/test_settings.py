@@ -1,11 +1,11 @@
-"""Every mistake in a configuration is told at once."""
+"""Every mistake in a configuration is reported at once."""
 
 from __future__ import annotations
 
 import pickle
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 
@@ -65,10 +65,10 @@ def test_a_word_reaches_into_a_list(tmp_path: Path) -> None:
     assert settings.load(Outer, path, ["inner={rate: 0.1}", "inner.limit=2"]).inner == Inner(
         0.1, "a", 2
     )
-    told = "'items[2].name=x': there is no items[2].name whose value could be set"
-    assert problems_of(["items[2].name=x"], path) == [told]
-    told = "'items.name=x': there is no items.name whose value could be set"
-    assert problems_of(["items.name=x"], path) == [told]
+    problem = "'items[2].name=x': there is no items[2].name whose value could be set"
+    assert problems_of(["items[2].name=x"], path) == [problem]
+    problem = "'items.name=x': there is no items.name whose value could be set"
+    assert problems_of(["items.name=x"], path) == [problem]
 
 
 def test_all_mistakes_are_in_one_message(tmp_path: Path) -> None:
@@ -114,7 +114,7 @@ def test_all_mistakes_are_in_one_message(tmp_path: Path) -> None:
         ("items=[{sizes: [1]}]", "items[0].name: not set"),
     ],
 )
-def test_a_wrong_word_is_told(word: str, problem: str) -> None:
+def test_a_wrong_override_is_reported(word: str, problem: str) -> None:
     assert problems_of([word]) == [problem]
 
 
@@ -143,7 +143,7 @@ def test_resolvers_are_refused_and_read_nothing(monkeypatch: pytest.MonkeyPatch)
     assert problem.startswith("items[0].name: ")
 
 
-def test_an_interpolation_of_nothing_is_told() -> None:
+def test_an_interpolation_of_an_unknown_key_is_reported() -> None:
     (problem,) = problems_of(["label=${nowhere}"])
     assert "nowhere" in problem
 
@@ -157,7 +157,9 @@ def test_an_interpolation_of_nothing_is_told() -> None:
         (None, "cannot be read (No such file or directory)"),
     ],
 )
-def test_a_bad_file_is_told_by_its_name(content: bytes | None, words: str, tmp_path: Path) -> None:
+def test_a_bad_file_is_reported_by_its_name(
+    content: bytes | None, words: str, tmp_path: Path
+) -> None:
     path = tmp_path / "c.yaml"
     if content is not None:
         path.write_bytes(content)
@@ -200,7 +202,7 @@ def test_an_unknown_key_or_wrong_value_does_not_hide_what_cannot_work_together()
     ]
 
 
-def test_what_follows_from_a_wrong_value_is_not_told() -> None:
+def test_what_follows_from_a_wrong_value_is_not_reported() -> None:
     assert problems_of(["items=[{name: 3}]"]) == ["items[0].name: expected text, found 3"]
 
 
@@ -208,3 +210,41 @@ def test_mistakes_that_a_worker_finds_reach_its_parent_whole() -> None:
     error = pickle.loads(pickle.dumps(SettingsError(["a: too high", "b: too low"])))
     assert error.problems == ["a: too high", "b: too low"]
     assert str(error) == "  - a: too high\n  - b: too low"
+
+
+@dataclass(frozen=True)
+class Entry:
+    name: str
+    size: int | None
+    more: dict[str, Any]
+    count: int = 0
+
+
+@dataclass(frozen=True)
+class Table:
+    first: Entry
+    entries: list[Entry]
+
+
+def test_a_value_without_a_default_must_be_there_and_right() -> None:
+    table = Table(Entry("a", None, {"x": [1]}), [Entry("b", 3, {}, 2)])
+    plain = settings.to_plain(table)
+    assert settings.from_plain(Table, plain) == table
+    first, entry = plain["first"], plain["entries"][0]
+    for wrong, problems in (
+        ({"entries": []}, ["first: missing"]),
+        (
+            {"first": {}, "entries": []},
+            [f"first.{key}: missing" for key in ("name", "size", "more")],
+        ),
+        (
+            {**plain, "first": {**first, "size": "3"}},
+            ["first.size: expected a whole number, found '3'"],
+        ),
+        ({**plain, "first": {**first, "more": []}}, ["first.more: expected keys, found []"]),
+        ({**plain, "entries": [entry, 4]}, ["entries[1]: expected keys, found 4"]),
+        ([], ["configuration: expected keys, found []"]),
+    ):
+        with pytest.raises(SettingsError) as caught:
+            settings.from_plain(Table, wrong)
+        assert caught.value.problems == problems

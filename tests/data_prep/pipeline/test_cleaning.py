@@ -46,7 +46,7 @@ def test_without_settings_a_text_stays_as_it_is() -> None:
     assert (found.text, found.changed, found.dropped) == (text, [], "")
 
 
-def test_broken_encodings_are_mended_and_characters_composed() -> None:
+def test_broken_encodings_are_repaired_and_characters_composed() -> None:
     found = cleaned("The Mona Lisa doesnâ€™t have eyebrows; cafe\u0301", repair=True, nfc=True)
     assert found.text == "The Mona Lisa doesn\u2019t have eyebrows; café"
     assert found.changed == ["repair", "nfc"]
@@ -127,30 +127,32 @@ def test_a_long_document_is_cleaned_as_a_whole_one(tmp_path: Path) -> None:
     settings = {"repair": True, "nfc": True, "mask": ["email"], "languages": ["en"]}
     passages = [PROSE * 20, GERMAN * 20, "doesnâ€™t cafe\u0301 a@b.org\n"]
     whole = cleaned("".join(passages), **settings)
-    long = list(Cleaner(CleaningConfig(**settings)).long(passages))
+    long = list(Cleaner(CleaningConfig(**settings)).passages(passages))
     assert "".join(done.text for done in long) == whole.text
     assert [done.changed for done in long] == [[], [], whole.changed]
     assert whole.changed == ["repair", "nfc", "mask email"]
-    german_first = Cleaner(CleaningConfig(**settings)).long([GERMAN, PROSE])
+    german_first = Cleaner(CleaningConfig(**settings)).passages([GERMAN, PROSE])
     assert [done.dropped for done in german_first] == ["language: de"]
     # The evaluation set's words stand across passages.
     words_of = PROSE.split(" ")
     for count in (1, 5):
         parts = [" ".join(words_of[n : n + count]) + " " for n in range(0, len(words_of), count)]
-        found = list(Cleaner(CleaningConfig(ngram=12), (path,)).long(parts))
+        found = list(Cleaner(CleaningConfig(ngram=12), (path,)).passages(parts))
         assert [done.dropped for done in found].count("contaminated") == 1
         assert found[-1].dropped and len(found) < len(parts)
-    assert not any(done.dropped for done in Cleaner(CleaningConfig(ngram=13), (path,)).long(parts))
+    assert not any(
+        done.dropped for done in Cleaner(CleaningConfig(ngram=13), (path,)).passages(parts)
+    )
 
 
 def test_a_long_document_is_dropped_where_a_rule_drops_a_passage_or_nothing_is_left() -> None:
     c4 = CleaningConfig(rules=["c4"])
     found = list(
-        Cleaner(c4).long([PROSE * 9, PROSE * 9 + "no end\n", PROSE + "It is {} here.\n", PROSE])
+        Cleaner(c4).passages([PROSE * 9, PROSE * 9 + "no end\n", PROSE + "It is {} here.\n", PROSE])
     )
     assert [done.dropped for done in found] == ["", "", "c4: curly_bracket"]
     assert found[1].changed == ["c4"] and "no end" not in found[1].text
-    *_, last = Cleaner(CleaningConfig(repair=True)).long(["\x07", "\x07"])
+    *_, last = Cleaner(CleaningConfig(repair=True)).passages(["\x07", "\x07"])
     assert last.dropped == "nothing left"
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import multiprocessing
 import random
 import signal
-import subprocess
-import sys
 import time
 import tracemalloc
 from collections.abc import Callable
+from multiprocessing.context import ForkProcess
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from data_prep import cli, config
-from data_prep.dataset import durable, shards
+from data_prep.dataset import shards
 from data_prep.dataset.settings import SettingsError
 from data_prep.dataset.shards import DataError
 from data_prep.pipeline import pipeline, reshard
@@ -67,7 +67,7 @@ def test_it_is_to_the_byte_what_the_pipeline_makes(
     assert shards.verify(tmp_path / "set") == []
 
 
-def test_there_and_back_again_is_where_it_began(make: Make, tmp_path: Path) -> None:
+def test_there_and_back_again_gives_the_same_bytes(make: Make, tmp_path: Path) -> None:
     reshard.run(make(7), tmp_path / "there", 23)
     reshard.run(tmp_path / "there", tmp_path / "back", 7)
     assert hashes(tmp_path / "back") == hashes(make(7))
@@ -86,37 +86,40 @@ def test_reports_of_any_name_are_carried_over_and_nothing_else(make: Make, tmp_p
     }
 
 
-def start(source: Path, output: Path) -> subprocess.Popen[bytes]:
-    # Slow enough to be killed before it ends, on any machine.
-    code = (
-        "import sys, time\nfrom data_prep import cli, shards\nwrite = shards.write_shard\n"
-        "shards.write_shard = lambda *given: time.sleep(0.02) or write(*given)\n"
-        "sys.exit(cli.main(sys.argv[1:]))"
-    )
-    words = ["reshard", str(source), "--shards", "25", "--output", str(output)]
-    return subprocess.Popen([sys.executable, "-c", code, *words])
+def start(source: Path, output: Path) -> ForkProcess:
+    process = multiprocessing.get_context("fork").Process(target=slowly, args=(source, output))
+    process.start()
+    return process
+
+
+def slowly(source: Path, output: Path) -> None:
+    """Slow enough to be killed before it ends, on any machine."""
+    write = shards.write_shard
+    slow = lambda *given: time.sleep(0.02) or write(*given)  # noqa: E731
+    pytest.MonkeyPatch().setattr(shards, "write_shard", slow)
+    reshard.run(source, output, 25)
 
 
 def marks(output: Path) -> int:
     return len(list((output / "work" / "shards").glob("*.json")))
 
 
-def test_a_killed_command_goes_on_where_it_was(make: Make, tmp_path: Path) -> None:
+def test_a_killed_command_continues_where_it_was(make: Make, tmp_path: Path) -> None:
     output = tmp_path / "set"
     for goal in (1, 9, 17):
         before = {path: path.stat().st_ino for path in output.glob("*.tar")}
         process = start(make(7), output)
         while marks(output) < goal:
-            assert process.poll() is None
+            assert process.is_alive()
             time.sleep(0.001)
         process.kill()
-        process.wait()
-        assert process.returncode == -signal.SIGKILL
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
         assert not (output / "manifest.json").exists()
         kept = [path for path, inode in before.items() if path.stat().st_ino == inode]
         # The last one may have had its name, and not yet its mark.
         assert len(kept) >= len(before) - 1
-    assert start(make(7), output).wait() == 0
+    reshard.run(make(7), output, 25)
     assert hashes(output) == hashes(make(25))
 
 
@@ -139,14 +142,14 @@ def test_a_damaged_shard_is_named_before_anything_is_written(make: Make, tmp_pat
     assert list(output.glob("*.tar*")) == []
     (tmp_path / "shard-00006.tar").write_bytes((make(7) / "shard-00006.tar").read_bytes())
     (tmp_path / "tokenizer.model").write_bytes(b"another")
-    with pytest.raises(DataError, match=r"tokenizer\.model: is missing, or not the manifest's"):
+    with pytest.raises(DataError, match=r"tokenizer\.model: is missing, or is not the manifest's"):
         reshard.run(tmp_path, output, 3)
     (tmp_path / "tokenizer.model").write_bytes((make(7) / "tokenizer.model").read_bytes())
     reshard.run(tmp_path, output, 3)
     assert hashes(output) == hashes(make(3))
 
 
-def test_what_cannot_be_is_told_at_once(make: Make, tmp_path: Path) -> None:
+def test_impossible_requests_are_refused_at_once(make: Make, tmp_path: Path) -> None:
     with pytest.raises(SettingsError) as raised:
         reshard.run(make(7), make(7) / "inside", DOCUMENTS + 1)
     assert raised.value.problems == [
@@ -170,27 +173,24 @@ def test_another_data_set_in_the_output_is_refused_and_left_alone(
         reshard.run(make(7), make(3), 4)
     assert hashes(make(3)) == before
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(WorkspaceError, match="is not empty, and not what this command began"):
+    with pytest.raises(WorkspaceError, match="is not empty, and not what this command started"):
         reshard.run(make(7), tmp_path, 4)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
-def test_one_that_was_begun_with_another_number_is_refused(
+def test_one_that_was_started_with_another_number_is_refused(
     make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as failing:
         failing.setattr(shards, "write_manifest", lambda *arguments: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             reshard.run(make(7), tmp_path / "set", 4)
-    with pytest.raises(WorkspaceError, match="not what this command began"):
+    with pytest.raises(WorkspaceError, match="not what this command started"):
         reshard.run(make(7), tmp_path / "set", 5)
     assert reshard.run(make(7), tmp_path / "set", 4)
 
 
-def test_no_more_than_a_document_stands_in_memory(
-    tmp_path: Path, write_data_set: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(durable, "_READ_BYTES", 1 << 16)
+def test_no_more_than_a_document_is_held_in_memory(tmp_path: Path, write_data_set: Any) -> None:
     each = 1 << 14
     manifest = write_data_set(tmp_path / "a", [np.full(each, n) for n in range(400)], 2, 1000)
     reshard.run(tmp_path / "a", tmp_path / "imports", 1)
@@ -209,8 +209,8 @@ def test_the_command_says_what_it_made_and_what_was_wrong(
     assert cli.main([*words, "99"]) == 2
     assert "--shards: 99 shards cannot be made of 60 documents" in capsys.readouterr().err
     assert cli.main([*words, "3"]) == 0
-    told = capsys.readouterr().out
-    assert f"in 3 shards, in the order of {make(7)}" in told and "nothing to do" not in told
+    shown = capsys.readouterr().out
+    assert f"in 3 shards, in the order of {make(7)}" in shown and "nothing to do" not in shown
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "set").iterdir()}
     assert cli.main([*words, "3"]) == 0
     assert "is finished already, from the same data set: nothing to do" in capsys.readouterr().out

@@ -105,7 +105,7 @@ def test_three_tasks_make_the_bytes_of_a_local_run(
 
 
 @pytest.mark.slow
-def test_a_failed_and_a_cancelled_run_go_on_with_other_tasks(
+def test_a_failed_and_a_cancelled_run_continue_with_other_tasks(
     on_cluster: Run, corpus: Path, made: dict[str, str], tmp_path: Path
 ) -> None:
     output = tmp_path / "set"
@@ -139,15 +139,15 @@ def test_slurm_refusing_a_job_leaves_none(on_cluster: Run, corpus: Path, tmp_pat
     assert queue_is_empty(on_cluster)
 
 
-def test_what_cannot_be_submitted_is_told_at_once(
+def test_what_cannot_be_submitted_is_reported_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     wanted = config.load(None, words(tmp_path, tmp_path / "a set"))
     with pytest.raises(SettingsError) as caught:
         submit(wanted)
-    told = [problem.partition(":")[0] for problem in caught.value.problems]
-    assert told == ["sources[0].paths[0]", "slurm.partition", "output", "submit"]
+    named = [problem.partition(":")[0] for problem in caught.value.problems]
+    assert named == ["sources[0].paths[0]", "slurm.partition", "output", "submit"]
 
 
 def test_jobs_of_an_unknown_fate_keep_a_local_run_away(

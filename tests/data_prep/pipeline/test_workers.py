@@ -1,4 +1,4 @@
-"""What happens in a worker is told by its parent."""
+"""Failures of workers are reported by their parent."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 
 from data_prep import config
-from data_prep.pipeline.stages import UnitStep
+from data_prep.pipeline.stages import Stage
 from data_prep.pipeline.workers import WorkerLostError, Workers
 from data_prep.pipeline.workspace import Work
 
 
-class Noise(UnitStep):
-    stage = "noise"
+class Noise(Stage):
+    name = "noise"
     label = "working"
 
     def measure(self) -> list[int]:
@@ -31,14 +31,14 @@ class Noise(UnitStep):
 
 
 class Later(Noise):
-    stage = "later"
+    name = "later"
 
     def measure(self) -> list[int]:
         return [self.work.read("noise", unit)["unit"] for unit in range(self.config.shards.count)]
 
 
 class Last(Noise):
-    stage = "last"
+    name = "last"
 
     def do(self, unit: int) -> Any:
         """The first unit takes as long as all the others."""
@@ -49,7 +49,7 @@ class Last(Noise):
 
 
 class Trouble(Noise):
-    stage = "trouble"
+    name = "trouble"
 
     def do(self, unit: int) -> Any:
         if unit == 3:
@@ -60,7 +60,7 @@ class Trouble(Noise):
 
 
 class Endless(Noise):
-    stage = "endless"
+    name = "endless"
 
     def do(self, unit: int) -> Any:
         if unit == 0:
@@ -125,7 +125,7 @@ def test_a_killed_worker_ends_the_run_with_a_message(tmp_path: Path) -> None:
     (tmp_path / "work" / "trouble").mkdir(parents=True)
     workers, work = started(tmp_path, 6, 2)
     work.finish("trouble", 3, {})
-    message = r"killed while it was at 'working'.*continues"
+    message = r"killed during 'working'.*continues"
     with pytest.raises(WorkerLostError, match=message), workers:
         workers.run(Trouble)
 
@@ -140,8 +140,9 @@ def test_an_exception_ends_workers_that_are_at_work(tmp_path: Path) -> None:
 
 def test_webdataset_comes_without_torch_and_torch_can_still_be_imported() -> None:
     code = (
-        "import sys; from data_prep import engine, shards; engine.import_webdataset()\n"
+        "import importlib.util, sys\nfrom data_prep.dataset import shards\n"
+        "from data_prep.pipeline import workers; workers.import_webdataset()\n"
         "import webdataset; assert webdataset.TarWriter and 'torch' not in sys.modules\n"
-        "import torch"
+        "assert importlib.util.find_spec('torch')"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -13,7 +13,7 @@ from data_prep import cli
 from data_prep.dataset import shards
 from data_prep.pipeline import reshard
 from data_prep.recall.name_pairs import names
-from data_prep.tokenizer import tokenizer
+from data_prep.tokenizer import tokenizer, training
 
 BOOKS = {
     "one": "When Sara came, Becky saw Sara and the cat. Then came Lavinia; Becky, Sara fled. " * 40,
@@ -37,7 +37,7 @@ def test_names_are_counted_inside_of_sentences() -> None:
 def books(tmp_path_factory: pytest.TempPathFactory, write_data_set: Any) -> Path:
     """A data set of two books."""
     directory = tmp_path_factory.mktemp("books")
-    tokenizer.train([*BOOKS.values()], directory / "trained.model", 320)
+    training.train([*BOOKS.values()], directory / "trained.model", 320)
     model = tokenizer.load(directory / "trained.model")
     documents = [
         shards.Document(id, "novels", len(text.encode()), model.encode(text))
@@ -89,14 +89,14 @@ def test_the_bytes_depend_on_the_books_and_what_is_wanted_alone(
     assert one == _written(tmp_path / "cut.jsonl", tmp_path / "cut", *words)
 
 
-def test_every_mistake_is_told(
+def test_every_mistake_is_reported(
     tmp_path: Path, books: Path, write_data_set: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["--passages", "0", "--min-tokens", "9", "--max-tokens", "8", "--names", "0"]
     assert cli.main(["pairs", str(tmp_path / "a"), "--books", str(books), *words]) == 2
-    told = capsys.readouterr().err
+    message = capsys.readouterr().err
     for part in ("--passages: expected at least 1", "9 to 8", "--names"):
-        assert part in told
+        assert part in message
     model = tokenizer.find(books)
     nameless = tokenizer.load(model).encode("no name is here. " * 50)
     write_data_set(tmp_path / "set", [nameless], 1, 320, tokenizer=model)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -17,14 +19,14 @@ from data_prep.recall.pair import Pair
 from data_prep.recall.passkey import FILLER
 from data_prep.recall.stories import World
 from data_prep.recall.tasks import TASKS, Haystack
-from data_prep.tokenizer import tokenizer
+from data_prep.tokenizer import tokenizer, training
 
 
 @pytest.fixture(scope="module")
 def tokenizer_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small SentencePiece model of the passkey's words and bytes."""
     path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.model"
-    tokenizer.train([FILLER * 9], path, 320)
+    training.train([FILLER * 9], path, 320)
     return path
 
 
@@ -49,10 +51,10 @@ def test_a_passkey_prompt_is_worded_as_in_the_paper() -> None:
 
 
 def test_a_depth_moves_the_key_and_changes_nothing_else() -> None:
-    told = [TASKS["passkey"](Draws(3), [FILLER] * 8, depth) for depth in (0.0, 0.5, 1.0)]
-    assert len({pair.answer for pair in told}) == 1
-    assert len({pair.prompt.replace(f"{FILLER} ", "") for pair in told}) > 1
-    places = [pair.prompt.index("The pass key is") for pair in told]
+    made = [TASKS["passkey"](Draws(3), [FILLER] * 8, depth) for depth in (0.0, 0.5, 1.0)]
+    assert len({pair.answer for pair in made}) == 1
+    assert len({pair.prompt.replace(f"{FILLER} ", "") for pair in made}) > 1
+    places = [pair.prompt.index("The pass key is") for pair in made]
     assert places == sorted(places) and len(set(places)) == 3
 
 
@@ -60,13 +62,13 @@ NEEDLE = re.compile(r"special magic numbers for ([a-z]+-[a-z]+) is: (\d{7})\.")
 
 
 @pytest.mark.parametrize(
-    "task, keys, told, answers",
+    "task, keys, needles, answers",
     [("single", 1, 1, 1), ("multikey", 4, 4, 1), ("multivalue", 1, 4, 4), ("multiquery", 4, 4, 4)],
 )
-def test_needles_are_told_and_asked_for(task: str, keys: int, told: int, answers: int) -> None:
+def test_needles_are_hidden_and_asked_for(task: str, keys: int, needles: int, answers: int) -> None:
     for prompt, answer in pairs(task):
         found = NEEDLE.findall(prompt)
-        assert len(found) == told and len({key for key, _ in found}) == keys
+        assert len(found) == needles and len({key for key, _ in found}) == keys
         question = prompt.rpartition("\n")[2]
         asked = [(place, value) for place, (key, value) in enumerate(found) if key in question]
         assert answer == " " + ", ".join(value for _, value in asked)
@@ -97,7 +99,7 @@ DROP = re.compile(r"(\w+) (?:discarded|dropped|left|put down) the (\w+) there\."
 
 
 def _replayed(prompt: str) -> tuple[dict[str, str], dict[str, list[str]]]:
-    """Where persons are, and all places that each thing was at, told by the facts alone."""
+    """Where persons are, and all places that each thing was at, from the facts alone."""
     where: dict[str, str] = {}
     held: dict[str, str] = {}
     paths: dict[str, list[str]] = {}
@@ -200,3 +202,16 @@ def test_draws_are_fixed_for_good() -> None:
     found = [draws.below(1000), draws.number(5), draws.sample("abcdef", 4), draws.pick("xyz")]
     assert found == [394, "96131", ["f", "a", "d", "b"], "x"]
     assert Draws(3, "a", "c").below(1 << 40) != Draws(3, "a", "b").below(1 << 40)
+
+
+def test_documents_are_fixed_for_good() -> None:
+    """Results refer to their bytes."""
+    haystacks = [Haystack.repeated(), Haystack(NOVEL)]
+    made = [
+        tasks.document(task, haystack, None, 4000, seed=5, number=number, depth=depth)
+        for task in TASKS
+        for number, depth in ((0, None), (1, 0.0), (2, 0.5))
+        for haystack in haystacks
+    ]
+    hashed = hashlib.sha256(json.dumps(made).encode()).hexdigest()
+    assert hashed == "44051fd4e1d38f5ecb39778a19c92adeee388e149ae4802b5a84eeeef808e326"

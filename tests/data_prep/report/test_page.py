@@ -7,9 +7,9 @@ import json
 import re
 import shutil
 import subprocess
+from html.parser import HTMLParser
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from data_prep import cli, config
@@ -17,19 +17,30 @@ from data_prep.accounts import ACCOUNTS
 from data_prep.dataset import shards
 from data_prep.dataset.shards import DataError
 from data_prep.pipeline import pipeline
-from data_prep.report import charts, page, statistics
-from data_prep.report.statistics import Sample
+from data_prep.report import page, statistics
+from tests import programs
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+CHROMIUM = programs.find("chromium", "chromium-browser")
 EVIL = "<script>document.title='owned'</script>"
 SOURCE = "a & <b>bold</b> $x_1$"
 TEXT = "the segment reads the memory and then the segment writes the memory. "
 # Run in the browser after the page is there: what was drawn, loaded and logged.
 PROBE = """<script>addEventListener("load", () => {
   const size = node => { const r = node.getBoundingClientRect(); return [r.width, r.height]; };
+  const texts = [...document.querySelectorAll(".bars bdi, .bars span, svg text")];
+  const overlap = (one, other) => {
+    const a = one.getBoundingClientRect(), b = other.getBoundingClientRect();
+    return a.left < b.right && b.left < a.right && a.top < b.bottom - 1 && b.top < a.bottom - 1;
+  };
   document.documentElement.setAttribute("data-probe", JSON.stringify({
-    charts: [...document.querySelectorAll("svg")].map(size),
-    texts: [...document.querySelectorAll("svg text")].map(node => node.textContent),
+    charts: [...document.querySelectorAll(".bars, .histogram")].map(size),
+    bars: [...document.querySelectorAll(".bars svg")].map(size),
+    texts: texts.map(node => node.textContent),
+    overlaps: texts.flatMap((a, n) => texts.slice(n + 1).filter(b => overlap(a, b))
+      .map(b => [a.textContent, b.textContent])),
+    colours: [...document.querySelectorAll("rect")].map(node => getComputedStyle(node).fill),
+    targets: [...document.querySelectorAll("nav a")]
+      .map(node => document.querySelector(node.getAttribute("href"))?.tagName),
     scripts: document.querySelectorAll("body script").length,
     bold: [...document.querySelectorAll("bdi *")].length,
     requests: performance.getEntriesByType("resource").map(entry => entry.name),
@@ -70,7 +81,7 @@ def cleaned(made: Path, tmp_path: Path) -> Path:
 def browse(path: Path, width: int) -> tuple[str, str]:
     """The file's DOM in a browser, and what the browser logged."""
     if CHROMIUM is None:
-        pytest.skip("no chromium on this machine; install the package chromium to render the page")
+        programs.skip_without("chromium")
     flags = "--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking"
     more = "--disable-component-update --disable-sync --enable-logging=stderr --dump-dom"
     done = subprocess.run(
@@ -97,9 +108,9 @@ def test_a_browser_shows_the_charts_and_runs_nothing(
 ) -> None:
     path = tmp_path / "page.html"
     page.write(cleaned, path)
-    told = path.read_text(encoding="utf-8")
+    shown = path.read_text(encoding="utf-8")
     # The page forbids all scripts: one is let in to look at what came out.
-    allowed = told.replace("default-src 'none'", "default-src 'none'; script-src 'unsafe-inline'")
+    allowed = shown.replace("default-src 'none'", "default-src 'none'; script-src 'unsafe-inline'")
     path.write_text(allowed.replace("</head>", f"{PROBE}</head>"), encoding="utf-8")
     dom, logged = browse(path, width)
     found = re.search(r'data-probe="([^"]*)"', dom)
@@ -107,6 +118,12 @@ def test_a_browser_shows_the_charts_and_runs_nothing(
     probe = json.loads(html.unescape(found[1]))
     assert len(probe["charts"]) == 8
     assert all(across > 200 and high > 30 for across, high in probe["charts"])
+    widths = {across for across, _ in probe["charts"]}
+    assert len(probe["bars"]) > 10 and {across for across, _ in probe["bars"]} <= widths
+    assert all(5 < high < 15 for _, high in probe["bars"]) and probe["overlaps"] == []
+    # A colour that the style does not define would be drawn black.
+    assert probe["colours"] and "rgb(0, 0, 0)" not in probe["colours"]
+    assert probe["targets"] == ["SECTION"] * 7
     assert {SOURCE, "two", "gopher: <i>short</i>"} <= set(probe["texts"])
     assert "30 read \u00b7 36.7% accepted" in probe["texts"]
     assert (probe["scripts"], probe["bold"], probe["wide"]) == (0, 0, 0)
@@ -129,41 +146,64 @@ def test_a_browser_logs_nothing_and_a_script_in_it_would_not_run(
     assert "Content Security Policy" in logged
 
 
+class _Isolated(HTMLParser):
+    """The texts of a page, and whether each is isolated from the writing direction around it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.texts: list[tuple[str, bool]] = []
+        self._isolated = False
+
+    def handle_starttag(self, tag: str, attrs: object) -> None:
+        self._isolated |= tag == "bdi"
+
+    def handle_endtag(self, tag: str) -> None:
+        self._isolated &= tag != "bdi"
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append((data, self._isolated))
+
+
+def _section(shown: str, section: str) -> str:
+    return shown.partition(f'<section id="{section}">')[2].partition("</section>")[0]
+
+
+def _rows(shown: str, section: str) -> list[list[str]]:
+    """The cells of all rows of a section's tables, as they are escaped in the page."""
+    rows = re.findall(r"<tr>(.*?)</tr>", _section(shown, section), re.DOTALL)
+    cells = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) for row in rows]
+    return [[re.sub("</?bdi>", "", cell) for cell in row] for row in cells]
+
+
 def test_the_page_holds_the_figures_escaped(cleaned: Path) -> None:
-    told = page.page(cleaned)
+    shown = page.page(cleaned)
     stats = statistics.stats(cleaned)
     for figure in (f"{stats.tokens:,}", f"{stats.bytes_per_token:.3f}", "f.jsonl:77", "9 dropped"):
-        assert figure in told
-    rows = re.findall(r"<tr>(.*?)</tr>", told)
-    cells = [re.sub(r"<[^>]*>", " ", row).split() for row in rows]
-    assert ["ftfy", "a", "&amp;", "&lt;b&gt;bold&lt;/b&gt;", "$x_1$", "7", "23.3%"] in cells
-    assert "two 1" not in told and "2 rejected" in told and "not an object" in told
-    assert "<script" not in told and "<b>bold" not in told and "<i>short" not in told
-    assert "&lt;script&gt;" in told and "\u202e" not in told
-    assert "default-src 'none'" in told
-    assert not re.search(r"(?:src|href)=\"(?!#|data:)", told)
-    assert told == page.page(cleaned)
+        assert figure in shown
+    assert ["ftfy", html.escape(SOURCE), "7", "23.3%"] in _rows(shown, "records-read")
+    assert "2 rejected" in shown and "not an object" in shown
+    assert "<script" not in shown and "<b>bold" not in shown and "<i>short" not in shown
+    assert "&lt;script&gt;" in shown and "\u202e" not in shown
+    assert "default-src 'none'" in shown
+    assert not re.search(r"(?:src|href)=\"(?!#|data:)", shown)
+    assert shown == page.page(cleaned)
 
 
 def test_a_data_set_without_cleaning_says_so(made: Path, tmp_path: Path) -> None:
     made = shutil.copytree(made, tmp_path / "old")
-    recorded = statistics.cleaning(made, statistics.count(made))
+    recorded = _rows(page.page(made), "records-read")
     (made / ACCOUNTS).unlink()
-    told = page.page(made)
-    assert "There was no cleaning" in told
-    assert "duplicates were not looked for" in told
-    found = statistics.cleaning(made, statistics.count(made))
-    assert (recorded.cleaned, found.cleaned) == (True, False)
-    assert recorded.sources == found.sources
-    fate = found.sources[SOURCE]
-    assert (fate.read, fate.accepted, fate.rejected) == (14, 11, 3)
-    assert found.sources["two"].read == 1
-    assert next(statistics.rejects(made, [SOURCE, "two"])) == Sample(
-        SOURCE, "not an object", "", f"{SOURCE}/a.jsonl", 12, "found list"
-    )
+    shown = page.page(made)
+    assert "There was no cleaning" in shown
+    assert "duplicates were not looked for" in shown
+    assert _rows(shown, "records-read") == recorded
+    assert recorded[1:] == [
+        [html.escape(SOURCE), *("14", "11", "0", "0", "0", "3"), "78.6%"],
+        ["two", *("1", "1", "0", "0", "0", "0"), "100.0%"],
+    ]
 
 
-def test_the_command_writes_the_page_beside_the_shards_or_where_it_is_told(
+def test_the_command_writes_the_page_beside_the_shards_or_where_it_is_asked_for(
     made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     directory = shutil.copytree(made, tmp_path / "set")
@@ -174,8 +214,8 @@ def test_the_command_writes_the_page_beside_the_shards_or_where_it_is_told(
     assert shards.verify(directory) == []
     nowhere = tmp_path / "nowhere" / "p.html"
     assert cli.main(["report", str(directory), "--output", str(nowhere)]) == 2
-    told = capsys.readouterr().err
-    assert told == f"data-prep: {nowhere}: cannot be written (No such file or directory)\n"
+    message = capsys.readouterr().err
+    assert message == f"data-prep: {nowhere}: cannot be written (No such file or directory)\n"
     (directory / "shard-00001.tar").unlink()
     assert cli.main(["report", str(directory)]) == 1
 
@@ -190,14 +230,37 @@ def test_a_cleaning_that_does_not_add_up_is_refused(cleaned: Path) -> None:
         page.page(cleaned)
 
 
-@pytest.mark.parametrize("tokens", [[1], [5, 5, 5], [0, 1, 10**7]])
-def test_any_lengths_can_be_drawn(tokens: list[int]) -> None:
-    drawn = charts.lengths(np.array(tokens, dtype=np.uint64))
-    assert drawn.startswith("<svg") and "tokens of a document" in drawn
+def test_a_value_is_shown_as_it_is_written_and_isolated(cleaned: Path) -> None:
+    """Hostile values are in every place that shows a text of the data."""
+    path = cleaned / ACCOUNTS
+    path.write_text(path.read_text().replace(json.dumps(SOURCE)[1:-1], "a & <b>\\u0000bold\\u202e"))
+    shown = page.page(cleaned)
+    assert "a &amp; &lt;b&gt;\ufffdbold\ufffd" in shown
+    assert not re.search("[\x00-\x08\x0b-\x1f\u202a-\u202e]", shown)
+    reader = _Isolated()
+    reader.feed(shown)
+    hostile = [
+        (text, inside) for text, inside in reader.texts if re.search("<b>|<i>|<script", text)
+    ]
+    assert len(hostile) > 20 and all(inside for _, inside in hostile)
 
 
-def test_a_chart_keeps_a_hostile_name_as_text() -> None:
-    drawn = charts.bars("t", {EVIL: 1.0, "\u65e5\u672c\n\0 $a$": 0.0}, ["1", "0 & 1"])
-    assert "<script" not in drawn and "&lt;script&gt;" in drawn
-    assert "\u65e5\u672c \ufffd $a$" in drawn and "0 &amp; 1" in drawn
-    assert "#0" not in drawn and "var(--c1)" in drawn
+def test_a_chart_shows_the_largest_sources_and_says_so(cleaned: Path) -> None:
+    path = cleaned / ACCOUNTS
+    written = json.loads(path.read_text())
+    none: dict[str, int] = {}
+    for number in range(24):
+        counts = {"read": number + 1, "accepted": 0, "rejected": number, "dropped": none}
+        written["sources"][f"s{number:02}"] = {**counts, "duplicates": {"near": 1}, "changed": none}
+    path.write_text(json.dumps(written))
+    shown = page.page(cleaned)
+    records, duplicates = (
+        re.findall("<li><bdi>(.*?)</bdi>", _section(shown, section))[:21]
+        for section in ("records-read", "duplicates")
+    )
+    *records, reason = records
+    assert reason.startswith("gopher")
+    assert records == [html.escape(SOURCE), *(f"s{number:02}" for number in range(23, 4, -1))]
+    assert duplicates == [html.escape(SOURCE), *(f"s{number:02}" for number in range(19))]
+    assert shown.count("The 20 largest of 25 sources.") == 2
+    assert len(_rows(shown, "records-read")) > 25

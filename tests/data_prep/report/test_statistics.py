@@ -80,19 +80,19 @@ def test_of_equally_long_documents_the_first_are_listed(
 
 def test_the_lines_hold_the_numbers(made: Path) -> None:
     found = statistics.stats(made)
-    told = [line.split("  ", 1) for line in statistics.lines(found)]
-    values = {name.strip(): value.strip() for name, value in told if name.strip()}
+    rows = [line.split("  ", 1) for line in statistics.lines(found)]
+    values = {name.strip(): value.strip() for name, value in rows if name.strip()}
     assert values["documents"] == "12"
     assert values["byte fallback"] == f"{7 / found.tokens:.3%} of tokens"
     assert values["source two"].startswith("1 documents, ")
 
 
-def test_the_closing_tells_path_and_next_command(made: Path) -> None:
-    told = "\n".join(statistics.closing(made, shards.read_manifest(made), 2.0))
-    assert "15 records in: 12 documents out, 3 rejected" in told
-    assert "rejected: 2 x not an object" in told
-    assert f"next: data-prep report {made}" in told
-    assert "2.0 s" in told
+def test_the_closing_names_the_path_and_the_next_command(made: Path) -> None:
+    shown = "\n".join(statistics.closing(made, shards.read_manifest(made), 2.0))
+    assert "15 records in: 12 documents out, 3 rejected" in shown
+    assert "rejected: 2 x not an object" in shown
+    assert f"next: data-prep report {made}" in shown
+    assert "2.0 s" in shown
 
 
 def test_damage_is_refused(made: Path, tmp_path: Path) -> None:

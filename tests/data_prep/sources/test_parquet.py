@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from data_prep.config import SourceConfig
 from data_prep.sources import readers
 from data_prep.sources.documents import RawDocument, Reject
 from data_prep.sources.inputs import InputFile
@@ -18,7 +20,7 @@ TEXTS = [f"row {n}: \u00fc\0\r\n" + "x" * (n * 7 % 50) for n in range(100)]
 
 def write(path: Path, columns: dict[str, Any], **options: Any) -> InputFile:
     pq.write_table(pa.table(columns), path, **{"row_group_size": 30, **options})
-    return InputFile("src", str(path), path.name, "parquet", None, "text", "id")
+    return InputFile(SourceConfig("src"), str(path), path.name, "parquet", None)
 
 
 def read(file: InputFile, cut_bytes: int = 1 << 20) -> list[RawDocument | Reject]:
@@ -68,8 +70,7 @@ def test_a_bad_row_is_rejected_alone(tmp_path: Path) -> None:
     texts = binary([b"one", None, b"", b"a\xff", b"x" * 101, b"six", b"seven"])
     ids = binary([b"1", b"2", b"3", b"4", b"5", b"\xfe", None])
     file = write(tmp_path / "a.parquet", {"text": texts, "id": ids})
-    file = InputFile(*("src", file.path, "a.parquet", "parquet", None, "text", "id"))
-    file = InputFile(**{**vars(file), "max_record_bytes": 100})
+    file = replace(file, config=replace(file.config, max_record_bytes=100))
     made = read(file)
     assert [record.line for record in made] == [1, 2, 3, 4, 5, 6, 7]
     assert [record.reason for record in made if isinstance(record, Reject)] == [
@@ -96,7 +97,7 @@ def test_a_wrong_column_is_one_reject(
 ) -> None:
     (reject,) = read(write(tmp_path / "a.parquet", columns), 1)
     assert isinstance(reject, Reject)
-    assert (reject.file, reject.line, reject.offset) == ("src/a.parquet", 1, 0)
+    assert (reject.line, reject.offset) == (1, 0)
     assert reject.reason == reason
     assert detail in reject.detail
 

@@ -88,7 +88,7 @@ def test_a_bad_member_is_rejected_by_its_name_and_the_others_stay(tmp_path: Path
         ("s/a/1.txt", "invalid UTF-8"),
         ("s/a/3.txt", "empty text"),
     ]
-    # The document stands where its first member does, so no place is taken twice.
+    # The document has the place of its first member, so no place is taken twice.
     assert [name for name, one in made if isinstance(one, RawDocument)] == ["s/a/2.txt"]
     assert sum(record.read for _, record in made) == 4 + 3 + 4
 

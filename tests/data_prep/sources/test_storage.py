@@ -29,7 +29,7 @@ class Web(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.files: dict[str, bytes] = {}
-        self.failures, self.ranges = 0, True
+        self.failures, self.ranges, self.accept_ranges = 0, True, ""
         self.asked: list[str] = []
 
     def url(self, name: str) -> str:
@@ -66,6 +66,8 @@ class _Handler(BaseHTTPRequestHandler):
         body = (data or b"")[start:stop]
         self.send_response(code)
         self.send_header("Content-Length", str(len(body)))
+        if web.accept_ranges:
+            self.send_header("Accept-Ranges", web.accept_ranges)
         if data is not None:
             self.send_header("ETag", f'"{hashlib.md5(data).hexdigest()}"')
         if code == 206:
@@ -160,25 +162,36 @@ def test_what_fails_for_a_moment_is_asked_for_again(web: Web) -> None:
     assert web.failures == 5
 
 
-def test_a_file_that_shrinks_while_it_is_read_is_told_of(web: Web) -> None:
+def test_a_file_that_shrinks_while_it_is_read_is_reported(web: Web) -> None:
     web.files["a"] = lines(100, "long")
     with storage.open_binary(web.url("a"), 100) as file:
         assert len(file.read(100)) == 100
         web.files["a"] = lines(1, "short")
-        with pytest.raises(OSError, match="bytes at 100 came") as caught:
+        with pytest.raises(OSError, match="received 106 of 1000 bytes at 100") as caught:
             file.read(1000)
     assert caught.value.filename == web.url("a")
 
 
-def test_a_server_without_ranges_is_told_of(web: Web) -> None:
+def test_a_server_without_ranges_is_reported(web: Web) -> None:
     web.files["a"], web.ranges = lines(1000, "whole"), False
     with storage.open_binary(web.url("a"), 1000) as file:
         file.seek(50_000)
         with pytest.raises(OSError, match="does not serve ranges of bytes"):
             file.read(10)
+    web.accept_ranges = "none"
+    with pytest.raises(OSError, match="does not serve ranges of bytes"):
+        storage.open_binary(web.url("a"))
 
 
-def test_what_cannot_be_listed_is_told_with_its_cause(web: Web, s3: str, tmp_path: Path) -> None:
+def test_an_empty_file_on_the_web_is_empty(web: Web) -> None:
+    web.files["a"] = b""
+    with storage.open_binary(web.url("a")) as file:
+        assert (file.seek(0), file.read(10), file.read()) == (0, b"", b"")
+
+
+def test_what_cannot_be_listed_is_reported_with_its_cause(
+    web: Web, s3: str, tmp_path: Path
+) -> None:
     names = ["http://127.0.0.1:1/a", "s3://none/*.txt", "s3://corpus/none/*", "nosuch://x/y"]
     given = ", ".join(f"'{name}'" for name in [web.url("none"), *names])
     problems: list[str] = []
@@ -244,12 +257,12 @@ def test_a_network_failure_is_one_message_and_the_command_continues(
     command += words(tmp_path / "set", f"paths: ['{web.url('a.jsonl')}']")
     web.failures = 10**9
     assert cli.main(command) == 1
-    told = capfd.readouterr().err
-    assert told.splitlines()[-1] == (
+    shown = capfd.readouterr().err
+    assert shown.splitlines()[-1] == (
         f"data-prep: {web.url('a.jsonl')}: its server answers 503 Service Unavailable; when that "
-        "is mended, the same command continues"
+        "is fixed, the same command continues"
     )
-    assert "Traceback" not in told
+    assert "Traceback" not in shown
     web.failures = 0
     assert cli.main(command) == 0
     assert shards.read_manifest(tmp_path / "set").documents == 200

@@ -12,6 +12,7 @@ from warcio.archiveiterator import ArchiveIterator
 from warcio.statusandheaders import StatusAndHeaders
 from warcio.warcwriter import WARCWriter
 
+from data_prep.config import SourceConfig
 from data_prep.sources import html, readers
 from data_prep.sources.compression import Compression
 from data_prep.sources.documents import RawDocument, Reject
@@ -46,7 +47,7 @@ def add(writer: WARCWriter, kind: str, data: bytes, content: str, n: int) -> Non
 
 def input_file(path: Path, compression: Compression, limit: int = 1 << 30) -> InputFile:
     more = {"max_record_bytes": limit}
-    return InputFile("src", str(path), path.name, "warc", compression, "text", "id", **more)
+    return InputFile(SourceConfig("src", **more), str(path), path.name, "warc", compression)
 
 
 def read(file: InputFile) -> list[RawDocument | Reject]:
@@ -110,8 +111,8 @@ def test_responses_say_why_they_are_no_documents(tmp_path: Path) -> None:
     add(writer, "conversion", b"kept", "text/plain", 8)
     (tmp_path / "a").write_bytes(out.getvalue())
     *rejects, kept = read(input_file(tmp_path / "a", "gzip"))
-    told = [(one.line, one.reason) for one in rejects if isinstance(one, Reject)]
-    assert told == [
+    found = [(one.line, one.reason) for one in rejects if isinstance(one, Reject)]
+    assert found == [
         (2, "record too large"),
         (3, "not plain text"),
         (5, "invalid UTF-8"),
@@ -147,7 +148,7 @@ def test_a_cut_archive_keeps_what_came_before(gzip: bool, tmp_path: Path) -> Non
         (b"WARC/1.0\r\n", b"JUNK\r\n", "a WARC record should begin here"),
     ],
 )
-def test_a_broken_record_ends_the_file_where_it_stands(
+def test_a_broken_record_ends_the_file_at_its_place(
     old: bytes, new: bytes, cause: str, tmp_path: Path
 ) -> None:
     data = archive(gzip=False)

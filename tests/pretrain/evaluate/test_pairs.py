@@ -1,4 +1,4 @@
-"""Pairs as they are read, and every mistake in them and in what is asked."""
+"""Pairs as they are read, and every mistake in them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 from data_prep.dataset import settings, shards
 from pretrain.config import Config, DataConfig
 from pretrain.evaluate import pairs
-from pretrain.evaluate.pairs import Asked, Fields, Pair
+from pretrain.evaluate.pairs import Fields, Pair
 
 FIELDS = Fields("book", "summary", "\n\nSummary:\n")
 
@@ -73,14 +73,6 @@ def test_every_mistake_of_every_file_is_told(tmp_path: Path) -> None:
     assert told[12].startswith("no.jsonl.gz: cannot be read (Not a gzipped file")
     assert told[13] == "none.jsonl: cannot be read (No such file or directory)"
     assert pairs.read([empty], FIELDS) == ([], [f"{empty}: holds no pair; expected one a line"])
-
-
-def test_every_mistake_in_what_is_asked_is_told() -> None:
-    assert Asked([0.1, 1.0], 1024, 0.5, 0.95, 0).problems() == []
-    found = Asked([0.0, 0.5, 0.5, 1.5], 0, -1.0, 0.0, -1).problems()
-    assert [problem.split(":")[0] for problem in found] == [
-        "--shares", "--shares", "--shares", "--max-tokens", "--temperature", "--top-p", "--seed",
-    ]  # fmt: skip
 
 
 @pytest.fixture

@@ -193,7 +193,7 @@ def test_every_mistake_is_told_in_one_message(
     words = ["--shares", "0,2", "--top-p", "0", "--documents", "0"]
     assert _evaluate(model, pairs, *words) == 2
     told = capsys.readouterr().err
-    for part in ("--shares: 0 is", "--shares: 2 is", "--top-p", "--documents", "--question: not"):
+    for part in ("found 0\n", "found 2\n", "--top-p", "--documents", "--question: not"):
         assert part in told
     assert "pairs.jsonl: line 4: has no text under 'answer'" in told
     assert not list(model.run_directory.glob("summaries-*"))

@@ -129,7 +129,7 @@ def test_a_gpu_that_is_not_there_is_a_mistake() -> None:
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
     assert default_ranks(Config(launch=LaunchConfig(device="auto"))) == 1
-    with pytest.raises(SettingsError, match=r"launch\.device: cuda was asked for"):
+    with pytest.raises(SettingsError, match=r"launch\.device: cuda, but torch finds no GPU here"):
         default_ranks(Config(launch=LaunchConfig(device="cuda")))
 
 
@@ -176,7 +176,7 @@ def test_a_rank_killed_by_a_signal_is_named(tmp_path: Path) -> None:
     process = launcher(tmp_path, script)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGKILL
-    assert output.startswith("rank 1 was killed by SIGKILL; the same command goes on")
+    assert output.startswith("rank 1 was killed by SIGKILL; the same command resumes")
 
 
 def test_ranks_die_with_a_launcher_that_is_killed(tmp_path: Path) -> None:

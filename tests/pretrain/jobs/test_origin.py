@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from data_prep.tokenizer import tokenizer
+from data_prep.tokenizer import training
 from pretrain.checkpoint.load import Checkpoint
 from pretrain.checkpoint.manifest import read_manifest
 from pretrain.config import Config, MemoryConfig, load
@@ -87,12 +87,12 @@ def test_another_shape_and_another_tokenizer_are_refused_together(
     tmp_path: Path, write_run: Any, data: Path
 ) -> None:
     write_run(tmp_path / "old")
-    tokenizer.train([TEXT + "Other words."], tmp_path / "old/tokenizer.model", 300)
+    training.train([TEXT + "Other words."], tmp_path / "old/tokenizer.model", 300)
     found = problems(tmp_path, "model.d_ff=64", "model.n_layers=3")
     assert [text.partition(";")[0] for text in found] == [
-        "train.start_from: model.n_layers is 2 there and 3 here",
-        "train.start_from: model.d_ff is 48 there and 64 here",
-        "train.start_from: its tokenizer is another than that of data.train",
+        "train.start_from: model.n_layers is 2 in the source and 3 here",
+        "train.start_from: model.d_ff is 48 in the source and 64 here",
+        "train.start_from: its tokenizer differs from that of data.train",
     ]
 
 

@@ -226,11 +226,6 @@ def test_ranks_and_stages_that_cannot_work_are_refused_together() -> None:
     assert [problem.split(":")[0] for problem in caught.value.problems] == [
         "data.lanes", "zero.stage"
     ]  # fmt: skip
-    with pytest.raises(SettingsError) as caught:
-        cluster("h101", 0, 8, 2.0)
-    assert [problem.split(":")[0] for problem in caught.value.problems] == [
-        "--gpu", "--nodes, --gpus-per-node", "--peak-share"
-    ]  # fmt: skip
 
 
 def command(words: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:

@@ -12,6 +12,7 @@ import math
 import os
 import shutil
 import signal
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -641,6 +642,22 @@ def test_deepspeed_is_configured_from_the_one_configuration() -> None:
     bf16 = deepspeed_settings(load(None, [*words, "train.precision=bf16"]), 4, 1000)
     assert bf16["bf16"] == {"enabled": True}
     assert bf16["gradient_accumulation_steps"] == 1
+
+
+def test_a_process_on_a_cpu_prints_nothing_about_cuda(tmp_path: Path) -> None:
+    # What DeepSpeed's import calls in torch's CUDA build, here with any build.
+    program = (
+        "from pretrain.training.engine import build_ops; build_ops();"
+        "from torch.utils import cpp_extension; cpp_extension._find_cuda_home()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "CUDA_HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout + done.stderr == ""
 
 
 def test_a_lock_that_a_killed_build_left_is_reported_and_removed(

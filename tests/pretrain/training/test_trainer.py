@@ -311,7 +311,7 @@ def test_no_rank_outlives_a_launcher_or_a_peer_that_was_killed(interrupted: Inte
 
 def test_a_killed_rank_is_named_in_the_last_line(interrupted: Interrupted) -> None:
     assert interrupted.ended["SIGKILL of a rank"].last_line == (
-        "rank 1 was killed by SIGKILL; the same command goes on from the last good checkpoint"
+        "rank 1 was killed by SIGKILL; the same command resumes from the last good checkpoint"
     )
 
 

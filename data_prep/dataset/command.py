@@ -1,0 +1,415 @@
+"""Command lines from dataclasses: the fields of a command are its words and its options.
+
+Parser, help and checks come from the fields, so that an option is described in one place. All
+mistakes of a command line are found before it runs and reported in one message.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import inspect
+import math
+import operator
+import os
+import select
+import shutil
+import sys
+import textwrap
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import MISSING, dataclass
+from functools import cached_property
+from pathlib import Path
+from types import NoneType
+from typing import Any, Literal, NamedTuple, NoReturn, get_args, get_origin, get_type_hints
+
+from data_prep.dataset.settings import SettingsError
+
+EXIT_MISTAKE = 2
+EXIT_CLOSED_PIPE = 141  # 128 + SIGPIPE, as a shell gives it
+
+
+class CommandError(ValueError):
+    """A command line that cannot run; `problems` holds every mistake, one sentence each."""
+
+    def __init__(self, command: str, problems: Sequence[str]) -> None:
+        self.problems = list(problems)
+        super().__init__(cannot_run(command, self.problems))
+
+
+def cannot_run(command: str, problems: Iterable[str]) -> str:
+    """The message that lists every mistake of a command."""
+    return "\n".join([f"{command}: this command cannot run:", *(f"  - {one}" for one in problems)])
+
+
+class Kind(NamedTuple):
+    """How a word becomes a value: `read` raises ValueError or KeyError for what is not expected."""
+
+    expected: str
+    read: Callable[[str], Any]
+    show: Callable[[Any], str] = str
+
+
+def one_of(names: Iterable[str]) -> Kind:
+    """The kind of a word that is one of `names`."""
+    known = {name: name for name in names}
+    return Kind(f"one of {', '.join(known)}", known.__getitem__)
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(number := float(text)):
+        raise ValueError
+    return number
+
+
+def _directory(text: str) -> Path:
+    if not Path(text).is_dir():
+        raise ValueError
+    return Path(text)
+
+
+_SIZES = {"m": 2**20, "k": 2**10}
+
+
+def _tokens(text: str) -> int:
+    size = _SIZES.get(text[-1:].lower())
+    return int(text) if size is None else int(text[:-1]) * size
+
+
+def _short(tokens: int) -> str:
+    fitting = (f"{tokens // size}{unit}" for unit, size in _SIZES.items() if tokens % size == 0)
+    return next(fitting, str(tokens))
+
+
+DIRECTORY = Kind("a directory", _directory)
+TOKENS = Kind("tokens as 4096, 32k or 1m", _tokens, _short)
+_KINDS = {
+    int: Kind("a whole number", int),
+    float: Kind("a number", _finite, "{:g}".format),
+    str: Kind("text", str),
+    Path: Kind("a path", Path),
+}
+
+
+@dataclass(frozen=True)
+class Option:
+    """An option of a command, or a word if it is `positional`, with the field that it sets.
+
+    The bounds `low` and `high` are closed, `above` is open. A list is given separated by commas,
+    or as several `words` behind one option, or by the option given `again`; `unique` refuses equal
+    items. `otherwise` is shown in the help in place of the default. Of this option and the one
+    that it is `instead_of`, one alone may be given.
+    """
+
+    doc: str
+    default: Any
+    positional: bool = False
+    low: float | None = None
+    high: float | None = None
+    above: float | None = None
+    kind: Kind | None = None
+    many: Literal["commas", "words", "again"] = "commas"
+    unique: bool = False
+    metavar: str = ""
+    otherwise: str = ""
+    instead_of: str = ""
+    # Of the field; the type is that of one item.
+    name: str = ""
+    type: Any = str
+    is_list: bool = False
+
+    @property
+    def label(self) -> str:
+        """As messages name it."""
+        return self.metavar or self.name if self.positional else _dashed(self.name)
+
+    @property
+    def reader(self) -> Kind:
+        """How its words are read."""
+        if get_origin(self.type) is Literal:
+            return one_of(get_args(self.type))
+        return self.kind or _KINDS[self.type]
+
+    def help(self) -> str:
+        """Its meaning and its default."""
+        if self.otherwise:
+            return f"{self.doc} (default: {self.otherwise})"
+        if self.default in (MISSING, None, "") or self.default is False or self.default == []:
+            return self.doc
+        items = self.default if self.is_list else [self.default]
+        return f"{self.doc} (default {','.join(map(self.reader.show, items))})"
+
+    def value(self, given: Any, problems: list[str]) -> Any:
+        """The value of the words given, None where one cannot be read; mistakes to `problems`."""
+        if self.type is bool:
+            return given
+        if self.is_list and self.many == "commas" and not self.positional:
+            given = given.split(",")
+        items = [self._item(text, problems) for text in (given if self.is_list else [given])]
+        read = [item for item in items if item is not None]
+        twice = [one for one in dict.fromkeys(read) if self.unique and read.count(one) > 1]
+        problems += [f"{self.label}: {self.reader.show(one)} is given twice" for one in twice]
+        if len(read) < len(items):
+            return None
+        return read if self.is_list else read[0]
+
+    def _item(self, text: str, problems: list[str]) -> Any:
+        try:
+            value = self.reader.read(text)
+        except (ValueError, KeyError):
+            problems.append(f"{self.label}: expected {self.reader.expected}, found {text!r}")
+            return None
+        bounds = (
+            ("at least", self.low, operator.ge),
+            ("more than", self.above, operator.gt),
+            ("at most", self.high, operator.le),
+        )
+        if not all(bound is None or holds(value, bound) for _, bound, holds in bounds):
+            wanted = [f"{words} {bound:g}" for words, bound, _ in bounds if bound is not None]
+            problems.append(f"{self.label}: expected {' and '.join(wanted)}, found {text}")
+        return value
+
+
+def option(default: Any, doc: str, **about: Any) -> Any:
+    """A field that is given as --its-name; `MISSING` as default: it must be given. See Option."""
+    return _field(Option(doc, default, **about))
+
+
+def word(doc: str, default: Any = MISSING, **about: Any) -> Any:
+    """A field that is given by its place. A list takes all words that are left; see Option."""
+    return _field(Option(doc, default, positional=True, **about))
+
+
+def _field(about: Option) -> Any:
+    metadata = {"option": about}
+    if isinstance(about.default, list):
+        return dataclasses.field(default_factory=about.default.copy, metadata=metadata)
+    return dataclasses.field(default=about.default, metadata=metadata)
+
+
+class Command:
+    """A command. A subclass becomes a frozen dataclass of its `word` and `option` fields.
+
+    The first paragraph of its docstring is its line in the list of commands; its own help shows
+    all of it.
+    """
+
+    def __init_subclass__(cls) -> None:
+        dataclass(frozen=True, kw_only=True)(cls)
+
+    @classmethod
+    def epilog(cls) -> str:
+        """The end of its help."""
+        return ""
+
+    def problems(self) -> list[str]:
+        """Every mistake that no field has by itself, one sentence each."""
+        return []
+
+    def run(self) -> int:
+        """Run the command; the exit code."""
+        raise NotImplementedError
+
+
+class Configured(Command):
+    """A command on a configuration, which is checked together with the command's own words."""
+
+    config: Path = word("YAML file with what differs from the defaults", metavar="CONFIG")
+    overrides: list[str] = word("overrides of the file's values", [], metavar="key=value")
+
+    @cached_property
+    def wanted(self) -> Any:
+        """The configuration. Raises SettingsError."""
+        raise NotImplementedError
+
+    def problems(self) -> list[str]:
+        """Every mistake in the configuration."""
+        try:
+            _ = self.wanted
+        except SettingsError as error:
+            return error.problems
+        return []
+
+
+class Program(NamedTuple):
+    """Commands by name: `train`, or after the name of their group, `eval passkey`."""
+
+    name: str
+    about: str
+    commands: Mapping[str, type[Command]]
+    groups: Mapping[str, str]
+    epilog: str = ""
+
+
+def parse(program: Program, words: Sequence[str] | None = None) -> tuple[str, Command]:
+    """The full name of a command line's command, and the command; None: the process's own words.
+
+    Raises CommandError with every mistake. Ends the process where help was asked for.
+    """
+    try:
+        given, rest = _parser(program).parse_known_args(words)
+    except SystemExit:
+        flush()
+        raise
+    schema = program.commands[given._command]
+    options = _options(schema)
+    problems = _left_over(rest, given, options)
+    values, wrong = _values(vars(given), options, problems)
+    if all(one.name in values for one in options if one.default is MISSING):
+        made = schema(**values)
+        # What is said of a wrong value, or of the default in its place, would mislead.
+        problems += [text for text in made.problems() if not any(label in text for label in wrong)]
+        if not problems:
+            return given._prog, made
+    raise CommandError(given._prog, problems)
+
+
+def _options(schema: type[Command]) -> list[Option]:
+    """Of each field; what must be given is first."""
+    hints, found = get_type_hints(schema), []
+    for field in dataclasses.fields(schema):  # type: ignore[arg-type]
+        kind = hints[field.name]
+        is_list = get_origin(kind) is list
+        if is_list or NoneType in get_args(kind):
+            kind = next(one for one in get_args(kind) if one is not NoneType)
+        about = field.metadata["option"]
+        found.append(dataclasses.replace(about, name=field.name, type=kind, is_list=is_list))
+    return sorted(found, key=lambda one: one.default is not MISSING)
+
+
+def _left_over(rest: Sequence[str], given: argparse.Namespace, options: list[Option]) -> list[str]:
+    """Give words that follow an option to the list they belong to; what is unknown."""
+    # argparse takes no further words of a list once an option has come between.
+    last = next((one.name for one in options if one.positional and one.is_list), None)
+    known = [one.label for one in options if not one.positional]
+    unknown = []
+    for text in (text for text in rest if text.startswith("-")):
+        near = difflib.get_close_matches(text.partition("=")[0], known, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known) or 'none'}"
+        unknown.append(f"{text}: unknown option; {hint}")
+    if unknown or not rest:
+        return unknown
+    if last is None:
+        return [f"{text!r}: unexpected, all words of this command are given" for text in rest]
+    setattr(given, last, [*getattr(given, last, []), *rest])
+    return []
+
+
+def _values(
+    given: Mapping[str, Any], options: list[Option], problems: list[str]
+) -> tuple[dict[str, Any], list[str]]:
+    """The values given, by field, and the labels of wrong ones; why goes into `problems`."""
+    values, wrong = {}, []
+    for one in options:
+        before = len(problems)
+        if one.instead_of in given and one.name in given:
+            both = f"{one.label}, {_dashed(one.instead_of)}"
+            problems.append(f"{both}: both are given; give one of the two")
+        elif one.name in given:
+            values[one.name] = one.value(given[one.name], problems)
+        elif one.default is MISSING:
+            problems.append(f"{one.label}: not given; expected the {one.doc}")
+        if len(problems) > before:
+            wrong.append(one.label)
+    return {name: value for name, value in values.items() if value is not None}, wrong
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser that raises CommandError."""
+
+    def error(self, message: str) -> NoReturn:
+        raise CommandError(self.prog, [message.removeprefix("argument ")])
+
+
+def _parser(program: Program) -> argparse.ArgumentParser:
+    raw = argparse.RawDescriptionHelpFormatter
+    top = _Parser(program.name, description=_filled(program.about), formatter_class=raw)
+    top.epilog = program.epilog
+    places: dict[str, Any] = {"": top.add_subparsers(required=True, metavar="COMMAND")}
+
+    def added(group: str, verb: str, doc: str, epilog: str = "") -> argparse.ArgumentParser:
+        line = " ".join(doc.partition("\n\n")[0].split()).rstrip(".").replace("%", "%%")
+        about = {"help": line[:1].lower() + line[1:], "description": _filled(doc)}
+        made: argparse.ArgumentParser = places[group].add_parser(
+            verb, epilog=epilog, formatter_class=raw, **about
+        )
+        return made
+
+    for name, schema in program.commands.items():
+        group, _, verb = name.rpartition(" ")
+        if group not in places:
+            inner = added("", group, program.groups[group])
+            places[group] = inner.add_subparsers(required=True, metavar="KIND")
+        parser = added(group, verb, inspect.cleandoc(schema.__doc__ or ""), schema.epilog())
+        parser.set_defaults(_command=name, _prog=parser.prog)
+        _add_options(parser, _options(schema))
+    return top
+
+
+def _filled(text: str) -> str:
+    """Text filled to the terminal's width, paragraph by paragraph."""
+    width = shutil.get_terminal_size().columns - 2
+    return "\n\n".join(textwrap.fill(one, width) for one in text.split("\n\n"))
+
+
+def _add_options(parser: argparse.ArgumentParser, options: list[Option]) -> None:
+    actions = []
+    for one in options:
+        names = [one.name] if one.positional else [_dashed(one.name)]
+        more: dict[str, Any] = {} if one.positional else {"required": one.default is MISSING}
+        if one.type is bool:
+            more["action"] = "store_true"
+        else:
+            more["metavar"] = _metavar(one)
+        if one.is_list and one.many == "again":
+            more["action"] = "append"
+        elif one.is_list and (one.positional or one.many == "words"):
+            more["nargs"] = "+" if one.default is MISSING else "*"
+        doc = one.help().replace("%", "%%")
+        actions.append(parser.add_argument(*names, help=doc, default=argparse.SUPPRESS, **more))
+    # Shown as required, and reported here where missing, together with all other mistakes.
+    parser.usage = parser.format_usage().removeprefix("usage: ").rstrip().replace("%", "%%")
+    for action in actions:
+        action.required = False
+
+
+def _metavar(one: Option) -> str:
+    if one.metavar or one.positional:
+        return one.metavar or one.name
+    if get_origin(one.type) is Literal:
+        return f"{{{','.join(get_args(one.type))}}}"
+    letter = {int: "N", float: "X", Path: "PATH"}.get(one.type, one.name.upper())
+    return f"{letter},..." if one.is_list and one.many == "commas" else letter
+
+
+def _dashed(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def flush() -> None:
+    """Write out what was printed. Where that fails, stdout leads nowhere from here on.
+
+    Otherwise the interpreter would try again as it ends, and end with an error of its own.
+    """
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def is_closed_pipe(error: Exception) -> bool:
+    """Whether an error means that nobody reads stdout any more; what is left of it is dropped."""
+    if not isinstance(error, OSError):
+        return False
+    poll = select.poll()
+    poll.register(1, 0)  # of events, those that cannot be masked: errors
+    has_no_reader = bool(poll.poll(0))
+    flush()
+    return isinstance(error, BrokenPipeError) and has_no_reader
+
+
+def explained(error: OSError) -> str:
+    """An error of the system as a sentence: the file, where there is one, and what is wrong."""
+    where = f"{error.filename}: " if error.filename else ""
+    return f"{where}{error.strerror or error}"

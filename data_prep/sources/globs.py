@@ -1,0 +1,187 @@
+"""The files that patterns match, but for those that other patterns leave out.
+
+A pattern is a row of names, as for `glob.glob` with `recursive=True`: a wildcard stays within a
+name and does not match the dot of a hidden one, `**` crosses directories.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fnmatch
+import glob
+import itertools
+import os
+import sysconfig
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from data_prep.sources import storage
+from data_prep.sources.storage import Listed, Status
+
+Names = tuple[str, ...]
+
+_STDLIB = "{stdlib}/"
+# Servers that are asked about files at once.
+_ASKED = 16
+
+
+def anchored(root: str, pattern: str) -> tuple[str, str]:
+    """The pattern's directory or URL up to its first wildcard, and the rest of it."""
+    is_local = pattern.startswith(("/", "~", _STDLIB))
+    if storage.is_url(root) and not is_local and not storage.is_url(pattern):
+        pattern = f"{root.rstrip('/')}/{pattern}"
+    if is_url := storage.is_url(pattern):
+        server, _, pattern = pattern.partition("://")
+        base = f"{server}://"
+    elif pattern.startswith(_STDLIB):
+        base, pattern = sysconfig.get_path("stdlib"), pattern.removeprefix(_STDLIB)
+    elif is_local:
+        base, pattern = "/", str(Path(pattern).expanduser()).lstrip("/")
+    else:
+        base = str(Path(root).expanduser().absolute())
+    names = pattern.split("/")
+    fixed = [*itertools.takewhile(lambda name: not glob.has_magic(name), names[:-1])]
+    rest = "/".join(names[len(fixed) :])
+    if is_url:
+        return base + "".join(f"{name}/" for name in fixed), rest
+    return os.path.normpath(Path(base, *fixed)), rest
+
+
+class Excluded:
+    """What a source's `exclude` leaves out, decided by a path alone: local globs are not expanded.
+
+    Of each glob, the names that remain to be matched below a directory are cached by directory.
+    """
+
+    def __init__(self, root: str, patterns: Sequence[str]) -> None:
+        self._begin: dict[str, set[Names]] = {}
+        urls = []
+        for pattern in patterns:
+            base, rest = anchored(root, pattern)
+            if storage.is_url(base):
+                urls.append(pattern)
+            else:
+                self._begin.setdefault(base.rstrip("/"), set()).add(_names(rest))
+        # By directory; "" is the root.
+        self._left = {"": frozenset(self._begin.get("", ()))}
+        self._urls: set[str] = set()
+        answers = matches(root, urls, self)
+        self.problems = [answer for answer in answers if isinstance(answer, str)]
+        self._urls = {one.path for found in answers if isinstance(found, list) for one in found}
+
+    def holds(self, path: str) -> bool:
+        """Whether the file is left out."""
+        if storage.is_url(path):
+            return path in self._urls
+        directory, _, name = path.rpartition("/")
+        return any(() in _after(name, left) for left in self._at(directory))
+
+    def holds_all_below(self, directory: str) -> bool:
+        """Whether all that globs find in the directory is left out, except hidden names."""
+        return ("**",) in self._at(directory)
+
+    def _at(self, directory: str) -> frozenset[Names]:
+        """What remains of the globs below a directory."""
+        if directory not in self._left:
+            parent, _, name = directory.rpartition("/")
+            left = set(self._begin.get(directory, ()))
+            left.update(*(_after(name, rest) for rest in self._at(parent)))
+            self._left[directory] = frozenset(left)
+        return self._left[directory]
+
+
+def matches(root: str, patterns: Sequence[str], excluded: Excluded) -> list[list[Listed] | str]:
+    """The files that each pattern matches and `excluded` does not hold, or why they are unknown.
+
+    Directories that are left out as a whole are not read.
+    """
+
+    def ask(pattern: str) -> list[Listed] | str:
+        base, rest = anchored(root, pattern)
+        try:
+            if not storage.is_url(base):
+                return _local(base.rstrip("/"), _names(rest), excluded)
+            return [one for one in storage.listing(base + rest) if not excluded.holds(one.path)]
+        except OSError as error:
+            return f"{error.filename or base}: {error.strerror or error}"
+        except ValueError as error:
+            return f"{base}{rest}: {error}"
+
+    with ThreadPoolExecutor(_ASKED) as pool:
+        return list(pool.map(ask, patterns))
+
+
+def _names(pattern: str) -> Names:
+    """The names of a glob; an empty last one asks for a directory, and so for no file."""
+    *names, last = pattern.split("/")
+    return (*(name for name in names if name), last)
+
+
+def _after(name: str, pattern: Names) -> set[Names]:
+    """What remains of a glob after a file's or directory's name; () where it is matched."""
+    if not pattern:
+        return set()
+    first, rest = pattern[0], pattern[1:]
+    if first != "**":
+        return {rest} if _is_match(name, first) else set()
+    left = _after(name, rest)
+    if name.startswith("."):
+        return left
+    return {*left, pattern} if rest else {(), pattern}
+
+
+def _is_match(name: str, pattern: str) -> bool:
+    if not glob.has_magic(pattern):
+        return name == pattern
+    hidden = name.startswith(".") and not pattern.startswith(".")
+    return not hidden and fnmatch.fnmatchcase(name, pattern)
+
+
+def _local(base: str, names: Names, excluded: Excluded) -> list[Listed]:
+    # Patterns for hidden names may match some that no `**` leaves out.
+    pruned = None if any(name.startswith(".") for name in names) else excluded
+    found = []
+    for path in sorted(_walk(base, {names}, pruned)):
+        if excluded.holds(path):
+            continue
+        try:
+            # One call a file: there may be very many.
+            status = storage.local_status(os.stat(path))  # noqa: PTH116
+        except FileNotFoundError:
+            # A dangling link is reported with its reason, not passed over.
+            status = Status(0, "")
+        found.append(Listed(path, path[len(base) + 1 :], status))
+    return found
+
+
+def _walk(directory: str, left: set[Names], pruned: Excluded | None) -> Iterator[str]:
+    """What is no directory and matches one of `left`, except in directories that are left out.
+
+    glob itself would walk through all that is left out, and look for files in each file.
+    """
+    if pruned and pruned.holds_all_below(directory):
+        return
+    for name, is_directory in _entries(directory, left):
+        path = f"{directory}/{name}"
+        after = {rest for names in left for rest in _after(name, names)}
+        if not is_directory and () in after:
+            yield path
+        elif is_directory and after - {()}:
+            yield from _walk(path, after - {()}, pruned)
+
+
+def _entries(directory: str, left: set[Names]) -> list[tuple[str, bool]]:
+    """Names in a directory and whether each is one; none where it cannot be listed, as in glob."""
+    first = {names[0] for names in left}
+    if not any(map(glob.has_magic, first)):
+        paths = {name: f"{directory}/{name}" for name in first if name}
+        return [(name, os.path.isdir(at)) for name, at in paths.items() if os.path.lexists(at)]  # noqa: PTH112
+    found = []
+    with contextlib.suppress(OSError), os.scandir(directory or "/") as entries:
+        for entry in entries:
+            is_directory = False
+            with contextlib.suppress(OSError):
+                is_directory = entry.is_dir()
+            found.append((entry.name, is_directory))
+    return found

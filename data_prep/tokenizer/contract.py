@@ -1,0 +1,125 @@
+"""What every tokenizer offers: the text of every document comes back from its tokens exactly."""
+
+from __future__ import annotations
+
+import codecs
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from data_prep.tokenizer.parts import parts
+from data_prep.tokenizer.spelling import Spelling
+
+FILES = ("tokenizer.model", "tokenizer.json")
+"""What a data set and a run call their SentencePiece model, or their tokenizer.json."""
+
+
+class TokenizerError(ValueError):
+    """A tokenizer that cannot be read, or cannot be trained as requested."""
+
+
+class Tokenizer(ABC):
+    """A tokenizer, whatever the kind of its file. Safe to share between threads.
+
+    Special ids are the file's own; None where it has none. Neither `encode` nor the shards hold
+    them: a reader arranges a document as [bos] + tokens + [eos].
+    """
+
+    path: Path
+    vocab_size: int
+    """The highest id plus 1; added tokens and unused ids are counted."""
+    bos_id: int | None
+    eos_id: int | None
+    pad_id: int | None
+    unk_id: int | None
+    least_part: int
+    """Characters of a part of a text, at least: parts are encoded one by one."""
+
+    @property
+    @abstractmethod
+    def pieces(self) -> list[bytes]:
+        """The bytes of text that each id means inside a text; none for special ids."""
+
+    @property
+    @abstractmethod
+    def byte_tokens(self) -> np.ndarray:
+        """Ids, int32, of tokens that spell bytes where a character has no piece of its own.
+
+        The byte-fallback pieces, [256] in order of the byte or [0] without; of a byte-level BPE,
+        which has a piece for each byte, the pieces that are not whole characters in UTF-8.
+        """
+
+    @property
+    @abstractmethod
+    def strips_first_space(self) -> bool:
+        """Whether decoding drops the space before the first token: encoding prefixes one."""
+
+    @abstractmethod
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+        """The text whose tokens `ids` are; special ids are left out, broken UTF-8 is U+FFFD."""
+
+    @property
+    @abstractmethod
+    def _cut(self) -> re.Pattern[str] | None:
+        """The places of a text that no token crosses; None: none is known."""
+
+    @abstractmethod
+    def _encode_part(self, part: str, inside: bool) -> np.ndarray:
+        """Tokens of one part, int32; `inside`: another part precedes it."""
+
+    def encode(self, text: str) -> np.ndarray:
+        """Tokens of the text alone: int32 [tokens]. `text` must not hold lone surrogates.
+
+        What reads like a special token is text.
+        """
+        return np.concatenate(
+            [np.empty(0, np.int32), *(ids for _, ids in self.encode_parts([text]))]
+        )
+
+    def encode_parts(
+        self, texts: Iterable[str], inside: bool = False
+    ) -> Iterator[tuple[str, np.ndarray]]:
+        """(part, its tokens) of the text that `texts` form when joined, in bounded memory.
+
+        However the text is divided, the tokens joined are those of `encode`. `inside`: other text
+        precedes it, and these tokens are to follow that text's.
+        """
+        for part in parts(texts, lambda: self._cut, self.least_part):
+            yield part, self._encode_part(part, inside)
+            inside = True
+
+    def decode_bytes(self, ids: Sequence[int] | np.ndarray, inside: bool = False) -> bytes:
+        """UTF-8 bytes of the tokens, also where they begin or end inside a character.
+
+        `inside`: other tokens precede them, so that their first space belongs to the text.
+        """
+        return self._spelling(ids, self.strips_first_space and not inside)
+
+    @cached_property
+    def _spelling(self) -> Spelling:
+        return Spelling(self.pieces)
+
+
+class StreamDecoder:
+    """Decodes tokens one by one: text is returned as soon as it is whole UTF-8."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._pieces = tokenizer.pieces
+        self._first = tokenizer.strips_first_space
+        self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def push(self, id: int) -> str:
+        """The text that token `id` completes; empty inside a character."""
+        piece = self._pieces[id]
+        if self._first and piece:
+            self._first = False
+            piece = piece.removeprefix(b" ")
+        return self._utf8.decode(piece)
+
+    def finish(self) -> str:
+        """U+FFFD where the stream ended inside a character, else nothing."""
+        return self._utf8.decode(b"", final=True)

@@ -1,0 +1,112 @@
+"""Hugging Face's tokenizer.json, as Llama 3's or Qwen's, or one converted from SentencePiece."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import tokenizers
+
+from data_prep.tokenizer import tokenizer_json
+from data_prep.tokenizer.contract import Tokenizer, TokenizerError
+from data_prep.tokenizer.spelling import is_utf8
+
+# Workers are forked, one a core: threads of the library's own would slow or hang them.
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+
+class HuggingFace(Tokenizer):
+    """A tokenizer.json; `tokenizer_json` says where its special ids come from."""
+
+    # The library takes 100 bytes of memory for each character.
+    least_part = 1 << 14
+
+    def __init__(self, path: Path, data: bytes) -> None:
+        self.path = path
+        try:
+            # The library raises no narrower exception.
+            self._model = tokenizers.Tokenizer.from_buffer(data)
+        except Exception as error:
+            raise TokenizerError(
+                f"{path}: is not a tokenizer.json that can be read ({error})"
+            ) from None
+        self._data, self._plain = data, json.loads(data)
+        self._model.no_padding()
+        self._model.no_truncation()
+        self._model.encode_special_tokens = True
+        try:
+            self._pieces = tokenizer_json.pieces(self._plain, self._model)
+            self.special_tokens = tokenizer_json.special_tokens(path, self._plain, self._model)
+        except ValueError as error:
+            raise TokenizerError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from None
+        self.vocab_size = len(self._pieces)
+        self.bos_id = self._special_id("bos_token")
+        self.eos_id = self._special_id("eos_token")
+        self.pad_id = self._special_id("pad_token")
+        self.unk_id = tokenizer_json.unknown(self._plain, self._model)
+
+    @property
+    def pieces(self) -> list[bytes]:
+        """The bytes of text that each id means; none for special ids."""
+        return self._pieces
+
+    def _encode_part(self, part: str, inside: bool) -> np.ndarray:
+        if self._keeps_first_space:
+            return self._encode(" " + part if part.startswith(" ") and not inside else part)
+        # Encoding puts back the space that it prefixes.
+        return self._encode(part[1:] if inside and self.strips_first_space else part)
+
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+        """The text whose tokens `ids` are; special ids are left out, broken UTF-8 is U+FFFD."""
+        return self.decode_bytes(ids).decode("utf-8", errors="replace")
+
+    @cached_property
+    def byte_tokens(self) -> np.ndarray:
+        """Ids of byte-fallback pieces, or of a byte-level BPE's parts of characters: int32."""
+        names = [f"<0x{byte:02X}>" for byte in range(256)]
+        ids = [self._model.token_to_id(name) for name in names]
+        if all(id is not None and self.pieces[id] == bytes([byte]) for byte, id in enumerate(ids)):
+            return np.array(ids, dtype=np.int32)
+        parts = [id for id, piece in enumerate(self.pieces) if not is_utf8(piece)]
+        return np.array(parts, dtype=np.int32)
+
+    @cached_property
+    def strips_first_space(self) -> bool:
+        """Whether decoding drops the space before the first token: encoding prefixes one."""
+        for id, piece in enumerate(self.pieces):
+            if piece.startswith(b" ") and is_utf8(piece):
+                alone: str = self._model.decode([id], skip_special_tokens=False)
+                return alone.encode() != piece
+        return False
+
+    @cached_property
+    def standalone(self) -> bytes:
+        """The file, with the special tokens in it that files beside it named."""
+        stated = tokenizer_json.stating(self._plain, self.special_tokens, self._model)
+        if stated is None:
+            return self._data
+        return json.dumps(stated, ensure_ascii=False, indent=2).encode()
+
+    @cached_property
+    def _keeps_first_space(self) -> bool:
+        # Where the library prefixes a space only to a text that has none: SentencePiece, from which
+        # such a model is converted, prefixes one to every text, which keeps the text's own space.
+        return self.strips_first_space and np.array_equal(self._encode("a"), self._encode(" a"))
+
+    @cached_property
+    def _cut(self) -> re.Pattern[str] | None:
+        return tokenizer_json.cut(self._plain)
+
+    def _special_id(self, role: str) -> int | None:
+        token = self.special_tokens[role]
+        return None if token is None else self._model.token_to_id(token)
+
+    def _encode(self, text: str) -> np.ndarray:
+        # The only call that computes no offsets; it takes half the time.
+        (encoded,) = self._model.encode_batch_fast([text], add_special_tokens=False)
+        return np.array(encoded.ids, dtype=np.int32)

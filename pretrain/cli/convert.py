@@ -1,0 +1,70 @@
+"""`pretrain import`, `export` and `plot`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from data_prep.dataset import settings
+from data_prep.dataset.command import Command, option, word
+from pretrain.config import ImportConfig
+
+
+class Import(Command):
+    """Take in a Hugging Face model of the Llama family.
+
+    Turns a directory with config.json, safetensors and a tokenizer into a checkpoint that
+    train.start_from, eval, generate and export read.
+    """
+
+    source: Path = word("the model's directory")
+    out: Path = word("directory to be made")
+    settings: list[str] = word("settings of the imported model", [], metavar="key=value")
+    tokenizer: Path | None = option(
+        None, "tokenizer.model or tokenizer.json", otherwise="the one there"
+    )
+
+    @classmethod
+    def epilog(cls) -> str:
+        return "\n  ".join(["settings and their defaults:", *settings.describe(ImportConfig)])
+
+    def run(self) -> int:
+        from pretrain.convert import llama
+
+        return llama.run(self.source, self.out, self.settings, self.tokenizer)
+
+
+class Export(Command):
+    """Write a model that Hugging Face's transformers load.
+
+    Writes safetensors, config.json, the tokenizer and the code of the model:
+    AutoModelForCausalLM.from_pretrained(OUT, trust_remote_code=True) loads it. A model without
+    memory becomes a plain Llama, which is the same for texts of one segment.
+    """
+
+    path: Path = word("run directory, or one checkpoint of it")
+    out: Path = word("directory to be made")
+    dtype: Literal["stored", "float32", "bf16"] = option(
+        "stored", "of the weights written", otherwise="as they are stored, exact"
+    )
+
+    def run(self) -> int:
+        from pretrain.convert import export
+
+        return export.run(self.path, self.out, self.dtype)
+
+
+class Plot(Command):
+    """Draw a run's curves.
+
+    Writes PNGs of a run's loss, bits per byte by position, gates and speed.
+    """
+
+    path: Path = word("run directory")
+
+    def run(self) -> int:
+        from pretrain import plot
+
+        for path in plot.plot(self.path):
+            print(path)
+        return 0

@@ -1,0 +1,219 @@
+"""`pretrain eval KIND` and `pretrain generate`: what a trained model can do."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from dataclasses import MISSING
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from data_prep.dataset.command import TOKENS, Command, one_of, option, word
+from data_prep.dataset.shards import DataError, read_manifest
+from data_prep.recall.tasks import PASSKEY, TASKS
+from pretrain.evaluate import pairs
+from pretrain.evaluate.pairs import Fields, Pair
+from pretrain.evaluate.questions import Asked
+
+_NEEDLES = [task for task in TASKS if task != PASSKEY]
+_TRAINED_ON = "as in the pairs that the run was trained on"
+
+
+class OnModel(Command):
+    """A command on a trained model."""
+
+    path: Path = word("run directory, or one checkpoint of it")
+
+
+class Perplexity(OnModel):
+    """Bits per byte by position, with memory and with its read masked.
+
+    Streams whole documents through a model and reports how well it predicts them.
+    """
+
+    data: Path = option(MISSING, "data set directory of data-prep")
+    documents: int | None = option(None, "evaluate the first so many", low=1, otherwise="all")
+    batch: int = option(8, "documents side by side", low=1)
+    window_segments: int | None = option(None, "segments a window", low=1, otherwise="the run's")
+
+    def run(self) -> int:
+        from pretrain.evaluate import perplexity
+
+        return perplexity.run(
+            self.path,
+            self.data,
+            window_segments=self.window_segments,
+            max_documents=self.documents,
+            batch=self.batch,
+        )
+
+
+class Harness(OnModel):
+    """Tasks of EleutherAI's lm-evaluation-harness, from local files.
+
+    Runs the harness's tasks in a directory, offline; needs the extra `harness`. A task file may
+    name Python functions, which are run.
+    """
+
+    tasks_directory: Path = option(MISSING, "directory of task files (YAML)")
+    tasks: list[str] = option([], "their names", many="words", otherwise="all there")
+    shots: int | None = option(None, "examples before a question", low=0, otherwise="the task's")
+    limit: int | None = option(None, "the first so many documents of each task", low=1)
+
+    def problems(self) -> list[str]:
+        if importlib.util.find_spec("lm_eval") is None:
+            return ["lm-eval is not installed; install the extra `harness` (README)"]
+        return []
+
+    def run(self) -> int:
+        from pretrain.evaluate import harness
+
+        return harness.run(
+            self.path, self.tasks_directory, tasks=self.tasks, shots=self.shots, limit=self.limit
+        )
+
+
+def _lengths(*kibi: int) -> Any:
+    doc = "tokens of the prompts, k for 1,024 and m for 1,048,576"
+    return option([1024 * size for size in kibi], doc, kind=TOKENS, low=1, unique=True)
+
+
+class _Recall(OnModel):
+    lengths: list[int] = _lengths(4, 32, 128)
+    samples: int = option(4, "prompts a cell", low=1)
+    seed: int = option(0, "same seed, same prompts", low=0)
+
+    def ask(
+        self, name: str, tasks: Sequence[str], depths: Sequence[float | None], filler: Path | None
+    ) -> int:
+        """Put the questions to the model; the exit code."""
+        from pretrain.evaluate import recall
+
+        asked = Asked(tasks, self.lengths, depths, self.samples, self.seed)
+        return recall.run(self.path, name, asked, filler)
+
+
+class Passkey(_Recall):
+    """A key far back in the prompt, by length and depth.
+
+    Hides a five-digit key at several depths of a long prompt and asks for it. All prompts of a
+    length are streamed side by side; what they share is read once.
+    """
+
+    depths: list[float] = option(
+        [0.0, 0.25, 0.5, 0.75, 1.0],
+        "places of the key, 0 the prompt's start, 1 its end",
+        low=0,
+        high=1,
+        unique=True,
+    )
+
+    def run(self) -> int:
+        return self.ask("passkey", [PASSKEY], self.depths, None)
+
+
+class Needles(_Recall):
+    """Facts in books: several needles, chains, common words, stories.
+
+    Tasks after RULER and BABILong among the sentences of books. The places of the facts are drawn.
+    """
+
+    lengths: list[int] = _lengths(4, 16, 64, 128)
+    filler: Path = option(MISSING, "data set directory of data-prep with books")
+    tasks: list[str] = option(
+        _NEEDLES,
+        "some of single, multikey, multivalue, multiquery (needles), variables, words, and qa1, "
+        "qa2, qa3 (stories)",
+        kind=one_of(TASKS),
+        unique=True,
+        otherwise="all",
+    )
+
+    def problems(self) -> list[str]:
+        try:
+            read_manifest(self.filler)
+        except DataError as error:
+            return [f"--filler: {error}"]
+        return []
+
+    def run(self) -> int:
+        return self.ask("needles", self.tasks, [None], self.filler)
+
+
+class Summaries(OnModel):
+    """Answers about whole documents, scored by Rouge.
+
+    Streams each document, draws its answer, and compares it with the reference of the pair.
+    Defaults of the drawing are the paper's.
+    """
+
+    pairs: list[Path] = word("a pair a line", metavar="PAIRS.jsonl[.gz]")
+    name: str = option("", "of the report", otherwise="the first file's name")
+    documents: int | None = option(None, "evaluate the first so many", low=1, otherwise="all")
+    shares: list[float] = option(
+        [1.0],
+        "of each document, from its start: several give a plot, e.g. 0.1,0.25,0.5,1",
+        above=0,
+        high=1,
+        unique=True,
+    )
+    prompt_field: str | None = option(None, "key of a line's document", otherwise=_TRAINED_ON)
+    answer_field: str | None = option(None, "key of its reference", otherwise=_TRAINED_ON)
+    question: str | None = option(
+        None, "text between the document and the answer", otherwise=_TRAINED_ON
+    )
+    max_tokens: int = option(1024, "of an answer, at most", low=1)
+    temperature: float = option(0.5, "0: greedy", low=0)
+    top_p: float = option(0.95, "probability of the nucleus", above=0, high=1)
+    seed: int = option(0, "same seed, same answers", low=0)
+
+    @cached_property
+    def fields(self) -> tuple[Fields, list[str]]:
+        """Keys and question of the pairs, and what is not known of them."""
+        return pairs.fields(self.path, self.prompt_field, self.answer_field, self.question)
+
+    @cached_property
+    def pairs_read(self) -> tuple[list[Pair], list[str]]:
+        """The pairs, and every mistake in them."""
+        return pairs.read(self.pairs, self.fields[0])
+
+    def problems(self) -> list[str]:
+        return [*self.fields[1], *self.pairs_read[1]]
+
+    def run(self) -> int:
+        from pretrain.evaluate import summaries
+
+        asked = pairs.Asked(self.shares, self.max_tokens, self.temperature, self.top_p, self.seed)
+        name = self.name or self.pairs[0].name.removesuffix(".gz").removesuffix(".jsonl")
+        read = self.pairs_read[0][: self.documents]
+        return summaries.run(self.path, name, read, self.fields[0].question, asked)
+
+
+class Generate(OnModel):
+    """Continue a text.
+
+    Continues a prompt of any length in constant space, as text on stdout.
+    """
+
+    prompt_file: str | None = option(None, "file with the prompt; - is stdin", metavar="FILE")
+    prompt: str | None = option(
+        None, "the prompt", otherwise="the document's start", instead_of="prompt_file"
+    )
+    max_tokens: int = option(256, "at most so many", low=1)
+    temperature: float = option(0.8, "0: greedy", low=0)
+    top_p: float = option(0.95, "probability of the nucleus", above=0, high=1)
+    seed: int = option(0, "same seed, same text")
+
+    def run(self) -> int:
+        from pretrain.evaluate import generate
+
+        return generate.run(
+            self.path,
+            prompt=self.prompt or "",
+            prompt_file=self.prompt_file,
+            max_tokens=self.max_tokens,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            seed=self.seed,
+        )

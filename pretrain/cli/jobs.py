@@ -1,0 +1,135 @@
+"""`pretrain plan`, `check` and `preflight`: a run before it is started."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Literal
+
+from data_prep.dataset.command import option
+from data_prep.dataset.settings import SettingsError
+from data_prep.dataset.shards import DataError, read_manifest
+from pretrain.cli.train import OnConfig
+from pretrain.jobs import job, origin
+from pretrain.jobs.start_checks import data_problems
+
+
+class Plan(OnConfig):
+    """Memory, time and what will not fit, before any GPU is asked for.
+
+    Counts a run's memory, FLOPs and bytes sent, and computes its time from data sheets and assumed
+    shares. Needs no GPU. Exit code 1 where it does not fit.
+    """
+
+    nodes: int = option(1, "nodes", low=1)
+    gpus_per_node: int = option(8, "ranks a node", low=1)
+    gpu: Literal["a100", "h100", "h200", "b200"] = option("h100", "of the nodes")
+    peak_share: float = option(
+        0.4,
+        "share of the dense bf16 peak that is assumed, recomputation counted as work; published: "
+        "0.33 to 0.46 for 1B to 8B on H100, without recomputation",
+        above=0,
+        high=1,
+    )
+    vocab_size: int | None = option(
+        None, "pieces of the tokenizer, where the data set is not here", low=1
+    )
+    simulate_ranks: bool = option(
+        False, "also run the real ZeRO-3 of one of the ranks, on tensors without storage (minutes)"
+    )
+
+    def problems(self) -> list[str]:
+        if found := super().problems():
+            return found
+        if self.vocab_size is None:
+            key, source = next(iter(self.wanted.data.sources.items()))
+            try:
+                read_manifest(Path(source.data))
+            except DataError as error:
+                return [f"{key}: {error}; or give --vocab-size, e.g. 128256 for Llama 3's"]
+        return []
+
+    def run(self) -> int:
+        from pretrain.planning import plan
+
+        source = next(iter(self.wanted.data.sources.values()))
+        vocab_size = self.vocab_size or read_manifest(Path(source.data)).tokenizer.vocab_size
+        asked = plan.cluster(self.gpu, self.nodes, self.gpus_per_node, self.peak_share)
+        return plan.run(self.wanted, vocab_size, asked, self.simulate_ranks)
+
+
+class Check(OnConfig):
+    """Report every mistake that a training job would end with.
+
+    Checks a configuration for a job of several nodes, before it is submitted; prints what the job
+    needs to know.
+    """
+
+    nodes: str = option("1", "nodes", metavar="N[-M]")
+    gpus_per_node: int = option(0, "GPUs of a node", low=0)
+    made_before: list[Path] = option(
+        [],
+        "a data set that an earlier job makes, so that it need not be there; may be repeated",
+        many="again",
+        metavar="DIR",
+    )
+
+    def run(self) -> int:
+        config = self.wanted
+        problems = data_problems(config, self.made_before) + origin.problems(config)
+        try:
+            planned = job.plan(config, self.nodes, self.gpus_per_node)
+        except SettingsError as error:
+            problems = [*error.problems, *problems]
+        if problems:
+            raise SettingsError(problems)
+        print(f"directory={planned.directory}")
+        print(f"ranks={planned.ranks}")
+        print(f"patience={config.train.max_attempts_without_progress}")
+        print(f"lanes={config.data.lanes}")
+        print(f"cpu={int(config.launch.device == 'cpu')}")
+        print(f"validation={config.data.validation}")
+        return 0
+
+
+class Preflight(OnConfig):
+    """Check the nodes of a job and name the bad ones.
+
+    Checks this machine's devices and the run directory, and with --nodes the nodes of a job against
+    each other; to be started once on each of them.
+    """
+
+    ranks: int = option(1, "ranks of a node", low=1)
+    nodes: str = option("", "all nodes, n1,n2,...; the first one compares")
+    node: str = option("", "this node's name among them")
+    address: str = option("", "the first node's", otherwise="its name")
+    port: int = option(29400, "free port of the first node", low=1, high=65535)
+    timeout: float = option(60.0, "seconds for a node to answer", above=0)
+    slow_factor: float = option(3.0, "a node so many times slower than the median is bad", above=0)
+
+    @classmethod
+    def epilog(cls) -> str:
+        return "exit codes: 0 all nodes are good; 1 some are not, or it could not be found out"
+
+    @property
+    def names(self) -> list[str]:
+        """Of all nodes."""
+        return self.nodes.split(",") if self.nodes else ["localhost"]
+
+    def problems(self) -> list[str]:
+        unknown = self.node and self.node not in self.names
+        own = (
+            [f"--node: expected one of --nodes {self.nodes}, found {self.node}"] if unknown else []
+        )
+        return [*super().problems(), *own]
+
+    def run(self) -> int:
+        # A node that does not answer is reported by its name; torch would add its C++ stacks.
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
+        from pretrain.jobs import preflight
+
+        first = self.names[0]
+        meeting = preflight.Meeting(
+            self.names, self.node or first, self.address or first, self.port, self.timeout
+        )
+        return preflight.run(self.wanted, self.ranks, meeting, self.slow_factor)

@@ -1,0 +1,45 @@
+"""`pretrain train`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from functools import cached_property
+
+from data_prep.dataset.command import Configured
+from pretrain import config as configuration
+from pretrain.cli import outcome
+from pretrain.config import Config
+from pretrain.jobs import launch
+from pretrain.jobs.start_checks import check_start
+from pretrain.training import rank
+
+
+class OnConfig(Configured):
+    """A command on a run's configuration."""
+
+    @cached_property
+    def wanted(self) -> Config:
+        """The configuration. Raises SettingsError."""
+        return configuration.load(self.config, self.overrides)
+
+
+class Train(OnConfig):
+    """Train a model, or resume a run.
+
+    Trains from a configuration; a run directory that has checkpoints is resumed.
+    """
+
+    @classmethod
+    def epilog(cls) -> str:
+        keys = "\n  ".join(["settings and their defaults:", *configuration.describe()])
+        return f"{keys}\n\n{outcome.EXIT_CODES}"
+
+    def run(self) -> int:
+        place = launch.place_in(os.environ)
+        if place is not None:
+            launch.leave(outcome.code("pretrain train", lambda: rank.run(self.wanted, place)))
+        ranks = self.wanted.launch.ranks or launch.default_ranks(self.wanted)
+        check_start(self.wanted, ranks)
+        command = [sys.executable, "-m", "pretrain.cli", "train", str(self.config)]
+        return launch.start_ranks([*command, *self.overrides], ranks)

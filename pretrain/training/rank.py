@@ -1,0 +1,52 @@
+"""Training as one rank of a run: rank 0 numbers the attempt and records how it ends.
+
+Free of torch until a number is claimed and the watchdog runs: importing may be what hangs.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from pretrain.checkpoint import attempts
+from pretrain.checkpoint.attempts import NoProgressError
+from pretrain.config import Config
+from pretrain.jobs import launch
+from pretrain.jobs.launch import Place
+from pretrain.jobs.start_checks import check_start
+from pretrain.jobs.watchdog import Watchdog
+
+# Set by a batch script that itself counts attempts without progress, including those that end
+# before there is a rank.
+_STARTS_COUNTED = "PRETRAIN_STARTS_COUNTED"
+
+
+def run(config: Config, place: Place) -> int:
+    """Train as the rank at `place`; the exit code.
+
+    Raises SettingsError, NoProgressError, and what the trainer raises.
+    """
+    directory = Path(config.run.directory)
+    limits = config.watchdog
+    watchdog = Watchdog(
+        directory, place.rank, {"start": limits.start, "step": limits.step, "save": limits.save}
+    )
+    if place.rank != 0:
+        return _train(config, place, watchdog, 0)
+    counted = _STARTS_COUNTED in os.environ
+    patience = None if counted else config.train.max_attempts_without_progress
+    attempt = attempts.claim(directory, place.size, config.train.steps, patience)
+    watchdog.beat("start", attempt=attempt.number)
+    with attempts.failures_recorded(attempt, launch.exit_code):
+        if attempt.futile:
+            raise NoProgressError(attempt.futile)
+        code = _train(config, place, watchdog, attempt.number)
+    attempt.end(code, "finished" if code == 0 else "stopped by a signal after a checkpoint")
+    return code
+
+
+def _train(config: Config, place: Place, watchdog: Watchdog, attempt: int) -> int:
+    check_start(config, place.size)
+    from pretrain.training import trainer
+
+    return trainer.train(config, place, watchdog, attempt)

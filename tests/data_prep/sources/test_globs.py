@@ -1,0 +1,71 @@
+"""Which files patterns match."""
+
+from __future__ import annotations
+
+import glob
+import itertools
+from pathlib import Path
+
+import pytest
+
+from data_prep.sources import globs
+
+
+def find(root: Path, pattern: str, *exclude: str) -> list[str] | str:
+    """Paths, or why they are unknown."""
+    (found,) = globs.matches(str(root), [pattern], globs.Excluded(str(root), exclude))
+    return found if isinstance(found, str) else [one.path for one in found]
+
+
+def make(root: Path, *names: str) -> None:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text("x")
+
+
+# Names, hidden names, wildcards at every depth, and names with the signs of wildcards.
+TREE = [
+    f"{directory}{name}"
+    for directory in ("", "a/", "a/b/", "a/b/t/", "a/.h/", "a/.h/t/", "t/", "t/b/a/", "[x]/t/")
+    for name in ("1.txt", "2.py", ".h.txt", "t.txt")
+]
+GLOBS = ("**", "**/*.txt", "*/**", "a/**", "**/t/**", "**/b/*", "*/*/t/**/1*", "t", "t/**/b/**/*")
+HIDDEN = ("**/.h/**", "a/.h/t/*.txt", "a/.*/*", "**/.*", "[[]x]/**/[!1]*", "*/b//*.txt", "*/")
+LITERAL = ("a/b/1.txt", "*/b/1.txt", "**/t/1.txt", "*/../t/*.txt", "a/.h/t/.h.txt", "none/*")
+
+
+def globbed(root: Path, pattern: str) -> set[str]:
+    found = (root / name for name in glob.glob(pattern, root_dir=root, recursive=True))  # noqa: PTH207
+    return {str(path) for path in found if path.is_file()}
+
+
+@pytest.mark.parametrize("pattern", [*GLOBS, *HIDDEN, *LITERAL])
+def test_what_is_left_out_is_what_its_globs_find(pattern: str, tmp_path: Path) -> None:
+    make(tmp_path, *TREE)
+    (tmp_path / "link").symlink_to(tmp_path / "a/b")
+    everything = [*GLOBS, *HIDDEN, "link/**"]
+    for left_out in [(), *itertools.combinations(everything, 1), ("**/t/**", "a/.h/*", "link/**")]:
+        expected = globbed(tmp_path, pattern).difference(*(globbed(tmp_path, p) for p in left_out))
+        assert find(tmp_path, pattern, *left_out) == sorted(expected)
+
+
+def test_a_directory_that_is_left_out_is_not_entered(tmp_path: Path) -> None:
+    make(tmp_path, "a/x.txt", "b/x.txt")
+    # Looking at it fails: it leads to itself.
+    (tmp_path / "b/loop").symlink_to("loop")
+    problem = find(tmp_path, "**", "a/**")
+    assert isinstance(problem, str) and "b/loop" in problem
+    assert find(tmp_path, "**", "b/**") == [str(tmp_path / "a/x.txt")]
+
+
+def test_a_pattern_is_divided_at_its_first_wildcard(tmp_path: Path) -> None:
+    for root, pattern, base, rest in (
+        (str(tmp_path), "a/b/*/c.txt", f"{tmp_path}/a/b", "*/c.txt"),
+        (str(tmp_path), "../x.txt", str(tmp_path.parent), "x.txt"),
+        (str(tmp_path), "/data/**", "/data", "**"),
+        (str(tmp_path), "s3://bucket/a/*.gz", "s3://bucket/a/", "*.gz"),
+        ("s3://bucket/", "a/x?/b", "s3://bucket/a/", "x?/b"),
+        ("s3://bucket", "/data/x", "/data", "x"),
+        ("/r/[x]", "a/*", "/r/[x]/a", "*"),
+    ):
+        assert globs.anchored(root, pattern) == (base, rest)

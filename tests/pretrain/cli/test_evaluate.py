@@ -1,0 +1,68 @@
+"""What an evaluation or a generation cannot be asked, all of it at once."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def refused(ended: subprocess.CompletedProcess[str], *options: str) -> str:
+    """The message of a command that was refused for these options, one mistake each."""
+    assert (ended.returncode, ended.stdout) == (2, "")
+    lines = ended.stderr.splitlines()[1:]
+    assert [line.removeprefix("  - ").split(":")[0] for line in lines] == list(options)
+    return ended.stderr
+
+
+def test_of_passkeys(pretrain: Run) -> None:
+    words = ["--lengths", "0,1mm,512,512", "--depths", "0.5,1.5,deep", "--samples", "0"]
+    said = refused(
+        pretrain("eval", "passkey", "run", *words, "--seed", "-1"),
+        *["--lengths"] * 3, "--samples", "--seed", *["--depths"] * 2,
+    )  # fmt: skip
+    assert "--lengths: expected tokens as 4096, 32k or 1m, found '1mm'" in said
+    assert "--lengths: 512 is given twice" in said
+    assert "--depths: expected at least 0 and at most 1, found 1.5" in said
+
+
+def test_of_needles(pretrain: Run) -> None:
+    words = ["--filler", "none", "--tasks", "riddle,qa1,qa1", "--lengths", "0"]
+    said = refused(
+        pretrain("eval", "needles", "run", *words), "--lengths", "--tasks", "--tasks", "--filler"
+    )
+    assert "--tasks: expected one of passkey, single, " in said
+    assert "--tasks: qa1 is given twice" in said
+    assert "--filler: none: no manifest.json" in said
+
+
+def test_of_summaries(pretrain: Run, tmp_path: Path) -> None:
+    (tmp_path / "pairs.jsonl").write_text('{"prompt": "no answer"}\n')
+    words = ["--shares", "0,0.5,0.5,1.5", "--max-tokens", "0", "--temperature=-1", "--top-p", "0"]
+    said = refused(
+        pretrain("eval", "summaries", "run", "pairs.jsonl", *words, "--documents", "0"),
+        "--documents", *["--shares"] * 3, "--max-tokens", "--temperature", "--top-p",
+        "--question", "pairs.jsonl",
+    )  # fmt: skip
+    assert "--shares: expected more than 0 and at most 1, found 1.5" in said
+    assert "--question: not given, and not known from run" in said
+
+
+def test_of_perplexity_and_the_harness(pretrain: Run) -> None:
+    words = ["--documents", "0", "--batch", "0", "--window-segments", "0"]
+    refused(
+        pretrain("eval", "perplexity", "run", *words),
+        "--data", "--documents", "--batch", "--window-segments",
+    )  # fmt: skip
+    words = ["--shots", "-1", "--limit", "0", "--tasks", "a", "b"]
+    refused(pretrain("eval", "harness", "run", *words), "--tasks-directory", "--shots", "--limit")
+
+
+def test_of_generation(pretrain: Run) -> None:
+    words = ["--prompt", "a", "--prompt-file", "b", "--max-tokens", "0", "--top-p", "1.1"]
+    refused(
+        pretrain("generate", "run", *words, "--temperature", "nan"),
+        "--prompt, --prompt-file", "--max-tokens", "--temperature", "--top-p",
+    )  # fmt: skip

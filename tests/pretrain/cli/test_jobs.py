@@ -1,0 +1,59 @@
+"""`pretrain plan`, `check` and `preflight`: their words, and what a batch script reads."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import get_args, get_type_hints
+
+from pretrain.cli.jobs import Plan
+from pretrain.planning.plan import GPUS
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def test_a_plan_needs_a_vocabulary(pretrain: Run, tmp_path: Path) -> None:
+    ended = pretrain("plan", "c.yaml", "run.directory=r", f"data.train={tmp_path / 'nowhere'}")
+    assert ended.returncode == 2
+    assert f"  - data.train: {tmp_path / 'nowhere'}: no manifest.json" in ended.stderr
+    assert "or give --vocab-size, e.g. 128256 for Llama 3's" in ended.stderr
+
+
+def test_a_plan_takes_every_gpu_that_has_a_data_sheet() -> None:
+    assert set(get_args(get_type_hints(Plan)["gpu"])) == set(GPUS)
+
+
+def test_a_check_prints_what_a_batch_script_reads(pretrain: Run, data: dict[str, Path]) -> None:
+    words = ["run.directory=r", f"data.train={data['train']}", "launch.device=auto"]
+    ended = pretrain("check", "c.yaml", *words, "--nodes", "1-2", "--gpus-per-node=2")
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert ended.stdout.splitlines() == [
+        f"directory={Path.cwd() / 'r'}", "ranks=2", "patience=5", "lanes=8", "cpu=0", "validation=",
+    ]  # fmt: skip
+
+
+def test_a_check_reports_all_that_a_job_would_end_with(
+    pretrain: Run, data: dict[str, Path], tmp_path: Path
+) -> None:
+    later = tmp_path / "later"
+    words = ["check", "c.yaml", "run.directory=r", f"data.train={data['few']}",
+             f"data.validation={later}", "train.start_from=old", "--nodes", "2-1"]  # fmt: skip
+    ended = pretrain(*words)
+    assert ended.returncode == 2
+    starts = [line.removeprefix("  - ").split(":")[0] for line in ended.stderr.splitlines()[1:]]
+    assert starts == ["nodes", "data.train", "data.validation", "train.start_from"]
+    made = pretrain(*words, "--made-before", str(later), f"--made-before={data['few']}")
+    starts = [line.removeprefix("  - ").split(":")[0] for line in made.stderr.splitlines()[1:]]
+    assert starts == ["nodes", "train.start_from"]
+
+
+def test_a_node_of_a_preflight_is_one_of_the_nodes(pretrain: Run) -> None:
+    words = ["c.yaml", "run.directory=r", "data.train=d", "--nodes", "a,b", "--node", "c"]
+    ended = pretrain("preflight", *words, "--timeout", "0", "--ranks", "0")
+    assert ended.returncode == 2
+    assert ended.stderr.splitlines()[1:] == [
+        "  - --ranks: expected at least 1, found 0",
+        "  - --timeout: expected more than 0, found 0",
+        "  - --node: expected one of --nodes a,b, found c",
+    ]

@@ -1,0 +1,79 @@
+"""What can be known of a run before a rank starts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from data_prep.dataset.settings import SettingsError
+from pretrain.config import load
+from pretrain.jobs.start_checks import check_start, data_problems
+
+
+@pytest.fixture(scope="module")
+def data(
+    tmp_path_factory: pytest.TempPathFactory, write_data_set: Callable[..., Any]
+) -> dict[str, Path]:
+    """A data set of 8 shards, one of 3, and one of another tokenizer."""
+    root = tmp_path_factory.mktemp("data")
+    documents = [np.arange(3, 10)] * 16
+    write_data_set(root / "train", documents, 8, 48)
+    write_data_set(root / "few", documents, 3, 48)
+    other = root / "other.model"
+    other.write_bytes(b"another stand-in")
+    write_data_set(root / "foreign", documents, 8, 48, tokenizer=other)
+    return {name: root / name for name in ("train", "few", "foreign")}
+
+
+def problems(ranks: int, *words: str) -> list[str]:
+    config = load(None, ["launch.device=cpu", "run.directory=r", *words])
+    try:
+        check_start(config, ranks)
+    except SettingsError as error:
+        return error.problems
+    return []
+
+
+def test_a_run_that_can_start_has_no_problems(data: dict[str, Path]) -> None:
+    assert problems(4, f"data.train={data['train']}", f"data.validation={data['train']}") == []
+
+
+def test_ranks_of_every_launcher_are_counted(data: dict[str, Path]) -> None:
+    (found,) = problems(3, f"data.train={data['train']}")
+    assert found.startswith("data.lanes: 8 lanes cannot be shared evenly by 3 ranks")
+
+
+@pytest.mark.parametrize("which", ["validation", "preface"])
+def test_a_validation_set_or_preface_of_another_tokenizer_is_refused(
+    data: dict[str, Path], which: str
+) -> None:
+    (found,) = problems(1, f"data.train={data['train']}", f"data.{which}={data['foreign']}")
+    assert found.startswith(f"data.{which}: its tokenizer differs from data.train's")
+    assert f"tokenizer.path={data['train']}/tokenizer.model" in found
+
+
+def test_all_that_is_wrong_with_a_mix_is_reported_together(
+    data: dict[str, Path], tmp_path: Path
+) -> None:
+    listed = ", ".join(f"{{data: {data[name]}}}" for name in ("train", "few", "foreign"))
+    found = problems(
+        1, f"data.validation={data['foreign']}",
+        f"data.mix=[{listed}, {{data: {tmp_path / 'nowhere'}}}]",
+    )  # fmt: skip
+    assert len(found) == 4
+    assert found[0].startswith(f"data.mix[1]: {data['few']} has 3 shards for data.lanes=8")
+    assert "data-prep reshard" in found[0]
+    assert found[1].startswith(f"data.mix[3]: {tmp_path / 'nowhere'}: no manifest.json")
+    for problem, key in zip(found[2:], ("data.mix[2]", "data.validation"), strict=True):
+        assert problem.startswith(f"{key}: its tokenizer differs from data.mix[0]'s")
+        assert f"tokenizer.path={data['train']}/tokenizer.model" in problem
+
+
+def test_data_sets_of_an_earlier_job_need_not_exist(tmp_path: Path) -> None:
+    config = load(None, ["run.directory=r", f"data.train={tmp_path / 'later'}"])
+    assert len(data_problems(config)) == 1
+    assert data_problems(config, [tmp_path / "later"]) == []
