@@ -131,7 +131,7 @@ def _launch(config: Config, work: Work) -> dict[str, str]:
         if jobs:
             subprocess.run(["scancel", *jobs.values()], check=False)
         raise SubmitError(
-            f"{work.output}: nothing is submitted: {error}; see Slurm's message above"
+            f"{work.output}: nothing was submitted: {error}; see Slurm's message above"
         ) from None
     return jobs
 
