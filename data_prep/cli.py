@@ -214,7 +214,7 @@ class _Stats(_DataSet):
     def run(self) -> int:
         found = statistics.stats(self.directory)
         if self.json:
-            print(json.dumps(dataclasses.asdict(found), indent=1))
+            print(json.dumps(found.plain(), indent=1))
         else:
             print("\n".join(statistics.lines(found)))
         return 0

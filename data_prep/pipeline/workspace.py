@@ -26,7 +26,7 @@ from data_prep.dataset import durable, shards
 from data_prep.dataset.shards import Manifest
 from data_prep.sources import inputs
 from data_prep.sources.documents import Survey
-from data_prep.sources.inputs import InputFile
+from data_prep.sources.inputs import InputChangedError, InputFile
 from data_prep.tokenizer import tokenizer
 from data_prep.tokenizer.contract import Tokenizer
 
@@ -357,7 +357,7 @@ def check_inputs(work: Work) -> None:
     """Raise InputChangedError unless every file was surveyed as it was listed by this run."""
     for file, found in zip(work.files, work.surveys, strict=True):
         if file.listed != found.status:
-            raise inputs.changed(file.path)
+            raise InputChangedError(file.path)
 
 
 def clear(work: Work) -> None:

@@ -69,14 +69,9 @@ def write(path: Path, directory: Path, wanted: Wanted) -> int:
     Raises DataError where there are no books or no names, OSError where it cannot be written.
     """
     manifest = shards.read_manifest(directory)
-    books = [
-        document
-        for info in manifest.shards
-        for document in shards.read_shard(directory / info.name, info)
-        if len(document.tokens)
-    ]
+    documents = shards.read_documents(directory, manifest)
     # Their order in the shards depends on the number of these; sorted by id it does not.
-    books.sort(key=lambda book: book.id)
+    books = sorted((one for one in documents if len(one.tokens)), key=lambda book: book.id)
     model = tokenizer.load(tokenizer.find(directory))
     made = [*(_passages if wanted.passages else _whole)(books, model, wanted)]
     if not made:

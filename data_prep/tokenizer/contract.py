@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.tokenizer.parts import parts
+from data_prep.tokenizer.parts import cut, part_end
 from data_prep.tokenizer.spelling import Spelling
 
 FILES = ("tokenizer.model", "tokenizer.json")
@@ -88,7 +88,9 @@ class Tokenizer(ABC):
         However the text is divided, the tokens joined are those of `encode`. `inside`: other text
         precedes it, and these tokens are to follow that text's.
         """
-        for part in parts(texts, lambda: self._cut, self.least_part):
+        least = self.least_part
+        # A short text never needs `_cut`, which may have to inspect all pieces.
+        for part in cut(texts, least, lambda held, at: part_end(held, at, self._cut, least)):
             yield part, self._encode_part(part, inside)
             inside = True
 

@@ -177,8 +177,13 @@ def _rows(shown: str, section: str) -> list[list[str]]:
 
 def test_the_page_holds_the_figures_escaped(cleaned: Path) -> None:
     shown = page.page(cleaned)
-    stats = statistics.stats(cleaned)
-    for figure in (f"{stats.tokens:,}", f"{stats.bytes_per_token:.3f}", "f.jsonl:77", "9 dropped"):
+    stats = statistics.stats(cleaned).plain()
+    for figure in (
+        f"{stats['tokens']:,}",
+        f"{stats['bytes_per_token']:.3f}",
+        "f.jsonl:77",
+        "9 dropped",
+    ):
         assert figure in shown
     assert ["ftfy", html.escape(SOURCE), "7", "23.3%"] in _rows(shown, "records-read")
     assert "2 rejected" in shown and "not an object" in shown
