@@ -162,10 +162,8 @@ class _Signatures(MinhashDedupSignature):  # type: ignore[misc]
         return np.array(super().get_signature(hashes.reshape(-1, 1)), np.uint64)
 
     def get_shingles(self, text: Signature) -> np.ndarray:
-        """In place of a text's n-grams, the minima of their hashes."""
-        return text.least
+        return text.least  # in place of its n-grams
 
     def get_signature(self, shingles: np.ndarray) -> list[list[int]]:
-        """The signature, bucket by bucket."""
         found: list[list[int]] = shingles.tolist()
         return found

@@ -33,8 +33,8 @@ def write(directory: Path, output: Path) -> None:
 
 def page(directory: Path) -> str:
     """The page of the data set; reads every shard. Raises DataError where one is damaged."""
-    stats, cleaned = statistics.stats(directory, words=True), accounts.load(directory)
-    manifest, recorded = stats.manifest, cleaned or _uncleaned(directory, stats)
+    stats, recorded = statistics.stats(directory, words=True), accounts.load(directory)
+    manifest = stats.manifest
     seconds = (directory / shards.MANIFEST).stat().st_mtime
     values = {
         "title": directory.resolve().name,
@@ -44,7 +44,6 @@ def page(directory: Path) -> str:
         "configuration": yaml.safe_dump(
             manifest.configuration, sort_keys=False, allow_unicode=True
         ),
-        "cleaned": cleaned is not None,
         "records": {kind: recorded.total(kind) for kind in ("read", "accepted")},
         "files": {"manifest": shards.MANIFEST, "accounts": ACCOUNTS},
         "inputs": [(f.path, f.sha256[:16], f.bytes) for f in manifest.inputs[:_INPUTS]],
@@ -61,13 +60,6 @@ def page(directory: Path) -> str:
         "sampled": sum(source.word_tokens for source in stats.sources.values()),
     }
     return render("data_set.html", values)
-
-
-def _uncleaned(directory: Path, stats: Stats) -> Accounts:
-    configured = stats.manifest.configuration.get("sources", [])
-    documents = {source["name"]: 0 for source in configured}
-    documents |= {name: len(source.lengths) for name, source in stats.sources.items()}
-    return accounts.of_rejects(directory, documents)
 
 
 def _largest(sizes: Mapping[str, int]) -> dict[str, int]:

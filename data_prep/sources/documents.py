@@ -47,14 +47,9 @@ class RawDocument:
     text: str
     answer: str = ""
 
-    @property
-    def is_long(self) -> bool:
-        """Whether it is cleaned passage by passage, since some rules take 75 bytes for each."""
-        return len(self.text) > _WHOLE
-
     def passages(self) -> Iterator[str]:
-        """The text as one, or in passages if it is long."""
-        yield from passages([self.text]) if self.is_long else [self.text]
+        """The text as one, or in passages if it is long: some rules take 75 bytes per character."""
+        yield from passages([self.text]) if len(self.text) > _WHOLE else [self.text]
 
 
 @dataclass(frozen=True)
@@ -66,7 +61,6 @@ class LongDocument:
     offset: int
     read: int
     open: Callable[[], Iterator[str]]
-    is_long: ClassVar[bool] = True
     answer: ClassVar[str] = ""
 
     def passages(self) -> Iterator[str]:

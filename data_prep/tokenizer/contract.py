@@ -1,4 +1,4 @@
-"""What every tokenizer offers: the text of every document comes back from its tokens exactly."""
+"""The interface of all tokenizers: decoding the tokens of a text restores it exactly."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from data_prep.tokenizer.parts import cut, part_end
 from data_prep.tokenizer.spelling import Spelling
 
 FILES = ("tokenizer.model", "tokenizer.json")
-"""What a data set and a run call their SentencePiece model, or their tokenizer.json."""
+"""Names of the SentencePiece model or tokenizer.json in a data set or a run."""
 
 
 class TokenizerError(ValueError):
@@ -47,7 +47,7 @@ class Tokenizer(ABC):
     @property
     @abstractmethod
     def byte_tokens(self) -> np.ndarray:
-        """Ids, int32, of tokens that spell bytes where a character has no piece of its own.
+        """Ids, int32, of tokens that spell bytes where a character has no piece.
 
         The byte-fallback pieces, [256] in order of the byte or [0] without; of a byte-level BPE,
         which has a piece for each byte, the pieces that are not whole characters in UTF-8.
