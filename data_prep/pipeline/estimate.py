@@ -23,13 +23,7 @@ from data_prep.config import Config, DuplicatesConfig, SourceConfig
 from data_prep.dataset import shards
 from data_prep.dataset.keyed import keyed
 from data_prep.pipeline import order, pipeline, workspace
-from data_prep.pipeline.stages import (
-    DrawSample,
-    Stage,
-    Tokenize,
-    TrainTokenizer,
-    Written,
-)
+from data_prep.pipeline.stages import DrawSample, Stage, Tokenize, TrainTokenizer, Written
 from data_prep.pipeline.workspace import Record, Work
 from data_prep.sources import compression, inputs, parquet, readers, storage
 from data_prep.sources.documents import BadRecordError, LongDocument, RawDocument, Reject, Survey
