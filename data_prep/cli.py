@@ -46,7 +46,7 @@ _EXAMPLES = """examples:
   data-prep stats data/novels --json
   data-prep report data/novels
 
-A run that was stopped or killed continues when the same command is given again.
+To continue a run that was stopped or killed, give the same command again.
 """
 
 
@@ -207,9 +207,9 @@ class _Verify(_DataSet):
 
 
 class _Stats(_DataSet):
-    """Count what a data set holds."""
+    """Print statistics of a data set."""
 
-    json: bool = option(False, "as one JSON object")
+    json: bool = option(False, "print one JSON object")
 
     def run(self) -> int:
         found = statistics.stats(self.directory)
@@ -221,7 +221,7 @@ class _Stats(_DataSet):
 
 
 class _Report(_DataSet):
-    """Write what a data set holds as one HTML page."""
+    """Write a report on a data set as one HTML page."""
 
     output: Path | None = option(
         None, "the page's file", metavar="FILE.html", otherwise="DIR/report.html"

@@ -238,7 +238,7 @@ def read_manifest(directory: Path) -> Manifest:
 def verify(directory: Path) -> list[str]:
     """The problems of the data set; reads all of it. Empty: it is whole.
 
-    One sentence a file; of a shard the first problem, since it is prepared again as a whole.
+    One sentence per file; of a shard the first problem, since it is prepared again as a whole.
     """
     try:
         manifest = read_manifest(directory)

@@ -42,7 +42,7 @@ class Signer:
 
     def __init__(self, directory: Path, config: DuplicatesConfig) -> None:
         self._directory, self._config = directory / "signatures", config
-        # It takes time to load, so only where it is needed.
+        # It takes time to load, so only if it is needed.
         self._minhash: _Signatures | None = None
         if config.near:
             self._minhash = _Signatures(str(self._directory), config=_minhash(config))
@@ -103,7 +103,7 @@ def match(bucket: int, directory: Path, config: DuplicatesConfig) -> None:
 
 
 def cluster(directory: Path, config: DuplicatesConfig) -> None:
-    """Join pairs into clusters: files of (document, cluster) a unit."""
+    """Join pairs into clusters: files of (document, cluster), one per unit."""
     step = MinhashDedupCluster(
         str(directory / "pairs"),
         str(directory / "clusters"),

@@ -20,7 +20,7 @@ from data_prep.report.rendering import render, scaled, share, short
 from data_prep.report.statistics import Stats
 
 PAGE = "report.html"
-# A page of a data set with more is still read by a person.
+# A person reads the page: of more rows than these the largest are shown.
 _ROWS = 20
 _INPUTS = 200
 _SAMPLES = 4

@@ -140,7 +140,7 @@ def _local(base: str, names: Names, excluded: Excluded) -> list[Listed]:
         if excluded.holds(path):
             continue
         try:
-            # One call a file: there may be very many.
+            # One call per file: there may be very many.
             status = storage.local_status(os.stat(path))  # noqa: PTH116
         except FileNotFoundError:
             # A dangling link is reported with its reason, not passed over.

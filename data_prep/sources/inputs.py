@@ -1,4 +1,4 @@
-"""Which files a configuration means, and what each of them is."""
+"""The input files of a configuration, and the format of each."""
 
 from __future__ import annotations
 

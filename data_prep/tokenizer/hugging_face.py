@@ -16,7 +16,7 @@ from data_prep.tokenizer import tokenizer_json
 from data_prep.tokenizer.contract import Tokenizer, TokenizerError
 from data_prep.tokenizer.spelling import is_utf8
 
-# Workers are forked, one a core: threads of the library's own would slow or hang them.
+# Workers are forked, one per core: the library's threads would slow or hang them.
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 
@@ -83,10 +83,10 @@ class HuggingFace(Tokenizer):
     @cached_property
     def standalone(self) -> bytes:
         """The file, with the special tokens in it that files beside it named."""
-        stated = tokenizer_json.stating(self._plain, self.special_tokens, self._model)
-        if stated is None:
+        plain = tokenizer_json.standalone(self._plain, self.special_tokens, self._model)
+        if plain is None:
             return self._data
-        return json.dumps(stated, ensure_ascii=False, indent=2).encode()
+        return json.dumps(plain, ensure_ascii=False, indent=2).encode()
 
     @cached_property
     def _keeps_first_space(self) -> bool:
