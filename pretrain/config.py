@@ -1,4 +1,4 @@
-"""The one configuration of a training run. Free of torch, so that a mistake is told at once.
+"""The one configuration of a training run. Free of torch, so that a mistake is reported at once.
 
 Names: a *segment* is what local attention sees, a *window* is `train.window_segments` segments and
 is covered by one forward and backward, a *lane* is an endless stream of documents. One optimizer
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 from data_prep.dataset import settings
 from data_prep.dataset.settings import group, setting
@@ -90,7 +90,7 @@ class DataConfig:
         if not self.train and not self.mix:
             found.append("train: not set; give the directory that data-prep wrote, or data.mix")
         if self.train and self.mix:
-            found.append("mix: stands beside data.train; give one of them")
+            found.append("mix: cannot be combined with data.train; give one of them")
         if self.mix and not any(source.weight for source in self.mix):
             found.append("mix: every weight is 0, so nothing would be read")
         directories = [Path(source.data).resolve() for source in self.mix if source.data]
@@ -102,6 +102,24 @@ class DataConfig:
                 f"mix: two data sets have the name {name!r}; give each a `name` of its own"
             )
         return found
+
+
+class MemoryTraits(NamedTuple):
+    """What the rest of the program asks of a kind of memory before torch is imported."""
+
+    remembers: bool
+    """Whether a state is carried from segment to segment."""
+    triton_kernels: bool
+    """Whether `memory.kernel` can be triton."""
+    exported_as: str
+    """The model type of Hugging Face's that `export` writes."""
+
+
+MEMORY_KINDS = {
+    "linear": MemoryTraits(remembers=True, triton_kernels=True, exported_as="infini_llama"),
+    "delta": MemoryTraits(remembers=True, triton_kernels=True, exported_as="infini_llama"),
+    "none": MemoryTraits(remembers=False, triton_kernels=False, exported_as="llama"),
+}
 
 
 @dataclass(frozen=True)
@@ -125,6 +143,11 @@ class MemoryConfig:
         "what computes the memory's part: PyTorch, or our Triton kernels (GPU, bf16); auto: "
         "PyTorch, as long as no measurement on a GPU says otherwise",
     )
+
+    @property
+    def traits(self) -> MemoryTraits:
+        """Those of this kind."""
+        return MEMORY_KINDS[self.kind]
 
 
 @dataclass(frozen=True)
@@ -186,11 +209,12 @@ class ModelConfig:
             )
         if self.d_head % 2:
             found.append(f"d_head: rotary embedding needs an even size, found {self.d_head}")
-        if self.memory.kernel == "triton" and self.memory.kind == "none":
+        if self.memory.kernel == "triton" and not self.memory.traits.triton_kernels:
             found.append(
-                "memory.kernel: triton was asked for, and kind none has no memory; set it to auto"
+                f"memory.kernel: triton has no kernels for memory.kind={self.memory.kind}; set it "
+                "to auto"
             )
-        if self.memory.kernel == "triton" and self.d_head > TRITON_MAX_HEAD:
+        elif self.memory.kernel == "triton" and self.d_head > TRITON_MAX_HEAD:
             found.append(
                 f"memory.kernel: triton holds heads of at most {TRITON_MAX_HEAD}, found "
                 f"d_head={self.d_head}; set it to torch or auto"
@@ -205,8 +229,8 @@ class TrainConfig:
     steps: int = setting(1000, "optimizer steps", low=1)
     start_from: str = setting(
         "",
-        "run directory, checkpoint or imported model whose weights a new run begins with; all else "
-        "of it begins anew",
+        "run directory, checkpoint or imported model whose weights a new run begins with; nothing "
+        "else of it is used",
     )
     window_segments: int = setting(16, "segments W of a window, the back-propagated length", low=1)
     micro_batch: int = setting(0, "lanes of a rank per forward and backward; 0: all of them", low=0)
@@ -218,7 +242,7 @@ class TrainConfig:
     )
     compile: bool = setting(
         False,
-        "fuse what is no matrix product by torch.compile; takes half a minute at the first start",
+        "fuse what is no matrix product by torch.compile; takes half a minute at the first launch",
     )
     clip_norm: float = setting(1.0, "global gradient norm to clip to; 0: no clipping", low=0.0)
     max_skipped: int = setting(5, "non-finite steps in a row after which the run stops", low=1)
@@ -226,15 +250,15 @@ class TrainConfig:
     validate_every: int = setting(200, "steps between validations; 0: none but the last", low=0)
     validation_windows: int = setting(8, "windows of each validation lane", low=1)
     profile_steps: int = setting(
-        0, "steps of each start that are profiled, into the run's profile/; 0: none", low=0
+        0, "steps of each launch that are profiled, into the run's profile/; 0: none", low=0
     )
     profile_after: int = setting(
-        5, "steps of a start before those; ZeRO-3 learns its order in the first two", low=0
+        5, "steps of a launch before those; ZeRO-3 learns its order in the first two", low=0
     )
     profile_ranks: Literal["first", "all"] = setting("first", "whose steps: rank 0's, or all")
     max_attempts_without_progress: int = setting(
         5,
-        "starts in a row that commit no checkpoint, after which it is not tried again",
+        "attempts in a row that commit no checkpoint, after which the run is given up",
         low=1,
     )
 
@@ -266,7 +290,7 @@ class ZeroConfig:
     )
     live_parameters: int = setting(
         1_000_000_000,
-        "stage 3: weights that may stand gathered at a time, ahead of their use or until their "
+        "stage 3: weights that may be gathered at a time, ahead of their use or until their "
         "next one; fewer take less memory, and are gathered more often",
         low=1,
     )
@@ -305,9 +329,9 @@ class LaunchConfig:
 
 @dataclass(frozen=True)
 class WatchdogConfig:
-    """When a rank that gives no sign of life is dead, and its peers, their stacks written before.
+    """When an unresponsive rank and its peers are ended, after their stacks were written.
 
-    That takes the last 28 s, or 0.475 of a limit below 80 s.
+    Writing them takes the last 28 s, or 0.475 of a limit below 80 s.
     """
 
     start: float = setting(1800.0, "seconds, until the first step is done", low=10.0)
@@ -396,10 +420,10 @@ class Config:
             found.append(
                 "model.memory.kernel: Triton's kernels need a GPU; set it to torch or auto"
             )
-        if self.data.preface and self.model.memory.kind == "none":
+        if self.data.preface and not self.model.memory.traits.remembers:
             found.append(
                 "data.preface: documents begin with the memory of a preface, and "
-                "model.memory.kind=none has no memory; leave one of them out"
+                f"model.memory.kind={self.model.memory.kind} has no memory; leave one of them out"
             )
         if self.zero.stage == 0 and self.train.precision == "bf16":
             found.append(
@@ -476,7 +500,7 @@ def _any_of(choices: Sequence[object]) -> str:
 
 
 def load(path: Path | None, overrides: Sequence[str] = ()) -> Config:
-    """The configuration of a YAML file and `key=value` words. Raises SettingsError with all."""
+    """The configuration of a YAML file and `key=value` overrides. Raises SettingsError with all."""
     return settings.load(Config, path, overrides)
 
 

@@ -18,7 +18,7 @@ from pretrain import trained
 from pretrain.evaluate import generate
 from pretrain.evaluate.generate import GenerationError
 from pretrain.evaluate.sampling import Sampling
-from pretrain.model.transformer import StreamState
+from pretrain.model.stream import StreamState
 from pretrain.trained import Trained
 
 CPU = torch.device("cpu")
