@@ -1,4 +1,4 @@
-"""Command lines from dataclasses: the fields of a command are its words and its options.
+"""Command lines from dataclasses: the fields of a command are its arguments and options.
 
 Parser, help and checks come from the fields, so that an option is described in one place. All
 mistakes of a command line are found before it runs and reported in one message.
@@ -44,7 +44,7 @@ def cannot_run(command: str, problems: Iterable[str]) -> str:
 
 
 class Kind(NamedTuple):
-    """How a word becomes a value: `read` raises ValueError or KeyError for what is not expected."""
+    """How an argument becomes a value: `read` raises ValueError or KeyError for a wrong one."""
 
     expected: str
     read: Callable[[str], Any]
@@ -52,7 +52,7 @@ class Kind(NamedTuple):
 
 
 def one_of(names: Iterable[str]) -> Kind:
-    """The kind of a word that is one of `names`."""
+    """The kind of an argument that is one of `names`."""
     known = {name: name for name in names}
     return Kind(f"one of {', '.join(known)}", known.__getitem__)
 
@@ -94,7 +94,7 @@ _KINDS = {
 
 @dataclass(frozen=True)
 class Option:
-    """An option of a command, or a word if it is `positional`, with the field that it sets.
+    """An option of a command, or an argument if it is `positional`, and the field that it sets.
 
     The bounds `low` and `high` are closed, `above` is open. A list is given separated by commas,
     or as several `words` behind one option, or by the option given `again`; `unique` refuses equal
@@ -126,7 +126,7 @@ class Option:
 
     @property
     def reader(self) -> Kind:
-        """How its words are read."""
+        """How its values are read."""
         if get_origin(self.type) is Literal:
             return one_of(get_args(self.type))
         return self.kind or _KINDS[self.type]
@@ -141,7 +141,7 @@ class Option:
         return f"{self.doc} (default {','.join(map(self.reader.show, items))})"
 
     def value(self, given: Any, problems: list[str]) -> Any:
-        """The value of the words given, None where one cannot be read; mistakes to `problems`."""
+        """The value of what was given, None if it cannot be read; adds mistakes to `problems`."""
         if self.type is bool:
             return given
         if self.is_list and self.many == "commas" and not self.positional:
@@ -166,18 +166,18 @@ class Option:
             ("at most", self.high, operator.le),
         )
         if not all(bound is None or holds(value, bound) for _, bound, holds in bounds):
-            wanted = [f"{words} {bound:g}" for words, bound, _ in bounds if bound is not None]
+            wanted = [f"{phrase} {bound:g}" for phrase, bound, _ in bounds if bound is not None]
             problems.append(f"{self.label}: expected {' and '.join(wanted)}, found {text}")
         return value
 
 
 def option(default: Any, doc: str, **about: Any) -> Any:
-    """A field that is given as --its-name; `MISSING` as default: it must be given. See Option."""
+    """An option, --its-name; with the default `MISSING` it must be given. See Option."""
     return _field(Option(doc, default, **about))
 
 
 def word(doc: str, default: Any = MISSING, **about: Any) -> Any:
-    """A field that is given by its place. A list takes all words that are left; see Option."""
+    """A positional argument. A list takes all arguments that are left; see Option."""
     return _field(Option(doc, default, positional=True, **about))
 
 
@@ -213,7 +213,7 @@ class Command:
 
 
 class Configured(Command):
-    """A command on a configuration, which is checked together with the command's own words."""
+    """A command on a configuration, which is checked together with the command's options."""
 
     config: Path = word("YAML file with what differs from the defaults", metavar="CONFIG")
     overrides: list[str] = word("overrides of the file's values", [], metavar="key=value")
@@ -242,13 +242,13 @@ class Program(NamedTuple):
     epilog: str = ""
 
 
-def parse(program: Program, words: Sequence[str] | None = None) -> tuple[str, Command]:
-    """The full name of a command line's command, and the command; None: the process's own words.
+def parse(program: Program, arguments: Sequence[str] | None = None) -> tuple[str, Command]:
+    """The full name of a command line's command, and the command; None: the process's arguments.
 
     Raises CommandError with every mistake. Ends the process where help was asked for.
     """
     try:
-        given, rest = _parser(program).parse_known_args(words)
+        given, rest = _parser(program).parse_known_args(arguments)
     except SystemExit:
         flush()
         raise
@@ -279,8 +279,8 @@ def _options(schema: type[Command]) -> list[Option]:
 
 
 def _left_over(rest: Sequence[str], given: argparse.Namespace, options: list[Option]) -> list[str]:
-    """Give words that follow an option to the list they belong to; what is unknown."""
-    # argparse takes no further words of a list once an option has come between.
+    """Add arguments that follow an option to their list; returns what is wrong with others."""
+    # argparse adds no further arguments to a list once an option has come between.
     last = next((one.name for one in options if one.positional and one.is_list), None)
     known = [one.label for one in options if not one.positional]
     unknown = []
@@ -291,7 +291,7 @@ def _left_over(rest: Sequence[str], given: argparse.Namespace, options: list[Opt
     if unknown or not rest:
         return unknown
     if last is None:
-        return [f"{text!r}: unexpected, all words of this command are given" for text in rest]
+        return [f"{text!r}: unexpected, all arguments of this command are given" for text in rest]
     setattr(given, last, [*getattr(given, last, []), *rest])
     return []
 
@@ -388,9 +388,9 @@ def _dashed(name: str) -> str:
 
 
 def flush() -> None:
-    """Write out what was printed. Where that fails, stdout leads nowhere from here on.
+    """Flush stdout. Where that fails, it is redirected to /dev/null.
 
-    Otherwise the interpreter would try again as it ends, and end with an error of its own.
+    Otherwise the interpreter would try again at exit, and print another error.
     """
     try:
         sys.stdout.flush()
@@ -399,7 +399,7 @@ def flush() -> None:
 
 
 def is_closed_pipe(error: Exception) -> bool:
-    """Whether an error means that nobody reads stdout any more; what is left of it is dropped."""
+    """Whether an error means that nobody reads stdout any more; the rest of it is dropped."""
     if not isinstance(error, OSError):
         return False
     poll = select.poll()

@@ -120,7 +120,7 @@ def test_every_mistake_is_reported_at_once() -> None:
 
 def test_what_must_be_given_is_asked_for_together_with_other_mistakes(tmp_path: Path) -> None:
     assert mistakes("ask", "cup", "--low", "x", "more") == [
-        "'more': unexpected, all words of this command are given",
+        "'more': unexpected, all arguments of this command are given",
         "--where: not given; expected the directory of things",
         "--thing: not given; expected the thing",
         "--low: expected a whole number, found 'x'",
