@@ -5,6 +5,8 @@
 PYTHON ?= python3
 # A package index for torch alone; empty: the one that pip uses for the other packages.
 TORCH_INDEX ?=
+# Processes that share the test files of `make test`.
+WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
@@ -54,7 +56,7 @@ system:
 	@tools/system_packages
 
 test: system lint
-	$(BIN)/pytest
+	$(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 test-slow: system setup
 	$(BIN)/pytest -m slow --timeout 3600

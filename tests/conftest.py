@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +18,31 @@ from data_prep.dataset.shards import Document, Manifest, TokenizerInfo
 from tests import programs
 from tests.cluster import running_cluster
 
+# Read when torch is imported: for tensors as small as the tests', threads cost more than
+# they save, and those that wait for others spin. Processes that tests start inherit it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+# Files that take longest: workers begin with them, lest one ends alone with the last.
+LONGEST = (
+    "pretrain/training/test_trainer.py",
+    "pretrain/training/test_engine.py",
+    "slurm/test_jobs.py",
+    "test_readme.py",
+    "pretrain/training/test_metrics.py",
+    "pretrain/jobs/test_watchdog.py",
+    "data_prep/pipeline/test_pipeline.py",
+    "pretrain/convert/test_llama.py",
+)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Where several workers share the files (`make test`), take them in the order of LONGEST."""
+    if hasattr(config, "workerinput"):
+        first = {Path(__file__).parent / name: place for place, name in enumerate(LONGEST)}
+        items.sort(key=lambda item: first.get(item.path, len(first)))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import statistics
 from collections.abc import Iterator
 from pathlib import Path
@@ -61,10 +62,17 @@ def modules() -> dict[str, Path]:
 MODULES = modules()
 
 
+@functools.cache
+def parsed(path: Path) -> ast.Module:
+    """A file's syntax tree, which several tests read."""
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+@functools.cache
 def imports(path: Path) -> set[str]:
     """Dotted names of all that a file imports, anywhere in it; `from a import b` gives a.b."""
     found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(parsed(path)):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -89,7 +97,7 @@ def module_of(name: str) -> str | None:
 
 def functions(path: Path) -> Iterator[tuple[str, int]]:
     """Name and length in lines of every function, decorators and docstring included."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(parsed(path)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             first = min([node.lineno, *(item.lineno for item in node.decorator_list)])
             assert node.end_lineno is not None
@@ -170,7 +178,7 @@ WITHOUT_TORCH = ["config", "cli.main", "jobs.launch", "jobs.job", "jobs.origin",
 
 @pytest.mark.parametrize("name", [f"pretrain.{name}" for name in WITHOUT_TORCH])
 def test_a_configuration_is_checked_and_a_rank_watched_without_torch(name: str) -> None:
-    tree = ast.parse(MODULES[name].read_text(encoding="utf-8"))
+    tree = parsed(MODULES[name])
     at_import = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
     for node in at_import:
         names = [alias.name for alias in node.names]
@@ -188,7 +196,7 @@ def test_no_drawer_for_things_without_a_place(name: str) -> None:
 @pytest.mark.parametrize("name", list(MODULES))
 def test_a_package_exports_nothing_of_others(name: str) -> None:
     if MODULES[name].name == "__init__.py":
-        tree = ast.parse(MODULES[name].read_text(encoding="utf-8"))
+        tree = parsed(MODULES[name])
         assert not any(isinstance(node, ast.Import | ast.ImportFrom) for node in ast.walk(tree))
 
 
@@ -201,7 +209,7 @@ def test_functions_are_short() -> None:
 
 @pytest.mark.parametrize("name", list(MODULES))
 def test_every_signature_is_typed(name: str) -> None:
-    for node in ast.walk(ast.parse(MODULES[name].read_text(encoding="utf-8"))):
+    for node in ast.walk(parsed(MODULES[name])):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             given = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
             untyped = [

@@ -84,7 +84,10 @@ def _import_deepspeed(device_type: str) -> Any:
     # DeepSpeed's import has torch look for nvcc, in its CUDA build, also where no GPU is.
     logging.getLogger("torch.utils.cpp_extension").addFilter(_says_more_than_no_gpu)
     import deepspeed
+    from deepspeed.runtime import compiler
 
+    # Else ZeRO's import of its Muon, which no run uses, loads torch's compiler: a second a rank.
+    compiler.compile = lambda: compiler.dummy_decorator
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     return deepspeed
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +15,7 @@ import torch
 from data_prep.tokenizer import training
 from pretrain.checkpoint.load import Checkpoint
 from pretrain.checkpoint.manifest import read_manifest
-from pretrain.config import Config, MemoryConfig, load
+from pretrain.config import Config, load
 from pretrain.jobs import origin
 from tests.pretrain.conftest import TEXT
 
@@ -74,13 +73,6 @@ def test_two_zero3_ranks_begin_with_the_weights_and_nothing_else_of_another_run(
         assert new.trainer["optimizer_steps"] == new.step == 2
         path = str((tmp_path / "old/checkpoints/step-00000007").resolve())
         assert new.trainer["origin"] == {"path": path, "step": 7, "sha256": digest}
-    # A run with a checkpoint of its own does without the source, and still says where it is from.
-    shutil.rmtree(tmp_path / "old")
-    shutil.rmtree(tmp_path / "new/checkpoints/step-00000002")
-    ended = train(tmp_path, "launch.ranks=1")
-    assert ended.returncode == 0, ended.stdout + ended.stderr
-    with Checkpoint(tmp_path / "new/checkpoints/step-00000002") as new:
-        assert new.trainer["origin"]["sha256"] == digest
 
 
 def test_another_shape_and_another_tokenizer_are_refused_together(
@@ -107,21 +99,6 @@ def test_a_run_or_one_of_its_checkpoints_may_be_named(
 def test_what_holds_no_checkpoint_is_told(tmp_path: Path, data: Path) -> None:
     (text,) = problems(tmp_path)
     assert text.startswith(f"train.start_from: {tmp_path / 'old'} has no checkpoint; expected a")
-
-
-def test_gates_that_the_source_lacks_have_their_initial_value(
-    tmp_path: Path, write_run: Any, data: Path
-) -> None:
-    old = dict(write_run(tmp_path / "old", memory=MemoryConfig(kind="none")).named_parameters())
-    gate = "model.memory.initial_gate=-3.5"
-    ended = train(tmp_path, gate, "launch.ranks=1", "zero.stage=1", "train.steps=1")
-    assert ended.returncode == 0, ended.stdout + ended.stderr
-    with Checkpoint(tmp_path / "new/checkpoints/step-00000001") as new:
-        for name, weight in old.items():
-            assert torch.equal(new.tensor(f"{name}/param"), weight.detach()), name
-        for layer in range(2):
-            gates = new.tensor(f"layers.{layer}.attention.gate/param")
-            assert torch.equal(gates, torch.full((4,), -3.5))
 
 
 def test_a_run_with_a_checkpoint_asks_for_no_source(tmp_path: Path, write_run: Any) -> None:

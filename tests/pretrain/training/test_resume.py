@@ -119,7 +119,25 @@ def test_a_new_run_starts_with_the_weights_of_another_and_remembers_which(
     assert run.state.origin == origin
     take_steps(run, 1)
     saved(run, make_saver)
+    # With a checkpoint of its own it does without the source.
+    shutil.rmtree(source.attempt.directory)
     assert open_run(*words, attempt=2).state.origin == origin
+
+
+def test_gates_that_the_source_lacks_have_their_initial_value(
+    open_run: Any, make_saver: Make
+) -> None:
+    source = open_run("model.memory.kind=none", name="source")
+    saved(source, make_saver)
+    gate = "model.memory.initial_gate=-3.5"
+    run = open_run(f"train.start_from={source.attempt.directory}", gate, "zero.stage=1")
+    weights = {p.name: p.values for p in source.engine.pieces()}
+    for piece in run.engine.pieces():
+        if piece.name.endswith("gate/param"):
+            assert torch.equal(piece.values, torch.full((4,), -3.5))
+        elif piece.name.endswith("/param"):
+            assert torch.equal(piece.values, weights[piece.name]), piece.name
+    assert sum(piece.name.endswith("gate/param") for piece in run.engine.pieces()) == 2
 
 
 # Damaged and left over.
