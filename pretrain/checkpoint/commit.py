@@ -35,7 +35,7 @@ from pretrain.checkpoint.manifest import (
     json_bytes,
     layout_file,
     step_name,
-    step_of,
+    steps_in,
     tensor_file,
     write_manifest,
 )
@@ -258,8 +258,7 @@ def _prune(root: Path, keep_last: int, keep_every: int, attempt: Attempt) -> str
 
 def _checkpoints(root: Path) -> list[tuple[int, Path]]:
     """(step, directory) of every name that is a checkpoint's, newest first."""
-    named = [(step_of(entry.name), entry) for entry in root.iterdir()]
-    return sorted([(step, entry) for step, entry in named if step is not None], reverse=True)
+    return [(step, root / step_name(step)) for step in steps_in(root)]
 
 
 def _discard(directory: Path, attempt: Attempt) -> None:

@@ -6,14 +6,14 @@ waiting for ever.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Sequence
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 import torch.distributed as dist
 
+from data_prep.dataset.command import explained
 from pretrain.checkpoint.manifest import CheckpointError
 
 T = TypeVar("T")
@@ -28,7 +28,7 @@ class Ranks(Protocol):
     size: int
 
     def gather(self, value: T) -> list[T]:
-        """Every rank's `value` (small, JSON-able), by rank, on every rank."""
+        """Every rank's `value` (small), by rank, on every rank."""
 
     def sum(self, values: Sequence[float]) -> list[float]:
         """The sum over the ranks of each of `values`, in float64, the same on every rank."""
@@ -52,8 +52,7 @@ class SoloRanks:
 class GroupRanks:
     """The ranks of a torch.distributed process group that has a backend for the CPU.
 
-    None is the default group. Values are gathered as JSON: what comes back has lists for tuples
-    and strings for a dict's integer keys.
+    None is the default group.
     """
 
     def __init__(self, group: dist.ProcessGroup | None = None) -> None:
@@ -63,26 +62,15 @@ class GroupRanks:
 
     def gather(self, value: T) -> list[T]:
         """Every rank's `value`, by rank, on every rank."""
-        text = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
-        lengths = self._all_gather(torch.tensor([len(text)]))
-        longest = max(int(length) for length in lengths)
-        padded = torch.zeros(longest, dtype=torch.uint8)
-        padded[: len(text)] = text
-        return [
-            json.loads(row[: int(length)].numpy().tobytes())
-            for row, length in zip(self._all_gather(padded), lengths, strict=True)
-        ]
+        gathered: list[Any] = [None] * self.size
+        dist.all_gather_object(gathered, value, self._group)
+        return gathered
 
     def sum(self, values: Sequence[float]) -> list[float]:
         """The sums over the ranks, the same on all of them."""
         tensor = torch.tensor(values, dtype=torch.float64)
         dist.all_reduce(tensor, group=self._group)
         return tensor.tolist()
-
-    def _all_gather(self, row: torch.Tensor) -> list[torch.Tensor]:
-        rows = [torch.empty_like(row) for _ in range(self.size)]
-        dist.all_gather(rows, row, self._group)
-        return rows
 
 
 def agreed(ranks: Ranks, action: Callable[[], T], error: type[ValueError] = CheckpointError) -> T:
@@ -107,8 +95,7 @@ def agreed(ranks: Ranks, action: Callable[[], T], error: type[ValueError] = Chec
 def _reason(failure: Exception) -> str:
     """The failure in a line; the trace of one that is no message for the user is logged."""
     if isinstance(failure, OSError):
-        place = f"{failure.filename}: " if failure.filename else ""
-        return f"{place}{failure.strerror or failure}"
+        return explained(failure)
     # Errors with a message for the user are classes of their own below ValueError.
     if isinstance(failure, ValueError) and type(failure) is not ValueError:
         return str(failure)
