@@ -14,8 +14,7 @@ from data_prep.dataset.shards import DataError, read_manifest
 from data_prep.recall.tasks import PASSKEY, TASKS
 from pretrain.evaluate import pairs
 from pretrain.evaluate.pairs import Fields, Pair
-from pretrain.evaluate.questions import Questions
-from pretrain.evaluate.sampling import Sampling
+from pretrain.evaluate.questions import Questions, Sampling
 
 _NEEDLES = [task for task in TASKS if task != PASSKEY]
 _TRAINED_ON = "as in the pairs that the run was trained on"
