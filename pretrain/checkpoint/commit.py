@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import logging
 import re
@@ -40,12 +39,12 @@ from pretrain.checkpoint.manifest import (
     write_manifest,
 )
 from pretrain.checkpoint.pieces import (
-    Extent,
     LaneRecord,
     Piece,
     extent_of,
     lane_key,
     whole_tensors,
+    write_layout,
     write_tensors,
 )
 from pretrain.checkpoint.ranks import Ranks, agreed
@@ -98,7 +97,7 @@ def save(
     agreed(ranks, lambda: _prepare(writing, attempt) if ranks.rank == 0 else None)
     try:
         written = ranks.gather(agreed(ranks, lambda: _write_rank(writing, held, lanes, ranks)))
-        files = {name: FileInfo(**info) for one in written for name, info in one.items()}
+        files = {name: info for one in written for name, info in one.items()}
         manifest = dataclasses.replace(manifest, files=files)
         digest = agreed(
             ranks, lambda: _commit(writing, final, manifest, attempt) if ranks.rank == 0 else ""
@@ -119,7 +118,7 @@ def save(
 
 
 def take_over(root: Path, attempt: Attempt) -> None:
-    """Make sure that no earlier attempt commits any more what it is writing under `root`.
+    """Make sure that no earlier attempt can still commit what it is writing under `root`.
 
     To be called on one rank, once, after the attempt was claimed and before checkpoints are looked
     for: what an earlier one commits before is found there, and nothing comes after.
@@ -157,20 +156,15 @@ def _plan(
     def mine() -> dict[str, Any]:
         if json.loads(json_bytes(trainer)) != trainer:
             raise CheckpointError(
-                "trainer has tuples, or keys that are not text: JSON would bring it back changed"
+                "trainer has tuples, or keys that are not text, which JSON would change"
             )
         held.extend(pieces)
-        extents = [dataclasses.astuple(extent_of(piece)) for piece in held]
-        return {"step": step, "extents": extents, "lanes": sorted(lanes)}
+        return {"step": step, "extents": list(map(extent_of, held)), "lanes": sorted(lanes)}
 
     plans = ranks.gather(agreed(ranks, mine))
     if len({plan["step"] for plan in plans}) > 1:
         raise CheckpointError(f"the ranks save different steps: {[p['step'] for p in plans]}")
-    tensors = whole_tensors(
-        Extent(name, dtype, tuple(shape), offset, length)
-        for plan in plans
-        for name, dtype, shape, offset, length in plan["extents"]
-    )
+    tensors = whole_tensors(extent for plan in plans for extent in plan["extents"])
     owners = [(lane, rank) for rank, plan in enumerate(plans) for lane in plan["lanes"]]
     if sorted(lane for lane, _ in owners) != list(range(len(owners))):
         raise CheckpointError(
@@ -197,30 +191,18 @@ def _prepare(writing: Path, attempt: Attempt) -> None:
 
 def _write_rank(
     writing: Path, held: Iterable[Piece], lanes: Mapping[int, LaneRecord], ranks: Ranks
-) -> dict[str, dict[str, Any]]:
-    """Write this rank's two files; {name: FileInfo as a dict}."""
+) -> dict[str, FileInfo]:
+    """Write this rank's two files; what they are, by name."""
     stored = [(extent, piece.values) for piece in held if (extent := extent_of(piece)).length]
     tensors = {extent.key: values for extent, values in stored}
     for lane, record in lanes.items():
         tensors |= {lane_key(lane, name): value for name, value in record.tensors.items()}
     assert len(tensors) == len(stored) + sum(len(record.tensors) for record in lanes.values())
-    layout = json_bytes(
-        {
-            "pieces": [[extent.name, extent.offset, extent.length] for extent, _ in stored],
-            "lanes": {
-                str(lane): {"place": dict(record.place), "tensors": sorted(record.tensors)}
-                for lane, record in lanes.items()
-            },
-        }
-    )
-    layout_name = layout_file(ranks.rank, ranks.size)
-    tensor_name = tensor_file(ranks.rank, ranks.size)
-    tensor_info = write_tensors(writing / tensor_name, tensors)
-    durable.write_bytes(writing / layout_name, layout)
-    layout_info = FileInfo(len(layout), hashlib.sha256(layout).hexdigest())
+    layout = writing / layout_file(ranks.rank, ranks.size)
+    values = writing / tensor_file(ranks.rank, ranks.size)
     return {
-        layout_name: dataclasses.asdict(layout_info),
-        tensor_name: dataclasses.asdict(tensor_info),
+        values.name: write_tensors(values, tensors),
+        layout.name: write_layout(layout, [extent for extent, _ in stored], lanes),
     }
 
 
