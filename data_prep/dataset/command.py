@@ -304,13 +304,14 @@ def _left_over(rest: Sequence[str], given: argparse.Namespace, options: list[Opt
         near = difflib.get_close_matches(text.partition("=")[0], known, n=1)
         hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known) or 'none'}"
         unknown.append(f"{text}: unknown option; {hint}")
+    if unknown or not rest:
+        return unknown
     last = next((one.name for one in options if one.positional and one.is_list), None)
-    if last is None and not unknown:
+    if last is None:
         return [f"{text!r}: unexpected argument; this command takes no more" for text in rest]
-    if rest and not unknown:
-        # argparse takes no further items of a list once an option has come between.
-        setattr(given, last, [*getattr(given, last, []), *rest])
-    return unknown
+    # argparse takes no further items of a list once an option has come between.
+    setattr(given, last, [*getattr(given, last, []), *rest])
+    return []
 
 
 def _values(given: Mapping[str, Any], options: list[Option], problems: list[str]) -> dict[str, Any]:
@@ -375,9 +376,9 @@ def _dashed(name: str) -> str:
 
 
 def flush() -> None:
-    """Write out what was printed. Where that fails, stdout leads nowhere from here on.
+    """Flush stdout; where that fails, redirect it to /dev/null.
 
-    Otherwise the interpreter would try again as it ends, and end with an error of its own.
+    Otherwise the interpreter would flush again as it exits, and report another error.
     """
     try:
         sys.stdout.flush()
@@ -386,7 +387,7 @@ def flush() -> None:
 
 
 def is_closed_pipe(error: Exception) -> bool:
-    """Whether an error means that nobody reads stdout any more; what is left of it is dropped."""
+    """Whether an error means that stdout has no reader any more; what is left of it is dropped."""
     if not isinstance(error, OSError):
         return False
     poll = select.poll()
@@ -397,6 +398,6 @@ def is_closed_pipe(error: Exception) -> bool:
 
 
 def explained(error: OSError) -> str:
-    """An error of the system as a sentence: the file, where there is one, and what is wrong."""
+    """An OSError as text: the file, where there is one, and what is wrong."""
     where = f"{error.filename}: " if error.filename else ""
     return f"{where}{error.strerror or error}"
