@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 from data_prep.dataset import settings
 from data_prep.dataset.settings import group, setting
@@ -90,7 +90,7 @@ class DataConfig:
         if not self.train and not self.mix:
             found.append("train: not set; give the directory that data-prep wrote, or data.mix")
         if self.train and self.mix:
-            found.append("mix: given together with data.train; give one of the two")
+            found.append("mix: cannot be combined with data.train; give one of them")
         if self.mix and not any(source.weight for source in self.mix):
             found.append("mix: every weight is 0, so nothing would be read")
         directories = [Path(source.data).resolve() for source in self.mix if source.data]
@@ -100,6 +100,24 @@ class DataConfig:
         for name in sorted({name for name in names if names.count(name) > 1}):
             found.append(f"mix: two data sets have the name {name!r}; give each a different `name`")
         return found
+
+
+class MemoryTraits(NamedTuple):
+    """What the rest of the program asks of a kind of memory before torch is imported."""
+
+    remembers: bool
+    """Whether a state is carried from segment to segment."""
+    triton_kernels: bool
+    """Whether `memory.kernel` can be triton."""
+    exported_as: str
+    """The model type of Hugging Face's that `export` writes."""
+
+
+MEMORY_KINDS = {
+    "linear": MemoryTraits(remembers=True, triton_kernels=True, exported_as="infini_llama"),
+    "delta": MemoryTraits(remembers=True, triton_kernels=True, exported_as="infini_llama"),
+    "none": MemoryTraits(remembers=False, triton_kernels=False, exported_as="llama"),
+}
 
 
 @dataclass(frozen=True)
@@ -123,6 +141,11 @@ class MemoryConfig:
         "what computes the memory's part: PyTorch, or our Triton kernels (GPU, bf16); auto: "
         "PyTorch, until a measurement on a GPU shows the kernels to be faster",
     )
+
+    @property
+    def traits(self) -> MemoryTraits:
+        """Those of this kind."""
+        return MEMORY_KINDS[self.kind]
 
 
 @dataclass(frozen=True)
@@ -184,11 +207,12 @@ class ModelConfig:
             )
         if self.d_head % 2:
             found.append(f"d_head: rotary embedding needs an even size, found {self.d_head}")
-        if self.memory.kernel == "triton" and self.memory.kind == "none":
+        if self.memory.kernel == "triton" and not self.memory.traits.triton_kernels:
             found.append(
-                "memory.kernel: triton is set, but kind none has no memory; set it to auto"
+                f"memory.kernel: triton has no kernels for memory.kind={self.memory.kind}; set it "
+                "to auto"
             )
-        if self.memory.kernel == "triton" and self.d_head > TRITON_MAX_HEAD:
+        elif self.memory.kernel == "triton" and self.d_head > TRITON_MAX_HEAD:
             found.append(
                 f"memory.kernel: triton holds heads of at most {TRITON_MAX_HEAD}, found "
                 f"d_head={self.d_head}; set it to torch or auto"
@@ -308,7 +332,7 @@ class LaunchConfig:
 class WatchdogConfig:
     """When an unresponsive rank and its peers are killed, after their stacks were written.
 
-    That takes the last 28 s, or 0.475 of a limit below 80 s.
+    Writing them takes the last 28 s, or 0.475 of a limit below 80 s.
     """
 
     start: float = setting(1800.0, "seconds until the first step is done", low=10.0)
@@ -397,10 +421,10 @@ class Config:
             found.append(
                 "model.memory.kernel: Triton's kernels need a GPU; set it to torch or auto"
             )
-        if self.data.preface and self.model.memory.kind == "none":
+        if self.data.preface and not self.model.memory.traits.remembers:
             found.append(
                 "data.preface: documents begin with the memory of a preface, and "
-                "model.memory.kind=none has no memory; leave one of them out"
+                f"model.memory.kind={self.model.memory.kind} has no memory; leave one of them out"
             )
         if self.zero.stage == 0 and self.train.precision == "bf16":
             found.append(

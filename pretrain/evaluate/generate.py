@@ -19,7 +19,7 @@ from data_prep.tokenizer.contract import StreamDecoder
 from pretrain.evaluate.progress import TokenProgress, to_stderr
 from pretrain.evaluate.questions import EvaluationError, Sampling
 from pretrain.model.decoding import Decoder
-from pretrain.model.transformer import StreamState
+from pretrain.model.stream import StreamState
 from pretrain.trained import Trained, default_device, load
 
 # Logits that are in memory at once during prefill, unless a segment has more.

@@ -343,7 +343,7 @@ def bucket_of(positions: np.ndarray) -> np.ndarray:
 
 
 def _columns(trained: Trained, masked: bool) -> tuple[str, ...]:
-    if trained.config.model.memory.kind == "none":
+    if not trained.config.model.memory.traits.remembers:
         return (NO_MEMORY,)
     return (MEMORY, MASKED) if masked else (MEMORY,)
 

@@ -24,7 +24,7 @@ from pretrain.evaluate.pairs import Pair
 from pretrain.evaluate.progress import TokenProgress, to_stderr
 from pretrain.evaluate.questions import Sampling
 from pretrain.evaluate.results import Report
-from pretrain.model.transformer import StreamState
+from pretrain.model.stream import StreamState
 from pretrain.trained import Trained
 
 _HEADINGS = {"rouge1": "R-1", "rouge2": "R-2", "rougeL": "R-L", "overall": "Overall"}

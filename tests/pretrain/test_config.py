@@ -107,9 +107,9 @@ def test_the_resolved_configuration_reads_back_as_itself(tmp_path: Path) -> None
         ),
         (
             ["model.memory.kernel=triton", "train.precision=bf16", "model.memory.kind=none"],
-            "model.memory.kernel: triton is set, but kind none has no memory",
+            "model.memory.kernel: triton has no kernels for memory.kind=none",
         ),
-        (["data.mix=[{data: a}]"], "data.mix: given together with data.train; give one of the two"),
+        (["data.mix=[{data: a}]"], "data.mix: cannot be combined with data.train; give"),
         (["data.train=''", "data.mix=[]"], "data.train: not set; give the directory"),
         (["data.train=''", "data.mix=[{weight: 2}]"], "data.mix[0].data: not set"),
         (["data.train=''", "data.mix=[{data: a, wieght: 2}]"], "data.mix[0].wieght: unknown key"),

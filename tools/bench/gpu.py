@@ -34,11 +34,12 @@ from torch import Tensor
 from pretrain import config as configuration
 from pretrain.config import Config, ModelConfig
 from pretrain.model import flops, local_attention
-from pretrain.model.attention import InfiniAttention, Window
 from pretrain.model.local_attention import KernelError
 from pretrain.model.memories import infini, infini_backend
-from pretrain.model.memories.infini import MemoryState
+from pretrain.model.memories.infini import InfiniAttention, MemoryState
+from pretrain.model.memories.kinds import attention_of
 from pretrain.model.transformer import Transformer
+from pretrain.model.window import Window
 from pretrain.training.engine import Engine
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -162,8 +163,8 @@ def _parts(
 ) -> dict[str, dict[str, Callable[[], object] | str]]:
     """For each part its contestants: a forward with its backward, or why it cannot run."""
     dtype = torch.bfloat16
-    layer = InfiniAttention(shape).to(device, dtype)
-    assert layer.gate is not None
+    layer = attention_of(shape.memory)(shape).to(device, dtype)
+    assert isinstance(layer, InfiniAttention)
     starts = torch.zeros(1, tokens, dtype=torch.bool, device=device)
     window = Window.of(starts, shape, local_attention.sdpa, dtype)
 
@@ -191,12 +192,12 @@ def _parts(
 
     def write(kernel: Literal["torch", "triton"]) -> Callable[[], object]:
         products = infini_backend.choose(kernel, device.type, dtype, size)
-        given = (keys, values, carried, window.writable, window.reset, shape.memory, products)
+        given = (keys, values, carried, window.writable, window.reset, layer.divisor, products)
         return lambda: _sum(infini.advance(*given))
 
     def read(kernel: Literal["torch", "triton"]) -> Callable[[], object]:
         products = infini_backend.choose(kernel, device.type, dtype, size)
-        given = (local, queries, before, window.readable, layer.gate)
+        given = (local, queries, *before, window.readable, layer.gate)
         return lambda: products.gated_read(*given).sum().backward()
 
     return {
@@ -256,6 +257,8 @@ def _window_steps(
 
     def step(choice: str, config: ModelConfig) -> None:
         model.config = config
+        for layer in model.layers:
+            layer.attention.config = config
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         output = engine.forward(tokens, starts, model.initial_state(1, device), tokens)

@@ -23,7 +23,8 @@ from torch import Tensor
 
 from pretrain.config import MemoryConfig, ModelConfig
 from pretrain.model.decoding import Decoder
-from pretrain.model.transformer import StreamState, Transformer
+from pretrain.model.stream import StreamState
+from pretrain.model.transformer import Transformer
 from pretrain.training.heap import keep_freed_memory
 
 _VOCABULARY = 8192

@@ -70,12 +70,12 @@ def _parser() -> argparse.ArgumentParser:
 
 def window(engine: Engine, config: Config, tokens: Tensor) -> Tensor:
     """The summed loss of the whole window at once."""
-    return _losses(engine, tokens, engine.module.initial_state(1, "cpu"))[0]  # type: ignore[operator]
+    return _losses(engine, tokens, engine.module.initial_state(1, "cpu"))[0]
 
 
 def loop(engine: Engine, config: Config, tokens: Tensor) -> Tensor:
     """The same, segment by segment."""
-    state, total = engine.module.initial_state(1, "cpu"), torch.zeros(())  # type: ignore[operator]
+    state, total = engine.module.initial_state(1, "cpu"), torch.zeros(())
     for first in range(0, config.window, config.model.segment):
         segment = tokens[:, first : first + config.model.segment + 1]
         loss, state = _losses(engine, segment, state)

@@ -17,7 +17,7 @@ from data_prep.tokenizer import tokenizer
 from pretrain import trained
 from pretrain.evaluate import generate
 from pretrain.evaluate.questions import EvaluationError, Sampling
-from pretrain.model.transformer import StreamState
+from pretrain.model.stream import StreamState
 from pretrain.trained import Trained
 
 CPU = torch.device("cpu")
