@@ -121,7 +121,7 @@ def test_the_resolved_configuration_reads_back_as_itself(tmp_path: Path) -> None
         ),
         (
             ["data.train=''", "data.mix=[{data: x/a}, {data: y/a}]"],
-            "data.mix: two data sets have the name 'a'; give each a `name` of its own",
+            "data.mix: two data sets have the name 'a'; give each a different `name`",
         ),
         (["train.steps=10"], "optim.warmup_steps: 100 is more than train.steps=10"),
         (

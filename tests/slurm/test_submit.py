@@ -80,7 +80,7 @@ def test_gpus_are_requested_as_the_site_file_says(dry: Submit, place: Path) -> N
     assert not any(option.startswith("--g") for option in options)  # the configuration is for CPUs
     words = ("--nodes", "3", "--", "launch.device=cuda")
     assert mistakes(dry("train", "c.yaml", *words)) == [
-        "launch.device: cuda, but the nodes have no GPUs; give their number a node"
+        "launch.device: cuda, but the nodes have no GPUs; give their number per node"
     ]
 
 

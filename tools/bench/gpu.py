@@ -66,7 +66,7 @@ def main() -> None:
             init_method=f"file://{scratch}/store", rank=0, world_size=1,
         )  # fmt: skip
         rate = _product_rate(device, parsed)
-        told = {
+        results = {
             "command": " ".join(sys.argv),
             "machine": machine.described() | _device(device),
             "product_rate": rate,
@@ -74,7 +74,7 @@ def main() -> None:
             "steps": [row for name in _RECIPES for row in _steps(name, device, rate, parsed)],
         }
         dist.destroy_process_group()
-    machine.report(told, _tables(told), parsed.json)
+    machine.report(results, _tables(results), parsed.json)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -297,14 +297,14 @@ def _choices(shape: ModelConfig) -> dict[str, ModelConfig]:
     }
 
 
-def _tables(told: dict[str, Any]) -> list[str]:
+def _tables(results: dict[str, Any]) -> list[str]:
     lines = [
-        f"plain bf16 matrix products: {told['product_rate'] / 1e12:.4g} TFLOP/s",
+        f"plain bf16 matrix products: {results['product_rate'] / 1e12:.4g} TFLOP/s",
         "",
         "| recipe | part | kernel | tokens | ms, median (least to most) |",
         "|---|---|---|---|---|",
     ]
-    for row in told["kernels"]:
+    for row in results["kernels"]:
         taken = row.get("milliseconds")
         shown = row.get("obstacle") or _spread(taken, "{:.3g}")
         lines.append(
@@ -315,7 +315,7 @@ def _tables(told: dict[str, Any]) -> list[str]:
         "| recipe | layers | window | kernels | s a step | tokens/s | of products | peak | GiB |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
-    for row in told["steps"]:
+    for row in results["steps"]:
         start = f"| {row['recipe']} | {row['layers']} | {row['window']:,} | {row['kernels']} "
         if "obstacle" in row:
             lines.append(f"{start}| {row['obstacle']} | | | | |")

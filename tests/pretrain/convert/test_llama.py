@@ -22,7 +22,7 @@ from pretrain.config import ImportConfig, load
 from pretrain.convert import llama
 from pretrain.convert.hugging_face import ConversionError, model_config
 from pretrain.evaluate import generate
-from pretrain.evaluate.sampling import Sampling
+from pretrain.evaluate.questions import Sampling
 from pretrain.model import local_attention, rotary
 from pretrain.model.transformer import Transformer
 from tests.pretrain.convert.conftest import LLAMA3, random_tokens
