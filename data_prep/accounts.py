@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -102,14 +102,9 @@ class Accounts:
         }
 
 
-def load(directory: Path) -> Accounts | None:
-    """The accounts of a data set; None where no cleaning was recorded.
-
-    Raises DataError where they cannot be read or do not add up.
-    """
+def load(directory: Path) -> Accounts:
+    """The accounts of a data set. Raises DataError where they cannot be read or do not add up."""
     path, accounts = directory / ACCOUNTS, Accounts()
-    if not path.exists():
-        return None
     try:
         accounts.add(json.loads(path.read_bytes()))
         wrong = [name for name, account in accounts.sources.items() if not account.is_whole()]
@@ -120,34 +115,14 @@ def load(directory: Path) -> Accounts | None:
     return accounts
 
 
-def of_rejects(directory: Path, documents: Mapping[str, int]) -> Accounts:
-    """Accounts where no cleaning was recorded: every record is a document or a reject.
-
-    `documents` are counts by source, of all sources. Raises DataError as `rejects` does.
-    """
-    accounts = Accounts()
-    rejected = Counter(sample.source for sample in rejects(directory, documents))
-    for name in documents.keys() | rejected.keys():
-        accepted = documents.get(name, 0)
-        accounts.sources[name] = Account(accepted + rejected[name], accepted, rejected[name])
-    return accounts
-
-
-def rejects(directory: Path, sources: Iterable[str] = ()) -> Iterator[Sample]:
-    """The rejected records in order, each of one of the sources, or of "" where it is of none.
-
-    Raises DataError where the list cannot be read.
-    """
+def rejects(directory: Path) -> Iterator[Sample]:
+    """The rejected records in order, without a source. Raises DataError where they are damaged."""
     path = directory / REJECTS
-    # The longest name first: one may be the beginning of another.
-    names = sorted(sources, key=len, reverse=True)
     try:
         with path.open(encoding="utf-8") as file:
             for line in file:
-                reject = json.loads(line)
-                name = reject["file"]
-                source = next((s for s in names if name.startswith(f"{s}/")), "")
-                yield Sample(source, reject["reason"], "", name, reject["line"], reject["detail"])
+                one = json.loads(line)
+                yield Sample("", one["reason"], "", one["file"], one["line"], one["detail"])
     except (OSError, ValueError, KeyError, TypeError):
         raise DataError(f"{path}: cannot be read; prepare the data set again") from None
 

@@ -1,4 +1,4 @@
-"""Write our shards at the end of a datatrove pipeline of your own.
+"""Write our shards at the end of your own datatrove pipeline.
 
     writer = InfiniShardWriter("data/mine", tokenizer="llama.model", shards=64)
     write = LocalPipelineExecutor([JsonlReader("raw"), MyFilter(), writer], tasks=100)
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,8 @@ from datatrove.pipeline.base import PipelineStep
 from data_prep.config import Config, ShardsConfig, SourceConfig, TokenizerConfig
 from data_prep.dataset import durable
 from data_prep.pipeline import pipeline, workspace
-from data_prep.pipeline.stages import Record, Stage, Tokenize, TrainTokenizer
-from data_prep.pipeline.workspace import Work, WorkspaceError
+from data_prep.pipeline.stages import Stage, Tokenize, TrainTokenizer
+from data_prep.pipeline.workspace import Record, Work, WorkspaceError
 from data_prep.sources.documents import RawDocument, Reject, Survey
 from data_prep.sources.inputs import InputFile
 from data_prep.tokenizer import tokenizer
@@ -38,6 +38,8 @@ class _Tasks(Work):
 
     given: Path = Path()
     """The tokenizer, of which the finaliser puts a copy into the data set."""
+    data: Iterable[Document] = ()
+    """The documents of the task that is running."""
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -52,17 +54,13 @@ class _Tasks(Work):
         marks = [self.read(Tokenize.name, rank) for rank in range(len(self.files))]
         return [Survey(m["bytes"], "", m["sha256"], m["bytes"], [], "", 0) for m in marks]
 
-
-class _TokenizeTask(Tokenize):
-    """The stage of a local run, over the documents that arrive."""
-
-    def __init__(self, config: Config, work: Work, data: Iterable[Document]) -> None:
-        super().__init__(config, work)
-        self.data = data
-
     def records(self, unit: int) -> Iterator[tuple[int, Record]]:
         for line, document in enumerate(self.data, 1):
             yield unit, _record(document, line)
+
+
+class _TokenizeTask(Tokenize):
+    """The stage of a local run; its result identifies the task's inputs."""
 
     def do(self, unit: int) -> Any:
         path = self.work.tokens(unit)
@@ -116,7 +114,7 @@ class InfiniShardWriter(PipelineStep):  # type: ignore[misc]
             _refuse_other(work, int(ended.stem), self.config)
         work.directory.mkdir(parents=True, exist_ok=True)
         with self.track_time():
-            _TokenizeTask(self.config, work, data).run_task(rank, world_size)
+            _TokenizeTask(self.config, replace(work, data=data)).run_task(rank, world_size)
         for key in ("documents", "rejects"):
             self.stat_update(key, value=len(work.read(Tokenize.name, rank)[key]))
 

@@ -7,6 +7,7 @@ import json
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import MISSING
 from functools import cached_property
 from pathlib import Path
@@ -45,9 +46,8 @@ _EXAMPLES = """examples:
   data-prep stats data/novels --json
   data-prep report data/novels
 
-A run that was stopped or killed continues when the same command is given again.
+To continue a run that was stopped or killed, give the same command again.
 """
-_SIGNAL_EXIT = 128
 
 
 class _StoppedError(Exception):
@@ -105,7 +105,7 @@ class _Submit(_Make):
 
 
 class _Tokenizer(_Make):
-    """Train or copy the tokenizer alone."""
+    """Train or copy only the tokenizer."""
 
     def run(self) -> int:
         from data_prep.pipeline import pipeline
@@ -116,7 +116,7 @@ class _Tokenizer(_Make):
 
 
 class _Shards(_Make):
-    """Make the rest, with the tokenizer that is there."""
+    """Make the rest with the existing tokenizer."""
 
     def run(self) -> int:
         return _made(self.wanted, "shards")
@@ -141,7 +141,7 @@ class _Check(Configured):
 
     made_before: list[Path] = option(
         [],
-        "a data set that will be there: its tokenizer may be named already; may be repeated",
+        "a data set that is made first: its tokenizer need not exist yet; may be repeated",
         many="again",
         metavar="DIR",
     )
@@ -207,21 +207,21 @@ class _Verify(_DataSet):
 
 
 class _Stats(_DataSet):
-    """Count what a data set holds."""
+    """Print statistics of a data set."""
 
-    json: bool = option(False, "as one JSON object")
+    json: bool = option(False, "print one JSON object")
 
     def run(self) -> int:
         found = statistics.stats(self.directory)
         if self.json:
-            print(json.dumps(dataclasses.asdict(found), indent=1))
+            print(json.dumps(found.plain(), indent=1))
         else:
             print("\n".join(statistics.lines(found)))
         return 0
 
 
 class _Report(_DataSet):
-    """Write what a data set holds as one HTML page."""
+    """Write a report on a data set as one HTML page."""
 
     output: Path | None = option(
         None, "the page's file", metavar="FILE.html", otherwise="DIR/report.html"
@@ -240,11 +240,11 @@ class _Report(_DataSet):
 
 
 class _Drawn(Command):
-    """What depends on a seed, with texts of a length between bounds."""
+    """A command that draws texts of bounded length by a seed."""
 
     output: Path = word("file to write", metavar="FILE.jsonl[.gz]")
-    min_tokens: int = option(128, "of a prompt", low=1)
-    max_tokens: int = option(8192, "of a prompt", low=1)
+    min_tokens: int = option(128, "shortest prompt", low=1)
+    max_tokens: int = option(8192, "longest prompt", low=1)
     seed: int = option(1, "same seed, same bytes")
 
     def problems(self) -> list[str]:
@@ -257,30 +257,30 @@ class _Drawn(Command):
 
 
 class _Recall(_Drawn):
-    """Write documents that ask for what was said far back in them.
+    """Write documents that ask for facts far back in them.
 
     Writes prompts and answers as jsonl (keys id, prompt, answer): passkeys, or tasks after RULER
-    and BABILong among the sentences of books. The bytes depend on what is asked for and the seed
-    alone.
+    and BABILong among the sentences of books. The bytes depend only on the options and the
+    seed.
     """
 
     tasks: list[str] = option(
         [tasks.PASSKEY],
-        f"in turn, some of {', '.join(tasks.TASKS)}",
+        f"tasks to alternate, some of {', '.join(tasks.TASKS)}",
         kind=command.one_of(tasks.TASKS),
     )
     documents: int = option(MISSING, "number of documents", low=1)
     workers: int = option(1, "processes", low=1)
     filler: Path | None = option(
         None,
-        "data set of books to hide things in, by whose tokenizer prompts are measured",
+        "data set of books to hide facts in; its tokenizer measures prompts",
         kind=DIRECTORY,
         metavar="DIR",
     )
     tokenizer: Path | None = option(
         None,
-        "what prompts are measured by, in place of --filler; the filler is the passkey's. Where "
-        "neither is given a byte counts as a token: for texts to train a first tokenizer on",
+        "tokenizer that measures prompts, instead of --filler; the filler is the passkey's. With "
+        "neither, each byte counts as a token: for texts to train a first tokenizer on",
         metavar="FILE",
         instead_of="filler",
     )
@@ -308,20 +308,20 @@ class _Pairs(_Drawn):
     """Write books, or passages of them, each with the names in it.
 
     Writes prompts and answers as jsonl (keys id, prompt, answer): the text of a book and the names
-    that it writes most often. To try out training and evaluation of summaries where no summaries
-    are at hand. The bytes depend on the data set and on what is asked for alone.
+    that it mentions most often. To try out training and evaluation of summaries without a data set
+    of summaries. The bytes depend only on the data set and the options.
     """
 
     books: Path = option(MISSING, "data set with books", kind=DIRECTORY, metavar="DIR")
     passages: int | None = option(
         None,
-        "so many passages, of books and from places that are drawn",
+        "number of passages, from random places in random books",
         low=1,
         otherwise="each book whole",
     )
-    min_tokens: int = option(256, "of a passage", low=1)
-    max_tokens: int = option(8192, "of a passage", low=1)
-    names: int = option(8, "of an answer, at most", low=1)
+    min_tokens: int = option(256, "shortest passage", low=1)
+    max_tokens: int = option(8192, "longest passage", low=1)
+    names: int = option(8, "most names in an answer", low=1)
 
     def run(self) -> int:
         wanted = name_pairs.Wanted(
@@ -353,19 +353,25 @@ _PROGRAM = Program(
 )
 
 
-# A signal may stop them, and given again they continue, or begin anew.
+# A signal stops them cleanly; the same command continues or starts over.
 _CONTINUE = (_Make, _Reshard, _Drawn)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command. 0: done; 1: a damaged data set, a full disk, a lost worker; 2: a mistake."""
+    with ExitStack() as restored:
+        return _run(arguments, restored)
+
+
+def _run(arguments: Sequence[str] | None, restored: ExitStack) -> int:
+    """The exit code of a command; `restored` gets callbacks that restore signal handlers."""
     name, remedy = "data-prep", ""
     try:
         name, chosen = command.parse(_PROGRAM, arguments)
         if isinstance(chosen, _CONTINUE):
             remedy = "; when that is fixed, the same command continues"
-            signal.signal(signal.SIGTERM, _stop)
-            signal.signal(signal.SIGINT, _stop)
+            for number in (signal.SIGTERM, signal.SIGINT):
+                restored.callback(signal.signal, number, signal.signal(number, _stop))
         code = chosen.run()
         sys.stdout.flush()
         return code
@@ -380,7 +386,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except DataError as error:
         return _failed(str(error), 1)
     except _StoppedError as stopped:
-        code = _SIGNAL_EXIT + stopped.number
+        code = 128 + stopped.number
         return _failed("stopped; what is done is kept, the same command continues", code)
     except OSError as error:
         if command.is_closed_pipe(error):

@@ -53,11 +53,11 @@ class CleaningConfig:
     max_words: int = setting(0, "words above which gopher_quality drops; 0: no limit", low=0)
     decontaminate: list[str] = setting(
         [],
-        "evaluation files (of jsonl every string counts); documents with such n-grams are dropped",
+        "evaluation files (of jsonl every string); documents that share an n-gram are dropped",
     )
-    ngram: int = setting(13, "words of such an n-gram", low=1)
+    ngram: int = setting(13, "words of an n-gram of decontaminate", low=1)
     mask: list[Literal["email", "ip"]] = setting(
-        [], "what is replaced by placeholders: email addresses, public IP addresses"
+        [], "replace email addresses, public IP addresses by placeholders"
     )
 
     def problems(self) -> list[str]:
@@ -74,11 +74,11 @@ class CleaningConfig:
 
 @dataclass(frozen=True)
 class DuplicatesConfig:
-    """Which duplicates are left out, over all sources; the first of each is kept."""
+    """Which duplicates are left out, over all sources; of equal documents the first is kept."""
 
     exact: bool = setting(False, "leave out documents of equal text")
     near: bool = setting(False, "leave out documents of similar text, by MinHash; exact ones too")
-    ngram: int = setting(5, "words of an n-gram of MinHash", low=1)
+    ngram: int = setting(5, "words of an n-gram for MinHash", low=1)
     buckets: int = setting(20, "buckets, in one of which similar documents must match", low=1)
     rows: int = setting(5, "hashes that must be equal for documents to match in a bucket", low=1)
 
@@ -101,7 +101,7 @@ class SourceConfig:
     exclude: list[str] = setting([], "globs, as in `paths`, of files that are left out")
     format: Literal["auto", "text", "jsonl", "parquet", "warc"] = setting(
         "auto",
-        "jsonl: a document a line; parquet: a row; warc: a page, or a record of plain text "
+        "a document is: jsonl: a line; parquet: a row; warc: a page, or a record of plain text "
         "(WET); text: a file; auto: by suffix",
     )
     text_field: str = setting("text", "key or column of a jsonl or parquet record's text")
@@ -213,7 +213,7 @@ class ShardsConfig:
     """How documents are cut into shards; training needs at least as many shards as lanes."""
 
     count: int = setting(0, "number of shards; 0: as many as `tokens` makes", low=0)
-    tokens: int = setting(32_000_000, "tokens that a shard aims at, where count is 0", low=1)
+    tokens: int = setting(32_000_000, "target tokens per shard, where count is 0", low=1)
 
 
 @dataclass(frozen=True)
@@ -225,7 +225,7 @@ class SlurmConfig:
     tasks: int = setting(16, "tasks that each stage's work is divided into", low=1)
     workers: int = setting(0, "tasks of an array that may run at a time; 0: all", low=0)
     cpus_per_task: int = setting(1, "processes of a task", low=1)
-    mem_per_cpu_gb: int = setting(4, "memory for each of them, in GB", low=1)
+    mem_per_cpu_gb: int = setting(4, "memory per process, in GB", low=1)
     sbatch: list[str] = setting([], "further sbatch arguments, e.g. [--account=lab, --qos=low]")
 
     def problems(self) -> list[str]:
@@ -252,7 +252,7 @@ class Config:
     seed: int = setting(1, "seed of the order of documents and of the sample", low=0)
     workers: int = setting(0, "processes; 0: one per core (changes only the speed)", low=0)
     limit: int = setting(
-        0, "for a trial: take the first so many records of each source; 0: all", low=0
+        0, "for a trial: take only this many records of each source, the first; 0: all", low=0
     )
     sources: list[SourceConfig] = setting([], "list of sources, see below")
     duplicates: DuplicatesConfig = group(DuplicatesConfig)
@@ -269,7 +269,7 @@ class Config:
             found.append("sources: none; give a list of {name, paths}")
         names = [source.name for source in self.sources]
         for name in sorted({name for name in names if names.count(name) > 1}):
-            found.append(f"sources: the name {name!r} is given twice; names tell sources apart")
+            found.append(f"sources: the name {name!r} is given twice; rename one source")
         return found
 
     def identity(self) -> dict[str, Any]:

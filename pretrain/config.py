@@ -1,4 +1,4 @@
-"""The one configuration of a training run. Free of torch, so that a mistake is told at once.
+"""The one configuration of a training run. Free of torch, so that mistakes are reported at once.
 
 Names: a *segment* is what local attention sees, a *window* is `train.window_segments` segments and
 is covered by one forward and backward, a *lane* is an endless stream of documents. One optimizer
@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 from data_prep.dataset import settings
 from data_prep.dataset.settings import group, setting
 
 CONFIG_FILE = "config.yaml"
-"""The configuration that a run directory keeps of its run."""
+"""The configuration file in a run directory."""
 
 Checkpointing: TypeAlias = Literal["none", "selective", "full"]
 
@@ -67,9 +67,9 @@ class DataConfig:
     )
     preface: str = setting(
         "",
-        "data set directory that each lane reads beside its documents, as many tokens a step, "
-        "forward alone: a document begins with the memory of what was read of it; empty: documents "
-        "begin with an empty memory",
+        "data set directory that each lane reads beside its documents, as many tokens per step, "
+        "forward-only: a document starts with the memory of what was read so far; empty: documents "
+        "start with an empty memory",
     )
     lanes: int = setting(8, "lanes G: windows in a step, whatever the number of ranks", low=1)
     workers: int = setting(1, "threads of a rank that read shards ahead", low=1)
@@ -85,12 +85,12 @@ class DataConfig:
         }
 
     def problems(self) -> list[str]:
-        """What is missing or cannot be together."""
+        """What is missing or cannot be combined."""
         found = []
         if not self.train and not self.mix:
             found.append("train: not set; give the directory that data-prep wrote, or data.mix")
         if self.train and self.mix:
-            found.append("mix: stands beside data.train; give one of them")
+            found.append("mix: cannot be combined with data.train; give one of them")
         if self.mix and not any(source.weight for source in self.mix):
             found.append("mix: every weight is 0, so nothing would be read")
         directories = [Path(source.data).resolve() for source in self.mix if source.data]
@@ -98,10 +98,26 @@ class DataConfig:
             found.append(f"mix: {path} is listed twice; list it once, with the sum of the weights")
         names = [source.name for source in self.sources.values() if source.data]
         for name in sorted({name for name in names if names.count(name) > 1}):
-            found.append(
-                f"mix: two data sets have the name {name!r}; give each a `name` of its own"
-            )
+            found.append(f"mix: two data sets have the name {name!r}; give each a different `name`")
         return found
+
+
+class MemoryTraits(NamedTuple):
+    """What the rest of the program asks of a kind of memory before torch is imported."""
+
+    remembers: bool
+    """Whether a state is carried from segment to segment."""
+    triton_kernels: bool
+    """Whether `memory.kernel` can be triton."""
+    exported_as: str
+    """The model type of Hugging Face's that `export` writes."""
+
+
+MEMORY_KINDS = {
+    "linear": MemoryTraits(remembers=True, triton_kernels=True, exported_as="infini_llama"),
+    "delta": MemoryTraits(remembers=True, triton_kernels=True, exported_as="infini_llama"),
+    "none": MemoryTraits(remembers=False, triton_kernels=False, exported_as="llama"),
+}
 
 
 @dataclass(frozen=True)
@@ -117,14 +133,19 @@ class MemoryConfig:
     initial_gate: float = setting(0.0, "initial beta of the gates (equation 10)")
     when_empty: Literal["zero", "local"] = setting(
         "zero",
-        "what a memory reads as that holds nothing of a token's document: 0, which scales the "
+        "what is read from a memory that holds nothing of a token's document: 0, which scales the "
         "local attention by 1 - g; or the local attention, which is then left as it is",
     )
     kernel: Literal["auto", "torch", "triton"] = setting(
         "auto",
         "what computes the memory's part: PyTorch, or our Triton kernels (GPU, bf16); auto: "
-        "PyTorch, as long as no measurement on a GPU says otherwise",
+        "PyTorch, until a measurement on a GPU shows the kernels to be faster",
     )
+
+    @property
+    def traits(self) -> MemoryTraits:
+        """Those of this kind."""
+        return MEMORY_KINDS[self.kind]
 
 
 @dataclass(frozen=True)
@@ -162,7 +183,7 @@ class ModelConfig:
     d_model: int = setting(256, "width of the residual stream", low=1)
     n_layers: int = setting(4, "blocks", low=1)
     n_heads: int = setting(4, "query heads", low=1)
-    n_kv_heads: int = setting(4, "key/value heads, each with a memory of its own", low=1)
+    n_kv_heads: int = setting(4, "key/value heads, each with its own memory", low=1)
     d_head: int = setting(64, "size of a head", low=2)
     d_ff: int = setting(688, "hidden size of the SwiGLU feed-forward", low=1)
     segment: int = setting(256, "tokens of a segment N, the reach of local attention", low=1)
@@ -186,11 +207,12 @@ class ModelConfig:
             )
         if self.d_head % 2:
             found.append(f"d_head: rotary embedding needs an even size, found {self.d_head}")
-        if self.memory.kernel == "triton" and self.memory.kind == "none":
+        if self.memory.kernel == "triton" and not self.memory.traits.triton_kernels:
             found.append(
-                "memory.kernel: triton was asked for, and kind none has no memory; set it to auto"
+                f"memory.kernel: triton has no kernels for memory.kind={self.memory.kind}; set it "
+                "to auto"
             )
-        if self.memory.kernel == "triton" and self.d_head > TRITON_MAX_HEAD:
+        elif self.memory.kernel == "triton" and self.d_head > TRITON_MAX_HEAD:
             found.append(
                 f"memory.kernel: triton holds heads of at most {TRITON_MAX_HEAD}, found "
                 f"d_head={self.d_head}; set it to torch or auto"
@@ -200,13 +222,13 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Length, precision and rhythm of training."""
+    """Length, precision and intervals of training."""
 
     steps: int = setting(1000, "optimizer steps", low=1)
     start_from: str = setting(
         "",
-        "run directory, checkpoint or imported model whose weights a new run begins with; all else "
-        "of it begins anew",
+        "run directory, checkpoint or imported model whose weights initialize a new run; "
+        "optimizer, schedule and data order start fresh",
     )
     window_segments: int = setting(16, "segments W of a window, the back-propagated length", low=1)
     micro_batch: int = setting(0, "lanes of a rank per forward and backward; 0: all of them", low=0)
@@ -218,7 +240,8 @@ class TrainConfig:
     )
     compile: bool = setting(
         False,
-        "fuse what is no matrix product by torch.compile; takes half a minute at the first start",
+        "fuse what is not a matrix product with torch.compile; the first launch takes half a "
+        "minute more",
     )
     clip_norm: float = setting(1.0, "global gradient norm to clip to; 0: no clipping", low=0.0)
     max_skipped: int = setting(5, "non-finite steps in a row after which the run stops", low=1)
@@ -226,15 +249,17 @@ class TrainConfig:
     validate_every: int = setting(200, "steps between validations; 0: none but the last", low=0)
     validation_windows: int = setting(8, "windows of each validation lane", low=1)
     profile_steps: int = setting(
-        0, "steps of each start that are profiled, into the run's profile/; 0: none", low=0
+        0, "steps to profile in each attempt, into the run's profile/; 0: none", low=0
     )
     profile_after: int = setting(
-        5, "steps of a start before those; ZeRO-3 learns its order in the first two", low=0
+        5,
+        "steps of an attempt before the profiled ones; ZeRO-3 learns its order in the first two",
+        low=0,
     )
     profile_ranks: Literal["first", "all"] = setting("first", "whose steps: rank 0's, or all")
     max_attempts_without_progress: int = setting(
         5,
-        "starts in a row that commit no checkpoint, after which it is not tried again",
+        "consecutive attempts without a new checkpoint after which the run is not retried",
         low=1,
     )
 
@@ -266,8 +291,8 @@ class ZeroConfig:
     )
     live_parameters: int = setting(
         1_000_000_000,
-        "stage 3: weights that may stand gathered at a time, ahead of their use or until their "
-        "next one; fewer take less memory, and are gathered more often",
+        "stage 3: weights that may be gathered at the same time, prefetched or kept for reuse; "
+        "fewer take less memory and are gathered more often",
         low=1,
     )
 
@@ -278,8 +303,8 @@ class ParallelConfig:
 
     sequence: int = setting(
         1,
-        "ranks that share the windows of their lanes, each with as many whole segments in a row; "
-        "of a layer only memory states travel between them",
+        "ranks that share the windows of their lanes, each with the same number of consecutive "
+        "segments; layers exchange only memory states",
         low=1,
     )
 
@@ -289,30 +314,30 @@ class CheckpointConfig:
     """When checkpoints are written and which are kept."""
 
     every: int = setting(200, "steps between checkpoints", low=1)
-    keep_last: int = setting(2, "newest checkpoints that are kept", low=2)
+    keep_last: int = setting(2, "newest checkpoints to keep", low=2)
     keep_every: int = setting(
-        0, "checkpoints at multiples of this are kept for good; 0: none", low=0
+        0, "checkpoints at multiples of this are never pruned; 0: none", low=0
     )
 
 
 @dataclass(frozen=True)
 class LaunchConfig:
-    """Ranks that `pretrain train` starts by itself; unused under torchrun or srun."""
+    """Ranks that `pretrain train` launches itself; unused under torchrun or srun."""
 
     device: Literal["auto", "cpu", "cuda"] = setting("auto", "auto: cuda where there is one")
-    ranks: int = setting(0, "ranks to start; 0: one a GPU, or one on CPU", low=0)
+    ranks: int = setting(0, "ranks to start; 0: one per GPU, or one on CPU", low=0)
 
 
 @dataclass(frozen=True)
 class WatchdogConfig:
-    """When a rank that gives no sign of life is dead, and its peers, their stacks written before.
+    """When an unresponsive rank and its peers are killed, after their stacks were written.
 
-    That takes the last 28 s, or 0.475 of a limit below 80 s.
+    Writing them takes the last 28 s, or 0.475 of a limit below 80 s.
     """
 
-    start: float = setting(1800.0, "seconds, until the first step is done", low=10.0)
-    step: float = setting(600.0, "seconds a step, or a window of a validation", low=10.0)
-    save: float = setting(1800.0, "seconds a checkpoint", low=10.0)
+    start: float = setting(1800.0, "seconds until the first step is done", low=10.0)
+    step: float = setting(600.0, "seconds per step, or per window of a validation", low=10.0)
+    save: float = setting(1800.0, "seconds per checkpoint", low=10.0)
 
 
 @dataclass(frozen=True)
@@ -396,10 +421,10 @@ class Config:
             found.append(
                 "model.memory.kernel: Triton's kernels need a GPU; set it to torch or auto"
             )
-        if self.data.preface and self.model.memory.kind == "none":
+        if self.data.preface and not self.model.memory.traits.remembers:
             found.append(
                 "data.preface: documents begin with the memory of a preface, and "
-                "model.memory.kind=none has no memory; leave one of them out"
+                f"model.memory.kind={self.model.memory.kind} has no memory; leave one of them out"
             )
         if self.zero.stage == 0 and self.train.precision == "bf16":
             found.append(
@@ -460,7 +485,7 @@ class Config:
 
 @dataclass(frozen=True)
 class ImportConfig:
-    """What a model without memory does not say, and whoever imports it chooses."""
+    """Settings that an imported model lacks, chosen at import."""
 
     segment: int = setting(2048, "tokens of a segment N, the reach of local attention", low=1)
     window_segments: int = setting(
@@ -476,7 +501,7 @@ def _any_of(choices: Sequence[object]) -> str:
 
 
 def load(path: Path | None, overrides: Sequence[str] = ()) -> Config:
-    """The configuration of a YAML file and `key=value` words. Raises SettingsError with all."""
+    """The configuration of a YAML file with `key=value` overrides. Raises SettingsError."""
     return settings.load(Config, path, overrides)
 
 

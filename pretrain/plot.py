@@ -22,7 +22,7 @@ from pretrain.training.metrics import METRICS_FILE, read_records
 PLOTS = "plots"
 
 _EVALUATION = re.compile(r"eval-(\d+)-.*\.json")
-# Okabe and Ito's, which the colour-blind can tell apart.
+# Okabe and Ito's palette, which the colour-blind can distinguish.
 _BLUE, _ORANGE, _GREEN, _GREY = "#0072B2", "#D55E00", "#009E73", "#666666"
 _COLUMNS = {
     MEMORY: ("with memory", _BLUE, "o"),

@@ -85,7 +85,7 @@ def tokenizer_of(run_directory: Path, checkpoint: Checkpoint) -> Tokenizer:
     if own.vocab_size != vocab_size:
         raise TrainedError(
             f"{own.path}: has {own.vocab_size} pieces, the model of {checkpoint.path} has "
-            f"{vocab_size}: it is of another run; put back the {own.path.name} of the data set "
+            f"{vocab_size}: it belongs to another run; restore the {own.path.name} of the data set "
             "that the run was trained on"
         )
     return own
@@ -148,7 +148,7 @@ def configuration_of(checkpoint: Checkpoint) -> Config:
         return settings.from_plain(Config, checkpoint.trainer["configuration"])
     except SettingsError as error:
         raise TrainedError(
-            f"{checkpoint.path}: its configuration is not one of this version of pretrain:\n{error}"
+            f"{checkpoint.path}: its configuration does not fit this version of pretrain:\n{error}"
         ) from None
 
 
@@ -160,30 +160,21 @@ def _model(
     dtype: torch.dtype,
 ) -> Transformer:
     if device.type != "cuda":
-        # The kernels are no property of the weights: a run that used flash-attn can be read here.
+        # Weights do not depend on kernels: a run that used flash-attn can be read here.
         memory = replace(config.memory, kernel="auto")
         config = replace(config, local_attention="auto", memory=memory)
     with torch.device("meta"):
         model = Transformer(config, vocab_size)
-    users = _users(model)
-    for name, parameter in list(model.named_parameters()):
+    loaded = {}
+    for name, parameter in model.named_parameters():
         weight = checkpoint.tensor(f"{name}/param")
         if weight.shape != parameter.shape:
             raise CheckpointError(
                 f"{checkpoint.path}: {name} has shape {list(weight.shape)}, its configuration "
                 f"makes {list(parameter.shape)}"
             )
-        loaded = nn.Parameter(weight.to(device, dtype), requires_grad=False)
-        for module, attribute in users[parameter]:
-            setattr(module, attribute, loaded)
-    assert not any(tensor.is_meta for tensor in model.state_dict().values())
-    return model.eval()
-
-
-def _users(model: nn.Module) -> dict[nn.Parameter, list[tuple[nn.Module, str]]]:
-    """The places of each parameter: two where embeddings are tied."""
-    users: dict[nn.Parameter, list[tuple[nn.Module, str]]] = {}
-    for module in model.modules():
-        for attribute, parameter in module.named_parameters(recurse=False):
-            users.setdefault(parameter, []).append((module, attribute))
-    return users
+        loaded[parameter] = nn.Parameter(weight.to(device, dtype))
+    # Tied embeddings have two names for one parameter.
+    named = model.named_parameters(remove_duplicate=False)
+    model.load_state_dict({name: loaded[parameter] for name, parameter in named}, assign=True)
+    return model.eval().requires_grad_(False)

@@ -1,4 +1,4 @@
-# Sourced by submit and by the batch scripts, which set PROJECT and SITE before.
+# Sourced by submit and by the batch scripts, after they have set PROJECT and SITE.
 PARTITION='' CPU_PARTITION='' ACCOUNT='' QOS='' TIME='' GPUS_PER_NODE=0 GPU_REQUEST=--gpus-per-node=
 SBATCH_OPTIONS=() CPU_OPTIONS=() SRUN_OPTIONS=() PREFLIGHT_OPTIONS=()
 CONTAINER_IMAGE='' CONTAINER_MOUNTS='' GRACE_SECONDS=300
@@ -7,7 +7,7 @@ site_setup() { :; }
 . "$SITE"
 [ -z "$CONTAINER_IMAGE" ] || SRUN_OPTIONS+=("--container-image=$CONTAINER_IMAGE")
 [ -z "$CONTAINER_MOUNTS" ] || SRUN_OPTIONS+=("--container-mounts=$CONTAINER_MOUNTS")
-# The source tree goes before what is installed: a job runs the code that it was submitted with.
+# The source tree takes precedence over an installed copy: a job runs the code it was submitted from.
 export PYTHONPATH=$PROJECT${PYTHONPATH:+:$PYTHONPATH}
 
 say() { printf '%s %s\n' "$(date '+%F %T')" "$*"; }

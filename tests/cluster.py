@@ -32,7 +32,7 @@ class Cluster:
         return self.tool("on", host, *command, cwd=cwd)
 
     def fault(self, name: str, *where: str | Path) -> None:
-        """Do what `tools/slurm_cluster/fault` lists."""
+        """Inject a fault that `tools/slurm_cluster/fault` lists."""
         done = self.tool("fault", name, *where)
         assert done.returncode == 0, (name, where, done.stderr)
 
@@ -67,7 +67,7 @@ def skip_without_cluster() -> None:
 
 @contextmanager
 def running_cluster(directory: Path) -> Iterator[Cluster]:
-    """A cluster in `directory`, with what is mounted now; skips the test where none can run."""
+    """A cluster in `directory` that sees the present mounts; skips the test where none can run."""
     skip_without_cluster()
     cluster = Cluster(directory)
     up = cluster.tool("up")

@@ -43,7 +43,7 @@ FLOORS = {
 SHARED = {"dataset", "tokenizer", "recall"}
 # What a model may import: no ranks, no files, no engine.
 OF_A_MODEL = {"pretrain.config", "pretrain.model", "torch", "flash_attn", "triton"} | {
-    *("__future__", "collections", "dataclasses", "functools", "importlib"),
+    *("__future__", "abc", "collections", "dataclasses", "functools", "importlib"),
     *("logging", "math", "typing"),
 }
 

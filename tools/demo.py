@@ -55,7 +55,7 @@ def _prepare() -> list[str]:
     return [
         f"prepared: {manifest['documents']:,} documents, {manifest['tokens']:,} tokens in "
         f"{len(manifest['shards'])} shards, {manifest['text_bytes'] / manifest['tokens']:.2f} "
-        f"bytes a token, {manifest['rejected']} rejected; every checksum verified"
+        f"bytes per token, {manifest['rejected']} rejected; every checksum verified"
     ]
 
 
@@ -98,12 +98,12 @@ def _train_killed_and_resumed() -> list[str]:
 
 
 def _evaluate() -> list[str]:
-    _title("Bits a byte on files that it never saw, streamed whole")
+    _title("Bits per byte on files that it never saw, streamed whole")
     _run("pretrain", "eval", "perplexity", RUN, "--data", VALIDATION)
     (path,) = RUN.glob("eval-*.json")
     total = json.loads(path.read_text(encoding="utf-8"))["total"]["bits_per_byte"]
     return [
-        f"evaluated: {total['memory']:.4f} bits a byte with memory, {total['masked']:.4f} with "
+        f"evaluated: {total['memory']:.4f} bits per byte with memory, {total['masked']:.4f} with "
         "its read masked"
     ]
 
@@ -124,8 +124,8 @@ def _plot() -> list[str]:
     return [f"plotted: {', '.join(Path(path).name for path in paths)} in {RUN / 'plots'}"]
 
 
-def _run(command: str, *words: str | Path, capture: bool = False) -> str:
-    line: Sequence[str] = [str(BIN / command), *map(str, words)]
+def _run(command: str, *arguments: str | Path, capture: bool = False) -> str:
+    line: Sequence[str] = [str(BIN / command), *map(str, arguments)]
     print("$", command, *line[1:], flush=True)
     done = subprocess.run(line, check=False, text=True, stdout=subprocess.PIPE if capture else None)
     if done.returncode:

@@ -1,4 +1,4 @@
-"""Command lines from dataclasses: the fields of a command are its words and its options.
+"""Command lines from dataclasses: the fields of a command are its arguments and options.
 
 Parser, help and checks come from the fields, so that an option is described in one place. All
 mistakes of a command line are found before it runs and reported in one message.
@@ -44,7 +44,7 @@ def cannot_run(command: str, problems: Iterable[str]) -> str:
 
 
 class Kind(NamedTuple):
-    """How a word becomes a value: `read` raises ValueError or KeyError for what is not expected."""
+    """How text becomes a value: `read` raises ValueError or KeyError for what is not expected."""
 
     expected: str
     read: Callable[[str], Any]
@@ -52,7 +52,7 @@ class Kind(NamedTuple):
 
 
 def one_of(names: Iterable[str]) -> Kind:
-    """The kind of a word that is one of `names`."""
+    """The kind of text that is one of `names`."""
     known = {name: name for name in names}
     return Kind(f"one of {', '.join(known)}", known.__getitem__)
 
@@ -94,12 +94,12 @@ _KINDS = {
 
 @dataclass(frozen=True)
 class Option:
-    """An option of a command, or a word if it is `positional`, with the field that it sets.
+    """An option of a command, or an argument if it is `positional`, with the field that it sets.
 
     The bounds `low` and `high` are closed, `above` is open. A list is given separated by commas,
     or as several `words` behind one option, or by the option given `again`; `unique` refuses equal
     items. `otherwise` is shown in the help in place of the default. Of this option and the one
-    that it is `instead_of`, one alone may be given.
+    that it is `instead_of`, only one may be given.
     """
 
     doc: str
@@ -126,66 +126,83 @@ class Option:
 
     @property
     def reader(self) -> Kind:
-        """How its words are read."""
+        """How its text is read."""
         if get_origin(self.type) is Literal:
             return one_of(get_args(self.type))
         return self.kind or _KINDS[self.type]
 
-    def help(self) -> str:
-        """Its meaning and its default."""
+    def add_to(self, parser: argparse.ArgumentParser) -> None:
+        """Add it to a parser, which passes its text on unread."""
+        more: dict[str, Any] = {} if self.positional else {"required": self.default is MISSING}
+        if self.type is bool:
+            more["action"] = "store_true"
+        else:
+            more["metavar"] = self._metavar()
+        if self.is_list and self.many == "again":
+            more["action"] = "append"
+        elif self.is_list and (self.positional or self.many == "words"):
+            more["nargs"] = "+" if self.default is MISSING else "*"
+        name = self.name if self.positional else _dashed(self.name)
+        parser.add_argument(name, help=self._help(), default=argparse.SUPPRESS, **more)
+
+    def _metavar(self) -> str:
+        if self.metavar or self.positional:
+            return self.metavar or self.name
+        if get_origin(self.type) is Literal:
+            return f"{{{','.join(get_args(self.type))}}}"
+        letter = {int: "N", float: "X", Path: "PATH"}.get(self.type, self.name.upper())
+        return f"{letter},..." if self.is_list and self.many == "commas" else letter
+
+    def _help(self) -> str:
+        end = ""
         if self.otherwise:
-            return f"{self.doc} (default: {self.otherwise})"
-        if self.default in (MISSING, None, "") or self.default is False or self.default == []:
-            return self.doc
-        items = self.default if self.is_list else [self.default]
-        return f"{self.doc} (default {','.join(map(self.reader.show, items))})"
+            end = f" (default: {self.otherwise})"
+        elif self.default not in (MISSING, None, "", []) and self.default is not False:
+            items = self.default if self.is_list else [self.default]
+            end = f" (default {','.join(map(self.reader.show, items))})"
+        return f"{self.doc}{end}".replace("%", "%%")
 
     def value(self, given: Any, problems: list[str]) -> Any:
-        """The value of the words given, None where one cannot be read; mistakes to `problems`."""
+        """The value of the text given, None where it is wrong; mistakes are added to `problems`."""
         if self.type is bool:
             return given
-        if self.is_list and self.many == "commas" and not self.positional:
+        if self.is_list and isinstance(given, str):
             given = given.split(",")
-        items = [self._item(text, problems) for text in (given if self.is_list else [given])]
-        read = [item for item in items if item is not None]
-        twice = [one for one in dict.fromkeys(read) if self.unique and read.count(one) > 1]
-        problems += [f"{self.label}: {self.reader.show(one)} is given twice" for one in twice]
-        if len(read) < len(items):
-            return None
-        return read if self.is_list else read[0]
+        items, wrong = [], []
+        for text in given if self.is_list else [given]:
+            try:
+                items.append(self.reader.read(text))
+                wrong += self._out_of_bounds(items[-1], text)
+            except (ValueError, KeyError):
+                wrong.append(f"expected {self.reader.expected}, found {text!r}")
+        twice = [one for one in dict.fromkeys(items) if self.unique and items.count(one) > 1]
+        wrong += [f"{self.reader.show(one)} is given twice" for one in twice]
+        problems += [f"{self.label}: {text}" for text in wrong]
+        return None if wrong else items if self.is_list else items[0]
 
-    def _item(self, text: str, problems: list[str]) -> Any:
-        try:
-            value = self.reader.read(text)
-        except (ValueError, KeyError):
-            problems.append(f"{self.label}: expected {self.reader.expected}, found {text!r}")
-            return None
-        bounds = (
+    def _out_of_bounds(self, value: Any, text: str) -> list[str]:
+        limits = (
             ("at least", self.low, operator.ge),
             ("more than", self.above, operator.gt),
             ("at most", self.high, operator.le),
         )
-        if not all(bound is None or holds(value, bound) for _, bound, holds in bounds):
-            wanted = [f"{words} {bound:g}" for words, bound, _ in bounds if bound is not None]
-            problems.append(f"{self.label}: expected {' and '.join(wanted)}, found {text}")
-        return value
+        if all(bound is None or holds(value, bound) for _, bound, holds in limits):
+            return []
+        wanted = [f"{words} {bound:g}" for words, bound, _ in limits if bound is not None]
+        return [f"expected {' and '.join(wanted)}, found {text}"]
 
 
 def option(default: Any, doc: str, **about: Any) -> Any:
     """A field that is given as --its-name; `MISSING` as default: it must be given. See Option."""
-    return _field(Option(doc, default, **about))
+    metadata = {"option": Option(doc, default, **about)}
+    if isinstance(default, list):
+        return dataclasses.field(default_factory=default.copy, metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 def word(doc: str, default: Any = MISSING, **about: Any) -> Any:
-    """A field that is given by its place. A list takes all words that are left; see Option."""
-    return _field(Option(doc, default, positional=True, **about))
-
-
-def _field(about: Option) -> Any:
-    metadata = {"option": about}
-    if isinstance(about.default, list):
-        return dataclasses.field(default_factory=about.default.copy, metadata=metadata)
-    return dataclasses.field(default=about.default, metadata=metadata)
+    """A field that is given by its place. A list takes all arguments that are left; see Option."""
+    return option(default, doc, positional=True, **about)
 
 
 class Command:
@@ -213,7 +230,7 @@ class Command:
 
 
 class Configured(Command):
-    """A command on a configuration, which is checked together with the command's own words."""
+    """A command on a configuration, which is checked together with the command line."""
 
     config: Path = word("YAML file with what differs from the defaults", metavar="CONFIG")
     overrides: list[str] = word("overrides of the file's values", [], metavar="key=value")
@@ -242,23 +259,24 @@ class Program(NamedTuple):
     epilog: str = ""
 
 
-def parse(program: Program, words: Sequence[str] | None = None) -> tuple[str, Command]:
-    """The full name of a command line's command, and the command; None: the process's own words.
+def parse(program: Program, arguments: Sequence[str] | None = None) -> tuple[str, Command]:
+    """The full name of a command line's command, and the command; None: the process's arguments.
 
     Raises CommandError with every mistake. Ends the process where help was asked for.
     """
     try:
-        given, rest = _parser(program).parse_known_args(words)
+        given, rest = _parser(program).parse_known_args(arguments)
     except SystemExit:
         flush()
         raise
     schema = program.commands[given._command]
     options = _options(schema)
     problems = _left_over(rest, given, options)
-    values, wrong = _values(vars(given), options, problems)
+    values = _values(vars(given), options, problems)
     if all(one.name in values for one in options if one.default is MISSING):
         made = schema(**values)
         # What is said of a wrong value, or of the default in its place, would mislead.
+        wrong = [text.partition(":")[0] for text in problems]
         problems += [text for text in made.problems() if not any(label in text for label in wrong)]
         if not problems:
             return given._prog, made
@@ -266,7 +284,7 @@ def parse(program: Program, words: Sequence[str] | None = None) -> tuple[str, Co
 
 
 def _options(schema: type[Command]) -> list[Option]:
-    """Of each field; what must be given is first."""
+    """The option of each field; those that must be given are first."""
     hints, found = get_type_hints(schema), []
     for field in dataclasses.fields(schema):  # type: ignore[arg-type]
         kind = hints[field.name]
@@ -279,9 +297,7 @@ def _options(schema: type[Command]) -> list[Option]:
 
 
 def _left_over(rest: Sequence[str], given: argparse.Namespace, options: list[Option]) -> list[str]:
-    """Give words that follow an option to the list they belong to; what is unknown."""
-    # argparse takes no further words of a list once an option has come between.
-    last = next((one.name for one in options if one.positional and one.is_list), None)
+    """Give arguments that follow an option to the list they belong to; what is unknown."""
     known = [one.label for one in options if not one.positional]
     unknown = []
     for text in (text for text in rest if text.startswith("-")):
@@ -290,19 +306,18 @@ def _left_over(rest: Sequence[str], given: argparse.Namespace, options: list[Opt
         unknown.append(f"{text}: unknown option; {hint}")
     if unknown or not rest:
         return unknown
+    last = next((one.name for one in options if one.positional and one.is_list), None)
     if last is None:
-        return [f"{text!r}: unexpected, all words of this command are given" for text in rest]
+        return [f"{text!r}: unexpected argument; this command takes no more" for text in rest]
+    # argparse takes no further items of a list once an option has come between.
     setattr(given, last, [*getattr(given, last, []), *rest])
     return []
 
 
-def _values(
-    given: Mapping[str, Any], options: list[Option], problems: list[str]
-) -> tuple[dict[str, Any], list[str]]:
-    """The values given, by field, and the labels of wrong ones; why goes into `problems`."""
-    values, wrong = {}, []
+def _values(given: Mapping[str, Any], options: list[Option], problems: list[str]) -> dict[str, Any]:
+    """The values given that are right, by field; what is wrong goes into `problems`."""
+    values = {}
     for one in options:
-        before = len(problems)
         if one.instead_of in given and one.name in given:
             both = f"{one.label}, {_dashed(one.instead_of)}"
             problems.append(f"{both}: both are given; give one of the two")
@@ -310,9 +325,7 @@ def _values(
             values[one.name] = one.value(given[one.name], problems)
         elif one.default is MISSING:
             problems.append(f"{one.label}: not given; expected the {one.doc}")
-        if len(problems) > before:
-            wrong.append(one.label)
-    return {name: value for name, value in values.items() if value is not None}, wrong
+    return {name: value for name, value in values.items() if value is not None}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -343,7 +356,12 @@ def _parser(program: Program) -> argparse.ArgumentParser:
             places[group] = inner.add_subparsers(required=True, metavar="KIND")
         parser = added(group, verb, inspect.cleandoc(schema.__doc__ or ""), schema.epilog())
         parser.set_defaults(_command=name, _prog=parser.prog)
-        _add_options(parser, _options(schema))
+        for one in _options(schema):
+            one.add_to(parser)
+        # Shown as required, and reported by `parse` where missing, with all other mistakes.
+        parser.usage = parser.format_usage().removeprefix("usage: ").rstrip().replace("%", "%%")
+        for action in parser._actions:
+            action.required = False
     return top
 
 
@@ -353,44 +371,14 @@ def _filled(text: str) -> str:
     return "\n\n".join(textwrap.fill(one, width) for one in text.split("\n\n"))
 
 
-def _add_options(parser: argparse.ArgumentParser, options: list[Option]) -> None:
-    actions = []
-    for one in options:
-        names = [one.name] if one.positional else [_dashed(one.name)]
-        more: dict[str, Any] = {} if one.positional else {"required": one.default is MISSING}
-        if one.type is bool:
-            more["action"] = "store_true"
-        else:
-            more["metavar"] = _metavar(one)
-        if one.is_list and one.many == "again":
-            more["action"] = "append"
-        elif one.is_list and (one.positional or one.many == "words"):
-            more["nargs"] = "+" if one.default is MISSING else "*"
-        doc = one.help().replace("%", "%%")
-        actions.append(parser.add_argument(*names, help=doc, default=argparse.SUPPRESS, **more))
-    # Shown as required, and reported here where missing, together with all other mistakes.
-    parser.usage = parser.format_usage().removeprefix("usage: ").rstrip().replace("%", "%%")
-    for action in actions:
-        action.required = False
-
-
-def _metavar(one: Option) -> str:
-    if one.metavar or one.positional:
-        return one.metavar or one.name
-    if get_origin(one.type) is Literal:
-        return f"{{{','.join(get_args(one.type))}}}"
-    letter = {int: "N", float: "X", Path: "PATH"}.get(one.type, one.name.upper())
-    return f"{letter},..." if one.is_list and one.many == "commas" else letter
-
-
 def _dashed(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
 def flush() -> None:
-    """Write out what was printed. Where that fails, stdout leads nowhere from here on.
+    """Flush stdout; where that fails, redirect it to /dev/null.
 
-    Otherwise the interpreter would try again as it ends, and end with an error of its own.
+    Otherwise the interpreter would flush again as it exits, and report another error.
     """
     try:
         sys.stdout.flush()
@@ -399,7 +387,7 @@ def flush() -> None:
 
 
 def is_closed_pipe(error: Exception) -> bool:
-    """Whether an error means that nobody reads stdout any more; what is left of it is dropped."""
+    """Whether an error means that stdout has no reader any more; what is left of it is dropped."""
     if not isinstance(error, OSError):
         return False
     poll = select.poll()
@@ -410,6 +398,6 @@ def is_closed_pipe(error: Exception) -> bool:
 
 
 def explained(error: OSError) -> str:
-    """An error of the system as a sentence: the file, where there is one, and what is wrong."""
+    """An OSError as text: the file, where there is one, and what is wrong."""
     where = f"{error.filename}: " if error.filename else ""
     return f"{where}{error.strerror or error}"

@@ -61,7 +61,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 
 def _leftovers(directory: Path) -> dict[str, list[str]]:
-    """Names of temporaries by the file that each was to replace. Listed once a process."""
+    """Names of temporaries by the file that each was to replace. Listed once per process."""
     key = (os.getpid(), directory.absolute())
     if key not in _listed:
         found: dict[str, list[str]] = {}

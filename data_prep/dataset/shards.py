@@ -187,6 +187,13 @@ def read_shard(path: Path, info: ShardInfo, skip: int = 0) -> Iterator[Document]
         )
 
 
+def read_documents(directory: Path, manifest: Manifest) -> Iterator[Document]:
+    """All documents of a data set in order, one at a time. Checks each shard; raises DataError."""
+    for info in manifest.shards:
+        check_shard(directory / info.name, info)
+        yield from read_shard(directory / info.name, info)
+
+
 def check_shard(path: Path, info: ShardInfo) -> None:
     """Raise DataError, naming the shard, unless its size and sha256 are the manifest's."""
     _check_file(path, info.sha256, info.bytes)
@@ -231,7 +238,7 @@ def read_manifest(directory: Path) -> Manifest:
 def verify(directory: Path) -> list[str]:
     """The problems of the data set; reads all of it. Empty: it is whole.
 
-    One sentence a file; of a shard the first problem, since it is prepared again as a whole.
+    One sentence per file; of a shard the first problem, since it is prepared again as a whole.
     """
     try:
         manifest = read_manifest(directory)

@@ -87,7 +87,9 @@ class Cleaner:
             for name, repair in self._repairs.items():
                 self._change(done, name, repair(done.text))
             done.dropped = ("" if number else self._language(done.text)) or self._rule(done)
-            if not done.dropped and self._evaluation and self._is_contaminated(grams(done.text)):
+            # After GPT-3's appendix C (arXiv 2005.14165): one shared n-gram of words, n about 13.
+            seen = self._evaluation
+            if not done.dropped and seen and any(xxhash64(g) in seen for g in grams(done.text)):
                 done.dropped = "contaminated"
             for name, mask in self._masks.items():
                 if not done.dropped:
@@ -98,10 +100,6 @@ class Cleaner:
                 return
         if not left:
             yield Cleaned("", dropped=_NOTHING)
-
-    def _is_contaminated(self, grams: Iterable[str]) -> bool:
-        # After GPT-3's appendix C (arXiv 2005.14165): one shared n-gram of words, n about 13.
-        return any(xxhash64(gram) in self._evaluation for gram in grams)
 
     def _change(self, done: Cleaned, name: str, text: str) -> None:
         if text != done.text:

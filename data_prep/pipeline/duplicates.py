@@ -42,7 +42,7 @@ class Signer:
 
     def __init__(self, directory: Path, config: DuplicatesConfig) -> None:
         self._directory, self._config = directory / "signatures", config
-        # It takes time to load, so only where it is needed.
+        # It takes time to load, so only if it is needed.
         self._minhash: _Signatures | None = None
         if config.near:
             self._minhash = _Signatures(str(self._directory), config=_minhash(config))
@@ -103,7 +103,7 @@ def match(bucket: int, directory: Path, config: DuplicatesConfig) -> None:
 
 
 def cluster(directory: Path, config: DuplicatesConfig) -> None:
-    """Join pairs into clusters: files of (document, cluster) a unit."""
+    """Join pairs into clusters: files of (document, cluster), one per unit."""
     step = MinhashDedupCluster(
         str(directory / "pairs"),
         str(directory / "clusters"),
@@ -162,10 +162,8 @@ class _Signatures(MinhashDedupSignature):  # type: ignore[misc]
         return np.array(super().get_signature(hashes.reshape(-1, 1)), np.uint64)
 
     def get_shingles(self, text: Signature) -> np.ndarray:
-        """In place of a text's n-grams, the minima of their hashes."""
-        return text.least
+        return text.least  # in place of its n-grams
 
     def get_signature(self, shingles: np.ndarray) -> list[list[int]]:
-        """The signature, bucket by bucket."""
         found: list[list[int]] = shingles.tolist()
         return found

@@ -23,15 +23,8 @@ from data_prep.config import Config, DuplicatesConfig, SourceConfig
 from data_prep.dataset import shards
 from data_prep.dataset.keyed import keyed
 from data_prep.pipeline import order, pipeline, workspace
-from data_prep.pipeline.stages import (
-    DrawSample,
-    Record,
-    Stage,
-    Tokenize,
-    TrainTokenizer,
-    Written,
-)
-from data_prep.pipeline.workspace import Work
+from data_prep.pipeline.stages import DrawSample, Stage, Tokenize, TrainTokenizer, Written
+from data_prep.pipeline.workspace import Record, Work
 from data_prep.sources import compression, inputs, parquet, readers, storage
 from data_prep.sources.documents import BadRecordError, LongDocument, RawDocument, Reject, Survey
 from data_prep.sources.inputs import InputFile
@@ -95,7 +88,7 @@ class SourceSample:
 
 @dataclass
 class Estimate:
-    """The plan of a run: `seconds` of computing by stage of the sample, `how` tokens were got."""
+    """The plan of a run: `seconds` of computing by stage; `how` tokens were counted."""
 
     config: Config
     stages: list[str]
@@ -185,25 +178,11 @@ class _Sample(Work):
     def unit_sizes(self) -> list[int]:
         return [source.read for source in self.sources]
 
-
-class _SampledStage(Stage):
-    """A stage over the sampled records."""
-
-    work: _Sample
-
     def records(self, unit: int) -> Iterator[tuple[int, Record]]:
-        return iter(self.work.sources[unit].records)
+        return iter(self.sources[unit].records)
 
 
-class _Draw(_SampledStage, DrawSample):
-    pass
-
-
-class _Tokenize(_SampledStage, Tokenize):
-    pass
-
-
-class _CountBytes(_Tokenize):
+class _CountBytes(Tokenize):
     """Without a tokenizer, by the assumed length of a token."""
 
     def write(self, texts: Iterable[str], written: Written) -> None:
@@ -220,13 +199,13 @@ def _measure(plan: Estimate, work: Work) -> None:
     least = min(wanted.sample_bytes, _TRAINED_BYTES)
     changed = dataclasses.replace(wanted, path=given, sample_bytes=least)
     config = dataclasses.replace(plan.config, tokenizer=changed, duplicates=DuplicatesConfig())
-    tokenize: type[Stage] = _Tokenize
+    tokenize = Tokenize
     with tempfile.TemporaryDirectory() as directory:
         sample = _Sample(Path(directory), work.files, sources=plan.sources)
         sample.directory.mkdir()
         try:
             if not given:
-                _timed(plan, _Draw(config, sample))
+                _timed(plan, DrawSample(config, sample))
             _timed(plan, TrainTokenizer(config, sample))
         except TokenizerError as error:
             plan.how = f"assumed: {_ASSUMED} bytes per token, since of the sample {error}"
@@ -357,57 +336,45 @@ def _expansion(file: InputFile, found: Survey, limit: int) -> float:
 
 def lines(plan: Estimate) -> list[str]:
     """The plan as text, each figure with how it was obtained."""
-    output = Path(plan.config.output).expanduser()
+    output, wanted = Path(plan.config.output).expanduser(), plan.config.tokenizer
     if plan.finished:
         return [f"{output} is finished already, from the same configuration: nothing to do"]
+    made = f"trained: {wanted.vocab_size:,} pieces, on up to {_mega(wanted.sample_bytes)} of text"
+    width = max(len("source"), *(len(source.name) for source in plan.sources))
     return [
         f"the plan for {output}; nothing is written",
         "",
-        *_source_lines(plan),
+        f"{'source':<{width}}  {'files':>9}  {'on disk':>12}  {'sampled':>12}  {'~tokens':>14}",
+        *(
+            f"{source.name:<{width}}  {source.files:>9,}  {_mega(source.disk):>12}  "
+            f"{_mega(min(source.covered, source.disk)):>12}  {round(source.tokens):>14,}"
+            for source in plan.sources
+        ),
         "",
         f"stages     {'; '.join(plan.stages)}",
-        f"tokenizer  {_tokenizer_line(plan)}",
+        f"tokenizer  {f'taken from {wanted.path}' if wanted.path else made}",
         "",
         *_figure_lines(plan),
         *_left_out_lines(plan),
     ]
 
 
-def _source_lines(plan: Estimate) -> list[str]:
-    width = max(len("source"), *(len(source.name) for source in plan.sources))
-    table = [
-        f"{'source':<{width}}  {'files':>9}  {'on disk':>12}  {'sampled':>12}  {'~tokens':>14}"
-    ]
-    for source in plan.sources:
-        table.append(
-            f"{source.name:<{width}}  {source.files:>9,}  {_mega(source.disk):>12}  "
-            f"{_mega(min(source.covered, source.disk)):>12}  {round(source.tokens):>14,}"
-        )
-    return table
-
-
-def _tokenizer_line(plan: Estimate) -> str:
-    wanted = plan.config.tokenizer
-    if wanted.path:
-        return f"taken from {wanted.path}"
-    return f"trained: {wanted.vocab_size:,} pieces, on {_mega(wanted.sample_bytes)} of text at most"
-
-
 def _figure_lines(plan: Estimate) -> list[str]:
+    """The estimated figures, aligned: name, value, how it was obtained."""
     read = sum(source.read for source in plan.sources)
-    share = sum(min(s.covered, s.disk) for s in plan.sources) / max(
-        1, sum(s.disk for s in plan.sources)
-    )
+    covered = sum(min(source.covered, source.disk) for source in plan.sources)
+    share = covered / max(sum(source.disk for source in plan.sources), 1)
     scaled = "counted: all was read" if plan.whole else f"scaled from {share:.1%} of the bytes"
     about = "" if plan.whole else "~"
     rate = plan.text_bytes / plan.tokens if plan.tokens else _ASSUMED
-    room = shutil.disk_usage(_existing(Path(plan.config.output).expanduser())).free
-    workers = pipeline.workers(plan.config)
+    output = Path(plan.config.output).expanduser().absolute()
+    # Of the nearest directory that exists.
+    room = shutil.disk_usage(next(at for at in (output, *output.parents) if at.exists())).free
+    workers, near = pipeline.workers(plan.config), plan.config.duplicates.near
     rows = [
         ("documents", f"{about}{round(plan.documents):,}", scaled),
         (
-            "text",
-            f"{about}{_mega(plan.text_bytes)}",
+            *("text", f"{about}{_mega(plan.text_bytes)}"),
             f"{scaled}; {_mega(read)} after decompression read",
         ),
         ("tokens", f"~{round(plan.tokens):,}", f"{rate:.2f} bytes per token, {plan.how}"),
@@ -420,7 +387,7 @@ def _figure_lines(plan: Estimate) -> list[str]:
         (
             *("time", f"~{plan.run_seconds:,.0f} s"),
             f"computing time of the sample, over {workers} worker{'s' * (workers != 1)} here"
-            + (", without near duplicates" if plan.config.duplicates.near else ""),
+            f"{', without near duplicates' * near}",
         ),
     ]
     width = max(len(value) for _, value, _ in rows)
@@ -431,26 +398,19 @@ def _shards(plan: Estimate) -> tuple[str, str]:
     wanted = plan.config.shards
     if not wanted.count:
         return f"~{plan.shard_count:,}", f"shards.tokens={wanted.tokens:,}"
-    if wanted.count > plan.documents:
-        return f"{wanted.count:,}", "shards.count; more than documents: the run may refuse it"
-    return f"{wanted.count:,}", "shards.count"
+    refused = "; more than documents: the run may refuse it" * (wanted.count > plan.documents)
+    return f"{wanted.count:,}", f"shards.count{refused}"
 
 
 def _left_out_lines(plan: Estimate) -> list[str]:
-    found = []
-    for source in plan.sources:
-        for reason, count in source.left_out.most_common():
-            found.append(
-                f"{source.name}: {count:,} of {len(source.records):,} sampled records {reason}"
-            )
+    found = [
+        f"{source.name}: {count:,} of {len(source.records):,} sampled records {reason}"
+        for source in plan.sources
+        for reason, count in source.left_out.most_common()
+    ]
     if plan.config.duplicates.wanted:
         found.append("duplicates are not estimated: documents, text and tokens include them")
     return ["", *found] if found else []
-
-
-def _existing(path: Path) -> Path:
-    """The nearest directory above that exists."""
-    return next(place for place in (path, *path.absolute().parents) if place.exists())
 
 
 def _mega(size: float) -> str:

@@ -184,14 +184,16 @@ def _check_end(config: Config, path: Path) -> None:
 
 
 class OrderDocuments(Stage):
-    """Leave out duplicates, shuffle, cut into shards; write the accounts and the rejects."""
+    """Leave out duplicates, shuffle, cut into shards; write the accounts and the rejects.
+
+    Returns the counts of all kinds of records, and the bytes of text of each shard.
+    """
 
     name = "order"
     label = "ordering documents"
     serial = True
 
     def do(self, unit: int) -> Any:
-        """Returns the counts of all kinds of records, and the bytes of text of each shard."""
         found = _Tokenized.of(self.work)
         documents, accounts = found.documents, found.accounts
         left_out = {}
@@ -221,7 +223,6 @@ class WriteManifest(Stage):
     serial = True
 
     def do(self, unit: int) -> Any:
-        """Collect the results of the stages before."""
         ordered = self.work.read(OrderDocuments.name, 0)
         written = [
             ShardInfo(**self.work.read(WriteShards.name, shard))

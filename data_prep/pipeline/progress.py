@@ -4,21 +4,14 @@ from __future__ import annotations
 
 import sys
 import time
-from ctypes import c_int64
-from multiprocessing.context import ForkContext
 from typing import Any, TextIO
 
 from tqdm import tqdm
 
 _LINE_SECONDS = 5.0
 
-# Shared with the workers through fork; None where no progress is shown, as in a Slurm array.
+# Bytes and tokens, shared with forked workers; None where no progress is shown, as under Slurm.
 _counters: Any = None
-
-
-def shared_counters(context: ForkContext) -> Any:
-    """Counters of bytes and tokens that workers add to."""
-    return context.Array(c_int64, 2)
 
 
 def watch(counters: Any) -> None:

@@ -41,7 +41,7 @@ def run(directory: Path, output: Path, count: int) -> bool:
     work = Work(output, [])
 
     def make() -> None:
-        durable.write_json(_begun(work), begun)
+        durable.write_json(work.begun, begun)
         _carry_over(directory, source, output)
         _write(directory, source, work, wanted, count)
 
@@ -82,8 +82,8 @@ def _finished(work: Work, wanted: Manifest, begun: dict[str, Any]) -> Manifest |
         raise WorkspaceError(
             f"{work.output}: holds another data set; give another --output, or remove this one"
         )
-    if _begun(work).exists():
-        ours = json.loads(_begun(work).read_bytes()) == begun
+    if work.begun.exists():
+        ours = json.loads(work.begun.read_bytes()) == begun
     else:
         entries = work.output.iterdir() if work.output.exists() else iter(())
         ours = all(entry == work.directory for entry in entries)
@@ -93,10 +93,6 @@ def _finished(work: Work, wanted: Manifest, begun: dict[str, Any]) -> Manifest |
             "--output, or remove this one"
         )
     return None
-
-
-def _begun(work: Work) -> Path:
-    return work.directory / "begun.json"
 
 
 def _carry_over(directory: Path, source: Manifest, output: Path) -> None:

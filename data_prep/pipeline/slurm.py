@@ -1,7 +1,7 @@
-"""Runs the stages as arrays of Slurm jobs, each after the one before it, over one directory.
+"""Runs the stages as Slurm job arrays, each after the one before it, on one directory.
 
-Tasks check which units are done when they begin, so another number of tasks, or a local run, can
-continue where an array was stopped. datatrove's completion marks by rank are not used.
+Tasks check which units are done when they begin, so a local run or another number of tasks can
+continue where an array was stopped. datatrove's completion marks, one per rank, are not used.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from data_prep.pipeline.workspace import Work
 
 
 class SubmitError(RuntimeError):
-    """Slurm refused a job; none of the others is left in its queue."""
+    """Slurm refused a job; the others have been cancelled."""
 
 
 class StageTask(PipelineStep):  # type: ignore[misc]
@@ -41,7 +41,7 @@ class StageTask(PipelineStep):  # type: ignore[misc]
         self.stage, self.config, self.work = stage, config, work
 
     def run(self, data: Any, rank: int = 0, world_size: int = 1) -> Any:
-        """Do this task's units, in a process for each of its CPUs."""
+        """Do this task's units, in one process per CPU."""
         stage = self.stage(self.config, self.work)
         stage.check()
         cpus = 1 if stage.serial else self.config.slurm.cpus_per_task
@@ -58,7 +58,7 @@ class StageTask(PipelineStep):  # type: ignore[misc]
 
 class _Array(SlurmPipelineExecutor):  # type: ignore[misc]
     def launch_merge_stats(self) -> None:
-        """No job for datatrove's statistics: the markers have the results."""
+        """Submit no job for datatrove's statistics: the units' markers hold the results."""
 
 
 def submit(config: Config) -> dict[str, str]:
@@ -84,14 +84,14 @@ def _open(config: Config) -> Work:
     output = Path(config.output).expanduser().absolute()
     problems = []
     if not config.slurm.partition:
-        problems.append("slurm.partition: not set; `sinfo` lists the cluster's")
+        problems.append("slurm.partition: not set; `sinfo` lists the cluster's partitions")
     if shlex.quote(str(output)) != str(output) or "%" in str(output):
         problems.append(
-            f"output: {output} is written into job scripts, where a path may hold only letters, "
+            f"output: {output} goes into job scripts, where a path may contain only letters, "
             "digits and @ + = : , . / - _; give another directory"
         )
     if not shutil.which("sbatch"):
-        problems.append("submit: sbatch is not found; use a machine of the cluster, or `run`")
+        problems.append("submit: sbatch was not found; use a login node of the cluster, or `run`")
     try:
         work = pipeline.open_work(config)
     except SettingsError as error:
@@ -101,7 +101,7 @@ def _open(config: Config) -> Work:
     return dataclasses.replace(work, output=output)
 
 
-def _left(config: Config, work: Work) -> list[type[Stage]]:
+def _remaining(config: Config, work: Work) -> list[type[Stage]]:
     """The first stage that is not done, and those after it."""
     stages = pipeline.stages(config)
     for index, stage in enumerate(stages):
@@ -113,32 +113,32 @@ def _left(config: Config, work: Work) -> list[type[Stage]]:
 
 
 def _launch(config: Config, work: Work) -> dict[str, str]:
-    # It logs several lines for each job.
+    # datatrove logs several lines for each job.
     logger.disable("datatrove")
     jobs: dict[str, str] = {}
     array = None
-    # Without what was read of the directory so far: a task reads it when it runs.
+    # Without cached readings of the directory: a task reads it when it runs.
     bare = dataclasses.replace(work)
     try:
-        for stage in _left(config, work):
+        for stage in _remaining(config, work):
             array = _array(stage, config, bare, array)
             array.launch_job()
             jobs[stage.name] = array.job_id
-        # The first job is held until all ids are written: others must see that jobs are queued.
+        # The first job is held until all ids are written, so that other commands see them.
         durable.write_json(work.jobs, jobs)
         subprocess.run(["scontrol", "release", next(iter(jobs.values()))], check=True)
     except (subprocess.CalledProcessError, OSError) as error:
         if jobs:
             subprocess.run(["scancel", *jobs.values()], check=False)
         raise SubmitError(
-            f"{work.output}: nothing is submitted: {error}; see Slurm's message above"
+            f"{work.output}: nothing was submitted: {error}; see Slurm's message above"
         ) from None
     return jobs
 
 
 def _array(stage: type[Stage], config: Config, work: Work, after: _Array | None) -> _Array:
-    wanted = config.slurm
-    extra = dict(word.removeprefix("--").partition("=")[::2] for word in wanted.sbatch)
+    settings = config.slurm
+    extra = dict(word.removeprefix("--").partition("=")[::2] for word in settings.sbatch)
     # Without this, the jobs after a failed one would wait forever.
     extra["kill-on-invalid-dep"] = "yes"
     if after is None:
@@ -146,18 +146,18 @@ def _array(stage: type[Stage], config: Config, work: Work, after: _Array | None)
     folder = work.output / "slurm" / stage.name
     return _Array(
         [StageTask(stage, config, work)],
-        tasks=1 if stage.serial else wanted.tasks,
-        time=wanted.time,
-        partition=wanted.partition,
-        cpus_per_task=wanted.cpus_per_task,
-        mem_per_cpu_gb=wanted.mem_per_cpu_gb,
-        workers=wanted.workers or -1,
+        tasks=1 if stage.serial else settings.tasks,
+        time=settings.time,
+        partition=settings.partition,
+        cpus_per_task=settings.cpus_per_task,
+        mem_per_cpu_gb=settings.mem_per_cpu_gb,
+        workers=settings.workers or -1,
         job_name=f"data-prep-{stage.name}",
         qos="",
         env_command=f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH",
         sbatch_args=extra,
-        # An array that is too long for the cluster is refused. If it were split, a task that fails
-        # in its first part would not stop the stages after it.
+        # No splitting: an array too long for the cluster is refused. If it were split, a task that
+        # fails in the first part would not stop the stages after it.
         max_array_size=-1,
         depends=after,
         logging_dir=str(folder),

@@ -26,7 +26,7 @@ from data_prep.dataset.shards import Document, StoredDocument
 from data_prep.pipeline import duplicates, progress, workspace
 from data_prep.pipeline.cleaning import Cleaner
 from data_prep.pipeline.duplicates import Signature
-from data_prep.pipeline.workspace import Work, WorkspaceError
+from data_prep.pipeline.workspace import Record, Work, WorkspaceError
 from data_prep.sources import inputs, readers
 from data_prep.sources.documents import BadRecordError, LongDocument, RawDocument, Reject
 from data_prep.sources.inputs import InputFile
@@ -40,9 +40,6 @@ _MARGIN = 4.0
 _SPARE = 16 * _PASSAGE
 # Tokens of a document that are held in memory at a time while it is written.
 _BLOCK = 1 << 22
-
-
-Record = RawDocument | LongDocument | Reject
 
 
 class Stage(ABC):
@@ -85,20 +82,6 @@ class Stage(ABC):
     def do(self, unit: int) -> Any:
         """Do a unit, durably; returns its result for the marker."""
 
-    def records(self, unit: int) -> Iterator[tuple[int, Record]]:
-        """(index of the file, record) for each record of the unit."""
-        for part in self.work.units[unit]:
-            members = slice(part.file, part.file + part.files)
-            files, surveys = self.work.files[members], self.work.surveys[members]
-            if files[0].group:
-                for index, record in readers.group(files, surveys):
-                    yield part.file + index, record
-                continue
-            start = (part.offset, part.line)
-            found = readers.records(files[0], surveys[0], start, part.stop)
-            for record in itertools.islice(found, part.most):
-                yield part.file, record
-
     def cleaner(self, file: int) -> Cleaner:
         """The cleaning of this file's source."""
         source = self.work.files[file].config
@@ -109,20 +92,18 @@ class Stage(ABC):
 
 
 class SurveyFiles(Stage):
-    """Hash and measure the input files."""
+    """Hash and measure the input files; a unit's result are the fields of each Survey."""
 
     name = "survey"
     label = "reading the input"
 
     def measure(self) -> list[int]:
-        """Bytes of each unit's files."""
         return [
             sum(self.work.files[file].listed.bytes for file in unit)
             for unit in self.work.survey_units
         ]
 
     def do(self, unit: int) -> Any:
-        """Survey the files of the unit; returns the fields of each Survey."""
         found = []
         for index in self.work.survey_units[unit]:
             survey = readers.survey(self.work.files[index], workspace.CUT_BYTES)
@@ -132,18 +113,17 @@ class SurveyFiles(Stage):
 
 
 class DrawSample(Stage):
-    """Draw passages to train the tokenizer on, each by a hash of its place."""
+    """Draw passages to train the tokenizer on, by a hash of their place: [hash, text] each."""
 
     name = "sample"
     label = "drawing the sample"
 
     def do(self, unit: int) -> Any:
-        """Returns the passages drawn from the unit: [hash, text] each."""
         wanted = _MARGIN * self.config.tokenizer.sample_bytes + _SPARE
         share = wanted / max(sum(self.sizes), 1)
         limit = int(min(share, 1.0) * 2**64)
         drawn = []
-        for file, record in self.records(unit):
+        for file, record in self.work.records(unit):
             progress.count(record.read)
             if not isinstance(record, Reject):
                 # A record that cannot be read to its end is not a document.
@@ -174,7 +154,7 @@ def given_tokenizer(config: Config) -> tuple[str, bytes]:
 
 
 class TrainTokenizer(Stage):
-    """Train the tokenizer on the sample, or copy the given one."""
+    """Train the tokenizer on passages with the lowest hashes, or copy the given one."""
 
     name = "train"
     label = "making the tokenizer"
@@ -198,7 +178,6 @@ class TrainTokenizer(Stage):
                 )
 
     def do(self, unit: int) -> Any:
-        """Train on the passages with the lowest hashes, up to the sample's size."""
         name = contract.FILES[0]
         if self.config.tokenizer.path:
             name, data = given_tokenizer(self.config)
@@ -292,13 +271,12 @@ class _Outcome:
 
 
 class Tokenize(Stage):
-    """Clean and tokenize records; rejects text that its tokens do not restore exactly."""
+    """Clean and tokenize records, reject text that its tokens do not restore exactly."""
 
     name = "tokenize"
     label = "tokenizing"
 
     def do(self, unit: int) -> Any:
-        """Write the unit's tokens and signatures; returns what became of each record."""
         outcome = _Outcome(self.work.files)
         signer = duplicates.Signer(self.work.directory, self.config.duplicates)
         path = self.work.tokens(unit)
@@ -311,7 +289,7 @@ class Tokenize(Stage):
         self, unit: int, out: BinaryIO, outcome: _Outcome, signer: duplicates.Signer
     ) -> Iterator[Signature]:
         """Write tokens of accepted documents; yields the signature of each."""
-        for file, record in self.records(unit):
+        for file, record in self.work.records(unit):
             outcome.account(file).read += 1
             written = Written(out, signer.document())
             if isinstance(record, Reject):
@@ -378,11 +356,9 @@ class MatchDuplicates(Stage):
     label = "matching near duplicates"
 
     def measure(self) -> list[int]:
-        """No size is known."""
         return [0] * self.config.duplicates.buckets
 
     def do(self, unit: int) -> Any:
-        """Match the documents of a bucket."""
         duplicates.match(unit, self.work.directory, self.config.duplicates)
 
 
@@ -394,23 +370,20 @@ class ClusterDuplicates(Stage):
     serial = True
 
     def do(self, unit: int) -> Any:
-        """Cluster all pairs."""
         duplicates.cluster(self.work.directory, self.config.duplicates)
 
 
 class WriteShards(Stage):
-    """Write the shards; a unit is a shard, as OrderDocuments composed it."""
+    """Write the shards; a unit is a shard of OrderDocuments, its result the fields of ShardInfo."""
 
     name = "shards"
     label = "writing shards"
 
     def measure(self) -> list[int]:
-        """Bytes of text in each shard."""
         sizes: list[int] = self.work.read("order", 0)["sizes"]
         return sizes
 
     def do(self, unit: int) -> Any:
-        """Write the shard; returns the fields of its ShardInfo."""
         model = self.work.tokenizer
         dtype = shards.dtype_of(model.vocab_size)
         recipe = self.work.read("recipes", unit)

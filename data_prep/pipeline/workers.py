@@ -42,7 +42,7 @@ class Workers:
     def __init__(self, config: Config, work: Work, count: int) -> None:
         self._config, self._work, self._count = config, work, count
         context = multiprocessing.get_context("fork")
-        self._counters = progress.shared_counters(context)
+        self._counters = context.Array(ctypes.c_int64, 2)
         self._next_unit = context.Value(ctypes.c_int64)
         self._pool = ProcessPoolExecutor(
             count,
@@ -146,11 +146,9 @@ def import_webdataset() -> None:
 
     webdataset imports torch if it can, which takes longer than many stages, and works without.
     """
-    if "torch" in sys.modules:
-        importlib.import_module("webdataset")
-        return
-    sys.modules["torch"] = None  # type: ignore[assignment]
-    try:
-        importlib.import_module("webdataset")
-    finally:
+    has_torch = "torch" in sys.modules
+    if not has_torch:
+        sys.modules["torch"] = None  # type: ignore[assignment]
+    importlib.import_module("webdataset")
+    if not has_torch:
         del sys.modules["torch"]

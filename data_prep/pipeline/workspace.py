@@ -1,13 +1,14 @@
 """The work directory of an unfinished data set: the units of work, and which of them are done.
 
 It lets a killed run continue: a unit of work writes a marker, durably, after its results, so each
-unit is either done or will be done anew. How the corpus is cut into units depends on the input
+unit is either done or will be done again. How the corpus is cut into units depends on the input
 files alone, never on the number of workers or tasks.
 """
 
 from __future__ import annotations
 
 import fcntl
+import itertools
 import json
 import shutil
 import subprocess
@@ -24,13 +25,15 @@ import numpy as np
 from data_prep.config import Config, differences
 from data_prep.dataset import durable, shards
 from data_prep.dataset.shards import Manifest
-from data_prep.sources import inputs
-from data_prep.sources.documents import Survey
-from data_prep.sources.inputs import InputFile
+from data_prep.sources import inputs, readers
+from data_prep.sources.documents import LongDocument, RawDocument, Reject, Survey
+from data_prep.sources.inputs import InputChangedError, InputFile
 from data_prep.tokenizer import tokenizer
 from data_prep.tokenizer.contract import Tokenizer
 
 T = TypeVar("T")
+
+Record = RawDocument | LongDocument | Reject
 
 # A unit has about this many bytes, or 1 / _UNITS of the corpus if that is more.
 CUT_BYTES = 1 << 20
@@ -92,6 +95,11 @@ class Work:
     def jobs(self) -> Path:
         """The file of Slurm job ids by stage, where stages were submitted."""
         return self.directory / "jobs.json"
+
+    @property
+    def begun(self) -> Path:
+        """The file that says what the data set is made of."""
+        return self.directory / "begun.json"
 
     def marker(self, stage: str, unit: int) -> Path:
         """The file whose existence says that the unit is done; it holds the unit's result."""
@@ -179,33 +187,40 @@ class Work:
 
     def _parts(self, members: range, least: int) -> list[Part]:
         first = members.start
-        if not self.files[first].group:
-            return _parts(first, self.files[first], self.surveys[first], least)
-        size = sum(self.surveys[index].size for index in members)
-        return [Part(first, 0, 1, size, len(members))]
+        if self.files[first].group:
+            size = sum(self.surveys[index].size for index in members)
+            return [Part(first, 0, 1, size, len(members))]
+        found = self.surveys[first]
+        if self.files[first].compression:
+            least = max(least, found.size // _COMPRESSED_PARTS)
+        starts = [found.cuts[0]]
+        starts += [cut for cut in found.cuts[1:] if cut[0] - starts[-1][0] >= least]
+        stops = [*(offset for offset, _ in starts[1:]), found.size]
+        return [Part(first, *start, stop) for start, stop in zip(starts, stops, strict=True)]
+
+    def records(self, unit: int) -> Iterator[tuple[int, Record]]:
+        """(index of the file, record) for each record of the unit."""
+        for part in self.units[unit]:
+            members = slice(part.file, part.file + part.files)
+            files, surveys = self.files[members], self.surveys[members]
+            if files[0].group:
+                for index, record in readers.group(files, surveys):
+                    yield part.file + index, record
+                continue
+            start = (part.offset, part.line)
+            found = readers.records(files[0], surveys[0], start, part.stop)
+            for record in itertools.islice(found, part.most):
+                yield part.file, record
 
     def unit_sizes(self) -> list[int]:
         """Bytes that each unit reads, after decompression."""
         return [sum(part.stop - part.offset for part in unit) for unit in self.units]
 
 
-def _parts(index: int, file: InputFile, found: Survey, least: int) -> list[Part]:
-    if file.compression:
-        least = max(least, found.size // _COMPRESSED_PARTS)
-    starts = [found.cuts[0]]
-    for cut in found.cuts[1:]:
-        if cut[0] - starts[-1][0] >= least:
-            starts.append(cut)
-    stops = [*(offset for offset, _ in starts[1:]), found.size]
-    return [
-        Part(index, offset, line, stop) for (offset, line), stop in zip(starts, stops, strict=True)
-    ]
-
-
 def make_once(
     work: Work, finished: Callable[[], T | None], make: Callable[[], None]
 ) -> tuple[T, bool]:
-    """What `finished` returns, after `make` where it returned None; and whether it was there.
+    """The result of `finished`, after `make` if it returned None; and whether it was there already.
 
     Keeps other processes out meanwhile, and removes the work directory at the end.
     """
@@ -295,7 +310,7 @@ def begin(work: Work, config: Config) -> None:
     if "shards" in stale:
         for path in work.output.glob("shard-*.tar*"):
             path.unlink()
-    durable.write_json(_begun(work), _identity(work, config), indent=None)
+    durable.write_json(work.begun, _identity(work, config), indent=None)
 
 
 def stale_stages(work: Work, config: Config) -> list[str]:
@@ -303,9 +318,9 @@ def stale_stages(work: Work, config: Config) -> list[str]:
 
     Raises WorkspaceError where it cannot continue what was started there.
     """
-    if not _begun(work).exists():
+    if not work.begun.exists():
         return []
-    ours, theirs = _identity(work, config), json.loads(_begun(work).read_bytes())
+    ours, theirs = _identity(work, config), json.loads(work.begun.read_bytes())
     if theirs["version"] != ours["version"]:
         raise WorkspaceError(
             f"{work.output}: was started by another version of data-prep; finish it with that "
@@ -326,10 +341,6 @@ def stale_stages(work: Work, config: Config) -> list[str]:
             "again, or another output"
         )
     return stale
-
-
-def _begun(work: Work) -> Path:
-    return work.directory / "begun.json"
 
 
 def _identity(work: Work, config: Config) -> dict[str, Any]:
@@ -357,7 +368,7 @@ def check_inputs(work: Work) -> None:
     """Raise InputChangedError unless every file was surveyed as it was listed by this run."""
     for file, found in zip(work.files, work.surveys, strict=True):
         if file.listed != found.status:
-            raise inputs.changed(file.path)
+            raise InputChangedError(file.path)
 
 
 def clear(work: Work) -> None:

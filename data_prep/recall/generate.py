@@ -27,7 +27,7 @@ _AT_ONCE = 16  # documents that a worker makes at a time
 
 @dataclass(frozen=True)
 class Wanted:
-    """How many documents, of which tasks in turn, with prompts of `low` to `high` tokens."""
+    """How many documents, of alternating tasks, with prompts of `low` to `high` tokens."""
 
     tasks: Sequence[str]
     documents: int

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 from data_prep.dataset import shards
 from data_prep.dataset.shards import DataError, Document
@@ -69,30 +70,30 @@ def write(path: Path, directory: Path, wanted: Wanted) -> int:
     Raises DataError where there are no books or no names, OSError where it cannot be written.
     """
     manifest = shards.read_manifest(directory)
-    books = [
-        document
-        for info in manifest.shards
-        for document in shards.read_shard(directory / info.name, info)
-        if len(document.tokens)
-    ]
+    documents = shards.read_documents(directory, manifest)
     # Their order in the shards depends on the number of these; sorted by id it does not.
-    books.sort(key=lambda book: book.id)
+    books = sorted((one for one in documents if len(one.tokens)), key=lambda book: book.id)
     model = tokenizer.load(tokenizer.find(directory))
-    made = [*(_passages if wanted.passages else _whole)(books, model, wanted)]
+    pairs = (_passages if wanted.passages else _whole)(books, model, wanted)
+    made = [record(id, Pair(text, f" {', '.join(found)}")) for id, text, found in pairs]
     if not made:
         raise DataError(f"{directory}: none of its documents has a name in it; give books")
     write_lines(path, made)
     return len(made)
 
 
-def _whole(books: list[Document], model: Tokenizer, wanted: Wanted) -> Iterator[bytes]:
+# Id, text and names of each pair.
+_Pairs: TypeAlias = Iterator[tuple[str, str, list[str]]]
+
+
+def _whole(books: list[Document], model: Tokenizer, wanted: Wanted) -> _Pairs:
     for book in books:
         text = model.decode(book.tokens)
         if found := names(text, wanted.names):
-            yield _record(book.id, text, found)
+            yield book.id, text, found
 
 
-def _passages(books: list[Document], model: Tokenizer, wanted: Wanted) -> Iterator[bytes]:
+def _passages(books: list[Document], model: Tokenizer, wanted: Wanted) -> _Pairs:
     """From drawn places of drawn books; the logarithm of the length is uniformly distributed."""
     assert wanted.passages is not None
     for number in range(wanted.passages if books else 0):
@@ -101,21 +102,14 @@ def _passages(books: list[Document], model: Tokenizer, wanted: Wanted) -> Iterat
         for _ in range(_TRIES):
             book = draws.pick(books)
             first = draws.below(max(len(book.tokens) - tokens, 0) + 1)
-            text = _whole_words(model.decode(book.tokens[first : first + tokens]))
+            text = model.decode(book.tokens[first : first + tokens])
+            # Without words that were cut: from the first to the last white space.
+            text = re.sub(r"\A\S*\s*|\s*\S*\Z", "", text)
             if found := names(text, wanted.names):
-                yield _record(f"{book.id}-{first}-{tokens}", text, found)
+                yield f"{book.id}-{first}-{tokens}", text, found
                 break
         else:
             raise DataError(
                 f"{_TRIES} passages of {tokens} tokens in a row have no name in them; ask for "
                 "longer ones (--min-tokens), or give books"
             )
-
-
-def _whole_words(text: str) -> str:
-    """The text between its first and its last white space: without words that were cut."""
-    return re.sub(r"\A\S*\s*|\s*\S*\Z", "", text)
-
-
-def _record(id: str, text: str, found: list[str]) -> bytes:
-    return record(id, Pair(text, f" {', '.join(found)}"))

@@ -1,6 +1,6 @@
 """Tasks after RULER's definitions (Hsieh et al. 2024): needles, variable tracking, common words.
 
-Prompts have RULER's wording. Keys are from lists of our own and uncommon words from the filler,
+Prompts have RULER's wording. Keys are from our own lists and uncommon words from the filler,
 since RULER takes its words from a package. Several answers are in the order of the text.
 """
 
@@ -72,7 +72,8 @@ def needles(
     # Sorted by the place alone: of equal ones the first in the text.
     in_order = sorted(found, key=lambda item: item[0])
     answers = [value for _, name, value in in_order if name in asked]
-    query = _listed(asked)
+    *others, last = asked
+    query = f"{', '.join(others)}, and {last}" if others else last
     several = len(answers) > 1
     what = f"special magic number{'s' if several else ''} for {query} mentioned in the provided"
     return Pair(
@@ -83,11 +84,6 @@ def needles(
         f"The {what} text {'are' if several else 'is'}",
         f" {', '.join(answers)}",
     )
-
-
-def _listed(names: Sequence[str]) -> str:
-    *others, last = names
-    return f"{', '.join(others)}, and {last}" if others else last
 
 
 def variable_tracking(draws: Draws, filler: Sequence[str], depth: float | None) -> Pair:

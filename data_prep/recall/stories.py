@@ -1,4 +1,4 @@
-"""The first three tasks of bAbI (Weston et al. 2015) by a simulation of our own, hidden among the
+"""The first three tasks of bAbI (Weston et al. 2015) by our own simulation, hidden among the
 sentences of a book as in BABILong (Kuratov et al. 2024).
 """
 

@@ -53,14 +53,13 @@ class Haystack:
     def of_books(cls, directory: Path) -> Haystack:
         """The sentences of a data set's documents, with single spaces.
 
-        Raises DataError where there is no data set, or no sentence in it.
+        Raises DataError where there is no data set, a damaged one, or no sentence in it.
         """
         manifest = shards.read_manifest(directory)
         own = tokenizer.load(tokenizer.find(directory))
         pieces = [
             " ".join(sentence.split())
-            for info in manifest.shards
-            for document in shards.read_shard(directory / info.name, info)
+            for document in shards.read_documents(directory, manifest)
             for sentence in _SENTENCE.findall(own.decode(document.tokens))
         ]
         if not pieces:

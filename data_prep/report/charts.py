@@ -17,7 +17,7 @@ _LINES = 5.3
 
 
 class Bar(NamedTuple):
-    """A row of a bar chart. `parts` are shares of the whole width, one a colour."""
+    """A row of a bar chart. `parts` are shares of the whole width, one per colour."""
 
     name: str
     value: str
@@ -34,7 +34,7 @@ class Histogram(NamedTuple):
 
 
 def bars(values: Mapping[str, Number], show: Callable[[Number], str]) -> list[Bar]:
-    """A bar a value, in their order; the longest fills the width."""
+    """A bar per value, in their order; the longest fills the width."""
     longest = max(values.values(), default=0) or 1
     return [Bar(name, show(value), [value / longest]) for name, value in values.items()]
 

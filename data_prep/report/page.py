@@ -17,10 +17,10 @@ from data_prep.dataset import durable, shards
 from data_prep.report import charts, statistics
 from data_prep.report.charts import Bar
 from data_prep.report.rendering import render, scaled, share, short
-from data_prep.report.statistics import Count, Stats
+from data_prep.report.statistics import Stats
 
 PAGE = "report.html"
-# A page of a data set with more is still read by a person.
+# A person reads the page: of more rows than these the largest are shown.
 _ROWS = 20
 _INPUTS = 200
 _SAMPLES = 4
@@ -33,39 +33,33 @@ def write(directory: Path, output: Path) -> None:
 
 def page(directory: Path) -> str:
     """The page of the data set; reads every shard. Raises DataError where one is damaged."""
-    found = statistics.count(directory, words=True)
-    stats, cleaned = statistics.summary(directory, found), accounts.load(directory)
-    recorded = cleaned or _uncleaned(directory, found)
+    stats, recorded = statistics.stats(directory, words=True), accounts.load(directory)
+    manifest = stats.manifest
     seconds = (directory / shards.MANIFEST).stat().st_mtime
     values = {
         "title": directory.resolve().name,
         "finished": datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "stats": stats,
-        "manifest": found.manifest,
+        "stats": stats.plain(),
+        "manifest": manifest,
         "configuration": yaml.safe_dump(
-            found.manifest.configuration, sort_keys=False, allow_unicode=True
+            manifest.configuration, sort_keys=False, allow_unicode=True
         ),
-        "cleaned": cleaned is not None,
         "records": {kind: recorded.total(kind) for kind in ("read", "accepted")},
         "files": {"manifest": shards.MANIFEST, "accounts": ACCOUNTS},
-        "inputs": [(f.path, f.sha256[:16], f.bytes) for f in found.manifest.inputs[:_INPUTS]],
-        "sources": _sources(stats, found),
-        "lengths": charts.lengths(found.lengths),
-        "longest": [(id, source, tokens) for tokens, id, source in found.longest],
+        "inputs": [(f.path, f.sha256[:16], f.bytes) for f in manifest.inputs[:_INPUTS]],
+        "sources": _sources(stats),
+        "lengths": charts.lengths(stats.lengths),
+        "longest": [(id, source, tokens) for tokens, id, source in stats.longest],
         "outcomes": _outcomes(recorded),
         "duplicates": _duplicates(recorded),
-        "left_out": [*_dropped(recorded), *_rejected(directory)],
-        "rates": _rates(stats, found),
-        "sampled": sum(source.word_tokens for source in found.sources.values()),
+        "left_out": [
+            *_left_out("dropped", _dropped(recorded), recorded.samples),
+            *_left_out("rejected", stats.rejected_by_reason, accounts.rejects(directory)),
+        ],
+        "rates": _rates(stats),
+        "sampled": sum(source.word_tokens for source in stats.sources.values()),
     }
     return render("data_set.html", values)
-
-
-def _uncleaned(directory: Path, found: Count) -> Accounts:
-    configured = found.manifest.configuration.get("sources", [])
-    documents = {source["name"]: 0 for source in configured}
-    documents |= {name: len(source.lengths) for name, source in found.sources.items()}
-    return accounts.of_rejects(directory, documents)
 
 
 def _largest(sizes: Mapping[str, int]) -> dict[str, int]:
@@ -79,11 +73,12 @@ def _counted(counts: Mapping[str, int], number: Callable[[int], str]) -> list[Ba
     return charts.bars(_largest(counts), lambda n: f"{number(n)} \u00b7 {share(n, whole)}")
 
 
-def _sources(stats: Stats, found: Count) -> dict[str, Any]:
+def _sources(stats: Stats) -> dict[str, Any]:
     rows = [
         (
-            *(name, source.documents, source.tokens, share(source.tokens, stats.tokens)),
-            *(scaled(source.bytes, "B"), int(np.median(found.sources[name].lengths))),
+            *(name, len(source.lengths), source.tokens),
+            *(share(source.tokens, stats.manifest.tokens), scaled(source.bytes, "B")),
+            int(np.median(source.lengths)),
         )
         for name, source in sorted(stats.sources.items(), key=lambda item: -item[1].tokens)
     ]
@@ -155,51 +150,35 @@ class _LeftOut(NamedTuple):
     samples: Sequence[Sample]
 
 
-def _dropped(found: Accounts) -> list[_LeftOut]:
-    """By reason, the commonest first; duplicates too."""
+def _dropped(found: Accounts) -> Counter[str]:
+    """Dropped documents by reason; duplicates too."""
     counts = _by_reason(account.dropped for account in found.sources.values())
     for kind, count in _by_reason(a.duplicates for a in found.sources.values()).items():
         counts[f"{kind} duplicate"] += count
-    samples: dict[str, list[Sample]] = {reason: [] for reason in counts}
-    for sample in found.samples:
-        samples.setdefault(sample.reason, []).append(sample)
-    return _grouped("dropped", counts, samples)
+    return counts
 
 
-def _rejected(directory: Path) -> list[_LeftOut]:
-    """By reason, the commonest first. Raises DataError where the list of them is damaged."""
-    counts: Counter[str] = Counter()
-    samples: dict[str, list[Sample]] = {}
-    for sample in accounts.rejects(directory):
-        counts[sample.reason] += 1
-        if counts[sample.reason] <= _SAMPLES:
-            samples.setdefault(sample.reason, []).append(sample)
-    return _grouped("rejected", counts, samples)
+def _left_out(how: str, counts: Mapping[str, int], samples: Iterable[Sample]) -> list[_LeftOut]:
+    """By reason, the commonest first. Raises DataError where the list of rejects is damaged."""
+    kept: dict[str, list[Sample]] = {reason: [] for reason in counts}
+    for sample in samples:
+        own = kept.setdefault(sample.reason, [])
+        if len(own) < _SAMPLES:
+            own.append(sample)
+    found = [_LeftOut(reason, counts.get(reason, 0), how, own) for reason, own in kept.items()]
+    return sorted(found, key=lambda one: (-one.records, one.reason))
 
 
-def _grouped(
-    how: str, counts: Mapping[str, int], samples: Mapping[str, list[Sample]]
-) -> list[_LeftOut]:
-    reasons = sorted(samples, key=lambda reason: (-counts.get(reason, 0), reason))
-    return [
-        _LeftOut(reason, counts.get(reason, 0), how, samples[reason][:_SAMPLES])
-        for reason in reasons
-    ]
-
-
-def _rates(stats: Stats, found: Count) -> dict[str, list[Bar]]:
+def _rates(stats: Stats) -> dict[str, list[Bar]]:
     """How the tokenizer does on the largest sources."""
-    names = list(_largest(_tokens(stats)))
-    words = {name: found.sources[name] for name in names}
+    own = {name: stats.sources[name] for name in _largest(_tokens(stats))}
+    ratio, percent = "{:.3f}".format, "{:.3%}".format
     return {
-        "bytes": charts.bars(
-            {name: stats.sources[name].bytes_per_token for name in names}, "{:.3f}".format
-        ),
+        "bytes": charts.bars({name: s.bytes / s.tokens for name, s in own.items()}, ratio),
         "words": charts.bars(
-            {name: source.word_tokens / max(source.words, 1) for name, source in words.items()},
-            "{:.3f}".format,
+            {name: s.word_tokens / max(s.words, 1) for name, s in own.items()}, ratio
         ),
         "fallback": charts.bars(
-            {name: stats.sources[name].byte_fallback for name in names}, "{:.3%}".format
+            {name: s.byte_tokens / s.tokens for name, s in own.items()}, percent
         ),
     }

@@ -6,173 +6,135 @@ import heapq
 from array import array
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from data_prep import accounts
 from data_prep.accounts import ACCOUNTS, REJECTS
 from data_prep.dataset import shards
-from data_prep.dataset.shards import Document, Manifest
+from data_prep.dataset.shards import Manifest
 from data_prep.tokenizer import tokenizer
-from data_prep.tokenizer.contract import Tokenizer
 
 _PERCENTILES = (0, 10, 50, 90, 99, 100)
 _LONGEST = 20
 # Words are counted in the first tokens of a source's first documents: shards are shuffled by key,
 # so these are a random sample, and the same one each time.
 _WORD_TOKENS = 400_000
-_WORD_TOKENS_A_DOCUMENT = 20_000
+_DOCUMENT_WORD_TOKENS = 20_000
 
 
-@dataclass(frozen=True)
+@dataclass
 class SourceStats:
-    """A source's share of the data set; its rates are those of `Stats`."""
+    """A source of a data set: `lengths` are tokens of each document, `bytes` of its text in UTF-8.
 
-    documents: int
-    tokens: int
-    bytes: int
-    bytes_per_token: float
-    byte_fallback: float
+    `byte_tokens` spell bytes of a character without its own piece: byte-fallback pieces, or pieces
+    of a byte-level BPE that are not whole characters. `words`, separated by white space, were
+    counted in a sample of `word_tokens` tokens.
+    """
+
+    lengths: array[int] = field(default_factory=lambda: array("Q"))
+    tokens: int = 0
+    bytes: int = 0
+    byte_tokens: int = 0
+    words: int = 0
+    word_tokens: int = 0
+
+    def plain(self) -> dict[str, int | float]:
+        """Its sums and rates, JSON-able."""
+        return {
+            "documents": len(self.lengths),
+            "tokens": self.tokens,
+            "bytes": self.bytes,
+            "bytes_per_token": self.bytes / self.tokens,
+            "byte_fallback": self.byte_tokens / self.tokens,
+        }
 
 
 @dataclass(frozen=True)
 class Stats:
-    """Counted from the shards. Lengths are tokens of a document; `bytes` are UTF-8 bytes of text.
-
-    `byte_fallback` is the share of tokens that spell bytes of a character without a piece of its
-    own: byte-fallback pieces, or pieces of a byte-level BPE that are not whole characters.
-    """
-
-    documents: int
-    rejected: int
-    tokens: int
-    bytes: int
-    bytes_per_token: float
-    byte_fallback: float
-    vocab_size: int
-    shards: int
-    length_percentiles: dict[str, int]
-    sources: dict[str, SourceStats]
-    rejected_by_reason: dict[str, int]
-
-
-@dataclass
-class SourceCount:
-    """What is counted of a source: tokens of each document, bytes of text, byte-fallback tokens.
-
-    `words` are counted in `word_tokens` tokens, a sample; they are separated by white space.
-    """
-
-    lengths: array[int] = field(default_factory=lambda: array("Q"))
-    bytes: int = 0
-    in_bytes: int = 0
-    words: int = 0
-    word_tokens: int = 0
-
-
-@dataclass(frozen=True)
-class Count:
     """A data set counted in one pass. `longest` are (tokens, id, source), the longest first."""
 
     manifest: Manifest
-    sources: dict[str, SourceCount]
+    sources: dict[str, SourceStats]
     longest: list[tuple[int, str, str]]
+    rejected_by_reason: dict[str, int]
 
     @property
     def lengths(self) -> np.ndarray:
         """Tokens of every document: uint64 [documents]."""
         return np.concatenate([np.asarray(source.lengths) for source in self.sources.values()])
 
+    def plain(self) -> dict[str, Any]:
+        """The sums and rates of the data set and its sources, JSON-able."""
+        manifest, sources = self.manifest, self.sources.values()
+        text_bytes = sum(source.bytes for source in sources)
+        percentiles = np.percentile(self.lengths, _PERCENTILES, method="lower")
+        return {
+            "documents": manifest.documents,
+            "rejected": manifest.rejected,
+            "tokens": manifest.tokens,
+            "bytes": text_bytes,
+            "bytes_per_token": text_bytes / manifest.tokens,
+            "byte_fallback": sum(source.byte_tokens for source in sources) / manifest.tokens,
+            "vocab_size": manifest.tokenizer.vocab_size,
+            "shards": len(manifest.shards),
+            "length_percentiles": dict(
+                zip(map(str, _PERCENTILES), map(int, percentiles), strict=True)
+            ),
+            "sources": {name: source.plain() for name, source in self.sources.items()},
+            "rejected_by_reason": self.rejected_by_reason,
+        }
 
-def stats(directory: Path) -> Stats:
-    """Read every shard of a data set and count. Raises DataError where one is damaged."""
-    return summary(directory, count(directory))
 
+def stats(directory: Path, words: bool = False) -> Stats:
+    """Read every shard of a data set and count; `words`: decode a sample too.
 
-def count(directory: Path, words: bool = False) -> Count:
-    """Read every shard; `words`: decode a sample too. Raises DataError where one is damaged.
-
-    Memory: eight bytes a document.
+    Raises DataError where a shard or the list of rejects is damaged. Memory: 8 bytes per document.
     """
     manifest = shards.read_manifest(directory)
     model = tokenizer.load(directory / manifest.tokenizer.file)
     fallback = np.zeros(manifest.tokenizer.vocab_size, dtype=bool)
     fallback[model.byte_tokens] = True
-    sources: dict[str, SourceCount] = {}
+    sources: dict[str, SourceStats] = {}
     longest: list[tuple[int, int, str, str]] = []
-    number = 0
-    for info in manifest.shards:
-        shards.check_shard(directory / info.name, info)
-        for document in shards.read_shard(directory / info.name, info):
-            source = sources.setdefault(document.source, SourceCount())
-            source.lengths.append(len(document.tokens))
-            source.bytes += document.bytes
-            source.in_bytes += int(fallback[document.tokens].sum())
-            if words and source.word_tokens < _WORD_TOKENS:
-                _count_words(source, model, document)
-            # Of equally long ones the first; the number also decides before ids are compared.
-            number += 1
-            entry = (len(document.tokens), -number, document.id, document.source)
-            (heapq.heappush if number <= _LONGEST else heapq.heappushpop)(longest, entry)
-    longest.sort(reverse=True)
-    listed = [(tokens, id, source) for tokens, _, id, source in longest]
-    return Count(manifest, dict(sorted(sources.items())), listed)
-
-
-def _count_words(source: SourceCount, model: Tokenizer, document: Document) -> None:
-    ids = document.tokens[:_WORD_TOKENS_A_DOCUMENT]
-    source.words += len(model.decode(ids).split())
-    source.word_tokens += len(ids)
-
-
-def summary(directory: Path, found: Count) -> Stats:
-    """The statistics of a data set that was counted. Raises DataError where its rejects are cut."""
-    manifest, sources = found.manifest, found.sources
-    tokens = manifest.tokens
-    text_bytes = sum(source.bytes for source in sources.values())
-    return Stats(
-        documents=manifest.documents,
-        rejected=manifest.rejected,
-        tokens=tokens,
-        bytes=text_bytes,
-        bytes_per_token=text_bytes / tokens,
-        byte_fallback=sum(source.in_bytes for source in sources.values()) / tokens,
-        vocab_size=manifest.tokenizer.vocab_size,
-        shards=len(manifest.shards),
-        length_percentiles=_percentiles(found.lengths),
-        sources={name: _of_source(source) for name, source in sources.items()},
-        rejected_by_reason=accounts.rejected_by_reason(directory, manifest.rejected),
-    )
-
-
-def _of_source(source: SourceCount) -> SourceStats:
-    tokens = sum(source.lengths)
-    return SourceStats(
-        documents=len(source.lengths),
-        tokens=tokens,
-        bytes=source.bytes,
-        bytes_per_token=source.bytes / tokens,
-        byte_fallback=source.in_bytes / tokens,
-    )
+    for number, document in enumerate(shards.read_documents(directory, manifest), 1):
+        source, tokens = sources.setdefault(document.source, SourceStats()), document.tokens
+        source.lengths.append(len(tokens))
+        source.tokens += len(tokens)
+        source.bytes += document.bytes
+        source.byte_tokens += int(fallback[tokens].sum())
+        if words and source.word_tokens < _WORD_TOKENS:
+            sample = tokens[:_DOCUMENT_WORD_TOKENS]
+            source.words += len(model.decode(sample).split())
+            source.word_tokens += len(sample)
+        # Of equally long ones the first; the number also decides before ids are compared.
+        entry = (len(tokens), -number, document.id, document.source)
+        (heapq.heappush if number <= _LONGEST else heapq.heappushpop)(longest, entry)
+    listed = [(tokens, id, source) for tokens, _, id, source in sorted(longest, reverse=True)]
+    rejected = accounts.rejected_by_reason(directory, manifest.rejected)
+    return Stats(manifest, dict(sorted(sources.items())), listed, rejected)
 
 
 def lines(found: Stats) -> list[str]:
     """The statistics as aligned lines."""
+    plain = found.plain()
     rows = [
-        ("documents", f"{found.documents:,}"),
-        ("rejected", f"{found.rejected:,}"),
+        ("documents", f"{plain['documents']:,}"),
+        ("rejected", f"{plain['rejected']:,}"),
         *((f"  {reason}", f"{count:,}") for reason, count in found.rejected_by_reason.items()),
-        ("tokens", f"{found.tokens:,}"),
-        ("bytes of text", f"{found.bytes:,}"),
-        ("bytes a token", f"{found.bytes_per_token:.3f}"),
-        ("byte fallback", f"{found.byte_fallback:.3%} of tokens"),
-        ("vocabulary", f"{found.vocab_size:,}"),
-        ("shards", f"{found.shards:,}"),
+        ("tokens", f"{plain['tokens']:,}"),
+        ("bytes of text", f"{plain['bytes']:,}"),
+        ("bytes per token", f"{plain['bytes_per_token']:.3f}"),
+        ("byte fallback", f"{plain['byte_fallback']:.3%} of tokens"),
+        ("vocabulary", f"{plain['vocab_size']:,}"),
+        ("shards", f"{plain['shards']:,}"),
     ]
-    for percent, length in found.length_percentiles.items():
+    for percent, length in plain["length_percentiles"].items():
         rows.append((f"length at {percent}%", f"{length:,} tokens"))
     for name, source in found.sources.items():
-        rows.append((f"source {name}", f"{source.documents:,} documents, {source.tokens:,} tokens"))
+        counts = f"{len(source.lengths):,} documents, {source.tokens:,} tokens"
+        rows.append((f"source {name}", counts))
     width = max(len(name) for name, _ in rows)
     return [f"{name:<{width}}  {value}" for name, value in rows]
 
@@ -190,12 +152,14 @@ def closing(directory: Path, manifest: Manifest, seconds: float) -> list[str]:
     total = manifest.documents + sum(left_out.values())
     parts = [f"{count:,} {what}" for what, count in left_out.items() if count or what == "rejected"]
     rejected = accounts.rejected_by_reason(directory, manifest.rejected)
+    ids = {"BOS": manifest.tokenizer.bos_id, "EOS": manifest.tokenizer.eos_id}
+    marks = [f"no {name}" if id is None else f"{name} is {id}" for name, id in ids.items()]
     shown = [
         f"{total:,} records in: {manifest.documents:,} documents out, {', '.join(parts)}",
         f"{manifest.tokens:,} tokens in {len(manifest.shards):,} shards, "
-        f"{manifest.text_bytes / manifest.tokens:.3f} bytes a token, vocabulary "
+        f"{manifest.text_bytes / manifest.tokens:.3f} bytes per token, vocabulary "
         f"{manifest.tokenizer.vocab_size:,}",
-        f"tokenizer: {manifest.tokenizer.file}, {_marks(manifest)}",
+        f"tokenizer: {manifest.tokenizer.file}, {', '.join(marks)}",
     ]
     if seconds:
         rate = manifest.text_bytes / 1e6 / seconds
@@ -209,14 +173,3 @@ def closing(directory: Path, manifest: Manifest, seconds: float) -> list[str]:
         f"next: data-prep report {directory}, or pretrain train with data.train={directory}"
     )
     return shown
-
-
-def _marks(manifest: Manifest) -> str:
-    """Which tokens enclose a document."""
-    named = (("BOS", manifest.tokenizer.bos_id), ("EOS", manifest.tokenizer.eos_id))
-    return ", ".join(f"no {name}" if id is None else f"{name} is {id}" for name, id in named)
-
-
-def _percentiles(lengths: np.ndarray) -> dict[str, int]:
-    values = np.percentile(lengths, _PERCENTILES, method="lower")
-    return {str(percent): int(value) for percent, value in zip(_PERCENTILES, values, strict=True)}

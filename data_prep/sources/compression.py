@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import zlib
-from collections.abc import Generator, Iterator
-from typing import BinaryIO, Literal, Protocol
+from collections.abc import Callable, Generator, Iterator
+from typing import BinaryIO, Literal
 
 import zstandard
 
@@ -20,44 +20,40 @@ class DamageError(Exception):
     """The data end early ("truncated file", sound up to there) or are wrong ("damaged file")."""
 
 
-class Readable(Protocol):
-    """What can be read in blocks."""
-
-    def read(self, size: int, /) -> bytes:
-        """At most `size` bytes, none at the end."""
-        ...
+Read = Callable[[int], bytes]
+"""Reads at most so many bytes, none at the end."""
 
 
-def blocks(raw: Readable, compression: Compression) -> Iterator[bytes]:
+def blocks(read: Read, compression: Compression) -> Iterator[bytes]:
     """The file's bytes, decompressed, in blocks that are not empty. Raises DamageError."""
     if compression is None:
-        while block := raw.read(BLOCK_BYTES):
+        while block := read(BLOCK_BYTES):
             yield block
         return
     member = _gzip_member if compression == "gzip" else _zstd_frame
-    data = raw.read(BLOCK_BYTES)
+    data = read(BLOCK_BYTES)
     if not data:
         raise DamageError("truncated file")
     while data:
-        data = yield from member(raw, data)
-        data = data or raw.read(BLOCK_BYTES)
+        data = yield from member(read, data)
+        data = data or read(BLOCK_BYTES)
         # tar and tape tools pad with NULs, which gzip's readers allow.
         while data and not data.strip(b"\0"):
-            data = raw.read(BLOCK_BYTES)
+            data = read(BLOCK_BYTES)
 
 
 def expansion(raw: BinaryIO, kind: Compression, least: int) -> float:
     """Bytes after decompression for each byte before, over the first `least` of these."""
     size = read = 0
     with contextlib.suppress(DamageError):
-        for block in blocks(raw, kind):
+        for block in blocks(raw.read, kind):
             size, read = size + len(block), raw.tell()
             if read >= least:
                 break
     return size / max(read, 1)
 
 
-def _gzip_member(raw: Readable, data: bytes) -> Generator[bytes, None, bytes]:
+def _gzip_member(read: Read, data: bytes) -> Generator[bytes, None, bytes]:
     """One gzip member; returns what was read beyond it."""
     decoder = zlib.decompressobj(31)
     while True:
@@ -71,12 +67,12 @@ def _gzip_member(raw: Readable, data: bytes) -> Generator[bytes, None, bytes]:
             return decoder.unused_data
         data = decoder.unconsumed_tail
         if not data:
-            data = raw.read(BLOCK_BYTES)
+            data = read(BLOCK_BYTES)
             if not data:
                 raise DamageError("truncated file")
 
 
-def _zstd_frame(raw: Readable, data: bytes) -> Generator[bytes, None, bytes]:
+def _zstd_frame(read: Read, data: bytes) -> Generator[bytes, None, bytes]:
     """One zstd frame; returns what was read beyond it."""
     decoder = zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj()
     while True:
@@ -89,6 +85,6 @@ def _zstd_frame(raw: Readable, data: bytes) -> Generator[bytes, None, bytes]:
                 yield block[start : start + BLOCK_BYTES]
             if decoder.eof:
                 return decoder.unused_data + data[first + _ZSTD_BYTES :]
-        data = raw.read(BLOCK_BYTES)
+        data = read(BLOCK_BYTES)
         if not data:
             raise DamageError("truncated file")

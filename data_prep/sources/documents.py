@@ -18,10 +18,11 @@ from functools import partial
 from typing import Any, BinaryIO, ClassVar
 
 from data_prep.dataset.blocks import BlockReader
-from data_prep.sources import compression, inputs, storage
+from data_prep.sources import compression, storage
 from data_prep.sources.compression import DamageError
-from data_prep.sources.inputs import InputFile
+from data_prep.sources.inputs import InputChangedError, InputFile
 from data_prep.sources.storage import Status
+from data_prep.tokenizer.parts import cut
 
 _LEAST_BLOCK = 1 << 16
 # Characters of a passage, and of a text that is not cut into any.
@@ -46,14 +47,9 @@ class RawDocument:
     text: str
     answer: str = ""
 
-    @property
-    def is_long(self) -> bool:
-        """Whether it is cleaned passage by passage, since some rules take 75 bytes for each."""
-        return len(self.text) > _WHOLE
-
     def passages(self) -> Iterator[str]:
-        """The text as one, or in passages if it is long."""
-        yield from passages([self.text]) if self.is_long else [self.text]
+        """The text as one, or in passages if it is long: some rules take 75 bytes per character."""
+        yield from passages([self.text]) if len(self.text) > _WHOLE else [self.text]
 
 
 @dataclass(frozen=True)
@@ -65,7 +61,6 @@ class LongDocument:
     offset: int
     read: int
     open: Callable[[], Iterator[str]]
-    is_long: ClassVar[bool] = True
     answer: ClassVar[str] = ""
 
     def passages(self) -> Iterator[str]:
@@ -143,11 +138,11 @@ def text_of(file: InputFile, found: Survey) -> Iterator[str]:
     Raises InputChangedError where the file is no longer the one that was surveyed.
     """
     if storage.status(file.path) != found.status:
-        raise inputs.changed(file.path)
+        raise InputChangedError(file.path)
     decoder = codecs.getincrementaldecoder("utf-8")()
     offset = 0
     with storage.open_binary(file.path) as raw:
-        for block in itertools.chain(compression.blocks(raw, file.compression), [b""]):
+        for block in itertools.chain(compression.blocks(raw.read, file.compression), [b""]):
             # The first bytes of a character wait for its last.
             waiting, _ = decoder.getstate()
             try:
@@ -162,19 +157,13 @@ def passages(texts: Iterable[str]) -> Iterator[str]:
 
     A passage ends after a line, or before a space where the line is longer, if it has any.
     """
-    held = ""
-    for text in texts:
-        held += text
-        start = 0
-        while len(held) - start > _PASSAGE:
-            end = start + _PASSAGE
-            stop = held.rfind("\n", start, end) + 1 or held.rfind(" ", start + 1, end)
-            stop = end if stop < 0 else stop
-            yield held[start:stop]
-            start = stop
-        held = held[start:]
-    if held:
-        yield held
+
+    def stop(held: str, start: int) -> int:
+        end = start + _PASSAGE
+        found = held.rfind("\n", start, end) + 1 or held.rfind(" ", start + 1, end)
+        return end if found < 0 else found
+
+    return cut(texts, _PASSAGE, stop)
 
 
 def check_size(file: InputFile, size: int) -> None:
@@ -190,18 +179,14 @@ def _record(
     try:
         check_size(file, size)
         if file.format == "text":
-            (id, text), answer = _text_record(file, data), ""
+            id, text, answer = file.relative, utf8(data), ""
+            if not text:
+                raise BadRecordError("empty text")
         else:
             id, text, answer = _json(file, data, line)
     except BadRecordError as bad:
         return bad.at(line, offset, size)
     return RawDocument(id, line, offset, size, text, answer)
-
-
-def _text_record(file: InputFile, data: bytes) -> tuple[str, str]:
-    if not data:
-        raise BadRecordError("empty text")
-    return file.relative, utf8(data)
 
 
 def _json(file: InputFile, data: bytes, line: int) -> tuple[str, str, str]:
@@ -290,10 +275,10 @@ def _from(raw: BinaryIO, file: InputFile, start: int) -> Iterator[bytes]:
     """Decompressed blocks from the offset `start` on."""
     if file.compression is None:
         raw.seek(start)
-        yield from compression.blocks(raw, None)
+        yield from compression.blocks(raw.read, None)
         return
     skip = start
-    for block in compression.blocks(raw, file.compression):
+    for block in compression.blocks(raw.read, file.compression):
         if skip < len(block):
             yield block[skip:]
         skip = max(0, skip - len(block))

@@ -1,4 +1,4 @@
-"""The files that patterns match, but for those that other patterns leave out.
+"""The files that patterns match, except those that other patterns exclude.
 
 A pattern is a row of names, as for `glob.glob` with `recursive=True`: a wildcard stays within a
 name and does not match the dot of a hidden one, `**` crosses directories.
@@ -49,7 +49,7 @@ def anchored(root: str, pattern: str) -> tuple[str, str]:
 
 
 class Excluded:
-    """What a source's `exclude` leaves out, decided by a path alone: local globs are not expanded.
+    """What a source excludes, decided by a path alone: local globs are not expanded.
 
     Of each glob, the names that remain to be matched below a directory are cached by directory.
     """
@@ -124,18 +124,12 @@ def _after(name: str, pattern: Names) -> set[Names]:
         return set()
     first, rest = pattern[0], pattern[1:]
     if first != "**":
-        return {rest} if _is_match(name, first) else set()
+        hidden = name.startswith(".") and not first.startswith(".")
+        return {rest} if not hidden and fnmatch.fnmatchcase(name, first) else set()
     left = _after(name, rest)
     if name.startswith("."):
         return left
     return {*left, pattern} if rest else {(), pattern}
-
-
-def _is_match(name: str, pattern: str) -> bool:
-    if not glob.has_magic(pattern):
-        return name == pattern
-    hidden = name.startswith(".") and not pattern.startswith(".")
-    return not hidden and fnmatch.fnmatchcase(name, pattern)
 
 
 def _local(base: str, names: Names, excluded: Excluded) -> list[Listed]:
@@ -146,7 +140,7 @@ def _local(base: str, names: Names, excluded: Excluded) -> list[Listed]:
         if excluded.holds(path):
             continue
         try:
-            # One call a file: there may be very many.
+            # One call per file: there may be very many.
             status = storage.local_status(os.stat(path))  # noqa: PTH116
         except FileNotFoundError:
             # A dangling link is reported with its reason, not passed over.

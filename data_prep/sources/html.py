@@ -10,6 +10,7 @@ import io
 import logging
 import zlib
 from http.client import HTTPException, HTTPResponse
+from types import SimpleNamespace
 from typing import Any
 
 from data_prep.sources.documents import BadRecordError
@@ -28,7 +29,9 @@ def text_of(response: bytes, kind: str = "") -> str:
     Raises BadRecordError, saying why there is none.
     """
     try:
-        head = HTTPResponse(_Stored(response))  # type: ignore[arg-type]
+        # In place of the socket that it would read from.
+        socket: Any = SimpleNamespace(makefile=lambda mode: io.BytesIO(response))
+        head = HTTPResponse(socket)
         head.begin()
     except (HTTPException, OSError, ValueError) as error:
         raise BadRecordError("not a page", f"its HTTP header: {type(error).__name__}") from None
@@ -43,16 +46,6 @@ def text_of(response: bytes, kind: str = "") -> str:
         raise BadRecordError("no text in the page")
     # HTML can write lone surrogates by their number.
     return text.encode(errors="replace").decode()
-
-
-class _Stored:
-    """The socket that http.client would read a response from."""
-
-    def __init__(self, response: bytes) -> None:
-        self._response = response
-
-    def makefile(self, *_: Any) -> io.BytesIO:
-        return io.BytesIO(self._response)
 
 
 def _body(head: HTTPResponse, response: bytes) -> bytes:

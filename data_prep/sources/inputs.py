@@ -1,4 +1,4 @@
-"""Which files a configuration means, and what each of them is."""
+"""The input files of a configuration, and the format of each."""
 
 from __future__ import annotations
 
@@ -60,15 +60,13 @@ class InputFile:
 
 
 class InputChangedError(ValueError):
-    """An input file has changed since the preparation of the data set began."""
+    """An input file, its argument, has changed since the preparation of the data set began."""
 
-
-def changed(path: str) -> InputChangedError:
-    """The error for this file."""
-    return InputChangedError(
-        f"{path}: changed since the preparation of this data set began; restore it, or start again "
-        "in another output directory"
-    )
+    def __str__(self) -> str:
+        return (
+            f"{self.args[0]}: changed since the preparation of this data set began; restore it, or "
+            "start again in another output directory"
+        )
 
 
 def find(config: Config, problems: list[str]) -> list[InputFile]:
@@ -96,14 +94,13 @@ def groups(files: Sequence[InputFile]) -> list[range]:
 
 
 def _place(file: InputFile) -> tuple[str, str, list[list[str | int]], str]:
-    natural = [_natural(name) for name in file.relative.split("/")] if file.group else []
+    names = file.relative.split("/") if file.group else []
+    natural: list[list[str | int]] = [
+        # Every second part is a run of digits.
+        [int(part) if index % 2 else part for index, part in enumerate(re.split("([0-9]+)", name))]
+        for name in names
+    ]
     return file.source, file.group, natural, file.relative
-
-
-def _natural(name: str) -> list[str | int]:
-    """Text and numbers in turn."""
-    parts = re.split(r"([0-9]+)", name)
-    return [int(part) if index % 2 else part for index, part in enumerate(parts)]
 
 
 def _of_source(
@@ -178,20 +175,14 @@ def _repeated(key: str, found: dict[str, Listed]) -> list[str]:
 
 
 def _input(source: SourceConfig, listed: Listed) -> InputFile:
-    name = listed.relative.rpartition("/")[2]
-    compression = _COMPRESSIONS.get(_suffix(name))
-    kind = source.format
-    if kind == "auto":
-        inner = name.rpartition(".")[0] if compression else name
-        kind = _FORMATS.get(_suffix(inner), "text")
+    # Not by pathlib: there may be very many files.
+    stem, suffix = os.path.splitext(listed.relative.lower())  # noqa: PTH122
+    compression = _COMPRESSIONS.get(suffix)
+    if compression:
+        _, suffix = os.path.splitext(stem)  # noqa: PTH122
+    kind = _FORMATS.get(suffix, "text") if source.format == "auto" else source.format
     group = _group(source, listed.relative)
     return InputFile(source, listed.path, listed.relative, kind, compression, listed.status, group)
-
-
-def _suffix(name: str) -> str:
-    """As pathlib's, in lower case: a hidden name is not all suffix."""
-    stem, dot, suffix = name.rpartition(".")
-    return f".{suffix.lower()}" if dot and stem and suffix else ""
 
 
 def _group(source: SourceConfig, relative: str) -> str:

@@ -10,12 +10,11 @@ import hashlib
 from collections import deque
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any
 
-from data_prep.sources import compression, documents, inputs, parquet, storage, warc
-from data_prep.sources.compression import DamageError, Readable
+from data_prep.sources import compression, documents, parquet, storage, warc
+from data_prep.sources.compression import DamageError
 from data_prep.sources.documents import BadRecordError, LongDocument, RawDocument, Reject, Survey
-from data_prep.sources.inputs import InputFile
+from data_prep.sources.inputs import InputChangedError, InputFile
 
 
 def survey(file: InputFile, cut_bytes: int) -> Survey:
@@ -25,8 +24,14 @@ def survey(file: InputFile, cut_bytes: int) -> Survey:
     size, line, damage, last = 0, 1, "", b"\n"
     cuts = [(0, 1)]
     with storage.open_binary(file.path) as raw:
+
+        def read(most: int) -> bytes:
+            block = raw.read(most)
+            digest.update(block)
+            return block
+
         try:
-            for block in compression.blocks(_Hashing(raw, digest), file.compression):
+            for block in compression.blocks(read, file.compression):
                 if file.format == "jsonl":
                     while (target := cuts[-1][0] + cut_bytes) < size + len(block):
                         newline = block.find(b"\n", max(target - size, 0))
@@ -38,8 +43,8 @@ def survey(file: InputFile, cut_bytes: int) -> Survey:
                 size, last = size + len(block), block[-1:]
         except DamageError as error:
             damage = str(error)
-        while block := raw.read(compression.BLOCK_BYTES):
-            digest.update(block)
+        while read(compression.BLOCK_BYTES):
+            pass
     records = line - (last == b"\n") if file.format == "jsonl" else 1
     if file.format == "parquet":
         size, records, cuts, damage = parquet.survey(file, cut_bytes)
@@ -59,7 +64,7 @@ def records(
     it cannot be read.
     """
     if storage.status(file.path) != found.status:
-        raise inputs.changed(file.path)
+        raise InputChangedError(file.path)
     is_parquet = file.format == "parquet"
     if found.damage == "damaged file" or (is_parquet and found.damage):
         what = "footer cannot be read" if is_parquet else "compressed data fail their check"
@@ -100,16 +105,11 @@ def group(
                 texts.clear()
     if not kept:
         return
-    file = files[first]
+    file, separator = files[first], files[first].config.group_separator
     if size <= file.held_bytes:
-        yield first, RawDocument(file.group, 1, 0, read, file.config.group_separator.join(texts))
+        yield first, RawDocument(file.group, 1, 0, read, separator.join(texts))
     elif size <= file.config.max_record_bytes:
-        yield (
-            first,
-            LongDocument(
-                file.group, 1, 0, read, partial(_joined, kept, file.config.group_separator)
-            ),
-        )
+        yield first, LongDocument(file.group, 1, 0, read, partial(_joined, kept, separator))
     else:
         detail = f"the group: {size} bytes; max_record_bytes is {file.config.max_record_bytes}"
         yield first, Reject(1, 0, "record too large", detail, read)
@@ -130,15 +130,3 @@ def _joined(members: list[tuple[InputFile, Survey]], separator: str) -> Iterator
         if index:
             yield separator
         yield from documents.text_of(file, found)
-
-
-class _Hashing:
-    """A file whose bytes are hashed as they are read."""
-
-    def __init__(self, file: Readable, digest: Any) -> None:
-        self._file, self._digest = file, digest
-
-    def read(self, size: int, /) -> bytes:
-        block = self._file.read(size)
-        self._digest.update(block)
-        return block

@@ -27,7 +27,7 @@ _URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://")
 _WEB = ("http", "https")
 # Seconds before each further attempt; for other servers the libraries retry by themselves.
 _WAITS = (0.5, 2.0, 5.0)
-_NO_RANGES = "its server does not serve ranges of bytes; copy the file"
+_NO_RANGES = "its server does not support byte ranges; copy the file"
 _TRANSIENT = (408, 425, 429)
 # In order: the most reliable sign that a file is still the same comes first.
 _VERSIONS = ("ETag", "etag", "md5Hash", "Content-MD5", "mtime", "LastModified", "Last-Modified")

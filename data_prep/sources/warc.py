@@ -28,7 +28,7 @@ def records(file: InputFile, found: Survey) -> Iterator[RawDocument | Reject]:
     """The documents and rejects of the whole file."""
     line, done = 1, 0
     with storage.open_binary(file.path) as raw:
-        source: Any = BlockReader(compression.blocks(raw, file.compression))
+        source: Any = BlockReader(compression.blocks(raw.read, file.compression))
         stream = io.BufferedReader(source, compression.BLOCK_BYTES)
         try:
             while (first := _first_line(stream)) is not None:

@@ -1,4 +1,4 @@
-"""What every tokenizer offers: the text of every document comes back from its tokens exactly."""
+"""The interface of all tokenizers: decoding the tokens of a text restores it exactly."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.tokenizer.parts import parts
+from data_prep.tokenizer.parts import cut, part_end
 from data_prep.tokenizer.spelling import Spelling
 
 FILES = ("tokenizer.model", "tokenizer.json")
-"""What a data set and a run call their SentencePiece model, or their tokenizer.json."""
+"""Names of the SentencePiece model or tokenizer.json in a data set or a run."""
 
 
 class TokenizerError(ValueError):
@@ -47,7 +47,7 @@ class Tokenizer(ABC):
     @property
     @abstractmethod
     def byte_tokens(self) -> np.ndarray:
-        """Ids, int32, of tokens that spell bytes where a character has no piece of its own.
+        """Ids, int32, of tokens that spell bytes where a character has no piece.
 
         The byte-fallback pieces, [256] in order of the byte or [0] without; of a byte-level BPE,
         which has a piece for each byte, the pieces that are not whole characters in UTF-8.
@@ -88,7 +88,9 @@ class Tokenizer(ABC):
         However the text is divided, the tokens joined are those of `encode`. `inside`: other text
         precedes it, and these tokens are to follow that text's.
         """
-        for part in parts(texts, lambda: self._cut, self.least_part):
+        least = self.least_part
+        # A short text never needs `_cut`, which may have to inspect all pieces.
+        for part in cut(texts, least, lambda held, at: part_end(held, at, self._cut, least)):
             yield part, self._encode_part(part, inside)
             inside = True
 

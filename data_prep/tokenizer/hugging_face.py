@@ -16,7 +16,7 @@ from data_prep.tokenizer import tokenizer_json
 from data_prep.tokenizer.contract import Tokenizer, TokenizerError
 from data_prep.tokenizer.spelling import is_utf8
 
-# Workers are forked, one a core: threads of the library's own would slow or hang them.
+# Workers are forked, one per core: the library's threads would slow or hang them.
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 
@@ -52,7 +52,6 @@ class HuggingFace(Tokenizer):
 
     @property
     def pieces(self) -> list[bytes]:
-        """The bytes of text that each id means; none for special ids."""
         return self._pieces
 
     def _encode_part(self, part: str, inside: bool) -> np.ndarray:
@@ -62,12 +61,10 @@ class HuggingFace(Tokenizer):
         return self._encode(part[1:] if inside and self.strips_first_space else part)
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-        """The text whose tokens `ids` are; special ids are left out, broken UTF-8 is U+FFFD."""
         return self.decode_bytes(ids).decode("utf-8", errors="replace")
 
     @cached_property
     def byte_tokens(self) -> np.ndarray:
-        """Ids of byte-fallback pieces, or of a byte-level BPE's parts of characters: int32."""
         names = [f"<0x{byte:02X}>" for byte in range(256)]
         ids = [self._model.token_to_id(name) for name in names]
         if all(id is not None and self.pieces[id] == bytes([byte]) for byte, id in enumerate(ids)):
@@ -77,7 +74,6 @@ class HuggingFace(Tokenizer):
 
     @cached_property
     def strips_first_space(self) -> bool:
-        """Whether decoding drops the space before the first token: encoding prefixes one."""
         for id, piece in enumerate(self.pieces):
             if piece.startswith(b" ") and is_utf8(piece):
                 alone: str = self._model.decode([id], skip_special_tokens=False)
@@ -87,10 +83,10 @@ class HuggingFace(Tokenizer):
     @cached_property
     def standalone(self) -> bytes:
         """The file, with the special tokens in it that files beside it named."""
-        stated = tokenizer_json.stating(self._plain, self.special_tokens, self._model)
-        if stated is None:
+        plain = tokenizer_json.standalone(self._plain, self.special_tokens, self._model)
+        if plain is None:
             return self._data
-        return json.dumps(stated, ensure_ascii=False, indent=2).encode()
+        return json.dumps(plain, ensure_ascii=False, indent=2).encode()
 
     @cached_property
     def _keeps_first_space(self) -> bool:

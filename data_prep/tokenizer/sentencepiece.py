@@ -1,6 +1,6 @@
 """SentencePiece models.
 
-SentencePiece writes a space as U+2581, so a literal U+2581 in a text would come back as a space.
+SentencePiece writes a space as U+2581, so a literal U+2581 in a text would be decoded as a space.
 A model with byte fallback spells it as its three UTF-8 bytes instead, which decode to themselves.
 """
 
@@ -62,21 +62,18 @@ class SentencePiece(Tokenizer):
         return np.concatenate(found)
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-        """The text whose tokens `ids` are; special ids are left out, broken UTF-8 is U+FFFD."""
         plain = ids.tolist() if isinstance(ids, np.ndarray) else list(ids)
         text: str = self._model.decode(plain)
         return text
 
     @cached_property
     def byte_tokens(self) -> np.ndarray:
-        """Ids of the byte-fallback pieces, in order of the byte: int32 [256], or [0] without."""
         ids = [self._model.piece_to_id(f"<0x{byte:02X}>") for byte in range(256)]
         whole = all(self._model.is_byte(id) for id in ids)
         return np.array(ids if whole else [], dtype=np.int32)
 
     @cached_property
     def strips_first_space(self) -> bool:
-        """Whether decoding drops the space before the first token: the model prefixes one."""
         # Not from `pieces`: encoding alone need not wait for the table of all pieces.
         for id in range(self.vocab_size):
             piece: str = self._model.id_to_piece(id)
@@ -87,7 +84,6 @@ class SentencePiece(Tokenizer):
 
     @cached_property
     def pieces(self) -> list[bytes]:
-        """The bytes of text that each id means; none for special ids."""
         found = []
         for id in range(self.vocab_size):
             piece: str = self._model.id_to_piece(id)

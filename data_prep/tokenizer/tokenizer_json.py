@@ -1,9 +1,9 @@
-"""What a Hugging Face tokenizer.json says of its pieces, special tokens and way of splitting.
+"""Pieces, special tokens and places to cut of a Hugging Face tokenizer.json.
 
 The tokens that begin and end a text have no fixed place in it. BOS, EOS and padding are each taken
 from the first of these that names it:
 
-1. what `stating` wrote into the file, as into every copy in a data set or a run;
+1. what `standalone` wrote into the file, as into every copy in a data set or a run;
 2. `tokenizer_config.json`, then `special_tokens_map.json` beside the file (null: there is none);
 3. the file: the one special token that its post-processor puts before (BOS) or after (EOS) a text,
    or the token of its `padding`;
@@ -67,7 +67,7 @@ def special_tokens(
 
     Raises ValueError where a companion cannot be read or names a token that the file lacks.
     """
-    if (found := _stated(plain)) is not None:
+    if (found := _embedded(plain)) is not None:
         return found
     found = _of_file(plain, model)
     for name in reversed(_COMPANIONS):
@@ -83,7 +83,7 @@ def special_tokens(
     return found
 
 
-def stating(
+def standalone(
     plain: dict[str, Any], found: dict[str, str | None], model: tokenizers.Tokenizer
 ) -> dict[str, Any] | None:
     """The file with `found` in it, so that it needs no companions; None where it has them.
@@ -91,7 +91,7 @@ def stating(
     They are written as the special tokens of a template that adds nothing, before the file's own
     post-processor: other programs read the file and encode as before.
     """
-    if _stated(plain) is not None:
+    if _embedded(plain) is not None:
         return None
     tokens = {
         role: {
@@ -201,7 +201,7 @@ def _line_cut(plain: dict[str, Any]) -> re.Pattern[str] | None:
     return _LINE_START if pattern in (_LLAMA3, _QWEN) else None
 
 
-def _stated(plain: dict[str, Any]) -> dict[str, str | None] | None:
+def _embedded(plain: dict[str, Any]) -> dict[str, str | None] | None:
     for step in _steps(plain.get("post_processor"), "processors"):
         tokens = step.get("special_tokens", {})
         if _WELL_KNOWN.keys() <= tokens.keys():
@@ -217,12 +217,12 @@ def _of_file(plain: dict[str, Any], model: tokenizers.Tokenizer) -> dict[str, st
         found[role] = there.pop() if len(there) == 1 else None
     if plain.get("padding"):
         found["pad_token"] = plain["padding"]["pad_token"]
-    laid_out = model.encode("a")
-    marks = laid_out.special_tokens_mask
+    encoded = model.encode("a")
+    marks = encoded.special_tokens_mask
     if marks[:2] == [1, 0]:
-        found["bos_token"] = laid_out.tokens[0]
+        found["bos_token"] = encoded.tokens[0]
     if marks[-2:] == [0, 1]:
-        found["eos_token"] = laid_out.tokens[-1]
+        found["eos_token"] = encoded.tokens[-1]
     return found
 
 

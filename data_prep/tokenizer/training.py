@@ -24,7 +24,7 @@ def train(
 ) -> None:
     """Train a lossless BPE model on `texts` and write it durably; equal texts, equal bytes.
 
-    Raises TokenizerError where the texts are too few for so large a vocabulary.
+    Raises TokenizerError where the texts are too few for that vocabulary.
     """
     sentences = _sentences(texts)
     first = next(sentences, None)
@@ -63,7 +63,7 @@ def train(
 def _sentences(texts: Iterable[str]) -> Iterator[str]:
     for text in texts:
         for line in text.replace(_RESERVED, "\n").split("\n"):
-            # At most four bytes a character.
+            # At most four bytes per character.
             for start in range(0, len(line), _SENTENCE_BYTES // 4):
                 yield line[start : start + _SENTENCE_BYTES // 4]
 

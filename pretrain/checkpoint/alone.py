@@ -1,8 +1,7 @@
-"""A checkpoint by one process that has all of a model, and holds one tensor of it at a time."""
+"""A checkpoint written by a single process, which holds one tensor at a time in memory."""
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -10,17 +9,14 @@ from typing import Any
 
 from torch import Tensor
 
-from data_prep.dataset import durable
 from pretrain.checkpoint.manifest import (
-    FileInfo,
     Manifest,
     TensorInfo,
-    json_bytes,
     layout_file,
     tensor_file,
     write_manifest,
 )
-from pretrain.checkpoint.pieces import Extent, stream_tensors
+from pretrain.checkpoint.pieces import Extent, stream_tensors, write_layout
 
 
 def write_checkpoint(
@@ -33,22 +29,18 @@ def write_checkpoint(
     """Write into `directory`, which is new, what `read` gives for each of the `tensors`.
 
     Any number of ranks can read it. It has no lanes, so a run cannot be resumed from it.
-    Nothing else may see the directory under a checkpoint's name before this returns.
+    The caller gives the directory a checkpoint's name only after this has returned.
     """
     directory.mkdir(parents=True)
-    extents = {
-        name: Extent(name, info.dtype, info.shape, 0, math.prod(info.shape))
+    extents = [
+        Extent(name, info.dtype, info.shape, 0, math.prod(info.shape))
         for name, info in tensors.items()
+    ]
+    names = {extent.key: extent.name for extent in extents}
+    stored = {extent.key: TensorInfo(extent.dtype, (extent.length,)) for extent in extents}
+    path = directory / tensor_file(0, 1)
+    files = {
+        path.name: stream_tensors(path, stored, lambda key: read(names[key]).reshape(-1)),
+        layout_file(0, 1): write_layout(directory / layout_file(0, 1), extents, {}),
     }
-    stored = {extent.key: TensorInfo(extent.dtype, (extent.length,)) for extent in extents.values()}
-    of_key = {extent.key: name for name, extent in extents.items()}
-    layout = json_bytes(
-        {"pieces": [[name, 0, extent.length] for name, extent in extents.items()], "lanes": {}}
-    )
-    info = stream_tensors(
-        directory / tensor_file(0, 1), stored, lambda key: read(of_key[key]).reshape(-1)
-    )
-    durable.write_bytes(directory / layout_file(0, 1), layout)
-    layout_info = FileInfo(len(layout), hashlib.sha256(layout).hexdigest())
-    files = {tensor_file(0, 1): info, layout_file(0, 1): layout_info}
     write_manifest(directory, Manifest(step, 1, files, dict(tensors), {}, trainer))

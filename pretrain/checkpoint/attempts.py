@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.dataset import durable
-from pretrain.checkpoint.manifest import CHECKPOINTS, CheckpointError, step_of
+from pretrain.checkpoint.manifest import CHECKPOINTS, CheckpointError, steps_in
 
 EXIT_FILE = "exit.json"
 LOG_FILE = "log.txt"
@@ -98,7 +98,8 @@ def claim(directory: Path, ranks: int, steps: int, most_without_progress: int | 
     """Take the next number, for an attempt of `ranks` ranks at a run of `steps` steps.
 
     The attempt is futile if `most_without_progress` in a row started from the step that is still
-    the last committed one; None: never. The next one after that is not: it counts anew.
+    the last committed one; None: never. The attempt after a futile one is not:
+    the count begins again.
     Raises RunDirectoryError.
     """
     try:
@@ -154,13 +155,11 @@ def failures_recorded(attempt: Attempt, exit_code: Callable[[Exception], int]) -
 
 def committed_step(directory: Path) -> int:
     """The step of the run's newest checkpoint, good or damaged; 0 without any."""
-    root = directory / CHECKPOINTS
-    names = [entry.name for entry in root.iterdir()] if root.is_dir() else []
-    return max((step for name in names if (step := step_of(name)) is not None), default=0)
+    return max(steps_in(directory / CHECKPOINTS), default=0)
 
 
 def note(directory: Path, text: str) -> None:
-    """Add a line to the run's log, from where its logging is not set up."""
+    """Add a line to the run's log, for processes that have not set up logging."""
     with (directory / LOG_FILE).open("a", encoding="utf-8") as file:
         file.write(f"{datetime.now():%H:%M:%S} {text}\n")
 

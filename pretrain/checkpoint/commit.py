@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import logging
 import re
@@ -35,7 +34,7 @@ from pretrain.checkpoint.manifest import (
     json_bytes,
     layout_file,
     step_name,
-    step_of,
+    steps_in,
     tensor_file,
     write_manifest,
 )
@@ -46,6 +45,7 @@ from pretrain.checkpoint.pieces import (
     extent_of,
     lane_key,
     whole_tensors,
+    write_layout,
     write_tensors,
 )
 from pretrain.checkpoint.ranks import Ranks, agreed
@@ -119,7 +119,7 @@ def save(
 
 
 def take_over(root: Path, attempt: Attempt) -> None:
-    """Make sure that no earlier attempt commits any more what it is writing under `root`.
+    """Make sure that no earlier attempt can still commit what it is writing under `root`.
 
     To be called on one rank, once, after the attempt was claimed and before checkpoints are looked
     for: what an earlier one commits before is found there, and nothing comes after.
@@ -157,7 +157,7 @@ def _plan(
     def mine() -> dict[str, Any]:
         if json.loads(json_bytes(trainer)) != trainer:
             raise CheckpointError(
-                "trainer has tuples, or keys that are not text: JSON would bring it back changed"
+                "trainer has tuples, or keys that are not text, which JSON would change"
             )
         held.extend(pieces)
         extents = [dataclasses.astuple(extent_of(piece)) for piece in held]
@@ -198,30 +198,19 @@ def _prepare(writing: Path, attempt: Attempt) -> None:
 def _write_rank(
     writing: Path, held: Iterable[Piece], lanes: Mapping[int, LaneRecord], ranks: Ranks
 ) -> dict[str, dict[str, Any]]:
-    """Write this rank's two files; {name: FileInfo as a dict}."""
+    """Write this rank's two files; their FileInfos as plain JSON, by name."""
     stored = [(extent, piece.values) for piece in held if (extent := extent_of(piece)).length]
     tensors = {extent.key: values for extent, values in stored}
     for lane, record in lanes.items():
         tensors |= {lane_key(lane, name): value for name, value in record.tensors.items()}
     assert len(tensors) == len(stored) + sum(len(record.tensors) for record in lanes.values())
-    layout = json_bytes(
-        {
-            "pieces": [[extent.name, extent.offset, extent.length] for extent, _ in stored],
-            "lanes": {
-                str(lane): {"place": dict(record.place), "tensors": sorted(record.tensors)}
-                for lane, record in lanes.items()
-            },
-        }
-    )
-    layout_name = layout_file(ranks.rank, ranks.size)
-    tensor_name = tensor_file(ranks.rank, ranks.size)
-    tensor_info = write_tensors(writing / tensor_name, tensors)
-    durable.write_bytes(writing / layout_name, layout)
-    layout_info = FileInfo(len(layout), hashlib.sha256(layout).hexdigest())
-    return {
-        layout_name: dataclasses.asdict(layout_info),
-        tensor_name: dataclasses.asdict(tensor_info),
+    layout = writing / layout_file(ranks.rank, ranks.size)
+    values = writing / tensor_file(ranks.rank, ranks.size)
+    files = {
+        values.name: write_tensors(values, tensors),
+        layout.name: write_layout(layout, [extent for extent, _ in stored], lanes),
     }
+    return {name: dataclasses.asdict(info) for name, info in files.items()}
 
 
 def _commit(writing: Path, final: Path, manifest: Manifest, attempt: Attempt) -> str:
@@ -258,8 +247,7 @@ def _prune(root: Path, keep_last: int, keep_every: int, attempt: Attempt) -> str
 
 def _checkpoints(root: Path) -> list[tuple[int, Path]]:
     """(step, directory) of every name that is a checkpoint's, newest first."""
-    named = [(step_of(entry.name), entry) for entry in root.iterdir()]
-    return sorted([(step, entry) for step, entry in named if step is not None], reverse=True)
+    return [(step, root / step_name(step)) for step in steps_in(root)]
 
 
 def _discard(directory: Path, attempt: Attempt) -> None:

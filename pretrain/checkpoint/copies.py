@@ -32,7 +32,7 @@ class HostCopy:
             self._block = torch.zeros(self.bytes, dtype=torch.uint8)
         except RuntimeError:
             raise CheckpointError(
-                f"the copy that a checkpoint is written from needs {self.bytes / 1e9:.1f} GB of "
+                f"the host copy of a checkpoint needs {self.bytes / 1e9:.1f} GB of "
                 "host memory on each rank, which could not be allocated; start fewer ranks on a "
                 "node, or more of them in all"
             ) from None

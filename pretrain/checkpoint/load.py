@@ -9,7 +9,6 @@ from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -21,7 +20,7 @@ from pretrain.checkpoint.manifest import (
     layout_file,
     read_manifest,
     step_name,
-    step_of,
+    steps_in,
     tensor_file,
 )
 from pretrain.checkpoint.pieces import DTYPES, Extent, LaneRecord, lane_key
@@ -45,12 +44,9 @@ def newest_good(root: Path, ranks: Ranks) -> Found:
     Raises CheckpointError, with each reason, if there are checkpoints but none is good: starting
     at step 0 over them would be a loss that nobody asked for.
     """
-    names = [entry.name for entry in root.iterdir()] if root.is_dir() else []
-    steps = [step for name in names if (step := step_of(name)) is not None]
-    # Every rank takes rank 0's list: on a network file system they may not see the same.
-    listed = [step_name(step) for step in ranks.gather(sorted(steps, reverse=True))[0]]
     passed_over: list[tuple[str, str]] = []
-    for name in listed:
+    # Every rank takes rank 0's list: on a network file system they may not see the same.
+    for name in map(step_name, ranks.gather(steps_in(root))[0]):
         reason = verify(root / name, ranks)
         if reason is None:
             return Found(root / name, tuple(passed_over))
@@ -86,12 +82,7 @@ class Checkpoint:
     def __enter__(self) -> Checkpoint:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
     def close(self) -> None:

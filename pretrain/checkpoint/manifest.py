@@ -74,8 +74,14 @@ def step_of(name: str) -> int | None:
     return int(match[1]) if match and step_name(int(match[1])) == name else None
 
 
+def steps_in(root: Path) -> list[int]:
+    """The steps of the checkpoints under `root`, good or damaged, newest first."""
+    names = [entry.name for entry in root.iterdir()] if root.is_dir() else []
+    return sorted((step for name in names if (step := step_of(name)) is not None), reverse=True)
+
+
 def layout_file(rank: int, ranks: int) -> str:
-    """The JSON that says which pieces and lanes lie in the rank's tensor file."""
+    """The JSON file that lists the pieces and lanes in the rank's tensor file."""
     return f"rank-{rank:05d}-of-{ranks:05d}.json"
 
 
@@ -85,7 +91,7 @@ def tensor_file(rank: int, ranks: int) -> str:
 
 
 def files_of(ranks: int) -> set[str]:
-    """The names of all files that `ranks` writers leave, the manifest's two apart."""
+    """The names of all files that `ranks` writers leave, without the manifest's two."""
     return {name(rank, ranks) for rank in range(ranks) for name in (layout_file, tensor_file)}
 
 
@@ -134,28 +140,20 @@ def _parse(data: bytes) -> Manifest:
     try:
         raw = json.loads(data)
         version = raw["format_version"]
-        manifest = None if version != FORMAT_VERSION else _from_json(raw)
+        if version == FORMAT_VERSION:
+            return Manifest(
+                step=int(raw["step"]),
+                ranks=int(raw["ranks"]),
+                files={name: FileInfo(**info) for name, info in raw["files"].items()},
+                tensors={
+                    name: TensorInfo(info["dtype"], tuple(info["shape"]))
+                    for name, info in raw["tensors"].items()
+                },
+                lanes={int(lane): int(rank) for lane, rank in raw["lanes"].items()},
+                trainer=dict(raw["trainer"]),
+            )
     except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
         raise CheckpointError(f"{MANIFEST} is not a manifest ({error!r})") from None
-    if manifest is None:
-        raise CheckpointError(
-            f"{MANIFEST} has format version {version}; this program reads {FORMAT_VERSION}"
-        )
-    return manifest
-
-
-def _from_json(raw: Mapping[str, Any]) -> Manifest:
-    return Manifest(
-        step=int(raw["step"]),
-        ranks=int(raw["ranks"]),
-        files={
-            name: FileInfo(int(info["bytes"]), str(info["sha256"]))
-            for name, info in raw["files"].items()
-        },
-        tensors={
-            name: TensorInfo(str(info["dtype"]), tuple(map(int, info["shape"])))
-            for name, info in raw["tensors"].items()
-        },
-        lanes={int(lane): int(rank) for lane, rank in raw["lanes"].items()},
-        trainer=dict(raw["trainer"]),
+    raise CheckpointError(
+        f"{MANIFEST} has format version {version}; this program reads {FORMAT_VERSION}"
     )

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from data_prep.dataset import durable
-from pretrain.checkpoint.manifest import CheckpointError, FileInfo, TensorInfo
+from pretrain.checkpoint.manifest import CheckpointError, FileInfo, TensorInfo, json_bytes
 
 DTYPES: dict[str, torch.dtype] = {
     "F64": torch.float64,
@@ -136,6 +136,23 @@ def _coverage_problem(parts: Sequence[Extent]) -> str | None:
         end += part.length
     size = math.prod(parts[0].shape)
     return None if end == size else f"the pieces end at element {end} of {size}"
+
+
+def write_layout(
+    path: Path, extents: Iterable[Extent], lanes: Mapping[int, LaneRecord]
+) -> FileInfo:
+    """Write durably which pieces and lanes a rank's tensor file has; its size and sha256."""
+    layout = json_bytes(
+        {
+            "pieces": [[extent.name, extent.offset, extent.length] for extent in extents],
+            "lanes": {
+                str(lane): {"place": dict(record.place), "tensors": sorted(record.tensors)}
+                for lane, record in lanes.items()
+            },
+        }
+    )
+    durable.write_bytes(path, layout)
+    return FileInfo(len(layout), hashlib.sha256(layout).hexdigest())
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> FileInfo:

@@ -14,6 +14,7 @@ from typing import Protocol, TypeVar
 import torch
 import torch.distributed as dist
 
+from data_prep.dataset.command import explained
 from pretrain.checkpoint.manifest import CheckpointError
 
 T = TypeVar("T")
@@ -52,8 +53,8 @@ class SoloRanks:
 class GroupRanks:
     """The ranks of a torch.distributed process group that has a backend for the CPU.
 
-    None is the default group. Values are gathered as JSON: what comes back has lists for tuples
-    and strings for a dict's integer keys.
+    None is the default group. Values travel as JSON, never as pickles: tuples come back as lists
+    and a dict's integer keys as strings.
     """
 
     def __init__(self, group: dist.ProcessGroup | None = None) -> None:
@@ -65,13 +66,10 @@ class GroupRanks:
         """Every rank's `value`, by rank, on every rank."""
         text = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
         lengths = self._all_gather(torch.tensor([len(text)]))
-        longest = max(int(length) for length in lengths)
-        padded = torch.zeros(longest, dtype=torch.uint8)
+        padded = torch.zeros(max(map(int, lengths)), dtype=torch.uint8)
         padded[: len(text)] = text
-        return [
-            json.loads(row[: int(length)].numpy().tobytes())
-            for row, length in zip(self._all_gather(padded), lengths, strict=True)
-        ]
+        rows = zip(self._all_gather(padded), lengths, strict=True)
+        return [json.loads(row[: int(length)].numpy().tobytes()) for row, length in rows]
 
     def sum(self, values: Sequence[float]) -> list[float]:
         """The sums over the ranks, the same on all of them."""
@@ -107,8 +105,7 @@ def agreed(ranks: Ranks, action: Callable[[], T], error: type[ValueError] = Chec
 def _reason(failure: Exception) -> str:
     """The failure in a line; the trace of one that is no message for the user is logged."""
     if isinstance(failure, OSError):
-        place = f"{failure.filename}: " if failure.filename else ""
-        return f"{place}{failure.strerror or failure}"
+        return explained(failure)
     # Errors with a message for the user are classes of their own below ValueError.
     if isinstance(failure, ValueError) and type(failure) is not ValueError:
         return str(failure)

@@ -1,4 +1,4 @@
-"""`python -m pretrain.cli` is `pretrain`: torchrun and srun start ranks by it."""
+"""`python -m pretrain.cli` is `pretrain`: torchrun and srun launch ranks with it."""
 
 from pretrain.cli.main import main
 

@@ -11,17 +11,17 @@ from pretrain.config import ImportConfig
 
 
 class Import(Command):
-    """Take in a Hugging Face model of the Llama family.
+    """Import a Hugging Face model of the Llama family.
 
     Turns a directory with config.json, safetensors and a tokenizer into a checkpoint that
     train.start_from, eval, generate and export read.
     """
 
     source: Path = word("the model's directory")
-    out: Path = word("directory to be made")
+    out: Path = word("directory to create")
     settings: list[str] = word("settings of the imported model", [], metavar="key=value")
     tokenizer: Path | None = option(
-        None, "tokenizer.model or tokenizer.json", otherwise="the one there"
+        None, "tokenizer.model or tokenizer.json", otherwise="the one in SOURCE"
     )
 
     @classmethod
@@ -39,13 +39,13 @@ class Export(Command):
 
     Writes safetensors, config.json, the tokenizer and the code of the model:
     AutoModelForCausalLM.from_pretrained(OUT, trust_remote_code=True) loads it. A model without
-    memory becomes a plain Llama, which is the same for texts of one segment.
+    memory becomes a plain Llama, which gives the same logits for texts of one segment.
     """
 
     path: Path = word("run directory, or one checkpoint of it")
-    out: Path = word("directory to be made")
+    out: Path = word("directory to create")
     dtype: Literal["stored", "float32", "bf16"] = option(
-        "stored", "of the weights written", otherwise="as they are stored, exact"
+        "stored", "dtype of the weights", otherwise="as stored, without rounding"
     )
 
     def run(self) -> int:

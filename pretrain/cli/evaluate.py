@@ -14,8 +14,7 @@ from data_prep.dataset.shards import DataError, read_manifest
 from data_prep.recall.tasks import PASSKEY, TASKS
 from pretrain.evaluate import pairs
 from pretrain.evaluate.pairs import Fields, Pair
-from pretrain.evaluate.questions import Questions
-from pretrain.evaluate.sampling import Sampling
+from pretrain.evaluate.questions import Questions, Sampling
 
 _NEEDLES = [task for task in TASKS if task != PASSKEY]
 _TRAINED_ON = "as in the pairs that the run was trained on"
@@ -28,15 +27,15 @@ class OnModel(Command):
 
 
 class Perplexity(OnModel):
-    """Bits per byte by position, with memory and with its read masked.
+    """Bits per byte by position, with memory and with memory reads masked.
 
     Streams whole documents through a model and reports how well it predicts them.
     """
 
     data: Path = option(MISSING, "data set directory of data-prep")
-    documents: int | None = option(None, "evaluate the first so many", low=1, otherwise="all")
-    batch: int = option(8, "documents side by side", low=1)
-    window_segments: int | None = option(None, "segments a window", low=1, otherwise="the run's")
+    documents: int | None = option(None, "evaluate only the first N", low=1, otherwise="all")
+    batch: int = option(8, "documents per batch", low=1)
+    window_segments: int | None = option(None, "segments per window", low=1, otherwise="the run's")
 
     def run(self) -> int:
         from pretrain.evaluate import perplexity
@@ -53,14 +52,16 @@ class Perplexity(OnModel):
 class Harness(OnModel):
     """Tasks of EleutherAI's lm-evaluation-harness, from local files.
 
-    Runs the harness's tasks in a directory, offline; needs the extra `harness`. A task file may
-    name Python functions, which are run.
+    Runs the harness's tasks in a directory, offline; needs the extra `harness`. Python functions
+    that a task file names are executed.
     """
 
     tasks_directory: Path = option(MISSING, "directory of task files (YAML)")
     tasks: list[str] = option([], "their names", many="words", otherwise="all there")
-    shots: int | None = option(None, "examples before a question", low=0, otherwise="the task's")
-    limit: int | None = option(None, "the first so many documents of each task", low=1)
+    shots: int | None = option(
+        None, "few-shot examples before a question", low=0, otherwise="the task's"
+    )
+    limit: int | None = option(None, "evaluate only the first N documents of each task", low=1)
 
     def problems(self) -> list[str]:
         if importlib.util.find_spec("lm_eval") is None:
@@ -82,13 +83,13 @@ def _lengths(*kibi: int) -> Any:
 
 class _Recall(OnModel):
     lengths: list[int] = _lengths(4, 32, 128)
-    samples: int = option(4, "prompts a cell", low=1)
+    samples: int = option(4, "prompts per cell", low=1)
     seed: int = option(0, "same seed, same prompts", low=0)
 
     def ask(
         self, name: str, tasks: Sequence[str], depths: Sequence[float | None], filler: Path | None
     ) -> int:
-        """Put the questions to the model; the exit code."""
+        """Ask the model; the exit code."""
         from pretrain.evaluate import recall
 
         asked = Questions(tasks, self.lengths, depths, self.samples, self.seed)
@@ -98,8 +99,8 @@ class _Recall(OnModel):
 class Passkey(_Recall):
     """A key far back in the prompt, by length and depth.
 
-    Hides a five-digit key at several depths of a long prompt and asks for it. All prompts of a
-    length are streamed side by side; what they share is read once.
+    Hides a five-digit key at several depths of a long prompt and asks for it. All prompts of one
+    length are streamed as a batch; what they share is read once.
     """
 
     depths: list[float] = option(
@@ -117,7 +118,7 @@ class Passkey(_Recall):
 class Needles(_Recall):
     """Facts in books: several needles, chains, common words, stories.
 
-    Tasks after RULER and BABILong among the sentences of books. The places of the facts are drawn.
+    Tasks after RULER and BABILong among the sentences of books. The facts are at random places.
     """
 
     lengths: list[int] = _lengths(4, 16, 64, 128)
@@ -145,16 +146,16 @@ class Needles(_Recall):
 class Summaries(OnModel):
     """Answers about whole documents, scored by Rouge.
 
-    Streams each document, draws its answer, and compares it with the reference of the pair.
-    Defaults of the drawing are the paper's.
+    Streams each document, samples its answer, and compares it with the reference of the pair.
+    The defaults of sampling are the paper's.
     """
 
-    pairs: list[Path] = word("a pair a line", metavar="PAIRS.jsonl[.gz]")
-    name: str = option("", "of the report", otherwise="the first file's name")
-    documents: int | None = option(None, "evaluate the first so many", low=1, otherwise="all")
+    pairs: list[Path] = word("one pair per line", metavar="PAIRS.jsonl[.gz]")
+    name: str = option("", "name of the report", otherwise="the first file's name")
+    documents: int | None = option(None, "evaluate only the first N", low=1, otherwise="all")
     shares: list[float] = option(
         [1.0],
-        "of each document, from its start: several give a plot, e.g. 0.1,0.25,0.5,1",
+        "share of each document to read, from its start; several give a plot, e.g. 0.1,0.25,0.5,1",
         above=0,
         high=1,
         unique=True,
@@ -164,14 +165,14 @@ class Summaries(OnModel):
     question: str | None = option(
         None, "text between the document and the answer", otherwise=_TRAINED_ON
     )
-    max_tokens: int = option(1024, "of an answer, at most", low=1)
+    max_tokens: int = option(1024, "maximum length of an answer", low=1)
     temperature: float = option(0.5, "0: greedy", low=0)
-    top_p: float = option(0.95, "probability of the nucleus", above=0, high=1)
+    top_p: float = option(0.95, "probability mass of nucleus sampling", above=0, high=1)
     seed: int = option(0, "same seed, same answers", low=0)
 
     @cached_property
     def fields(self) -> tuple[Fields, list[str]]:
-        """Keys and question of the pairs, and what is not known of them."""
+        """Keys and question of the pairs, and what is missing."""
         return pairs.fields(self.path, self.prompt_field, self.answer_field, self.question)
 
     @cached_property
@@ -194,16 +195,16 @@ class Summaries(OnModel):
 class Generate(OnModel):
     """Continue a text.
 
-    Continues a prompt of any length in constant space, as text on stdout.
+    Continues a prompt of any length in constant memory; the text goes to stdout.
     """
 
     prompt_file: str | None = option(None, "file with the prompt; - is stdin", metavar="FILE")
     prompt: str | None = option(
-        None, "the prompt", otherwise="the document's start", instead_of="prompt_file"
+        None, "the prompt", otherwise="empty: the start of a document", instead_of="prompt_file"
     )
-    max_tokens: int = option(256, "at most so many", low=1)
+    max_tokens: int = option(256, "maximum number of tokens to generate", low=1)
     temperature: float = option(0.8, "0: greedy", low=0)
-    top_p: float = option(0.95, "probability of the nucleus", above=0, high=1)
+    top_p: float = option(0.95, "probability mass of nucleus sampling", above=0, high=1)
     seed: int = option(0, "same seed, same text")
 
     def run(self) -> int:

@@ -15,27 +15,27 @@ from pretrain.jobs.start_checks import data_problems
 
 
 class Plan(OnConfig):
-    """Memory, time and what will not fit, before any GPU is asked for.
+    """Estimate memory and time of a run, and report what does not fit.
 
-    Counts a run's memory, FLOPs and bytes sent, and computes its time from data sheets and assumed
-    shares. Needs no GPU. Exit code 1 where it does not fit.
+    Counts a run's memory, FLOPs and bytes sent, and computes its time from data sheets and an
+    assumed share of the peak. Needs no GPU. Exit code 1 where it does not fit.
     """
 
     nodes: int = option(1, "nodes", low=1)
-    gpus_per_node: int = option(8, "ranks a node", low=1)
+    gpus_per_node: int = option(8, "ranks per node", low=1)
     gpu: Literal["a100", "h100", "h200", "b200"] = option("h100", "of the nodes")
     peak_share: float = option(
         0.4,
-        "share of the dense bf16 peak that is assumed, recomputation counted as work; published: "
+        "assumed share of the dense bf16 peak, recomputation counted as work; published: "
         "0.33 to 0.46 for 1B to 8B on H100, without recomputation",
         above=0,
         high=1,
     )
     vocab_size: int | None = option(
-        None, "pieces of the tokenizer, where the data set is not here", low=1
+        None, "vocabulary size, where the data set is not on this machine", low=1
     )
     simulate_ranks: bool = option(
-        False, "also run the real ZeRO-3 of one of the ranks, on tensors without storage (minutes)"
+        False, "also run ZeRO-3 of one rank on tensors without storage, which takes minutes"
     )
 
     def problems(self) -> list[str]:
@@ -59,17 +59,17 @@ class Plan(OnConfig):
 
 
 class Check(OnConfig):
-    """Report every mistake that a training job would end with.
+    """Report every mistake that would end a training job.
 
-    Checks a configuration for a job of several nodes, before it is submitted; prints what the job
-    needs to know.
+    Checks a configuration for a job on several nodes before it is submitted, and prints what the
+    batch script needs.
     """
 
     nodes: str = option("1", "nodes", metavar="N[-M]")
-    gpus_per_node: int = option(0, "GPUs of a node", low=0)
+    gpus_per_node: int = option(0, "GPUs per node", low=0)
     made_before: list[Path] = option(
         [],
-        "a data set that an earlier job makes, so that it need not be there; may be repeated",
+        "a data set that an earlier job makes and that need not exist yet; may be repeated",
         many="again",
         metavar="DIR",
     )
@@ -78,13 +78,13 @@ class Check(OnConfig):
         config = self.wanted
         problems = data_problems(config, self.made_before) + origin.problems(config)
         try:
-            planned = job.plan(config, self.nodes, self.gpus_per_node)
+            ranks = job.ranks_per_node(config, self.nodes, self.gpus_per_node)
         except SettingsError as error:
             problems = [*error.problems, *problems]
         if problems:
             raise SettingsError(problems)
-        print(f"directory={planned.directory}")
-        print(f"ranks={planned.ranks}")
+        print(f"directory={Path(config.run.directory).absolute()}")
+        print(f"ranks={ranks}")
         print(f"patience={config.train.max_attempts_without_progress}")
         print(f"lanes={config.data.lanes}")
         print(f"cpu={int(config.launch.device == 'cpu')}")
@@ -95,21 +95,23 @@ class Check(OnConfig):
 class Preflight(OnConfig):
     """Check the nodes of a job and name the bad ones.
 
-    Checks this machine's devices and the run directory, and with --nodes the nodes of a job against
-    each other; to be started once on each of them.
+    Checks this machine's devices and the run directory, and with --nodes compares the nodes of a
+    job with each other; run it once on each of them.
     """
 
-    ranks: int = option(1, "ranks of a node", low=1)
-    nodes: str = option("", "all nodes, n1,n2,...; the first one compares")
+    ranks: int = option(1, "ranks per node", low=1)
+    nodes: str = option("", "all nodes, n1,n2,...; the first one collects the results")
     node: str = option("", "this node's name among them")
     address: str = option("", "the first node's", otherwise="its name")
     port: int = option(29400, "free port of the first node", low=1, high=65535)
     timeout: float = option(60.0, "seconds for a node to answer", above=0)
-    slow_factor: float = option(3.0, "a node so many times slower than the median is bad", above=0)
+    slow_factor: float = option(
+        3.0, "a node this many times slower than the median is bad", above=0
+    )
 
     @classmethod
     def epilog(cls) -> str:
-        return "exit codes: 0 all nodes are good; 1 some are not, or it could not be found out"
+        return "exit codes: 0 all nodes are good; 1 some are not, or could not be checked"
 
     @property
     def names(self) -> list[str]:

@@ -1,6 +1,6 @@
 """`pretrain`: plan, train, evaluate, generate, plot; import, export; check and preflight for jobs.
 
-torch is imported by the commands that need it, after the configuration was checked.
+Commands that need torch import it after the configuration was checked.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ _PROGRAM = Program(
         "preflight": jobs.Preflight,
     },
     {
-        "eval": "What a model can do, measured.\n\n"
-        "Evaluates a run or one checkpoint of it; each kind has a --help of its own."
+        "eval": "Evaluate a model.\n\n"
+        "Evaluates a run or one of its checkpoints; each kind has its own --help."
     },
 )
 

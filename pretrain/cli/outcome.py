@@ -1,4 +1,4 @@
-"""How a command ends: its exit code, and one message about what stopped it."""
+"""The exit code of a command, and one message about why it failed."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ class OnConfig(Configured):
 class Train(OnConfig):
     """Train a model, or resume a run.
 
-    Trains from a configuration; a run directory that has checkpoints is resumed.
+    Trains with a configuration; a run directory that has checkpoints is resumed.
     """
 
     @classmethod

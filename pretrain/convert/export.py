@@ -12,6 +12,7 @@ import math
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -29,9 +30,9 @@ from pretrain.checkpoint.manifest import TensorInfo
 from pretrain.checkpoint.pieces import DTYPES, dtype_name, stream_tensors
 from pretrain.checkpoint.ranks import SoloRanks
 from pretrain.config import Config
-from pretrain.convert.hugging_face import ConversionError, config_json, shapes, their_name
+from pretrain.convert.hugging_face import INFINI, ConversionError, config_json, their_name
+from pretrain.model.transformer import Transformer, on_meta
 from pretrain.trained import configuration_of, locate, tokenizer_of
-from pretrain.training.optim import is_gate
 
 MODELING = "modeling_infini_llama.py"
 _PART_BYTES = 5_000_000_000
@@ -46,7 +47,7 @@ def run(path: Path, out: Path, dtype: str) -> int:
     TokenizerError.
     """
     if out.exists():
-        raise ConversionError([f"{out}: is there already; give a directory that is not"])
+        raise ConversionError([f"{out}: already exists; choose a new directory"])
     run_directory, checkpoint_path = locate(path, SoloRanks())
     with Checkpoint(checkpoint_path) as checkpoint:
         config = configuration_of(checkpoint)
@@ -57,7 +58,7 @@ def run(path: Path, out: Path, dtype: str) -> int:
         writing.mkdir(parents=True)
         _write_weights(writing, source)
         _write_configuration(writing, source, own)
-        if config.model.memory.kind != "none":
+        if config.model.memory.traits.exported_as == INFINI:
             durable.write_bytes(writing / MODELING, _modeling())
         _write_tokenizer(writing, own)
         _verify(writing, source)
@@ -83,15 +84,24 @@ class Source:
         return {their_name(name): info for name, info in self._ours.items()}
 
     @property
+    def gates(self) -> set[str]:
+        """Names of what is written as it is stored, whatever `dtype`."""
+        return {their_name(name) for name in self._model.gates()}
+
+    @cached_property
+    def _model(self) -> Transformer:
+        return on_meta(self.config.model, self.vocab_size)
+
+    @property
     def _ours(self) -> dict[str, TensorInfo]:
         return {
-            name: TensorInfo(self._dtype(name), shape)
-            for name, shape in shapes(self.config.model, self.vocab_size).items()
+            name: TensorInfo(self._dtype(name), tuple(parameter.shape))
+            for name, parameter in self._model.named_parameters()
         }
 
     def _dtype(self, name: str) -> str:
         stored = dtype_name(self.checkpoint.dtype(f"{name}/param"))
-        return stored if self.dtype is None or is_gate(name) else self.dtype
+        return stored if self.dtype is None or name in self._model.gates() else self.dtype
 
     def reader(self) -> Callable[[str], Tensor]:
         """Reads a tensor by its name; of the checkpoint no more than that stays mapped."""
@@ -142,7 +152,7 @@ def _bytes(info: TensorInfo) -> int:
 
 def _write_configuration(directory: Path, source: Source, own: Tokenizer) -> None:
     special = {"bos_token_id": own.bos_id, "eos_token_id": own.eos_id, "pad_token_id": own.pad_id}
-    dtypes = [info.dtype for name, info in source.tensors.items() if not is_gate(name)]
+    dtypes = [info.dtype for name, info in source.tensors.items() if name not in source.gates]
     config = config_json(
         source.config.model,
         source.vocab_size,
@@ -155,12 +165,12 @@ def _write_configuration(directory: Path, source: Source, own: Tokenizer) -> Non
 
 
 def _write_tokenizer(directory: Path, own: Tokenizer) -> None:
-    """The run's own file; for a tokenizer.json what AutoTokenizer must be told, too."""
+    """The run's own file; for a tokenizer.json what AutoTokenizer reads beside it, too."""
     tokenizer.write(directory, own.path.name, own.path.read_bytes())
     if isinstance(own, HuggingFace):
-        told: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
-        told |= {role: token for role, token in own.special_tokens.items() if token is not None}
-        durable.write_json(directory / "tokenizer_config.json", told)
+        settings: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
+        settings |= {role: token for role, token in own.special_tokens.items() if token is not None}
+        durable.write_json(directory / "tokenizer_config.json", settings)
 
 
 def _modeling() -> bytes:
@@ -181,8 +191,11 @@ def _verify(directory: Path, source: Source) -> None:
     )  # fmt: skip
     if wrong:
         raise ConversionError(
-            [f"{name}: written as {found.get(name)}, is {wanted.get(name)}" for name in wrong[:8]],
-            f"{directory}: is not what was to be written:",
+            [
+                f"{name}: read back as {found.get(name)}, expected {wanted.get(name)}"
+                for name in wrong[:8]
+            ],
+            f"{directory}: differs from what should have been written:",
         )
 
 
@@ -191,7 +204,7 @@ def _summary(out: Path, source: Source) -> str:
     count = sum(torch.Size(info.shape).numel() for info in tensors.values())
     lines = [f"exported: {len(tensors)} tensors, {count:,} weights, into {out}"]
     model = source.config.model
-    if model.memory.kind == "none":
+    if model.memory.traits.exported_as != INFINI:
         lines.append(
             f"a plain Llama: it has the same logits for texts of at most {model.segment} tokens, "
             "a segment, and attends to more than the model was trained with beyond"

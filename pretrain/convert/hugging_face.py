@@ -6,15 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from typing import Any
 
-import torch
-
 from data_prep.dataset import settings
 from data_prep.dataset.settings import SettingsError
 from pretrain.config import ImportConfig, MemoryConfig, ModelConfig, RopeScalingConfig
-from pretrain.model.transformer import Transformer
 
 PLAIN = ("llama", "mistral")
-"""The model types that are our model with memory kind none, as far as a segment reaches."""
+"""The model types that are our model without memory, as far as a segment reaches."""
 INFINI = "infini_llama"
 """Our own model type, as `export` writes it."""
 
@@ -50,13 +47,6 @@ class ConversionError(ValueError):
         super().__init__("\n".join([what, *(f"  - {problem}" for problem in self.problems)]))
 
 
-def shapes(config: ModelConfig, vocab_size: int) -> dict[str, tuple[int, ...]]:
-    """The shape of each parameter, by our name."""
-    with torch.device("meta"):
-        model = Transformer(config, vocab_size)
-    return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-
-
 def their_name(name: str) -> str:
     """Hugging Face's name of our parameter `name`."""
     if name in _OUTSIDE:
@@ -66,13 +56,13 @@ def their_name(name: str) -> str:
 
 
 def chosen_there(plain: Mapping[str, Any]) -> list[str]:
-    """Of a model that `export` wrote, what was chosen for it, as words for `ImportConfig`."""
+    """Of a model that `export` wrote, what was chosen for it, as overrides for `ImportConfig`."""
     own = plain.get("infini") if plain.get("model_type") == INFINI else None
     if not isinstance(own, Mapping):
         return []
     memory = own.get("memory", {})
-    words = [f"{key}={own[key]}" for key in ("segment", "window_segments") if key in own]
-    return words + [f"memory.{key}={memory[key]}" for key in _OF_A_MODEL if key in memory]
+    overrides = [f"{key}={own[key]}" for key in ("segment", "window_segments") if key in own]
+    return overrides + [f"memory.{key}={memory[key]}" for key in _OF_A_MODEL if key in memory]
 
 
 def model_config(plain: Mapping[str, Any], chosen: ImportConfig) -> ModelConfig:
@@ -133,9 +123,9 @@ def config_json(
         "vocab_size": vocab_size,
         "dtype": dtype,
     }
-    if model.memory.kind == "none":
+    if model.memory.traits.exported_as != INFINI:
         return {
-            "model_type": "llama",
+            "model_type": model.memory.traits.exported_as,
             "architectures": ["LlamaForCausalLM"],
             "max_position_embeddings": model.segment,
             # Where programs before transformers 5 look for them.
@@ -166,11 +156,11 @@ def _rope_scaling(model: ModelConfig) -> dict[str, Any]:
     scaling = model.rope_scaling
     if scaling.kind == "none":
         return {}
-    told = {"rope_type": scaling.kind, "factor": scaling.factor}
+    linear = {"rope_type": scaling.kind, "factor": scaling.factor}
     if scaling.kind == "linear":
-        return told
+        return linear
     return {
-        **told,
+        **linear,
         "low_freq_factor": scaling.low_turns,
         "high_freq_factor": scaling.high_turns,
         "original_max_position_embeddings": scaling.original_length,

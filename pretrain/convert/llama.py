@@ -35,10 +35,9 @@ from pretrain.convert.hugging_face import (
     ConversionError,
     chosen_there,
     model_config,
-    shapes,
     their_name,
 )
-from pretrain.training.optim import is_gate
+from pretrain.model.transformer import on_meta
 
 _EMBEDDINGS = ("embedding.weight", "lm_head.weight")
 _WEIGHTS = "model.safetensors"
@@ -60,13 +59,13 @@ class Stored:
         return tensor
 
 
-def run(source: Path, out: Path, words: Sequence[str], tokenizer_path: Path | None) -> int:
+def run(source: Path, out: Path, overrides: Sequence[str], tokenizer_path: Path | None) -> int:
     """Import the model in `source` into the new directory `out`; the exit code, 0.
 
-    `words` are `key=value` settings of `ImportConfig`. Raises ConversionError with all that is
+    `overrides` are `key=value` settings of `ImportConfig`. Raises ConversionError with all that is
     wrong, before anything is written, or CheckpointError where what was written is not as meant.
     """
-    plan = _plan(source, out, words, tokenizer_path)
+    plan = _plan(source, out, overrides, tokenizer_path)
     writing = out.with_name(f"{out.name}.importing")
     shutil.rmtree(writing, ignore_errors=True)
     writing.mkdir(parents=True)
@@ -78,7 +77,7 @@ def run(source: Path, out: Path, words: Sequence[str], tokenizer_path: Path | No
         "step": 0,
         "vocab_size": plan.tokenizer.vocab_size,
         "configuration": settings.to_plain(plan.config(out)),
-        "imported": plan.told(source),
+        "imported": plan.origin(source),
     }
     masters = {f"{name}/param": info for name, info in plan.tensors.items()}
     write_checkpoint(
@@ -120,7 +119,7 @@ class Plan:
         )
         return Config(run=RunConfig(directory=str(out)), model=self.model, train=train)
 
-    def told(self, source: Path) -> dict[str, Any]:
+    def origin(self, source: Path) -> dict[str, Any]:
         """Where the weights came from, for the checkpoint's manifest."""
         files = sorted({one.file for one in self.stored.values()})
         return {
@@ -135,8 +134,8 @@ class Plan:
         count = sum(torch.Size(info.shape).numel() for info in self.tensors.values())
         lines = [f"imported: {len(self.tensors)} tensors, {count:,} weights, into {out}"]
         if left := self.rows - self.tokenizer.vocab_size:
-            lines.append(f"left out: {left} rows of the embeddings, which no token stands for")
-        if self.model.memory.kind != "none" and self.model.memory.when_empty == "zero":
+            lines.append(f"left out: {left} rows of the embeddings, which belong to no token")
+        if self.model.memory.traits.remembers and self.model.memory.when_empty == "zero":
             lines.append(
                 "a document's first segment: its local attention is scaled by 1 - g; with "
                 "memory.when_empty=local its logits stay the imported model's"
@@ -144,15 +143,15 @@ class Plan:
         return "\n".join(lines)
 
 
-def _plan(source: Path, out: Path, words: Sequence[str], tokenizer_path: Path | None) -> Plan:
+def _plan(source: Path, out: Path, overrides: Sequence[str], tokenizer_path: Path | None) -> Plan:
     """Look at everything but the tensors' values. Raises ConversionError with all that is wrong."""
     problems: list[str] = []
     if out.exists():
-        problems.append(f"{out}: is there already; give a directory that is not")
+        problems.append(f"{out}: already exists; choose a new directory")
     own = _attempted(problems, lambda: _tokenizer(source, tokenizer_path))
     stored = _attempted(problems, lambda: _stored(source)) or {}
     plain = _attempted(problems, lambda: _json(source / "config.json"))
-    chosen, model = _attempted(problems, lambda: _model(plain or {}, words)) or (None, None)
+    chosen, model = _attempted(problems, lambda: _model(plain or {}, overrides)) or (None, None)
     rows = own.vocab_size if own else 0
     tensors: dict[str, TensorInfo] = {}
     if model is not None and stored:
@@ -162,8 +161,8 @@ def _plan(source: Path, out: Path, words: Sequence[str], tokenizer_path: Path | 
         problems += wrong
     if own is not None and rows < own.vocab_size:
         problems.append(
-            f"{own.path}: has {own.vocab_size} pieces and the embedding {rows} rows: it is another "
-            "model's"
+            f"{own.path}: has {own.vocab_size} pieces and the embedding {rows} rows: it is "
+            "another model's"
         )
     if problems or own is None or model is None or chosen is None:
         raise ConversionError(problems, f"{source}: cannot be imported:")
@@ -172,13 +171,13 @@ def _plan(source: Path, out: Path, words: Sequence[str], tokenizer_path: Path | 
     return Plan(model, chosen, own, tensors, stored, rows)
 
 
-def _model(plain: Mapping[str, Any], words: Sequence[str]) -> tuple[ImportConfig, ModelConfig]:
+def _model(plain: Mapping[str, Any], overrides: Sequence[str]) -> tuple[ImportConfig, ModelConfig]:
     """What was chosen, and our model of a config.json. Raises ConversionError."""
     problems: list[str] = []
-    # Where a word is wrong no segment is known, and nothing is said of it.
+    # Where a setting is wrong no segment is known, and nothing is said of it.
     chosen, model = ImportConfig(segment=1), ModelConfig()
     try:
-        chosen = settings.load(ImportConfig, None, [*chosen_there(plain), *words])
+        chosen = settings.load(ImportConfig, None, [*chosen_there(plain), *overrides])
     except SettingsError as error:
         problems += error.problems
     try:
@@ -186,7 +185,7 @@ def _model(plain: Mapping[str, Any], words: Sequence[str]) -> tuple[ImportConfig
             model = model_config(plain, chosen)
     except SettingsError as error:
         problems += [f"config.json: {text}" for text in error.problems]
-    if problems or not plain:  # a file that cannot be read is told already
+    if problems or not plain:  # a file that cannot be read is reported already
         raise ConversionError(problems)
     return chosen, model
 
@@ -204,18 +203,21 @@ def _tensors(
     model: ModelConfig, rows: int, stored: Mapping[str, Stored]
 ) -> tuple[dict[str, TensorInfo], list[str]]:
     """What our parameters will be, and which tensors are missing, too many or of another shape."""
-    wanted = {name: (their_name(name), shape) for name, shape in shapes(model, rows).items()}
+    ours = on_meta(model, rows)
+    wanted = {name: (their_name(name), tuple(p.shape)) for name, p in ours.named_parameters()}
     unused = set(stored) - {theirs for theirs, _ in wanted.values()}
     if model.tied_embeddings:
         unused.discard("lm_head.weight")
     # Frequencies, which older versions of transformers stored.
     unused = {name for name in unused if not name.endswith("rotary_emb.inv_freq")}
     problems = [f"{name}: our model has no such tensor" for name in sorted(unused)]
-    have_gates = any(is_gate(name) for name in stored)
+    gates = ours.gates()
+    # A model without memory has none; they then begin as `memory.initial_gate` says.
+    have_gates = any(their_name(name) in stored for name in gates)
     found = {}
     for name, (theirs, shape) in wanted.items():
         there = stored.get(theirs)
-        if there is None and is_gate(name) and not have_gates:
+        if there is None and name in gates and not have_gates:
             found[name] = TensorInfo("F32", shape)
         elif there is None:
             problems.append(f"{theirs}: missing")

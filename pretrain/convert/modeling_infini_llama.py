@@ -1,10 +1,10 @@
-"""An Infini-Transformer for Hugging Face's transformers; `pretrain export` lays it beside weights.
+"""An Infini-Transformer for Hugging Face's transformers; `pretrain export` adds it to the weights.
 
-Needs torch and transformers (5.24 or later) alone. Texts are taken in segment by segment, so that
+Needs torch and transformers (5.24 or later) alone. Texts are computed segment by segment, so that
 space stays constant at any length: the cache holds a memory of fixed size, and keys and values of
 the segment that is not yet full. Infini-attention: arXiv 2404.07143, equations 4 to 11.
 
-Shapes: B texts, n tokens of a piece, N of a segment, H query heads, K key/value heads, G = H / K
+Shapes: B texts, n tokens of a chunk, N of a segment, H query heads, K key/value heads, G = H / K
 query heads that share one, D size of a head.
 """
 
@@ -93,7 +93,7 @@ class InfiniCache:
         return self.seen
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Let text i go on from what text beam_idx[i] was."""
+        """Let text i continue from what text beam_idx[i] was."""
         for layer in self.layers:
             for name, value in vars(layer).items():
                 if value is not None:
@@ -189,8 +189,8 @@ class InfiniAttention(nn.Module):
             return ((1 - share) * local.float()).to(local.dtype)
         groups = (self.config.num_key_value_heads, -1)
         features = torch.unflatten(_features(queries), 2, groups)
-        mass = torch.einsum("bnkgd,bkd->bnkg", features, now.normaliser)
-        read = torch.einsum("bnkgd,bkde->bnkge", features, now.matrix) / mass[..., None]
+        denominator = torch.einsum("bnkgd,bkd->bnkg", features, now.normaliser)
+        read = torch.einsum("bnkgd,bkde->bnkge", features, now.matrix) / denominator[..., None]
         return torch.lerp(local.float(), read.flatten(2, 3), share).to(local.dtype)
 
     def _written(self, now: LayerCache) -> LayerCache:
@@ -202,9 +202,9 @@ class InfiniAttention(nn.Module):
             normaliser = normaliser + now.normaliser
         if memory["kind"] == "delta" and now.matrix is not None:
             divisor = normaliser if memory["normaliser"] == "inclusive" else now.normaliser
-            mass = torch.einsum("bnkd,bkd->bnk", features, divisor)
+            denominator = torch.einsum("bnkd,bkd->bnk", features, divisor)
             held = torch.einsum("bnkd,bkde->bnke", features, now.matrix)
-            values = values - held / mass[..., None]
+            values = values - held / denominator[..., None]
         matrix = torch.einsum("bnkd,bnke->bkde", features, values)
         if now.matrix is not None:
             matrix = matrix + now.matrix
@@ -260,18 +260,18 @@ class InfiniLlamaModel(InfiniLlamaPreTrainedModel):
         self.post_init()
 
     def forward(self, input_ids: Tensor, cache: InfiniCache, keep: int) -> Tensor:
-        """input_ids [B, T] -> hidden states of the last `keep` tokens; `cache` is taken on."""
+        """input_ids [B, T] -> hidden states of the last `keep` tokens; `cache` is updated."""
         segment = self.config.infini["segment"]
         kept: list[Tensor] = []
         while input_ids.shape[1]:
-            piece = input_ids[:, : segment - cache.seen % segment]
-            input_ids = input_ids[:, piece.shape[1] :]
-            x = self.embed_tokens(piece)
+            chunk = input_ids[:, : segment - cache.seen % segment]
+            input_ids = input_ids[:, chunk.shape[1] :]
+            x = self.embed_tokens(chunk)
             after = []
             for index, layer in enumerate(self.layers):
                 x, state = layer(x, cache.layers[index] if cache.layers else None)
                 after.append(state)
-            cache.layers, cache.seen = after, cache.seen + piece.shape[1]
+            cache.layers, cache.seen = after, cache.seen + chunk.shape[1]
             if input_ids.shape[1] < keep:
                 kept.append(self.norm(x)[:, -max(keep - input_ids.shape[1], 0) :])
         return torch.cat(kept, dim=1)
@@ -302,7 +302,7 @@ class InfiniLlamaForCausalLM(InfiniLlamaPreTrainedModel, GenerationMixin):
         logits_to_keep: int = 0,
         return_dict: bool | None = None,
     ) -> Any:
-        """Logits after each of `input_ids` [B, T], which go on from where `cache` stands.
+        """Logits after each of `input_ids` [B, T], which continue the text that `cache` holds.
 
         All texts of a batch have their tokens at the same places: padding would be written to the
         memory, so an attention mask with a 0 in it raises ValueError. `logits_to_keep` asks for

@@ -1,4 +1,4 @@
-"""Lanes: endless streams of documents, laid end to end, cut into windows.
+"""Lanes: endless streams of concatenated documents, cut into windows.
 
 A lane draws the source (data set) of each of its documents by key, and reads each source on its
 own: lane g of G reads, in epoch e, every G-th shard of a permutation keyed by (seed, e), from the
@@ -178,8 +178,8 @@ class _Stream:
         count = len(dataset.manifest.shards)
         if count < lanes:
             raise DataError(
-                f"{dataset.directory}: {count} shards cannot feed {lanes} lanes, each reads shards "
-                f"of its own; set data.lanes to {count} or less, or cut the data set into more "
+                f"{dataset.directory}: {count} shards cannot feed {lanes} lanes, each of which "
+                f"reads its own; set data.lanes to {count} or less, or cut the data set into more "
                 "shards (data-prep reshard, or its shards.count or a smaller shards.tokens)"
             )
         assert 0 <= index < lanes

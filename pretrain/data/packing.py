@@ -1,4 +1,4 @@
-"""Documents laid end to end in windows: what the lanes of training and of evaluation share."""
+"""Packing documents into windows, as the lanes of training and of evaluation do."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Span(NamedTuple):
 
     @property
     def end(self) -> int:
-        """The place in the window behind the last of the tokens."""
+        """The place in the window after the last of the tokens."""
         return self.at + self.tokens
 
 
@@ -68,7 +68,7 @@ class Packer(ABC):
         """The document that `offset` lies in, or the next one where it is 0; None at the end."""
 
     def pass_document(self) -> None:  # noqa: B027 - most sources move on as they open
-        """The open document was laid to its end."""
+        """Called when the open document has been read to its end."""
 
     def pack(self, length: int) -> tuple[Window, list[Span]]:
         """The next window, a multiple of `align`, and what lies in it; no spans: nothing is left.

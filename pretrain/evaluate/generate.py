@@ -1,6 +1,6 @@
 """Continuing a text of any length in constant space: memories, and the open segment's KV cache.
 
-Tokens are sampled on the CPU with a generator of its own, so that a seed means the same on any
+Tokens are sampled on the CPU with a separate generator, so that a seed gives the same tokens on any
 device.
 """
 
@@ -17,29 +17,19 @@ from torch import Tensor
 
 from data_prep.tokenizer.contract import StreamDecoder
 from pretrain.evaluate.progress import TokenProgress, to_stderr
-from pretrain.evaluate.sampling import Sampling
+from pretrain.evaluate.questions import EvaluationError, Sampling
 from pretrain.model.decoding import Decoder
-from pretrain.model.transformer import StreamState
+from pretrain.model.stream import StreamState
 from pretrain.trained import Trained, default_device, load
 
 # Logits that are in memory at once during prefill, unless a segment has more.
 _CHUNK_LOGITS = 2**24
 
 
-class GenerationError(ValueError):
-    """A prompt or a way of sampling that cannot work."""
-
-
-def run(
-    path: Path,
-    *,
-    prompt: str = "",
-    prompt_file: str | None = None,
-    sampling: Sampling,
-) -> int:
+def run(path: Path, *, prompt: str = "", prompt_file: str | None = None, sampling: Sampling) -> int:
     """Continue `prompt`, or the text of `prompt_file` ("-": stdin), on stdout; the exit code, 0.
 
-    Raises GenerationError and what `load` raises.
+    Raises EvaluationError and what `load` raises.
     """
     text = _text(prompt, prompt_file)
     trained = load(path, default_device())
@@ -55,13 +45,11 @@ def generate(
     sampling: Sampling,
     report: Callable[[str], None],
 ) -> Iterator[str]:
-    """The text after the prompt, piece by piece as soon as it is whole UTF-8, ending before EOS.
+    """The text after the prompt, in parts as soon as each is whole UTF-8, ending before EOS.
 
     `prompt_ids` hold no BOS: it is put before them, as in training. `report` is given progress
-    lines of a long prompt. Raises GenerationError.
+    lines of a long prompt. Raises EvaluationError.
     """
-    if found := sampling.problems():
-        raise GenerationError("; ".join(found))
     text_decoder = StreamDecoder(trained.tokenizer)
     for id in prompt_ids:
         text_decoder.push(int(id))
@@ -78,7 +66,7 @@ def sampled(
 ) -> Iterator[int]:
     """The tokens, one by one, after a stream and its `logits` [V], ending before EOS.
 
-    The stream is used up. Raises GenerationError where a logit is not finite.
+    The stream is used up. Raises EvaluationError where a logit is not finite.
     """
     decoder = Decoder(trained.model, stream)
     generator = torch.Generator().manual_seed(sampling.seed)
@@ -96,12 +84,12 @@ def prefill(
 ) -> tuple[Tensor, StreamState]:
     """The logits [V] after BOS and the prompt, and the stream there.
 
-    Raises GenerationError where there is nothing to continue.
+    Raises EvaluationError where there is nothing to continue.
     """
     bos = trained.tokenizer.bos_id
     laid_out = np.concatenate([[] if bos is None else [bos], prompt_ids]).astype(np.int64)
     if not len(laid_out):
-        raise GenerationError(
+        raise EvaluationError(
             "the prompt is empty, and this run's tokenizer has no BOS to begin a text with; "
             "give a prompt"
         )
@@ -147,13 +135,18 @@ def distribution(logits: Tensor, temperature: float, top_p: float) -> Tensor:
     return nucleus / nucleus.sum()
 
 
-def _choose(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> int:
-    logits = logits.float().cpu()
+def finite(logits: Tensor) -> Tensor:
+    """The same logits. Raises EvaluationError where one is not finite."""
     if not logits.isfinite().all():
-        raise GenerationError(
-            "the model's logits are not finite: its weights or memory have overflowed; take an "
+        raise EvaluationError(
+            "the model's logits are not finite: its weights or memory have overflowed; use an "
             "earlier checkpoint"
         )
+    return logits
+
+
+def _choose(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> int:
+    logits = finite(logits).float().cpu()
     if sampling.temperature == 0:
         return int(logits.argmax())
     probabilities = distribution(logits, sampling.temperature, sampling.top_p)
@@ -168,7 +161,7 @@ def chunk_tokens(trained: Trained) -> int:
 
 
 def _text(prompt: str, prompt_file: str | None) -> str:
-    """The prompt's text. Raises GenerationError where it cannot be read or is not UTF-8."""
+    """The prompt's text. Raises EvaluationError where it cannot be read or is not UTF-8."""
     source = "--prompt" if prompt_file is None else prompt_file
     try:
         if prompt_file is None:
@@ -179,8 +172,8 @@ def _text(prompt: str, prompt_file: str | None) -> str:
             data = Path(prompt_file).read_bytes()
         return data.decode("utf-8")
     except OSError as error:
-        raise GenerationError(f"{source}: cannot be read ({error.strerror})") from None
+        raise EvaluationError(f"{source}: cannot be read ({error.strerror})") from None
     except UnicodeDecodeError as error:
-        raise GenerationError(
+        raise EvaluationError(
             f"{source}: is not UTF-8 text (byte {error.start}: {error.reason})"
         ) from None

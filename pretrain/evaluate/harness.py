@@ -18,14 +18,10 @@ from lm_eval.models.utils import normalize_gen_kwargs
 
 from pretrain.evaluate import results
 from pretrain.evaluate.generate import extended, generate
-from pretrain.evaluate.sampling import Sampling
+from pretrain.evaluate.questions import EvaluationError, Sampling
 from pretrain.trained import Trained
 
 _MEASURED = ("results", "versions", "n-shot", "n-samples", "higher_is_better")
-
-
-class HarnessError(ValueError):
-    """The harness, or a task of it, that cannot be run."""
 
 
 def run(
@@ -39,8 +35,7 @@ def run(
     """Evaluate a run or checkpoint on the harness's tasks in a directory, all where none is named.
 
     Prints the harness's table, and writes its results to `harness-STEP.json` in the run; returns
-    the exit code, 0. Nothing is downloaded. Raises HarnessError and what `open_model` and `publish`
-    raise.
+    the exit code, 0. Nothing is downloaded. Raises EvaluationError and what `open_model` raises.
     """
     for variable in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
         os.environ[variable] = "1"
@@ -80,15 +75,17 @@ def run(
 def _tasks(directory: Path, asked: Sequence[str]) -> tuple[Any, list[str]]:
     """The harness's manager of the tasks in a directory, and the names of those asked for."""
     if not directory.is_dir():
-        raise HarnessError(f"{directory}: is no directory; expected one of task files (YAML)")
+        raise EvaluationError(f"{directory}: not a directory; expected one with task files (YAML)")
     from lm_eval.tasks import TaskManager
 
     manager = TaskManager(include_path=str(directory), include_defaults=False)
     there = sorted(manager.all_tasks)
     if unknown := sorted(set(asked) - set(there)):
-        raise HarnessError(f"{directory}: has no task {', '.join(unknown)}; it has {there}")
+        raise EvaluationError(f"{directory}: has no task {', '.join(unknown)}; it has {there}")
     if not there:
-        raise HarnessError(f"{directory}: holds no task file of the harness (YAML)")
+        raise EvaluationError(
+            f"{directory}: no task file in it; expected task files (YAML) of the harness"
+        )
     return manager, sorted(asked) or there
 
 
@@ -166,7 +163,7 @@ class Streamed(TemplateLM):
 
     def _known(self, id: int | None, name: str) -> int:
         if id is None:
-            raise HarnessError(f"{self._tokenizer.path}: has no {name}, which the harness needs")
+            raise EvaluationError(f"{self._tokenizer.path}: has no {name}, which the harness needs")
         return id
 
 

@@ -18,7 +18,6 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +31,7 @@ from pretrain.data.lanes import Dataset
 from pretrain.data.packing import IGNORE, LaidOut, Packer, Span, Window
 from pretrain.evaluate import results
 from pretrain.evaluate.progress import TokenProgress, to_stderr
+from pretrain.evaluate.questions import EvaluationError
 from pretrain.evaluate.results import Report
 from pretrain.model.state import of_lanes
 from pretrain.model.transformer import Output
@@ -43,10 +43,6 @@ MEMORY, MASKED, NO_MEMORY = "memory", "masked", "none"
 _MEASURED = ("text_bytes", "total", "positions")
 _BUCKETS = 64
 _HEADINGS = {MEMORY: "with memory", MASKED: "masked", NO_MEMORY: "no memory"}
-
-
-class EvaluationError(ValueError):
-    """A model or data set that cannot be evaluated, or not as asked."""
 
 
 def run(
@@ -127,7 +123,7 @@ def evaluate(
 
 
 def table(report: Report) -> str:
-    """The report as text for people: a row a range of positions, and all of them together."""
+    """The report as text: a row per range of positions, and all of them together."""
     columns = list(report["total"]["nats"])
     compared = len(columns) == 2
     headings = [f"{'position':>19} {'tokens':>12}", *(f"{_HEADINGS[c]:>12}" for c in columns)]
@@ -230,23 +226,14 @@ def _on_host(output: Output) -> np.ndarray:
     return losses
 
 
-@dataclass(frozen=True)
-class _TokenBytes:
-    """Bytes of text that each token makes, [vocabulary]: inside a text, and as its first."""
+def _token_bytes(tokenizer: Tokenizer) -> np.ndarray:
+    """Bytes of text that each token makes, [2, vocabulary]: inside a text, and as its first.
 
-    inside: np.ndarray
-    first: np.ndarray
-
-    @classmethod
-    def of(cls, tokenizer: Tokenizer) -> _TokenBytes:
-        """Measured by decoding; a model with a dummy prefix drops the first token's space."""
-        alone = [len(tokenizer.decode_bytes([id])) for id in range(tokenizer.vocab_size)]
-        twice = [len(tokenizer.decode_bytes([id, id])) for id in range(tokenizer.vocab_size)]
-        return cls(np.subtract(twice, alone), np.array(alone))
-
-    def __call__(self, targets: np.ndarray, positions: np.ndarray) -> np.ndarray:
-        lengths: np.ndarray = np.where(positions == 0, self.first[targets], self.inside[targets])
-        return lengths
+    Measured by decoding: a model with a dummy prefix drops the first token's space.
+    """
+    alone = [len(tokenizer.decode_bytes([id])) for id in range(tokenizer.vocab_size)]
+    twice = [len(tokenizer.decode_bytes([id, id])) for id in range(tokenizer.vocab_size)]
+    return np.array([np.subtract(twice, alone), alone])
 
 
 class _Score:
@@ -264,7 +251,7 @@ class _Score:
         self._all = self._empty.copy()
         self._documents: dict[str, np.ndarray] = {}
         self._by_document = by_document
-        self._token_bytes = _TokenBytes.of(tokenizer)
+        self._token_bytes = _token_bytes(tokenizer)
         self._first = first
 
     def add(self, windows: Sequence[_Packed], losses: Sequence[np.ndarray]) -> None:
@@ -309,7 +296,7 @@ class _Score:
                     f"{positions[~finite][0]} ({_HEADINGS[column]}): the weights or the memory "
                     "have overflowed; evaluate an earlier checkpoint"
                 )
-        sizes = self._token_bytes(targets[is_target], positions)
+        sizes = self._token_bytes[np.equal(positions, 0).astype(int), targets[is_target]]
         return bucket_of(positions), np.ones_like(sizes), sizes, *nats
 
     def _numbers(self, sums: np.ndarray, text_bytes: int) -> Report:
@@ -335,7 +322,7 @@ class _Score:
                 for column, value in nats.items()
             },
             "perplexity": {
-                # Hopeless, and still a number.
+                # Capped, so that it stays finite.
                 column: math.exp(min(value / tokens, 700.0))
                 for column, value in nats.items()
                 if tokens
@@ -356,7 +343,7 @@ def bucket_of(positions: np.ndarray) -> np.ndarray:
 
 
 def _columns(trained: Trained, masked: bool) -> tuple[str, ...]:
-    if trained.config.model.memory.kind == "none":
+    if not trained.config.model.memory.traits.remembers:
         return (NO_MEMORY,)
     return (MEMORY, MASKED) if masked else (MEMORY,)
 

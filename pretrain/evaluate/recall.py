@@ -23,12 +23,14 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from data_prep.dataset import durable, shards
+from data_prep.dataset.command import TOKENS
 from data_prep.recall import tasks
 from data_prep.recall.tasks import Haystack
 from data_prep.tokenizer.contract import Tokenizer
 from pretrain.evaluate import results
+from pretrain.evaluate.generate import finite
 from pretrain.evaluate.progress import TokenProgress, to_stderr
-from pretrain.evaluate.questions import Questions
+from pretrain.evaluate.questions import EvaluationError, Questions
 from pretrain.evaluate.results import Report
 from pretrain.model.state import of_lanes
 from pretrain.model.transformer import Transformer
@@ -36,10 +38,6 @@ from pretrain.trained import Trained
 
 # Tokens of all lanes that are computed at once, unless a segment of each has more.
 _AT_ONCE = {"cpu": 2**14, "cuda": 2**18}
-
-
-class RecallError(ValueError):
-    """Questions that cannot be put to a model."""
 
 
 @dataclass(frozen=True)
@@ -86,8 +84,8 @@ def evaluate(
 
     Returns JSON-able numbers: what was asked, and `rows`, each with task, length, depth, samples,
     the mean `tokens` of the prompts, and the shares `exact` and `token_accuracy`.
-    Raises RecallError where a length is less than the task's own text has, or the model's numbers
-    are not finite.
+    Raises EvaluationError where a length is less than the task's own text has, or a logit is not
+    finite.
     """
     total = sum(asked.lengths) * len(asked.tasks) * len(asked.depths) * asked.samples
     progress = TokenProgress("recall", total, report)
@@ -113,12 +111,12 @@ def _questions(
                 task, haystack, tokenizer, length, seed=asked.seed, number=number, depth=depth
             )
             if pair is None:
-                raise RecallError(
+                raise EvaluationError(
                     f"--lengths: {length} tokens are fewer than {task} has without any filler; "
                     "ask for longer prompts"
                 )
             prompt, whole = (tokenizer.encode(text) for text in (pair.prompt, "".join(pair)))
-            # Where a piece reaches from the prompt into the answer, it belongs to the answer.
+            # A token that reaches from the prompt into the answer belongs to the answer.
             shared = min(len(prompt), len(whole))
             same = prompt[:shared] == whole[:shared]
             first = shared if same.all() else int(same.argmin())
@@ -136,7 +134,7 @@ def answers(
 ) -> list[np.ndarray]:
     """For each of `prompts` [n] the likeliest tokens at its places `first`, ..., n - 1, in order.
 
-    Each is predicted from the tokens before it. Raises RecallError where a logit is not finite.
+    Each is predicted from the tokens before it. Raises EvaluationError where a logit is not finite.
     """
     device = model.embedding.weight.device
     found: list[list[np.ndarray]] = [[] for _ in prompts]
@@ -168,13 +166,7 @@ def _padded(parts: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def _likeliest(model: Transformer, hidden: Tensor) -> np.ndarray:
-    logits = model.lm_head(hidden)
-    if not logits.isfinite().all():
-        raise RecallError(
-            "the model's logits are not finite: its weights or memory have overflowed; evaluate "
-            "an earlier checkpoint"
-        )
-    found: np.ndarray = logits.argmax(dim=-1).cpu().numpy()
+    found: np.ndarray = finite(model.lm_head(hidden)).argmax(dim=-1).cpu().numpy()
     return found
 
 
@@ -238,14 +230,14 @@ def _rows(
 
 
 def table(report: Report) -> str:
-    """The report for people: a row a task and length, a column a depth; both shares in percent."""
+    """The report as text: a row per task and length, a column per depth; both shares in percent."""
     rows = report["rows"]
     depths = list(dict.fromkeys(row["depth"] for row in rows))
     shown = ["drawn" if depth is None else f"{depth:g}" for depth in depths]
     samples = rows[0]["samples"]
     lines = [
-        f"step {report['step']}, memory {report['memory_kind']}, {samples} samples a cell: answers "
-        "that are exact / tokens that are right, in %, by depth",
+        f"step {report['step']}, memory {report['memory_kind']}, {samples} samples per cell: exact "
+        "answers / tokens that are right, in %, by depth",
         " ".join([f"{'task':<12} {'tokens':>9}", *(f"{name:>11}" for name in shown)]),
     ]
     for task, length in dict.fromkeys((row["task"], row["length"]) for row in rows):
@@ -263,12 +255,14 @@ def heat_map(report: Report) -> Figure:
     rows = [row for row in report["rows"] if row["task"] == report["rows"][0]["task"]]
     lengths = list(dict.fromkeys(row["length"] for row in rows))
     depths = list(dict.fromkeys(row["depth"] for row in rows))
-    values = np.array([row["token_accuracy"] for row in rows]).reshape(len(lengths), -1).T
-    exact = np.array([row["exact"] for row in rows]).reshape(len(lengths), -1).T
+    values, exact = (
+        np.array([row[share] for row in rows]).reshape(len(lengths), -1).T
+        for share in ("token_accuracy", "exact")
+    )
     figure = Figure(figsize=(2 + len(lengths), 1.6 + 0.5 * len(depths)), layout="constrained")
     axes = figure.add_subplot()
     image = axes.imshow(values, vmin=0, vmax=1, cmap="viridis", aspect="auto")
-    axes.set_xticks(range(len(lengths)), [_tokens(length) for length in lengths])
+    axes.set_xticks(range(len(lengths)), list(map(TOKENS.show, lengths)))
     axes.set_yticks(range(len(depths)), [f"{depth:.0%}" for depth in depths])
     for (y, x), value in np.ndenumerate(values):
         axes.text(
@@ -280,11 +274,3 @@ def heat_map(report: Report) -> Figure:
     axes.set_title(f"{rows[0]['task']}, step {report['step']}, memory {report['memory_kind']}")
     figure.colorbar(image, label="token accuracy (exact answers)")
     return figure
-
-
-def _tokens(count: int) -> str:
-    """32k, 1m: as the command line takes them, where they are whole."""
-    for unit, size in (("m", 2**20), ("k", 2**10)):
-        if count % size == 0:
-            return f"{count // size}{unit}"
-    return f"{count:,}"

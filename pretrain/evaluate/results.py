@@ -19,6 +19,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from data_prep.dataset import durable
+from pretrain.evaluate.questions import EvaluationError
 from pretrain.trained import Trained, default_device, load, run_directory_of
 
 Report = dict[str, Any]
@@ -29,21 +30,17 @@ _PROVENANCE = ("code", "written")
 _SOURCE = Path(__file__).resolve().parents[2]
 
 
-class ResultError(ValueError):
-    """Results that cannot be written."""
-
-
 def open_model(path: Path) -> Trained:
     """The model of a run or checkpoint, once it is known that results can be written into the run.
 
-    Raises ResultError and what `load` raises.
+    Raises EvaluationError and what `load` raises.
     """
     directory = run_directory_of(path)
     try:
         with tempfile.TemporaryFile(dir=directory):
             pass
     except OSError as error:
-        raise ResultError(
+        raise EvaluationError(
             f"{directory}: results cannot be written into this run directory ({error.strerror}); "
             "make it writable, or evaluate a copy of it"
         ) from None
@@ -74,22 +71,31 @@ def publish(
     """Write `name`.json into a run directory, then print the table and where the files are.
 
     `measured` are the keys of the report that hold what was found; the others say what was asked
-    of which model. `lines` become `name`.jsonl, the figure plots/`name`.png. Raises ResultError
+    of which model. `lines` become `name`.jsonl, the figure plots/`name`.png. Raises EvaluationError
     where a file cannot be written, after the whole report was printed.
     """
     report = {**report, "code": _code(), "written": datetime.now(UTC).isoformat(timespec="seconds")}
     try:
-        written = _write(directory, name, report, measured, lines, figure)
+        path = _free(directory, name, report, {*measured, *_PROVENANCE})
+        written = [path]
+        if lines is not None:
+            written.append(path.with_suffix(".jsonl"))
+            durable.write_bytes(written[-1], lines)
+        if figure is not None:
+            written.append(directory / "plots" / f"{path.stem}.png")
+            write_figure(written[-1], figure, dpi=120)
+        # The JSON last: where it is, the others are too.
+        durable.write_json(path, report)
     except OSError as error:
         print(table)
         print(json.dumps(report, indent=1, sort_keys=True, ensure_ascii=False))
-        raise ResultError(
+        raise EvaluationError(
             f"{error.filename or directory}: cannot be written ({error.strerror or error}); the "
             "whole result was printed instead"
         ) from None
     print(table)
-    for path in written:
-        print(f"written to {path}")
+    for one in written:
+        print(f"written to {one}")
 
 
 def write_figure(path: Path, figure: Figure, dpi: int = 150) -> None:
@@ -99,27 +105,6 @@ def write_figure(path: Path, figure: Figure, dpi: int = 150) -> None:
         figure.savefig(file, format="png", dpi=dpi)
 
 
-def _write(
-    directory: Path,
-    name: str,
-    report: Report,
-    measured: Collection[str],
-    lines: bytes | None,
-    figure: Figure | None,
-) -> list[Path]:
-    """The files written, the JSON last: where it is, the others are too."""
-    path = _free(directory, name, report, {*measured, *_PROVENANCE})
-    written = [path]
-    if lines is not None:
-        written.append(path.with_suffix(".jsonl"))
-        durable.write_bytes(written[-1], lines)
-    if figure is not None:
-        written.append(directory / "plots" / f"{path.stem}.png")
-        write_figure(written[-1], figure, dpi=120)
-    durable.write_json(path, report)
-    return written
-
-
 def _free(directory: Path, name: str, report: Report, found: Collection[str]) -> Path:
     """The first of NAME.json, NAME-2.json, ... without a result of another model or question."""
 
@@ -127,11 +112,9 @@ def _free(directory: Path, name: str, report: Report, found: Collection[str]) ->
         return {key: value for key, value in one.items() if key not in found}
 
     own = json.loads(json.dumps(asked(report)))  # tuples as the lists that JSON makes of them
-    for number in itertools.count(1):
-        path = directory / (f"{name}.json" if number == 1 else f"{name}-{number}.json")
-        if not path.exists() or asked(_read(path)) == own:
-            return path
-    raise AssertionError("there is always another number")
+    names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
+    paths = (directory / f"{one}.json" for one in names)
+    return next(path for path in paths if not path.exists() or asked(_read(path)) == own)
 
 
 def _read(path: Path) -> Report:

@@ -22,9 +22,9 @@ from pretrain.evaluate import results, rouge
 from pretrain.evaluate.generate import read, sampled
 from pretrain.evaluate.pairs import Pair
 from pretrain.evaluate.progress import TokenProgress, to_stderr
+from pretrain.evaluate.questions import Sampling
 from pretrain.evaluate.results import Report
-from pretrain.evaluate.sampling import Sampling
-from pretrain.model.transformer import StreamState
+from pretrain.model.stream import StreamState
 from pretrain.trained import Trained
 
 _HEADINGS = {"rouge1": "R-1", "rouge2": "R-2", "rougeL": "R-L", "overall": "Overall"}
@@ -99,7 +99,7 @@ def answers(
     """The answers, pair by pair, of each the smallest share first.
 
     What is sampled for a pair depends on the seed and its place alone, not on other pairs or
-    shares. Raises GenerationError where the model's numbers are not finite.
+    shares. Raises EvaluationError where the model's numbers are not finite.
     """
     size = sum(len(pair.document.encode()) for pair in pairs)
     progress = TokenProgress("summaries", size // 4, progress_lines)  # some bytes per token

@@ -4,34 +4,25 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
-from pathlib import Path
 
 from data_prep.dataset.settings import SettingsError
 from pretrain.config import Config
 
 
-@dataclass(frozen=True)
-class Job:
-    """A run on as many of `nodes` nodes as the scheduler gives, with `ranks` ranks on each."""
+def ranks_per_node(config: Config, nodes: str, gpus: int) -> int:
+    """The ranks on each node, for a run on `nodes` (N, or N-M) nodes with `gpus` GPUs each.
 
-    nodes: range
-    ranks: int
-    directory: Path  # absolute, of the run
-
-
-def plan(config: Config, nodes: str, gpus: int) -> Job:
-    """The job of a run on `nodes` (N, or N-M) nodes of `gpus` GPUs.
-
-    A node has `launch.ranks` ranks where that is set, else one a GPU, or one on a CPU. Raises
-    SettingsError with every problem.
+    `launch.ranks` where that is set, else one per GPU, or one on a CPU. Raises SettingsError with
+    every reason why the run cannot have any of these numbers of nodes.
     """
     problems = _directory_problems(config)
     ranks = config.launch.ranks or (gpus if config.launch.device != "cpu" else 0) or 1
     if config.launch.device == "cuda" and not gpus:
-        problems.append("launch.device: cuda, but the nodes have no GPUs; give their number a node")
+        problems.append(
+            "launch.device: cuda, but the nodes have no GPUs; give their number per node"
+        )
     elif config.launch.device != "cpu" and 0 < gpus < ranks:
-        problems.append(f"launch.ranks: {ranks} ranks a node, but a node has {gpus} GPUs")
+        problems.append(f"launch.ranks: {ranks} ranks per node, but a node has {gpus} GPUs")
     counts = _counts(nodes)
     if counts is None:
         problems.append(f"nodes: {nodes!r} is not a number N or a range N-M of 1 or more nodes")
@@ -39,7 +30,7 @@ def plan(config: Config, nodes: str, gpus: int) -> Job:
     problems += _rank_problems(config, counts, ranks)
     if problems:
         raise SettingsError(problems)
-    return Job(counts, ranks, Path(config.run.directory).absolute())
+    return ranks
 
 
 def _counts(nodes: str) -> range | None:

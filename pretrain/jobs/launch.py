@@ -1,7 +1,7 @@
-"""Ranks: found in the environment of torchrun or srun, or started here on one machine.
+"""Ranks: read from the environment of torchrun or srun, or launched here on one machine.
 
-The exit codes of `pretrain train` are listed in its help (pretrain/cli/outcome.py). torchrun makes
-a 1 of all failures: the attempt's own code is in the run directory's exit.json.
+The exit codes of `pretrain train` are listed in its help (pretrain/cli/outcome.py). torchrun turns
+every failure into 1: the attempt's exit code is in the run directory's exit.json.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ def place_in(environment: Mapping[str, str]) -> Place | None:
     """The place that a launcher gave this process; None where none did.
 
     Understood: our own launcher, torchrun (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT)
-    and srun with one task a rank (SLURM_PROCID and kin; MASTER_ADDR and MASTER_PORT from the batch
-    script). SLURM_STEP_ID is set in a step of srun alone; the batch shell has a SLURM_PROCID, too.
+    and srun with one task per rank (SLURM_PROCID and kin; the batch script sets MASTER_ADDR and
+    MASTER_PORT). Only a step of srun has SLURM_STEP_ID; the batch shell has a SLURM_PROCID, too.
     Raises SettingsError where srun's tasks cannot find each other.
     """
     env = environment
@@ -78,7 +78,7 @@ def place_in(environment: Mapping[str, str]) -> Place | None:
 
 
 def default_ranks(config: Config) -> int:
-    """One rank a GPU of this machine, or one on a CPU."""
+    """One rank per GPU of this machine, or one on a CPU."""
     if config.launch.device == "cpu":
         return 1
     import torch

@@ -12,7 +12,14 @@ from data_prep.dataset.shards import DataError, read_manifest
 from data_prep.tokenizer import tokenizer
 from data_prep.tokenizer.contract import TokenizerError
 from pretrain.checkpoint import manifest
-from pretrain.checkpoint.manifest import CHECKPOINTS, CheckpointError, Manifest, step_of
+from pretrain.checkpoint.manifest import (
+    CHECKPOINTS,
+    CheckpointError,
+    Manifest,
+    step_name,
+    step_of,
+    steps_in,
+)
 from pretrain.config import Config, ModelConfig
 
 # Settings of a model that may differ from the source's: its weights keep their meaning. A gate that
@@ -25,7 +32,7 @@ def problems(config: Config) -> list[str]:
 
     A run with a checkpoint of its own resumes from that, whatever has become of the source.
     """
-    if not config.train.start_from or _checkpoints(Path(config.run.directory)):
+    if not config.train.start_from or steps_in(Path(config.run.directory) / CHECKPOINTS):
         return []
     try:
         run_directory, found = _newest(Path(config.train.start_from))
@@ -43,13 +50,13 @@ def _newest(path: Path) -> tuple[Path, Manifest]:
     path = path.resolve()
     if step_of(path.name) is not None:
         return path.parent.parent, _manifest(path)
-    checkpoints = _checkpoints(path)
-    if not checkpoints:
+    steps = steps_in(path / CHECKPOINTS)
+    if not steps:
         raise CheckpointError(
             f"{path} has no checkpoint; expected a run directory or an imported model, with "
             f"{CHECKPOINTS}/step-... in it, or one of its checkpoints"
         )
-    return path, _manifest(checkpoints[-1])
+    return path, _manifest(path / CHECKPOINTS / step_name(steps[0]))
 
 
 def _manifest(path: Path) -> Manifest:
@@ -57,13 +64,6 @@ def _manifest(path: Path) -> Manifest:
         return manifest.read_manifest(path)[0]
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
-
-
-def _checkpoints(run_directory: Path) -> list[Path]:
-    """By name, oldest first."""
-    root = run_directory / CHECKPOINTS
-    entries = list(root.iterdir()) if root.is_dir() else []
-    return sorted(entry for entry in entries if step_of(entry.name) is not None)
 
 
 def _other_shape(theirs: ModelConfig, ours: ModelConfig) -> list[str]:

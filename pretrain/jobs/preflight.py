@@ -1,8 +1,8 @@
-"""Checks of the nodes of a job, a few seconds long: a bad node is named before it is used.
+"""Checks of the nodes of a job, in a few seconds: a bad node is reported before it is used.
 
-Each node looks at its devices and at the run directory, then all meet at the first node: what they
-report, their clocks, and the time of an exchange between neighbours are compared there. The lines
-that the first node prints are what the batch script reads:
+Each node checks its devices and the run directory, then all connect to the first node, which
+compares their reports, their clocks, and the time of an exchange between neighbours. The batch
+script reads the lines that the first node prints:
 
     preflight: bad node NAME: REASON        the node's own fault
     preflight: run directory: REASON        every node's, so no node is to blame
@@ -47,7 +47,7 @@ _BUSY_BYTES = 2 << 30
 _SMI_SECONDS = 20
 _PRODUCT_SECONDS = 0.5
 _EXCHANGE_VALUES = 1 << 20  # float32
-# Of the environment this alone is recorded: names that hold no secrets.
+# The environment variables that are recorded; they hold no secrets.
 _RECORDED = (
     *("SLURM_JOB_ID", "SLURM_RESTART_COUNT", "SLURM_JOB_PARTITION", "SLURM_JOB_NODELIST"),
     *("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME"),
@@ -108,8 +108,8 @@ def verdict(
 ) -> tuple[dict[str, list[str]], list[str]]:
     """Why each bad node is one, and what is wrong with the run directory on every node.
 
-    None is the report of a node that did not answer. A node is slow that takes more than
-    `slow_factor` times the median of all.
+    None is the report of a node that did not answer. A node is slow if it takes more than
+    `slow_factor` times the median.
     """
     answered = {node: report for node, report in reports.items() if report is not None}
     shared: list[str] = []
@@ -182,7 +182,7 @@ def _directory_problems(config: Config) -> list[str]:
         directory.mkdir(parents=True, exist_ok=True)
         durable.write_bytes(probe, b"preflight")
         if probe.read_bytes() != b"preflight":
-            return [f"{directory} does not give back what was written"]
+            return [f"{directory} returns other bytes than were written"]
         free = shutil.disk_usage(directory).free
     except OSError as error:
         return [f"{directory} cannot be written: {error.strerror}"]
@@ -193,7 +193,8 @@ def _directory_problems(config: Config) -> list[str]:
     needed = 2 * _checkpoint_bytes(config)
     if free < needed:
         return [
-            f"{directory} has {free / 1e9:.1f} GB free, two checkpoints need {needed / 1e9:.1f} GB"
+            f"{directory} has {free / 1e9:.1f} GB free, but two checkpoints need "
+            f"{needed / 1e9:.1f} GB"
         ]
     return []
 
@@ -209,8 +210,8 @@ def _host_memory_problems(needed: int) -> list[str]:
     if available >= needed:
         return []
     return [
-        f"{available / 1e9:.1f} GB of host memory are available, the copies that its ranks write "
-        f"a checkpoint from need {needed / 1e9:.1f} GB"
+        f"{available / 1e9:.1f} GB of host memory are available, but the host copies of a "
+        f"checkpoint need {needed / 1e9:.1f} GB"
     ]
 
 

@@ -1,4 +1,4 @@
-"""Everything that can be known before a rank starts, without torch: all problems at once."""
+"""What is checked before a rank is launched, without torch: all problems at once."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ def data_problems(config: Config, made_before: Sequence[Path] = ()) -> list[str]
         if len(manifest.shards) < config.data.lanes:
             problems.append(
                 f"{key}: {directory} has {len(manifest.shards)} shards for "
-                f"data.lanes={config.data.lanes}, and a lane needs one of its own; cut it into "
-                "more (data-prep reshard), or lower data.lanes"
+                f"data.lanes={config.data.lanes}, and each lane needs at least one; cut it "
+                "into more (data-prep reshard), or lower data.lanes"
             )
     first = next(iter(manifests), "")
     problems += [

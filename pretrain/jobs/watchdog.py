@@ -2,14 +2,14 @@
 
     RUN/stacks/attempt-000007/rank-00001.txt    what every rank was doing when one of them hung
 
-The rank beats when it enters a phase (start, step, save) and with each step. Where no beat comes,
-or a save in the background takes too long while steps continue, the watchdog notifies its peers by
-that directory; each has its own rank write its stacks, and some moments later kills it. It begins
-early enough that all ranks are dead when the phase's limit has passed since the last beat: 28 s
-before, or with limits below 80 s when 0.525 of the time has passed.
+The rank sends a beat when it enters a phase (start, step, save) and after each step. Where no beat
+comes, or a save in the background takes too long while steps continue, the watchdog notifies its
+peers through that directory; each makes its own rank write its stacks, and kills it soon after. It
+begins early enough that all ranks are dead when the phase's limit has passed since the last beat:
+28 s before, or with limits below 80 s when 0.525 of the time has passed.
 
-A process, since a rank may hang in C code that holds the interpreter's lock, and may be stopped.
-What counts the time touches no file: the file system may be what hangs.
+It is a process, since a rank may hang in C code that holds the interpreter's lock, or be stopped.
+The loop that measures time touches no file, since the file system may be what hangs.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ _MOMENT = 2.0  # seconds for a rank to write its stacks, and for the file system
 
 
 class WatchdogError(RuntimeError):
-    """The watchdog of this rank has died; without it a hang would never end."""
+    """The watchdog of this rank has died, so a hang would not be noticed."""
 
 
 class Watchdog:
-    """This rank's side: starts the process that watches it, and beats.
+    """This rank's side: launches the process that watches it, and sends beats.
 
-    `limits` are seconds by phase. It starts in the phase `start`.
+    `limits` are seconds by phase. The first phase is `start`.
     """
 
     def __init__(self, directory: Path, rank: int, limits: Mapping[Phase, float]) -> None:
@@ -59,10 +59,10 @@ class Watchdog:
         os.set_blocking(self._beats, False)
         # By C code in the handler itself: it needs neither the interpreter's lock nor memory.
         faulthandler.register(_DUMP_SIGNAL, file=self._stacks, all_threads=True)
-        words = json.dumps([str(directory.absolute()), rank, dict(limits), beats, stacks])
+        arguments = json.dumps([str(directory.absolute()), rank, dict(limits), beats, stacks])
         places = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "pretrain.jobs.watchdog", words],
+            [sys.executable, "-m", "pretrain.jobs.watchdog", arguments],
             pass_fds=(beats, stacks),
             env={name: value for name, value in os.environ.items() if name not in places},
             stdin=subprocess.DEVNULL,
@@ -141,14 +141,14 @@ class _Watcher:
         self._peer_hangs = threading.Event()
         # Until every peer has noticed a hang and has had its stacks written.
         self._peers_seconds = 4 * self._poll + self._moment
-        # Twice: a rank that is woken late must not meet peers that are dead. Or what a rank takes
-        # that was stopped, where each file takes its moment.
+        # Twice, so that peers of a rank that is woken late are still alive; or as long as a rank
+        # that was stopped takes, if each file takes its moment.
         self._ending_seconds = max(2 * self._peers_seconds, self._peers_seconds + 4 * self._moment)
         # From the last moment to begin with it until the last peer is dead.
         self._ahead = 3 * self._poll + self._moment + self._ending_seconds
 
     def run(self) -> None:
-        """Return when the rank has ended, by itself or here."""
+        """Return when the rank has ended, or was killed here."""
         threading.Thread(target=self._watch_peers, daemon=True).start()
         last = time.monotonic()
         while self._read_beats() and os.getppid() == self._watched:

@@ -1,11 +1,12 @@
-"""A stream taken on token by token, on a GPU as the replay of one CUDA graph."""
+"""Decoding token by token, on a GPU as the replay of one CUDA graph."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from pretrain.model.transformer import StreamState, Transformer
+from pretrain.model.stream import StreamState
+from pretrain.model.transformer import Transformer
 
 
 class Decoder:
@@ -41,7 +42,7 @@ class Decoder:
     def _captured(self) -> torch.cuda.CUDAGraph:
         """The graph of a step that attends to the whole segment.
 
-        What trying it leaves behind stands at the next token's place, and is written over by it.
+        What the trials leave in the cache is at the next token's place, which overwrites it.
         """
         device, reach = self._tokens.device, self._model.config.segment
         aside = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]

@@ -14,14 +14,14 @@ from pretrain.config import Checkpointing, ModelConfig
 from pretrain.model.pointwise import swiglu, swiglu_backward
 
 _CHUNK = 2**15
-"""Tokens whose hidden activations stand at once where they are computed again."""
+"""Tokens whose hidden activations are in memory at once where they are computed again."""
 
 
 class FeedForward(nn.Module):
     """down(silu(gate(x)) * up(x)); its weights are drawn in the constructor, see `Projection`.
 
     Without checkpointing the hidden activations are kept. Where they are not (selective, or a
-    window longer than a chunk in a block that is computed again itself), they stand for a chunk of
+    window longer than a chunk in a block that is computed again itself), they exist for a chunk of
     tokens at a time, in the forward and in the backward.
     """
 
@@ -64,25 +64,25 @@ class _InChunks(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def backward(ctx: Any, d_y: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         x, gate, up, down = ctx.saved_tensors
         precise = torch.promote_types(torch.float32, x.dtype)
-        to_x = torch.empty_like(x)
+        d_x = torch.empty_like(x)
         sums = [torch.zeros_like(weight, dtype=precise) for weight in (gate, up, down)]
         for out, rows, given in zip(
-            torch.split(to_x, _CHUNK),
+            torch.split(d_x, _CHUNK),
             torch.split(x, _CHUNK),
-            torch.split(slope, _CHUNK),
+            torch.split(d_y, _CHUNK),
             strict=True,
         ):
             opened, raised = F.linear(rows, gate), F.linear(rows, up)
-            to_opened, to_raised = swiglu_backward(given @ down, opened, raised)
-            torch.mm(to_opened, gate, out=out)
-            torch.addmm(out, to_raised, up, out=out)
+            d_opened, d_raised = swiglu_backward(given @ down, opened, raised)
+            torch.mm(d_opened, gate, out=out)
+            torch.addmm(out, d_raised, up, out=out)
             hidden = swiglu(opened, raised)
             for total, a, b in zip(
-                sums, (to_opened, to_raised, given), (rows, rows, hidden), strict=True
+                sums, (d_opened, d_raised, given), (rows, rows, hidden), strict=True
             ):
                 total += a.t() @ b
-        to_gate, to_up, to_down = (total.to(gate.dtype) for total in sums)
-        return to_x, to_gate, to_up, to_down
+        d_gate, d_up, d_down = (total.to(gate.dtype) for total in sums)
+        return d_x, d_gate, d_up, d_down

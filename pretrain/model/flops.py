@@ -10,6 +10,8 @@ from __future__ import annotations
 import torch
 
 from pretrain.config import Checkpointing, ModelConfig
+from pretrain.model.memories.kinds import attention_of
+from pretrain.model.transformer import on_meta
 
 # Dense peaks, FLOP/s in bf16, from NVIDIA's data sheets (half of the figure "with sparsity"). Names
 # are whole: a slice of a GPU (MIG) or another variant has another rate.
@@ -35,27 +37,10 @@ _PEAKS = {
 
 def forward_flops(config: ModelConfig, vocab_size: int, window: int) -> dict[str, int]:
     """FLOPs of one forward over `window` tokens of one lane, by part; their sum is the whole."""
-    layers, width, size = config.n_layers, config.d_model, config.d_head
-    heads, kv_heads = config.n_heads, config.n_kv_heads
-    full, rest = divmod(window, config.segment)
-    squares = full * config.segment**2 + rest**2
-    parts = {
-        "projections": layers * window * 2 * width * size * (2 * heads + 2 * kv_heads),
-        "local_attention": layers * 2 * 2 * squares * heads * size,
-        "feed_forward": layers * window * 2 * 3 * width * config.d_ff,
-        "output_head": window * 2 * width * vocab_size,
+    return attention_of(config.memory).flops(config, window) | {
+        "feed_forward": config.n_layers * window * 2 * 3 * config.d_model * config.d_ff,
+        "output_head": window * 2 * config.d_model * vocab_size,
     }
-    if config.memory.kind != "none":
-        # sigma(Q) M with sigma(Q) z, and sigma(K)^T V.
-        parts["memory_read"] = layers * window * 2 * heads * size * (size + 1)
-        parts["memory_write"] = layers * window * 2 * kv_heads * size * size
-    if config.memory.kind == "delta":
-        # sigma(K) z, sigma(K)^T D^-1 sigma(K), and a step of the scan a segment.
-        segments = full + (rest > 0)
-        parts["memory_delta"] = (
-            layers * 2 * kv_heads * (window * size * (size + 1) + segments * size**3)
-        )
-    return parts
 
 
 def training_flops_per_token(config: ModelConfig, vocab_size: int, window: int) -> float:
@@ -68,15 +53,13 @@ def computed_flops_per_token(
 ) -> float:
     """FLOPs of forward and backward per token of a window, with all that is computed again.
 
-    The backward reads the memory again always (and divides by Delta's z); with `selective` it
-    computes two of a feed-forward's three products again, with `full` the blocks but for the third,
-    which nothing needs. A window is taken to be no longer than a chunk of the feed-forward.
+    What the memory's backward computes again is its own to say; with `selective` a step computes
+    two of a feed-forward's three products again, with `full` the blocks but for the third, which
+    nothing needs. A window is taken to be no longer than a chunk of the feed-forward.
     """
     parts = forward_flops(config, vocab_size, window)
     whole = sum(parts.values())
-    again = parts.get("memory_read", 0)
-    if config.memory.kind == "delta":
-        again += config.n_layers * 2 * config.n_kv_heads * window * config.d_head
+    again = attention_of(config.memory).recomputed_flops(config, window)
     if checkpointing == "selective":
         again += parts["feed_forward"] * 2 // 3
     if checkpointing == "full":
@@ -89,15 +72,9 @@ def passing_flops(
 ) -> int:
     """FLOPs of forward and backward that one part of `segments` segments of a lane's window takes
     more than its share of the whole window, to pass its memories on to the other `parts`.
-
-    Linear only adds. Delta composes the segments' maps, [D, D] times [D, 2 D] each, and then all
-    parts' maps one after another.
     """
-    if config.memory.kind != "delta":
-        return 0
-    products = 2 * segments + parts
     passes = 4 if checkpointing == "full" else 3
-    return passes * config.n_layers * config.n_kv_heads * products * 2 * config.d_head**3
+    return passes * attention_of(config.memory).passing_flops(config, segments, parts)
 
 
 def peak_flops(device_name: str, dtype: torch.dtype) -> float | None:
@@ -113,9 +90,4 @@ def peak_flops(device_name: str, dtype: torch.dtype) -> float | None:
 
 def parameters(config: ModelConfig, vocab_size: int) -> int:
     """The number of weights; tied embeddings count once."""
-    width, size = config.d_model, config.d_head
-    attention = width * size * (2 * config.n_heads + 2 * config.n_kv_heads)
-    gates = config.n_heads if config.memory.kind != "none" else 0
-    block = attention + gates + 3 * width * config.d_ff + 2 * width
-    tables = 1 if config.tied_embeddings else 2
-    return config.n_layers * block + tables * vocab_size * width + width
+    return sum(parameter.numel() for parameter in on_meta(config, vocab_size).parameters())

@@ -27,23 +27,23 @@ Kernel: TypeAlias = Callable[[Tensor], Attend]
 
 
 class KernelError(ValueError):
-    """A kernel that was asked for and cannot run here."""
+    """A kernel that was requested and cannot run here."""
 
 
 @functools.cache
 def choose(
     setting: Literal["auto", "flash", "sdpa"], device_type: str, dtype: torch.dtype
 ) -> Kernel:
-    """The kernel that `model.local_attention` asks for; `auto` logs, once, what it took.
+    """The kernel that `model.local_attention` asks for; `auto` logs once what it chose.
 
-    Raises KernelError where flash-attn is asked for and cannot run.
+    Raises KernelError where flash-attn is requested and cannot run.
     """
     if setting == "sdpa":
         return sdpa
     obstacle = _flash_obstacle(device_type, dtype)
     if setting == "flash" and obstacle:
         raise KernelError(
-            f"model.local_attention: flash was asked for, but {obstacle}; "
+            f"model.local_attention: flash was requested, but {obstacle}; "
             "set it to sdpa, or to auto, which takes flash-attn where it can run"
         )
     if setting == "auto":
@@ -130,10 +130,10 @@ def attend_to_visible(queries: Tensor, keys: Tensor, values: Tensor, visible: Te
     return _masked(queries, keys, values, visible)
 
 
-def piece_offsets(starts: Tensor) -> Tensor:
-    """Ends of the pieces that attend to themselves alone, as flash-attn's `cu_seqlens`.
+def sequence_offsets(starts: Tensor) -> Tensor:
+    """Ends of the runs of tokens that attend to themselves alone, as flash-attn's `cu_seqlens`.
 
-    starts [P, N] -> int32 [pieces + 1] offsets into the P * N tokens laid end to end: 0, each
+    starts [P, N] -> int32 [runs + 1] offsets into the P * N tokens laid end to end: 0, each
     segment's end and each document's start inside a segment.
     """
     cuts = starts.clone()
@@ -143,10 +143,10 @@ def piece_offsets(starts: Tensor) -> Tensor:
 
 
 def flash(starts: Tensor) -> Attend:
-    """flash-attn: every piece of a document in a segment is one sequence of variable length."""
+    """flash-attn: what a segment holds of a document is one sequence of variable length."""
     from flash_attn import flash_attn_varlen_func
 
-    offsets = piece_offsets(starts)
+    offsets = sequence_offsets(starts)
     longest = starts.shape[1]
 
     def attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:

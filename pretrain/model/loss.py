@@ -12,7 +12,7 @@ from torch.autograd.function import once_differentiable
 IGNORE = -100
 """Target of a token that is not in the loss: the last of its document, or padding."""
 
-# Logits that stand at once. Each chunk is added to the weight's gradient, a pass over all of it,
+# Logits in memory at once. Each chunk is added to the weight's gradient, a pass over all of it,
 # which a GPU does slowly beside its products; a CPU does better in its caches.
 _CHUNK_LOGITS = {"cpu": 2**24, "cuda": 2**27}
 _LEAST_CHUNK = 64  # tokens
@@ -38,8 +38,7 @@ class OutputHead(nn.Module):
 
         They are the sum over all targets, to be differentiated, and each token's, [B, T], without
         a gradient; cross-entropy in nats, float32, 0 where the target is IGNORE, each times its
-        weight where `weights` [B, T], float32, are given. No [B, T, V] tensor ever stands in
-        memory.
+        weight where `weights` [B, T], float32, are given. No [B, T, V] tensor is ever in memory.
         """
         if targets is None:
             return F.linear(x, self.weight)
@@ -66,7 +65,7 @@ class _CrossEntropy(torch.autograd.Function):
         losses = torch.empty(targets.shape, dtype=precise, device=hidden.device)
         learning = any(ctx.needs_input_grad)
         if learning:
-            to_hidden, to_weight = torch.empty_like(hidden), torch.zeros_like(weight, dtype=precise)
+            d_hidden, d_weight = torch.empty_like(hidden), torch.zeros_like(weight, dtype=precise)
         device = "cpu" if hidden.is_cpu else "cuda"
         size = max(_LEAST_CHUNK, _CHUNK_LOGITS[device] // weight.shape[0])
         for first in range(0, len(targets), size):
@@ -78,26 +77,26 @@ class _CrossEntropy(torch.autograd.Function):
             if weights is not None:
                 losses[rows] *= weights[rows]
             if learning:
-                slope = p.scatter_add_(1, wanted, -torch.ones_like(wanted, dtype=precise))
+                d_logits = p.scatter_add_(1, wanted, -torch.ones_like(wanted, dtype=precise))
                 if weights is not None:
                     # Before it is rounded: a weight of 0.1 is none of bfloat16's numbers.
-                    slope *= weights[rows, None]
-                slope = slope.to(weight.dtype)
+                    d_logits *= weights[rows, None]
+                d_logits = d_logits.to(weight.dtype)
                 # Rows that are not in the loss are blanked where they are small.
-                to_hidden[rows] = (slope @ weight).mul_(kept[:, None])
-                _add_product(to_weight, slope.t(), hidden[rows] * kept[:, None])
+                d_hidden[rows] = (d_logits @ weight).mul_(kept[:, None])
+                _add_product(d_weight, d_logits.t(), hidden[rows] * kept[:, None])
         if learning:
-            ctx.save_for_backward(to_hidden, to_weight)
+            ctx.save_for_backward(d_hidden, d_weight)
             ctx.weight_dtype = weight.dtype
         ctx.mark_non_differentiable(losses)
         return losses.sum(), losses
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, slope: Tensor, _: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        to_hidden, to_weight = ctx.saved_tensors
+    def backward(ctx: Any, d_total: Tensor, _: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        d_hidden, d_weight = ctx.saved_tensors
         # Once alone, as the graph is freed: two of the weight's size would be the step's peak.
-        return to_hidden.mul_(slope), to_weight.mul_(slope).to(ctx.weight_dtype), None, None
+        return d_hidden.mul_(d_total), d_weight.mul_(d_total).to(ctx.weight_dtype), None, None
 
 
 def _losses(logits: Tensor, targets: Tensor, precise: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -35,8 +35,8 @@ class _RMSNorm(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, Tensor, None]:
-        return *_rms_norm_backward(slope, *ctx.saved_tensors), None
+    def backward(ctx: Any, d_normed: Tensor) -> tuple[Tensor, Tensor, None]:
+        return *_rms_norm_backward(d_normed, *ctx.saved_tensors), None
 
 
 @fused
@@ -49,14 +49,14 @@ def _rms_norm(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
 
 @fused
 def _rms_norm_backward(
-    slope: Tensor, x: Tensor, weight: Tensor, scale: Tensor
+    d_normed: Tensor, x: Tensor, weight: Tensor, scale: Tensor
 ) -> tuple[Tensor, Tensor]:
-    slope, wide = slope.to(scale.dtype), weight.to(scale.dtype)
-    product = slope * x
-    to_weight = product.flatten(0, -2).t() @ scale.flatten()
+    d_normed, wide = d_normed.to(scale.dtype), weight.to(scale.dtype)
+    product = d_normed * x
+    d_weight = product.flatten(0, -2).t() @ scale.flatten()
     along = (product @ wide)[..., None].mul_(scale.pow(3)).div_(x.shape[-1])
-    to_x = (slope * wide).mul_(scale).addcmul_(x, along, value=-1)
-    return to_x.to(x.dtype), to_weight.to(weight.dtype)
+    d_x = (d_normed * wide).mul_(scale).addcmul_(x, along, value=-1)
+    return d_x.to(x.dtype), d_weight.to(weight.dtype)
 
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
@@ -73,8 +73,8 @@ class _SwiGLU(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, Tensor]:
-        return swiglu_backward(slope, *ctx.saved_tensors)
+    def backward(ctx: Any, d_product: Tensor) -> tuple[Tensor, Tensor]:
+        return swiglu_backward(d_product, *ctx.saved_tensors)
 
 
 @fused
@@ -83,7 +83,7 @@ def _swiglu(gate: Tensor, up: Tensor) -> Tensor:
 
 
 @fused
-def swiglu_backward(slope: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
-    """The slopes at gate and up, from that at their `swiglu`."""
-    to_gate: Tensor = torch.ops.aten.silu_backward(slope * up, gate)
-    return to_gate, F.silu(gate).mul_(slope)
+def swiglu_backward(d_product: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradients of gate and up, from that of their `swiglu`."""
+    d_gate: Tensor = torch.ops.aten.silu_backward(d_product * up, gate)
+    return d_gate, F.silu(gate).mul_(d_product)

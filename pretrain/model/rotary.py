@@ -71,9 +71,9 @@ class _Rotate(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, d_turned: Tensor) -> tuple[Tensor, None, None]:
         cosine, sine = ctx.saved_tensors
-        return _turned(slope, cosine, -sine), None, None
+        return _turned(d_turned, cosine, -sine), None, None
 
 
 @fused

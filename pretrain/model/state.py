@@ -1,35 +1,43 @@
-"""The memories of all layers, as a value that batches of lanes are cut out of and put together."""
+"""What a model remembers between windows, as a value that is cut and joined by lanes."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TypeAlias
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
-from pretrain.model.memories.infini import MemoryState
+State: TypeAlias = NamedTuple
+"""The memory of one layer: a NamedTuple of tensors [lanes, ...], of any dtype, whose other sizes
+the configuration fixes. All zero is the empty memory."""
 
-ModelState: TypeAlias = tuple[MemoryState, ...]
-"""The memory of each layer, its tensors [lanes, ...]; () for a model without."""
+ModelState: TypeAlias = tuple[State, ...]
+"""The memory of each layer, in order; of the whole model where the layers have none of their own
+(see memories/contract.py)."""
+
+
+def mapped(function: Callable[[Tensor], Tensor], state: State) -> State:
+    """The state with every tensor replaced by `function` of it."""
+    return state._make(map(function, state))
 
 
 def of_lanes(state: ModelState, lanes: slice | list[int]) -> ModelState:
     """The memories of some of the lanes."""
-    return tuple(MemoryState(*(tensor[lanes] for tensor in layer)) for layer in state)
+    return tuple(mapped(lambda tensor: tensor[lanes], layer) for layer in state)
 
 
 def joined(states: Sequence[ModelState]) -> ModelState:
     """The states of several batches as one, lanes in order."""
     return tuple(
-        MemoryState(*(torch.cat(parts) for parts in zip(*layers, strict=True)))
+        layers[0]._make(torch.cat(parts) for parts in zip(*layers, strict=True))
         for layers in zip(*states, strict=True)
     )
 
 
 def detached(state: ModelState) -> ModelState:
     """The state without its history: no gradient flows into the window before."""
-    return tuple(MemoryState(*(tensor.detach() for tensor in layer)) for layer in state)
+    return tuple(mapped(Tensor.detach, layer) for layer in state)
 
 
 def without_nonfinite(state: ModelState) -> ModelState:
@@ -41,10 +49,12 @@ def without_nonfinite(state: ModelState) -> ModelState:
     if not tensors:
         return state
     finite = torch.stack([t.flatten(1).isfinite().all(dim=1) for t in tensors]).all(dim=0)
-    return tuple(
-        MemoryState(*(torch.where(_along(finite, tensor), tensor, 0.0) for tensor in layer))
-        for layer in state
-    )
+
+    def emptied(tensor: Tensor) -> Tensor:
+        lanes = finite.view(-1, *[1] * (tensor.ndim - 1))
+        return torch.where(lanes, tensor, torch.zeros_like(tensor))
+
+    return tuple(mapped(emptied, layer) for layer in state)
 
 
 def lane_tensors(state: ModelState, row: int, prefix: str = "") -> dict[str, Tensor]:
@@ -67,15 +77,9 @@ def from_lane_tensors(
     Raises KeyError where a lane lacks a tensor that `like` has.
     """
     return tuple(
-        type(layer)(
-            *(
-                torch.stack([lane[f"{prefix}{index}.{name}"] for lane in lanes]).to(tensor.device)
-                for name, tensor in zip(layer._fields, layer, strict=True)
-            )
+        layer._make(
+            torch.stack([lane[f"{prefix}{index}.{name}"] for lane in lanes]).to(tensor.device)
+            for name, tensor in zip(layer._fields, layer, strict=True)
         )
         for index, layer in enumerate(like)
     )
-
-
-def _along(lanes: Tensor, tensor: Tensor) -> Tensor:
-    return lanes.view(-1, *[1] * (tensor.ndim - 1))

@@ -1,4 +1,4 @@
-"""The Infini-Transformer: Llama's blocks with Infini-attention, a window of segments at a time.
+"""The Infini-Transformer: Llama's blocks with a segment memory, a window of segments at a time.
 
 Knows tensors and its configuration alone: no ranks, no files, no engine. Every parameter is read
 inside the forward of the module that owns it and every module runs once a forward, or once a chunk
@@ -8,7 +8,7 @@ a result, never a buffer.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -17,19 +17,14 @@ from torch.utils.checkpoint import checkpoint
 
 from pretrain.config import Checkpointing, ModelConfig
 from pretrain.model import local_attention
-from pretrain.model.attention import (
-    Continuation,
-    InfiniAttention,
-    OpenSegment,
-    Window,
-)
 from pretrain.model.feed_forward import FeedForward
 from pretrain.model.loss import OutputHead
-from pretrain.model.memories import infini, infini_backend
-from pretrain.model.memories.infini import MemoryState
-from pretrain.model.memories.infini_parallel import Parts
+from pretrain.model.memories.contract import Attended, Attention, Carried
+from pretrain.model.memories.kinds import attention_of
 from pretrain.model.pointwise import RMSNorm
 from pretrain.model.state import ModelState
+from pretrain.model.stream import OpenSegment, StreamState
+from pretrain.model.window import Continuation, Parts, Window
 
 _CHUNK = 2**15
 """Tokens of all lanes on which a block that is computed again works at once.
@@ -45,51 +40,31 @@ class Output(NamedTuple):
     logits: Tensor | None
     """[B, T, V]; None where targets were given."""
     loss: Tensor | None
-    """The sum of the losses, to be differentiated; None without targets."""
+    """The sum of the losses, the memory's own included, to be differentiated; None without
+    targets."""
     losses: Tensor | None
     """[B, T] float32, in nats, 0 where ignored, without a gradient; None without targets."""
     state: ModelState
     """The memory after the window, with its gradient."""
 
 
-class StreamState(NamedTuple):
-    """What generation keeps, of constant size at any length."""
-
-    filled: int
-    """Tokens of the open segment."""
-    layers: tuple[OpenSegment, ...]
-
-    def copied(self) -> StreamState:
-        """The same in tensors of its own, so that a text can be gone on with in two ways."""
-        return self._replace(layers=tuple(layer.copied() for layer in self.layers))
-
-
 class Block(nn.Module):
-    """Infini-attention and feed-forward, each added to the residual stream after RMSNorm."""
+    """Attention and feed-forward, each added to the residual stream after RMSNorm."""
 
     def __init__(self, config: ModelConfig, checkpointing: Checkpointing) -> None:
         super().__init__()
         self.attention_norm = RMSNorm(config.d_model, config.norm_eps)
-        self.attention = InfiniAttention(config)
+        self.attention = attention_of(config.memory)(config)
         self.feed_forward_norm = RMSNorm(config.d_model, config.norm_eps)
         self.feed_forward = FeedForward(config, checkpointing)
 
     def forward(
-        self,
-        x: Tensor,
-        state: MemoryState | OpenSegment | None,
-        *,
-        layout: Window | Continuation,
-        read_memory: bool = True,
-        initial: MemoryState | None = None,
-    ) -> tuple[Tensor, MemoryState | OpenSegment | None]:
-        """x [B, T, d_model] -> the same shape, and the attention's state after it."""
-        normed = self.attention_norm(x)
-        attended, state = self.attention(
-            normed, state, layout=layout, read_memory=read_memory, initial=initial
-        )
-        x = x + attended
-        return x + self.feed_forward(self.feed_forward_norm(x)), state
+        self, x: Tensor, past: Carried | OpenSegment, layout: Window | Continuation
+    ) -> Attended:
+        """x [B, T, d_model] -> the same shape; see `Attention.forward`."""
+        attended: Attended = self.attention(self.attention_norm(x), past, layout)
+        x = x + attended.output
+        return attended._replace(output=x + self.feed_forward(self.feed_forward_norm(x)))
 
 
 class TokenEmbedding(nn.Embedding):
@@ -126,12 +101,24 @@ class Transformer(nn.Module):
 
     def initial_state(self, lanes: int, device: torch.device | str) -> ModelState:
         """The empty memory of every layer, for `lanes` lanes."""
-        if self.config.memory.kind == "none":
-            return ()
-        dtype = torch.promote_types(torch.float32, self.embedding.weight.dtype)
-        heads, size = self.config.n_kv_heads, self.config.d_head
-        return tuple(
-            infini.empty(lanes, heads, size, torch.device(device), dtype) for _ in self.layers
+        like = self.embedding.weight.new_empty(0, device=device)
+        return tuple(layer.attention.empty(lanes, like) for layer in self._blocks())
+
+    def metrics(self, state: ModelState) -> dict[str, list[float]]:
+        """What the log shows of the memory, by name, a number a layer; see `Attention.metrics`."""
+        found: dict[str, list[float]] = {}
+        for layer, memory in zip(self._blocks(), state, strict=True):
+            for name, value in layer.attention.metrics(memory).items():
+                found.setdefault(name, []).append(float(value))
+        return found
+
+    def gates(self) -> frozenset[str]:
+        """The names of the parameters that are gates; see `Attention.gates`."""
+        return frozenset(
+            f"{name}.{gate}"
+            for name, module in self.named_modules()
+            if isinstance(module, Attention)
+            for gate in module.gates
         )
 
     def forward(
@@ -156,97 +143,96 @@ class Transformer(nn.Module):
         it. `initial` is the memory, a constant, that documents which start in the window begin
         with, and read from the next segment on; None: the empty one.
         """
-        x, new_state = self.hidden(tokens, starts, state, read_memory, parts, initial)
+        x, after, auxiliary = self._hidden(tokens, starts, state, read_memory, parts, initial)
         if targets is None:
-            return Output(self.lm_head(x), None, None, new_state)
+            return Output(self.lm_head(x), None, None, after)
         loss, losses = self.lm_head(x, targets, weights)
-        return Output(None, loss, losses, new_state)
+        return Output(None, loss if auxiliary is None else loss + auxiliary, losses, after)
 
     def hidden(
+        self, tokens: Tensor, starts: Tensor, state: ModelState
+    ) -> tuple[Tensor, ModelState]:
+        """What the output head is given, [B, T, d_model], and the memory after; as `forward`."""
+        x, after, _ = self._hidden(tokens, starts, state, True, None, None)
+        return x, after
+
+    def _hidden(
         self,
         tokens: Tensor,
         starts: Tensor,
         state: ModelState,
-        read_memory: bool = True,
-        parts: Parts | None = None,
-        initial: ModelState | None = None,
-    ) -> tuple[Tensor, ModelState]:
-        """What the output head is given, [B, T, d_model], and the memory after; as `forward`."""
+        read_memory: bool,
+        parts: Parts | None,
+        initial: ModelState | None,
+    ) -> tuple[Tensor, ModelState, Tensor | None]:
         # A forgotten state would otherwise train a model without memory, in silence.
-        remembers = self.config.memory.kind != "none"
-        assert len(state) == (len(self.layers) if remembers else 0), "initial_state gives a state"
+        assert len(state) == len(self.layers), "initial_state gives a state"
         x = self.embedding(tokens)
-        layouts = self._layouts(starts, x.dtype, parts)
-        after, without = [], (None,) * len(self.layers)
-        memories = zip(self.layers, state or without, initial or without, strict=True)
-        for layer, before, first in memories:
-            x, carried = self._layer(layer, x, before, layouts, read_memory, first)
-            after.append(carried)
-        return self.norm(x), tuple(carried for carried in after if carried is not None)
+        windows = self._windows(starts, x.dtype, read_memory, parts)
+        first = initial or (None,) * len(state)
+        pasts = [Carried(*pair) for pair in zip(state, first, strict=True)]
+        x, after, auxiliary = self.stack(x, pasts, windows)
+        return self.norm(x), after, auxiliary
 
-    def _layouts(self, starts: Tensor, dtype: torch.dtype, parts: Parts | None) -> list[Window]:
-        """That of the window; or those of the chunks in which a long one goes through a layer."""
-        device = starts.device.type
-        kernel = local_attention.choose(self.config.local_attention, device, dtype)
-        products = infini_backend.choose(
-            self.config.memory.kernel, device, dtype, self.config.d_head
-        )
+    def _windows(
+        self, starts: Tensor, dtype: torch.dtype, read_memory: bool, parts: Parts | None
+    ) -> list[Window]:
+        """That of all tokens; or those of the chunks in which a long one goes through a layer."""
+        kernel = local_attention.choose(self.config.local_attention, starts.device.type, dtype)
         lanes, tokens = starts.shape
         # Parts compose their maps of the memory over all that they hold, so they stay whole.
         if self.checkpointing == "full" and torch.is_grad_enabled() and parts is None:
             segments = max(1, _CHUNK // lanes // self.config.segment)
             tokens = min(tokens, segments * self.config.segment)
+        passing = parts if self.config.memory.traits.remembers else None
         return [
-            Window.of(chunk, self.config, kernel, dtype, products, parts)
+            Window.of(chunk, self.config, kernel, dtype, read_memory, passing)
             for chunk in torch.split(starts, tokens, dim=1)
         ]
 
-    def _layer(
-        self,
-        layer: nn.Module,
-        x: Tensor,
-        state: MemoryState | None,
-        layouts: Sequence[Window],
-        read_memory: bool,
-        initial: MemoryState | None,
-    ) -> tuple[Tensor, MemoryState | None]:
-        """The layer over the window, chunk after chunk: the memory passes between them."""
-        if len(layouts) == 1:
-            return self._block(layer, x, state, layouts[0], read_memory, initial)
-        done = []
-        for chunk, layout in zip(torch.split(x, layouts[0].tokens, dim=1), layouts, strict=True):
-            chunk, state = self._block(layer, chunk, state, layout, read_memory, initial)
-            done.append(chunk)
-        return torch.cat(done, dim=1), state
+    def stack(
+        self, x: Tensor, pasts: Sequence[Carried], windows: Sequence[Window]
+    ) -> tuple[Tensor, ModelState, Tensor | None]:
+        """All layers over x [B, T, d_model]: the same shape, the memory after it, and the sum of
+        the memory's own losses, None where it has none."""
+        after, losses = [], []
+        for layer, past in zip(self.layers, pasts, strict=True):
+            x, state, auxiliary = self._layer(layer, x, past, windows)
+            after.append(state)
+            losses.append(auxiliary)
+        return x, tuple(after), _sum(losses)
 
-    def _block(
-        self,
-        layer: nn.Module,
-        x: Tensor,
-        state: MemoryState | None,
-        layout: Window,
-        read_memory: bool,
-        initial: MemoryState | None,
-    ) -> tuple[Tensor, MemoryState | None]:
+    def _layer(
+        self, layer: nn.Module, x: Tensor, past: Carried, windows: Sequence[Window]
+    ) -> Attended:
+        """The layer over the window, chunk after chunk: the memory passes between them."""
+        if len(windows) == 1:
+            return self._block(layer, x, past, windows[0])
+        outputs, losses = [], []
+        for chunk, window in zip(torch.split(x, windows[0].tokens, dim=1), windows, strict=True):
+            output, state, auxiliary = self._block(layer, chunk, past, window)
+            past = past._replace(before=state)
+            outputs.append(output)
+            losses.append(auxiliary)
+        return Attended(torch.cat(outputs, dim=1), past.before, _sum(losses))
+
+    def _block(self, layer: nn.Module, x: Tensor, past: Carried, window: Window) -> Attended:
         if self.checkpointing != "full" or not torch.is_grad_enabled():
-            result = layer(x, state, layout=layout, read_memory=read_memory, initial=initial)
+            attended: Attended = layer(x, past, window)
         else:
-            result = checkpoint(
-                layer,
-                x,
-                state,
-                layout=layout,
-                read_memory=read_memory,
-                initial=initial,
-                use_reentrant=False,
-                preserve_rng_state=False,
+            attended = checkpoint(
+                layer, x, past, window, use_reentrant=False, preserve_rng_state=False
             )
-        hidden, carried = result
-        return hidden, carried
+        return attended
+
+    def _blocks(self) -> Iterator[Block]:
+        for layer in self.layers:
+            assert isinstance(layer, Block)
+            yield layer
 
     def open_stream(self, lanes: int, device: torch.device | str) -> StreamState:
         """The state before the first token of one document in each of `lanes` lanes."""
-        memories = self.initial_state(lanes, device) or (None,) * len(self.layers)
+        memories = self.initial_state(lanes, device)
         like = self.embedding.weight.new_empty(0, device=device)
         return StreamState(
             0, tuple(OpenSegment.empty(one, lanes, self.config, like) for one in memories)
@@ -256,9 +242,9 @@ class Transformer(nn.Module):
     def extend(self, tokens: Tensor, stream: StreamState) -> tuple[Tensor, StreamState]:
         """The logits [B, n, V] of the next tokens [B, n], n > 0, of each lane's document.
 
-        Equal to the whole document's logits, whatever the chunks it comes in. Whole segments go
-        through in parallel; a caller bounds their number by the length of its chunks. The stream
-        that was given is used up: what it holds is written in place.
+        Equal to the whole document's logits, whatever the chunks it comes in. Whole segments are
+        computed in parallel; a caller bounds their number by the length of its chunks. The stream
+        that was given must not be used again: what it holds is written in place.
         """
         segment = self.config.segment
         logits = []
@@ -276,12 +262,11 @@ class Transformer(nn.Module):
 
     def _whole_segments(self, tokens: Tensor, stream: StreamState) -> Tensor:
         """Their logits; the memory is written in place."""
-        state = tuple(layer.memory for layer in stream.layers if layer.memory is not None)
+        state = tuple(layer.memory for layer in stream.layers)
         # An empty memory reads as 0, so the document's start needs no mark.
         output: Output = self(tokens, torch.zeros_like(tokens, dtype=torch.bool), state)
-        for before, after in zip(state, output.state, strict=True):
-            for part, new in zip(before, after, strict=True):
-                part.copy_(new)
+        for layer, after in zip(stream.layers, output.state, strict=True):
+            layer.remember(after)
         assert output.logits is not None
         return output.logits
 
@@ -289,14 +274,14 @@ class Transformer(nn.Module):
     def step(self, tokens: Tensor, places: Tensor, stream: StreamState, reach: int) -> Tensor:
         """The logits [B, n, V] of tokens [B, n] at `places` [n], int64, of the open segment.
 
-        Writes their keys and values into the stream, which `counted` then takes on. They attend
-        to the segment's first `reach` places, as far as something stands there at or before their
-        own: with the whole segment as reach every step is the same work on the same tensors.
+        Writes their keys and values into the stream, which `counted` then moves past them. They
+        attend to those of the segment's first `reach` places that are at or before their own: with
+        the whole segment as reach every step is the same work on the same tensors.
         """
         x = self.embedding(tokens)
         layout = Continuation.of(places, reach, self.config, x.dtype)
         for layer, segment in zip(self.layers, stream.layers, strict=True):
-            x, _ = layer(x, segment, layout=layout)
+            x = layer(x, segment, layout).output
         logits: Tensor = self.lm_head(self.norm(x))
         return logits
 
@@ -306,7 +291,17 @@ class Transformer(nn.Module):
         filled = stream.filled + count
         if filled < self.config.segment:
             return stream._replace(filled=filled)
-        for layer, segment in zip(self.layers, stream.layers, strict=True):
-            assert isinstance(layer, Block)
+        for layer, segment in zip(self._blocks(), stream.layers, strict=True):
             layer.attention.close(segment)
         return stream._replace(filled=0)
+
+
+def on_meta(config: ModelConfig, vocab_size: int) -> Transformer:
+    """The model without its numbers: names, shapes and sizes of what it holds."""
+    with torch.device("meta"):
+        return Transformer(config, vocab_size)
+
+
+def _sum(losses: Sequence[Tensor | None]) -> Tensor | None:
+    found = [loss for loss in losses if loss is not None]
+    return torch.stack(found).sum() if found else None

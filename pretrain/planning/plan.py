@@ -1,4 +1,4 @@
-"""What a run will need and how long it will take, computed before any GPU is asked for.
+"""What a run will need and how long it will take, computed before any GPU is requested.
 
 Memory and FLOPs are counted; speed follows from data sheets and two assumed shares, which are
 printed beside it. Nothing here was measured on a GPU.
@@ -9,15 +9,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
+from torch import nn
 
 from data_prep.dataset.settings import SettingsError
 from pretrain.config import Config
 from pretrain.model import flops
-from pretrain.model.transformer import Transformer
+from pretrain.model.memories.kinds import attention_of
+from pretrain.model.transformer import on_meta
 from pretrain.planning.simulate import Activations, Simulation, activations, simulate
 from pretrain.trained import PRECISIONS
-from pretrain.training.engine import BUCKET_ELEMENTS, PERSISTENT_ELEMENTS
+from pretrain.training.engine import BUCKET_ELEMENTS, PERSISTENT_ELEMENTS, PREFETCH_ELEMENTS
 
 # Not counted: CUDA's context, NCCL's buffers, what the allocator cannot use between tensors.
 _FILLED = 0.9
@@ -48,7 +49,7 @@ GPUS = {
 
 @dataclass(frozen=True)
 class Cluster:
-    """What is asked for, and the share of the GPUs' peak that is assumed."""
+    """The GPUs that are planned for, and the share of the GPUs' peak that is assumed."""
 
     gpu: Gpu
     nodes: int
@@ -82,7 +83,7 @@ class Memory:
     held: Mapping[str, int]
     """ZeRO-3's own between steps: the same parts as Engine.held."""
     gathered: int
-    """Weights that stand whole at a time, at most."""
+    """Weights that are gathered at a time, at most, and the buffer they arrive in."""
     activations: Activations
     states: int
     """The lanes' memories, before the step and after it."""
@@ -151,9 +152,9 @@ class Plan:
         return self.config.lanes_a_rank(ranks) // _micro_batch(self.config, ranks)
 
 
-def make(config: Config, vocab_size: int, asked: Cluster, simulated: bool) -> Plan:
+def make(config: Config, vocab_size: int, gpus: Cluster, simulated: bool) -> Plan:
     """The plan of a run. Raises SettingsError where it cannot start on so many ranks."""
-    ranks = asked.ranks
+    ranks = gpus.ranks
     problems = config.rank_problems(ranks)
     if config.zero.stage != 3:
         problems.append(f"zero.stage: the plan counts ZeRO-3, found {config.zero.stage}; set it 3")
@@ -179,7 +180,7 @@ def make(config: Config, vocab_size: int, asked: Cluster, simulated: bool) -> Pl
     passed = passed_bytes(config, ranks)
     return Plan(
         config,
-        asked,
+        gpus,
         vocab_size,
         flops.parameters(shape, vocab_size),
         memory(config, vocab_size, ranks),
@@ -193,16 +194,16 @@ def make(config: Config, vocab_size: int, asked: Cluster, simulated: bool) -> Pl
 
 def memory(config: Config, vocab_size: int, ranks: int) -> Memory:
     """Bytes that a rank of ZeRO-3 needs."""
-    sizes = _parameter_sizes(config, vocab_size)
+    model = on_meta(config.model, vocab_size)
+    sizes, of_blocks = _sizes(model), _large(_sizes(model.layers))
     width = PRECISIONS[config.train.precision].itemsize
     share = sum(-(-size // ranks) for size in sizes)
     whole = sum(sizes)
-    gathered = min(
-        sum(size for size in sizes if size > PERSISTENT_ELEMENTS),
-        config.zero.live_parameters + max(sizes),
-    )
-    shape, lanes = config.model, config.lanes_a_rank(ranks)
-    state = shape.n_layers * shape.n_kv_heads * shape.d_head * (shape.d_head + 1) * 4
+    gathered = min(sum(_large(sizes)), config.zero.live_parameters + max(sizes))
+    # Weights that are gathered together arrive in one buffer. All of them are copied out of it when
+    # the first is used, and it lives until the last is. Only the blocks' buffers count: other
+    # weights are used where fewer activations are alive.
+    copied = min(sum(of_blocks), PREFETCH_ELEMENTS + max(of_blocks, default=0))
     return Memory(
         {
             "weights": share * width,
@@ -211,9 +212,9 @@ def memory(config: Config, vocab_size: int, ranks: int) -> Memory:
             "bucket": min(BUCKET_ELEMENTS, whole) * width,
             "optimizer": share * 3 * 4,
         },
-        gathered * width,
+        (gathered + copied) * width,
         activations(config, vocab_size, _micro_batch(config, ranks)),
-        0 if shape.memory.kind == "none" else (4 if config.data.preface else 2) * lanes * state,
+        (4 if config.data.preface else 2) * _state_bytes(config, ranks),
     )
 
 
@@ -224,7 +225,7 @@ def sent_bytes(config: Config, vocab_size: int, ranks: int) -> float:
     may stay in between) and reduces every gradient; a step gathers the small parameters once. A
     preface's forward gathers the weights once more.
     """
-    sizes = _parameter_sizes(config, vocab_size)
+    sizes = _sizes(on_meta(config.model, vocab_size))
     padded = [(size, -(-size // ranks) * ranks) for size in sizes]
     large = sum(pad for size, pad in padded if size > PERSISTENT_ELEMENTS)
     small = sum(pad for size, pad in padded if size <= PERSISTENT_ELEMENTS)
@@ -243,27 +244,36 @@ def passed_bytes(config: Config, ranks: int) -> float:
     A layer's float32 states are gathered in the forward, again where a block is computed again, and
     in a preface's forward; their gradients are reduced. Free of the window's length.
     """
-    shape, others = config.model, config.parallel.sequence - 1
-    lanes = config.lanes_a_rank(ranks)
-    if shape.memory.kind == "none":
+    memory = config.model.memory
+    if not memory.traits.remembers:
         return 0.0
-    size = shape.d_head * (2 if shape.memory.kind == "delta" else 1) + 1
-    state = shape.n_layers * shape.n_kv_heads * shape.d_head * size * 4
+    passed = 4 * attention_of(memory).passed_numbers(config.model)
+    others, lanes = config.parallel.sequence - 1, config.lanes_a_rank(ranks)
     times = 3 if config.train.activation_checkpointing == "full" else 2
     times += bool(config.data.preface)
     # And, once a window, whether a document starts in a rank's part: a byte.
-    return float(others * lanes * (times * state + 1))
+    return float(others * lanes * (times * passed + 1))
 
 
 def _micro_batch(config: Config, ranks: int) -> int:
     return config.train.micro_batch or config.lanes_a_rank(ranks)
 
 
-def _parameter_sizes(config: Config, vocab_size: int) -> list[int]:
+def _sizes(module: nn.Module) -> list[int]:
     """Elements of each parameter."""
-    with torch.device("meta"):
-        model = Transformer(config.model, vocab_size)
-    return [parameter.numel() for parameter in model.parameters()]
+    return [parameter.numel() for parameter in module.parameters()]
+
+
+def _large(sizes: list[int]) -> list[int]:
+    """Of the parameters that are gathered for their use and released after it."""
+    return [size for size in sizes if size > PERSISTENT_ELEMENTS]
+
+
+def _state_bytes(config: Config, ranks: int) -> int:
+    """Of the memories of a rank's lanes."""
+    model = on_meta(config.model, 1).to(PRECISIONS[config.train.precision])
+    state = model.initial_state(config.lanes_a_rank(ranks), "meta")
+    return sum(tensor.nbytes for layer in state for tensor in layer)
 
 
 def warnings(plan: Plan) -> list[str]:
@@ -310,13 +320,13 @@ def _relief(plan: Plan) -> str:
 
 def lines(plan: Plan) -> list[str]:
     """The plan for people; the last line is `summary`."""
-    told = [*_shape_lines(plan), "", *_memory_lines(plan), "", *_time_lines(plan)]
+    shown = [*_shape_lines(plan), "", *_memory_lines(plan), "", *_time_lines(plan)]
     if plan.simulation is not None:
-        told += ["", *_simulation_lines(plan, plan.simulation)]
+        shown += ["", *_simulation_lines(plan, plan.simulation)]
     warned = warnings(plan)
     if warned:
-        told += ["", "warnings", *(f"  - {warning}" for warning in warned)]
-    return [*told, "", summary(plan)]
+        shown += ["", "warnings", *(f"  - {warning}" for warning in warned)]
+    return [*shown, "", summary(plan)]
 
 
 def _shape_lines(plan: Plan) -> list[str]:
@@ -341,7 +351,11 @@ def _memory_lines(plan: Plan) -> list[str]:
     rows = [
         ("weights", held["weights"], "a rank's share"),
         ("small weights", held["persistent"], "whole, they stay gathered"),
-        ("gathered weights", plan.memory.gathered, "whole for a time, at most"),
+        (
+            "gathered weights",
+            plan.memory.gathered,
+            "whole for a time, at most, with the buffer they arrive in",
+        ),
         ("gradients", held["gradients"], "float32, a rank's share"),
         ("gradient bucket", held["bucket"], "being reduced"),
         ("optimizer", held["optimizer"], "float32 masters and AdamW's moments, a rank's share"),
@@ -360,22 +374,22 @@ def _memory_lines(plan: Plan) -> list[str]:
 def _time_lines(plan: Plan) -> list[str]:
     share, bandwidth = plan.cluster.peak_share, plan.cluster.bandwidth
     sequence = plan.config.parallel.sequence
-    told = [
-        "a step of a GPU (computed; no GPU was at hand)",
+    shown = [
+        "a step of a GPU (computed; nothing was measured)",
         f"  {plan.useful_flops:.3g} useful FLOPs, {plan.computed_flops:.3g} with what is computed "
         "again",
         f"  {_size(plan.sent)} sent at most, {plan.send_seconds:.1f} s at {_LINK_SHARE:.0%} "
         f"(assumed) of {bandwidth / 1e9:.0f} GB/s (data sheet)",
     ]
     if sequence > 1:
-        told.append(
+        shown.append(
             f"  of that {_size(plan.passed)} between the {sequence} ranks that share a window, "
             "whatever its length"
         )
     if plan.compute_seconds is None or plan.peak is None:
-        return told
+        return shown
     return [
-        *told,
+        *shown,
         f"  {plan.compute_seconds:.1f} s at {share:.0%} (assumed) of {plan.peak / 1e12:.0f} "
         "TFLOP/s (data sheet), all that is computed counted",
         "  between: all sending hidden behind computing, and none of it; what is not a matrix "
@@ -419,9 +433,9 @@ def _between(low: str, high: str) -> str:
     return low if low == high else f"{low} to {high}"
 
 
-def run(config: Config, vocab_size: int, asked: Cluster, simulated: bool) -> int:
+def run(config: Config, vocab_size: int, gpus: Cluster, simulated: bool) -> int:
     """Print the plan; the exit code, 1 where it does not fit."""
-    plan = make(config, vocab_size, asked, simulated)
+    plan = make(config, vocab_size, gpus, simulated)
     print("\n".join(lines(plan)))
     return int(plan.needed > plan.cluster.gpu.memory)
 

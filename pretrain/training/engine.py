@@ -26,9 +26,10 @@ from torch import Tensor, nn
 from pretrain.checkpoint.load import Checkpoint
 from pretrain.checkpoint.pieces import Piece
 from pretrain.config import Config
+from pretrain.model.memories.kinds import is_gate
 from pretrain.model.state import ModelState
 from pretrain.model.transformer import Output, Transformer
-from pretrain.training.optim import is_gate, parameter_groups
+from pretrain.training.optim import parameter_groups
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 _KINDS = ("param", *_MOMENTS)
@@ -38,7 +39,7 @@ BUCKET_ELEMENTS = 200_000_000
 PERSISTENT_ELEMENTS = 100_000
 # ZeRO-3: so many elements are gathered ahead of their use, and the parameter that fills them up:
 # while one matrix is multiplied the next one is under way, however large.
-_PREFETCH_ELEMENTS = 50_000_000
+PREFETCH_ELEMENTS = 50_000_000
 
 
 def cache_directory() -> Path:
@@ -120,7 +121,7 @@ def deepspeed_settings(config: Config, ranks: int, parameters: int) -> dict[str,
             "reduce_bucket_size": bucket,
             "allgather_bucket_size": bucket,
             "stage3_param_persistence_threshold": PERSISTENT_ELEMENTS,
-            "stage3_prefetch_bucket_size": _PREFETCH_ELEMENTS,
+            "stage3_prefetch_bucket_size": PREFETCH_ELEMENTS,
             "stage3_max_live_parameters": config.zero.live_parameters,
             "stage3_max_reuse_distance": config.zero.live_parameters,
         },
@@ -162,9 +163,12 @@ class Engine:
         with deepspeed.zero.Init(config_dict_or_path=settings, enabled=self._stage == 3):
             model = build()
         shapes = {name: _shape(parameter) for name, parameter in model.named_parameters()}
+        self._gates = model.gates()
         self._adamw = torch.optim.AdamW(
             parameter_groups(
-                ((name, p, len(shapes[name])) for name, p in model.named_parameters()), config.optim
+                ((name, p, len(shapes[name])) for name, p in model.named_parameters()),
+                self._gates,
+                config.optim,
             ),
             betas=(config.optim.beta1, config.optim.beta2),
             eps=config.optim.eps,
@@ -246,7 +250,7 @@ class Engine:
 
         found = []
         for name, parameter in self._parameters.items():
-            if is_gate(name):
+            if name in self._gates:
                 whole = safe_get_full_fp32_param(parameter) if self._stage else parameter
                 found.append(whole.detach().float().cpu())
         return found
@@ -286,7 +290,9 @@ class Engine:
         """
         stored = checkpoint.names()
         own = {f"{name}/param": tuple(shape) for name, shape in self._shapes.items()}
-        taken = [name for name in self._shapes if f"{name}/param" in stored or not is_gate(name)]
+        taken = [
+            name for name in self._shapes if f"{name}/param" in stored or name not in self._gates
+        ]
         others = {
             name: shape
             for name, shape in stored.items()

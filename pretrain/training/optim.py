@@ -6,40 +6,34 @@ Nothing here has a state to save: a resumed run computes the rate of step k from
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from typing import Any
 
 from torch import nn
 
 from pretrain.config import OptimConfig
 
-GATE = "gate"
-
-
-def is_gate(name: str) -> bool:
-    """Whether the parameter of this name holds the gates beta of equation (10)."""
-    return name.rsplit(".", 1)[-1] == GATE
-
 
 def parameter_groups(
-    parameters: Iterable[tuple[str, nn.Parameter, int]], config: OptimConfig
+    parameters: Iterable[tuple[str, nn.Parameter, int]], gates: Container[str], config: OptimConfig
 ) -> list[dict[str, Any]]:
     """AdamW's groups: decayed matrices, undecayed vectors, undecayed gates with their own rate.
 
-    `parameters` yields name, parameter and number of dimensions (a ZeRO-3 parameter is flat, so
-    its own cannot be asked). Empty groups are left out. Every group's `peak` is its peak rate. The
-    gates need a rate of their own: with the model's they hardly leave their initial value.
+    `parameters` yields name, parameter and number of dimensions (a ZeRO-3 parameter is flat, so its
+    own cannot be asked); `gates` holds the names of the gates. Empty groups are left out. Every
+    group's `peak` is its peak rate. The gates need a rate of their own: with the model's they
+    hardly leave their initial value.
     """
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
-    gates: list[nn.Parameter] = []
+    gated: list[nn.Parameter] = []
     for name, parameter, dimensions in parameters:
-        kind = gates if is_gate(name) else decayed if dimensions >= 2 else plain
-        kind.append(parameter)
+        group = gated if name in gates else decayed if dimensions >= 2 else plain
+        group.append(parameter)
     groups = [
         {"params": decayed, "peak": config.lr, "weight_decay": config.weight_decay},
         {"params": plain, "peak": config.lr, "weight_decay": 0.0},
-        {"params": gates, "peak": config.gate_lr, "weight_decay": 0.0},
+        {"params": gated, "peak": config.gate_lr, "weight_decay": 0.0},
     ]
     return [{**group, "lr": 0.0} for group in groups if group["params"]]
 

@@ -104,7 +104,7 @@ class Reporter:
 
     def memory_norms(self, memory: ModelState) -> list[float]:
         """Root mean square over all lanes of the Frobenius norm of M, a number a layer."""
-        squares = [float(layer.matrix.double().square().sum()) for layer in memory]
+        squares = self._engine.module.metrics(memory).get("memory_norm", [])
         sums = self._sum_of_lanes(squares) if squares else []
         return [math.sqrt(square / self._config.data.lanes) for square in sums]
 

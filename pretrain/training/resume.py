@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,23 +24,20 @@ from pretrain.trained import locate
 from pretrain.training import run_state
 from pretrain.training.data import RunData
 from pretrain.training.engine import Engine
-from pretrain.training.parallel import Share
 from pretrain.training.run_state import RunState
 
 _log = logging.getLogger("pretrain.training.resume")
 
 
+@dataclass(frozen=True)
 class Resumer:
     """Finds what a run begins with on this rank: weights for `engine`, and its state."""
 
-    def __init__(
-        self, config: Config, data: RunData, engine: Engine, share: Share, ranks: Ranks
-    ) -> None:
-        self._config = config
-        self._data = data
-        self._engine = engine
-        self._lanes = share.lanes
-        self._ranks = ranks
+    config: Config
+    data: RunData
+    engine: Engine
+    lanes: range
+    ranks: Ranks
 
     def resume_or_start(self, attempt: Attempt) -> RunState:
         """The state of the newest good checkpoint of the attempt's run; without any, of step 0.
@@ -48,8 +46,8 @@ class Resumer:
         good or this one cannot be resumed, SettingsError where what it depends on has changed.
         """
         root = attempt.directory / CHECKPOINTS
-        agreed(self._ranks, lambda: take_over(root, attempt) if self._ranks.rank == 0 else None)
-        found = newest_good(root, self._ranks)
+        agreed(self.ranks, lambda: take_over(root, attempt) if self.ranks.rank == 0 else None)
+        found = newest_good(root, self.ranks)
         for name, reason in found.passed_over:
             _log.warning("passed over checkpoint %s: %s", name, reason)
         return self.start() if found.path is None else self.resume(found.path)
@@ -57,16 +55,16 @@ class Resumer:
     def start(self) -> RunState:
         """Step 0, with new weights or those of `train.start_from`."""
         origin = None
-        if self._config.train.start_from:
-            _, path = locate(Path(self._config.train.start_from), self._ranks)
+        if self.config.train.start_from:
+            _, path = locate(Path(self.config.train.start_from), self.ranks)
             with Checkpoint(path) as checkpoint:
-                self._engine.take_weights(checkpoint)
+                self.engine.take_weights(checkpoint)
                 step, digest = checkpoint.step, checkpoint.sha256
             origin = {"path": str(path.resolve()), "step": step, "sha256": digest}
             _log.info("weights of %s, step %d, sha256 of its manifest %s", path, step, digest)
-        empty = self._engine.empty_memory(len(self._lanes))
-        with_preface = self._data.prefaces is not None
-        return run_state.at_start(len(self._lanes), empty, with_preface, origin)
+        empty = self.engine.empty_memory(len(self.lanes))
+        with_preface = self.data.prefaces is not None
+        return run_state.at_start(len(self.lanes), empty, with_preface, origin)
 
     def resume(self, path: Path) -> RunState:
         """The state of a good checkpoint. Raises as `resume_or_start` does."""
@@ -78,12 +76,12 @@ class Resumer:
                     f"run.directory: {directory} is an imported model and cannot be resumed; set "
                     f"train.start_from={directory} and a new run.directory"
                 )
-            check_resumable(trainer, self._config, self._data)
-            self._engine.restore(checkpoint, trainer["optimizer_steps"])
-            records = [checkpoint.lane(lane) for lane in self._lanes]
-        empty = self._engine.empty_memory(len(records))
+            check_resumable(trainer, self.config, self.data)
+            self.engine.restore(checkpoint, trainer["optimizer_steps"])
+            records = [checkpoint.lane(lane) for lane in self.lanes]
+        empty = self.engine.empty_memory(len(records))
         try:
-            with_preface = self._data.prefaces is not None
+            with_preface = self.data.prefaces is not None
             run = run_state.restored(trainer, records, empty, with_preface)
         except CheckpointError as error:
             raise CheckpointError(f"{path}: {error}") from None

@@ -45,7 +45,7 @@ class Run:
             device,
         )
         self.stepper = Stepper(self.engine, config, self.share, self.ranks)
-        self.resumer = Resumer(config, self.data, self.engine, self.share, self.ranks)
+        self.resumer = Resumer(config, self.data, self.engine, self.share.lanes, self.ranks)
         self.state = self.resumer.resume_or_start(attempt)
         sequence = config.parallel.sequence
         _log.info(

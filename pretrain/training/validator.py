@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from pretrain.checkpoint.ranks import Ranks, agreed
@@ -23,36 +24,30 @@ class Validation(NamedTuple):
     seconds: float
 
 
+@dataclass(frozen=True)
 class Validator:
     """Measures the loss over the first `windows` windows of validation's lanes.
 
     `open_loader` opens them at their start; the memory is carried from window to window.
     """
 
-    def __init__(
-        self,
-        stepper: Stepper,
-        open_loader: Callable[[], Loader],
-        windows: int,
-        ranks: Ranks,
-    ) -> None:
-        self._stepper = stepper
-        self._open_loader = open_loader
-        self._windows = windows
-        self._ranks = ranks
+    stepper: Stepper
+    open_loader: Callable[[], Loader]
+    windows: int
+    ranks: Ranks
 
     def run(self, beat: Callable[[], None]) -> Validation:
         """Validate; `beat` is called at each window. Raises TrainingError."""
         began = time.perf_counter()
-        memory, total, weight = self._stepper.empty_memory(), 0.0, 0.0
-        with self._open_loader() as loader:
-            for _ in range(self._windows):
-                batch = agreed(self._ranks, lambda: next(loader), TrainingError)
+        memory, total, weight = self.stepper.empty_memory(), 0.0, 0.0
+        with self.open_loader() as loader:
+            for _ in range(self.windows):
+                batch = agreed(self.ranks, lambda: next(loader), TrainingError)
                 beat()
-                outputs = self._stepper.forward_only(batch, memory)
+                outputs = self.stepper.forward_only(batch, memory)
                 memory = state.joined([output.state for output in outputs])
                 losses = [output.losses for output in outputs if output.losses is not None]
                 total += sum(float(each.double().sum()) for each in losses)
-                weight += self._stepper.own_weight(batch)
-        total, weight = self._ranks.sum([total, weight])
+                weight += self.stepper.own_weight(batch)
+        total, weight = self.ranks.sum([total, weight])
         return Validation(total / (weight or 1.0), weight, time.perf_counter() - began)

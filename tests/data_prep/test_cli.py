@@ -184,6 +184,18 @@ def test_help_names_every_key_and_shows_examples(capsys: pytest.CaptureFixture[s
         assert words in told
 
 
+def test_a_command_restores_the_handlers_of_signals(home: Path, tmp_path: Path) -> None:
+    handler = signal.default_int_handler
+    before = {number: signal.signal(number, handler) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        assert cli.main(["run", str(home / "c.yaml")]) == 0
+        assert cli.main(["run", str(home / "c.yaml"), f"output={tmp_path}", "shards.count=99"]) == 2
+        assert [signal.getsignal(number) for number in before] == [handler, handler]
+    finally:
+        for number, former in before.items():
+            signal.signal(number, former)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_with_one_line_and_the_command_continues(
     number: signal.Signals, home: Path, tmp_path: Path

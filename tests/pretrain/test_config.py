@@ -107,9 +107,9 @@ def test_the_resolved_configuration_reads_back_as_itself(tmp_path: Path) -> None
         ),
         (
             ["model.memory.kernel=triton", "train.precision=bf16", "model.memory.kind=none"],
-            "model.memory.kernel: triton was asked for, and kind none has no memory",
+            "model.memory.kernel: triton has no kernels for memory.kind=none",
         ),
-        (["data.mix=[{data: a}]"], "data.mix: stands beside data.train; give one of them"),
+        (["data.mix=[{data: a}]"], "data.mix: cannot be combined with data.train; give"),
         (["data.train=''", "data.mix=[]"], "data.train: not set; give the directory"),
         (["data.train=''", "data.mix=[{weight: 2}]"], "data.mix[0].data: not set"),
         (["data.train=''", "data.mix=[{data: a, wieght: 2}]"], "data.mix[0].wieght: unknown key"),
@@ -121,7 +121,7 @@ def test_the_resolved_configuration_reads_back_as_itself(tmp_path: Path) -> None
         ),
         (
             ["data.train=''", "data.mix=[{data: x/a}, {data: y/a}]"],
-            "data.mix: two data sets have the name 'a'; give each a `name` of its own",
+            "data.mix: two data sets have the name 'a'; give each a different `name`",
         ),
         (["train.steps=10"], "optim.warmup_steps: 100 is more than train.steps=10"),
         (

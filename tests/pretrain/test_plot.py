@@ -58,7 +58,7 @@ def test_bits_by_position_and_what_memory_saves_are_drawn(tmp_path: Path) -> Non
     assert figure is not None
     upper, lower = figure.axes
     lines = _lines(upper.get_lines())
-    # The bucket of EOS alone has no bits a byte.
+    # The bucket of EOS alone has no bits per byte.
     assert lines["with memory: 2.1000 over all"] == [(0, 3.0), (3, 2.0)]
     assert lines["memory read masked: 2.2000 over all"] == [(0, 3.0), (3, 2.5)]
     assert [bar.get_height() for bar in lower.patches] == [0, 0.5]

@@ -14,15 +14,16 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# In place of the site's interpreter: the checks at submission run as they are; what a job would run
-# is written down, one file a process, and ends as the file `end` beside it says.
+# In place of the site's interpreter: the checks at submission run as they are. What a job would run
+# is recorded, one file per process, and then ends as the file `end` in the run directory says.
 RECORDER = f"""#!/usr/bin/env bash
 here=$(dirname "$0")
 case " $* " in *" check "*) exec {sys.executable} "$@";; esac
 [ "$2" != pretrain.cli ] || exit 0 # preflight
 record=$here/$SLURM_JOB_ID.$SLURM_PROCID.${{SLURM_RESTART_COUNT:-0}}
 printf '%s\\0' "$SLURM_JOB_ID" "$PWD" "$@" >"$record"
-[ ! -f "$here/end" ] || . "$here/end"
+end=${{!#}}/end # the last argument is run.directory=DIRECTORY
+[ ! -f "${{end#run.directory=}}" ] || . "${{end#run.directory=}}"
 """
 
 Submit = Callable[..., subprocess.CompletedProcess[str]]

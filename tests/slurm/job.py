@@ -1,4 +1,4 @@
-"""A training job and its run directory, as their user sees them."""
+"""A training job and its run directory, as a user sees them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
-def wait_for(reached: Callable[[], object], what: str, seconds: float = 120) -> None:
+def wait_for(reached: Callable[[], object], what: str, seconds: float = 300) -> None:
     deadline = time.monotonic() + seconds
     while not reached():
         assert time.monotonic() < deadline, f"never: {what}"
@@ -25,7 +25,7 @@ def text(path: Path) -> str:
 
 @dataclass
 class Job:
-    """A job of a run, as its user sees it."""
+    """A job of a run, as a user sees it."""
 
     on_cluster: Run
     number: str
@@ -35,17 +35,19 @@ class Job:
         return text(self.run / "slurm" / f"{self.number}.log")
 
     def state(self) -> str:
-        told = self.on_cluster("scontrol", "-o", "show", "job", self.number).stdout
-        return next(w for w in told.split() if w.startswith("JobState=")).partition("=")[2]
+        shown = self.on_cluster("scontrol", "-o", "show", "job", self.number).stdout
+        return next(w for w in shown.split() if w.startswith("JobState=")).partition("=")[2]
 
     def ended(self) -> bool:
         return self.state() not in ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING")
 
-    def start_again(self, count: int) -> None:
-        """Wait for the count-th requeue, and let Slurm start the job at once."""
+    def restart(self, count: int) -> None:
+        """Wait for the count-th requeue, and have Slurm start the job at once."""
         wait_for(lambda: self.log().count("; requeued, ") >= count, f"requeue {count}")
-        wait_for(lambda: self.state() == "PENDING", "a pending job")
-        time.sleep(2)  # a node refuses a job again whose credential it revoked within this second
+        begun = f", restart {count}, on "
+        wait_for(lambda: begun in self.log() or self.state() == "PENDING", "a pending job")
+        # A node refuses credentials made in the second in which it revoked the former one.
+        time.sleep(1.1)
         self.on_cluster("scontrol", "update", f"jobid={self.number}", "StartTime=now")
 
 

@@ -1,8 +1,8 @@
 """A campaign of faults: whatever happens to a run on a real Slurm, it ends in the same weights.
 
-The faults come in an order drawn by a seed, each once the run has got over the one before it. The
-job is submitted once and never touched, but for its time limit. What it took is printed as a table
-and written as JSON, to the directory that CAMPAIGN_RESULTS names where it is set.
+The faults come in an order drawn by a seed, each once the run has recovered from the one before it.
+The job is submitted once and not touched again, except for its time limit. The recovery times are
+printed as a table and written as JSON, to the directory in CAMPAIGN_RESULTS if it is set.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ STEPS, COUNT = 900, 30
 ELASTIC_STEPS = 100
 # At the demo's rate rounding grows: 2 and 4 ranks, undisturbed, differ by 8e-4 after 100 steps.
 ELASTIC_RATE = "optim.lr=3.0e-4"
-PATIENCE = 600  # seconds, for the run to get over a fault
+PATIENCE = 600  # seconds, for the run to recover from a fault
 
 # The model of the demo; a step takes half a second on two cores. Lanes for 2, 4 and 6 ranks.
 CONFIG = """
@@ -61,7 +61,7 @@ class Fault:
 
     `recovery` is from the fault to the first step that had not been trained before: until Slurm
     has taken the nodes away (`noticed`), without nodes (`waiting`), and the rest (`starting`: the
-    checks, the ranks' start, and steps that are trained again, `repeated` of them).
+    checks, launching the ranks, and steps that are trained again, `repeated` of them).
     """
 
     kind: str
@@ -90,16 +90,16 @@ class Campaign:
         done = self.cluster.on("ctl", "timeout", "20", "scontrol", *words)
         assert done.returncode == 0, (words, done.stderr)
 
-    def told(self, name: str) -> str:
+    def shown(self, name: str) -> str:
         """A field of `scontrol show job`."""
-        shown = self.cluster.on("ctl", "scontrol", "-o", "show", "job", self.job.number).stdout
-        found = re.search(rf" {name}=(\S+)", shown)
-        assert found, shown
+        output = self.cluster.on("ctl", "scontrol", "-o", "show", "job", self.job.number).stdout
+        found = re.search(rf" {name}=(\S+)", output)
+        assert found, output
         return found[1]
 
     def node(self) -> str:
         """One of the job's nodes."""
-        names = self.cluster.on("ctl", "scontrol", "show", "hostnames", self.told("NodeList"))
+        names = self.cluster.on("ctl", "scontrol", "show", "hostnames", self.shown("NodeList"))
         return self.chance.choice(names.stdout.split())
 
     def wait_for_loss(self) -> None:
@@ -117,15 +117,15 @@ class Campaign:
         """Wait until every node answers again."""
 
         def up() -> bool:
-            told = self.cluster.on("ctl", "sinfo", "-hNp", "main", "-o", "%t").stdout.split()
-            return len(told) == 3 and set(told) <= {"idle", "alloc", "mix", "comp"}
+            states = self.cluster.on("ctl", "sinfo", "-hNp", "main", "-o", "%t").stdout.split()
+            return len(states) == 3 and set(states) <= {"idle", "alloc", "mix", "comp"}
 
         wait_for(up, "three nodes that answer")
 
     def strike(
         self, kind: str, inject: Callable[[Campaign], None], ends: bool, moment: str
     ) -> None:
-        """Do a fault, and wait until the run has got over it."""
+        """Do a fault, and wait until the run has recovered."""
         if moment == "save":
             saves = self.watch.saves
             wait_for(lambda: self.watch.saves > saves, "a save", PATIENCE)
@@ -212,7 +212,7 @@ def preempt(c: Campaign) -> None:
 
 
 def reach_the_time_limit(c: Campaign) -> None:
-    minutes = re.match(r"(\d+):(\d+):", c.told("RunTime"))
+    minutes = re.match(r"(\d+):(\d+):", c.shown("RunTime"))
     assert minutes
     signals = c.job.log().count("signal USR1:")
     limit = 60 * int(minutes[1]) + int(minutes[2]) + 1
@@ -259,7 +259,7 @@ def preempt_on_two_nodes(c: Campaign) -> None:
     c.cluster.on("ctl", "scancel", other)
 
 
-# What each does, and whether it ends the start of the job that it meets.
+# What each does, and whether it ends the job's current attempt.
 FAULTS: dict[str, tuple[Callable[[Campaign], None], bool]] = {
     "SIGKILL of a rank": (kill_a_rank, True),
     "SIGKILL of torchrun": (kill_torchrun, True),
@@ -275,9 +275,9 @@ FAULTS: dict[str, tuple[Callable[[Campaign], None], bool]] = {
     "scontrol requeue": (requeue, True),
     "full disk": (fill_the_disk, True),
 }
-# For a job on 1 to 3 nodes, in this order; and the nodes of the start that follows.
+# For a job on 1 to 3 nodes, in this order; and the nodes of the attempt that follows.
 ELASTIC: dict[str, tuple[Callable[[Campaign], None], int]] = {
-    "power loss of a node until the run goes on": (lose_power_for_longer, 2),
+    "power loss of a node until the run has resumed": (lose_power_for_longer, 2),
     "SIGKILL of a rank, slurmctld away for 30 s": (kill_a_rank_while_slurmctld_is_away, 3),
     "preemption on two nodes": (preempt_on_two_nodes, 1),
     "scancel --signal=USR1 --batch": (signal_the_batch_script, 3),
@@ -380,8 +380,8 @@ def percentile(values: Sequence[float], share: float) -> float:
 def results(campaign: Campaign, wall: float) -> dict[str, Any]:
     """What is published: by kind and over all, and goodput.
 
-    Useful is the time of each step once, in the start whose result was kept; not that of starts,
-    checks, checkpoints, steps trained again, and waiting.
+    Useful is the time of each step once, in the attempt whose result was kept; not the time of
+    launches, checks, checkpoints, steps trained again, and waiting.
     """
     lines = (campaign.job.run / "metrics.jsonl").read_text().splitlines()
     useful = sum(json.loads(line).get("seconds_per_step", 0.0) for line in lines)
@@ -418,12 +418,12 @@ def publish(
     campaign: Campaign, wall: float, place: Path, terminal: pytest.CaptureFixture[str]
 ) -> None:
     found = results(campaign, wall)
-    told = {key: value for key, value in found.items() if key != "faults"}
+    summary = {key: value for key, value in found.items() if key != "faults"}
     directory = Path(os.environ.get("CAMPAIGN_RESULTS", place))
     path = directory / f"{campaign.job.run.name}.json"
     path.write_text(json.dumps(found, indent=1) + "\n")
     with terminal.disabled():
-        print(f"\n{path}\n{table(campaign.faults)}\n{json.dumps(told)}", flush=True)
+        print(f"\n{path}\n{table(campaign.faults)}\n{json.dumps(summary)}", flush=True)
 
 
 def test_a_run_ends_in_the_same_weights_whatever_happens_to_it(
@@ -463,8 +463,8 @@ def test_a_run_ends_as_undisturbed_on_whatever_number_of_ranks_it_comes_back(
             due = ELASTIC_STEPS * (index + 1) // (len(ELASTIC) + 2)
             wait_for(lambda: watch.reached >= due, f"step {due}", PATIENCE)  # noqa: B023
             campaign.strike(kind, inject, ends=True, moment="step")
-            (*_, start) = re.findall(r"start \d+, on (\d) nodes", job.log())
-            assert int(start) == nodes, job.log()
+            (*_, count) = re.findall(r"restart \d+, on (\d) nodes", job.log())
+            assert int(count) == nodes, job.log()
         wait_for(job.ended, "the end of the run", PATIENCE)
     assert job.state() == "COMPLETED" and job.log().endswith(" finished\n"), job.log()
     publish(campaign, time.monotonic() - began, place, capsys)

@@ -1,4 +1,4 @@
-"""Jobs on a real Slurm: a run comes back by itself, or ends with a clear last line."""
+"""Jobs on a real Slurm: a run resumes by itself, or ends with a clear last line."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -18,55 +19,181 @@ from tests.slurm.job import Job, Run, losses, text, wait_for
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.fixture
-def submit(on_cluster: Run, place: Path) -> Iterator[Callable[..., Job]]:
-    """slurm/submit train on the cluster; its first job. What a test leaves behind is cancelled."""
+Submit = Callable[..., Job]
 
-    def run(name: str, *words: str, site: str = "site.env") -> Job:
+
+@contextmanager
+def submitting(on_cluster: Run, place: Path) -> Iterator[Submit]:
+    """slurm/submit train on the cluster; its first job. `end`: shell code, run by the recorder.
+
+    Every submitted job is cancelled at the end of the `with` block.
+    """
+    submitted: list[str] = []
+
+    def submit(name: str, *words: str, site: str = "recorder.env", end: str = "") -> Job:
+        if end:
+            (place / name).mkdir(exist_ok=True)
+            (place / name / "end").write_text(end)
         line = [ROOT / "slurm/submit", "train", "c.yaml", f"--site={site}", *words]
         more = [] if "--" in words else ["--"]
         done = on_cluster(*line, *more, f"run.directory={name}", cwd=place)
         assert done.returncode == 0, done.stderr
         numbers = next(x for x in done.stdout.splitlines() if x.startswith("job:")).split()[1:]
+        submitted.extend(numbers)
         return Job(on_cluster, numbers[0], place / name)
 
-    yield run
-    on_cluster("scancel", "--me")
+    try:
+        yield submit
+    finally:
+        on_cluster("scancel", *submitted)
 
 
 @pytest.fixture
-def ends(on_cluster: Run, place: Path) -> Iterator[Callable[[str], None]]:
-    """Says in shell how what is recorded in place of torchrun ends."""
-    path = place / "record" / "end"
-    yield lambda line: (path.write_text(line), None)[1]
-    path.unlink(missing_ok=True)
+def submit(on_cluster: Run, place: Path) -> Iterator[Submit]:
+    """Submits jobs of one test."""
+    with submitting(on_cluster, place) as submit:
+        yield submit
 
 
-def test_a_run_on_two_nodes_leaves_out_a_bad_node_saves_at_a_signal_and_comes_back(
-    submit: Callable[..., Job], on_host: Run, on_cluster: Run, place: Path
+@pytest.fixture(scope="module")
+def jobs(on_cluster: Run, place: Path) -> Iterator[dict[str, Job]]:
+    """Jobs that mostly wait, submitted together; each is the subject of one test."""
+    (place / "older" / "attempts").mkdir(parents=True)
+    (place / "older" / "attempts" / "000004.json").write_text("{}")
+    (place / "older" / "exit.json").write_text('{\n "attempt": 3,\n "code": 2\n}\n')
+    # As `pretrain train` writes it for this attempt; torchrun's own code is always 1.
+    mistaken = (
+        "mkdir -p mistaken/attempts\n"
+        'echo \'{"attempt": 1, "code": 2, "step": 3, "why": "x"}\' >mistaken/exit.json\n'
+        "exit 1\n"
+    )
+    replaced = '[ "${SLURM_RESTART_COUNT:-0}" = 1 ] && sleep 600; exit 1'
+    chain = 'trap "exit 1" USR1; for i in $(seq 6000); do sleep 0.1; done'
+    with submitting(on_cluster, place) as submit:
+        yield {
+            "stuck": submit("stuck", "--nodes=2", end="exit 1"),
+            "mistaken": submit("mistaken", "--nodes=1", end=mistaken),
+            "older": submit("older", "--nodes=1", end="exit 1"),
+            "replaced": submit("replaced", "--nodes=1", end=replaced),
+            "cancelled": submit("cancelled", "--nodes=2", end="sleep 600"),
+            "chain": submit("chain", "--nodes=2", "--chain=2", end=chain),
+        }
+
+
+def recorded(job: Job, task: int = 0, restart: int = 0) -> list[str]:
+    """Job id, working directory and arguments of what a task of the job would run."""
+    path = job.run.parent / "record" / f"{job.number}.{task}.{restart}"
+    wait_for(lambda: text(path), f"job {job.number}, task {task} of restart {restart}")
+    return path.read_text().split("\0")[:-1]
+
+
+def test_a_job_without_progress_stops_with_a_clear_last_line(
+    jobs: dict[str, Job], submit: Submit
+) -> None:
+    job = jobs["stuck"]
+    job.restart(1)
+    wait_for(job.ended, "the end")
+    assert job.state() == "FAILED"
+    last = job.log().splitlines()[-1]
+    assert (
+        "stopped: no progress in 2 attempts, all from checkpoint none; the last one: failed" in last
+    )
+    assert last.endswith("Fix the cause and submit again")
+    again = submit("stuck", "--nodes=1")  # resets the count
+    wait_for(lambda: "; requeued, " in again.log(), "another attempt")
+
+
+def test_the_exit_code_that_the_trainer_recorded_decides(jobs: dict[str, Job]) -> None:
+    job = jobs["mistaken"]
+    wait_for(job.ended, "the end")
+    assert job.state() == "FAILED"
+    assert "stopped: an error in the configuration" in job.log().splitlines()[-1], job.log()
+
+
+def test_the_exit_code_of_an_older_attempt_is_ignored(jobs: dict[str, Job]) -> None:
+    job = jobs["older"]
+    wait_for(lambda: "; requeued, " in job.log(), "a requeue")
+    assert "failed with exit code 1" in job.log()
+
+
+def test_an_attempt_that_was_replaced_does_not_disturb_its_successor(
+    jobs: dict[str, Job], on_host: Run, place: Path
+) -> None:
+    job = jobs["replaced"]
+    job.restart(1)
+    recorded(job, restart=1)
+    # The first attempt's shell, as a node that lost contact would still have it.
+    shown = job.on_cluster("scontrol", "-o", "show", "job", job.number).stdout
+    node = next(w for w in shown.split() if w.startswith("NodeList=")).partition("=")[2]
+    environment = [f"SLURM_JOB_ID={job.number}", f"SLURM_JOB_NODELIST={node}"]
+    words = [str(ROOT), str(place / "recorder.env"), str(job.run), "1", "2", "c.yaml"]
+    old = on_host(node, "env", *environment, "bash", str(ROOT / "slurm/train.sbatch"), *words)
+    assert old.returncode == 1 and "; restart 1 of this job has replaced this one" in old.stdout
+    assert job.state() == "RUNNING" and len(list((job.run / "slurm/starts").iterdir())) == 2
+    job.on_cluster("scancel", job.number)
+
+
+def test_a_cancelled_job_is_not_requeued(jobs: dict[str, Job], on_cluster: Run) -> None:
+    job = jobs["cancelled"]
+    recorded(job, task=1)
+    on_cluster("scancel", job.number)
+    wait_for(job.ended, "the end")
+    time.sleep(2)
+    assert job.state() == "CANCELLED" and "; requeued, " not in job.log()
+    assert job.log().endswith("not requeued: Slurm is ending this job (COMPLETING None)\n")
+
+
+def test_jobs_of_a_chain_run_one_after_the_other_and_end_with_the_time_limits_signal(
+    jobs: dict[str, Job], on_cluster: Run
+) -> None:
+    job = jobs["chain"]
+    first, second = text(job.run / "slurm/jobs").split()
+    recorded(job, task=1)
+    later = Job(on_cluster, second, job.run)
+    assert later.state() == "PENDING"
+    on_cluster("scancel", "--signal=USR1", "--batch", first)
+    wait_for(job.ended, "the end of the first")
+    assert "Slurm refused to requeue this job; the next job of this run resumes" in job.log()
+    recorded(later, task=1)
+    on_cluster("scancel", second)
+
+
+def test_a_run_has_one_job_at_a_time(submit: Submit, on_cluster: Run, place: Path) -> None:
+    job = submit("single", "--nodes=1", "--hold")
+    line = [ROOT / "slurm/submit", "train", "c.yaml", "--site=recorder.env", "--nodes=1"]
+    again = on_cluster(*line, "--", "run.directory=single", cwd=place)
+    assert again.returncode == 2
+    assert f"only one may be; first scancel {job.number}" in again.stderr
+
+
+def trained_alone(place: Path, name: str, *overrides: str) -> subprocess.Popen[bytes]:
+    """Start a run on this machine without Slurm, for comparison."""
+    line = ["pretrain.cli", "train", "c.yaml", f"run.directory={name}", *overrides]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-m", *line], cwd=place, env=environment, stdout=subprocess.DEVNULL
+    )
+
+
+def test_a_run_on_two_nodes_excludes_a_bad_node_saves_at_a_signal_and_resumes(
+    submit: Submit, on_host: Run, on_cluster: Run, place: Path
 ) -> None:
     run = place / "two"
     run.mkdir()
     on_host("n2", "mount", "--bind", run, run)
     on_host("n2", "mount", "-o", "remount,bind,ro", run)
-    job = submit("two", "--nodes=2", "--", "train.steps=60")
-    # The same run by two ranks on this machine, for comparison.
-    alone = subprocess.Popen(
-        [sys.executable, "-m", "pretrain.cli", "train", "c.yaml", "run.directory=alone",
-         "launch.ranks=2", "train.steps=60"],
-        cwd=place, env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.DEVNULL,
-    )  # fmt: skip
-    job.start_again(1)
+    job = submit("two", "--nodes=2", "--", "train.steps=60", site="site.env")
+    alone = trained_alone(place, "alone", "launch.ranks=2", "train.steps=60")
+    job.restart(1)
     assert text(run / "slurm/exclude").startswith("n2\t")
     assert f"node n2 is excluded: {run} cannot be written: Read-only file system" in job.log()
     wait_for(lambda: len(losses(run)) > 2, "a step")
     on_cluster("scancel", "--signal=USR1", "--batch", job.number)
-    job.start_again(2)
+    job.restart(2)
     wait_for(job.ended, "the end of the run")
     on_host("n2", "umount", run)
     assert job.state() == "COMPLETED" and job.log().endswith(" finished\n"), job.log()
-    assert "start 1, on 2 nodes (n1 n3), from checkpoint none" in job.log()
+    assert "restart 1, on 2 nodes (n1 n3), from checkpoint none" in job.log()
     assert "signal USR1: the ranks finish their step and save" in job.log()
     assert alone.wait() == 0
     assert sorted(losses(run)) == list(range(1, 61)) and losses(run) == losses(place / "alone")
@@ -78,134 +205,32 @@ def test_a_run_on_two_nodes_leaves_out_a_bad_node_saves_at_a_signal_and_comes_ba
     assert set(found[1]["nodes"]["n3"]["versions"]) >= {"python", "torch", "deepspeed", "code"}
 
 
-def test_a_job_without_progress_stops_with_a_clear_last_line(
-    submit: Callable[..., Job], ends: Callable[[str], None]
-) -> None:
-    ends("exit 1")
-    job = submit("stuck", "--nodes=2", site="recorder.env")
-    job.start_again(1)
-    wait_for(job.ended, "the end")
-    assert job.state() == "FAILED"
-    last = job.log().splitlines()[-1]
-    assert (
-        "stopped: no progress in 2 starts, all from checkpoint none; the last one: failed" in last
-    )
-    assert last.endswith("Mend the cause and submit again")
-    again = submit("stuck", "--nodes=1", site="recorder.env")  # counts anew
-    again.start_again(1)
-
-
-def test_what_the_trainer_says_of_its_end_decides(
-    submit: Callable[..., Job], ends: Callable[[str], None]
-) -> None:
-    # As `pretrain train` leaves it, of this attempt; torchrun makes 1 of every code.
-    ends(
-        "mkdir -p mistaken/attempts\n"
-        'echo \'{"attempt": 1, "code": 2, "step": 3, "why": "x"}\' >mistaken/exit.json\n'
-        "exit 1\n"
-    )
-    job = submit("mistaken", "--nodes=1", site="recorder.env")
-    wait_for(job.ended, "the end")
-    assert job.state() == "FAILED"
-    assert "stopped: a mistake in the configuration" in job.log().splitlines()[-1], job.log()
-
-
-def test_what_an_older_attempt_left_decides_nothing(
-    submit: Callable[..., Job], ends: Callable[[str], None], place: Path
-) -> None:
-    (place / "older" / "attempts").mkdir(parents=True)
-    (place / "older" / "attempts" / "000004.json").write_text("{}")
-    (place / "older" / "exit.json").write_text('{\n "attempt": 3,\n "code": 2\n}\n')
-    ends("exit 1")
-    job = submit("older", "--nodes=1", site="recorder.env")
-    job.start_again(1)
-    assert "failed with exit code 1" in job.log()
-
-
-def test_a_start_that_was_replaced_does_not_disturb_the_one_that_goes_on(
-    submit: Callable[..., Job], ends: Callable[[str], None], on_host: Run, place: Path
-) -> None:
-    ends('[ "${SLURM_RESTART_COUNT:-0}" = 1 ] && sleep 60; exit 1')
-    job = submit("replaced", "--nodes=1", site="recorder.env")
-    job.start_again(1)
-    recorded = place / "record" / f"{job.number}.0.1"
-    wait_for(recorded.exists, "the second start at work")
-    # The first start's shell, as a node that was cut off would still have it.
-    told = job.on_cluster("scontrol", "-o", "show", "job", job.number).stdout
-    node = next(w for w in told.split() if w.startswith("NodeList=")).partition("=")[2]
-    environment = [f"SLURM_JOB_ID={job.number}", f"SLURM_JOB_NODELIST={node}"]
-    words = [str(ROOT), str(place / "recorder.env"), str(job.run), "1", "2", "c.yaml"]
-    old = on_host(node, "env", *environment, "bash", str(ROOT / "slurm/train.sbatch"), *words)
-    assert old.returncode == 1 and "; start 1 of this job goes on with the run" in old.stdout
-    assert job.state() == "RUNNING" and len(list((job.run / "slurm/starts").iterdir())) == 2
-
-
 @pytest.mark.slow
-def test_a_start_that_ends_while_slurm_is_restarted_is_requeued(
-    submit: Callable[..., Job], ends: Callable[[str], None], on_cluster: Run, place: Path
+def test_a_job_that_fails_while_slurm_is_restarted_is_requeued(
+    submit: Submit, on_cluster: Run, place: Path
 ) -> None:
-    ends('[ "$SLURM_RESTART_COUNT" ] && sleep 60; sleep 3; exit 1')
-    job = submit("restarted", "--nodes=1", site="recorder.env")
-    wait_for((place / "record" / f"{job.number}.0.0").exists, "a running task")
+    end = '[ "$SLURM_RESTART_COUNT" ] && sleep 60; sleep 3; exit 1'
+    job = submit("restarted", "--nodes=1", end=end)
+    recorded(job)
     on_cluster("pkill", "-x", "slurmctld")
     time.sleep(30)  # its clients give up after 8 s
     on_cluster("slurmctld")
-    job.start_again(1)
-
-
-def test_a_cancelled_job_does_not_come_back(
-    submit: Callable[..., Job], ends: Callable[[str], None], on_cluster: Run
-) -> None:
-    ends("sleep 60")
-    job = submit("cancelled", "--nodes=2", site="recorder.env")
-    record = job.run.parent / "record" / f"{job.number}.1.0"
-    wait_for(record.exists, "a running task")
-    on_cluster("scancel", job.number)
-    wait_for(job.ended, "the end")
-    time.sleep(2)
-    assert job.state() == "CANCELLED" and "; requeued, " not in job.log()
-    assert job.log().endswith("not requeued: Slurm is ending this job (COMPLETING None)\n")
-
-
-def test_a_run_has_one_job_at_a_time(
-    submit: Callable[..., Job], on_cluster: Run, place: Path
-) -> None:
-    job = submit("single", "--nodes=1", "--hold", site="recorder.env")
-    line = [ROOT / "slurm/submit", "train", "c.yaml", "--site=recorder.env", "--nodes=1"]
-    again = on_cluster(*line, "--", "run.directory=single", cwd=place)
-    assert again.returncode == 2
-    assert f"some are queued or running: scancel {job.number}" in again.stderr
-
-
-def test_jobs_of_a_chain_run_one_after_the_other_and_end_with_the_time_limits_signal(
-    submit: Callable[..., Job], ends: Callable[[str], None], on_cluster: Run, place: Path
-) -> None:
-    ends('trap "exit 1" USR1; for i in $(seq 300); do sleep 0.1; done')
-    job = submit("chain", "--nodes=2", "--chain=2", site="recorder.env")
-    first, second = text(job.run / "slurm/jobs").split()
-    wait_for((place / "record" / f"{first}.1.0").exists, "a running task")
-    later = Job(on_cluster, second, job.run)
-    assert later.state() == "PENDING"
-    on_cluster("scancel", "--signal=USR1", "--batch", first)
-    wait_for(job.ended, "the end of the first")
-    assert "Slurm does not requeue this job; what is submitted next goes on" in job.log()
-    wait_for((place / "record" / f"{second}.1.0").exists, "the second job")
+    job.restart(1)
 
 
 @pytest.mark.slow
-def test_starts_without_progress_are_counted_over_the_jobs_of_a_chain(
-    submit: Callable[..., Job], ends: Callable[[str], None], on_cluster: Run
+def test_attempts_without_progress_are_counted_over_the_jobs_of_a_chain(
+    submit: Submit, on_cluster: Run
 ) -> None:
-    ends("exit 1")
-    job = submit("vain", "--nodes=1", "--chain=3", site="recorder.env")
+    job = submit("vain", "--nodes=1", "--chain=3", end="exit 1")
     first, second, third = (
         Job(on_cluster, number, job.run) for number in text(job.run / "slurm/jobs").split()
     )
     wait_for(third.ended, "the end of the last job")
-    assert first.log().splitlines()[-1].endswith("goes on from checkpoint none")
+    assert first.log().splitlines()[-1].endswith("resumes from checkpoint none")
     for stopped in (second, third):
-        assert "stopped: no progress in 2 starts" in stopped.log().splitlines()[-1]
-    assert "; this one is not tried. " in third.log()
+        assert "stopped: no progress in 2 attempts" in stopped.log().splitlines()[-1]
+    assert "; this job does not try again. " in third.log()
 
 
 # What the shell or Slurm might take for more than a name. None may make a file `canary`; each is
@@ -220,15 +245,15 @@ _OVERRIDES = [
 ]  # fmt: skip
 _DIRECTORIES = ["r $(touch canary)", "r'q' \"d\" `touch canary`", "r; touch canary &"]
 _REFUSED = [
-    (("--job-name=a\ntouch canary",), "holds a control character"),
-    (("--wrap=touch canary",), "--wrap: is not an option of this command"),
-    (("--output=$(touch canary)",), "--output: is not an option of this command"),
-    (("--export=ALL,A=$(touch canary)",), "--export: is not an option of this command"),
-    (("touch canary",), "touch canary: is not an option in full"),
+    (("--job-name=a\ntouch canary",), "contains a control character"),
+    (("--wrap=touch canary",), "--wrap: unknown option"),
+    (("--output=$(touch canary)",), "--output: unknown option"),
+    (("--export=ALL,A=$(touch canary)",), "--export: unknown option"),
+    (("touch canary",), "touch canary: expected an option written as"),
     (("--nodes=1; touch canary",), "nodes: '1; touch canary' is not a number"),
     (("--chain=a[$(touch canary)]",), "--chain: a[$(touch canary)] is not a number"),
     (("--partition=main; touch canary",), "Invalid partition name specified"),
-    (("--", "run.directory=a\ntouch canary"), "holds a control character"),
+    (("--", "run.directory=a\ntouch canary"), "contains a control character"),
     (("--", "run.directory=a%j"), "goes into the names of Slurm's logs"),
     (("--", "wandb.name=${oc.env:HOME}"), "uses a resolver"),
     (("--", "--wandb.name=x"), "--wandb.name=x: unknown option"),
@@ -237,91 +262,79 @@ _REFUSED = [
 ]
 
 
-def recorded(job: Job) -> list[str]:
-    """Job id, working directory and arguments of what the job would run on its first node."""
-    path = job.run.parent / "record" / f"{job.number}.0.0"
-    wait_for(path.exists, f"job {job.number}")
-    return path.read_text().split("\0")[:-1]
-
-
 def test_hostile_names_arrive_as_they_were_given(
-    submit: Callable[..., Job], on_cluster: Run, place: Path
+    submit: Submit, on_cluster: Run, place: Path
 ) -> None:
-    named = [
-        submit(f"n{index}", "--nodes=1", f"--job-name={name}", site="recorder.env")
-        for index, name in enumerate(_NAMES)
+    directories = [*_DIRECTORIES, *(f"n{index}" for index in range(len(_DIRECTORIES), len(_NAMES)))]
+    jobs = [
+        submit(directory, "--nodes=1", f"--job-name={name}", "--", *_OVERRIDES)
+        for directory, name in zip(directories, _NAMES, strict=True)
     ]
     shown = on_cluster("squeue", "--states=all", "--noheader", "--format=%i %j").stdout
     names = dict(line.split(" ", 1) for line in shown.splitlines())
-    assert [names[job.number] for job in named] == _NAMES
-    job = submit("overridden", "--nodes=2", "--", *_OVERRIDES, site="recorder.env")
-    words = recorded(job)
-    assert words[1] == str(place) and words[-len(_OVERRIDES) - 1 : -1] == _OVERRIDES
-    placed = [submit(name, "--nodes=1", site="recorder.env") for name in _DIRECTORIES]
-    assert [recorded(job)[-1] for job in placed] == [f"run.directory={n}" for n in _DIRECTORIES]
-    for each in [*named, job, *placed]:
-        wait_for(each.ended, "the end of all")
-        assert each.log().endswith(" finished\n")
+    assert [names[job.number] for job in jobs] == _NAMES
+    for job, directory in zip(jobs, directories, strict=True):
+        words = recorded(job)
+        assert words[1] == str(place)
+        assert words[-len(_OVERRIDES) - 1 :] == [*_OVERRIDES, f"run.directory={directory}"]
+    for job in jobs:
+        wait_for(job.ended, "the end of all")
+        assert job.log().endswith(" finished\n")
     assert not list(place.rglob("canary*")) and not list(ROOT.glob("canary*"))
 
 
-@pytest.mark.parametrize(("words", "told"), _REFUSED, ids=[told for _, told in _REFUSED])
+@pytest.mark.parametrize(("words", "message"), _REFUSED, ids=[message for _, message in _REFUSED])
 def test_hostile_words_are_refused(
-    on_cluster: Run, place: Path, words: tuple[str, ...], told: str
+    on_cluster: Run, place: Path, words: tuple[str, ...], message: str
 ) -> None:
     line = [ROOT / "slurm/submit", "train", "c.yaml", "--site=recorder.env", "--nodes=1", *words]
     more = [] if "--" in words else ["--", "run.directory=refused"]
     done = on_cluster(*line, *more, cwd=place)
     assert done.returncode in (1, 2) and "job:" not in done.stdout, done.stdout
-    assert "Traceback" not in done.stderr and told in done.stderr, done.stderr
+    assert "Traceback" not in done.stderr and message in done.stderr, done.stderr
     assert not list(place.rglob("canary*")) and not list(ROOT.glob("canary*"))
 
 
 @pytest.mark.slow
-def test_preemption_and_the_time_limit_are_survived_on_other_numbers_of_nodes(
-    submit: Callable[..., Job], on_cluster: Run
+def test_a_run_resumes_on_other_numbers_of_nodes_after_preemption_and_the_time_limit(
+    submit: Submit, on_cluster: Run
 ) -> None:
     words = ("--partition=low", "--exclusive", "--nodes=1-3", "--time=2")
-    job = submit("elastic", *words, "--", "train.steps=100000")
+    job = submit("elastic", *words, "--", "train.steps=100000", site="site.env")
     wait_for(lambda: len(losses(job.run)) > 2, "a step on three nodes")
     other = on_cluster("sbatch", "--parsable", "--exclusive", "--output=/dev/null",
                        "--wrap=sleep 300").stdout.strip()  # fmt: skip
-    job.start_again(1)
+    job.restart(1)
     assert "stopped by a signal after a checkpoint" in job.log()
     reached = max(losses(job.run))
-    wait_for(lambda: "start 1, on 2 nodes" in job.log(), "two nodes")
+    wait_for(lambda: "restart 1, on 2 nodes" in job.log(), "two nodes")
     wait_for(lambda: max(losses(job.run)) > reached, "a step on two nodes")
     on_cluster("scancel", other)
-    job.start_again(2)  # by the time limit
+    job.restart(2)  # by the time limit
     assert "signal USR1: the ranks finish their step and save" in job.log()
-    wait_for(lambda: "start 2, on 3 nodes" in job.log(), "three nodes again")
+    wait_for(lambda: "restart 2, on 3 nodes" in job.log(), "three nodes again")
 
 
 @pytest.mark.slow
-def test_every_start_takes_the_nodes_that_there_are_and_the_run_ends_as_on_one(
-    submit: Callable[..., Job], on_cluster: Run, place: Path
+def test_every_attempt_takes_the_free_nodes_and_the_run_ends_as_on_one(
+    submit: Submit, on_cluster: Run, place: Path
 ) -> None:
     def leave(*nodes: str) -> None:
         for node in ("n1", "n2", "n3"):
             state = ["state=resume"] if node in nodes else ["state=drain", "reason=test"]
             on_cluster("scontrol", "update", f"nodename={node}", *state)
 
-    alone = subprocess.Popen(
-        [sys.executable, "-m", "pretrain.cli", "train", "c.yaml", "run.directory=on_one",
-         "train.steps=600"],
-        cwd=place, env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.DEVNULL,
-    )  # fmt: skip
+    alone = trained_alone(place, "on_one", "train.steps=600")
     leave("n1", "n2")
-    job = submit("anywhere", "--nodes=1-3", "--exclusive", "--", "train.steps=600")
-    wait_for(lambda: "start 0, on 2 nodes" in job.log(), "two nodes")
+    job = submit("anywhere", "--nodes=1-3", "--exclusive", "--", "train.steps=600", site="site.env")
+    wait_for(lambda: "restart 0, on 2 nodes" in job.log(), "two nodes")
     for count, nodes in enumerate((("n3",), ("n1", "n2", "n3"), ("n2", "n3")), 1):
         reached = max(losses(job.run), default=0)
         wait_for(lambda: max(losses(job.run), default=0) > reached + 2, "some steps")  # noqa: B023
         leave(*nodes)
         on_cluster("scancel", "--signal=USR1", "--batch", job.number)
-        job.start_again(count)
-        wait_for(lambda: f"start {count}, on {len(nodes)} nodes" in job.log(), str(nodes))  # noqa: B023
+        job.restart(count)
+        wait_for(lambda: f"restart {count}, on {len(nodes)} nodes" in job.log(), str(nodes))  # noqa: B023
     wait_for(job.ended, "the end of the run", 300)
     leave("n1", "n2", "n3")
     assert job.state() == "COMPLETED", job.log()

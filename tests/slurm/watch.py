@@ -1,4 +1,4 @@
-"""What a campaign of faults knows of a run: steps, commits and the job's states, as they happen."""
+"""What a campaign of faults observes of a run: steps, commits and states of its job."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Watch:
     """Observes a run from outside, until the end of the `with` block.
 
     Times are seconds of `time.monotonic`. `steps` are (time, attempt, step), `states` (time, the
-    job's state). The kernel tells every rename in the directory of checkpoints, in their order.
+    job's state). The kernel reports every rename in the directory of checkpoints, in order.
     """
 
     cluster: Cluster
@@ -161,11 +161,11 @@ class Watch:
         """Ask Slurm for the job's state; not while slurmctld is away."""
         while not self._end.wait(0.5):
             try:
-                told = self.cluster.on(
+                shown = self.cluster.on(
                     "ctl", "timeout", "3", "scontrol", "-o", "show", "job", self.job
                 ).stdout
             except subprocess.TimeoutExpired:
                 continue
-            found = re.search(r" JobState=(\w+)", told)
+            found = re.search(r" JobState=(\w+)", shown)
             if found and (not self.states or self.states[-1][1] != found[1]):
                 self.states.append((time.monotonic(), found[1]))

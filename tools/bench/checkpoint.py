@@ -51,10 +51,10 @@ def main() -> None:
         words = [sys.executable, *sys.argv, "--scratch", str(scratch)]
         if start_ranks(words, _RANKS):
             sys.exit("the ranks failed")
-        told = json.loads((scratch / "told.json").read_text())
+        found = json.loads((scratch / "told.json").read_text())
     finally:
         shutil.rmtree(scratch)
-    machine.report(told, _table(told), parsed.json)
+    machine.report(found, _table(found), parsed.json)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -94,13 +94,13 @@ def _rank(parsed: argparse.Namespace, rank: int, method: str) -> None:
             step()
         rounds = [_round(run, saver, step, parsed.steps) for _ in range(parsed.rounds)]
     if rank == 0:
-        told = {
+        found = {
             "machine": machine.described(),
             "parameters": sum(p.ds_numel for p in run.engine.module.parameters()),
             "copied_bytes_a_rank": copy.bytes,
             "rounds": rounds,
         }
-        (parsed.scratch / "told.json").write_text(json.dumps(told))
+        (parsed.scratch / "told.json").write_text(json.dumps(found))
     dist.barrier()
     leave(0)
 
@@ -126,8 +126,8 @@ def _round(run: Run, saver: Saver, step: Any, steps: int) -> dict[str, Any]:
     }
 
 
-def _table(told: dict[str, Any]) -> list[str]:
-    rounds = told["rounds"]
+def _table(found: dict[str, Any]) -> list[str]:
+    rounds = found["rounds"]
     rows = [
         ("training is stalled, save in the foreground", "stall_in_the_foreground"),
         ("training is stalled, save in the background", "stall_in_the_background"),
@@ -136,8 +136,8 @@ def _table(told: dict[str, Any]) -> list[str]:
         ("a step beside a save", "step_beside_a_save"),
     ]
     lines = [
-        f"{told['parameters']:,} parameters, {_RANKS} ranks, "
-        f"{told['copied_bytes_a_rank'] / 1e6:.0f} MB a rank",
+        f"{found['parameters']:,} parameters, {_RANKS} ranks, "
+        f"{found['copied_bytes_a_rank'] / 1e6:.0f} MB a rank",
         "| seconds | median | least to most |",
         "|---|---|---|",
     ]

@@ -34,14 +34,14 @@ def main() -> None:
     if given.get("keep_freed_memory", True):
         keep_freed_memory()
     torch.manual_seed(1)
-    step, told = {
+    step, found = {
         "ours": _ours,
         "loop": _loop,
         "products": _products,
         "infini-transformer-pytorch": _infini_transformer_pytorch,
         "llama": _llama,
     }[given["who"]](given)
-    _tell({"python": platform.python_version(), "torch": torch.__version__, **told})
+    _tell({"python": platform.python_version(), "torch": torch.__version__, **found})
     for _ in sys.stdin:
         gc.collect()
         Path("/proc/self/clear_refs").write_text("5")  # the peak from here on
@@ -182,8 +182,8 @@ def _infini_transformer_pytorch(given: dict[str, Any]) -> tuple[Step, dict[str, 
             total = total + F.cross_entropy(logits.flatten(0, 1), wanted.flatten(), reduction="sum")
         return total / targets.numel()
 
-    told = {"parameters": _parameters(model), "version": version("infini-transformer-pytorch")}
-    return _training(model, loss), told
+    found = {"parameters": _parameters(model), "version": version("infini-transformer-pytorch")}
+    return _training(model, loss), found
 
 
 def _llama(given: dict[str, Any]) -> tuple[Step, dict[str, Any]]:
@@ -211,8 +211,8 @@ def _llama(given: dict[str, Any]) -> tuple[Step, dict[str, Any]]:
         total: Tensor = model(input_ids=tokens, labels=tokens).loss
         return total
 
-    told = {"parameters": _parameters(model), "version": version("transformers")}
-    return _training(model, loss), told
+    found = {"parameters": _parameters(model), "version": version("transformers")}
+    return _training(model, loss), found
 
 
 if __name__ == "__main__":

@@ -34,11 +34,12 @@ from torch import Tensor
 from pretrain import config as configuration
 from pretrain.config import Config, ModelConfig
 from pretrain.model import flops, local_attention
-from pretrain.model.attention import InfiniAttention, Window
 from pretrain.model.local_attention import KernelError
 from pretrain.model.memories import infini, infini_backend
-from pretrain.model.memories.infini import MemoryState
+from pretrain.model.memories.infini import InfiniAttention, MemoryState
+from pretrain.model.memories.kinds import attention_of
 from pretrain.model.transformer import Transformer
+from pretrain.model.window import Window
 from pretrain.training.engine import Engine
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -65,7 +66,7 @@ def main() -> None:
             init_method=f"file://{scratch}/store", rank=0, world_size=1,
         )  # fmt: skip
         rate = _product_rate(device, parsed)
-        told = {
+        results = {
             "command": " ".join(sys.argv),
             "machine": machine.described() | _device(device),
             "product_rate": rate,
@@ -73,7 +74,7 @@ def main() -> None:
             "steps": [row for name in _RECIPES for row in _steps(name, device, rate, parsed)],
         }
         dist.destroy_process_group()
-    machine.report(told, _tables(told), parsed.json)
+    machine.report(results, _tables(results), parsed.json)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -162,8 +163,8 @@ def _parts(
 ) -> dict[str, dict[str, Callable[[], object] | str]]:
     """For each part its contestants: a forward with its backward, or why it cannot run."""
     dtype = torch.bfloat16
-    layer = InfiniAttention(shape).to(device, dtype)
-    assert layer.gate is not None
+    layer = attention_of(shape.memory)(shape).to(device, dtype)
+    assert isinstance(layer, InfiniAttention)
     starts = torch.zeros(1, tokens, dtype=torch.bool, device=device)
     window = Window.of(starts, shape, local_attention.sdpa, dtype)
 
@@ -191,12 +192,12 @@ def _parts(
 
     def write(kernel: Literal["torch", "triton"]) -> Callable[[], object]:
         products = infini_backend.choose(kernel, device.type, dtype, size)
-        given = (keys, values, carried, window.writable, window.reset, shape.memory, products)
+        given = (keys, values, carried, window.writable, window.reset, layer.divisor, products)
         return lambda: _sum(infini.advance(*given))
 
     def read(kernel: Literal["torch", "triton"]) -> Callable[[], object]:
         products = infini_backend.choose(kernel, device.type, dtype, size)
-        given = (local, queries, before, window.readable, layer.gate)
+        given = (local, queries, *before, window.readable, layer.gate)
         return lambda: products.gated_read(*given).sum().backward()
 
     return {
@@ -256,6 +257,8 @@ def _window_steps(
 
     def step(choice: str, config: ModelConfig) -> None:
         model.config = config
+        for layer in model.layers:
+            layer.attention.config = config
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         output = engine.forward(tokens, starts, model.initial_state(1, device), tokens)
@@ -294,14 +297,14 @@ def _choices(shape: ModelConfig) -> dict[str, ModelConfig]:
     }
 
 
-def _tables(told: dict[str, Any]) -> list[str]:
+def _tables(results: dict[str, Any]) -> list[str]:
     lines = [
-        f"plain bf16 matrix products: {told['product_rate'] / 1e12:.4g} TFLOP/s",
+        f"plain bf16 matrix products: {results['product_rate'] / 1e12:.4g} TFLOP/s",
         "",
         "| recipe | part | kernel | tokens | ms, median (least to most) |",
         "|---|---|---|---|---|",
     ]
-    for row in told["kernels"]:
+    for row in results["kernels"]:
         taken = row.get("milliseconds")
         shown = row.get("obstacle") or _spread(taken, "{:.3g}")
         lines.append(
@@ -312,7 +315,7 @@ def _tables(told: dict[str, Any]) -> list[str]:
         "| recipe | layers | window | kernels | s a step | tokens/s | of products | peak | GiB |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
-    for row in told["steps"]:
+    for row in results["steps"]:
         start = f"| {row['recipe']} | {row['layers']} | {row['window']:,} | {row['kernels']} "
         if "obstacle" in row:
             lines.append(f"{start}| {row['obstacle']} | | | | |")

@@ -55,7 +55,7 @@ def main() -> None:
     for _ in range(parsed.rounds):
         for name, rate in _round(config, parsed, model, optimizer).items():
             rates.setdefault(name, []).append(rate)
-    told = {
+    found = {
         "machine": machine.described(),
         "documents": dataset.manifest.documents,
         "tokens": dataset.manifest.tokens,
@@ -64,7 +64,7 @@ def main() -> None:
         "tokens_per_second": rates,
         "gpu_1b": _rate_of_a_gpu(),
     }
-    machine.report(told, _table(told), parsed.json)
+    machine.report(found, _table(found), parsed.json)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -130,11 +130,11 @@ def _rate_of_a_gpu() -> float:
     return _SHARE * peak / flops.training_flops_per_token(recipe.model, _VOCABULARY, recipe.window)
 
 
-def _table(told: dict[str, Any]) -> list[str]:
-    rates = told["tokens_per_second"]
+def _table(found: dict[str, Any]) -> list[str]:
+    rates = found["tokens_per_second"]
     lines = [
-        f"{told['documents']:,} documents of {told['tokens'] / told['documents']:,.0f} tokens, "
-        f"batches of {told['tokens_a_batch']:,} tokens, {told['workers']} reading threads",
+        f"{found['documents']:,} documents of {found['tokens'] / found['documents']:,.0f} tokens, "
+        f"batches of {found['tokens_a_batch']:,} tokens, {found['workers']} reading threads",
         "| one rank | tokens/s, median (least to most) |",
         "|---|---|",
     ]
@@ -148,7 +148,7 @@ def _table(told: dict[str, Any]) -> list[str]:
     lines.append(
         f"the loader gives {ratio:,.0f} times what the step here takes, and ten times what a GPU "
         f"takes up to {loader / 10:,.0f} tokens/s; the 1B recipe at {_SHARE:.0%} of an "
-        f"H100's bf16 peak takes {told['gpu_1b']:,.0f} (computed)"
+        f"H100's bf16 peak takes {found['gpu_1b']:,.0f} (computed)"
     )
     return lines
 

@@ -59,9 +59,9 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     return made
 
 
-def report(told: dict[str, Any], table: list[str], file: Path | None) -> None:
+def report(found: dict[str, Any], table: list[str], file: Path | None) -> None:
     """Print the figures' machine and table, and write them to the file that was asked for."""
-    print(", ".join(f"{key} {value}" for key, value in told["machine"].items()))
+    print(", ".join(f"{key} {value}" for key, value in found["machine"].items()))
     print("\n".join(table))
     if file:
-        file.write_text(json.dumps(told, indent=1) + "\n")
+        file.write_text(json.dumps(found, indent=1) + "\n")

@@ -61,8 +61,8 @@ def main() -> None:
     for name in SOURCES:
         with tempfile.TemporaryDirectory(dir=parsed.scratch) as scratch:
             rows += _measure(name, parsed, Path(scratch))
-    told = {"machine": _machine(parsed), "rows": rows}
-    machine.report(told, _table(told), parsed.json)
+    found = {"machine": _machine(parsed), "rows": rows}
+    machine.report(found, _table(found), parsed.json)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -236,12 +236,12 @@ def _machine(parsed: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _table(told: dict[str, Any]) -> list[str]:
+def _table(found: dict[str, Any]) -> list[str]:
     lines = [
         "| corpus | what | MB | documents | s, median (least to most) | MB/s | of bare |",
         "|---|---|---|---|---|---|---|",
     ]
-    for row in told["rows"]:
+    for row in found["rows"]:
         taken = row["seconds"]
         spread = f"{statistics.median(taken):.1f} ({min(taken):.1f} to {max(taken):.1f})"
         lines.append(

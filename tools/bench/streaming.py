@@ -23,7 +23,8 @@ from torch import Tensor
 
 from pretrain.config import MemoryConfig, ModelConfig
 from pretrain.model.decoding import Decoder
-from pretrain.model.transformer import StreamState, Transformer
+from pretrain.model.stream import StreamState
+from pretrain.model.transformer import Transformer
 from pretrain.training.heap import keep_freed_memory
 
 _VOCABULARY = 8192
@@ -45,14 +46,14 @@ def main() -> None:
     )  # fmt: skip
     model = Transformer(config, _VOCABULARY).eval()
     tenths, early, late = _streamed(model, parsed.tokens)
-    told = {
+    found = {
         "machine": machine.described(),
         "memory": parsed.memory,
         "tokens": parsed.tokens,
         "tenths": tenths,
         "decoding": _decoded(model, early, late, parsed.rounds),
     }
-    machine.report(told, _table(told), parsed.json)
+    machine.report(found, _table(found), parsed.json)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -115,17 +116,17 @@ def _decoded(
     return {name: taken[1:] for name, taken in speeds.items()}
 
 
-def _table(told: dict[str, Any]) -> list[str]:
+def _table(found: dict[str, Any]) -> list[str]:
     lines = [
-        f"{told['tokens']:,} tokens, memory {told['memory']}",
+        f"{found['tokens']:,} tokens, memory {found['memory']}",
         "| tenth | tokens/s | resident, MiB |",
         "|---|---|---|",
     ]
-    for number, row in enumerate(told["tenths"], 1):
+    for number, row in enumerate(found["tenths"], 1):
         resident = row["resident_bytes"] / 2**20
         lines.append(f"| {number} | {row['tokens_per_second']:,.0f} | {resident:,.0f} |")
-    early, late = (statistics.median(told["decoding"][name]) for name in ("early", "late"))
-    ratios = [b / a for a, b in zip(*told["decoding"].values(), strict=True)]
+    early, late = (statistics.median(found["decoding"][name]) for name in ("early", "late"))
+    ratios = [b / a for a, b in zip(*found["decoding"].values(), strict=True)]
     lines.append(
         f"decoding: {early:.1f} tokens/s after 4 Ki tokens, {late:.1f} after all "
         f"({statistics.median(ratios):.2f} times)"

@@ -51,7 +51,7 @@ class Contestant:
 
     name: str
     settings: dict[str, Any]
-    told: dict[str, Any] = field(default_factory=dict)
+    found: dict[str, Any] = field(default_factory=dict)
     seconds: list[float] = field(default_factory=list)
     peaks: list[int] = field(default_factory=list)
 
@@ -64,7 +64,7 @@ class Contestant:
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
             env={**os.environ, "PYTHONPATH": str(machine.ROOT)},
         )  # fmt: skip
-        self.told = self._answer()
+        self.found = self._answer()
         for _ in range(warm_up):
             self.step()
 
@@ -177,15 +177,15 @@ def main() -> None:
             if not alone:
                 contestant.stop()
             rows.append(_row(contestant, group[0]))
-    told = {"what": parsed.what, "machine": machine.described(), "rows": rows}
-    lines = _table(told)
+    found = {"what": parsed.what, "machine": machine.described(), "rows": rows}
+    lines = _table(found)
     if parsed.what == "length":
-        told["slope"] = _slope(rows)
+        found["slope"] = _slope(rows)
         lines += [
-            "peak memory grows by {measured:,.0f} bytes a token; at least {bound:,.0f} have to "
-            "stand, the inputs of the layers".format(**told["slope"])
+            "peak memory grows by {measured:,.0f} bytes per token; the inputs of the layers need "
+            "at least {bound:,.0f}".format(**found["slope"])
         ]
-    machine.report(told, lines, parsed.json)
+    machine.report(found, lines, parsed.json)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -207,18 +207,18 @@ def _row(contestant: Contestant, first: Contestant) -> dict[str, Any]:
     row = {
         "who": contestant.name,
         "settings": contestant.settings,
-        **contestant.told,
+        **contestant.found,
         "seconds": contestant.seconds,
         "tokens_per_second": 1 / statistics.median(a_token),
         "times_as_fast": statistics.median(b / a for a, b in zip(a_token, beside, strict=True)),
         "peak_bytes": max(contestant.peaks),
     }
-    if "flops" in contestant.told:
-        flops = contestant.told["flops"]
+    if "flops" in contestant.found:
+        flops = contestant.found["flops"]
         row["flops_per_second"] = flops / statistics.median(contestant.seconds)
-        if "flops" in first.told:
+        if "flops" in first.found:
             row["of_rate"] = statistics.median(
-                flops / a / (first.told["flops"] / b)
+                flops / a / (first.found["flops"] / b)
                 for a, b in zip(contestant.seconds, first.seconds, strict=True)
             )
     return row
@@ -235,13 +235,13 @@ def _slope(rows: list[dict[str, Any]]) -> dict[str, float]:
     }
 
 
-def _table(told: dict[str, Any]) -> list[str]:
+def _table(found: dict[str, Any]) -> list[str]:
     lines = [
         "| who | window | s a step, median (least to most) | tokens/s | times the first "
         "| GFLOP/s | of the first's | peak, MiB |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for row in told["rows"]:
+    for row in found["rows"]:
         taken = row["seconds"]
         spread = f"{statistics.median(taken):.2f} ({min(taken):.2f} to {max(taken):.2f})"
         rate = f"{row['flops_per_second'] / 1e9:.0f}" if "flops_per_second" in row else ""

@@ -54,28 +54,28 @@ def main() -> None:
         _rank(parsed, place.rank, place.init_method)
     with tempfile.TemporaryDirectory() as scratch:
         told_file = Path(scratch) / "told.json"
-        if start_ranks([sys.executable, *sys.argv, "--told", str(told_file)], _RANKS):
+        if start_ranks([sys.executable, *sys.argv, "--found", str(told_file)], _RANKS):
             sys.exit("the ranks failed")
-        told = json.loads(told_file.read_text())
-    machine.report(told, _table(told), parsed.json)
+        found = json.loads(told_file.read_text())
+    machine.report(found, _table(found), parsed.json)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = machine.parser(__doc__)
     parser.add_argument("settings", nargs="*", metavar="key=value", help="of the configuration")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--told", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--found", type=Path, help=argparse.SUPPRESS)
     return parser
 
 
 def window(engine: Engine, config: Config, tokens: Tensor) -> Tensor:
     """The summed loss of the whole window at once."""
-    return _losses(engine, tokens, engine.module.initial_state(1, "cpu"))[0]  # type: ignore[operator]
+    return _losses(engine, tokens, engine.module.initial_state(1, "cpu"))[0]
 
 
 def loop(engine: Engine, config: Config, tokens: Tensor) -> Tensor:
     """The same, segment by segment."""
-    state, total = engine.module.initial_state(1, "cpu"), torch.zeros(())  # type: ignore[operator]
+    state, total = engine.module.initial_state(1, "cpu"), torch.zeros(())
     for first in range(0, config.window, config.model.segment):
         segment = tokens[:, first : first + config.model.segment + 1]
         loss, state = _losses(engine, segment, state)
@@ -112,14 +112,14 @@ def _rank(parsed: argparse.Namespace, rank: int, method: str) -> None:
             if number >= 3:
                 steps[name].append(done)
     if rank == 0:
-        told = {
+        found = {
             "machine": machine.described(),
             "parameters": parameters,
             "segments": config.train.window_segments,
             "tokens": config.window,
             "steps": steps,
         }
-        parsed.told.write_text(json.dumps(told))
+        parsed.found.write_text(json.dumps(found))
     dist.barrier()
     leave(0)
 
@@ -137,12 +137,12 @@ def _step(engine: Engine, config: Config, tokens: Tensor, way: Way) -> dict[str,
     return {"seconds": seconds, "sent": sent, "gathered": gathered, "loss": float(loss.detach())}
 
 
-def _table(told: dict[str, Any]) -> list[str]:
-    steps = told["steps"]
+def _table(found: dict[str, Any]) -> list[str]:
+    steps = found["steps"]
     parallel, looped = (steps[name] for name in WAYS)
     lines = [
-        f"{told['parameters']:,} parameters, {_RANKS} ranks, a window of {told['tokens']:,} tokens "
-        f"in {told['segments']} segments",
+        f"{found['parameters']:,} parameters, {_RANKS} ranks, a window of {found['tokens']:,} "
+        f"tokens in {found['segments']} segments",
         "| a step | s, median (least to most) | sent by a rank, MB | of which gathers, MB |",
         "|---|---|---|---|",
     ]

@@ -11,7 +11,7 @@ import torch
 
 from pretrain.config import TRITON_MAX_HEAD
 from pretrain.model.local_attention import KernelError
-from pretrain.model.memories.infini import TORCH, Products
+from pretrain.model.memories.infini_grad import TORCH, Products
 
 _log = logging.getLogger(__name__)
 
@@ -23,9 +23,9 @@ def choose(
     dtype: torch.dtype,
     d_head: int,
 ) -> Products:
-    """The kernels that `model.memory.kernel` asks for; `auto` logs, once, what it took.
+    """The kernels that `model.memory.kernel` asks for; `auto` logs once what it chose.
 
-    Raises KernelError where Triton's were asked for and cannot run.
+    Raises KernelError where Triton's were requested and cannot run.
     """
     if setting == "torch":
         return TORCH
@@ -38,7 +38,7 @@ def choose(
         return TORCH
     if obstacle := _obstacle(device_type, dtype, d_head):
         raise KernelError(
-            f"model.memory.kernel: triton was asked for, but {obstacle}; set it to torch or auto"
+            f"model.memory.kernel: triton was requested, but {obstacle}; set it to torch or auto"
         )
     from pretrain.model.memories.infini_triton import TRITON
 

@@ -1,9 +1,9 @@
 """The memory's work on tokens as Triton kernels: sigma, the segment sums, the gated retrieval.
 
-The same numbers as `memory.py`, from activations that are read once in their
-own dtype: sigma stands in registers alone and is computed again in the backward, sums are float32,
-and what is written is the small states and activations of the input's dtype. Operands of matrix
-products have the activations' dtype, their results are float32; M and z are float32 always.
+The same numbers as `infini_grad.py`, from activations that are read once in their own dtype: sigma
+is in registers alone and is computed again in the backward, sums are float32, and what is written
+is the small states and activations of the input's dtype. Operands of matrix products have the
+activations' dtype, their results are float32; M and z are float32 always.
 
 Shapes: P segments of all lanes, N tokens of a segment, H query heads, K key/value heads, D size of
 a head. Query head h reads the memory h // (H / K). A program holds a D x D state of one head, so D
@@ -20,7 +20,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from pretrain.model.memories.infini import MemoryState, Products
+from pretrain.model.memories.infini_grad import Products
 
 # Tokens that a program holds at once, and its warps. Compiled for sm_80 and sm_90 so, a program
 # takes at most 83 KiB of shared memory and, but for the read's backward, spills no register.
@@ -30,16 +30,16 @@ _OPERANDS = {torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}
 
 
 def sums(keys: Tensor, values: Tensor, writable: Tensor | None) -> tuple[Tensor, Tensor, None]:
-    """`memory.sums`; no features stand in memory."""
+    """`infini_grad.sums`; the features are never in memory."""
     written = _Write.apply(*_segments(keys, values), _mask(keys, writable))  # type: ignore[no-untyped-call]
-    added, mass = (torch.unflatten(part, 0, keys.shape[:2]) for part in written)
-    return added, mass, None
+    added, key_sum = (torch.unflatten(part, 0, keys.shape[:2]) for part in written)
+    return added, key_sum, None
 
 
 def delta_transition(
     keys: Tensor, features: Tensor | None, divisor: Tensor, writable: Tensor | None
 ) -> Tensor:
-    """`memory.delta_transition`."""
+    """`infini_grad.delta_transition`."""
     erased = _Erase.apply(  # type: ignore[no-untyped-call]
         keys.flatten(0, 1), _mask(keys, writable), divisor.flatten(0, 1)
     )
@@ -48,11 +48,16 @@ def delta_transition(
 
 
 def gated_read(
-    local: Tensor, queries: Tensor, before: MemoryState, readable: Tensor, gate: Tensor
+    local: Tensor,
+    queries: Tensor,
+    matrix: Tensor,
+    normaliser: Tensor,
+    readable: Tensor,
+    gate: Tensor,
 ) -> Tensor:
-    """`memory.gated_read`."""
+    """`infini_grad.gated_read`."""
     heads: Tensor = _Read.apply(  # type: ignore[no-untyped-call]
-        *_segments(local, queries, *before, readable),
+        *_segments(local, queries, matrix, normaliser, readable),
         gate.float().sigmoid(),
     )
     return heads.view(queries.shape)
@@ -82,16 +87,16 @@ class _Write(torch.autograd.Function):
         keys, values, mask = _rows(keys), _rows(values), writable.contiguous().view(torch.uint8)
         segments, _, heads, size = keys.shape
         added = keys.new_empty((segments, heads, size, size), dtype=torch.float32)
-        mass = keys.new_empty((segments, heads, size), dtype=torch.float32)
+        key_sum = keys.new_empty((segments, heads, size), dtype=torch.float32)
         _write_forward[segments, heads](
-            *_with_strides(keys, values), mask, added, mass, **_constants(keys)
+            *_with_strides(keys, values), mask, added, key_sum, **_constants(keys)
         )
         ctx.save_for_backward(keys, values, mask)
-        return added, mass
+        return added, key_sum
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, d_added: Tensor, d_mass: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, d_added: Tensor, d_key_sum: Tensor) -> tuple[Tensor, Tensor, None]:
         """Gradients of keys and values, in their dtype."""
         keys, values, mask = ctx.saved_tensors
         segments, length, heads, _ = keys.shape
@@ -100,7 +105,7 @@ class _Write(torch.autograd.Function):
             *_with_strides(keys, values),
             mask,
             d_added.contiguous(),
-            d_mass.contiguous(),
+            d_key_sum.contiguous(),
             *_with_strides(d_keys, d_values),
             **_constants(keys),
         )
@@ -191,7 +196,7 @@ class _Read(torch.autograd.Function):
             normaliser,
             mask,
             gate,
-            *_with_strides(_rows(d_out), d_local, d_queries),
+            *(d_out.contiguous(), d_local, d_queries),
             d_matrix,
             d_normaliser,
             d_gate,
@@ -304,10 +309,10 @@ def _sigma(x: tl.tensor, D: tl.constexpr, BLOCK_D: tl.constexpr) -> tl.tensor:
 
 
 @triton.jit
-def _reciprocal(mass: tl.tensor, allowed: tl.tensor) -> tl.tensor:
-    """1 / mass, and 0 where it is 0 or not allowed."""
-    some = allowed & (mass != 0)
-    return tl.where(some, 1 / tl.where(some, mass, 1.0), 0.0)
+def _reciprocal(x: tl.tensor, allowed: tl.tensor) -> tl.tensor:
+    """1 / x, and 0 where it is 0 or not allowed."""
+    some = allowed & (x != 0)
+    return tl.where(some, 1 / tl.where(some, x, 1.0), 0.0)
 
 
 @triton.jit
@@ -333,7 +338,7 @@ def _write_forward(
     values_h: tl.tensor,
     writable: tl.tensor,
     added: tl.tensor,
-    mass: tl.tensor,
+    key_sum: tl.tensor,
     N: tl.tensor,
     D: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -356,7 +361,7 @@ def _write_forward(
     place = segment * tl.num_programs(1) + head
     _store_state(added + place * D * D, product, D, BLOCK_D)
     columns = tl.arange(0, BLOCK_D)
-    tl.store(mass + place * D + columns, total, mask=columns < D)
+    tl.store(key_sum + place * D + columns, total, mask=columns < D)
 
 
 @triton.jit
@@ -371,7 +376,7 @@ def _write_backward(
     values_h: tl.tensor,
     writable: tl.tensor,
     d_added: tl.tensor,
-    d_mass: tl.tensor,
+    d_key_sum: tl.tensor,
     d_keys: tl.tensor,
     d_keys_p: tl.tensor,
     d_keys_n: tl.tensor,
@@ -392,9 +397,9 @@ def _write_backward(
     place = segment * tl.num_programs(1) + head
     columns = tl.arange(0, BLOCK_D)
     d_a = _state(d_added + place * D * D, D, 1, D, BLOCK_D, OPERAND)
-    # Read once more, transposed: turning a float32 state around takes twice its shared memory.
+    # Read once more, transposed: transposing a float32 state takes twice its shared memory.
     d_a_turned = _state(d_added + place * D * D, 1, D, D, BLOCK_D, OPERAND)
-    d_m = tl.load(d_mass + place * D + columns, mask=columns < D, other=0.0)
+    d_m = tl.load(d_key_sum + place * D + columns, mask=columns < D, other=0.0)
     written = _tokens(writable + segment * N, first, N, BLOCK_N)[:, None]
     keys += segment * keys_p + head * keys_h
     k = _sigma(_load(keys, first, keys_n, N, D, BLOCK_N, BLOCK_D), D, BLOCK_D)
@@ -479,12 +484,34 @@ def _erase_backward(
         weight = _reciprocal(tl.sum(k * z[None, :], axis=1), written)
         through = _dot(k, d_e, OPERAND, WIDEN)
         # weight = 1 / (k z), whose own gradient is k^T dE k.
-        d_mass = -weight * weight * 0.5 * tl.sum(k * through, axis=1)
-        d_k = through * weight[:, None] + d_mass[:, None] * z[None, :]
+        d_denominator = -weight * weight * 0.5 * tl.sum(k * through, axis=1)
+        d_k = through * weight[:, None] + d_denominator[:, None] * z[None, :]
         d_k *= tl.minimum(k, 1.0)
-        d_z += tl.sum(k * d_mass[:, None], axis=0)
+        d_z += tl.sum(k * d_denominator[:, None], axis=0)
         _store(d_keys, d_k, first, d_keys_n, N, D, BLOCK_N, BLOCK_D)
     tl.store(d_normaliser + place * D + columns, d_z, mask=columns < D)
+
+
+@triton.jit
+def _retrieve(
+    queries: tl.tensor,
+    readable: tl.tensor,
+    m: tl.tensor,
+    z: tl.tensor,
+    first: tl.tensor,
+    stride: tl.tensor,
+    N: tl.tensor,
+    D: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    OPERAND: tl.constexpr,
+    WIDEN: tl.constexpr,
+) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
+    """Of a head's tokens from `first` on: sigma(Q), 1 / (sigma(Q) z), and what they retrieve."""
+    q = _sigma(_load(queries, first, stride, N, D, BLOCK_N, BLOCK_D), D, BLOCK_D)
+    seen = _tokens(readable, first, N, BLOCK_N)
+    weight = _reciprocal(tl.sum(q * z[None, :], axis=1), seen)[:, None]
+    return q, weight, tl.where(weight != 0, _dot(q, m, OPERAND, WIDEN) * weight, 0.0)
 
 
 @triton.jit
@@ -520,10 +547,10 @@ def _read_forward(
     m = _state(matrix + place * D * D, D, 1, D, BLOCK_D, OPERAND)
     z = tl.load(normaliser + place * D + columns, mask=columns < D, other=0.0)
     queries += segment * queries_p + head * queries_h
-    q = _sigma(_load(queries, first, queries_n, N, D, BLOCK_N, BLOCK_D), D, BLOCK_D)
-    seen = _tokens(readable + segment * N, first, N, BLOCK_N)
-    weight = _reciprocal(tl.sum(q * z[None, :], axis=1), seen)[:, None]
-    retrieved = tl.where(weight != 0, _dot(q, m, OPERAND, WIDEN) * weight, 0.0)
+    seen = readable + segment * N
+    _, _, retrieved = _retrieve(
+        queries, seen, m, z, first, queries_n, N, D, BLOCK_N, BLOCK_D, OPERAND, WIDEN
+    )
     local += segment * local_p + head * local_h
     near = _load(local, first, local_n, N, D, BLOCK_N, BLOCK_D)
     mixed = near + tl.load(gate + head) * (retrieved - near)
@@ -546,17 +573,8 @@ def _read_backward(
     readable: tl.tensor,
     gate: tl.tensor,
     d_out: tl.tensor,
-    d_out_p: tl.tensor,
-    d_out_n: tl.tensor,
-    d_out_h: tl.tensor,
     d_local: tl.tensor,
-    d_local_p: tl.tensor,
-    d_local_n: tl.tensor,
-    d_local_h: tl.tensor,
     d_queries: tl.tensor,
-    d_queries_p: tl.tensor,
-    d_queries_n: tl.tensor,
-    d_queries_h: tl.tensor,
     d_matrix: tl.tensor,
     d_normaliser: tl.tensor,
     d_gate: tl.tensor,
@@ -573,33 +591,30 @@ def _read_backward(
     columns = tl.arange(0, BLOCK_D)
     m = _state(matrix + place * D * D, D, 1, D, BLOCK_D, OPERAND)
     z = tl.load(normaliser + place * D + columns, mask=columns < D, other=0.0)
-    d_m = tl.zeros((BLOCK_D, BLOCK_D), dtype=tl.float32)
-    d_z = tl.zeros((BLOCK_D,), dtype=tl.float32)
+    d_m, d_z = tl.zeros((BLOCK_D, BLOCK_D), tl.float32), tl.zeros((BLOCK_D,), tl.float32)
+    heads, seen = tl.num_programs(1) * group, readable + segment * N
+    row = heads * D  # between tokens of gradients, which are contiguous
     for head in range(kv_head * group, kv_head * group + group):
         g = tl.load(gate + head)
+        dense = segment * N * row + head * D
         d_g = tl.zeros((BLOCK_N,), dtype=tl.float32)
         for first in range(0, N, BLOCK_N):
             base = queries + segment * queries_p + head * queries_h
-            q = _sigma(_load(base, first, queries_n, N, D, BLOCK_N, BLOCK_D), D, BLOCK_D)
-            seen = _tokens(readable + segment * N, first, N, BLOCK_N)
-            weight = _reciprocal(tl.sum(q * z[None, :], axis=1), seen)[:, None]
-            retrieved = tl.where(weight != 0, _dot(q, m, OPERAND, WIDEN) * weight, 0.0)
-            base = d_out + segment * d_out_p + head * d_out_h
-            d_o = _load(base, first, d_out_n, N, D, BLOCK_N, BLOCK_D)
+            q, weight, retrieved = _retrieve(
+                base, seen, m, z, first, queries_n, N, D, BLOCK_N, BLOCK_D, OPERAND, WIDEN
+            )
+            d_o = _load(d_out + dense, first, row, N, D, BLOCK_N, BLOCK_D)
             base = local + segment * local_p + head * local_h
             near = _load(base, first, local_n, N, D, BLOCK_N, BLOCK_D)
             d_g += tl.sum(d_o * (retrieved - near), axis=1)
-            base = d_local + segment * d_local_p + head * d_local_h
-            _store(base, (1 - g) * d_o, first, d_local_n, N, D, BLOCK_N, BLOCK_D)
+            _store(d_local + dense, (1 - g) * d_o, first, row, N, D, BLOCK_N, BLOCK_D)
             d_product = g * d_o * weight
-            d_mass = -weight * tl.sum(g * d_o * retrieved, axis=1)[:, None]
-            d_q = _dot(d_product, tl.trans(m), OPERAND, WIDEN) + d_mass * z[None, :]
+            d_denominator = -weight * tl.sum(g * d_o * retrieved, axis=1)[:, None]
+            d_q = _dot(d_product, tl.trans(m), OPERAND, WIDEN) + d_denominator * z[None, :]
             d_q = tl.where(weight != 0, d_q * tl.minimum(q, 1.0), 0.0)
-            base = d_queries + segment * d_queries_p + head * d_queries_h
-            _store(base, d_q, first, d_queries_n, N, D, BLOCK_N, BLOCK_D)
+            _store(d_queries + dense, d_q, first, row, N, D, BLOCK_N, BLOCK_D)
             d_m += _dot(tl.trans(q), d_product, OPERAND, WIDEN)
-            d_z += tl.sum(q * d_mass, axis=0)
-        heads = tl.num_programs(1) * group
+            d_z += tl.sum(q * d_denominator, axis=0)
         tl.store(d_gate + segment * heads + head, tl.sum(d_g, axis=0))
     _store_state(d_matrix + place * D * D, d_m, D, BLOCK_D)
     tl.store(d_normaliser + place * D + columns, d_z, mask=columns < D)

@@ -92,7 +92,7 @@ def test_words_become_values_of_the_fields_types() -> None:
     )  # fmt: skip
 
 
-def test_a_list_of_words_goes_on_behind_options() -> None:
+def test_a_list_of_arguments_continues_after_options() -> None:
     assert made("a", "k=v", "--dry", "l=w", "--count", "2", "m=x").words == ["k=v", "l=w", "m=x"]
 
 
@@ -120,7 +120,7 @@ def test_every_mistake_is_reported_at_once() -> None:
 
 def test_what_must_be_given_is_asked_for_together_with_other_mistakes(tmp_path: Path) -> None:
     assert mistakes("ask", "cup", "--low", "x", "more") == [
-        "'more': unexpected, all words of this command are given",
+        "'more': unexpected argument; this command takes no more",
         "--where: not given; expected the directory of things",
         "--thing: not given; expected the thing",
         "--low: expected a whole number, found 'x'",

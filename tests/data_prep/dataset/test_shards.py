@@ -220,6 +220,22 @@ def test_a_tar_cut_anywhere_never_reads_as_a_shorter_shard(tmp_path: Path) -> No
             list(shards.read_shard(path, info))
 
 
+def test_all_documents_are_read_in_order_from_checked_shards(
+    tmp_path: Path, write_data_set: Any
+) -> None:
+    manifest = write_data_set(tmp_path, DOCUMENTS, 2, 65536)
+    found = list(shards.read_documents(tmp_path, manifest))
+    assert [fields(d) for d in found] == [fields(d) for d in DOCUMENTS]
+    path = tmp_path / "shard-00001.tar"
+    data = bytearray(path.read_bytes())
+    data[data.rindex(b"7")] ^= 1
+    path.write_bytes(data)
+    reading = shards.read_documents(tmp_path, manifest)
+    assert [next(reading).id, next(reading).id] == ["id-0", "id-1"]
+    with pytest.raises(DataError, match=r"shard-00001\.tar: sha256 differs"):
+        next(reading)
+
+
 def test_a_token_count_that_differs_from_the_manifest_is_an_error(tmp_path: Path) -> None:
     info = shards.write_shard(tmp_path / "a.tar", DOCUMENTS, "uint16")
     with pytest.raises(DataError, match=r"a\.tar: holds 5 tokens, the manifest says 6"):

@@ -1,4 +1,4 @@
-"""Arrays of jobs on a real Slurm make the bytes that a local run makes."""
+"""Job arrays on a real Slurm make the same bytes as a local run."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source = random.Random(7)
     for name in range(7):
         texts = [
-            " ".join(source.choice(WORDS) + str(source.randrange(99)) for _ in range(3000))
+            " ".join(source.choice(WORDS) + str(source.randrange(99)) for _ in range(300))
             for _ in range(70)
         ]
         lines = [json.dumps({"text": text}) for text in texts]
@@ -135,7 +135,7 @@ def test_a_failed_and_a_cancelled_run_continue_with_other_tasks(
 def test_slurm_refusing_a_job_leaves_none(on_cluster: Run, corpus: Path, tmp_path: Path) -> None:
     refused = submitted(on_cluster, corpus, tmp_path / "set", "slurm.partition=nowhere")
     assert refused.returncode == 1
-    assert "nothing is submitted" in refused.stderr and "Traceback" not in refused.stderr
+    assert "nothing was submitted" in refused.stderr and "Traceback" not in refused.stderr
     assert queue_is_empty(on_cluster)
 
 

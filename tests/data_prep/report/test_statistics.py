@@ -13,7 +13,6 @@ from data_prep.dataset import shards
 from data_prep.dataset.shards import DataError
 from data_prep.pipeline import pipeline
 from data_prep.report import statistics
-from data_prep.report.statistics import SourceStats
 from data_prep.tokenizer import tokenizer
 
 TEXT = "the segment reads the memory and then the segment writes the memory. "
@@ -36,37 +35,43 @@ def test_the_numbers_are_those_of_the_texts(made: Path) -> None:
     lengths = [len(model.encode(TEXT * n)) for n in range(1, 12)]
     other = "\U0001f600 and \u2581"
     alone = len(model.encode(other))
-    found = statistics.stats(made)
-    assert (found.documents, found.rejected, found.shards, found.vocab_size) == (12, 3, 2, 300)
-    assert found.bytes == 66 * len(TEXT) + len(other.encode())
-    assert found.tokens == sum(lengths) + len(model.encode(other))
-    assert found.bytes_per_token == found.bytes / found.tokens
+    found = statistics.stats(made).plain()
+    counts = ("documents", "rejected", "shards", "vocab_size")
+    assert [found[name] for name in counts] == [12, 3, 2, 300]
+    assert found["bytes"] == 66 * len(TEXT) + len(other.encode())
+    assert found["tokens"] == sum(lengths) + alone
+    assert found["bytes_per_token"] == found["bytes"] / found["tokens"]
     # Four bytes of the emoji and three of U+2581 are the only bytes without a piece.
-    assert found.byte_fallback == 7 / found.tokens
-    assert found.sources == {
-        "one": SourceStats(11, sum(lengths), 66 * len(TEXT), 66 * len(TEXT) / sum(lengths), 0.0),
-        "two": SourceStats(1, alone, len(other.encode()), len(other.encode()) / alone, 7 / alone),
+    assert found["byte_fallback"] == 7 / found["tokens"]
+    names = ("documents", "tokens", "bytes", "bytes_per_token", "byte_fallback")
+    size, other_size = 66 * len(TEXT), len(other.encode())
+    values = {
+        "one": (11, sum(lengths), size, size / sum(lengths), 0.0),
+        "two": (1, alone, other_size, other_size / alone, 7 / alone),
     }
-    assert found.length_percentiles["0"] == min(*lengths, len(model.encode(other)))
-    assert found.length_percentiles["100"] == max(lengths)
-    assert found.rejected_by_reason == {"not an object": 2, "text not a string": 1}
+    assert found["sources"] == {
+        name: dict(zip(names, row, strict=True)) for name, row in values.items()
+    }
+    assert found["length_percentiles"]["0"] == min(*lengths, alone)
+    assert found["length_percentiles"]["100"] == max(lengths)
+    assert found["rejected_by_reason"] == {"not an object": 2, "text not a string": 1}
 
 
 def test_words_and_the_longest_are_those_of_the_texts(
     made: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = tokenizer.load(made / "tokenizer.model")
-    found = statistics.count(made, words=True)
+    found = statistics.stats(made, words=True)
     one = found.sources["one"]
     assert (one.words, one.word_tokens) == (66 * 12, sum(one.lengths))
     assert [tokens for tokens, *_ in found.longest[:11]] == sorted(one.lengths, reverse=True)
     assert found.longest[0] == (len(model.encode(TEXT * 11)), "a.jsonl:11", "one")
     monkeypatch.setattr(statistics, "_LONGEST", 3)
-    monkeypatch.setattr(statistics, "_WORD_TOKENS_A_DOCUMENT", 5)
-    few = statistics.count(made, words=True)
+    monkeypatch.setattr(statistics, "_DOCUMENT_WORD_TOKENS", 5)
+    few = statistics.stats(made, words=True)
     assert few.longest == found.longest[:3]
     assert few.sources["one"].word_tokens == 55
-    assert statistics.count(made).sources["one"].words == 0
+    assert statistics.stats(made).sources["one"].words == 0
 
 
 def test_of_equally_long_documents_the_first_are_listed(
@@ -74,7 +79,8 @@ def test_of_equally_long_documents_the_first_are_listed(
 ) -> None:
     model = made / "tokenizer.model"
     write_data_set(tmp_path, [[5] * (1 + n // 15) for n in range(45)], 2, 300, tokenizer=model)
-    listed = [id for _, id, _ in statistics.count(tmp_path).longest]
+    (tmp_path / "rejects.jsonl").touch()
+    listed = [id for _, id, _ in statistics.stats(tmp_path).longest]
     assert listed == [f"document-{n}" for n in [*range(30, 45), *range(15, 20)]]
 
 
@@ -83,7 +89,7 @@ def test_the_lines_hold_the_numbers(made: Path) -> None:
     rows = [line.split("  ", 1) for line in statistics.lines(found)]
     values = {name.strip(): value.strip() for name, value in rows if name.strip()}
     assert values["documents"] == "12"
-    assert values["byte fallback"] == f"{7 / found.tokens:.3%} of tokens"
+    assert values["byte fallback"] == f"{7 / found.manifest.tokens:.3%} of tokens"
     assert values["source two"].startswith("1 documents, ")
 
 

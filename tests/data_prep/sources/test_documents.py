@@ -196,8 +196,8 @@ def test_a_long_text_that_is_held_is_cut_as_well(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(documents, "_PASSAGE", 10)
     monkeypatch.setattr(documents, "_WHOLE", 20)
     whole, long = (RawDocument("", 1, 0, n, "one two\n three four five"[:n]) for n in (20, 21))
-    assert not whole.is_long and list(whole.passages()) == [whole.text]
-    assert long.is_long and list(long.passages()) == ["one two\n", " three", " four f"]
+    assert list(whole.passages()) == [whole.text]
+    assert list(long.passages()) == ["one two\n", " three", " four f"]
 
 
 @pytest.mark.parametrize("bad", [b"\xff", b"\xed\xa0\x80", b"\xf0\x9f\x98"])

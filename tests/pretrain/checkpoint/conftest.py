@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import json
+import pickle
 import random
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -26,14 +26,16 @@ RunRanks = Callable[[int, Callable[[Ranks], T]], list[T]]
 class ThreadRanks:
     """One of several ranks that are threads of this process."""
 
-    def __init__(self, rank: int, size: int, barrier: threading.Barrier, board: list[str]) -> None:
+    def __init__(
+        self, rank: int, size: int, barrier: threading.Barrier, board: list[bytes]
+    ) -> None:
         self.rank, self.size = rank, size
         self._barrier, self._board = barrier, board
 
     def gather(self, value: T) -> list[T]:
-        self._board[self.rank] = json.dumps(value)
+        self._board[self.rank] = pickle.dumps(value)
         self._barrier.wait()
-        values = [json.loads(text) for text in self._board]
+        values = [pickle.loads(one) for one in self._board]
         self._barrier.wait()
         return values
 
@@ -46,7 +48,7 @@ def run_ranks() -> RunRanks[Any]:
     """`run_ranks(size, work)`: each rank's `work(ranks)`, or the exception that it raised."""
 
     def run(size: int, work: Callable[[Ranks], Any]) -> list[Any]:
-        barrier, board, results = threading.Barrier(size, timeout=30), [""] * size, [None] * size
+        barrier, board, results = threading.Barrier(size, timeout=30), [b""] * size, [None] * size
 
         def one(rank: int) -> None:
             try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import random
 import resource
 import select
@@ -70,9 +71,9 @@ class SocketRanks:
         self._stream = end.makefile("rwb")
 
     def gather(self, value: Any) -> list[Any]:
-        self._stream.write(json.dumps(value).encode() + b"\n")
+        pickle.dump(value, self._stream)
         self._stream.flush()
-        other = json.loads(self._stream.readline())
+        other = pickle.load(self._stream)
         return [value, other] if self.rank == 0 else [other, value]
 
     def sum(self, values: Sequence[float]) -> list[float]:

@@ -223,13 +223,13 @@ def test_a_directory_that_is_there_and_a_path_without_a_model_are_refused(
 ) -> None:
     write_run(tmp_path / "run")
     (tmp_path / "hub").mkdir()
-    with pytest.raises(ConversionError, match="is there already"):
+    with pytest.raises(ConversionError, match="already exists"):
         export.run(tmp_path / "run", tmp_path / "hub", "stored")
     with pytest.raises(trained.TrainedError, match="neither a run directory"):
         export.run(tmp_path / "hub", tmp_path / "other", "stored")
 
 
-def test_what_was_not_written_as_meant_is_told(tmp_path: Path, write_run: Any) -> None:
+def test_what_was_not_written_as_meant_is_reported(tmp_path: Path, write_run: Any) -> None:
     write_run(tmp_path / "run")
     export.run(tmp_path / "run", tmp_path / "hub", "stored")
     with Checkpoint(tmp_path / "run/checkpoints" / step_name(7)) as checkpoint:
@@ -237,7 +237,7 @@ def test_what_was_not_written_as_meant_is_told(tmp_path: Path, write_run: Any) -
         source = export.Source(checkpoint, config, 320, None)
         export._verify(tmp_path / "hub", source)
         shutil.copyfile(tmp_path / "hub/model.safetensors", tmp_path / "model.safetensors")
-        with pytest.raises(ConversionError, match="is not what was to be written"):
+        with pytest.raises(ConversionError, match="differs from what should have been written"):
             export._verify(tmp_path / "hub", export.Source(checkpoint, config, 320, "BF16"))
     assert json.loads((tmp_path / "hub/config.json").read_text())["dtype"] == "float32"
 

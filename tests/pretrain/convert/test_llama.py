@@ -22,7 +22,7 @@ from pretrain.config import ImportConfig, load
 from pretrain.convert import llama
 from pretrain.convert.hugging_face import ConversionError, model_config
 from pretrain.evaluate import generate
-from pretrain.evaluate.sampling import Sampling
+from pretrain.evaluate.questions import Sampling
 from pretrain.model import local_attention, rotary
 from pretrain.model.transformer import Transformer
 from tests.pretrain.convert.conftest import LLAMA3, random_tokens
@@ -226,7 +226,7 @@ def test_parity_sees_a_wrong_rotation_and_a_wrong_grouping_of_heads(
     model, tokens = save_model(tmp_path / "hub"), random_tokens(SEGMENT)
     ours, expected = imported(tmp_path, "memory.kind=none"), theirs(model, tokens)
     with monkeypatch.context() as planted:
-        planted.setattr("pretrain.model.attention.rotate", interleaved)
+        planted.setattr("pretrain.model.window.rotate", interleaved)
         assert float((logits(ours, tokens) - expected).abs().max()) > 0.01
     with monkeypatch.context() as planted:
         planted.setattr(
@@ -326,7 +326,7 @@ def test_another_models_tokenizer_and_a_directory_that_is_there_are_refused(
     with pytest.raises(ConversionError) as caught:
         llama.run(tmp_path / "hub", tmp_path / "out", [], None)
     first, second = caught.value.problems
-    assert first.endswith("out: is there already; give a directory that is not")
+    assert first.endswith("out: already exists; choose a new directory")
     assert "has 320 pieces and the embedding 300 rows" in second
 
 

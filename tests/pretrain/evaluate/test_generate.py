@@ -16,9 +16,8 @@ import torch
 from data_prep.tokenizer import tokenizer
 from pretrain import trained
 from pretrain.evaluate import generate
-from pretrain.evaluate.generate import GenerationError
-from pretrain.evaluate.sampling import Sampling
-from pretrain.model.transformer import StreamState
+from pretrain.evaluate.questions import EvaluationError, Sampling
+from pretrain.model.stream import StreamState
 from pretrain.trained import Trained
 
 CPU = torch.device("cpu")
@@ -142,28 +141,24 @@ def test_a_large_vocabulary_takes_a_prompt_in_by_smaller_chunks(
 def test_an_empty_prompt_needs_a_bos(tmp_path: Path, model: Trained) -> None:
     (tmp_path / "plain.model").write_bytes(_without_bos())
     without = replace(model, tokenizer=tokenizer.load(tmp_path / "plain.model"))
-    with pytest.raises(GenerationError, match=r"the prompt is empty, and .* no BOS"):
+    with pytest.raises(EvaluationError, match=r"the prompt is empty, and .* no BOS"):
         _generate(without, [])
     assert _generate(without, [5], max_tokens=3, temperature=0.0)
 
 
-def test_sampling_that_cannot_work_is_refused(model: Trained) -> None:
-    for name, value in {
-        "max_tokens": 0,
-        "temperature": -0.1,
-        "top_p": 0.0,
-    }.items():
-        with pytest.raises(GenerationError, match=f"--{name.replace('_', '-')}: expected"):
-            _pieces(model, [], **{name: value})
-    for name in ("temperature", "top_p"):
-        with pytest.raises(GenerationError, match="found nan"):
-            _pieces(model, [], **{name: math.nan})
+@pytest.mark.parametrize(
+    "given",
+    [(0, 1.0), (1, -0.1), (1, math.nan), (1, math.inf), (1, 1.0, 0.0), (1, 1.0, 1.1)],
+)
+def test_sampling_that_cannot_work_is_refused(given: tuple[int, float]) -> None:
+    with pytest.raises(EvaluationError, match=r"max_tokens=.*: expected max_tokens of 1 or more"):
+        Sampling(*given)
 
 
 def test_logits_that_are_not_finite_are_reported(model: Trained) -> None:
     with torch.no_grad():
         model.model.norm.weight[0] = math.nan
-    with pytest.raises(GenerationError, match="logits are not finite"):
+    with pytest.raises(EvaluationError, match="logits are not finite"):
         _generate(model, [])
 
 
@@ -195,7 +190,7 @@ def test_a_prompt_that_is_no_text_is_refused(tmp_path: Path, model: Trained) -> 
         "nothing": "No such file",
         ".": "directory",
     }.items():
-        with pytest.raises(GenerationError, match=words):
+        with pytest.raises(EvaluationError, match=words):
             generate.run(
                 model.run_directory,
                 prompt_file=str(tmp_path / name),

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from pretrain.evaluate import harness
-from pretrain.evaluate.harness import HarnessError, Streamed
+from pretrain.evaluate.harness import Streamed
+from pretrain.evaluate.questions import EvaluationError
 from pretrain.trained import Trained
 
 TEXT = "It is a truth universally acknowledged, that a single man in possession of a fortune"
@@ -139,9 +140,11 @@ def test_a_continuation_ends_before_the_first_of_the_requests_ends(model: Traine
 def test_a_task_that_is_not_there_is_refused_with_those_that_are(
     model: Trained, tasks: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(HarnessError, match=r"no task chioce; it has \['choice', 'continue', 'ro"):
+    with pytest.raises(
+        EvaluationError, match=r"no task chioce; it has \['choice', 'continue', 'ro"
+    ):
         harness.run(tmp_path / "run", tasks, tasks=["chioce"], shots=None, limit=None)
-    with pytest.raises(HarnessError, match="holds no task file"):
+    with pytest.raises(EvaluationError, match="no task file in it"):
         harness.run(tmp_path / "run", tmp_path / "run", tasks=[], shots=None, limit=None)
-    with pytest.raises(HarnessError, match="is no directory"):
+    with pytest.raises(EvaluationError, match="not a directory"):
         harness.run(tmp_path / "run", tmp_path / "none", tasks=[], shots=None, limit=None)

@@ -19,7 +19,7 @@ from data_prep.tokenizer.contract import Tokenizer
 from pretrain import trained
 from pretrain.config import MemoryConfig
 from pretrain.evaluate import perplexity
-from pretrain.evaluate.perplexity import EvaluationError
+from pretrain.evaluate.questions import EvaluationError
 from pretrain.trained import Trained
 
 CPU = torch.device("cpu")
@@ -198,10 +198,10 @@ def test_the_command_writes_the_report_and_prints_the_table(
 ) -> None:
     model, data = small
     assert perplexity.run(model.run_directory, data, batch=3) == 0
+    lines = capsys.readouterr().out.splitlines()
     report = json.loads((model.run_directory / "eval-7-data.json").read_text())
     assert report.pop("code") and report.pop("written")
     _assert_close(report, _evaluate(model, data))
-    lines = capsys.readouterr().out.splitlines()
     assert lines[1].split() == ["position", "tokens", "with", "memory", "masked", "gain"]
     total, row = report["total"], report["positions"][2]
     bits = row["bits_per_byte"]

@@ -15,8 +15,7 @@ from data_prep.recall.tasks import Haystack
 from pretrain.config import MemoryConfig
 from pretrain.evaluate import recall
 from pretrain.evaluate.progress import TokenProgress
-from pretrain.evaluate.questions import Questions
-from pretrain.evaluate.recall import RecallError
+from pretrain.evaluate.questions import EvaluationError, Questions
 from pretrain.model.transformer import Transformer
 from pretrain.trained import Trained
 
@@ -147,11 +146,11 @@ def test_needles_are_asked_for_among_the_sentences_of_books(
 
 def test_a_length_without_room_for_the_task_is_refused(model: Trained) -> None:
     asked = Questions(["passkey"], [20], [0.5], samples=1, seed=0)
-    with pytest.raises(RecallError, match="20 tokens are fewer than passkey has"):
+    with pytest.raises(EvaluationError, match="20 tokens are fewer than passkey has"):
         recall.evaluate(model, Haystack.repeated(), asked, lambda line: None)
 
 
 def test_logits_that_are_not_finite_are_no_answer(model: Trained) -> None:
     model.model.embedding.weight.fill_(float("nan"))
-    with pytest.raises(RecallError, match="not finite"):
+    with pytest.raises(EvaluationError, match="not finite"):
         recall.answers(model.model, [np.array([1, 2, 3])], [2], _progress())

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from pretrain.checkpoint.manifest import MANIFEST
 from pretrain.evaluate import results
-from pretrain.evaluate.results import ResultError
+from pretrain.evaluate.questions import EvaluationError
 
 
 def _publish(directory: Path, found: float = 1.5, **asked: Any) -> None:
@@ -81,7 +81,7 @@ def test_lines_and_figure_have_the_name_of_their_result(
 def test_where_writing_fails_at_the_end_the_whole_result_is_printed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(ResultError, match=r"gone.*: cannot be written \(No such file"):
+    with pytest.raises(EvaluationError, match=r"gone.*: cannot be written \(No such file"):
         _publish(tmp_path / "gone", 2.5)
     printed = capsys.readouterr().out
     assert printed.startswith("| 2.5 |\n")
@@ -112,5 +112,8 @@ def test_a_run_that_may_not_be_written_is_refused_before_anything_is_read(
     for parent in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
         parent.chmod(parent.stat().st_mode | 0o55)
     for path in (run, run / "checkpoints" / "step-00000007"):
-        with _forbidden(run), pytest.raises(ResultError, match=r"run: results cannot be written"):
+        with (
+            _forbidden(run),
+            pytest.raises(EvaluationError, match=r"run: results cannot be written"),
+        ):
             results.open_model(path)

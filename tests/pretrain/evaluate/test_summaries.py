@@ -18,10 +18,9 @@ from pretrain.cli import main
 from pretrain.config import MemoryConfig
 from pretrain.data.lanes import Dataset, Lane, Mix
 from pretrain.evaluate import generate, rouge, summaries
-from pretrain.evaluate.generate import GenerationError
 from pretrain.evaluate.pairs import Pair
 from pretrain.evaluate.progress import TokenProgress
-from pretrain.evaluate.sampling import Sampling
+from pretrain.evaluate.questions import EvaluationError, Sampling
 from pretrain.trained import Trained
 
 CPU = torch.device("cpu")
@@ -202,5 +201,5 @@ def test_every_mistake_is_in_one_message(
 
 def test_logits_that_are_not_finite_are_no_answer(model: Trained) -> None:
     model.model.embedding.weight.fill_(float("nan"))
-    with pytest.raises(GenerationError, match="not finite"):
+    with pytest.raises(EvaluationError, match="not finite"):
         _answers(model)

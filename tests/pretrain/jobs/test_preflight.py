@@ -69,7 +69,7 @@ def test_a_version_that_one_node_lacks_is_told_of_that_node() -> None:
 
 
 def test_what_every_node_says_of_the_run_directory_is_no_nodes_fault() -> None:
-    full = replace(GOOD, directory=["run has 1.0 GB free, two checkpoints need 3.0 GB"])
+    full = replace(GOOD, directory=["run has 1.0 GB free, but two checkpoints need 3.0 GB"])
     assert verdict(nodes(full, full), 3.0) == ({}, full.directory)
     assert verdict(nodes(full, GOOD), 3.0) == ({"n0": full.directory}, [])
 
@@ -108,7 +108,7 @@ def test_two_checkpoints_must_find_their_place(
     model = replace(base.model, d_model=wide, n_heads=wide // 64, n_kv_heads=wide // 64,
                     d_ff=8 * wide // 3, n_layers=int(layers))  # fmt: skip
     (found,) = preflight.look(replace(base, model=model), 1).directory
-    assert "GB free, two checkpoints need" in found
+    assert "GB free, but two checkpoints need" in found
     assert preflight.look(base, 1).directory == []
 
 
@@ -125,7 +125,7 @@ def test_the_copies_of_a_checkpoint_must_find_host_memory(
                     d_ff=8 * wide // 3, n_layers=int(layers))  # fmt: skip
     large = replace(base, model=model)
     (found,) = preflight.look(large, 1).problems
-    assert "GB of host memory are available, the copies that its ranks write" in found
+    assert "GB of host memory are available, but the host copies of a checkpoint" in found
     assert preflight.look(large, 1, nodes=1000).problems == []
     assert preflight.look(base, 1).problems == []
 

@@ -12,7 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pretrain.config import MemoryConfig, ModelConfig
 from pretrain.model.decoding import Decoder
-from pretrain.model.transformer import StreamState, Transformer
+from pretrain.model.stream import StreamState
+from pretrain.model.transformer import Transformer
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SEGMENT = 8

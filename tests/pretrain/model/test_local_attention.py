@@ -64,7 +64,7 @@ def piece_by_piece(offsets: list[int], q: Tensor, k: Tensor, v: Tensor) -> Tenso
 @pytest.mark.parametrize("places", STARTS.values(), ids=STARTS)
 def test_the_pieces_of_flash_attn_are_those_of_the_mask(places: list[int]) -> None:
     starts, *inputs = segments(places)
-    offsets = local_attention.piece_offsets(starts)
+    offsets = local_attention.sequence_offsets(starts)
     assert offsets.dtype == torch.int32
     masked = local_attention.sdpa(starts)(*inputs)
     pieces = piece_by_piece(offsets.tolist(), *inputs)
@@ -77,7 +77,7 @@ def test_the_pieces_of_flash_attn_are_those_of_the_mask(places: list[int]) -> No
 
 def test_offsets_are_segment_ends_and_document_starts() -> None:
     starts, *_ = segments([0, 3, 13])
-    assert local_attention.piece_offsets(starts).tolist() == [0, 3, 7, 13, 14, 21, 28]
+    assert local_attention.sequence_offsets(starts).tolist() == [0, 3, 7, 13, 14, 21, 28]
 
 
 def test_the_mask_lets_a_token_see_its_own_document_before_it() -> None:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
+from torch import Tensor
 
 from pretrain.model import state
 from pretrain.model.memories.infini import MemoryState
+from pretrain.model.memories.none import Nothing
 from pretrain.model.state import ModelState
 
 
@@ -42,8 +46,27 @@ def test_a_lane_that_is_not_finite_in_one_layer_is_emptied_in_all_and_others_sta
         assert torch.equal(layer.normaliser[[0, 2]], kept.normaliser)
 
 
-def test_a_model_without_memory_has_an_empty_state() -> None:
-    assert (
-        state.of_lanes((), slice(0, 2)) == state.detached(()) == state.without_nonfinite(()) == ()
+def test_a_state_without_tensors_stays_one() -> None:
+    empty = (Nothing(), Nothing())
+    assert state.of_lanes(empty, slice(0, 2)) == state.detached(empty) == empty
+    assert state.without_nonfinite(empty) == state.joined([empty, empty]) == empty
+
+
+class Slots(NamedTuple):
+    """A state of another kind: numbers, places and flags."""
+
+    values: Tensor
+    places: Tensor
+    filled: Tensor
+
+
+def test_places_and_flags_are_finite_and_are_emptied_as_zero() -> None:
+    before = Slots(
+        torch.tensor([[1.0, torch.inf], [2.0, 3.0]]),
+        torch.tensor([[4, 5], [6, 7]]),
+        torch.tensor([[True], [True]]),
     )
-    assert state.joined([(), ()]) == ()
+    ((values, places, filled),) = state.without_nonfinite((before,))
+    assert values.tolist() == [[0, 0], [2, 3]] and values.dtype == torch.float32
+    assert places.tolist() == [[0, 0], [6, 7]] and places.dtype == torch.int64
+    assert filled.tolist() == [[False], [True]] and filled.dtype == torch.bool

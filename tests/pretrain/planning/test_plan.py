@@ -84,6 +84,13 @@ def test_the_recipes_have_the_published_numbers_of_weights() -> None:
     assert planned(ROOT / "configs/8b.yaml").parameters == 8_030_261_248 + 32 * 32
 
 
+def test_the_buffer_that_gathered_weights_arrive_in_is_counted_beside_them() -> None:
+    # All but norms and gates, in bf16; 50 million weights ahead, and a matrix that fills them up.
+    large = 1_235_814_400 - 33 * 2048
+    gathered = planned(ROOT / "configs/1b.yaml").memory.gathered
+    assert gathered == 2 * (large + 50_000_000 + 2048 * 8192)
+
+
 def test_the_papers_model_has_the_papers_memory() -> None:
     model = planned(ROOT / "configs/paper_pg19.yaml").config.model
     # Table 2: 1.6M numbers, d_k (d_v + 1) H l.

@@ -75,8 +75,11 @@ class OpenRun(Protocol):
 
 
 @pytest.fixture
-def open_run(one_rank: None, data_sets: dict[str, Path], tmp_path: Path) -> OpenRun:
+def open_run(
+    one_rank: None, data_sets: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> OpenRun:
     """Open the run in the directory `name`, from its newest checkpoint or from scratch."""
+    monkeypatch.setenv("LOCAL_RANK", "0")  # an engine sets it; commands of other tests inherit it
 
     def open_(*settings: str, name: str = "run", attempt: int = 1) -> Run:
         directory = tmp_path / name

@@ -7,7 +7,7 @@ import torch
 
 from pretrain.config import ModelConfig, OptimConfig
 from pretrain.model.transformer import Transformer
-from pretrain.training.optim import is_gate, parameter_groups, rate_fraction
+from pretrain.training.optim import parameter_groups, rate_fraction
 
 
 def fractions(config: OptimConfig, steps: int, of: tuple[int, ...]) -> list[float]:
@@ -53,7 +53,9 @@ def test_gates_and_vectors_are_not_decayed_and_gates_have_a_rate_of_their_own() 
     model = Transformer(ModelConfig(d_model=16, n_layers=2, n_heads=2, n_kv_heads=2, d_head=8), 10)
     named = dict(model.named_parameters())
     config = OptimConfig(lr=0.5, gate_lr=0.25, weight_decay=0.125)
-    groups = parameter_groups(((name, p, p.ndim) for name, p in named.items()), config)
+    groups = parameter_groups(
+        ((name, p, p.ndim) for name, p in named.items()), model.gates(), config
+    )
 
     rates = {}
     for group in groups:
@@ -74,13 +76,7 @@ def test_gates_and_vectors_are_not_decayed_and_gates_have_a_rate_of_their_own() 
     assert sum(found == (0.25, 0.0) for found in rates.values()) == 2
 
 
-def test_only_a_parameter_of_that_name_is_a_gate() -> None:
-    assert is_gate("layers.0.attention.gate")
-    assert not is_gate("layers.0.feed_forward.gate_proj")
-    assert not is_gate("gate.weight")
-
-
 def test_groups_that_would_be_empty_are_left_out() -> None:
     parameter = torch.nn.Parameter(torch.zeros(2))
-    (group,) = parameter_groups([("norm.weight", parameter, 1)], OptimConfig(lr=0.5))
+    (group,) = parameter_groups([("norm.weight", parameter, 1)], (), OptimConfig(lr=0.5))
     assert group == {"params": [parameter], "peak": 0.5, "weight_decay": 0.0, "lr": 0.0}

@@ -108,6 +108,8 @@ def carried(model: Transformer) -> ModelState:
             .to(empty.normaliser)
             .requires_grad_(),
         )
+        if empty  # a model without memory has nothing
+        else empty
         for empty in model.initial_state(LANES, "cpu")
     )
 

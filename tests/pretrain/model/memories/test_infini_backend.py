@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from pretrain.model.memories import infini_backend
-from pretrain.model.memories.infini import TORCH
+from pretrain.model.memories.infini_grad import TORCH
 
 needs_triton = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="triton is not installed"

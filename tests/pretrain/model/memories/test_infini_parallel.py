@@ -11,16 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from pretrain.config import MemoryConfig
 from pretrain.model.memories import infini
-from pretrain.model.memories.infini import MemoryState
-from pretrain.model.memories.infini_parallel import StatePassing
+from pretrain.model.memories.infini import Divisor, MemoryState
+from pretrain.model.memories.infini_parallel import Passing
+from pretrain.model.window import resets, resets_of_parts
 
 PARTS, SEGMENTS = 3, 2  # segments of a part
-RULES = [
-    MemoryConfig(kind="linear"),
-    *(MemoryConfig(kind="delta", normaliser=which) for which in ("paper", "inclusive")),
-]
+RULES: list[Divisor | None] = [None, "paper", "inclusive"]  # of Linear, and of Linear + Delta
 T = TypeVar("T")
 
 
@@ -69,17 +66,18 @@ def advanced(
     values: Tensor,
     carried: MemoryState,
     starting: Tensor,
-    config: MemoryConfig,
+    rule: Divisor | None,
     initial: MemoryState | None = None,
 ) -> tuple[MemoryState, list[MemoryState]]:
     """The states before each segment of the window, and each part's state after it."""
 
     def work(seat: Seat) -> tuple[MemoryState, MemoryState]:
         own = slice(seat.index * SEGMENTS, (seat.index + 1) * SEGMENTS)
-        passing = StatePassing.of(starting[:, own], seat)
-        reset = infini.resets(starting[:, own])
-        return passing.advance(
-            *(keys[:, own], values[:, own], carried, None, reset, config), initial=initial
+        passing = Passing(seat, resets_of_parts(starting[:, own], seat))
+        return infini.advance(
+            *(keys[:, own], values[:, own], carried, None, resets(starting[:, own]), rule),
+            initial=initial,
+            passing=passing,
         )
 
     found = in_parts(work)
@@ -91,26 +89,27 @@ def advanced(
 
 
 def a_carried_state(value: float | None = None) -> MemoryState:
-    empty = infini.empty(1, 2, 4, torch.device("cpu"), torch.float64)
+    like = torch.zeros((), dtype=torch.float64)
+    empty = MemoryState(like.new_zeros(1, 2, 4, 4), like.new_zeros(1, 2, 4))
     if value is not None:
         return MemoryState(*(torch.full_like(part, value) for part in empty))
     generator = torch.manual_seed(3)
     return MemoryState(*(torch.rand(part.shape, generator=generator).double() for part in empty))
 
 
-@pytest.mark.parametrize("config", RULES, ids=str)
+@pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("places", [[], [0], [2], [3], [5], [1, 4], list(range(6))], ids=str)
 @pytest.mark.parametrize("begun", [None, 2.0], ids=["empty", "with a memory"])
 def test_parts_find_the_states_of_the_whole_window(
-    config: MemoryConfig, places: list[int], begun: float | None
+    rule: Divisor | None, places: list[int], begun: float | None
 ) -> None:
     initial = None if begun is None else a_carried_state(begun)
     starting = torch.zeros(1, PARTS * SEGMENTS, dtype=torch.bool)
     starting[0, places] = True
     given = (*segments(1), a_carried_state())
-    before, ends = advanced(*given, starting, config, initial)
+    before, ends = advanced(*given, starting, rule, initial)
     whole_before, whole_after = infini.advance(
-        *(*given, None, infini.resets(starting), config), initial=initial
+        *(*given, None, resets(starting), rule), initial=initial
     )
     torch.testing.assert_close(before, whole_before, rtol=1e-12, atol=1e-12)
     for after in ends:
@@ -119,19 +118,19 @@ def test_parts_find_the_states_of_the_whole_window(
 
 
 @pytest.mark.parametrize("poison", [float("inf"), float("nan")])
-@pytest.mark.parametrize("config", RULES, ids=str)
+@pytest.mark.parametrize("rule", RULES)
 def test_a_document_that_overflowed_does_not_poison_the_next_one_in_a_later_part(
-    config: MemoryConfig, poison: float
+    rule: Divisor | None, poison: float
 ) -> None:
     starting = torch.zeros(1, PARTS * SEGMENTS, dtype=torch.bool)
     starting[0, SEGMENTS + 1] = True
     keys, values = segments(2)
     keys, values = keys.clone(), values.clone()
     values[:, 0] = poison
-    _, ends = advanced(keys, values, a_carried_state(poison), starting, config)
+    _, ends = advanced(keys, values, a_carried_state(poison), starting, rule)
     new = slice(SEGMENTS + 1, None)
     _, alone = infini.advance(
-        keys[:, new], values[:, new], a_carried_state(0.0), None, [None] * (SEGMENTS + 1), config
+        keys[:, new], values[:, new], a_carried_state(0.0), None, [None] * (SEGMENTS + 1), rule
     )
     for after in ends:
         torch.testing.assert_close(after, alone, rtol=1e-12, atol=1e-12)

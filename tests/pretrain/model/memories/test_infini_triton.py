@@ -11,16 +11,17 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from pretrain.config import MemoryConfig, ModelConfig
-from pretrain.model.attention import InfiniAttention, Window
 from pretrain.model.local_attention import sdpa
-from pretrain.model.memories.infini import TORCH, MemoryState, Products
+from pretrain.model.memories.contract import Carried
+from pretrain.model.memories.infini import InfiniAttention, MemoryState
+from pretrain.model.memories.kinds import attention_of
+from pretrain.model.window import Window
 
 pytestmark = [
     pytest.mark.skipif(
@@ -51,27 +52,32 @@ CASES = {
 }
 
 
-def triton() -> Products:
-    from pretrain.model.memories.infini_triton import TRITON
-
-    return TRITON
-
-
 def attention(rule: MemoryConfig, shape: dict[str, int], dtype: torch.dtype) -> InfiniAttention:
     torch.manual_seed(1)
-    layer = InfiniAttention(ModelConfig(d_model=24, memory=rule, **shape))
+    layer = attention_of(rule)(
+        ModelConfig(d_model=24, memory=replace(rule, kernel="torch"), **shape)
+    )
+    assert isinstance(layer, InfiniAttention)
     with torch.no_grad():
         for name, weight in layer.named_parameters():
             nn.init.normal_(weight, std=1.0 if name == "gate" else 0.4)
     return layer.to(DEVICE, dtype)
 
 
-def window(layer: InfiniAttention) -> Window:
+def by_triton(layer: InfiniAttention) -> InfiniAttention:
+    """The same layer, from here on by our kernels."""
+    memory = replace(layer.config.memory, kernel="triton")
+    layer.config = replace(layer.config, memory=memory)
+    return layer
+
+
+def window(layer: InfiniAttention, read_memory: bool = True) -> Window:
     """A segment and a half of two lanes: several documents, and one that is carried in whole."""
     tokens = layer.config.segment * 3 // 2
     starts = torch.zeros(2, tokens, dtype=torch.bool)
     starts[0, [tokens // 3, tokens // 3 + 1, tokens - 2]] = True
-    return Window.of(starts.to(DEVICE), layer.config, sdpa, layer.q_proj.weight.dtype)
+    dtype = layer.q_proj.weight.dtype
+    return Window.of(starts.to(DEVICE), layer.config, sdpa, dtype, read_memory)
 
 
 def random_state(layer: InfiniAttention) -> MemoryState:
@@ -82,14 +88,14 @@ def random_state(layer: InfiniAttention) -> MemoryState:
     return MemoryState(matrix.to(DEVICE), normaliser.to(DEVICE))
 
 
-def results(layer: InfiniAttention, layout: Window, **options: Any) -> dict[str, Tensor]:
+def results(layer: InfiniAttention, layout: Window) -> dict[str, Tensor]:
     """Output and state after it, and the gradients of a weighted sum of both by all inputs."""
     layer.zero_grad()
     generator = torch.manual_seed(3)
     x = torch.randn(2, layout.tokens, 24, generator=generator)
     x = x.to(DEVICE, layer.q_proj.weight.dtype).requires_grad_()
     state = MemoryState(*(part.requires_grad_() for part in random_state(layer)))
-    out, after = layer(x, state, layout=layout, **options)
+    out, after, _ = layer(x, Carried(state), layout)
     found = {"out": out, **after._asdict()}
     weighted = (
         part.float() * torch.randn(part.shape, generator=generator).to(DEVICE)
@@ -118,45 +124,47 @@ def test_outputs_states_and_gradients_are_those_of_pytorch(
 ) -> None:
     layer = attention(rule, shape, EXACT)
     layout = window(layer)
-    ours = results(layer, replace(layout, products=triton()))
-    assert_near(ours, results(layer, layout), 3e-2 if DEVICE == "cuda" else 1e-5)
+    theirs = results(layer, layout)
+    tolerance = 3e-2 if DEVICE == "cuda" else 1e-5
+    assert_near(results(by_triton(layer), layout), theirs, tolerance)
 
 
 def test_bf16_activations_give_the_float32_numbers_to_bf16_s_rounding() -> None:
     layer = attention(INCLUSIVE, SHARED_HEADS, torch.bfloat16)
     layout = window(layer)
-    ours = results(layer, replace(layout, products=triton()))
+    theirs = results(layer, layout)
+    ours = results(by_triton(layer), layout)
     assert ours["matrix"].dtype == ours["normaliser"].dtype == torch.float32
-    assert_near(ours, results(layer, layout), 3e-2)
+    assert_near(ours, theirs, 3e-2)
 
 
 def test_a_masked_read_is_the_local_attention_alone() -> None:
     layer = attention(LINEAR, SHARED_HEADS, EXACT)
-    layout = window(layer)
+    layout = window(layer, read_memory=False)
     state = random_state(layer)
     poisoned = MemoryState(state.matrix.fill_(float("inf")), state.normaliser)
     x = torch.randn(2, layout.tokens, 24, generator=torch.manual_seed(3))
     x = x.to(DEVICE, EXACT)
-    masked, _ = layer(x, poisoned, layout=replace(layout, products=triton()), read_memory=False)
-    expected, _ = layer(x, random_state(layer), layout=layout, read_memory=False)
+    expected = layer(x, Carried(random_state(layer)), layout).output
+    masked = by_triton(layer)(x, Carried(poisoned), layout).output
     torch.testing.assert_close(masked, expected)
 
 
 def test_an_empty_memory_reads_as_zero_with_gradients_that_are_finite() -> None:
     layer = attention(INCLUSIVE, ODD_SIZE, EXACT)
-    layout = replace(window(layer), products=triton())
+    layout = window(layer)
     state = MemoryState(*(torch.zeros_like(part) for part in random_state(layer)))
     x = torch.randn(2, layout.tokens, 24, generator=torch.manual_seed(3)).to(DEVICE, EXACT)
-    out, after = layer(x, state, layout=layout)
-    expected, _ = layer(x, state, layout=replace(layout, products=TORCH))
+    expected = layer(x, Carried(state), layout).output
+    out, after, _ = by_triton(layer)(x, Carried(state), layout)
     torch.testing.assert_close(out, expected)
     (out.sum() + after.matrix.sum()).backward()
     assert all(weight.grad.isfinite().all() for weight in layer.parameters())
 
 
 def test_no_float32_copy_of_an_activation_is_kept_for_the_backward() -> None:
-    layer = attention(INCLUSIVE, SHARED_HEADS, torch.bfloat16)
-    layout = replace(window(layer), products=triton())
+    layer = by_triton(attention(INCLUSIVE, SHARED_HEADS, torch.bfloat16))
+    layout = window(layer)
     x = torch.randn(2, layout.tokens, 24).to(DEVICE, torch.bfloat16)
     kept: list[Tensor] = []
 
@@ -165,7 +173,7 @@ def test_no_float32_copy_of_an_activation_is_kept_for_the_backward() -> None:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        layer(x, random_state(layer), layout=layout)
+        layer(x, Carried(random_state(layer)), layout)
     length, size = layout.readable.shape[2], layer.config.d_head
     of_tokens = [t.dtype for t in kept if length in t.shape and t.shape[-1] == size]
     assert of_tokens and set(of_tokens) == {torch.bfloat16}

@@ -1,0 +1,31 @@
+"""The attention that `memory.kind` names: the one place that decides by it.
+
+What has to be known of a kind before torch is imported is in `config.MEMORY_KINDS`.
+"""
+
+from __future__ import annotations
+
+from pretrain.config import MemoryConfig
+from pretrain.model.memories.contract import Attention
+from pretrain.model.memories.infini import DeltaAttention, LinearAttention
+from pretrain.model.memories.none import LocalAttention
+
+_KINDS: dict[str, type[Attention]] = {
+    "none": LocalAttention,
+    "linear": LinearAttention,
+    "delta": DeltaAttention,
+}
+
+
+def attention_of(memory: MemoryConfig) -> type[Attention]:
+    """The attention of every layer of a model with this memory."""
+    return _KINDS[memory.kind]
+
+
+def is_gate(name: str) -> bool:
+    """Whether a parameter of the model is a gate of a memory of any kind; see `Attention.gates`.
+
+    For the tensors of a checkpoint whose model may have another kind of memory.
+    """
+    module, _, own = name.rpartition(".")
+    return module.endswith(".attention") and any(own in kind.gates for kind in _KINDS.values())

@@ -1,0 +1,33 @@
+"""No memory: attention inside the segment alone (equation 4)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+from pretrain.model.memories.contract import Attended, Attention, Carried
+from pretrain.model.state import State
+from pretrain.model.stream import OpenSegment
+from pretrain.model.window import Continuation, Window
+
+
+class Nothing(NamedTuple):
+    """The state of what remembers nothing."""
+
+
+class LocalAttention(Attention):
+    """Attention inside a segment and document."""
+
+    def empty(self, lanes: int, like: Tensor) -> State:
+        """Nothing, whatever the lanes."""
+        return Nothing()
+
+    def attend(self, x: Tensor, window: Window, carried: Carried) -> Attended:
+        """See `Attention.attend`."""
+        queries, keys, values = (window.segmented(part) for part in self.projected(x))
+        return Attended(window.joined(window.local(queries, keys, values)), carried.before)
+
+    def decode(self, x: Tensor, layout: Continuation, segment: OpenSegment) -> Tensor:
+        """See `Attention.decode`."""
+        return segment.local(*self.projected(x), layout)

@@ -1,0 +1,72 @@
+"""What generation holds of a document, of constant size at any length."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+from pretrain.config import ModelConfig
+from pretrain.model import local_attention
+from pretrain.model.rotary import rotate
+from pretrain.model.state import State, mapped
+from pretrain.model.window import Continuation
+
+
+class OpenSegment(NamedTuple):
+    """A layer's memory, and the KV cache of the segment that is not yet full.
+
+    All of it is written in place.
+    """
+
+    memory: State
+    keys: Tensor
+    """[B, N, K, D] without positions, for the memory."""
+    turned_keys: Tensor
+    """[B, N, K, D] with rotary positions, for the local attention."""
+    values: Tensor
+    """[B, N, K, D]."""
+
+    @classmethod
+    def empty(cls, memory: State, lanes: int, config: ModelConfig, like: Tensor) -> OpenSegment:
+        """A segment without a token, on the device and in the dtype of `like`."""
+        shape = (lanes, config.segment, config.n_kv_heads, config.d_head)
+        return cls(memory, *(like.new_zeros(shape) for _ in range(3)))
+
+    def copied(self) -> OpenSegment:
+        """The same in tensors of its own."""
+        memory, *cache = self
+        return OpenSegment(mapped(Tensor.clone, memory), *(part.clone() for part in cache))
+
+    def remember(self, memory: State) -> None:
+        """Take over the memory's numbers."""
+        for part, new in zip(self.memory, memory, strict=True):
+            part.copy_(new)
+
+    def local(self, queries: Tensor, keys: Tensor, values: Tensor, layout: Continuation) -> Tensor:
+        """Cache the keys and values of the next n tokens; their local attention, [B, n, H, D].
+
+        queries [B, n, H, D]; keys, values [B, n, K, D]; without positions.
+        """
+        new_parts = (keys, rotate(keys, layout.positions), values)
+        for part, new in zip(self[1:], new_parts, strict=True):
+            part.index_copy_(1, layout.places, new)
+        reach = layout.visible.shape[1]
+        return local_attention.attend_to_visible(
+            rotate(queries, layout.positions),
+            self.turned_keys[:, :reach],
+            self.values[:, :reach],
+            layout.visible,
+        )
+
+
+class StreamState(NamedTuple):
+    """All layers of a stream."""
+
+    filled: int
+    """Tokens of the open segment."""
+    layers: tuple[OpenSegment, ...]
+
+    def copied(self) -> StreamState:
+        """The same in tensors of its own, so that a text can be continued in two ways."""
+        return self._replace(layers=tuple(layer.copied() for layer in self.layers))

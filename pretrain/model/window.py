@@ -1,0 +1,156 @@
+"""How the tokens of a forward fall into segments and documents; the same for every layer.
+
+Shapes: B lanes, T tokens, S segments, N tokens of a segment, H query heads, K key/value heads, D
+size of a head.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pretrain.config import ModelConfig
+from pretrain.model.local_attention import Attend, Kernel
+from pretrain.model.rotary import Rotary, rotary, rotary_at, rotate
+
+Resets: TypeAlias = Sequence[Tensor | None]
+"""For each segment the lanes, [B] bool, in which a document starts there; None: in no lane."""
+
+
+class Parts(Protocol):
+    """The parts of a window that is shared by several ranks, as one of them sees them.
+
+    A part is some whole segments of every lane, one after another.
+    """
+
+    index: int
+    count: int
+
+    def gather(self, own: Tensor) -> Tensor:
+        """Every part's tensor, in order: `own` [...] -> [P, ...], with its gradient.
+
+        All parts call it equally often and in the same order, and so do their backwards.
+        """
+
+
+def resets(starting: Tensor) -> Resets:
+    """`starting` [B, S] bool: does a document start in the segment?"""
+    # Most segments hold no start in any lane: they then cost no pass over the state.
+    somewhere = starting.any(dim=0).tolist()
+    return [
+        lanes if any_ else None for lanes, any_ in zip(starting.unbind(1), somewhere, strict=True)
+    ]
+
+
+def resets_of_parts(starting: Tensor, parts: Parts) -> Resets:
+    """For each part, as for a segment; `starting` [B, S] is of this part's segments."""
+    everywhere = parts.gather(starting.any(dim=1).to(torch.uint8))
+    return resets(everywhere.bool().T)
+
+
+@dataclass(frozen=True)
+class Window:
+    """The layout of a window, or of a part of one.
+
+    A token's document is readable if the memory before the segment holds it (no document starts at
+    or before the token within its segment), writable if it is still open at the segment's end (none
+    starts after the token). `reset` marks segments in which a document starts.
+    """
+
+    tokens: int
+    attend: Attend
+    positions: Rotary
+    readable: Tensor
+    """[B, S, N] bool; False everywhere where the memory is written and not read."""
+    writable: Tensor | None
+    """[B, S, N] bool, False for the padding of a short last segment; None: everywhere."""
+    reset: Resets
+    parts: Parts | None
+    """Where these tokens are a part of a window and memories pass between the parts."""
+    reset_of_parts: Resets
+
+    @classmethod
+    def of(
+        cls,
+        starts: Tensor,
+        config: ModelConfig,
+        kernel: Kernel,
+        dtype: torch.dtype,
+        read_memory: bool = True,
+        parts: Parts | None = None,
+    ) -> Window:
+        """The layout of `starts` [B, T] bool, True at each document's first token."""
+        lanes, tokens = starts.shape
+        # One segment shorter than N is computed at its own length instead of being padded.
+        length = min(config.segment, tokens)
+        segments = math.ceil(tokens / length)
+        padded = F.pad(starts, (0, segments * length - tokens)).view(lanes, segments, length)
+        present = torch.arange(segments * length, device=starts.device) < tokens
+        started = padded.cumsum(dim=2)
+        in_segment = started[:, :, -1:]
+        starting = in_segment.squeeze(2) > 0
+        writable = (started == in_segment) & present.view(segments, length)
+        return cls(
+            tokens=tokens,
+            attend=kernel(padded.flatten(0, 1)),
+            positions=rotary(0, length, config, starts.device, dtype),
+            readable=(started == 0) & read_memory,
+            writable=None if bool(writable.all()) else writable,
+            reset=resets(starting),
+            parts=parts,
+            reset_of_parts=[] if parts is None else resets_of_parts(starting, parts),
+        )
+
+    def segmented(self, x: Tensor) -> Tensor:
+        """[B, T, heads, D] -> [B, S, N, heads, D], the last segment padded with 0."""
+        _, segments, length = self.readable.shape
+        if self.tokens < segments * length:
+            x = F.pad(x, (0, 0, 0, 0, 0, segments * length - self.tokens))
+        return torch.unflatten(x, 1, (segments, length))
+
+    def joined(self, x: Tensor) -> Tensor:
+        """What `segmented` cut: [B, S, N, heads, D] -> [B, T, heads, D]."""
+        return x.flatten(1, 2)[:, : self.tokens]
+
+    def local(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """Attention inside segments and documents, [B, S, N, H, D].
+
+        queries [B, S, N, H, D]; keys, values [B, S, N, K, D]; without positions.
+        """
+        attended = self.attend(
+            rotate(queries, self.positions).flatten(0, 1),
+            rotate(keys, self.positions).flatten(0, 1),
+            values.flatten(0, 1),
+        )
+        return attended.view(queries.shape)
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """The layout of the next n tokens of an open segment, in streaming; one document, no boundary.
+
+    Their places are a tensor, so that a GPU can replay a step as a graph.
+    """
+
+    places: Tensor
+    """[n] int64, the tokens' places in the segment."""
+    positions: Rotary
+    visible: Tensor
+    """[n, reach] bool: of the segment's first places those at or before each token's own."""
+
+    @classmethod
+    def of(
+        cls, places: Tensor, reach: int, config: ModelConfig, dtype: torch.dtype
+    ) -> Continuation:
+        """The layout of tokens at `places`, one after another, all below `reach`."""
+        return cls(
+            places=places,
+            positions=rotary_at(places, config, dtype),
+            visible=torch.arange(reach, device=places.device) <= places[:, None],
+        )
