@@ -125,9 +125,10 @@ def test_a_new_run_starts_with_the_weights_of_another_and_remembers_which(
 
 
 def test_gates_that_the_source_lacks_have_their_initial_value(
-    open_run: Any, make_saver: Make
+    open_run: Any, take_steps: Take, make_saver: Make
 ) -> None:
     source = open_run("model.memory.kind=none", name="source")
+    take_steps(source, 1)
     saved(source, make_saver)
     gate = "model.memory.initial_gate=-3.5"
     run = open_run(f"train.start_from={source.attempt.directory}", gate, "zero.stage=1")
