@@ -108,6 +108,11 @@ def load(directory: Path) -> Accounts:
     try:
         accounts.add(json.loads(path.read_bytes()))
         wrong = [name for name, account in accounts.sources.items() if not account.is_whole()]
+    except FileNotFoundError:
+        raise DataError(
+            f"{path}: is missing: the data set was made by a data-prep from before 2026-11-24; "
+            "report on it with that version, or prepare the data set again"
+        ) from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise DataError(f"{path}: cannot be read; prepare the data set again") from None
     if wrong:

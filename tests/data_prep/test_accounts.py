@@ -25,7 +25,7 @@ def _accounts(source: str, samples: int) -> Accounts:
 
 
 def test_accounts_come_back_from_their_file_and_add_up(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"cleaning\.json: cannot be read"):
+    with pytest.raises(DataError, match=r"made by a data-prep from before 2026-11-24"):
         accounts.load(tmp_path)
     total = Accounts()
     for part in (_accounts("b", 4), _accounts("a", 1), _accounts("b", 3)):
