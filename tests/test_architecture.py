@@ -173,7 +173,9 @@ def test_no_imports_go_in_a_circle() -> None:
 
 
 WITHOUT_TORCH = ["config", "cli.main", "jobs.launch", "jobs.job", "jobs.origin", "jobs.watchdog",
-                 "checkpoint.attempts", "checkpoint.manifest", "evaluate.questions"]  # fmt: skip
+                 "checkpoint.attempts", "checkpoint.manifest", "evaluate.questions", "cli.train",
+                 "cli.jobs", "cli.evaluate", "cli.convert", "cli.outcome", "jobs.start_checks",
+                 "training.rank"]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", [f"pretrain.{name}" for name in WITHOUT_TORCH])
@@ -200,11 +202,17 @@ def test_a_package_exports_nothing_of_others(name: str) -> None:
         assert not any(isinstance(node, ast.Import | ast.ImportFrom) for node in ast.walk(tree))
 
 
-def test_functions_are_short() -> None:
+def test_functions_and_classes_are_short() -> None:
     lengths = {name: length for path in MODULES.values() for name, length in functions(path)}
-    assert {name: length for name, length in lengths.items() if length > 80} == {}
-    tenth = statistics.quantiles(lengths.values(), n=10)[-1]
-    assert tenth < 40, sorted(lengths.items(), key=lambda item: -item[1])[:20]
+    assert {name: length for name, length in lengths.items() if length > 60} == {}
+    assert statistics.quantiles(lengths.values(), n=10)[-1] < 30
+    classes = {
+        f"{name}.{node.name}": (node.end_lineno or 0) - node.lineno + 1
+        for name, path in MODULES.items()
+        for node in ast.walk(parsed(path))
+        if isinstance(node, ast.ClassDef)
+    }
+    assert {name: length for name, length in classes.items() if length > 250} == {}
 
 
 @pytest.mark.parametrize("name", list(MODULES))
