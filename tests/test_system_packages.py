@@ -45,7 +45,7 @@ def test_a_cluster_says_what_it_lacks_and_installs_nothing(bare: dict[str, str])
 def test_a_run_of_tests_ends_with_how_many_were_skipped_for_want_of_what(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-k", "browser",
-         "tests/data_prep/test_page.py"],
+         "tests/data_prep/report/test_page.py"],
         cwd=ROOT, env={**os.environ, "PATH": str(tmp_path)},
         capture_output=True, text=True, check=True,
     )  # fmt: skip

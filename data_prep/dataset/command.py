@@ -168,8 +168,8 @@ class Option:
             return given
         if self.is_list and isinstance(given, str):
             given = given.split(",")
-        items, wrong = [], []
-        for text in given if self.is_list else [given]:
+        texts, items, wrong = given if self.is_list else [given], [], []
+        for text in texts:
             try:
                 items.append(self.reader.read(text))
                 wrong += self._out_of_bounds(items[-1], text)
@@ -178,7 +178,9 @@ class Option:
         twice = [one for one in dict.fromkeys(items) if self.unique and items.count(one) > 1]
         wrong += [f"{self.reader.show(one)} is given twice" for one in twice]
         problems += [f"{self.label}: {text}" for text in wrong]
-        return None if wrong else items if self.is_list else items[0]
+        if len(items) < len(texts):
+            return None
+        return items if self.is_list else items[0]
 
     def _out_of_bounds(self, value: Any, text: str) -> list[str]:
         limits = (

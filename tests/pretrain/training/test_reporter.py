@@ -148,7 +148,6 @@ def test_a_rank_that_shares_lanes_with_one_before_it_counts_none(run: Run) -> No
     state = known_state(run.state)
     assert made.epochs(state) == {"train": 0.0, "other": 0.0}
     assert made.memory_norms(state.memory) == [0.0, 0.0]
-    assert made.memory_norms(()) == []
 
 
 def test_only_the_rank_with_records_reports(run: Run, caplog: pytest.LogCaptureFixture) -> None:
