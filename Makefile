@@ -3,9 +3,9 @@
 # make help   the other targets
 
 PYTHON ?= python3
-# A package index for torch alone; empty: the one that pip uses for the other packages.
+# A package index for torch only; empty: the same as for the other packages.
 TORCH_INDEX ?=
-# Processes that share the test files of `make test`.
+# Worker processes of `make test`.
 WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin

@@ -1,6 +1,6 @@
 """Prove that a run's committed steps consumed every token of the schedule once, in order.
 
-python tools/check_ledger.py RUN_DIRECTORY; exit code 1 where they did not.
+python tools/check_ledger.py RUN_DIRECTORY; the exit code is 1 if they did not.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pretrain.training.metrics import read_records
 
 
 def main() -> None:
-    """Check the run directory that the command line names, and say what was found."""
+    """Check the run directory named on the command line and print the result."""
     if len(sys.argv) != 2:
         sys.exit(__doc__)
     directory = Path(sys.argv[1])

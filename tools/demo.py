@@ -1,7 +1,7 @@
 """The whole pipeline on Python's own standard library: `make demo`.
 
-Prepares shards, trains on two ZeRO-3 ranks, kills the run with SIGKILL half way, resumes it by the
-same command, evaluates, generates, plots, and closes with what each of these gave.
+Prepares shards, trains on two ZeRO-3 ranks, kills the run with SIGKILL half way, resumes it with
+the same command, evaluates, generates, plots, and ends with a summary of the results.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ PROMPT = 'def read_lines(path):\n    """Return the lines of a file."""\n'
 
 
 def main() -> None:
-    """Run every part; a part that fails ends the demo with its exit code."""
+    """Run every part; if one fails, exit with its code."""
     os.chdir(ROOT)
     started = time.monotonic()
     for directory in (RUN, TRAIN, VALIDATION):
@@ -74,7 +74,7 @@ def _train_killed_and_resumed() -> list[str]:
         sys.exit(process.returncode or 1)
     print(f"killed with SIGKILL after step {killed[-1]['step']}", flush=True)
 
-    _title("Resume by the same command")
+    _title("Resume with the same command")
     _run("pretrain", "train", CONFIG)
     records = _records()
     again = {(r["kind"], r["step"]): r["loss"] for r in records}
@@ -98,13 +98,13 @@ def _train_killed_and_resumed() -> list[str]:
 
 
 def _evaluate() -> list[str]:
-    _title("Bits per byte on files that it never saw, streamed whole")
+    _title("Bits per byte on unseen files, each streamed whole")
     _run("pretrain", "eval", "perplexity", RUN, "--data", VALIDATION)
     (path,) = RUN.glob("eval-*.json")
     total = json.loads(path.read_text(encoding="utf-8"))["total"]["bits_per_byte"]
     return [
         f"evaluated: {total['memory']:.4f} bits per byte with memory, {total['masked']:.4f} with "
-        "its read masked"
+        "memory reads masked"
     ]
 
 
@@ -134,7 +134,7 @@ def _run(command: str, *arguments: str | Path, capture: bool = False) -> str:
 
 
 def _records() -> list[dict[str, Any]]:
-    """What the run recorded of losses, whole lines alone."""
+    """The run's records with a loss; a line still being written is left out."""
     path = RUN / "metrics.jsonl"
     lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
     return [record for record in map(json.loads, lines) if "loss" in record]

@@ -14,7 +14,7 @@ from pretrain.training.run_state import RunState
 
 
 class RunData:
-    """The data sets that a configuration names. Raises DataError where one cannot be opened."""
+    """The data sets in a configuration. Raises DataError if one cannot be opened."""
 
     def __init__(self, config: Config) -> None:
         data, self._config = config.data, config
@@ -32,7 +32,7 @@ class RunData:
 
     @property
     def tokenizer(self) -> TokenizerInfo:
-        """Of all its data sets."""
+        """The tokenizer of all its data sets."""
         return self.mix.datasets[0].manifest.tokenizer
 
     @property
@@ -48,17 +48,17 @@ class RunData:
         }
 
     def loader(self, lanes: range, run: RunState) -> Loader:
-        """The windows of `lanes` that come after `run`."""
+        """The windows of `lanes` that follow `run`."""
         return self._loader(self.mix, lanes, run.places)
 
     def preface_loader(self, lanes: range, run: RunState) -> AbstractContextManager[Loader | None]:
-        """The prefaces' windows that come after `run`; None without `data.preface`."""
+        """The prefaces' windows that follow `run`; None without `data.preface`."""
         if self.prefaces is None or run.preface is None:
             return nullcontext()
         return self._loader(self.prefaces, lanes, run.preface.places)
 
     def validation_loader(self, lanes: range) -> Loader:
-        """The first windows of validation's lanes."""
+        """The first windows of the validation set's lanes."""
         assert self.validation is not None
         return self._loader(self.validation, lanes, None)
 

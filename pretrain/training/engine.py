@@ -1,8 +1,8 @@
 """The one module that knows DeepSpeed: ZeRO stages 0 to 3 behind a forward, a step and pieces.
 
 A *piece* is a slice of a flattened tensor, named by its parameter and kind: the float32 master
-(`param`) and AdamW's moments (`exp_avg`, `exp_avg_sq`). Every rank hands out the pieces it owns and
-takes back any others, so a checkpoint is free of the number of ranks and of the ZeRO stage.
+(`param`) and AdamW's moments (`exp_avg`, `exp_avg_sq`). Every rank writes the pieces it owns and
+can read any others, so checkpoints do not depend on the number of ranks or the ZeRO stage.
 """
 
 from __future__ import annotations
@@ -33,21 +33,21 @@ from pretrain.training.optim import parameter_groups
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 _KINDS = ("param", *_MOMENTS)
-# One reduction moves at most so many elements; DeepSpeed keeps a buffer of this size.
+# At most this many elements per reduction; DeepSpeed allocates a buffer of this size.
 BUCKET_ELEMENTS = 200_000_000
-# ZeRO-3: parameters of at most so many elements stay gathered once they have been.
+# ZeRO-3: parameters of at most this many elements stay gathered after their first use.
 PERSISTENT_ELEMENTS = 100_000
-# ZeRO-3: so many elements are gathered ahead of their use, and the parameter that fills them up:
-# while one matrix is multiplied the next one is under way, however large.
+# ZeRO-3: prefetch up to this many elements, rounded up to whole parameters, so that the next
+# matrix, however large, is gathered while the current one is multiplied.
 PREFETCH_ELEMENTS = 50_000_000
 
 
 def cache_directory() -> Path:
-    """Where compiled operators lie: `.cache` of the source tree, else the user's cache."""
+    """Directory of compiled operators: in `.cache` of the source tree, else in the user's cache."""
     root = Path(__file__).resolve().parents[2]
     inside = (root / "pyproject.toml").exists()
     base = root / ".cache" if inside else Path.home() / ".cache" / "infini-pretrain"
-    # Another environment's build would be made anew, by one of them after the other.
+    # Else two environments would rebuild each other's operators in turn.
     packages = "-".join(f"{name}{metadata.version(name)}" for name in ("torch", "deepspeed"))
     return base / "torch_extensions" / f"{sys.implementation.cache_tag}-{packages}"
 
@@ -55,9 +55,9 @@ def cache_directory() -> Path:
 def build_ops(report: Callable[[str], None] = print) -> None:
     """Compile (once) and load DeepSpeed's shared-memory operator for CPU ranks.
 
-    Every process that loads it does so under a lock that the kernel frees when its holder dies. So
-    a lock file of torch's own that is found here was left by a killed build; it would make
-    every later launch wait for ever. It is reported by name and removed.
+    All processes load it under a lock that the kernel releases when the holder dies. A lock file of
+    torch found while holding it was therefore left by a killed build and would make every later
+    launch wait forever, so it is reported and removed.
     """
     os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(cache_directory()))
     # torch looks for ninja on the PATH, which need not name this interpreter's environment.
@@ -67,7 +67,7 @@ def build_ops(report: Callable[[str], None] = print) -> None:
     with (directory / "build.lock").open("w") as guard:
         fcntl.flock(guard, fcntl.LOCK_EX)
         for stale in directory.rglob("lock"):
-            report(f"removed {stale}: a build that was killed had left this lock")
+            report(f"removed {stale}: this lock was left by a build that was killed")
             stale.unlink()
         _import_deepspeed("cpu")
         from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder
@@ -81,12 +81,12 @@ def _import_deepspeed(device_type: str) -> Any:
     for renamed in ("all_gather_into_tensor", "reduce_scatter_tensor"):
         warnings.filterwarnings("ignore", message=f".*{renamed}.*", category=FutureWarning)
     os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "error")
-    # DeepSpeed's import has torch look for nvcc, in its CUDA build, also where no GPU is.
+    # Importing DeepSpeed makes a CUDA build of torch look for nvcc, even without a GPU.
     logging.getLogger("torch.utils.cpp_extension").addFilter(_says_more_than_no_gpu)
     import deepspeed
     from deepspeed.runtime import compiler
 
-    # Else ZeRO's import of its Muon, which no run uses, loads torch's compiler: a second a rank.
+    # Else ZeRO imports its Muon, which no run uses, and with it torch's compiler: 1 s per rank.
     compiler.compile = lambda: compiler.dummy_decorator
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     return deepspeed
@@ -97,11 +97,11 @@ def _says_more_than_no_gpu(record: logging.LogRecord) -> bool:
 
 
 class OptimizerStep(NamedTuple):
-    """What one call of the optimizer did, on all ranks alike."""
+    """The result of one optimizer step, the same on all ranks."""
 
     applied: bool
     grad_norm: float
-    """Global L2 norm before clipping; inf where the step was skipped."""
+    """Global L2 norm before clipping; inf if the step was skipped."""
 
 
 def deepspeed_settings(config: Config, ranks: int, parameters: int) -> dict[str, Any]:
@@ -112,7 +112,7 @@ def deepspeed_settings(config: Config, ranks: int, parameters: int) -> dict[str,
     settings: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": micro_batch,
         "gradient_accumulation_steps": lanes // micro_batch,
-        # Without ZeRO DeepSpeed neither reports the norm nor skips a bad step: see Engine.step.
+        # Without ZeRO, DeepSpeed neither reports the norm nor skips a bad step: see Engine.step.
         "gradient_clipping": config.train.clip_norm if config.zero.stage else 0.0,
         "zero_optimization": {
             "stage": config.zero.stage,
@@ -137,8 +137,8 @@ class Engine:
     """A model under ZeRO: forward, backward, step, and its state as pieces.
 
     `build` makes the model and initialises each parameter in the module that owns it. Under ZeRO-3
-    every parameter is partitioned as soon as its module is made, so that no rank ever holds the
-    whole model; rank 0's initial values are everybody's.
+    every parameter is partitioned as soon as its module is made, so no rank ever holds the whole
+    model; all ranks use rank 0's initial values.
     """
 
     def __init__(
@@ -150,13 +150,13 @@ class Engine:
     ) -> None:
         if device.type == "cpu":
             build_ops(logging.getLogger("pretrain").warning)
-        # DeepSpeed asks for it, and srun does not set it.
+        # DeepSpeed requires it, and srun does not set it.
         os.environ.setdefault("LOCAL_RANK", str(device.index or 0))
         deepspeed = _import_deepspeed(device.type)
         self._config = config
         self._stage = config.zero.stage
         self._device = device
-        with contextlib.redirect_stdout(io.StringIO()):  # it prints that it loaded what we built
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints that it loaded the operator
             deepspeed.init_distributed(dist_init_required=False)
         settings = deepspeed_settings(config, dist.get_world_size(), parameters)
         torch.manual_seed(config.run.seed)
@@ -183,11 +183,11 @@ class Engine:
         self._make_optimizer_state()
 
     def empty_memory(self, lanes: int) -> ModelState:
-        """The memory of so many lanes before any token, on the engine's device."""
+        """The empty memory of `lanes` lanes, on the engine's device."""
         return self.module.initial_state(lanes, self._device)
 
     def forward(self, *arguments: Any, **keywords: Any) -> Output:
-        """`Transformer.forward`; every rank must call it equally often."""
+        """`Transformer.forward`; all ranks must call it the same number of times."""
         output: Output = self._deepspeed(*arguments, **keywords)
         return output
 
@@ -198,8 +198,8 @@ class Engine:
     def backward(self, loss: Tensor) -> None:
         """Accumulate the gradient of a micro-batch's scalar loss, averaged over the ranks.
 
-        A loss that is not finite is made to give gradients that are not, so that `step` sees it
-        on every rank.
+        A non-finite loss is turned into non-finite gradients, so that `step` detects it on every
+        rank.
         """
         loss = loss * torch.where(torch.isfinite(loss), 1.0, torch.nan).detach()
         self._deepspeed.backward(loss, scale_wrt_gas=False)
@@ -207,10 +207,10 @@ class Engine:
             self._deepspeed.step()
 
     def step(self, rate_fraction: float) -> OptimizerStep:
-        """Clip and apply the gradients, unless one of them is not finite: then nothing changes.
+        """Clip and apply the gradients; if any is not finite, nothing changes.
 
-        `rate_fraction` multiplies each group's peak learning rate. To be called once, after the
-        backward of the last micro-batch. All ranks apply the step, or none does.
+        `rate_fraction` multiplies each group's peak learning rate. Call it once, after the
+        backward of the last micro-batch. Either all ranks apply the step or none does.
         """
         for group in self._adamw.param_groups:
             group["lr"] = group["peak"] * rate_fraction
@@ -224,13 +224,13 @@ class Engine:
 
     @property
     def optimizer_steps(self) -> int:
-        """Steps that AdamW applied."""
+        """The number of steps that AdamW has applied."""
         return int(next(iter(self._adamw.state.values()))["step"])
 
     def held(self) -> dict[str, int]:
-        """Bytes of ZeRO-3's own that this rank holds, by part.
+        """Bytes of ZeRO-3's state on this rank, by part.
 
-        Small parameters, which stay gathered, are counted once they are.
+        Small parameters, which stay gathered, are counted from their first gather on.
         """
         assert self._stage == 3
         masters = self._zero.fp32_partitioned_groups_flat
@@ -245,7 +245,7 @@ class Engine:
         }
 
     def gates(self) -> list[Tensor]:
-        """The gates' float32 masters, a tensor [heads] a layer; to be called on all ranks."""
+        """The gates' float32 masters, one tensor [heads] per layer; call it on all ranks."""
         from deepspeed.utils import safe_get_full_fp32_param
 
         found = []
@@ -256,10 +256,10 @@ class Engine:
         return found
 
     def pieces(self) -> Iterator[Piece]:
-        """This rank's part of every parameter's master and moments, where they lie.
+        """This rank's part of every parameter's master and moments, without copying.
 
-        The pieces of all ranks cover each tensor exactly once. They are views: the next step
-        changes them.
+        The pieces of all ranks cover each tensor exactly once. They are views, which the next
+        step overwrites.
         """
         for name, parameter in self._parameters.items():
             offset, views = self._local(parameter)
@@ -271,9 +271,9 @@ class Engine:
                 yield Piece(f"{name}/{kind}", tuple(shape), offset, view.detach())
 
     def restore(self, checkpoint: Checkpoint, optimizer_steps: int) -> None:
-        """Take this rank's part of everything from a checkpoint of any ranks and stage.
+        """Load this rank's part of everything from a checkpoint of any number of ranks and stage.
 
-        Raises CheckpointError where the checkpoint has no such tensor of this shape.
+        Raises CheckpointError if a tensor is missing from the checkpoint or has another shape.
         """
         checkpoint.expect(
             {f"{n}/{kind}": tuple(s) for n, s in self._shapes.items() for kind in _KINDS}
@@ -283,10 +283,10 @@ class Engine:
             state["step"].fill_(optimizer_steps)
 
     def take_weights(self, checkpoint: Checkpoint) -> None:
-        """Take this rank's part of the weights alone; gates may be missing on either side.
+        """Load this rank's part of the weights only; gates may be missing on either side.
 
-        Gates that the checkpoint lacks keep their initial values. Raises CheckpointError where
-        its weights are not those of this model.
+        Gates that the checkpoint lacks keep their initial values. Raises CheckpointError if its
+        other weights do not match this model's.
         """
         stored = checkpoint.names()
         own = {f"{name}/param": tuple(shape) for name, shape in self._shapes.items()}
@@ -302,9 +302,9 @@ class Engine:
         self._read(checkpoint, taken, ("param",))
 
     def _read(self, checkpoint: Checkpoint, names: Sequence[str], kinds: Sequence[str]) -> None:
-        """Take this rank's part of parameters, and what the forward reads of them."""
+        """Load this rank's part of parameters into the masters and the weights of the forward."""
         if self._stage == 3:
-            # Once a step was taken, small parameters stay gathered: drop that, then gather anew.
+            # After a step small parameters stay gathered: release them, then gather them again.
             self._zero.checkpoint_event_prologue()
         for name in names:
             parameter = self._parameters[name]
@@ -313,7 +313,7 @@ class Engine:
                 values = checkpoint.read(f"{name}/{kind}", offset, views[kind].numel())
                 views[kind].copy_(values)
             if self._stage == 3:
-                # What the forward gathers is another tensor than the master that was just set.
+                # The forward gathers a separate tensor, not the master that was just set.
                 master = views["param"]
                 parameter.ds_tensor.data.view(-1)[: master.numel()].copy_(master)
             else:
@@ -322,9 +322,9 @@ class Engine:
             self._zero.checkpoint_event_epilogue()
 
     def _local(self, parameter: nn.Parameter) -> tuple[int, dict[str, Tensor]]:
-        """Where this rank's part of the flattened parameter starts, and writable flat views of it.
+        """The offset of this rank's part of the flattened parameter, and writable flat views of it.
 
-        Without ZeRO every rank has the whole; from stage 1 on the parts are disjoint.
+        Without ZeRO every rank has all of it; from stage 1 on the parts are disjoint.
         """
         if self._stage == 0:
             flat = parameter
@@ -362,10 +362,10 @@ class Engine:
             }
 
     def _clip_whole_gradients(self) -> float:
-        """Stage 0: clip to the global norm; drop the gradients where it is not finite.
+        """Stage 0: clip to the global norm; drop the gradients if it is not finite.
 
-        Returns the norm before clipping, inf where the gradients were dropped. Gradients are whole
-        and equal on all ranks here, so all decide alike.
+        Returns the norm before clipping, inf if the gradients were dropped. At stage 0 gradients
+        are equal on all ranks, so all ranks decide the same.
         """
         parameters = list(self._parameters.values())
         norms = [parameter.grad.norm() for parameter in parameters if parameter.grad is not None]
@@ -382,13 +382,13 @@ class Engine:
 
 
 def _shape(parameter: nn.Parameter) -> torch.Size:
-    """The whole parameter's shape, also where ZeRO-3 has partitioned it."""
+    """The parameter's full shape, even if ZeRO-3 has partitioned it."""
     shape: torch.Size = getattr(parameter, "ds_shape", parameter.shape)
     return shape
 
 
 def _share(length: int, rank: int, ranks: int) -> slice:
-    """The part of `length` elements that `rank` writes where every rank has them all."""
+    """The part of `length` elements that `rank` writes if every rank has all of them."""
     return slice(length * rank // ranks, length * (rank + 1) // ranks)
 
 

@@ -1,7 +1,7 @@
-"""Freed memory that stays with the process, where the C library gives it back too eagerly.
+"""Keeps freed memory in the process, instead of returning it to the kernel.
 
-glibc maps large blocks one by one and unmaps each when it is freed: a training step on a CPU then
-waits for pages that the kernel has to clear again, the more the longer its window is
+glibc maps large blocks one by one and unmaps each when it is freed. A training step on a CPU then
+waits for the kernel to clear pages again, and more so the longer its window is
 (tools/bench/training.py heap, docs/speed.md).
 """
 
@@ -16,10 +16,10 @@ _NEVER = -1
 
 
 def keep_freed_memory() -> bool:
-    """Serve blocks up to a GiB from the heap, and keep it at its largest size.
+    """Serve blocks up to 1 GiB from the heap, and never shrink it.
 
-    For a process that takes and frees the same blocks again and again. False where the C library
-    is not glibc, and nothing is changed.
+    For a process that repeatedly allocates and frees the same blocks. If the C library is not
+    glibc, it changes nothing and returns False.
     """
     if sys.platform != "linux":
         return False

@@ -1,10 +1,10 @@
 """The ledger: proof of which tokens the committed steps consumed, and a check of it.
 
-Each lane carries a *history*: of no tokens it is empty, and after a step it is the sha256 of the
-history before and of the window that the step consumed; with `data.preface` that step's window of
-the preface follows in the same way. It lies in the checkpoint beside the lane's place, so it is the
-history of the very weights there, whatever attempts they went through. Each commit has a line in
-`ledger.jsonl`, so that what pruned checkpoints held can be checked too.
+Each lane has a *history*: empty at first, and after a step the sha256 of the previous history and
+the window that the step consumed; with `data.preface` the step's preface window is added in the
+same way. It is stored in the checkpoint with the lane's place, so it is the history of exactly
+those weights, across all attempts. Each commit also adds a line to `ledger.jsonl`, so that pruned
+checkpoints can be checked too.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ LEDGER_FILE = "ledger.jsonl"
 
 
 def extended(history: str, tokens: np.ndarray, starts: np.ndarray) -> str:
-    """The history after a window: tokens int64 and starts of documents bool, both [length]."""
+    """The history after a window: tokens int64 and document starts bool, both [length]."""
     digest = hashlib.sha256(bytes.fromhex(history))
     digest.update(tokens.astype("<i8", copy=False).tobytes())
     digest.update(starts.tobytes())
@@ -38,10 +38,10 @@ def extended(history: str, tokens: np.ndarray, starts: np.ndarray) -> str:
 
 
 class Ledger:
-    """Rank 0's lines of `ledger.jsonl`, of an attempt with `ranks` ranks.
+    """Writes `ledger.jsonl` on rank 0, for an attempt with `ranks` ranks.
 
-    A line is durable before its step is committed. What a resume finds after the step that it
-    resumes from was not committed, and is dropped: those steps come again.
+    A line is durable before its step is committed. On a resume, lines after the resumed step were
+    not committed and are dropped: those steps are repeated.
     """
 
     def __init__(self, attempt: Attempt, ranks: int, config: Config, resumed_step: int) -> None:
@@ -54,23 +54,24 @@ class Ledger:
         self._file = reopened(attempt.directory / LEDGER_FILE, resumed_step)
 
     def add(self, step: int, histories: Sequence[str]) -> None:
-        """Add the line of a step that is about to be committed; `histories` are of all lanes."""
+        """Add the line of a step about to be committed; `histories` has one entry per lane."""
         line = {"step": step, **self._constant, "histories": list(histories)}
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        """End the file."""
+        """Close the file."""
         self._file.close()
 
 
 def check(directory: Path) -> list[str]:
-    """What contradicts that the run's committed steps consumed every token of the schedule once.
+    """Check that the run's committed steps consumed every token of the schedule exactly once.
 
-    The schedule, a function of data sets, weights, seed, lanes and window, is read anew from step
-    1 on, and each lane's history compared at every commit; the newest checkpoint must be at the
-    ledger's end. Raises SettingsError, DataError and CheckpointError where a part cannot be read.
+    Returns the problems. The schedule, a function of data sets, weights, seed, lanes and window, is
+    replayed from step 1, and each lane's history is compared at every commit; the newest checkpoint
+    must be at the ledger's end. Raises SettingsError, DataError and CheckpointError for files that
+    cannot be read.
     """
     config = load(directory / CONFIG_FILE)
     datasets = [Dataset(Path(source.data)) for source in config.data.sources.values()]
@@ -98,7 +99,7 @@ def check(directory: Path) -> list[str]:
 
 
 class _Replay:
-    """A lane, read again."""
+    """A lane that is replayed."""
 
     def __init__(
         self, index: int, config: Config, datasets: Sequence[Dataset], preface: Mix | None
@@ -113,7 +114,7 @@ class _Replay:
         self._datasets = datasets
 
     def advance(self, steps: int, window: int, weights: Sequence[float]) -> None:
-        """Read so many windows on."""
+        """Read the next `steps` windows."""
         lanes, seed = self._config.data.lanes, self._config.run.seed
         read = [Lane(Mix(self._datasets, weights), self.index, lanes, seed, self.place)]
         if self._preface is not None:
@@ -127,7 +128,7 @@ class _Replay:
         self.preface_place = None if self._preface is None else read[1].place
 
     def stored(self) -> dict[str, Any]:
-        """What the trainer stores of the lane's place, as it comes back from JSON."""
+        """The lane's place as the trainer stores it, after a round trip through JSON."""
         assert self.place is not None
         place = place_record(self.place, self.history, self.preface_place)
         plain: dict[str, Any] = json.loads(json.dumps(place))
@@ -135,7 +136,7 @@ class _Replay:
 
 
 def _checkpoint_problems(directory: Path, step: int, lanes: Sequence[_Replay]) -> list[str]:
-    """Why the newest checkpoint is not where the ledger ends."""
+    """Differences between the newest checkpoint and the end of the ledger."""
     newest = committed_step(directory)
     if newest != step:
         return [f"the newest checkpoint is of step {newest}, the ledger ends with step {step}"]

@@ -1,4 +1,4 @@
-"""What a run reports while it trains: log lines, `metrics.jsonl`, and wandb, from rank 0."""
+"""Reporting during training, on rank 0: log lines, `metrics.jsonl` and wandb."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class TrackingError(ValueError):
 
 
 def configure_logging(rank: int, directory: Path) -> None:
-    """Rank 0 logs to the terminal and to the run's log file; other ranks only their warnings."""
+    """Rank 0 logs to the terminal and the run's log file; other ranks log only warnings."""
     stream = logging.StreamHandler(sys.stdout if rank == 0 else sys.stderr)
     handlers: list[logging.Handler] = [stream]
     if rank == 0:
@@ -53,19 +53,19 @@ class Meter:
     """Rates since the last log line."""
 
     tokens: int = 0
-    forward_only: int = 0  # of these, tokens that had no backward
-    preface: int = 0  # tokens of prefaces, beside them
-    data_wait: float = 0.0  # seconds in which the step had no batch
-    own_wait: float = 0.0  # of these, seconds in which this rank itself had none
+    forward_only: int = 0  # tokens among these without a backward
+    preface: int = 0  # tokens of prefaces, counted separately
+    data_wait: float = 0.0  # seconds that steps waited for batches, of any rank
+    own_wait: float = 0.0  # seconds among these that this rank waited for its own
     since: float = field(default_factory=time.perf_counter)
 
     @property
     def seconds(self) -> float:
-        """Since the last log line."""
+        """Seconds since the last log line."""
         return time.perf_counter() - self.since
 
     def add(self, tokens: int, forward_only: bool, preface: int) -> None:
-        """Count a step over `tokens` of documents, and as many as `preface` of prefaces."""
+        """Count a step over `tokens` tokens of documents and `preface` tokens of prefaces."""
         self.tokens += tokens
         self.forward_only += tokens * forward_only
         self.preface += preface
@@ -75,12 +75,12 @@ class Meter:
     ) -> dict[str, Any]:
         """Tokens/s over all ranks, MFU (None on a device of unknown peak), and time left.
 
-        `peak_flops` is of all ranks' devices together, in FLOP/s; `steps` is how many steps the
-        interval held. Starts a new interval.
+        `peak_flops` is the sum over all ranks' devices, in FLOP/s; `steps` is the number of steps
+        in the interval. Starts a new interval.
         """
         seconds = self.seconds
         rate = self.tokens / seconds
-        # A forward is a third of forward and backward.
+        # A forward is a third of the FLOPs of forward and backward.
         worked = (self.tokens - self.forward_only * 2 / 3 + self.preface / 3) / seconds
         read = {
             "tokens_per_second": rate,
@@ -93,14 +93,14 @@ class Meter:
         return read
 
     def restart(self) -> None:
-        """Begin an interval now."""
+        """Start a new interval."""
         self.tokens = self.forward_only = self.preface = 0
         self.data_wait = self.own_wait = 0.0
         self.since = time.perf_counter()
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """A block whose time is not training's: a validation, a checkpoint."""
+        """A block whose time does not count as training: a validation or a checkpoint."""
         began = time.perf_counter()
         yield
         self.since += time.perf_counter() - began
@@ -114,7 +114,7 @@ def peak_memory(device: torch.device) -> int:
 
 
 def log_line(record: Mapping[str, Any], steps: int) -> str:
-    """A training record as one line for people."""
+    """A training record as a line of the log."""
     mfu = "n/a" if record["mfu"] is None else f"{record['mfu']:.1%}"
     skipped = f" | skipped {record['skipped']}" if record["skipped"] else ""
     epochs = ", ".join(f"{name} {count:.2f}" for name, count in record["epochs"].items())
@@ -131,8 +131,8 @@ def log_line(record: Mapping[str, Any], steps: int) -> str:
 class Recorder:
     """Rank 0's records: appended to `metrics.jsonl` and sent to wandb.
 
-    On a resume, what a killed process recorded after the checkpoint's step is dropped: those steps
-    come again, so every step is in the file once.
+    On a resume, records after the checkpoint's step are dropped: those steps are repeated, so every
+    step is in the file once.
     """
 
     def __init__(self, directory: Path, config: Config, resumed_step: int) -> None:
@@ -147,19 +147,19 @@ class Recorder:
         self._tracked(lambda run: run.log({**numbers, "step": values["step"]}))
 
     def sync(self) -> None:
-        """Make what was recorded durable: a checkpoint's steps do not come again."""
+        """Make the records durable: steps before a checkpoint are not repeated."""
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        """End the files, wandb's run and the process that wandb started for it."""
+        """Close the file, and end wandb's run and its process."""
         self._file.close()
         self._tracked(_end_wandb)
 
     def _tracked(self, action: Callable[[Any], None]) -> None:
-        """Do something with wandb's run. Where that fails, records are written without wandb.
+        """Call `action` with wandb's run; if it fails, continue without wandb.
 
-        Slurm signals every process of a job: wandb's own ends at SIGTERM, before the last step and
-        its checkpoint are done, and what is then sent to it fails in many ways.
+        Slurm signals every process of a job, so wandb's process exits at SIGTERM, before the last
+        step and its checkpoint are done. Calls to it then fail in many ways.
         """
         if self._wandb is None:
             return
@@ -167,11 +167,11 @@ class Recorder:
             action(self._wandb)
         except Exception as error:
             self._wandb = None
-            _log.warning("wandb failed (%s): metrics.jsonl has the records that it lacks", error)
+            _log.warning("wandb failed (%s): metrics.jsonl still has every record", error)
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
-    """The records of a `metrics.jsonl`, up to what a killed writer or a power loss left half."""
+    """The records of a JSON lines file, up to a line left incomplete by a kill or power loss."""
     records: list[dict[str, Any]] = []
     if path.exists():
         for line in path.read_bytes().split(b"\n")[:-1]:
@@ -183,7 +183,7 @@ def read_records(path: Path) -> list[dict[str, Any]]:
 
 
 def reopened(path: Path, resumed_step: int) -> TextIO:
-    """A file of JSON lines, open to add to; lines of steps after `resumed_step` are dropped."""
+    """A JSON lines file opened for appending, without lines of steps after `resumed_step`."""
     kept = [line for line in read_records(path) if line["step"] <= resumed_step]
     durable.write_bytes(path, "".join(_json_line(line) for line in kept).encode())
     return path.open("a", encoding="utf-8")
@@ -194,7 +194,7 @@ def _json_line(record: Mapping[str, Any]) -> str:
 
 
 def _finite(value: Any) -> Any:
-    """`value` with None for numbers that JSON has not: the norm of a skipped step is null."""
+    """`value` with None for numbers JSON cannot represent: the norm of a skipped step is null."""
     if isinstance(value, Mapping):
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -203,9 +203,9 @@ def _finite(value: Any) -> Any:
 
 
 def _flat(values: Mapping[str, Any]) -> list[tuple[str, float]]:
-    """Numbers by name; of a list per layer (or per layer and head) each with its index.
+    """Numbers by name; entries of a list (per layer, or per layer and head) get their index.
 
-    Those of a mapping come under its key.
+    Entries of a mapping are prefixed with its key.
     """
     found: list[tuple[str, float]] = []
     for key, value in values.items():
@@ -219,7 +219,7 @@ def _flat(values: Mapping[str, Any]) -> list[tuple[str, float]]:
 
 
 def run_identity(directory: Path) -> str:
-    """The run's id, made once: with it wandb continues a resumed run's curve."""
+    """The run's id, created once, with which wandb continues a resumed run's curves."""
     path = directory / _IDENTITY_FILE
     if not path.exists():
         durable.write_json(path, {"id": uuid.uuid4().hex[:12]})
@@ -231,7 +231,7 @@ def _end_wandb(run: Any) -> None:
     import wandb
 
     run.finish()
-    # It does this at the interpreter's end otherwise, which a rank does not come to.
+    # wandb does this at interpreter exit, which a rank never reaches.
     wandb.teardown()
 
 

@@ -1,6 +1,6 @@
 """Parameter groups of AdamW and the learning rate as a pure function of the step.
 
-Nothing here has a state to save: a resumed run computes the rate of step k from k.
+There is no state to save: a resumed run computes the rate of step k from k.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """AdamW's groups: decayed matrices, undecayed vectors, undecayed gates with their own rate.
 
-    `parameters` yields name, parameter and number of dimensions (a ZeRO-3 parameter is flat, so its
-    own cannot be asked); `gates` holds the names of the gates. Empty groups are left out. Every
-    group's `peak` is its peak rate. The gates need a rate of their own: with the model's they
-    hardly leave their initial value.
+    `parameters` yields name, parameter and number of dimensions (which a flattened ZeRO-3 parameter
+    does not have); `gates` holds the names of the gates. Empty groups are left out. Every group's
+    `peak` is its peak rate. The gates have a separate rate, because with the model's they hardly
+    leave their initial value.
     """
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []

@@ -1,4 +1,4 @@
-"""The ranks of a run: how they are joined, which part each computes, and shared windows."""
+"""The ranks of a run: process groups, the share of each rank, and shared windows."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def ranks_joined(launch: LaunchConfig, place: Place) -> Iterator[torch.device]:
         torch.cuda.set_device(device)
     else:
         keep_freed_memory()
-    # Small agreements between ranks are made on the CPU, tensors of the model on its device.
+    # Small exchanges between ranks use gloo on the CPU, the model's tensors their device's backend.
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if cuda else "gloo",
         init_method=place.init_method,
@@ -34,16 +34,16 @@ def ranks_joined(launch: LaunchConfig, place: Place) -> Iterator[torch.device]:
         world_size=place.size,
     )
     yield device
-    # Not after an error: NCCL would wait here for peers that wait for this rank's message.
+    # Not after an error: NCCL would wait here for peers that in turn wait for this rank.
     dist.destroy_process_group()
 
 
 @dataclass(frozen=True)
 class Share:
-    """What this rank computes of each step: a part of the windows of some lanes.
+    """This rank's share of each step: a part of the windows of some lanes.
 
-    `tokens` is its part of a window, and `group` joins it with the ranks that have the others;
-    None where it computes whole windows.
+    `tokens` is its part of a window; `group` is its group with the ranks that compute the other
+    parts, None if it computes whole windows.
     """
 
     rank: int
@@ -54,7 +54,7 @@ class Share:
 
     @staticmethod
     def of(config: Config, ranks: Ranks, device: torch.device) -> Share:
-        """The share of this one of `ranks`; all of them must call it together."""
+        """The share of this rank; all of `ranks` must call it together."""
         count = config.parallel.sequence
         return Share(
             ranks.rank,
@@ -66,21 +66,21 @@ class Share:
 
     @property
     def owned(self) -> range:
-        """The lanes that this rank stores and counts: the first of those that share them does."""
+        """The lanes that this rank stores and counts: the first rank of a sequence group does."""
         return self.lanes if self.tokens.start == 0 else range(0)
 
 
 class SequenceGroup:
     """This rank's sequence group: `count` consecutive ranks, each with a part of the windows.
 
-    Every rank makes it, with the same count, which divides the number of ranks. It is what the
-    model knows as Parts.
+    Every rank must create it, with the same count, which divides the number of ranks. It implements
+    the model's `Parts` protocol.
     """
 
     def __init__(self, count: int) -> None:
         rank, ranks = dist.get_rank(), dist.get_world_size()
         assert ranks % count == 0
-        # All ranks take part in making each group, also those that are not in it.
+        # All ranks must take part in creating each group, members or not.
         groups = [dist.new_group(range(first, first + count)) for first in range(0, ranks, count)]
         self._group = groups[rank // count]
         self.index = rank % count
@@ -89,7 +89,7 @@ class SequenceGroup:
     def gather(self, own: Tensor) -> Tensor:
         """Every part's tensor, in order: `own` [...] -> [count, ...].
 
-        The backward sums over the ranks what each of them has for this one's.
+        The backward sums all ranks' gradients of this rank's tensor.
         """
         gathered: Tensor = _Gather.apply(  # type: ignore[no-untyped-call]
             own, self._group, self.count

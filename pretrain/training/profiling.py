@@ -1,7 +1,7 @@
-"""What a step's time goes to: traces of PyTorch's profiler in the run directory, on request.
+"""Traces of PyTorch's profiler in the run directory, on request.
 
 RUN/profile/steps-00000006-00000008.rank-00000.pt.trace.json.gz    for ui.perfetto.dev, TensorBoard
-RUN/profile/steps-00000006-00000008.rank-00000.txt                 the operators by their time
+RUN/profile/steps-00000006-00000008.rank-00000.txt                 the operators by time
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pretrain.config import TrainConfig
 
 PROFILE = "profile"
 
-_ROWS = 40  # operators in the text
+_ROWS = 40  # operators in the table
 
 _log = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ class StepProfiler:
 
     @contextmanager
     def step(self, number: int) -> Iterator[None]:
-        """A block that is the step of this number, profiled if it is to be."""
+        """A block around step `number`, profiled if the settings ask for it."""
         if self._count and self._seen == self._after:
             activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * self._on_gpu
             self._profile = profile(activities=activities)
@@ -55,7 +55,7 @@ class StepProfiler:
         self._steps.append(number)
 
     def write_if_done(self, last: bool) -> None:
-        """After a step: write the files once all steps are profiled, or where this is the last."""
+        """After a step: write the files if all steps are profiled or this is the last step."""
         if self._profile is None or not (last or len(self._steps) == self._count):
             return
         ended, self._profile = self._profile, None

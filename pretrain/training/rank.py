@@ -1,6 +1,6 @@
 """Training as one rank of a run: rank 0 numbers the attempt and records how it ends.
 
-Free of torch until a number is claimed and the watchdog runs: importing may be what hangs.
+Imports torch only after a number is claimed and the watchdog runs, since that import may hang.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from pretrain.jobs.launch import Place
 from pretrain.jobs.start_checks import check_start
 from pretrain.jobs.watchdog import Watchdog
 
-# Set by a batch script that itself counts attempts without progress, including those that end
-# before there is a rank.
+# Set by a batch script that counts attempts without progress itself, including attempts that end
+# before any rank starts.
 _STARTS_COUNTED = "PRETRAIN_STARTS_COUNTED"
 
 
 def run(config: Config, place: Place) -> int:
-    """Train as the rank at `place`; the exit code.
+    """Train as the rank at `place`; returns the exit code.
 
     Raises SettingsError, NoProgressError, and what the trainer raises.
     """

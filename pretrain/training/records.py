@@ -1,4 +1,4 @@
-"""The files that rank 0 writes besides checkpoints."""
+"""The files that rank 0 writes in addition to checkpoints."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pretrain.training.metrics import Recorder
 class Records:
     """`metrics.jsonl`, wandb's run and the ledger, open from `resumed_step` on.
 
-    The configuration and the tokenizer are written at once. Raises TrackingError.
+    The constructor also writes the configuration and the tokenizer. Raises TrackingError.
     """
 
     def __init__(
@@ -34,14 +34,14 @@ class Records:
         self._recorder.record(kind, values)
 
     def commit(self, step: int, histories: Sequence[str]) -> None:
-        """Make durable what a commit needs: the records so far, and the step's line in the ledger.
+        """Before a commit: make the records so far and the step's line in the ledger durable.
 
-        `histories` are of all lanes.
+        `histories` has one entry per lane.
         """
         self._recorder.sync()
         self._ledger.add(step, histories)
 
     def close(self) -> None:
-        """End the files, and wandb's run."""
+        """Close the files and end wandb's run."""
         self._recorder.close()
         self._ledger.close()

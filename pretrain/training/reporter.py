@@ -1,4 +1,4 @@
-"""What is logged and recorded of steps and validations."""
+"""Logs and records steps and validations."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _log = logging.getLogger("pretrain.training.reporter")
 class Reporter:
     """Reports on a run that continues after `step`; all ranks take part, `records` are rank 0's.
 
-    `meter` measures the steps from now on, up to each report.
+    `meter` measures the steps between reports.
     """
 
     def __init__(
@@ -103,13 +103,13 @@ class Reporter:
         )  # fmt: skip
 
     def memory_norms(self, memory: ModelState) -> list[float]:
-        """Root mean square over all lanes of the Frobenius norm of M, a number a layer."""
+        """Root mean square over all lanes of the Frobenius norm of M, one number per layer."""
         squares = self._engine.module.metrics(memory).get("memory_norm", [])
         sums = self._sum_of_lanes(squares) if squares else []
         return [math.sqrt(square / self._config.data.lanes) for square in sums]
 
     def epochs(self, run: RunState) -> dict[str, float]:
-        """Documents read of each source over its documents, over all lanes."""
+        """Epochs of each source: documents read by all lanes over the source's documents."""
         assert run.places is not None
         of_lanes = zip(*(place.sources for place in run.places), strict=True)
         counts = [float(sum(place.read for place in places)) for places in of_lanes]
@@ -124,18 +124,18 @@ class Reporter:
         }
 
     def _rates(self, step: int) -> dict[str, Any]:
-        """The meter's, of the steps since the last report up to this one."""
+        """The meter's rates over the steps since the last report."""
         left, done = self._config.train.steps - step, step - self._step
         self._step = step
         return self.meter.read(self._flops_per_token, self._peak_flops, left, done)
 
     def _sum_of_lanes(self, own: list[float]) -> list[float]:
-        """Sums over all lanes of what this rank found of its own."""
+        """Sums over all lanes, given this rank's sums over its lanes."""
         return self._ranks.sum(own if self._share.owned else [0.0] * len(own))
 
 
 def peak_flops(device: str, precision: str, ranks: int) -> float | None:
-    """FLOP/s of the devices of all ranks together; None where the device's are not known."""
+    """FLOP/s of all ranks' devices together; None if the device's peak is not known."""
     peak = flops.peak_flops(device, PRECISIONS[precision])
     return None if peak is None else peak * ranks
 

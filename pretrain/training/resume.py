@@ -1,7 +1,7 @@
 """Where a run begins: its newest good checkpoint, the weights of another run, or new weights.
 
-A checkpoint's state has a meaning only for the settings and data sets that it was made with: what
-changed of those is refused, and what else changed is logged.
+A checkpoint's state is only meaningful with some of its settings and with its data sets: changes of
+these are refused, and all other changes are logged.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _log = logging.getLogger("pretrain.training.resume")
 
 @dataclass(frozen=True)
 class Resumer:
-    """Finds what a run begins with on this rank: weights for `engine`, and its state."""
+    """Loads the weights of `engine` and the run's state on this rank."""
 
     config: Config
     data: RunData
@@ -40,10 +40,10 @@ class Resumer:
     ranks: Ranks
 
     def resume_or_start(self, attempt: Attempt) -> RunState:
-        """The state of the newest good checkpoint of the attempt's run; without any, of step 0.
+        """The state of the newest good checkpoint of the attempt's run, or of step 0 without any.
 
-        The same on every rank. Raises CheckpointError where there are checkpoints and none is
-        good or this one cannot be resumed, SettingsError where what it depends on has changed.
+        All ranks choose the same one. Raises CheckpointError if there are checkpoints but none is
+        good, or if this one cannot be resumed, and SettingsError if fixed settings have changed.
         """
         root = attempt.directory / CHECKPOINTS
         agreed(self.ranks, lambda: take_over(root, attempt) if self.ranks.rank == 0 else None)
@@ -53,7 +53,7 @@ class Resumer:
         return self.start() if found.path is None else self.resume(found.path)
 
     def start(self) -> RunState:
-        """Step 0, with new weights or those of `train.start_from`."""
+        """Step 0, with new weights or the weights of `train.start_from`."""
         origin = None
         if self.config.train.start_from:
             _, path = locate(Path(self.config.train.start_from), self.ranks)
@@ -90,9 +90,9 @@ class Resumer:
 
 
 def check_resumable(trainer: Mapping[str, Any], config: Config, data: RunData) -> None:
-    """Log what changed since the checkpoint that holds `trainer`.
+    """Log which settings have changed since the checkpoint that holds `trainer`.
 
-    Raises SettingsError with everything that makes its state meaningless.
+    Raises SettingsError with all changes that its state does not allow.
     """
     before = dict(_leaves(trainer["configuration"]))
     now = dict(_leaves(settings.to_plain(config)))
@@ -118,7 +118,7 @@ def check_resumable(trainer: Mapping[str, Any], config: Config, data: RunData) -
 def _changed_data(trainer: Mapping[str, Any], data: RunData, keys: list[str]) -> list[str]:
     """Which data sets differ from the checkpoint's; `keys` are the sources' settings.
 
-    Their weights may change: they hold from the next document of each lane on.
+    Their weights may change: new ones apply from the next document of each lane.
     """
     fingerprints = data.fingerprints()
     before, now = trainer.get("sources"), fingerprints["sources"]
@@ -152,7 +152,7 @@ def _leaves(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
 
 
 def _is_fixed(key: str) -> bool:
-    """Whether a checkpoint's state means nothing under another value of this setting."""
+    """Whether a checkpoint cannot be resumed with another value of this setting."""
     kernels = ("model.local_attention", "model.memory.kernel")
     model = key.startswith("model.") and key not in kernels
     return model or key in ("data.lanes", "run.seed", "train.start_from")

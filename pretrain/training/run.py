@@ -1,4 +1,4 @@
-"""A run as a rank opens it, before the first step of this attempt."""
+"""Opens a run on a rank: data, engine and state before the first step of an attempt."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ _log = logging.getLogger("pretrain.training.run")
 
 
 class Run:
-    """Data, engine and state: those of the newest good checkpoint, or of step 0.
+    """A run's data, engine and state, from the newest good checkpoint or at step 0.
 
-    `state` is that of the last step. Every rank must open the run. Raises DataError, SettingsError
-    and CheckpointError.
+    `state` is the state after the last step. Every rank must open the run. Raises DataError,
+    SettingsError and CheckpointError.
     """
 
     def __init__(self, config: Config, attempt: Attempt, device: torch.device) -> None:
@@ -49,7 +49,7 @@ class Run:
         self.state = self.resumer.resume_or_start(attempt)
         sequence = config.parallel.sequence
         _log.info(
-            "%s parameters, %d ranks on %s, ZeRO stage %d, %d lanes of %d tokens a step%s",
+            "%s parameters, %d ranks on %s, ZeRO stage %d, %d lanes of %d tokens per step%s",
             f"{parameters:,}", self.ranks.size, device, config.zero.stage,
             config.data.lanes, config.window,
             f", each lane's on {sequence} ranks" if sequence > 1 else "",
@@ -57,7 +57,7 @@ class Run:
 
     @property
     def described(self) -> dict[str, Any]:
-        """What each of its checkpoints holds that no step changes, as plain JSON."""
+        """The part of every checkpoint that steps do not change, as plain JSON."""
         return {
             **self.data.fingerprints(),
             "vocab_size": self.data.tokenizer.vocab_size,

@@ -1,7 +1,8 @@
 """The state of a run between two steps, and its form in a checkpoint.
 
-With the engine's pieces it is all that a checkpoint holds. Steps take a state and return the next
-one. Each lane's record has its place and history as JSON and its memories as tensors.
+Together with the engine's pieces this is everything in a checkpoint. A step takes a state and
+returns the next one. Each lane's record has its place and history as JSON and its memories as
+tensors.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from pretrain.data.lanes import LanePlace
 from pretrain.model import state
 from pretrain.model.state import ModelState
 
-# Begins the names of a lane's tensors that are its preface's, in a checkpoint.
+# Prefix, in a checkpoint, of the names of a lane's preface tensors.
 _PREFACE = "preface."
 
 
@@ -28,7 +29,7 @@ class TrainingError(ValueError):
 
 @dataclass(frozen=True)
 class Preface:
-    """What the lanes have read of `data.preface`: with its memory their next documents begin."""
+    """The lanes' places in `data.preface`, and the memory that their next documents begin with."""
 
     places: Sequence[LanePlace] | None
     memory: ModelState
@@ -38,11 +39,11 @@ class Preface:
 class RunState:
     """Where the run is after `step` steps.
 
-    `places` (None: at the data's start), `histories` (as the ledger has them) and `memory` are of
-    this rank's lanes, the same on all ranks of a sequence group; `memory` is the state before the
-    next window. `preface` is None without `data.preface`. `tokens` counts all lanes' and `skipped`
-    the steps that were not applied. `origin` says where the first weights came from; None: they
-    were drawn.
+    `places` (None at the start of the data), `histories` (see the ledger) and `memory` belong to
+    this rank's lanes and are the same on all ranks of a sequence group; `memory` is the state
+    before the next window. `preface` is None without `data.preface`. `tokens` counts the tokens of
+    all lanes, `skipped` the steps that were not applied. `origin` says where the initial weights
+    came from; None: they were initialised randomly.
     """
 
     step: int
@@ -57,7 +58,7 @@ class RunState:
 
     @property
     def initial(self) -> ModelState | None:
-        """The memory that the next window's documents begin with; None: the empty one."""
+        """The memory with which documents in the next window begin; None for the empty memory."""
         return None if self.preface is None else self.preface.memory
 
 
@@ -70,7 +71,7 @@ def at_start(
 
 
 def place_record(place: LanePlace, history: str, preface: LanePlace | None) -> dict[str, Any]:
-    """Where a lane continues, as a checkpoint holds it."""
+    """Where a lane continues, as stored in a checkpoint."""
     record = {**asdict(place), "history": history}
     return record if preface is None else {**record, "preface": asdict(preface)}
 
@@ -84,7 +85,7 @@ def lane_memories(run: RunState, row: int) -> dict[str, Tensor]:
 
 
 def lane_record(run: RunState, row: int) -> LaneRecord:
-    """What a checkpoint holds of the lane at `row`, after a step."""
+    """The checkpoint's record of the lane at `row`, after a step."""
     assert run.places is not None
     preface = None
     if run.preface is not None:
@@ -95,7 +96,7 @@ def lane_record(run: RunState, row: int) -> LaneRecord:
 
 
 def counters(run: RunState) -> dict[str, Any]:
-    """What a checkpoint holds of the run as a whole."""
+    """The checkpoint's record of the run as a whole."""
     return {
         "step": run.step,
         "tokens": run.tokens,
@@ -111,9 +112,9 @@ def restored(
     empty: ModelState,
     with_preface: bool,
 ) -> RunState:
-    """The state that `counters` and `lane_record` stored; the memory is of `empty`'s form.
+    """The state that `counters` and `lane_record` stored; the memory has the form of `empty`.
 
-    Raises CheckpointError where the lanes have no history.
+    Raises CheckpointError if the lanes have no history.
     """
     if "history" not in lanes[0].place:
         raise CheckpointError(

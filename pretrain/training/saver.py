@@ -25,9 +25,9 @@ _log = logging.getLogger("pretrain.training.saver")
 
 
 def reserved(engine: Engine, owned: range, run: RunState) -> HostCopy:
-    """Host memory for this rank's part of every state to come, which is of the size of `run`.
+    """Host memory for this rank's part of a checkpoint; every state has the size of `run`.
 
-    Raises CheckpointError where there is too little.
+    Raises CheckpointError if there is too little memory.
     """
     memories = [tensor for row in range(len(owned)) for tensor in lane_memories(run, row).values()]
     return HostCopy([*(piece.values for piece in engine.pieces()), *memories])
@@ -36,11 +36,11 @@ def reserved(engine: Engine, owned: range, run: RunState) -> HostCopy:
 class Saver:
     """Saves the states of a run on this rank, at most one at a time in the background.
 
-    The lanes that this rank stores are `owned`; `host_copy` is what `reserved` gave for them.
-    `ranks` are a process group of its own, so that a save's collectives come in no order with a
-    step's. `described` is what every checkpoint holds of the run that no step changes, plain JSON.
-    `beat` is called with the step when training begins to wait for a save, `announce` with the step
-    when one begins in the background and with 0 when it ends.
+    `owned` are the lanes that this rank stores; `host_copy` is what `reserved` returned for them.
+    `ranks` is a separate process group, because a save's collectives run concurrently with those of
+    steps. `described` is the part of every checkpoint that steps do not change, plain JSON. `beat`
+    is called with the step when training begins to wait for a save, `announce` with the step when
+    one begins in the background and with 0 when it ends.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class Saver:
         self._records = records
         self._save = BackgroundSave(announce)
         self.stall = 0.0
-        """Seconds that training waited for the save that began last."""
+        """Seconds that training waited for the most recent save."""
 
     @property
     def failed(self) -> bool:
@@ -77,8 +77,8 @@ class Saver:
     def save(self, run: RunState, finish: bool) -> None:
         """Copy the state and begin to commit it; with `finish`, wait until that is done.
 
-        The save before is waited for. Raises CheckpointError, the same on all ranks, where it or
-        the one before fails.
+        It first waits for the previous save. Raises CheckpointError, on all ranks, if this or the
+        previous save fails.
         """
         began = time.perf_counter()
         self._beat(run.step)
@@ -99,11 +99,11 @@ class Saver:
             self.note()
 
     def wait(self) -> None:
-        """Return when no save is in flight; raise the error of one that failed."""
+        """Wait until no save is in flight; raises the error of one that failed."""
         self._save.wait()
 
     def note(self) -> Saved | None:
-        """Record the save that has ended since the last call, if one has, and return it."""
+        """Record and return the save that has ended since the last call, if any."""
         saved = self._save.ended()
         if saved is None:
             return None
@@ -119,7 +119,7 @@ class Saver:
     def end(self, step: int, patience: float) -> None:
         """Give a save in flight up to `patience` seconds, as training ends or fails after `step`.
 
-        An error of the save is logged: it is not why the run ends.
+        An error of the save is only logged, since it is not why the run ends.
         """
         try:
             self._beat(step)
@@ -134,11 +134,11 @@ class Saver:
         lanes: Mapping[int, LaneRecord],
         trainer: Mapping[str, Any],
     ) -> Path:
-        """Commit the checkpoint of copies, in a thread beside training; its directory.
+        """Commit the copied checkpoint, in a background thread; returns its directory.
 
-        What the step recorded, and its line in the ledger, are durable before.
+        The records up to the step and its line in the ledger are made durable first.
         """
-        # Lanes lie in blocks on the ranks, so these are in the lanes' order.
+        # Each rank has a block of consecutive lanes, so these are in the order of the lanes.
         own = [record.place["history"] for record in lanes.values()]
         histories = [one for rank in self._ranks.gather(own) for one in rank]
 

@@ -1,7 +1,7 @@
-"""A step of training: micro-batches forward and backward, the optimizer, and the state after it.
+"""A training step: micro-batches forward and backward, the optimizer, and the next state.
 
-The seed of random numbers and the learning rate are functions of the step's number, so a step
-repeats to the bit what another attempt made of the same state and batch.
+The random seed and the learning rate are functions of the step's number, so from the same state and
+batch every attempt computes the same step to the bit.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ from pretrain.training.run_state import Preface, RunState
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step did, over all ranks."""
+    """The result of a step, over all ranks."""
 
     loss: float
-    """Nats a unit of the targets' weight; 0 where nothing had any weight."""
+    """Nats per unit of target weight; 0 if no target had any weight."""
     applied: bool
-    """Whether the weights moved as they should: False where a gradient was not finite."""
+    """False if the update was skipped because a gradient was not finite."""
     grad_norm: float
-    """Global L2 norm before clipping; inf where the step was skipped."""
+    """Global L2 norm before clipping; inf if the step was skipped."""
     forward_only: bool = False
-    """No target had any weight: no weight moved, and none should."""
+    """No target had any weight, so there was no update to apply."""
 
 
 class Stepper:
-    """Takes the run from one state to the next on this rank's share of the windows."""
+    """Computes steps on this rank's share of the windows."""
 
     def __init__(self, engine: Engine, config: Config, share: Share, ranks: Ranks) -> None:
         self._engine = engine
@@ -53,13 +53,13 @@ class Stepper:
         self._micro_batches = [slice(first, first + size) for first in range(0, lanes, size)]
 
     def empty_memory(self) -> ModelState:
-        """The memory of this rank's lanes before any token."""
+        """The empty memory of this rank's lanes."""
         return self._engine.empty_memory(len(self._share.lanes))
 
     def own_weight(self, batch: Batch) -> float:
         """The sum of the weights of all targets in this rank's part of the windows.
 
-        Of numbers with few bits, so that it is the same in any order: however many ranks there are.
+        The weights have few bits, so the sum is exact and does not depend on the number of ranks.
         """
         part = self._share.tokens
         if batch.weights is None:
@@ -72,23 +72,23 @@ class Stepper:
         """One optimizer step over the rank's lanes, micro-batch by micro-batch; then the preface.
 
         `weight` is the sum of `own_weight` over all ranks. The gradient is that of the weighted
-        mean loss over all targets of the step, however they lie on ranks and micro-batches. Where
-        none of them has any weight, the windows go through the model forward only. Every rank must
-        call it.
+        mean loss over all targets of the step, however they are distributed over ranks and
+        micro-batches. If no target has any weight, the step is forward-only. Every rank must call
+        it.
         """
         torch.manual_seed(_seed(self._config.run.seed, run.step + 1, self._share.rank))
         if weight:
             memory, result = self._trained(run, batch, weight)
         else:
-            # No weight moves, not by momentum or decay either. It is a third of a step's work,
-            # and the most of what long prompts are whose answers alone have a weight.
+            # No weight changes, not even by momentum or weight decay. This is a third of a step's
+            # work, and the usual case in long prompts when only answers have a weight.
             outputs = self.forward_only(batch, run.memory, run.initial)
             memory = state.joined([output.state for output in outputs])
             result = StepResult(0.0, applied=True, grad_norm=0.0, forward_only=True)
         return self._advanced(run, batch, preface, memory, result), result
 
     def _trained(self, run: RunState, batch: Batch, weight: float) -> tuple[ModelState, StepResult]:
-        """The memory after the windows, and what the optimizer made of their gradients."""
+        """Forward, backward and optimizer step; the memory after the windows, and the result."""
         # The engine averages gradients over the ranks.
         scale = self._ranks.size / weight
         total = torch.zeros((), dtype=torch.float64, device=self._share.device)
@@ -106,7 +106,7 @@ class Stepper:
     def forward_only(
         self, batch: Batch, memory: ModelState, initial: ModelState | None = None
     ) -> list[Output]:
-        """The model's outputs over the windows, a micro-batch each, without gradients."""
+        """The model's outputs over the windows, one per micro-batch, without gradients."""
         self._engine.train(False)
         with torch.no_grad():
             outputs = list(self._forward(batch, memory, initial))
@@ -118,7 +118,8 @@ class Stepper:
     ) -> Iterator[Output]:
         """The model's output over this rank's part of each micro-batch of windows, in turn.
 
-        `memory` and `initial` are of all lanes. A micro-batch runs when its output is asked for.
+        `memory` and `initial` are those of all the rank's lanes. A micro-batch is computed when its
+        output is requested.
         """
         for rows in self._micro_batches:
             yield self._engine.forward(
@@ -174,7 +175,7 @@ def _extended(histories: Sequence[str], batch: Batch) -> list[str]:
 
 
 def _seed(*numbers: int) -> int:
-    """A seed of its own for each combination of small numbers."""
+    """A distinct seed for each combination of small numbers."""
     seed = 0
     for number in numbers:
         seed = (seed * 1_000_003 + number + 1) % (1 << 63)

@@ -1,8 +1,8 @@
-"""Stragglers: ranks that are slower than the others by themselves, not because they wait.
+"""Stragglers: ranks that are slow themselves, not because they wait for others.
 
-In a step every rank waits for the slowest one, so the time of a step names nobody. Two things are
-measured that a rank does alone: a fixed matrix product on its own device, at every log line, and
-how long it had to wait for its batches.
+In a step every rank waits for the slowest one, so step times do not identify it. Instead, two
+things that a rank does alone are measured: a fixed matrix product on its device, at every log line,
+and how long it waited for its batches.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ class Straggler:
     excess: float
 
     def described(self, host: str) -> str:
-        """It and its host for people."""
+        """A message for the log, with the rank's host."""
         if self.cause == "compute":
             return f"rank {self.rank} ({host}) computes {self.excess:.1f} times slower than others"
         return f"rank {self.rank} ({host}) waited {self.excess:.1f} s longer for data than others"
 
 
 class Stragglers:
-    """Finds them among `ranks`, one of which is this process, on `device`."""
+    """Finds stragglers among `ranks`; this process computes on `device`."""
 
     def __init__(self, ranks: Ranks, device: torch.device) -> None:
         size = _SIZE[device.type]
         dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
-        # Its product with itself is itself.
+        # Its square is itself, so products neither grow nor vanish.
         self._matrix = torch.full((size, size), 1 / size, dtype=dtype, device=device)
         self._product = torch.empty_like(self._matrix)
         self._ranks = ranks
@@ -54,15 +54,15 @@ class Stragglers:
         self._suspects: set[tuple[int, Cause]] = set()
 
     def look(self, data_wait: float, interval: float) -> list[Straggler]:
-        """Who was slow in the last interval and the one before; to be called on all ranks.
+        """Ranks that were slow both in this interval and the previous one; call it on all ranks.
 
-        Of this rank since the last call: `data_wait`, seconds that it waited for batches, and
-        `interval`, seconds that passed.
+        For this rank, since the last call: `data_wait` is the seconds that it waited for batches,
+        `interval` the seconds elapsed.
         """
         measured = self._ranks.gather([self._time_product(), data_wait, interval])
         products, waits = [row[0] for row in measured], [row[1] for row in measured]
         interval = measured[0][2]
-        # The same count on every rank, or their times would not compare.
+        # The same count on every rank, so that the times are comparable.
         self._count = max(1, int(_SHARE * interval / min(products)))
         found = slow_ranks(products, waits, interval)
         again = [one for one in found if (one.rank, one.cause) in self._suspects]
@@ -70,7 +70,7 @@ class Stragglers:
         return again
 
     def _time_product(self) -> float:
-        """Seconds of one product."""
+        """Seconds per product."""
         if self._matrix.device.type == "cuda":
             torch.cuda.synchronize(self._matrix.device)
         began = time.perf_counter()
@@ -84,8 +84,8 @@ class Stragglers:
 def slow_ranks(
     products: Sequence[float], waits: Sequence[float], interval: float
 ) -> list[Straggler]:
-    """The ranks that are much slower, by each one's seconds a product and of waiting for data."""
-    # Of two ranks the faster one is the measure.
+    """Ranks much slower than the median, given each one's seconds per product and of data wait."""
+    # With two ranks, the reference is the faster one.
     product, wait = statistics.median_low(products), statistics.median_low(waits)
     slow = [
         Straggler(rank, "compute", own / product)

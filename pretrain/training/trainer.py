@@ -1,8 +1,8 @@
-"""The training loop: lanes in, steps, and a run directory that the same command resumes.
+"""The training loop.
 
-Everything that a step depends on is a function of the configuration and of the last checkpoint:
-the learning rate and the seed of random numbers are computed from the step's number, batches from
-the lanes' places. So a run that was killed and resumed repeats the other's losses to the bit.
+Everything that a step depends on is a function of the configuration and the last checkpoint: the
+learning rate and the random seed are computed from the step's number, batches from the lanes'
+places. So a run that is killed and resumed has the same losses, to the bit, as one that is not.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from pretrain.training.validator import Validator
 
 _log = logging.getLogger("pretrain.training.trainer")
 
-# Within which a watchdog that has lost its patience has ended the rank, with its stacks.
+# Time that the watchdog needs, after its limit, to dump stacks and kill the rank.
 _WATCHDOG_SECONDS = 120.0
 
 
@@ -41,8 +41,8 @@ def train(config: Config, place: Place, watchdog: Watchdog, attempt: int) -> int
     """Train as one of `place.size` ranks, from the run's newest good checkpoint or from scratch.
 
     `attempt` is the number that rank 0 claimed; other ranks learn it here.
-    Returns the exit code: 0 finished, EXIT_STOPPED after a signal. Raises TrainingError, DataError,
-    SettingsError and CheckpointError with a message for the user.
+    Returns the exit code: 0 if finished, EXIT_STOPPED after a signal. Raises TrainingError,
+    DataError, SettingsError and CheckpointError with a message for the user.
     """
     stop = StopFlag()
     with ranks_joined(config.launch, place) as device:
@@ -60,9 +60,9 @@ def train(config: Config, place: Place, watchdog: Watchdog, attempt: int) -> int
 
 
 class Trainer:
-    """Trains a run from its state on; rank 0 records it. Every rank must make one.
+    """Trains a run from its current state; rank 0 records it. Every rank must create one.
 
-    Raises TrainingError where records cannot be opened or host memory is too small.
+    Raises TrainingError if records cannot be opened or host memory is too small.
     """
 
     def __init__(self, run: Run, watchdog: Watchdog) -> None:
@@ -75,7 +75,7 @@ class Trainer:
         owned = run.share.owned
         host_copy = agreed(ranks, lambda: reserved(run.engine, owned, run.state), TrainingError)
         self.records = agreed(ranks, self._open_records, TrainingError)
-        # Ranks of their own, so that the collectives of a save come in no order with a step's.
+        # A separate group, because a save's collectives run concurrently with those of steps.
         patience = timedelta(seconds=config.watchdog.save + _WATCHDOG_SECONDS)
         self.saver = Saver(
             run.engine,
@@ -100,7 +100,7 @@ class Trainer:
         )
 
     def train(self, stop: StopFlag) -> int:
-        """Train to the last step, or until a signal came and the step in flight was saved.
+        """Train to the last step; after a signal, finish the current step, save and stop.
 
         Returns the exit code, as the function `train` does.
         """
@@ -139,7 +139,7 @@ class Trainer:
         return 0
 
     def _next(self, loader: Loader) -> Batch:
-        """The next batch, once every rank has its own. Raises TrainingError."""
+        """The next batch; returns when every rank has its own. Raises TrainingError."""
         meter, began = self.reporter.meter, time.perf_counter()
 
         def own() -> Batch:
@@ -152,9 +152,9 @@ class Trainer:
         return batch
 
     def _step(self, batch: Batch, preface: Batch | None, stop: StopFlag) -> tuple[bool, StepResult]:
-        """Take the run a step on; whether some rank is to stop, and what the step did.
+        """Run one step; returns whether any rank is to stop, and the result of the step.
 
-        Raises on all ranks the error of a save in the background.
+        Raises, on all ranks, the error of a failed background save.
         """
         run = self.run
         own = [float(stop.signal is not None), float(self.saver.failed)]
@@ -183,12 +183,12 @@ class Trainer:
         self.reporter.report_validation(run.state.step, found)
 
     def _check_skipped(self) -> None:
-        """Raise TrainingError after too many steps in a row that were not applied."""
+        """Raise TrainingError after too many skipped steps in a row."""
         state = self.run.state
         if state.skipped_in_a_row >= self.run.config.train.max_skipped:
             raise TrainingError(
                 f"the loss or a gradient was not finite in {state.skipped_in_a_row} steps in a "
-                f"row, up to step {state.step}; no such step reached the weights. The last "
+                f"row, up to step {state.step}; none of them changed the weights. The last "
                 "checkpoint is from before; resume with a lower optim.lr, or look at the data of "
                 "these steps"
             )

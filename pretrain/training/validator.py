@@ -1,4 +1,4 @@
-"""Validation: the loss of the weights as they are, on documents that are not trained on."""
+"""Validation: the loss of the current weights on held-out documents."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from pretrain.training.step import Stepper
 
 
 class Validation(NamedTuple):
-    """What a validation found, over all ranks."""
+    """The result of a validation, over all ranks."""
 
     loss: float
-    """Nats a unit of the targets' weight; 0 where nothing has any."""
+    """Nats per unit of target weight; 0 if no target has any weight."""
     weight: float
-    """The sum of the targets' weights: without `data.prompt_weight` their number."""
+    """The sum of the targets' weights; without `data.prompt_weight`, the number of targets."""
     seconds: float
 
 
@@ -28,7 +28,7 @@ class Validation(NamedTuple):
 class Validator:
     """Measures the loss over the first `windows` windows of validation's lanes.
 
-    `open_loader` opens them at their start; the memory is carried from window to window.
+    `open_loader` opens the lanes at their start; the memory is carried from window to window.
     """
 
     stepper: Stepper

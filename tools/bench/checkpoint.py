@@ -1,10 +1,10 @@
-"""How long a checkpoint holds training up: written in the background, and in the foreground.
+"""How long a checkpoint stalls training, saved in the background or in the foreground.
 
     python tools/bench/checkpoint.py data/stdlib --json out.json
 
-Two ranks under ZeRO-3 train a model of some 60 million parameters. In each round, in turn: steps
-with no save in flight; a save in the background, and the steps until it is committed; a save that
-is waited for, as the last one of a run is. A rank's own times; the table has rank 0's.
+Two ranks under ZeRO-3 train a model of some 60 million parameters. Each round
+measures steps with no save in flight; a save in the background and the steps until it is
+committed; and a save that is waited for, like the last one of a run. The times are rank 0's.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def main() -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = machine.parser(__doc__)
-    parser.add_argument("data", type=Path, help="a data set of data-prep, of 2 or more shards")
+    parser.add_argument("data", type=Path, help="a data set of data-prep with 2 or more shards")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=4, help="steps without a save (default 4)")
     parser.add_argument("--scratch", type=Path, help="where checkpoints are written and removed")
@@ -67,8 +67,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _rank(parsed: argparse.Namespace, rank: int, method: str) -> None:
-    """Measure as one of the ranks; it never returns."""
-    StopFlag()  # their launcher blocked the signals
+    """Measure as one of the ranks; never returns."""
+    StopFlag()  # the launcher blocked the signals
     dist.init_process_group("gloo", init_method=method, rank=rank, world_size=_RANKS)
     directory = parsed.scratch / "run"
     directory.mkdir(exist_ok=True)
@@ -106,7 +106,7 @@ def _rank(parsed: argparse.Namespace, rank: int, method: str) -> None:
 
 
 def _round(run: Run, saver: Saver, step: Any, steps: int) -> dict[str, Any]:
-    """Seconds: of steps alone and beside a save, and what each kind of save took."""
+    """Seconds of steps without and during a save, and of each kind of save."""
     alone = [step() for _ in range(steps)]
     saver.save(run.state, finish=False)
     stall, beside, saved = saver.stall, [], saver.note()
@@ -114,7 +114,7 @@ def _round(run: Run, saver: Saver, step: Any, steps: int) -> dict[str, Any]:
         beside.append(step())
         saved = saved or saver.note()
     assert saved is not None
-    step()  # a save of its own
+    step()  # so that the next save has a step of its own
     dist.barrier()
     saver.save(run.state, finish=True)
     return {
@@ -129,15 +129,15 @@ def _round(run: Run, saver: Saver, step: Any, steps: int) -> dict[str, Any]:
 def _table(found: dict[str, Any]) -> list[str]:
     rounds = found["rounds"]
     rows = [
-        ("training is stalled, save in the foreground", "stall_in_the_foreground"),
-        ("training is stalled, save in the background", "stall_in_the_background"),
+        ("training stalled by a save in the foreground", "stall_in_the_foreground"),
+        ("training stalled by a save in the background", "stall_in_the_background"),
         ("from the copy to the commit, in the background", "save_in_the_background"),
-        ("a step with no save in flight", "step_alone"),
-        ("a step beside a save", "step_beside_a_save"),
+        ("step without a save", "step_alone"),
+        ("step during a save", "step_beside_a_save"),
     ]
     lines = [
         f"{found['parameters']:,} parameters, {_RANKS} ranks, "
-        f"{found['copied_bytes_a_rank'] / 1e6:.0f} MB a rank",
+        f"{found['copied_bytes_a_rank'] / 1e6:.0f} MB per rank",
         "| seconds | median | least to most |",
         "|---|---|---|",
     ]

@@ -1,9 +1,9 @@
-"""One contestant of tools/bench/training.py: a model that trains a step for each line it is sent.
+"""One contestant of tools/bench/training.py: trains one step for each line it reads on stdin.
 
     python contestants.py '{"who": "ours", "memory": "delta", "window": 4096, ...}'
 
-It runs in its own process and, for peers, in their own environment. It answers each line with the
-step's seconds and the peak of its resident memory; the first answer tells what it is.
+Each contestant is a separate process; peers also have a separate environment. It answers each line
+with the step's seconds and its peak resident memory; the first line it writes describes it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Step = Callable[[], None]
 
 
 def main() -> None:
-    """Build, tell, then train a step a line."""
+    """Build the model, describe it, then train one step per line read."""
     given = json.loads(sys.argv[1])
     torch.set_num_threads(given["threads"])
     if given.get("keep_freed_memory", True):
@@ -114,7 +114,7 @@ def _ours(given: dict[str, Any]) -> tuple[Step, dict[str, Any]]:
 
 
 def _loop(given: dict[str, Any]) -> tuple[Step, dict[str, Any]]:
-    """Our model, called once a segment; the gradient goes through all of them."""
+    """Our model, called once per segment, with the gradient through all segments."""
     model = _model(given)
     tokens, targets = _batch(given)
     length = given["shape"]["segment"]
@@ -131,12 +131,12 @@ def _loop(given: dict[str, Any]) -> tuple[Step, dict[str, Any]]:
 
 
 def _products(given: dict[str, Any]) -> tuple[Step, dict[str, Any]]:
-    """The matrix products of a step's linear maps alone: forward, and both of the backward."""
+    """Only the matrix products of a step's linear maps: one in the forward, two in the backward."""
     shape, window = given["shape"], given["window"]
     width, heads = shape["d_model"], shape["n_heads"] * shape["d_head"]
     maps = shape["n_layers"] * [(width, heads)] * 3 + shape["n_layers"] * [(heads, width)]
     maps += shape["n_layers"] * ([(width, shape["d_ff"])] * 2 + [(shape["d_ff"], width)])
-    # The head's come in the chunks in which every one of the contestants' losses can afford them.
+    # The output head's run in chunks, so that the logits fit into memory.
     chunk = min(window, 512)
     sizes = [(window, *pair) for pair in maps] + [(chunk, width, given["vocab_size"])] * (
         window // chunk
@@ -159,7 +159,7 @@ def _products(given: dict[str, Any]) -> tuple[Step, dict[str, Any]]:
 
 
 def _infini_transformer_pytorch(given: dict[str, Any]) -> tuple[Step, dict[str, Any]]:
-    """Segment by segment, with its gradient through all of them."""
+    """Segment by segment, with the gradient through all segments."""
     from infini_transformer_pytorch import InfiniTransformer
 
     shape = given["shape"]

@@ -1,15 +1,15 @@
-"""What a training step of the recipes reaches on a GPU, and the kernels beside each other.
+"""Speed of the recipes' training steps on a GPU, and of the kernels compared with each other.
 
     python tools/bench/gpu.py --json out.json
 
-Three tables. Steps: forward, backward and AdamW of `configs/1b.yaml` whole and of `configs/8b.yaml`
+Two tables. Steps: forward, backward and AdamW of `configs/1b.yaml` whole and of `configs/8b.yaml`
 with two layers, by the trainer's own engine on one GPU, one lane, for each window and choice of
 kernels in turn: tokens/s, the useful FLOPs as shares of the rate that plain bf16 matrix products
-reach in the same run and of the data sheet's peak, and the most memory allocated. Kernels:
-flash-attn beside SDPA and Triton beside PyTorch at the recipes' shapes, in turn, each time a
-forward with its backward. What cannot run here is named with its reason. `--tiny --device cpu` runs
-the same code on small shapes, Triton by its interpreter where TRITON_INTERPRET=1 is set: it proves
-the path, and its times mean nothing.
+reach in the same run and of the data sheet's peak, and the peak memory allocated. Kernels:
+flash-attn against SDPA and Triton against PyTorch at the recipes' shapes, in turn, forward and
+backward. Kernels that cannot run here are listed with the reason. `--tiny --device cpu` runs the
+same code on small shapes, with Triton's interpreter if TRITON_INTERPRET=1 is set: it only tests the
+code, and its times mean nothing.
 """
 
 from __future__ import annotations
@@ -80,10 +80,10 @@ def main() -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = machine.parser(__doc__)
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
-    parser.add_argument("--tiny", action="store_true", help="small shapes, to try the code itself")
+    parser.add_argument("--tiny", action="store_true", help="small shapes, to test the code itself")
     parser.add_argument("--windows", type=int, nargs="+", metavar="TOKENS",
-                        help="tokens a window; 8, 32 and 128 Ki without")  # fmt: skip
-    parser.add_argument("--rounds", type=int, default=5, help="measured turns of each contestant")
+                        help="window lengths (default 8, 32 and 128 Ki)")  # fmt: skip
+    parser.add_argument("--rounds", type=int, default=5, help="measured rounds (default 5)")
     return parser
 
 
@@ -126,7 +126,7 @@ def _product_rate(device: torch.device, parsed: argparse.Namespace) -> float:
 def _seconds(
     contestants: dict[str, Callable[[], object]], rounds: int, device: torch.device
 ) -> dict[str, list[float]]:
-    """Seconds of each contestant, in turn, after two turns that are not counted."""
+    """Seconds of each contestant, taking turns, after two warm-up rounds."""
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
     for turn in range(rounds + 2):
         for name, act in contestants.items():
@@ -145,7 +145,7 @@ def _wait(device: torch.device) -> None:
 
 
 def _kernels(name: str, device: torch.device, parsed: argparse.Namespace) -> Iterator[Row]:
-    """A layer's local attention, its memory's writing and reading, each by its two kernels."""
+    """A layer's local attention, memory write and memory read, with two kernels each."""
     shape = _recipe(name, parsed).model
     tokens = 4 * shape.segment
     for part, contestants in _parts(shape, tokens, device).items():
@@ -161,7 +161,7 @@ def _kernels(name: str, device: torch.device, parsed: argparse.Namespace) -> Ite
 def _parts(
     shape: ModelConfig, tokens: int, device: torch.device
 ) -> dict[str, dict[str, Callable[[], object] | str]]:
-    """For each part its contestants: a forward with its backward, or why it cannot run."""
+    """The contestants by part: a forward and backward, or why the kernel cannot run."""
     dtype = torch.bfloat16
     layer = attention_of(shape.memory)(shape).to(device, dtype)
     assert isinstance(layer, InfiniAttention)
@@ -222,7 +222,7 @@ def _able(make: Callable[[Any], Callable[[], object]], kernel: str) -> Callable[
 def _steps(
     name: str, device: torch.device, rate: float, parsed: argparse.Namespace
 ) -> Iterator[Row]:
-    """Training steps of a recipe; after a window that does not fit no longer one is tried."""
+    """Training steps of a recipe; stops at the first window that does not fit into memory."""
     config = _recipe(name, parsed)
     vocabulary = 64 if parsed.tiny else _VOCABULARY
     engine = Engine(
@@ -248,7 +248,7 @@ def _window_steps(
     engine: Engine, shape: ModelConfig, vocabulary: int, window: int, device: torch.device,
     rounds: int,
 ) -> list[Row]:  # fmt: skip
-    """A row for each choice of kernels; the choices take turns."""
+    """A row per choice of kernels; the choices take turns."""
     model = engine.module
     assert isinstance(model, Transformer)
     tokens = torch.randint(vocabulary, (1, window), device=device)
@@ -312,7 +312,7 @@ def _tables(results: dict[str, Any]) -> list[str]:
         )
     lines += [
         "",
-        "| recipe | layers | window | kernels | s a step | tokens/s | of products | peak | GiB |",
+        "| recipe | layers | window | kernels | s/step | tokens/s | of products | peak | GiB |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in results["steps"]:

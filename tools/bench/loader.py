@@ -1,11 +1,11 @@
-"""How fast a rank is fed: the loader alone, beside the step of a model.
+"""How fast the loader feeds a rank, compared with a model's step.
 
     python tools/bench/loader.py data/stdlib --json out.json
 
-In each round, in turn: the loader's first windows with every shard checked anew, as after a start;
-its windows once all shards are checked; the ledger's hash of the same windows; and a training step
-of a small model on them. All of one rank, with `data.workers` threads. The rate is also set beside
-what a GPU takes in that trains the 1B recipe.
+Each round measures, for one rank with `data.workers` threads: the loader while it verifies each
+shard at first use; the loader once all shards are verified; the ledger's hash of the same windows;
+and a training step of a small model on them. The rate is also compared with the tokens/s of a GPU
+that trains the 1B recipe.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from pretrain.model.transformer import Transformer
 from pretrain.planning.plan import GPUS
 from pretrain.training.ledger import extended
 
-# The 1B recipe's windows and lanes of a rank, and a small model that a CPU can step.
+# The 1B recipe's window and lanes per rank, with a model small enough for a CPU.
 SETTINGS = (
     *("data.lanes=8", "model.segment=2048", "train.window_segments=4", "run.directory=none"),
     *("model.d_model=256", "model.n_layers=4", "model.n_heads=4", "model.n_kv_heads=4"),
     "model.d_ff=688",
 )
-# Of the dense bf16 peak of an H100, for the 1B recipe.
+# MFU of the 1B recipe that is assumed, of an H100's dense bf16 peak.
 _SHARE = 0.5
 _VOCABULARY = 128_256
 
@@ -69,10 +69,10 @@ def main() -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = machine.parser(__doc__)
-    parser.add_argument("data", type=Path, help="a data set of data-prep, of 8 or more shards")
+    parser.add_argument("data", type=Path, help="a data set of data-prep with 8 or more shards")
     parser.add_argument("settings", nargs="*", metavar="key=value", help="of the configuration")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--batches", type=int, default=100, help="of the loader (default 100)")
+    parser.add_argument("--batches", type=int, default=100, help="batches to load (default 100)")
     return parser
 
 
@@ -100,7 +100,7 @@ def _round(
 
 
 def _read(mix: Mix, config: Config, batches: int) -> tuple[float, Batch]:
-    """Seconds for so many batches from the loader's start on, and the last one."""
+    """Seconds for the first `batches` batches of a new loader, and the last batch."""
     lanes, data = range(config.data.lanes), config.data
     began = time.perf_counter()
     with Loader(
@@ -123,7 +123,7 @@ def _step_rate(batch: Batch, model: Transformer, optimizer: torch.optim.AdamW) -
 
 
 def _rate_of_a_gpu() -> float:
-    """Tokens/s of an H100 that trains the 1B recipe at a share of its peak."""
+    """Tokens/s of an H100 that trains the 1B recipe at the assumed MFU."""
     recipe = configuration.load(machine.ROOT / "configs/1b.yaml")
     peak = flops.peak_flops(GPUS["h100"].name, torch.bfloat16)
     assert peak is not None
@@ -146,9 +146,9 @@ def _table(found: dict[str, Any]) -> list[str]:
     )
     loader = statistics.median(rates["loader"])
     lines.append(
-        f"the loader gives {ratio:,.0f} times what the step here takes, and ten times what a GPU "
-        f"takes up to {loader / 10:,.0f} tokens/s; the 1B recipe at {_SHARE:.0%} of an "
-        f"H100's bf16 peak takes {found['gpu_1b']:,.0f} (computed)"
+        f"the loader is {ratio:,.0f} times as fast as the step here, ten times as fast as a GPU "
+        f"that trains at {loader / 10:,.0f} tokens/s; the 1B recipe at {_SHARE:.0%} of an "
+        f"H100's bf16 peak trains at {found['gpu_1b']:,.0f} (computed)"
     )
     return lines
 

@@ -1,4 +1,4 @@
-"""What every benchmark has: its options, what it was measured on, and where its figures go."""
+"""Shared by the benchmarks: options, a description of the machine, and writing the figures."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def described() -> dict[str, Any]:
-    """Of this machine, as it is now; `threads` are those of torch in this process."""
+    """The machine and versions; `threads` are torch's in this process."""
     return {
         "date": date.today().isoformat(),
         "commit": _commit(),
@@ -32,7 +32,7 @@ def described() -> dict[str, Any]:
 
 
 def _processor() -> str:
-    """The processor's name: a ratio to a peer is the machine's too."""
+    """The processor's name: ratios to peers depend on it too."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -40,7 +40,7 @@ def _processor() -> str:
 
 
 def _commit() -> str:
-    """The commit, and whether more than documents was changed since: figures are among these."""
+    """The commit, with -dirty if files outside docs/ (where figures are written) have changed."""
     described = _git("describe", "--always", "--tags").stdout.strip()
     changed = _git("diff", "--quiet", "HEAD", "--", ".", ":!docs").returncode == 1
     return f"{described}-dirty" if changed else described
@@ -51,7 +51,7 @@ def _git(*words: str) -> subprocess.CompletedProcess[str]:
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
-    """A command line with `--json`; `description` is shown as it is written."""
+    """A command line with `--json`; `description` is shown unwrapped."""
     made = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -60,7 +60,7 @@ def parser(description: str | None) -> argparse.ArgumentParser:
 
 
 def report(found: dict[str, Any], table: list[str], file: Path | None) -> None:
-    """Print the figures' machine and table, and write them to the file that was asked for."""
+    """Print the machine and the table; write `found` to `file` if it is given."""
     print(", ".join(f"{key} {value}" for key, value in found["machine"].items()))
     print("\n".join(table))
     if file:

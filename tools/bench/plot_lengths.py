@@ -1,8 +1,8 @@
-"""The plot of tokens a second and peak memory against the window, from measured figures.
+"""Plots tokens per second and peak memory against the window length, from measured figures.
 
     python tools/bench/plot_lengths.py docs/bench
 
-It reads llama.json and length.json of that directory and writes lengths.png beside them.
+Reads llama.json and length.json in that directory and writes lengths.png beside them.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from matplotlib.figure import Figure
 
 
 def main() -> None:
-    """Draw it."""
+    """Draw the plot."""
     if len(sys.argv) != 2:
-        sys.exit("one argument is expected: the directory with llama.json and length.json")
+        sys.exit("expected one argument: the directory with llama.json and length.json")
     directory = Path(sys.argv[1])
     rows = [
         row

@@ -1,13 +1,13 @@
-"""How fast data-prep is, beside bare SentencePiece, datatrove and Megatron-LM on the same text.
+"""Speed of data-prep against bare SentencePiece, datatrove and Megatron-LM on the same text.
 
     python tools/bench/preprocessing.py corpus --megatron ../Megatron-LM --json out.json
 
-The whole pipeline with a tokenizer that is given (read, tokenize, shuffle, write, checksum) is
-measured in turn with `SentencePieceProcessor.ParallelEncode` on texts that lie in memory, on the
-same cores. Two corpora: the `*.jsonl.gz` of a directory, and the standard library's sources.
-datatrove's DocumentTokenizer takes no SentencePiece model: it gets a byte-level BPE of the same
-size and training text. Megatron-LM is a clone of yours (core_v0.12.0 runs without a GPU); its time
-includes its start, and so stands beside that of the command `data-prep run`.
+The whole pipeline with an existing tokenizer (read, tokenize, shuffle, write, checksum) takes turns
+with `SentencePieceProcessor.ParallelEncode` on texts in memory, on the same cores. Two corpora: the
+`*.jsonl.gz` of a directory, and the standard library's sources. datatrove's DocumentTokenizer does
+not support SentencePiece models, so it gets a byte-level BPE of the same size and training text.
+Megatron-LM is a clone that you provide (core_v0.12.0 runs without a GPU); its time includes process
+start-up, so compare it with the command `data-prep run`.
 """
 
 from __future__ import annotations
@@ -71,7 +71,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--vocab-size", type=int, default=32_000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--cores", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--megatron", type=Path, help="a clone of Megatron-LM; left out without")
+    parser.add_argument(
+        "--megatron", type=Path, help="a clone of Megatron-LM (default: not measured)"
+    )
     parser.add_argument("--scratch", type=Path, help="where outputs are written and removed")
     return parser
 
@@ -108,7 +110,7 @@ def _measure(name: str, parsed: argparse.Namespace, scratch: Path) -> list[dict[
             "documents": len(texts),
             "seconds": taken,
             "megabytes_per_second": size / _MB / statistics.median(taken),
-            # Of neighbours in time, so that what else the machine does counts for both.
+            # Of runs next to each other in time, so that other load on the machine affects both.
             "of_bare": statistics.median(b / t for b, t in zip(bare, taken, strict=True)),
         }
         for contestant, taken in seconds.items()
@@ -183,7 +185,7 @@ def _datatrove(
             logging_dir=str(scratch / "theirs/logs"),
         ).run()
 
-    # Each of its processes uses a core; their threads would be as many again.
+    # Each of its processes uses a core already, without threads of its own.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     logger.disable("datatrove")
     return tokenize

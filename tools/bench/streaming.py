@@ -1,10 +1,10 @@
-"""A stream of a million tokens through evaluation, and decoding after it: speed and memory.
+"""Speed and memory of evaluating a stream of a million tokens, and of decoding after it.
 
     python tools/bench/streaming.py --json out.json
 
-Whole segments go through the model in chunks, with their losses; a tenth of the stream a row. Then
-one token at a time at position 4 Ki and after the stream, in turn. The model is small, its weights
-are drawn at random: neither changes what a token costs.
+Whole segments go through the model in chunks, with their losses; one row per tenth of the stream.
+Then it decodes token by token, at position 4 Ki and at the end of the stream, in turn. The model is
+small and its weights are random; neither affects how the cost depends on position.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
 def _streamed(
     model: Transformer, tokens: int
 ) -> tuple[list[dict[str, Any]], StreamState, StreamState]:
-    """Each tenth of the stream, and the streams after 4 Ki tokens and after all."""
+    """Figures for each tenth, and the stream states after 4 Ki tokens and after all tokens."""
     stream, early = model.open_stream(1, "cpu"), model.open_stream(1, "cpu")
     _, early = model.extend(torch.randint(_VOCABULARY, (1, _EARLY)), early)
     for _ in range(_WARM_UP):
@@ -89,7 +89,7 @@ def _streamed(
 
 
 def _scored(model: Transformer, chunk: Tensor, stream: StreamState) -> StreamState:
-    """The stream after a chunk [1, n] and its losses."""
+    """Compute the losses of a chunk [1, n]; returns the stream after it."""
     logits, stream = model.extend(chunk, stream)
     F.cross_entropy(logits[0, :-1], chunk[0, 1:]).item()
     return stream
@@ -103,7 +103,7 @@ def _resident() -> int:
 def _decoded(
     model: Transformer, early: StreamState, late: StreamState, rounds: int
 ) -> dict[str, list[float]]:
-    """Tokens a second from each position, a segment at a time, in turn."""
+    """Tokens per second from each position, decoding one segment per turn."""
     speeds: dict[str, list[float]] = {"early": [], "late": []}
     decoders = {"early": Decoder(model, early), "late": Decoder(model, late)}
     for _ in range(rounds + 1):

@@ -1,22 +1,22 @@
-"""How fast a training step is on this machine's CPU, beside what it is compared with.
+"""Speed of a training step on this machine's CPU, in comparisons.
 
     python tools/bench/training.py peer --json out.json
 
-    rate    the step's FLOPs a second, beside plain matrix products of its shapes
-    peer    beside infini-transformer-pytorch, its gradient through all segments, too
-    loop    our model over the whole window, beside the same model called segment by segment
-    llama   beside a Llama of the same size in transformers with full attention
-    memory  with a memory, beside `memory.kind: none`
-    length  seconds a token and peak memory from windows of 4 Ki to 256 Ki tokens
+    rate    the step's FLOPs per second, against plain matrix products of its shapes
+    peer    against infini-transformer-pytorch, also with the gradient through all segments
+    loop    our model over the whole window, against the same model called segment by segment
+    llama   against a Llama of the same size in transformers with full attention
+    memory  with a memory, against `memory.kind: none`
+    length  seconds per token and peak memory for windows of 4 Ki to 256 Ki tokens
     heap    with and without the heap's settings of pretrain.training.heap
     compile with and without `train.compile`
 
-Contestants are processes of their own that take a step in turn; the others wait. A ratio is the
-median of those of neighbours in time, so that what else the machine does counts for both. First
-steps warm up: a heap takes some of them until it has all of its pages. A group with windows of 64
-Ki tokens or more runs one contestant at a time, after a single step, and for half of the rounds.
-Peers are installed into an environment of their own, under .cache; they are measured as they come,
-and infini-transformer-pytorch also with the heap's settings that ours has.
+Each contestant is a separate process; they take turns of one step while the others wait. A ratio is
+the median over pairs of steps next to each other in time, so that other load on the machine affects
+both. The first steps are warm-up, since the heap needs some steps to reach its full size. A group
+with windows of 64 Ki tokens or more runs one contestant at a time, after a single warm-up step, for
+half the rounds. Peers are installed into a separate environment under .cache; they are measured
+unmodified, and infini-transformer-pytorch also with our heap settings.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _PEERS_HOME = machine.ROOT / ".cache/bench-peers"
 
 @dataclass
 class Contestant:
-    """A process that takes a step when it is asked to."""
+    """A process that trains a step on request."""
 
     name: str
     settings: dict[str, Any]
@@ -56,7 +56,7 @@ class Contestant:
     peaks: list[int] = field(default_factory=list)
 
     def start(self, warm_up: int) -> None:
-        """Build its model, and take first steps that only warm up."""
+        """Start the process, build its model and take `warm_up` steps."""
         peer = self.settings["who"] in ("infini-transformer-pytorch", "llama")
         self._process = subprocess.Popen(
             [_peers_python() if peer else sys.executable, Path(__file__).parent / "contestants.py",
@@ -69,15 +69,15 @@ class Contestant:
             self.step()
 
     def step(self) -> dict[str, Any]:
-        """One step's answer."""
+        """Train one step; returns the process's answer."""
         assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # it has ended, which `_answer` tells
+        with contextlib.suppress(BrokenPipeError):  # it has exited, which `_answer` reports
             self._process.stdin.write("step\n")
             self._process.stdin.flush()
         return self._answer()
 
     def measure(self) -> None:
-        """One step, kept."""
+        """Train one step and store its figures."""
         answer = self.step()
         self.seconds.append(answer["seconds"])
         self.peaks.append(answer["peak"])
@@ -97,7 +97,7 @@ class Contestant:
 
 
 def _peers_python() -> Path:
-    """Python of the peers' environment, which is made at the first call."""
+    """Python of the peers' environment, which is created on the first call."""
     python = _PEERS_HOME / "bin/python"
     done = _PEERS_HOME / "installed"
     if not done.exists() or done.read_text() != " ".join(PEERS):
@@ -116,7 +116,7 @@ def _settings(shape: dict[str, int], window: int, threads: int, **more: Any) -> 
 
 
 def _groups(what: str, threads: int) -> list[list[Contestant]]:
-    """The contestants that are measured in turn, in groups; others stand beside a group's first."""
+    """Groups of contestants that take turns; each is compared with the first of its group."""
 
     def one(name: str, shape: dict[str, int], window: int, **more: Any) -> Contestant:
         return Contestant(name, _settings(shape, window, threads, **more))
@@ -159,7 +159,7 @@ def main() -> None:
     parsed = _parser().parse_args()
     rows = []
     for group in _groups(parsed.what, parsed.threads):
-        # Beside each other long windows would not fit into memory, as every heap stays at its peak.
+        # Long windows would not fit into memory together, since each heap stays at its peak size.
         alone = max(contestant.settings["window"] for contestant in group) >= _LONG
         if not alone:
             for contestant in group:
@@ -225,7 +225,7 @@ def _row(contestant: Contestant, first: Contestant) -> dict[str, Any]:
 
 
 def _slope(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """Bytes of peak memory a token, from the shortest window to the longest, and a lower bound."""
+    """Growth of peak memory in bytes per token, shortest to longest window, and a lower bound."""
     short, *_, long = sorted(rows, key=lambda row: row["settings"]["window"])
     tokens = long["settings"]["window"] - short["settings"]["window"]
     shape = long["settings"]["shape"]
@@ -237,7 +237,7 @@ def _slope(rows: list[dict[str, Any]]) -> dict[str, float]:
 
 def _table(found: dict[str, Any]) -> list[str]:
     lines = [
-        "| who | window | s a step, median (least to most) | tokens/s | times the first "
+        "| who | window | s/step, median (least to most) | tokens/s | times the first "
         "| GFLOP/s | of the first's | peak, MiB |",
         "|---|---|---|---|---|---|---|---|",
     ]

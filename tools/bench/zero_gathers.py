@@ -1,11 +1,11 @@
-"""The parallel window beside a plain loop over its segments, under ZeRO-3 on two ranks.
+"""The parallel window against a plain loop over its segments, under ZeRO-3 on two ranks.
 
     python tools/bench/zero_gathers.py --json out.json
 
 Both train the same model on the same window of 16 segments with gradients through all of them; the
 loop calls the model segment by segment with the memory carried, so that ZeRO-3 gathers every layer
-for each. Weights leave after their use, as those of a model that does not fit do. A step of each in
-turn; seconds are rank 0's, bytes are those that a rank sends, counted in the collectives.
+for each. Weights are released after use, as for a model that does not fit. The two take turns;
+seconds are rank 0's, bytes are those that one rank sends, counted in the collectives.
 """
 
 from __future__ import annotations
@@ -69,12 +69,12 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def window(engine: Engine, config: Config, tokens: Tensor) -> Tensor:
-    """The summed loss of the whole window at once."""
+    """The summed loss of the window, computed in parallel."""
     return _losses(engine, tokens, engine.module.initial_state(1, "cpu"))[0]
 
 
 def loop(engine: Engine, config: Config, tokens: Tensor) -> Tensor:
-    """The same, segment by segment."""
+    """The summed loss of the window, segment by segment."""
     state, total = engine.module.initial_state(1, "cpu"), torch.zeros(())
     for first in range(0, config.window, config.model.segment):
         segment = tokens[:, first : first + config.model.segment + 1]
@@ -93,7 +93,7 @@ WAYS: dict[str, Way] = {"parallel window": window, "loop over segments": loop}
 
 
 def _rank(parsed: argparse.Namespace, rank: int, method: str) -> None:
-    """Measure as one of the ranks; it never returns."""
+    """Measure as one of the ranks; never returns."""
     dist.init_process_group("gloo", init_method=method, rank=rank, world_size=_RANKS)
     config = configuration.load(None, [*SETTINGS, *parsed.settings])
     parameters = flops.parameters(config.model, _VOCABULARY)
@@ -101,7 +101,7 @@ def _rank(parsed: argparse.Namespace, rank: int, method: str) -> None:
     def build() -> Transformer:
         return Transformer(config.model, _VOCABULARY, config.train.activation_checkpointing)
 
-    # An engine each, from the same weights: ZeRO-3 learns the order of a way that stays the same.
+    # One engine each, from the same weights: ZeRO-3 records the order of modules for prefetching.
     engines = {name: Engine(build, parameters, config, torch.device("cpu")) for name in WAYS}
     steps: dict[str, list[dict[str, Any]]] = {name: [] for name in WAYS}
     for number in range(3 + parsed.rounds):
@@ -143,7 +143,7 @@ def _table(found: dict[str, Any]) -> list[str]:
     lines = [
         f"{found['parameters']:,} parameters, {_RANKS} ranks, a window of {found['tokens']:,} "
         f"tokens in {found['segments']} segments",
-        "| a step | s, median (least to most) | sent by a rank, MB | of which gathers, MB |",
+        "| step | s, median (least to most) | sent by a rank, MB | of which gathers, MB |",
         "|---|---|---|---|",
     ]
     for name in WAYS:
@@ -158,8 +158,8 @@ def _table(found: dict[str, Any]) -> list[str]:
     fewer = looped[-1]["sent"] / parallel[-1]["sent"]
     apart = max(abs(b["loss"] / a["loss"] - 1) for a, b in pairs)
     lines.append(
-        f"the window is {faster:.2f} times faster and sends {fewer:.1f} times less; their losses "
-        f"differ by {apart:.0e} of themselves at most"
+        f"the window is {faster:.2f} times faster and sends {fewer:.1f} times less; the losses "
+        f"differ by at most {apart:.0e}, relatively"
     )
     return lines
 

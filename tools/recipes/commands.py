@@ -1,4 +1,4 @@
-"""What the recipes share: parsers, the commands that they run as a person types them, files."""
+"""Shared by the recipes: argument parsers, running our commands, and result files."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _BIN = Path(sys.executable).parent
 
 
 def parser(about: str | None, *positional: tuple[str, str], of: str) -> argparse.ArgumentParser:
-    """A parser with a recipe's docstring, less its usage, as help; `positional` are directories.
+    """A parser whose help is a recipe's docstring without its usage.
 
-    After them come `settings`, key=value, for what `of` names.
+    The `positional` arguments are directories; after them come key=value settings for `of`.
     """
     title, _, *rest = (about or "").split("\n\n")
     found = argparse.ArgumentParser(
@@ -33,7 +33,7 @@ def parser(about: str | None, *positional: tuple[str, str], of: str) -> argparse
 
 
 def run(command: str, *words: str | Path) -> None:
-    """Show and run a command of this environment; where it fails the recipe ends with its code."""
+    """Print and run a command of this environment; if it fails, exit with its code."""
     line = [str(_BIN / command), *map(str, words)]
     print("$", command, *line[1:], flush=True)
     done = subprocess.run(line, check=False)
@@ -42,21 +42,21 @@ def run(command: str, *words: str | Path) -> None:
 
 
 def prepare(recipe: str, root: Path, output: Path, *settings: str) -> Path:
-    """Make the data set of configs/data/`recipe`.yaml of the texts under `root`; its directory."""
+    """Run configs/data/`recipe`.yaml on the texts under `root`; returns the output directory."""
     path = CONFIGS / "data" / f"{recipe}.yaml"
     run("data-prep", "run", path, f"root={root}", f"output={output}", *settings)
     return output
 
 
 def prepare_novels(corpus: Path, data: Path) -> tuple[Path, Path]:
-    """The data sets of novels to train on and to validate with, in tokens of the first."""
+    """The training and validation sets of novels, both with the tokenizer of the first."""
     train = prepare("novels_train", corpus, data / "novels_train")
     own = f"tokenizer.path={train / 'tokenizer.model'}"
     return train, prepare("novels_val", corpus, data / "novels_val", own)
 
 
 def once(path: Path, make: Callable[[], Any]) -> Any:
-    """The JSON in a file, which is made where it is not there."""
+    """The JSON in `path`; if the file is missing, it is first written with what `make` returns."""
     if not path.exists():
         made = make()
         path.parent.mkdir(exist_ok=True)
@@ -65,7 +65,7 @@ def once(path: Path, make: Callable[[], Any]) -> Any:
 
 
 def conclude(path: Path, text: str, numbers: Any = None) -> None:
-    """Write a recipe's tables as `path`.md, and its numbers as `path`.json; print the tables."""
+    """Write a recipe's tables to `path`.md and its numbers to `path`.json; print the tables."""
     if numbers is not None:
         durable.write_json(path.with_suffix(".json"), numbers)
     durable.write_bytes(path.with_suffix(".md"), text.encode())

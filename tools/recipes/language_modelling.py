@@ -3,12 +3,12 @@
     python tools/recipes/language_modelling.py CORPUS OUT [--steps N] [--seeds 3] [key=value ...]
 
 CORPUS holds novels as configs/data/novels_train.yaml and novels_val.yaml name them. The models have
-the same size, data and tokens a step; each is trained with every seed and evaluated on whole
-validation books. The same command continues after an interruption: what is finished is not done
-again. A larger budget is another OUT.
+the same size, data and tokens per step; each is trained with every seed and evaluated on whole
+validation books. After an interruption, the same command continues with what is not finished. Use
+a new OUT for a larger budget.
 
-Intervals are of the books: they are drawn with replacement, 10,000 times, the same draws for every
-model, after the nats of a book are averaged over seeds. Differences are thus paired by book.
+Intervals are bootstrap intervals over books: 10,000 resamples, the same for every model, of each
+book's nats averaged over seeds. Differences between models are therefore paired by book.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ from pretrain.training.metrics import METRICS_FILE, read_records
 
 CONFIG = commands.CONFIGS / "language_modelling_cpu.yaml"
 DRAWS = 10_000
-# Positions before it are few tokens, and hold the books' titles.
+# Earlier positions are few tokens, mostly the books' titles.
 _FIRST = 32
 
 
 @dataclass(frozen=True)
 class Model:
-    """One of the compared models and the settings that make it."""
+    """One of the compared models and its settings."""
 
     name: str
     title: str
@@ -50,7 +50,7 @@ class Model:
 
 
 def models(config: Config) -> list[Model]:
-    """The rows of the table; all see the same number of tokens a step."""
+    """The rows of the table; all see the same number of tokens per step."""
     lanes, segments, window = config.data.lanes, config.train.window_segments, config.window
     shorter = max(segments // 4, 1)
     none = "model.memory.kind=none"
@@ -77,7 +77,7 @@ def models(config: Config) -> list[Model]:
 
 @dataclass(frozen=True)
 class Scores:
-    """A model's nats by seed and book, with the books' bytes, in the order of the books' ids."""
+    """A model's nats by seed and book, and the books' bytes; books are ordered by id."""
 
     nats: np.ndarray  # [seeds, books]
     bytes: np.ndarray  # [books]
@@ -89,11 +89,11 @@ class Scores:
 
     @property
     def of_seeds(self) -> list[float]:
-        """Bits per byte over all books, of each seed."""
+        """Bits per byte over all books, for each seed."""
         return [float(one) for one in self.nats.sum(axis=1) / self.bytes.sum() / math.log(2)]
 
     def drawn(self, draws: np.ndarray) -> np.ndarray:
-        """Bits per byte [draws] of each draw of books [draws, books]."""
+        """Bits per byte [draws] for each resample of books [draws, books]."""
         nats = self.nats.mean(axis=0)[draws].sum(axis=1)
         bits: np.ndarray = nats / self.bytes[draws].sum(axis=1) / math.log(2)
         return bits
@@ -106,7 +106,7 @@ def interval(values: np.ndarray) -> tuple[float, float]:
 
 
 def compare(scores: dict[str, Scores], base: str = "none") -> list[dict[str, Any]]:
-    """Bits per byte of each model and what it is better by than `base`, with intervals."""
+    """Bits per byte of each model and its gain over `base`, with intervals."""
     books = len(scores[base].bytes)
     draws = np.random.default_rng(0).integers(books, size=(DRAWS, books))
     reference = scores[base].drawn(draws)
@@ -127,7 +127,7 @@ def compare(scores: dict[str, Scores], base: str = "none") -> list[dict[str, Any
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    """Prepare, train and evaluate what is not there yet, then write tables and plots."""
+    """Prepare, train and evaluate whatever is missing, then write tables and plots."""
     parser = commands.parser(
         __doc__,
         ("corpus", "directory of the novels"),
@@ -149,7 +149,7 @@ def main(words: Sequence[str] | None = None) -> None:
         sys.exit(str(error))
     _, validation = commands.prepare_novels(parsed.corpus, out / "data")
     reports: dict[str, list[Report]] = {}
-    # Seed by seed, so that what was stopped early has a comparison.
+    # Seed by seed, so that a run that is stopped early already has a comparison.
     for seed in range(1, parsed.seeds + 1):
         for model in models(config):
             run = out / "runs" / f"{model.name}-{seed}"
@@ -161,7 +161,7 @@ def main(words: Sequence[str] | None = None) -> None:
 
 
 def _evaluated(run: Path, validation: Path, steps: int, books: int) -> Report:
-    """The run's report with its books, made unless it is there."""
+    """The run's report by book, evaluated if it is missing."""
     path = run / f"books-{steps}-{books or 'all'}.json"
     report: Report = commands.once(
         path,
@@ -186,7 +186,7 @@ def _gates(run: Path) -> list[list[float]]:
 
 
 def scores_of(reports: Sequence[Report], end: int | None = None) -> Scores:
-    """The scores in a model's reports, one a seed; with `end` of the positions up to it alone."""
+    """The scores in a model's reports, one per seed; with `end`, only of the range ending there."""
     nats, sizes = [], []
     for report in reports:
         books = sorted(report["by_document"], key=lambda book: book["id"])
@@ -204,13 +204,13 @@ def _part(book: dict[str, Any], end: int | None) -> dict[str, Any]:
 
 
 def _nats(part: dict[str, Any]) -> float:
-    """Of the model as it is: with its memory, where it has one."""
+    """Nats with memory, or without for a model that has none."""
     nats: dict[str, float] = part["nats"]
     return nats[perplexity.MEMORY if perplexity.MEMORY in nats else perplexity.NO_MEMORY]
 
 
 def by_position(reports: dict[str, list[Report]]) -> list[dict[str, Any]]:
-    """`compare` for each range of positions that all books have, but for the very first tokens."""
+    """`compare` for each range of positions that all books have, except the very first tokens."""
     books = next(iter(reports.values()))[0]["by_document"]
     ends = [{row["end"] for row in book["positions"]} for book in books]
     return [
@@ -242,7 +242,7 @@ def _table(
         f"{first['documents']} whole books, {first['text_bytes']:,} bytes, after step "
         f"{first['step']}; {len(rows[0]['seeds'])} seeds; 95 % intervals over books",
         "",
-        "| Model | bits per byte | of each seed | better than local attention by |",
+        "| Model | bits per byte | by seed | gain over local attention |",
         "|---|---|---|---|",
     ]
     for row in rows:
@@ -256,7 +256,7 @@ def _table(
 
 
 def _positions(titles: dict[str, str], positions: Sequence[dict[str, Any]]) -> Figure:
-    """What each model is better by than local attention alone, with its interval, by position."""
+    """Each model's gain over local attention alone, with its interval, by position."""
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
     ends = [row["end"] for row in positions]
@@ -269,14 +269,14 @@ def _positions(titles: dict[str, str], positions: Sequence[dict[str, Any]]) -> F
             axes.plot(ends, gains, color=f"C{index}", marker="o", markersize=4, label=titles[name])
     axes.axhline(0, color="grey", linewidth=1)
     axes.set_xscale("log", base=2)
-    axes.set_xlabel("position in the book, from half of this on (text tokens before the target)")
-    axes.set_ylabel("better than local attention alone by (bits per byte)")
+    axes.set_xlabel("position in the book, in text tokens (each range starts at half its end)")
+    axes.set_ylabel("gain over local attention alone (bits per byte)")
     axes.legend(frameon=False)
     return figure
 
 
 def _gates_drawn(titles: dict[str, str], reports: dict[str, list[Report]]) -> Figure:
-    """Each head's gate of all seeds by layer, a panel a model with memory (Figure 3)."""
+    """Every head's gate by layer, all seeds; one panel per model with memory (Figure 3)."""
     found = {name: [r["gates"] for r in each] for name, each in reports.items() if each[0]["gates"]}
     figure = Figure(figsize=(3.5 * len(found), 4), layout="constrained")
     panels = figure.subplots(1, len(found), sharey=True, squeeze=False)[0]
@@ -289,7 +289,7 @@ def _gates_drawn(titles: dict[str, str], reports: dict[str, list[Report]]) -> Fi
         axes.set_ylim(-0.03, 1.03)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_title(titles[name], fontsize=9)
-        axes.set_xlabel("layer (a dot a head, a colour a seed)", fontsize=8)
+        axes.set_xlabel("layer (one dot per head, one colour per seed)", fontsize=8)
     panels[0].set_ylabel("sigmoid(β), share of the memory")
     return figure
 

@@ -1,14 +1,14 @@
-"""Passkey retrieval at lengths that nobody trained on (Table 3), from nothing to tables and maps.
+"""Passkey retrieval far beyond the trained lengths (Table 3), from no data to tables and plots.
 
     python tools/recipes/passkey.py OUT [--kinds linear,delta] [--corpus NOVELS] [key=value ...]
 
 Makes documents and a tokenizer, trains a model of each kind of memory stage by stage, asks it for
-passkeys at every length and depth, and draws a heat map. The same command continues after an
-interruption: what is finished is not done again. Other settings are another OUT.
+passkeys at every length and depth, and draws a heat map. After an interruption, the same command
+continues with what is not finished. Use a new OUT for other settings.
 
-`--corpus` has novels as configs/data/novels_train.yaml and novels_val.yaml name them: from the
-weights of each model another is then trained on needles in the first, and asked for all tasks of
-`pretrain eval needles` in the second.
+With `--corpus`, the novels that configs/data/novels_train.yaml and novels_val.yaml name, each model
+is then fine-tuned on needles in the training novels and evaluated on all tasks of `pretrain eval
+needles` in the validation novels.
 """
 
 from __future__ import annotations
@@ -46,17 +46,17 @@ LENGTHS = tuple(2**power for power in (9, 11, 13, 15, 17, 18, 19, 20))
 NEEDLE_LENGTHS = tuple(2**power for power in (12, 14, 16, 17))
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 MOST_SAMPLES = 10
-TIMES = 2  # that a document is read, on average
-_LEAST = 16  # documents of a set, one a shard
-GATES = 20  # their rate, in that of the weights
-SEED_ASKED = 0  # the documents that are trained on have 1
+TIMES = 2  # how often a document is read, on average
+_LEAST = 16  # documents in a set, one per shard
+GATES = 20  # learning rate of the gates, as a multiple of the weights'
+SEED_ASKED = 0  # the training documents have seed 1
 
 
 @dataclass(frozen=True)
 class Documents:
-    """A set of documents with prompts of `low` to `high` tokens, their logarithm uniform.
+    """A set of documents with prompts of `low` to `high` tokens, log-uniform.
 
-    Other tasks than the passkey are hidden in the books to train on.
+    Tasks other than the passkey are hidden in the training books.
     """
 
     name: str
@@ -70,15 +70,15 @@ class Documents:
         return (self.high - self.low) / math.log(self.high / self.low)
 
 
-FIRST = Documents("first", 400, 1600)  # in bytes: it trains the tokenizer
+FIRST = Documents("first", 400, 1600)  # in bytes, since the tokenizer is trained on it
 _FIRST_COUNT = 1000
 SHORT = Documents("short", 70, 160)
 MIDDLE = Documents("middle", 96, 512)
 LONGER = Documents("longer", 128, 2048)
 WINDOW = Documents("window", 256, 8192)
 ALL = Documents("all", 96, 8192)
-PREFACE = "preface"  # filler alone, a set for passkey documents to begin after
-_FAR = 3 * 2**19  # its documents' tokens, half as far again as is asked
+PREFACE = "preface"  # a set of filler alone, as preface of the passkey documents
+_FAR = 3 * 2**19  # tokens of its documents: 1.5 times the longest evaluated distance
 
 NEEDLES = ("single", "multikey", "multivalue", "multiquery")
 ONE_NEEDLE = Documents("one_needle", 260, 600, NEEDLES[:1])
@@ -91,7 +91,8 @@ BOOKS, BOOKS_ASKED = "novels_train", "novels_val"
 class Stage:
     """A run of `pretrain train`, from the weights of the stage before it.
 
-    `shares` are the sets with their shares of the tokens; a step has `lanes` windows of `segments`.
+    `shares` are the sets and their shares of the tokens; a step has `lanes` windows of `segments`
+    segments.
     """
 
     name: str
@@ -102,14 +103,14 @@ class Stage:
     lr: float
     prompt_weight: float
     decay: float = 0.0
-    """The share of the steps, the last ones, in which the rate falls to a tenth."""
+    """The final share of the steps, over which the learning rate falls to a tenth."""
     weight_decay: float = 0.1
     preface: str = ""
-    """The set that lanes read beside the others, for their documents to begin after: at all
-    distances up to its documents' lengths."""
+    """The set for `data.preface`: documents begin with its memory, at all distances up to the
+    lengths of its documents."""
 
     def settings(self, data: Path) -> list[str]:
-        """What sets the stage apart, as `key=value`; `data` holds the sets."""
+        """The stage's settings, as `key=value`; `data` is the directory of the sets."""
         mix = [{"data": str(data / one.name), "weight": share} for one, share in self.shares]
         warmup = min(20, self.steps // 2)
         decay = min(round(self.decay * self.steps), self.steps - warmup)
@@ -144,7 +145,7 @@ STAGES = (
         preface=PREFACE,
     ),
 )
-# From the last of those.
+# These continue from the last stage above.
 NEEDLE_STAGES = (
     Stage("7_books", ((ONE_NEEDLE, 0.8), (NEEDLES_NEAR, 0.2)), 300, 8, 16, 1e-3, 0.02),
     Stage("8_needle", ((ONE_NEEDLE, 1.0),), 200, 16, 10, 1e-3, 0.0),
@@ -158,12 +159,12 @@ NEEDLE_STAGES = (
 
 
 def shortened(plan: Sequence[Stage], share: float) -> list[Stage]:
-    """The stages with a share of their steps, at least two."""
+    """The stages with `share` of their steps each, at least two."""
     return [replace(stage, steps=max(2, round(share * stage.steps))) for stage in plan]
 
 
 def documents_needed(plan: Sequence[Stage], segment: int) -> dict[Documents, int]:
-    """How many documents of each set there must be for each to be read `TIMES` times."""
+    """How many documents each set needs so that each is read `TIMES` times."""
     tokens: dict[Documents, float] = {}
     for stage in plan:
         read = stage.steps * stage.lanes * stage.segments * segment
@@ -174,12 +175,12 @@ def documents_needed(plan: Sequence[Stage], segment: int) -> dict[Documents, int
 
 
 def samples_at(length: int, longest: int, fewest: int) -> int:
-    """Questions a depth: as many tokens as `fewest` have at the longest length, up to a limit."""
+    """Questions per depth: as many tokens as `fewest` have at the longest length, up to a limit."""
     return max(fewest, min(MOST_SAMPLES, fewest * longest // length))
 
 
 def passkeys(lengths: Sequence[int], samples: int) -> list[Questions]:
-    """What is asked of a model, a part a length: more questions where they are short."""
+    """The passkey questions, one part per length; shorter lengths have more questions."""
     return [
         Questions(
             (PASSKEY,), (length,), DEPTHS, samples_at(length, max(lengths), samples), SEED_ASKED
@@ -189,7 +190,7 @@ def passkeys(lengths: Sequence[int], samples: int) -> list[Questions]:
 
 
 def needles(samples: int) -> list[Questions]:
-    """The harder tasks, a part each, with all places drawn."""
+    """The harder tasks, one part per task, at random depths."""
     tasks = [task for task in TASKS if task != PASSKEY]
     return [Questions((task,), NEEDLE_LENGTHS, (None,), samples, SEED_ASKED) for task in tasks]
 
@@ -199,7 +200,7 @@ def main(
     plan: Sequence[Stage] = STAGES,
     needle_plan: Sequence[Stage] = NEEDLE_STAGES,
 ) -> None:
-    """Prepare, train and evaluate what is not there yet, then write tables and heat maps."""
+    """Prepare, train and evaluate whatever is missing, then write tables and heat maps."""
     parsed = _parser().parse_intermixed_args(words)
     out: Path = parsed.out
     plan = shortened(plan, parsed.steps_share)
@@ -209,7 +210,7 @@ def main(
     except SettingsError as error:
         sys.exit(str(error))
     _documents(out, FIRST, _FIRST_COUNT, parsed.workers)
-    # Before half an hour of training: a corpus that is not there is reported at once.
+    # Before half an hour of training, so that a missing corpus is reported at once.
     for books in (BOOKS, BOOKS_ASKED) if parsed.corpus else ():
         _prepared(books, parsed.corpus, out / "data" / books, _in_tokens_of(out))
     needed = documents_needed([*plan, *needle_plan], segment)
@@ -236,7 +237,7 @@ def _parser() -> argparse.ArgumentParser:
         "--kinds",
         type=lambda word: word.split(","),
         default=["linear", "delta"],
-        help="of memory, one model each (default linear,delta)",
+        help="kinds of memory, one model each (default linear,delta)",
     )
     parser.add_argument(
         "--steps-share", type=float, default=1.0, help="share of each stage's steps (default 1)"
@@ -245,18 +246,18 @@ def _parser() -> argparse.ArgumentParser:
         "--lengths",
         type=lambda word: tuple(map(int, word.split(","))),
         default=LENGTHS,
-        help="tokens of the prompts asked (default 512 to 1,048,576)",
+        help="prompt lengths to evaluate, in tokens (default 512 to 1,048,576)",
     )
     parser.add_argument(
-        "--samples", type=int, default=4, help="questions a depth, of the longest (default 4)"
+        "--samples", type=int, default=4, help="questions per depth at the longest (default 4)"
     )
-    parser.add_argument("--corpus", type=Path, help="novels, to train on needles and ask them too")
-    parser.add_argument("--workers", type=int, default=1, help="processes that make documents")
+    parser.add_argument("--corpus", type=Path, help="novels, to also train and evaluate needles")
+    parser.add_argument("--workers", type=int, default=1, help="processes making documents")
     return parser
 
 
 def _segment(parsed: argparse.Namespace, plan: Sequence[Stage]) -> int:
-    """Tokens of a segment. Raises SettingsError with the mistakes of the settings."""
+    """Tokens per segment. Raises SettingsError with all mistakes in the settings."""
     loaded = [
         configuration.load(parsed.config, _words(parsed, stage, kind))
         for kind in parsed.kinds
@@ -266,14 +267,14 @@ def _segment(parsed: argparse.Namespace, plan: Sequence[Stage]) -> int:
 
 
 def _words(parsed: argparse.Namespace, stage: Stage, kind: str) -> list[str]:
-    """The settings of a stage's run, those given after the stage's own."""
+    """The settings of a stage's run; those of the command line override the stage's."""
     directory = parsed.out / "runs" / kind / stage.name
     own = [*stage.settings(parsed.out / "data"), f"model.memory.kind={kind}"]
     return [*own, *parsed.settings, f"run.directory={directory}"]
 
 
 def _documents(out: Path, one: Documents, count: int, workers: int) -> None:
-    """A set as text and as a data set, in tokens of the first set's tokenizer."""
+    """Make a set, as text and as a data set, with the tokenizer of the first set."""
     directory, data = out / "documents" / one.name, out / "data" / one.name
     texts, tokenizer = directory / "passkey.jsonl.gz", _tokenizer(out)
     hidden_in: tuple[str | Path, ...] = ("--tokenizer", tokenizer)
@@ -291,7 +292,7 @@ def _documents(out: Path, one: Documents, count: int, workers: int) -> None:
 
 
 def _preface(out: Path, tokens: int, lanes: int) -> None:
-    """Filler alone as a data set: a document of about so many tokens for each lane."""
+    """Make a data set of filler alone: one document of about `tokens` tokens per lane."""
     directory, data = out / "documents" / PREFACE, out / "data" / PREFACE
     texts, tokenizer = directory / "preface.jsonl", _tokenizer(out)
     if not texts.exists():
@@ -313,7 +314,7 @@ def _in_tokens_of(out: Path) -> str:
 
 
 def _prepared(recipe: str, root: Path, data: Path, *settings: str) -> None:
-    """A data set, made unless it is there."""
+    """Make a data set if it is missing."""
     if not (data / shards.MANIFEST).exists():
         commands.prepare(recipe, root, data, *settings)
 
@@ -325,9 +326,9 @@ def _trained(
     needed: dict[Documents, int],
     run: Path | None = None,
 ) -> Path:
-    """The run of the last stage, after all of them.
+    """Train all stages; returns the run of the last one.
 
-    A stage begins with the weights before it, the first with those of `run` if there is one.
+    Each stage starts from the weights of the previous one, the first from `run` if given.
     """
     for stage in plan:
         for one, _ in stage.shares:
@@ -342,7 +343,7 @@ def _trained(
 
 
 def _answered(run: Path, haystack: Haystack, parts: Sequence[Questions]) -> Report:
-    """One report of all parts; what was asked before, the run has the answers of."""
+    """One report of all parts; parts already evaluated are read from the run directory."""
     trained = load(run, default_device())
     reports = []
     for asked in parts:
@@ -353,11 +354,11 @@ def _answered(run: Path, haystack: Haystack, parts: Sequence[Questions]) -> Repo
 
 
 def _asked(trained: Trained, haystack: Haystack, asked: Questions) -> Report:
-    """The report; its rows with the `seconds` that it took and `resident_bytes`, the most that the
-    process ever held up to its end."""
+    """The report, its rows with `seconds`, the time it took, and `resident_bytes`, the peak of the
+    process so far."""
     began = time.perf_counter()
     report = recall.evaluate(trained, haystack, asked, to_stderr)
-    # Linux counts it in KiB.
+    # In KiB on Linux.
     resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     for row in report["rows"]:
         row |= {"seconds": time.perf_counter() - began, "resident_bytes": resident}
@@ -365,7 +366,7 @@ def _asked(trained: Trained, haystack: Haystack, asked: Questions) -> Report:
 
 
 def table(kind: str, rows: Sequence[dict[str, Any]]) -> str:
-    """Rows by task and length in Markdown; a column a depth, where there are any."""
+    """Rows by task and length in Markdown, with a column per depth."""
     lines: list[str] = []
     for depths, found in _by_depths(rows):
         names = ["drawn" if depth is None else f"{depth:.0%}" for depth in depths]
@@ -389,7 +390,7 @@ def table(kind: str, rows: Sequence[dict[str, Any]]) -> str:
 def _by_depths(
     rows: Sequence[dict[str, Any]],
 ) -> list[tuple[list[float | None], list[list[dict[str, Any]]]]]:
-    """(depths, the cells of each task and length), those of the same depths together."""
+    """The rows as cells by task and length, grouped into one table per tuple of depths."""
     lines: dict[tuple[str, int], list[dict[str, Any]]] = {}
     for row in rows:
         lines.setdefault((row["task"], row["length"]), []).append(row)

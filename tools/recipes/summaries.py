@@ -3,12 +3,12 @@
     python tools/recipes/summaries.py CORPUS OUT [key=value ...]
 
 CORPUS holds novels as configs/data/novels_train.yaml and novels_val.yaml name them. A language
-model is trained on them, and then on passages with the names that they have most often (data-prep
-pairs). It is asked for the names in passages of validation books and, by the share that is given,
-in whole ones. It is compared with the same model before it saw any pair, the names that most
-passages of training have, whatever is asked, and the first words of the passage.
+model is trained on them, and then on pairs of a passage and its most frequent names (data-prep
+pairs). It is evaluated on passages of validation books, and on whole validation books by the share
+of the book it reads. Baselines: the same model before training on pairs, the names most frequent
+in the training answers (the same answer for every passage), and the first words of the passage.
 
-The same command continues after an interruption: what is finished is not done again.
+After an interruption, the same command continues with what is not finished.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ SHARES = "0.1,0.25,0.5,1"
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    """Prepare, train and evaluate what is not there yet, then write the table."""
+    """Prepare, train and evaluate whatever is missing, then write the table."""
     parser = commands.parser(
         __doc__,
         ("corpus", "directory of the novels"),
@@ -61,7 +61,7 @@ def main(words: Sequence[str] | None = None) -> None:
 
 
 def _prepare(corpus: Path, out: Path) -> tuple[Path, Path]:
-    """The data sets of novels and of pairs to train on; beside the pairs those to be asked."""
+    """The training sets of novels and of pairs; also writes the pairs for evaluation."""
     train, validation = commands.prepare_novels(corpus, out / "data")
     pairs = out / "pairs"
     for name, books, counts in (
@@ -77,7 +77,7 @@ def _prepare(corpus: Path, out: Path) -> tuple[Path, Path]:
 
 
 def _evaluated(run: Path, pairs: Path, *words: str) -> Report:
-    """The run's report of the pairs, made unless it is there."""
+    """The run's report on the pairs, evaluated if it is missing."""
     if not list(run.glob(f"summaries-*-{pairs.stem}.json")):
         commands.run("pretrain", "eval", "summaries", run, pairs, *ASKED, *words)
     (path,) = run.glob(f"summaries-*-{pairs.stem}.json")
@@ -86,7 +86,7 @@ def _evaluated(run: Path, pairs: Path, *words: str) -> Report:
 
 
 def frequent(pairs: Path) -> dict[str, Any]:
-    """Rouge of one answer to all passages: the names that most answers of training have."""
+    """Rouge of one answer for all passages: the names most frequent in the training answers."""
     with gzip.open(pairs / "train.jsonl.gz", "rt", encoding="utf-8") as file:
         answers = [json.loads(line)["answer"] for line in file]
     counted = Counter(name for answer in answers for name in answer.strip().split(", "))
