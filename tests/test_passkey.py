@@ -121,7 +121,7 @@ def test_mistakes_are_reported_before_anything_is_made(
 
 
 @pytest.mark.slow
-def test_the_recipe_goes_from_nothing_to_a_table_and_what_is_done_is_not_done_again(
+def test_the_recipe_makes_a_table_from_no_data_and_repeats_no_finished_work(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(passkey, "_FAR", 3000)

@@ -1,6 +1,6 @@
-"""Fusing of pure functions by torch.compile, switched on for a process.
+"""Fuses pure functions with torch.compile, if switched on for the process.
 
-Only functions of tensors are compiled, never modules: ZeRO-3 gathers weights in modules' hooks.
+Only functions of tensors are compiled, never modules: ZeRO-3 gathers weights in module hooks.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ def switch(on: bool) -> None:
 
 
 def fused(function: Callable[P, T]) -> Callable[P, T]:
-    """`function`, compiled at its first call where compiling is on."""
+    """`function`, compiled at its first call if compilation is on."""
 
     @functools.cache
     def compiled() -> Callable[P, T]:
-        # Sizes as they are: inductor fails on some of these functions with symbols for sizes.
+        # Static sizes: inductor fails on some of these functions with symbolic sizes.
         return torch.compile(function, dynamic=False)
 
     @functools.wraps(function)

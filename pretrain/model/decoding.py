@@ -10,11 +10,11 @@ from pretrain.model.transformer import Transformer
 
 
 class Decoder:
-    """The steps of one token after a stream, which the decoder owns from then on.
+    """Decodes one token per step after a stream, which the decoder then owns.
 
     On a GPU a step is captured once, as a graph over fixed tensors, and replayed for every token:
-    the host then launches one thing a token instead of some dozens a layer. The memory's update
-    when a segment is full stays outside of the graph.
+    one launch per token instead of dozens per layer. The memory update when a segment is full is
+    not part of the graph.
     """
 
     def __init__(self, model: Transformer, stream: StreamState) -> None:
@@ -26,7 +26,7 @@ class Decoder:
         self._graph = self._captured() if keys.is_cuda else None
 
     def step(self, tokens: Tensor) -> Tensor:
-        """The logits [B, V] after each lane's next token [B]; good until the next step."""
+        """The logits [B, V] after each lane's next token [B]; valid until the next step."""
         self._tokens.copy_(tokens[:, None])
         self._place.fill_(self._stream.filled)
         if self._graph is None:
@@ -42,13 +42,14 @@ class Decoder:
     def _captured(self) -> torch.cuda.CUDAGraph:
         """The graph of a step that attends to the whole segment.
 
-        What the trials leave in the cache is at the next token's place, which overwrites it.
+        The warm-up calls write to the KV cache at the next token's place, which that token
+        overwrites.
         """
         device, reach = self._tokens.device, self._model.config.segment
         aside = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         aside.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(aside):
-            # Libraries make their workspaces in their first calls, which cannot be captured.
+            # Libraries allocate workspaces in their first calls, which cannot be captured.
             for _ in range(3):
                 self._computed(reach)
         torch.cuda.current_stream(device).wait_stream(aside)

@@ -1,4 +1,4 @@
-"""The SwiGLU feed-forward, which can do without its hidden activations until the backward."""
+"""The SwiGLU feed-forward, which can recompute its hidden activations in the backward."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from pretrain.config import Checkpointing, ModelConfig
 from pretrain.model.pointwise import swiglu, swiglu_backward
 
 _CHUNK = 2**15
-"""Tokens whose hidden activations are in memory at once where they are computed again."""
+"""Tokens whose hidden activations are in memory at once when they are recomputed."""
 
 
 class FeedForward(nn.Module):
-    """down(silu(gate(x)) * up(x)); its weights are drawn in the constructor, see `Projection`.
+    """down(silu(gate(x)) * up(x)), its weights initialised in the constructor (see `Projection`).
 
-    Without checkpointing the hidden activations are kept. Where they are not (selective, or a
-    window longer than a chunk in a block that is computed again itself), they exist for a chunk of
-    tokens at a time, in the forward and in the backward.
+    Without checkpointing the hidden activations are saved. Otherwise (`selective`, or `full` with a
+    window longer than a chunk) they exist for one chunk of tokens at a time, in the forward and in
+    the backward.
     """
 
     def __init__(self, config: ModelConfig, checkpointing: Checkpointing) -> None:
@@ -51,7 +51,7 @@ def _drawn(shape: tuple[int, int], std: float) -> nn.Parameter:
 
 
 class _InChunks(torch.autograd.Function):
-    """x [n, d_model], weights [out, in] -> [n, d_model]; keeps nothing but these."""
+    """x [n, d_model], weights [out, in] -> [n, d_model]; saves only its inputs."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:

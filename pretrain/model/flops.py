@@ -1,8 +1,8 @@
 """FLOPs and parameters of the model, counted from its shape.
 
 A multiply-add is 2 FLOPs. Matrix products are counted, elementwise work is not; the softmax's
-causal square counts in full, as in PaLM's definition of MFU and in torch's own counter. A backward
-is two forwards; what activation checkpointing and the loss compute again is not useful work.
+causal square counts in full, as in PaLM's definition of MFU and in torch's counter. A backward
+counts as two forwards; recomputation by activation checkpointing and the loss is not useful work.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pretrain.model.memories.kinds import attention_of
 from pretrain.model.transformer import on_meta
 
 # Dense peaks, FLOP/s in bf16, from NVIDIA's data sheets (half of the figure "with sparsity"). Names
-# are whole: a slice of a GPU (MIG) or another variant has another rate.
+# must match exactly: a slice of a GPU (MIG) or another variant has another rate.
 _PEAKS = {
     "A100-SXM4-40GB": 312e12,
     "A100-SXM4-80GB": 312e12,
@@ -36,7 +36,7 @@ _PEAKS = {
 
 
 def forward_flops(config: ModelConfig, vocab_size: int, window: int) -> dict[str, int]:
-    """FLOPs of one forward over `window` tokens of one lane, by part; their sum is the whole."""
+    """FLOPs of one forward over `window` tokens of one lane, by part."""
     return attention_of(config.memory).flops(config, window) | {
         "feed_forward": config.n_layers * window * 2 * 3 * config.d_model * config.d_ff,
         "output_head": window * 2 * config.d_model * vocab_size,
@@ -51,11 +51,11 @@ def training_flops_per_token(config: ModelConfig, vocab_size: int, window: int) 
 def computed_flops_per_token(
     config: ModelConfig, vocab_size: int, window: int, checkpointing: Checkpointing
 ) -> float:
-    """FLOPs of forward and backward per token of a window, with all that is computed again.
+    """FLOPs of forward and backward per token of a window, including recomputation.
 
-    What the memory's backward computes again is its own to say; with `selective` a step computes
-    two of a feed-forward's three products again, with `full` the blocks but for the third, which
-    nothing needs. A window is taken to be no longer than a chunk of the feed-forward.
+    The memory reports what its backward recomputes. With `selective` two of the feed-forward's
+    three products are recomputed, with `full` the whole block except the third product, whose
+    result is not needed. The window is assumed to fit into one chunk of the feed-forward.
     """
     parts = forward_flops(config, vocab_size, window)
     whole = sum(parts.values())
@@ -70,18 +70,18 @@ def computed_flops_per_token(
 def passing_flops(
     config: ModelConfig, segments: int, parts: int, checkpointing: Checkpointing
 ) -> int:
-    """FLOPs of forward and backward that one part of `segments` segments of a lane's window takes
-    more than its share of the whole window, to pass its memories on to the other `parts`.
+    """FLOPs of forward and backward that a part of `segments` segments of a lane's window needs in
+    addition to its share of the window, to pass its memories on to the other `parts`.
     """
     passes = 4 if checkpointing == "full" else 3
     return passes * attention_of(config.memory).passing_flops(config, segments, parts)
 
 
 def peak_flops(device_name: str, dtype: torch.dtype) -> float | None:
-    """The dense peak, FLOP/s, of the GPU that `torch.cuda.get_device_name` names so.
+    """The dense peak in FLOP/s of a GPU, by its `torch.cuda.get_device_name`.
 
-    None for a device that is not known and for any dtype but bf16 (the peak in float32 depends on
-    whether TF32 is on).
+    None for an unknown device and for any dtype but bf16 (the float32 peak depends on whether TF32
+    is on).
     """
     if dtype != torch.bfloat16:
         return None

@@ -1,7 +1,7 @@
-"""Causal softmax attention inside segments and documents (equation 4), behind one seam.
+"""Causal softmax attention inside segments and documents (equation 4), by SDPA or flash-attn.
 
-A *kernel* is given where documents start, once a forward, and returns the function that every
-layer then calls. Shapes: P segments of all lanes, N tokens of a segment, H query heads, K key/value
+A *kernel* takes the document starts, once per forward, and returns the function that every layer
+then calls. Shapes: P segments of all lanes, N tokens per segment, H query heads, K key/value
 heads, D size of a head. Query head h reads key/value head h // (H / K).
 """
 
@@ -23,20 +23,20 @@ Attend: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(queries [P, N, H, D], keys [P, N, K, D], values [P, N, K, D]) -> [P, N, H, D]."""
 
 Kernel: TypeAlias = Callable[[Tensor], Attend]
-"""starts [P, N] bool, True at each first token of a document -> the attention of this layout."""
+"""starts [P, N] bool, True at the first token of each document -> the attention for this layout."""
 
 
 class KernelError(ValueError):
-    """A kernel that was requested and cannot run here."""
+    """A requested kernel cannot run here."""
 
 
 @functools.cache
 def choose(
     setting: Literal["auto", "flash", "sdpa"], device_type: str, dtype: torch.dtype
 ) -> Kernel:
-    """The kernel that `model.local_attention` asks for; `auto` logs once what it chose.
+    """The kernel that `model.local_attention` names; `auto` logs its choice once.
 
-    Raises KernelError where flash-attn is requested and cannot run.
+    Raises KernelError if flash-attn is requested and cannot run.
     """
     if setting == "sdpa":
         return sdpa
@@ -44,17 +44,15 @@ def choose(
     if setting == "flash" and obstacle:
         raise KernelError(
             f"model.local_attention: flash was requested, but {obstacle}; "
-            "set it to sdpa, or to auto, which takes flash-attn where it can run"
+            "set it to sdpa, or to auto, which uses flash-attn if it can run"
         )
     if setting == "auto":
-        _log.info(
-            "local attention: %s", f"SDPA ({obstacle})" if obstacle else "flash-attn, as it can run"
-        )
+        _log.info("local attention: %s", f"SDPA ({obstacle})" if obstacle else "flash-attn")
     return sdpa if obstacle else flash
 
 
 def _flash_obstacle(device_type: str, dtype: torch.dtype) -> str | None:
-    """Why flash-attn cannot run here; None where it can."""
+    """Why flash-attn cannot run here; None if it can."""
     if device_type != "cuda":
         return f"flash-attn needs a CUDA GPU and the model is on {device_type}"
     if dtype not in (torch.bfloat16, torch.float16):
@@ -69,8 +67,8 @@ def _flash_obstacle(device_type: str, dtype: torch.dtype) -> str | None:
 
 
 def sdpa(starts: Tensor) -> Attend:
-    """PyTorch's attention: causal for whole segments, masked for those that hold a boundary."""
-    # A document that starts at a segment's first token cuts nothing inside it.
+    """PyTorch's attention: causal in segments of one document, masked in those with a boundary."""
+    # A document that starts at a segment's first token does not divide the segment.
     divided = starts[:, 1:].any(dim=1)
     cut = divided.nonzero().squeeze(1)
     if len(cut) == 0:
@@ -123,7 +121,7 @@ def _scaled_dot_product(
 
 
 def attend_to_visible(queries: Tensor, keys: Tensor, values: Tensor, visible: Tensor) -> Tensor:
-    """Attention of a segment's newest n tokens to what is there of it, for streaming.
+    """Attention of a segment's last n tokens to the segment so far, for streaming.
 
     queries [B, n, H, D]; keys, values [B, N, K, D]; visible [n, N] bool -> [B, n, H, D].
     """
@@ -131,7 +129,7 @@ def attend_to_visible(queries: Tensor, keys: Tensor, values: Tensor, visible: Te
 
 
 def sequence_offsets(starts: Tensor) -> Tensor:
-    """Ends of the runs of tokens that attend to themselves alone, as flash-attn's `cu_seqlens`.
+    """Boundaries of the runs of tokens that attend only to each other: flash-attn's `cu_seqlens`.
 
     starts [P, N] -> int32 [runs + 1] offsets into the P * N tokens laid end to end: 0, each
     segment's end and each document's start inside a segment.
@@ -143,7 +141,7 @@ def sequence_offsets(starts: Tensor) -> Tensor:
 
 
 def flash(starts: Tensor) -> Attend:
-    """flash-attn: what a segment holds of a document is one sequence of variable length."""
+    """flash-attn: each document's part of a segment is one sequence of variable length."""
     from flash_attn import flash_attn_varlen_func
 
     offsets = sequence_offsets(starts)

@@ -12,14 +12,14 @@ from torch.autograd.function import once_differentiable
 IGNORE = -100
 """Target of a token that is not in the loss: the last of its document, or padding."""
 
-# Logits in memory at once. Each chunk is added to the weight's gradient, a pass over all of it,
-# which a GPU does slowly beside its products; a CPU does better in its caches.
+# Logits in memory at once. Each chunk adds to the weight's gradient, a pass over all of it that is
+# slow on a GPU compared with the products; on a CPU, chunks that fit the caches are faster.
 _CHUNK_LOGITS = {"cpu": 2**24, "cuda": 2**27}
 _LEAST_CHUNK = 64  # tokens
 
 
 class OutputHead(nn.Module):
-    """The projection onto the vocabulary; its weight is the embedding's where they are tied."""
+    """The projection onto the vocabulary; its weight is the embedding's if they are tied."""
 
     def __init__(
         self, d_model: int, vocab_size: int, std: float, tied: nn.Parameter | None
@@ -36,9 +36,9 @@ class OutputHead(nn.Module):
     ) -> Tensor | tuple[Tensor, Tensor]:
         """x [B, T, d_model] -> logits [B, T, V]; given targets [B, T], losses instead.
 
-        They are the sum over all targets, to be differentiated, and each token's, [B, T], without
-        a gradient; cross-entropy in nats, float32, 0 where the target is IGNORE, each times its
-        weight where `weights` [B, T], float32, are given. No [B, T, V] tensor is ever in memory.
+        The losses are the differentiable sum over all targets, and each token's loss [B, T] without
+        a gradient: cross-entropy in nats, float32, 0 where the target is IGNORE, multiplied by
+        `weights` [B, T], float32, if given. No [B, T, V] tensor is ever in memory.
         """
         if targets is None:
             return F.linear(x, self.weight)
@@ -50,11 +50,10 @@ class OutputHead(nn.Module):
 
 
 class _CrossEntropy(torch.autograd.Function):
-    """hidden [n, d_model], weight [V, d_model], targets [n], weights [n] or None -> losses.
+    """hidden [n, d_model], weight [V, d_model], targets [n], weights [n] or None -> sum, losses.
 
-    They are their sum and each, [n].
-    A chunk's logits give its losses and, at once, its gradients: they are never computed again.
-    The sum alone is differentiable, since its gradient scales what was computed.
+    Each chunk's losses and gradients are computed together, so logits are never recomputed. Only
+    the sum is differentiable: its gradient scales the stored gradients.
     """
 
     @staticmethod
@@ -79,10 +78,10 @@ class _CrossEntropy(torch.autograd.Function):
             if learning:
                 d_logits = p.scatter_add_(1, wanted, -torch.ones_like(wanted, dtype=precise))
                 if weights is not None:
-                    # Before it is rounded: a weight of 0.1 is none of bfloat16's numbers.
+                    # Before rounding: a weight of 0.1 is not representable in bfloat16.
                     d_logits *= weights[rows, None]
                 d_logits = d_logits.to(weight.dtype)
-                # Rows that are not in the loss are blanked where they are small.
+                # Rows that are not in the loss are zeroed in the small tensors, not in the logits.
                 d_hidden[rows] = (d_logits @ weight).mul_(kept[:, None])
                 _add_product(d_weight, d_logits.t(), hidden[rows] * kept[:, None])
         if learning:
@@ -95,15 +94,16 @@ class _CrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, d_total: Tensor, _: Tensor) -> tuple[Tensor, Tensor, None, None]:
         d_hidden, d_weight = ctx.saved_tensors
-        # Once alone, as the graph is freed: two of the weight's size would be the step's peak.
+        # In place, so only one backward is possible: a second tensor of the weight's size would be
+        # the step's peak.
         return d_hidden.mul_(d_total), d_weight.mul_(d_total).to(ctx.weight_dtype), None, None
 
 
 def _losses(logits: Tensor, targets: Tensor, precise: torch.dtype) -> tuple[Tensor, Tensor]:
-    """logits [n, V], which are used up, targets [n, 1] -> losses [n], probabilities [n, V].
+    """logits [n, V], which are overwritten, targets [n, 1] -> losses [n], probabilities [n, V].
 
-    Softmax in place of its logarithm, whose exponential would be another pass; the logarithm of
-    its sum is that of the largest probability.
+    Uses softmax, since log-softmax would need another pass for its exponential. The largest
+    probability is 1 / sum(exp(logits - max)), so its logarithm gives the log of that sum.
     """
     wanted, largest = (x.to(precise) for x in (logits.gather(1, targets), logits.amax(1, True)))
     in_place = logits if logits.dtype == precise else None

@@ -1,4 +1,4 @@
-"""Work that is no matrix product, with backwards that keep little and pass over it seldom."""
+"""Elementwise operations, with backwards that save little and make few passes over memory."""
 
 from __future__ import annotations
 

@@ -6,9 +6,9 @@ from torch import nn
 
 
 class Projection(nn.Linear):
-    """A linear map without bias, drawn from normal(0, std).
+    """A linear map without bias, initialised from normal(0, std).
 
-    Drawn in the constructor, since ZeRO-3 may partition a module's weights when that returns.
+    Initialised in the constructor, since ZeRO-3 may partition a module's weights when it returns.
     """
 
     def __init__(self, inputs: int, outputs: int, std: float) -> None:

@@ -1,4 +1,4 @@
-"""Rotary position embedding, for the local attention alone: the memory sees no positions."""
+"""Rotary position embedding, for the local attention only: the memory uses no positions."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ def rotary_at(places: Tensor, config: ModelConfig, dtype: torch.dtype) -> Rotary
 
 
 def _frequencies(config: ModelConfig, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Radians a position of each pair of components [d_head / 2].
+    """Radians per position of each pair of components [d_head / 2].
 
-    Rounded as in Hugging Face's models, where weights come from and go to: at far positions an
-    angle shows the last bit of its frequency.
+    Rounded as in Hugging Face's models, for import and export: at far positions an angle depends
+    on the last bit of its frequency.
     """
     exponents = torch.arange(0, config.d_head, 2, device=device, dtype=dtype) / config.d_head
     frequencies = 1.0 / config.rope_theta**exponents
@@ -58,7 +58,7 @@ def _frequencies(config: ModelConfig, device: torch.device, dtype: torch.dtype) 
 
 
 def rotate(x: Tensor, table: Rotary) -> Tensor:
-    """`x` [..., positions, heads, d_head] turned by its positions, in Llama's half-split order."""
+    """`x` [..., positions, heads, d_head] rotated by its positions, in Llama's half-split order."""
     turned: Tensor = _Rotate.apply(x, *table)  # type: ignore[no-untyped-call]
     return turned
 
@@ -78,7 +78,7 @@ class _Rotate(torch.autograd.Function):
 
 @fused
 def _turned(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
-    # Tables as wide as all heads: half a head's row at a time is slow on a CPU.
+    # Tables expanded to all heads: working on half a head at a time is slow on a CPU.
     heads = x.shape[-2]
     along = torch.cat((cosine, cosine), dim=-1).expand(-1, heads, -1).contiguous()
     across = torch.cat((-sine, sine), dim=-1).expand(-1, heads, -1).contiguous()

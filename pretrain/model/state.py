@@ -1,4 +1,4 @@
-"""What a model remembers between windows, as a value that is cut and joined by lanes."""
+"""The state of a model between windows: a value that can be split and joined by lanes."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from torch import Tensor
 
 State: TypeAlias = NamedTuple
 """The memory of one layer: a NamedTuple of tensors [lanes, ...], of any dtype, whose other sizes
-the configuration fixes. All zero is the empty memory."""
+are fixed by the configuration. All zeros is the empty memory."""
 
 ModelState: TypeAlias = tuple[State, ...]
-"""The memory of each layer, in order; of the whole model where the layers have none of their own
+"""The memory of each layer, in order; or of the whole model if the layers have no memory
 (see memories/contract.py)."""
 
 
 def mapped(function: Callable[[Tensor], Tensor], state: State) -> State:
-    """The state with every tensor replaced by `function` of it."""
+    """The state with `function` applied to every tensor."""
     return state._make(map(function, state))
 
 
@@ -36,14 +36,14 @@ def joined(states: Sequence[ModelState]) -> ModelState:
 
 
 def detached(state: ModelState) -> ModelState:
-    """The state without its history: no gradient flows into the window before."""
+    """The state detached from the graph: no gradient flows into the previous window."""
     return tuple(mapped(Tensor.detach, layer) for layer in state)
 
 
 def without_nonfinite(state: ModelState) -> ModelState:
-    """The state with the memory of each lane that is not finite emptied, in all layers.
+    """The state with the memory of each non-finite lane emptied, in all layers.
 
-    A lane that kept it would spoil every step until its document ends.
+    Otherwise that lane would make every step non-finite until its document ends.
     """
     tensors = [tensor for layer in state for tensor in layer]
     if not tensors:
@@ -60,7 +60,7 @@ def without_nonfinite(state: ModelState) -> ModelState:
 def lane_tensors(state: ModelState, row: int, prefix: str = "") -> dict[str, Tensor]:
     """The memories of the lane at `row`, without the lanes' axis, as PREFIX + LAYER.NAME.
 
-    They are views: what writes to the state changes them.
+    They are views: writing to the state changes them.
     """
     return {
         f"{prefix}{index}.{name}": tensor[row]
@@ -74,7 +74,7 @@ def from_lane_tensors(
 ) -> ModelState:
     """The state whose `lane_tensors` are those of `lanes`, in the form and on the device of `like`.
 
-    Raises KeyError where a lane lacks a tensor that `like` has.
+    Raises KeyError if a lane lacks a tensor that `like` has.
     """
     return tuple(
         layer._make(

@@ -1,4 +1,4 @@
-"""What generation holds of a document, of constant size at any length."""
+"""The state of streaming and generation, of constant size for any length of document."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pretrain.model.window import Continuation
 class OpenSegment(NamedTuple):
     """A layer's memory, and the KV cache of the segment that is not yet full.
 
-    All of it is written in place.
+    Both are updated in place.
     """
 
     memory: State
@@ -29,22 +29,22 @@ class OpenSegment(NamedTuple):
 
     @classmethod
     def empty(cls, memory: State, lanes: int, config: ModelConfig, like: Tensor) -> OpenSegment:
-        """A segment without a token, on the device and in the dtype of `like`."""
+        """An empty segment, on the device and in the dtype of `like`."""
         shape = (lanes, config.segment, config.n_kv_heads, config.d_head)
         return cls(memory, *(like.new_zeros(shape) for _ in range(3)))
 
     def copied(self) -> OpenSegment:
-        """The same in tensors of its own."""
+        """A copy in new tensors."""
         memory, *cache = self
         return OpenSegment(mapped(Tensor.clone, memory), *(part.clone() for part in cache))
 
     def remember(self, memory: State) -> None:
-        """Take over the memory's numbers."""
+        """Copy `memory` into this segment's memory."""
         for part, new in zip(self.memory, memory, strict=True):
             part.copy_(new)
 
     def local(self, queries: Tensor, keys: Tensor, values: Tensor, layout: Continuation) -> Tensor:
-        """Cache the keys and values of the next n tokens; their local attention, [B, n, H, D].
+        """Cache the next n tokens' keys and values; returns their local attention [B, n, H, D].
 
         queries [B, n, H, D]; keys, values [B, n, K, D]; without positions.
         """
@@ -61,12 +61,12 @@ class OpenSegment(NamedTuple):
 
 
 class StreamState(NamedTuple):
-    """All layers of a stream."""
+    """The state of all layers of a stream."""
 
     filled: int
-    """Tokens of the open segment."""
+    """Tokens in the open segment."""
     layers: tuple[OpenSegment, ...]
 
     def copied(self) -> StreamState:
-        """The same in tensors of its own, so that a text can be continued in two ways."""
+        """A copy in new tensors, so that a text can be continued in two ways."""
         return self._replace(layers=tuple(layer.copied() for layer in self.layers))

@@ -1,9 +1,9 @@
 """The Infini-Transformer: Llama's blocks with a segment memory, a window of segments at a time.
 
-Knows tensors and its configuration alone: no ranks, no files, no engine. Every parameter is read
-inside the forward of the module that owns it and every module runs once a forward, or once a chunk
-of a very long window, whatever the data, which is what ZeRO-3 needs. The memory is an argument and
-a result, never a buffer.
+Depends only on tensors and its configuration: no ranks, no files, no engine. As ZeRO-3 requires,
+every parameter is read inside the forward of the module that owns it, and every module runs once
+per forward (or once per chunk of a very long window), whatever the data. The memory is an argument
+and a result, never a buffer.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ from pretrain.model.stream import OpenSegment, StreamState
 from pretrain.model.window import Continuation, Parts, Window
 
 _CHUNK = 2**15
-"""Tokens of all lanes on which a block that is computed again works at once.
+"""Tokens, over all lanes, that a checkpointed block processes at once.
 
-Under ZeRO-3 a layer's weights stay gathered from chunk to chunk where `zero.live_parameters` leaves
-room for them.
+Under ZeRO-3 a layer's weights stay gathered from chunk to chunk if `zero.live_parameters` allows
+it.
 """
 
 
 class Output(NamedTuple):
-    """What a window yields."""
+    """The model's output for a window."""
 
     logits: Tensor | None
-    """[B, T, V]; None where targets were given."""
+    """[B, T, V]; None if targets were given."""
     loss: Tensor | None
-    """The sum of the losses, the memory's own included, to be differentiated; None without
+    """The differentiable sum of the losses, including the memory's auxiliary loss; None without
     targets."""
     losses: Tensor | None
     """[B, T] float32, in nats, 0 where ignored, without a gradient; None without targets."""
@@ -68,7 +68,7 @@ class Block(nn.Module):
 
 
 class TokenEmbedding(nn.Embedding):
-    """Token embeddings, drawn in the constructor as `Projection`'s weights are."""
+    """Token embeddings, initialised in the constructor like `Projection`'s weights."""
 
     weight: nn.Parameter
 
@@ -82,7 +82,7 @@ class TokenEmbedding(nn.Embedding):
 
 
 class Transformer(nn.Module):
-    """The language model. Initial weights follow torch's global seed, which the caller sets."""
+    """The language model. Initial weights depend on torch's global seed, which the caller sets."""
 
     def __init__(
         self,
@@ -105,7 +105,7 @@ class Transformer(nn.Module):
         return tuple(layer.attention.empty(lanes, like) for layer in self._blocks())
 
     def metrics(self, state: ModelState) -> dict[str, list[float]]:
-        """What the log shows of the memory, by name, a number a layer; see `Attention.metrics`."""
+        """The memory's metrics for the log, by name, one per layer; see `Attention.metrics`."""
         found: dict[str, list[float]] = {}
         for layer, memory in zip(self._blocks(), state, strict=True):
             for name, value in layer.attention.metrics(memory).items():
@@ -134,14 +134,14 @@ class Transformer(nn.Module):
     ) -> Output:
         """One window of each lane, in parallel over its segments.
 
-        tokens [B, T] int64, of any length T, begins at a segment's start; starts [B, T] bool is
-        True at each document's first token; state is the memory before the window; targets [B, T]
-        int64 asks for losses in place of logits, each times its weight [B, T], float32, where
-        `weights` are given. With `read_memory` False every retrieval reads 0, while the memory is
-        still written. With `parts` the tokens are one of the parts of the window, of whole
-        segments; `state` is still that before the whole of it, as the state returned is that after
-        it. `initial` is the memory, a constant, that documents which start in the window begin
-        with, and read from the next segment on; None: the empty one.
+        tokens [B, T] int64, of any length T, begin at a segment boundary; starts [B, T] bool is
+        True at each document's first token; state is the memory before the window. With targets
+        [B, T] int64 the output has losses instead of logits, multiplied by `weights` [B, T],
+        float32, if given. With `read_memory` False every retrieval reads 0, but the memory is still
+        written. With `parts`, the tokens are this rank's part of the window, in whole segments,
+        while `state` and the returned state are those before and after the whole window. `initial`
+        is the memory, a constant, with which documents that start in the window begin; they read
+        it from the next segment on. None is the empty memory.
         """
         x, after, auxiliary = self._hidden(tokens, starts, state, read_memory, parts, initial)
         if targets is None:
@@ -152,7 +152,7 @@ class Transformer(nn.Module):
     def hidden(
         self, tokens: Tensor, starts: Tensor, state: ModelState
     ) -> tuple[Tensor, ModelState]:
-        """What the output head is given, [B, T, d_model], and the memory after; as `forward`."""
+        """The output head's input [B, T, d_model] and the memory after the window."""
         x, after, _ = self._hidden(tokens, starts, state, True, None, None)
         return x, after
 
@@ -165,8 +165,8 @@ class Transformer(nn.Module):
         parts: Parts | None,
         initial: ModelState | None,
     ) -> tuple[Tensor, ModelState, Tensor | None]:
-        # A forgotten state would otherwise train a model without memory, in silence.
-        assert len(state) == len(self.layers), "initial_state gives a state"
+        # A missing state would otherwise silently train a model without memory.
+        assert len(state) == len(self.layers), "one memory per layer, as initial_state returns"
         x = self.embedding(tokens)
         windows = self._windows(starts, x.dtype, read_memory, parts)
         first = initial or (None,) * len(state)
@@ -177,10 +177,10 @@ class Transformer(nn.Module):
     def _windows(
         self, starts: Tensor, dtype: torch.dtype, read_memory: bool, parts: Parts | None
     ) -> list[Window]:
-        """That of all tokens; or those of the chunks in which a long one goes through a layer."""
+        """The layout of all tokens, or of each chunk if a long window is processed in chunks."""
         kernel = local_attention.choose(self.config.local_attention, starts.device.type, dtype)
         lanes, tokens = starts.shape
-        # Parts compose their maps of the memory over all that they hold, so they stay whole.
+        # A part composes its memory map over all of its segments, so it is not divided.
         if self.checkpointing == "full" and torch.is_grad_enabled() and parts is None:
             segments = max(1, _CHUNK // lanes // self.config.segment)
             tokens = min(tokens, segments * self.config.segment)
@@ -194,7 +194,7 @@ class Transformer(nn.Module):
         self, x: Tensor, pasts: Sequence[Carried], windows: Sequence[Window]
     ) -> tuple[Tensor, ModelState, Tensor | None]:
         """All layers over x [B, T, d_model]: the same shape, the memory after it, and the sum of
-        the memory's own losses, None where it has none."""
+        the memory's auxiliary losses, None without any."""
         after, losses = [], []
         for layer, past in zip(self.layers, pasts, strict=True):
             x, state, auxiliary = self._layer(layer, x, past, windows)
@@ -205,7 +205,7 @@ class Transformer(nn.Module):
     def _layer(
         self, layer: nn.Module, x: Tensor, past: Carried, windows: Sequence[Window]
     ) -> Attended:
-        """The layer over the window, chunk after chunk: the memory passes between them."""
+        """The layer over the window, chunk by chunk, with the memory passed between chunks."""
         if len(windows) == 1:
             return self._block(layer, x, past, windows[0])
         outputs, losses = [], []
@@ -242,9 +242,9 @@ class Transformer(nn.Module):
     def extend(self, tokens: Tensor, stream: StreamState) -> tuple[Tensor, StreamState]:
         """The logits [B, n, V] of the next tokens [B, n], n > 0, of each lane's document.
 
-        Equal to the whole document's logits, whatever the chunks it comes in. Whole segments are
-        computed in parallel; a caller bounds their number by the length of its chunks. The stream
-        that was given must not be used again: what it holds is written in place.
+        Equal to the logits of the whole document at once, however it is split into chunks. Whole
+        segments are computed in parallel; the caller bounds memory by the length of its chunks. The
+        given stream must not be used again, since its tensors are updated in place.
         """
         segment = self.config.segment
         logits = []
@@ -261,9 +261,9 @@ class Transformer(nn.Module):
         return torch.cat(logits, dim=1), stream
 
     def _whole_segments(self, tokens: Tensor, stream: StreamState) -> Tensor:
-        """Their logits; the memory is written in place."""
+        """The logits of whole segments; the memory is updated in place."""
         state = tuple(layer.memory for layer in stream.layers)
-        # An empty memory reads as 0, so the document's start needs no mark.
+        # An empty memory reads as 0, so the document's start need not be marked.
         output: Output = self(tokens, torch.zeros_like(tokens, dtype=torch.bool), state)
         for layer, after in zip(stream.layers, output.state, strict=True):
             layer.remember(after)
@@ -274,9 +274,9 @@ class Transformer(nn.Module):
     def step(self, tokens: Tensor, places: Tensor, stream: StreamState, reach: int) -> Tensor:
         """The logits [B, n, V] of tokens [B, n] at `places` [n], int64, of the open segment.
 
-        Writes their keys and values into the stream, which `counted` then moves past them. They
-        attend to those of the segment's first `reach` places that are at or before their own: with
-        the whole segment as reach every step is the same work on the same tensors.
+        Writes their keys and values into the stream; `counted` then advances it. Each token attends
+        to the places among the segment's first `reach` that are at or before its own; with the
+        whole segment as reach, every step does the same work on the same tensors.
         """
         x = self.embedding(tokens)
         layout = Continuation.of(places, reach, self.config, x.dtype)
@@ -287,7 +287,7 @@ class Transformer(nn.Module):
 
     @torch.no_grad()
     def counted(self, stream: StreamState, count: int) -> StreamState:
-        """The stream after a `step` of `count` tokens; the memory is written where they fill it."""
+        """The stream advanced by `count` tokens; writes the memory if they fill the segment."""
         filled = stream.filled + count
         if filled < self.config.segment:
             return stream._replace(filled=filled)
@@ -297,7 +297,7 @@ class Transformer(nn.Module):
 
 
 def on_meta(config: ModelConfig, vocab_size: int) -> Transformer:
-    """The model without its numbers: names, shapes and sizes of what it holds."""
+    """The model on the meta device: names, shapes and sizes without data."""
     with torch.device("meta"):
         return Transformer(config, vocab_size)
 

@@ -1,6 +1,6 @@
-"""How the tokens of a forward fall into segments and documents; the same for every layer.
+"""How the tokens of a forward are divided into segments and documents, the same for every layer.
 
-Shapes: B lanes, T tokens, S segments, N tokens of a segment, H query heads, K key/value heads, D
+Shapes: B lanes, T tokens, S segments, N tokens per segment, H query heads, K key/value heads, D
 size of a head.
 """
 
@@ -20,13 +20,13 @@ from pretrain.model.local_attention import Attend, Kernel
 from pretrain.model.rotary import Rotary, rotary, rotary_at, rotate
 
 Resets: TypeAlias = Sequence[Tensor | None]
-"""For each segment the lanes, [B] bool, in which a document starts there; None: in no lane."""
+"""For each segment, the lanes [B] bool in which a document starts in it; None if there are none."""
 
 
 class Parts(Protocol):
-    """The parts of a window that is shared by several ranks, as one of them sees them.
+    """The parts of a window that several ranks share, from the view of one of them.
 
-    A part is some whole segments of every lane, one after another.
+    A part is a run of consecutive whole segments, the same in every lane.
     """
 
     index: int
@@ -35,13 +35,13 @@ class Parts(Protocol):
     def gather(self, own: Tensor) -> Tensor:
         """Every part's tensor, in order: `own` [...] -> [P, ...], with its gradient.
 
-        All parts call it equally often and in the same order, and so do their backwards.
+        All parts must call it the same number of times and in the same order, also in the backward.
         """
 
 
 def resets(starting: Tensor) -> Resets:
-    """`starting` [B, S] bool: does a document start in the segment?"""
-    # Most segments hold no start in any lane: they then cost no pass over the state.
+    """The resets for `starting` [B, S] bool: whether a document starts in the segment."""
+    # Most segments have no start in any lane, and then need no pass over the state.
     somewhere = starting.any(dim=0).tolist()
     return [
         lanes if any_ else None for lanes, any_ in zip(starting.unbind(1), somewhere, strict=True)
@@ -49,7 +49,7 @@ def resets(starting: Tensor) -> Resets:
 
 
 def resets_of_parts(starting: Tensor, parts: Parts) -> Resets:
-    """For each part, as for a segment; `starting` [B, S] is of this part's segments."""
+    """The resets of whole parts; `starting` [B, S] is for this part's segments."""
     everywhere = parts.gather(starting.any(dim=1).to(torch.uint8))
     return resets(everywhere.bool().T)
 
@@ -58,21 +58,21 @@ def resets_of_parts(starting: Tensor, parts: Parts) -> Resets:
 class Window:
     """The layout of a window, or of a part of one.
 
-    A token's document is readable if the memory before the segment holds it (no document starts at
-    or before the token within its segment), writable if it is still open at the segment's end (none
-    starts after the token). `reset` marks segments in which a document starts.
+    A token can read the memory if its document began before the segment (no document starts at or
+    before the token within the segment), and is written to it if its document continues past the
+    segment (none starts after the token). `reset` marks segments in which a document starts.
     """
 
     tokens: int
     attend: Attend
     positions: Rotary
     readable: Tensor
-    """[B, S, N] bool; False everywhere where the memory is written and not read."""
+    """[B, S, N] bool; False everywhere if the memory is written but not read."""
     writable: Tensor | None
     """[B, S, N] bool, False for the padding of a short last segment; None: everywhere."""
     reset: Resets
     parts: Parts | None
-    """Where these tokens are a part of a window and memories pass between the parts."""
+    """Given if these tokens are a part of a window and memories pass between the parts."""
     reset_of_parts: Resets
 
     @classmethod
@@ -87,7 +87,7 @@ class Window:
     ) -> Window:
         """The layout of `starts` [B, T] bool, True at each document's first token."""
         lanes, tokens = starts.shape
-        # One segment shorter than N is computed at its own length instead of being padded.
+        # A single segment shorter than N is computed at its length instead of being padded.
         length = min(config.segment, tokens)
         segments = math.ceil(tokens / length)
         padded = F.pad(starts, (0, segments * length - tokens)).view(lanes, segments, length)
@@ -115,7 +115,7 @@ class Window:
         return torch.unflatten(x, 1, (segments, length))
 
     def joined(self, x: Tensor) -> Tensor:
-        """What `segmented` cut: [B, S, N, heads, D] -> [B, T, heads, D]."""
+        """The inverse of `segmented`: [B, S, N, heads, D] -> [B, T, heads, D]."""
         return x.flatten(1, 2)[:, : self.tokens]
 
     def local(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
@@ -135,14 +135,14 @@ class Window:
 class Continuation:
     """The layout of the next n tokens of an open segment, in streaming; one document, no boundary.
 
-    Their places are a tensor, so that a GPU can replay a step as a graph.
+    Their places are a tensor, so that a step can be replayed as a CUDA graph.
     """
 
     places: Tensor
     """[n] int64, the tokens' places in the segment."""
     positions: Rotary
     visible: Tensor
-    """[n, reach] bool: of the segment's first places those at or before each token's own."""
+    """[n, reach] bool: the places at or before each token's own."""
 
     @classmethod
     def of(

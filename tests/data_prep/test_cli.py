@@ -85,7 +85,7 @@ def test_verify_tells_damage_with_exit_code_1(
     assert cli.main(["stats", str(tmp_path)]) == 1
 
 
-def test_all_mistakes_are_told_at_once_without_torch(home: Path) -> None:
+def test_all_mistakes_are_reported_at_once_without_torch(home: Path) -> None:
     code = (
         "import sys\nfrom data_prep import cli\ncode = cli.main(sys.argv[1:])\n"
         "assert not {'torch', 'datatrove', 'pretrain'} & set(sys.modules)\nsys.exit(code)"
@@ -109,7 +109,7 @@ def test_all_mistakes_are_told_at_once_without_torch(home: Path) -> None:
     ]
 
 
-def test_missing_files_are_told_together(
+def test_missing_files_are_reported_together(
     home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "c.yaml").write_text(SOURCES)

@@ -169,7 +169,7 @@ def test_lanes_are_blocks_of_equal_size() -> None:
         (7, 2, 7, "a train.micro_batch that divides 1, or data.lanes=14"),
     ],
 )  # fmt: skip
-def test_ranks_that_do_not_fit_are_told_what_to_choose(
+def test_a_number_of_ranks_that_does_not_fit_is_reported_with_what_to_choose(
     lanes: int, micro: int, ranks: int, choose: str
 ) -> None:
     config = load(None, [*MINIMUM, f"data.lanes={lanes}", f"train.micro_batch={micro}"])

@@ -59,7 +59,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_logged(
         trained.load(damaged, CPU)
 
 
-def test_paths_without_a_model_are_told_apart(tmp_path: Path, write_run: Any) -> None:
+def test_paths_without_a_model_are_distinguished(tmp_path: Path, write_run: Any) -> None:
     write_run(tmp_path / "run")
     (tmp_path / "other").mkdir()
     (tmp_path / "young" / "checkpoints").mkdir(parents=True)

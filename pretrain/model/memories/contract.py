@@ -1,21 +1,21 @@
-"""The contract of a segment memory: what a kind of `memory.kind` has to bring, and nothing else.
+"""The contract of a segment memory: everything that a kind of `memory.kind` has to implement.
 
-**A layer's memory** is a kind of `Attention`: it attends inside the segment and to what the layer
-remembers of the segments before, over all segments of a window at once. It is a subclass instead of
-a part of the attention because memories that hold a layer's inputs project them with the layer's
-own weights, and ZeRO-3 wants weights read inside the module that owns them. A new kind is one
+**A layer's memory** is a subclass of `Attention`: it attends within the segment and to the layer's
+memory of earlier segments, over all segments of a window at once. It is a subclass instead of a
+part of the attention because memories that store a layer's inputs project them with the layer's
+weights, and ZeRO-3 requires weights to be read inside the module that owns them. A new kind is one
 module beside this one, a line in `kinds.py`, a line in `config.MEMORY_KINDS`, and a line in the
 list of the conformance test.
 
-**The state** is a value, never a buffer: a NamedTuple of tensors [lanes, ...] that comes in and
-goes out, all zero where nothing is remembered. Its sizes are the configuration's (whatever grows
-with a document has a capacity), so checkpoints, host copies and `pretrain plan` need to know
-nothing of a kind. It is carried over windows with its gradient cut, by the trainer.
+**The state** is a value, never a buffer: a NamedTuple of tensors [lanes, ...] that is taken and
+returned, all zero when empty. Its sizes depend only on the configuration (whatever grows with a
+document has a capacity), so checkpoints, host copies and `pretrain plan` work for any kind. The
+trainer carries it from window to window, detached.
 
 **A recurrence over the whole stack** (memory vectors that the top layer hands to the first) is not
 a layer's: its layers are `LocalAttention`s, and it is a module of the Transformer beside them,
-which runs `Transformer.stack` once a segment, with its vectors put around the segment's tokens. A
-`ModelState` then holds one state, that of the recurrence. Every rank runs equally many segments.
+which runs `Transformer.stack` once per segment, with its vectors put around the segment's tokens. A
+`ModelState` then holds one state, that of the recurrence. All ranks run the same number of segments.
 """
 
 from __future__ import annotations
@@ -35,23 +35,23 @@ from pretrain.model.window import Continuation, Window
 
 
 class Carried(NamedTuple):
-    """What a layer is given of the past."""
+    """The memory that a layer is given."""
 
     before: State
     """Before the window."""
     initial: State | None = None
-    """What a document that starts in the window begins with, a constant; None: the empty memory."""
+    """With which documents that start in the window begin, a constant; None: the empty memory."""
 
 
 class Attended(NamedTuple):
-    """What a layer, or a part of it, gives."""
+    """The result of a layer, or of its attention."""
 
     output: Tensor
     """[B, T, H, D] of the heads, [B, T, d_model] of a layer."""
     state: State
     """After the window."""
     auxiliary: Tensor | None = None
-    """A loss of the memory's own, a scalar summed over tokens, beside that of the targets."""
+    """An auxiliary loss of the memory, a scalar summed over tokens, added to the targets' loss."""
 
 
 class Attention(nn.Module, ABC):
@@ -61,8 +61,8 @@ class Attention(nn.Module, ABC):
     """
 
     gates: ClassVar[tuple[str, ...]] = ()
-    """Parameters of its own that mix memory and local attention: float32 always, with a learning
-    rate of their own and no weight decay; a model without this memory has none."""
+    """Names of parameters that mix memory and local attention: always float32, with a separate
+    learning rate and no weight decay; a model without this memory has none."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -101,8 +101,8 @@ class Attention(nn.Module, ABC):
     def empty(self, lanes: int, like: Tensor) -> State:
         """The memory before a document's first token, on the device of `like`.
 
-        Reading it gives exactly what attention without a past gives. `like` has the dtype of the
-        activations.
+        Reading it gives exactly the result of attention without a memory. `like` has the dtype of
+        the activations.
         """
 
     @abstractmethod
@@ -118,12 +118,12 @@ class Attention(nn.Module, ABC):
         """The heads [B, n, H, D] of the next n tokens x [B, n, d_model] of an open segment."""
 
     def close(self, segment: OpenSegment) -> None:
-        """Write a full segment to its memory; its places are then those of the next one."""
+        """Write a full segment to its memory; its places are then reused for the next segment."""
 
     def metrics(self, state: State) -> dict[str, Tensor]:
-        """What the log shows of a memory, by name: squares summed over the lanes, in float64.
+        """Metrics of a memory for the log, by name: squares summed over the lanes, in float64.
 
-        Shown is the root of their mean over all lanes of all ranks.
+        The log shows the root of their mean over all lanes of all ranks.
         """
         return {}
 
@@ -141,16 +141,16 @@ class Attention(nn.Module, ABC):
 
     @classmethod
     def recomputed_flops(cls, config: ModelConfig, window: int) -> int:
-        """Of these what every backward computes again, whatever is checkpointed."""
+        """FLOPs among these that every backward recomputes, whatever the checkpointing."""
         return 0
 
     @classmethod
     def passing_flops(cls, config: ModelConfig, segments: int, parts: int) -> int:
-        """FLOPs of a forward of all layers by which one part of a lane's window, of `segments`
-        segments, takes more than its share, to pass its memories to the other `parts`."""
+        """FLOPs in a forward of all layers that a part of `segments` segments of a lane's window
+        needs in addition to its share, to pass its memories to the other `parts`."""
         return 0
 
     @classmethod
     def passed_numbers(cls, config: ModelConfig) -> int:
-        """Numbers that a part of a lane's window hands to each other part in a forward: float32."""
+        """float32 numbers that a part of a lane's window sends to each other part in a forward."""
         return 0

@@ -1,8 +1,8 @@
-"""Infini-attention (equations 4 to 11): the local attention, gated with a compressive memory.
+"""Infini-attention (equations 4 to 11): local attention, gated with a compressive memory.
 
-Only the memory's small states run over segments; all else is computed for the whole window at once.
-Shapes: B lanes, T tokens, S segments, N tokens of a segment, H query heads, K key/value heads with
-a memory each, D size of a head. M and z are float32 (float64 in a float64 model).
+Only the small states are computed segment by segment; everything else for the whole window at once.
+Shapes: B lanes, T tokens, S segments, N tokens per segment, H query heads, K key/value heads, each
+with a memory, D size of a head. M and z are float32 (float64 in a float64 model).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pretrain.model.stream import OpenSegment
 from pretrain.model.window import Continuation, Resets, Window
 
 Divisor = Literal["paper", "inclusive"]
-"""What Linear + Delta divides by: z before the segment, or after it."""
+"""The divisor of Linear + Delta: z before the segment, or after it."""
 
 
 class MemoryState(NamedTuple):
@@ -47,11 +47,11 @@ class InfiniAttention(Attention):
 
     @property
     def divisor(self) -> Divisor | None:
-        """Of the delta rule; None for the linear one."""
+        """The divisor of the delta rule; None for the linear rule."""
         return None
 
     def empty(self, lanes: int, like: Tensor) -> MemoryState:
-        """M and z of 0, which read as 0."""
+        """M = 0 and z = 0, which reads as 0."""
         heads, size = self.config.n_kv_heads, self.config.d_head
         precise = torch.promote_types(torch.float32, like.dtype)
         return MemoryState(
@@ -119,11 +119,11 @@ class InfiniAttention(Attention):
     def _local_where_empty(
         self, heads: Tensor, local: Tensor, before: MemoryState, readable: Tensor
     ) -> Tensor:
-        """`heads` [B, S, N, H, D]; with `when_empty=local` the local attention where memory has
-        nothing for a token."""
+        """`heads` [B, S, N, H, D]; with `when_empty=local`, local attention instead where a token
+        has no memory to read."""
         if self.config.memory.when_empty == "zero":
             return heads
-        # Features are above 0, so z is 0 where nothing has been written, and nowhere else.
+        # Features are positive, so z is 0 exactly where nothing has been written.
         holding = (before.normaliser > 0).flatten(2).any(dim=2)[..., None]
         return torch.where((holding & readable)[..., None, None], heads, local)
 
@@ -149,7 +149,7 @@ class DeltaAttention(InfiniAttention):
     def flops(cls, config: ModelConfig, window: int) -> dict[str, int]:
         """See `Attention.flops`."""
         size, segments = config.d_head, -(-window // config.segment)
-        # sigma(K) z, sigma(K)^T D^-1 sigma(K), and a step of the scan a segment.
+        # sigma(K) z, sigma(K)^T D^-1 sigma(K), and one step of the scan per segment.
         products = window * size * (size + 1) + segments * size**3
         return super().flops(config, window) | {
             "memory_delta": config.n_layers * 2 * config.n_kv_heads * products
@@ -163,8 +163,8 @@ class DeltaAttention(InfiniAttention):
 
     @classmethod
     def passing_flops(cls, config: ModelConfig, segments: int, parts: int) -> int:
-        """Linear only adds; Delta composes the segments' maps, [D, D] times [D, 2 D] each, and then
-        all parts' maps one after another."""
+        """Linear only adds. Delta composes the segments' maps, [D, D] times [D, 2 D] each, and then
+        the maps of all parts in turn."""
         products = 2 * segments + parts
         return config.n_layers * config.n_kv_heads * products * 2 * config.d_head**3
 
@@ -188,18 +188,18 @@ def advance(
     """The states before each segment, [B, S, ...], and the state after the last one.
 
     keys, values: [B, S, N, K, D], keys without positions; carried: the state before the window;
-    writable: [B, S, N] bool, None for everywhere; reset: where a document starts, so that nothing
-    from before the segment is kept after it; divisor: None for Linear; initial: what a document
-    that starts in the window begins with, a constant, None for the empty memory. With `passing` the
-    segments are a part of the window; `carried` and the state after are then those of the whole
+    writable: [B, S, N] bool, None for everywhere; reset: segments in which a document starts, which
+    discard the state before them; divisor: None for Linear; initial: the state with which documents
+    that start in the window begin, a constant, None for the empty memory. With `passing` the
+    segments are a part of the window, while `carried` and the state after are those of the whole
     window, the same for all parts.
 
     Linear (8): M_s = M_{s-1} + sigma(K)^T V. Linear + Delta (9), with D_s = diag(sigma(K) z):
     M_s = (I - sigma(K)^T D_s^-1 sigma(K)) M_{s-1} + sigma(K)^T V; the delta term is 0 on an empty
-    memory. The paper takes z_{s-1} as z (`divisor` "paper"). Where a segment adds much more to
-    z than z held before, as after a document that started near a segment's end, the update's
-    smallest eigenvalue is then near 1 - dz / z_{s-1}, far below -1: what M held is blown up
-    instead of replaced. With z_s ("inclusive") every eigenvalue lies within 0 to 1.
+    memory. The paper uses z_{s-1} as z (`divisor` "paper"). If a segment adds much more to z than
+    it held before, as after a document that started near a segment's end, the update's smallest
+    eigenvalue is near 1 - dz / z_{s-1}, far below -1, so the contents of M grow instead of being
+    replaced. With z_s ("inclusive") every eigenvalue is between 0 and 1.
     """
     scan = infini_grad.scan if passing is None else passing.scan
     added, key_sum, features = products.sums(keys, values, writable)
@@ -223,7 +223,7 @@ def advance(
 
 
 def restarted_segments(z: Tensor, reset: Resets, initial: Tensor | None) -> Tensor:
-    """The z [B, S, K, D] before each segment, but for a document that starts in it: its first."""
+    """z [B, S, K, D] before each segment; after a reset, that of the document that starts in it."""
     if all(lanes is None for lanes in reset):
         return z
     by_segment = zip(z.unbind(1), reset, strict=True)
@@ -236,10 +236,10 @@ def _own(state: State) -> MemoryState:
 
 
 def _with_column(state: MemoryState) -> Tensor:
-    """M and z as one: [..., D, D + 1]."""
+    """M with z as one more column: [..., D, D + 1]."""
     return torch.cat((state.matrix, state.normaliser[..., None]), dim=-1)
 
 
 def _without_column(joined: Tensor) -> MemoryState:
-    """What `_with_column` joined."""
+    """The inverse of `_with_column`."""
     return MemoryState(joined[..., :-1], joined[..., -1])

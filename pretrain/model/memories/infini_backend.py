@@ -1,4 +1,4 @@
-"""Which kernels compute the memory's part of a window: PyTorch's, or our own in Triton."""
+"""Chooses the kernels of the memory: PyTorch's, or ours in Triton."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ def choose(
     dtype: torch.dtype,
     d_head: int,
 ) -> Products:
-    """The kernels that `model.memory.kernel` asks for; `auto` logs once what it chose.
+    """The kernels that `model.memory.kernel` names; `auto` logs its choice once.
 
-    Raises KernelError where Triton's were requested and cannot run.
+    Raises KernelError if Triton's are requested and cannot run.
     """
     if setting == "torch":
         return TORCH
     if setting == "auto":
-        # Triton's have run in the interpreter alone: no measurement says yet that they are faster.
+        # Triton's have only run in the interpreter: no measurement shows yet that they are faster.
         _log.info(
-            "memory: PyTorch, until `tools/bench/gpu.py` has shown that Triton's kernels are "
-            "faster; model.memory.kernel=triton takes them"
+            "memory: PyTorch; Triton's kernels (model.memory.kernel=triton) are not known to be "
+            "faster yet, see tools/bench/gpu.py"
         )
         return TORCH
     if obstacle := _obstacle(device_type, dtype, d_head):
@@ -46,13 +46,13 @@ def choose(
 
 
 def _obstacle(device_type: str, dtype: torch.dtype, d_head: int) -> str | None:
-    """Why Triton's kernels cannot run here; None where they can."""
+    """Why Triton's kernels cannot run here; None if they can."""
     try:
         triton = importlib.import_module("triton")
     except ImportError as error:
         return f"triton cannot be imported ({error}); it comes with torch's CUDA build"
     if d_head > TRITON_MAX_HEAD:
-        return f"they hold heads of at most {TRITON_MAX_HEAD}, found model.d_head={d_head}"
+        return f"they support heads of at most {TRITON_MAX_HEAD}, found model.d_head={d_head}"
     if triton.knobs.runtime.interpret:
         exact = dtype in (torch.bfloat16, torch.float32)
         return None if exact else f"they compute in bf16 or float32 and the model is in {dtype}"

@@ -1,12 +1,13 @@
 """The memory's products over segments (equations 7 to 9), with gradients written by hand.
 
-The backward keeps what the projections gave and the small states at segment starts, and computes
-the features sigma of queries and keys again. A window's length then costs no tensor of its own.
+The forward saves only the outputs of the projections and the small states at segment starts; the
+backward recomputes the features sigma of queries and keys. So no further tensor grows with the
+window.
 
-Shapes: B lanes, S segments, N tokens of a segment, H query heads, K key/value heads with a memory
-each, G = H / K query heads that share one, D size of a head. Features, states and sums are float32
-(float64 in a float64 model): fp16 overflows, and sums in bf16 fall short after some hundred
-segments. `d_x` is the gradient of the loss with respect to x.
+Shapes: B lanes, S segments, N tokens per segment, H query heads, K key/value heads, each with a
+memory, G = H / K query heads that share it, D size of a head. Features, states and sums are
+float32 (float64 in a float64 model): fp16 overflows, and sums in bf16 stop growing after some
+hundred segments. `d_x` is the gradient of the loss with respect to x.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def gated_read(
 def sums(keys: Tensor, values: Tensor, writable: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """What each segment adds to M [B, S, K, D, D] and z [B, S, K, D], and sigma(K).
 
-    The features [B, S, K, N, D] are for `delta_transition`, which has its own way to the gradient.
+    The features [B, S, K, N, D] are for `delta_transition`, which computes its own gradient.
     """
     added, key_sum, features = _Sums.apply(keys, values, writable)  # type: ignore[no-untyped-call]
     return added, key_sum, features
@@ -57,7 +58,7 @@ def delta_transition(
 ) -> Tensor:
     """I - sigma(K)^T diag(sigma(K) z)^-1 sigma(K) for each segment: [B, S, K, D, D].
 
-    features: sigma(keys), as `sums` gave it; divisor: z.
+    features: sigma(keys), as returned by `sums`; divisor: z.
     """
     transition: Tensor = _Transition.apply(keys, features, divisor, writable)  # type: ignore[no-untyped-call]
     return transition
@@ -70,21 +71,22 @@ def scan(
     transition: Tensor | None = None,
     initial: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """x_s = T_s x_{s-1} + added_s; all x before a segment, and the last x.
+    """x_s = T_s x_{s-1} + added_s; returns x before each segment, and the last x.
 
-    Where reset, x_{s-1} is `initial`. start: [B, K, ...]; added: [B, S, K, ...]; transition:
-    [B, S, K, D, D], None for the identity; initial: as start, None for 0, without a gradient.
-    The steps are small (no token axis), so they run one after another; a running sum minus an
-    earlier one would lose a young document's digits beside an old one's.
+    At a reset, x_{s-1} is replaced by `initial`. start: [B, K, ...]; added: [B, S, K, ...];
+    transition: [B, S, K, D, D], None for the identity; initial: shape of start, None for 0,
+    without a gradient. The steps are small (no token axis), so they run sequentially; differences of prefix
+    sums would lose the digits of a new document next to an old one's.
     """
     before, last = _Scan.apply(start, added, transition, reset, initial)  # type: ignore[no-untyped-call]
     return before, last
 
 
 def sigma(x: Tensor) -> Tensor:
-    """The feature map ELU + 1, in the memory's precision, and above 0 wherever exp(x) is.
+    """The feature map ELU + 1, in the memory's precision, positive wherever exp(x) is.
 
-    Written with exp, which is far faster than ELU's expm1 and keeps what 1 + expm1(x) rounds to 0.
+    Written with exp, which is far faster than ELU's expm1 and keeps values that 1 + expm1(x) would
+    round to 0.
     """
     x = x.to(_precise(x))
     return x.clamp(max=0).exp_().add_(x.clamp(min=0))
@@ -115,7 +117,7 @@ def _features(x: Tensor, kv_heads: int, writable: Tensor | None = None) -> Tenso
 
 
 def _derivative(features: Tensor) -> Tensor:
-    """That of sigma, from its value and in its place: 1 above 0, sigma below."""
+    """The derivative of sigma from its value, in place: 1 for x > 0, sigma below."""
     return features.clamp_(max=1)
 
 
@@ -213,7 +215,7 @@ def _retrieve(
 class _Sums(torch.autograd.Function):
     """What each segment adds: sigma(K)^T V and the sum of sigma(K); and the features themselves.
 
-    The features are handed on to what else needs them in the forward; they have no gradient.
+    The features are returned for other uses in the forward; they have no gradient.
     """
 
     @staticmethod
@@ -292,7 +294,7 @@ def _transition_backward(
 
 
 class _Scan(torch.autograd.Function):
-    """See `scan`. Here segments come first: [S, B * K, ...]."""
+    """See `scan`. Here the segment axis is first: [S, B * K, ...]."""
 
     @staticmethod
     def forward(
@@ -357,7 +359,7 @@ def _by_lane(x: Tensor, lanes: int) -> Tensor:
 
 
 def restarted(state: Tensor, rows: Tensor | None, initial: Tensor | None = None) -> Tensor:
-    """`state` [R, ...] with `initial`, or 0, in the rows that are marked [R].
+    """`state` [R, ...] with `initial`, or 0, in the rows marked by `rows` [R] bool.
 
     Filled, not multiplied by 0: a document that overflowed must not poison the next one.
     """
@@ -376,7 +378,7 @@ def _take(step: Tensor | None, x: Tensor, new: Tensor, out: Tensor) -> None:
 
 
 class Products(NamedTuple):
-    """The memory's work on tokens: PyTorch's, here, or Triton's, in `infini_triton`."""
+    """The memory's operations on tokens: PyTorch's, here, or Triton's, in `infini_triton`."""
 
     sums: Callable[[Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor, Tensor | None]]
     delta_transition: Callable[[Tensor, Tensor | None, Tensor, Tensor | None], Tensor]

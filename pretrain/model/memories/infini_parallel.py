@@ -1,11 +1,11 @@
-"""The memory where a window is cut into parts that are computed side by side.
+"""The memory of a window that is divided into parts computed in parallel.
 
-A part is some whole segments of every lane, one after another. What its segments do to a state is
-one affine map, x -> A x + B, so a part hands out (A, B) and never tokens: D (D + 1) numbers a head
-for Linear, whose A is 1; for Linear + Delta first the D of z, then D x 2 D. From all parts' maps
+A part is a run of consecutive whole segments, the same in every lane. Its effect on a state is an
+affine map, x -> A x + B, so a part sends (A, B) and never tokens: D (D + 1) numbers per head for
+Linear, whose A is 1; for Linear + Delta first the D of z, then D x 2 D. From the maps of all parts
 each part computes the state that it begins with, and the state at the window's end.
 
-Shapes as in `memory`: B lanes, S segments of the part, K heads, D size of a head; P parts.
+Shapes: B lanes, S segments of the part, K heads, D size of a head; P parts.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from pretrain.model.window import Parts, Resets
 
 @dataclass(frozen=True)
 class Passing:
-    """How states pass from part to part."""
+    """Passes states from part to part."""
 
     parts: Parts
     reset: Resets
-    """For each part the lanes in which a document starts in it."""
+    """For each part, the lanes in which a document starts in it."""
 
     def scan(
         self,
@@ -35,7 +35,7 @@ class Passing:
         transition: Tensor | None = None,
         initial: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """`infini_grad.scan` over the segments of all parts: all x before a segment of this part,
+        """`infini_grad.scan` over the segments of all parts: x before each segment of this part,
         and the last x of the window.
         """
         if transition is None:
@@ -46,9 +46,9 @@ class Passing:
             first = None if initial is None else _as_constant(initial)
             _, own_map = infini_grad.scan(*_as_maps(carried, added), reset, transition, first)
             maps, sums = self._gathered(own_map).chunk(2, dim=-1)
-        # What a part with a reset hands out holds `initial`, so between parts one is from 0.
-        # Indexed, not picked out of a list: so the first part, which begins with `carried`, has
-        # the exchange in its graph, too, and takes part in its backward.
+        # The map of a part with a reset already includes `initial`, so resets between parts use 0.
+        # Indexed instead of unbound, so that the first part, which begins with `carried`, also has
+        # the exchange in its graph and takes part in its backward.
         arriving, last = infini_grad.scan(carried, sums, self.reset, maps)
         before, _ = infini_grad.scan(
             arriving[:, self.parts.index], added, reset, transition, initial
@@ -63,7 +63,7 @@ class Passing:
 def _as_maps(carried: Tensor, added: Tensor) -> tuple[Tensor, Tensor]:
     """Start and steps of a scan that composes (A, B), side by side in [..., D, 2 D].
 
-    A starts as 1 and is only multiplied, B starts as 0 and is added to.
+    A starts as the identity and is only multiplied; B starts as 0 and is added to.
     """
     identity = torch.eye(carried.shape[-1], device=carried.device, dtype=carried.dtype)
     start = torch.cat((identity.expand_as(carried), torch.zeros_like(carried)), dim=-1)
@@ -71,5 +71,5 @@ def _as_maps(carried: Tensor, added: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _as_constant(x: Tensor) -> Tensor:
-    """x [..., D, D] as a map (A, B) = (0, x), which forgets what it is given."""
+    """x [..., D, D] as a map (A, B) = (0, x), which ignores its argument."""
     return torch.cat((torch.zeros_like(x), x), dim=-1)

@@ -1,13 +1,13 @@
-"""The memory's work on tokens as Triton kernels: sigma, the segment sums, the gated retrieval.
+"""The memory's operations on tokens as Triton kernels: sigma, segment sums, gated retrieval.
 
-The same numbers as `infini_grad.py`, from activations that are read once in their own dtype: sigma
-is in registers alone and is computed again in the backward, sums are float32, and what is written
-is the small states and activations of the input's dtype. Operands of matrix products have the
-activations' dtype, their results are float32; M and z are float32 always.
+The same results as `infini_grad.py`. Activations are read once in their dtype; sigma exists only in
+registers and is recomputed in the backward; sums are float32; only the small states and activations
+in the input's dtype are written. Operands of matrix products have the activations' dtype and their
+results are float32; M and z are always float32.
 
-Shapes: P segments of all lanes, N tokens of a segment, H query heads, K key/value heads, D size of
-a head. Query head h reads the memory h // (H / K). A program holds a D x D state of one head, so D
-is at most `config.TRITON_MAX_HEAD`.
+Shapes: P segments of all lanes, N tokens per segment, H query heads, K key/value heads, D size of
+a head. Query head h reads memory h // (H / K). A program holds the D x D state of one head, so D is
+at most `config.TRITON_MAX_HEAD`.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from torch.autograd.function import once_differentiable
 
 from pretrain.model.memories.infini_grad import Products
 
-# Tokens that a program holds at once, and its warps. Compiled for sm_80 and sm_90 so, a program
-# takes at most 83 KiB of shared memory and, but for the read's backward, spills no register.
+# Tokens that a program holds at once, and its warps. Compiled for sm_80 and sm_90 with these, a
+# program uses at most 83 KiB of shared memory and spills no registers, except the read's backward.
 _BLOCK_N = 32
 _WARPS = 8
 _OPERANDS = {torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}
 
 
 def sums(keys: Tensor, values: Tensor, writable: Tensor | None) -> tuple[Tensor, Tensor, None]:
-    """`infini_grad.sums`; the features are never in memory."""
+    """`infini_grad.sums`; the features are never written to memory."""
     written = _Write.apply(*_segments(keys, values), _mask(keys, writable))  # type: ignore[no-untyped-call]
     added, key_sum = (torch.unflatten(part, 0, keys.shape[:2]) for part in written)
     return added, key_sum, None
@@ -210,7 +210,7 @@ _DENSE = torch.contiguous_format
 
 
 def _rows(x: Tensor) -> Tensor:
-    """`x` with each head's numbers side by side; every layout of the model has them so."""
+    """`x` with its last axis contiguous, as it already is in every layout of the model."""
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
@@ -220,9 +220,9 @@ def _with_strides(*tensors: Tensor) -> list[Any]:
 
 
 def _constants(activations: Tensor) -> dict[str, Any]:
-    """Sizes, and what a kernel is compiled for."""
+    """Sizes and compile-time parameters of a kernel."""
     _, length, _, size = activations.shape
-    # tl.dot takes no side below 16.
+    # tl.dot requires sides of at least 16.
     block_d = max(16, triton.next_power_of_2(size))
     return {
         "N": length,
@@ -230,7 +230,7 @@ def _constants(activations: Tensor) -> dict[str, Any]:
         "BLOCK_N": _BLOCK_N,
         "BLOCK_D": block_d,
         "OPERAND": _OPERANDS[activations.dtype],
-        # The interpreter keeps bf16 as its bits and would multiply those.
+        # The interpreter stores bf16 as raw bits and would multiply those.
         "WIDEN": triton.knobs.runtime.interpret,
         "num_warps": _WARPS,
     }
@@ -303,14 +303,14 @@ def _store_state(base: tl.tensor, state: tl.tensor, D: tl.constexpr, BLOCK_D: tl
 @triton.jit
 def _sigma(x: tl.tensor, D: tl.constexpr, BLOCK_D: tl.constexpr) -> tl.tensor:
     """ELU + 1, and 0 in the columns beyond the head; its derivative is min(sigma, 1)."""
-    # No result needs the 0, but ptxas spills registers in more kernels without it.
+    # No result depends on the 0, but without it ptxas spills registers in more kernels.
     features = tl.where(x > 0, x + 1, tl.exp(tl.minimum(x, 0.0)))
     return tl.where(tl.arange(0, BLOCK_D)[None, :] < D, features, 0.0)
 
 
 @triton.jit
 def _reciprocal(x: tl.tensor, allowed: tl.tensor) -> tl.tensor:
-    """1 / x, and 0 where it is 0 or not allowed."""
+    """1 / x, and 0 where x is 0 or masked."""
     some = allowed & (x != 0)
     return tl.where(some, 1 / tl.where(some, x, 1.0), 0.0)
 
@@ -441,8 +441,8 @@ def _erase_forward(
         written = _tokens(writable + segment * N, first, N, BLOCK_N)
         k = _sigma(_load(keys, first, keys_n, N, D, BLOCK_N, BLOCK_D), D, BLOCK_D)
         weight = _reciprocal(tl.sum(k * z[None, :], axis=1), written)
-        # Features and z are positive. Half of the weight on either side keeps the product
-        # symmetric and its eigenvalues at 0 or above, however the operands are rounded.
+        # Features and z are positive. The square root of the weight on either side keeps the
+        # product symmetric and its eigenvalues non-negative, however the operands are rounded.
         half = k * tl.sqrt(weight)[:, None]
         product += _dot(tl.trans(half), half, OPERAND, WIDEN)
     _store_state(erased + place * D * D, product, D, BLOCK_D)
@@ -507,7 +507,7 @@ def _retrieve(
     OPERAND: tl.constexpr,
     WIDEN: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
-    """Of a head's tokens from `first` on: sigma(Q), 1 / (sigma(Q) z), and what they retrieve."""
+    """For a head's tokens from `first` on: sigma(Q), 1 / (sigma(Q) z), and the retrieved values."""
     q = _sigma(_load(queries, first, stride, N, D, BLOCK_N, BLOCK_D), D, BLOCK_D)
     seen = _tokens(readable, first, N, BLOCK_N)
     weight = _reciprocal(tl.sum(q * z[None, :], axis=1), seen)[:, None]

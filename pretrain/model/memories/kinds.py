@@ -1,6 +1,6 @@
-"""The attention that `memory.kind` names: the one place that decides by it.
+"""The attention class of each `memory.kind`; no other module compares it.
 
-What has to be known of a kind before torch is imported is in `config.MEMORY_KINDS`.
+Properties of a kind that are needed before torch is imported are in `config.MEMORY_KINDS`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""No memory: attention inside the segment alone (equation 4)."""
+"""No memory: attention within the segment only (equation 4)."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from pretrain.model.window import Continuation, Window
 
 
 class Nothing(NamedTuple):
-    """The state of what remembers nothing."""
+    """The empty state."""
 
 
 class LocalAttention(Attention):
-    """Attention inside a segment and document."""
+    """Attention within a segment and document."""
 
     def empty(self, lanes: int, like: Tensor) -> State:
-        """Nothing, whatever the lanes."""
+        """The empty state, for any number of lanes."""
         return Nothing()
 
     def attend(self, x: Tensor, window: Window, carried: Carried) -> Attended:

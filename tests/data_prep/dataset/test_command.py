@@ -194,7 +194,7 @@ except OSError as error:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
-def test_a_reader_that_is_gone_is_told_from_a_full_disk() -> None:
+def test_a_closed_pipe_is_distinguished_from_a_full_disk() -> None:
     process = subprocess.Popen(
         [sys.executable, "-c", PRINTING], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         env=BUFFERED,

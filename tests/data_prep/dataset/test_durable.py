@@ -64,7 +64,7 @@ def stalled() -> Iterator[Callable[[Path], subprocess.Popen[str]]]:
         process.communicate()
 
 
-def test_what_killed_writers_left_goes_with_the_file_that_is_written_anew(
+def test_rewriting_a_file_removes_what_killed_writers_of_it_left(
     tmp_path: Path, stalled: Callable[[Path], subprocess.Popen[str]]
 ) -> None:
     path, other = tmp_path / "f", tmp_path / "f.tmp"

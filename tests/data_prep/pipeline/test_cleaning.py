@@ -97,7 +97,7 @@ def test_long_documents_are_kept_unless_a_limit_is_set() -> None:
     assert dropped == "gopher_quality: gopher_long_doc"
 
 
-def test_masks_put_the_same_stand_in_everywhere() -> None:
+def test_masks_put_the_same_placeholder_everywhere() -> None:
     text = "Write to ann@home.org or bob@work.co.uk; the server is 8.8.8.8, ours is 192.168.0.1."
     found = cleaned(text, mask=["email", "ip"])
     assert found.text == (

@@ -349,7 +349,7 @@ def is_running(pid: int) -> bool:
         return False
 
 
-def test_shards_may_be_counted_anew_before_the_end(
+def test_the_number_of_shards_may_change_before_the_manifest_is_written(
     corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(SettingsError, match=r"shards\.count: 1000 shards cannot be made of 381"):

@@ -58,7 +58,7 @@ def test_a_book_is_a_pair_whole(tmp_path: Path, books: Path) -> None:
     assert [one["answer"] for one in records] == [" Sara, Becky, Lavinia", " London, Oliver, Fagin"]
 
 
-def test_passages_stand_in_their_books_and_have_their_own_names(
+def test_passages_are_from_their_books_and_have_their_own_names(
     tmp_path: Path, books: Path
 ) -> None:
     words = ["--passages", "30", "--min-tokens", "20", "--max-tokens", "200", "--names", "2"]

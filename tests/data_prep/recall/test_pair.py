@@ -13,11 +13,11 @@ FILLER = ["a", "b", "c", "d"]
     "depth, text",
     [(0.0, "X a b c d"), (0.5, "a b X c d"), (0.74, "a b c X d"), (1.0, "a b c d X")],
 )
-def test_a_fact_stands_at_its_depth(depth: float, text: str) -> None:
+def test_a_fact_is_placed_at_its_depth(depth: float, text: str) -> None:
     assert hidden([(depth, "X")], FILLER) == text
 
 
-def test_facts_stand_in_the_order_of_their_depths_and_no_filler_is_lost() -> None:
+def test_facts_are_in_the_order_of_their_depths_and_no_filler_is_lost() -> None:
     facts = [(0.8, "Z"), (0.0, "X"), (0.25, "Y1"), (0.25, "Y2")]
     assert hidden(facts, FILLER) == "X a Y1 Y2 b c Z d"
     assert hidden(facts, []) == "X Y1 Y2 Z"

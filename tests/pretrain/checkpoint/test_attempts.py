@@ -135,7 +135,7 @@ def test_the_newest_attempt_alone_records_how_it_ended(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "exit.json").read_text())["attempt"] == 2
 
 
-def test_a_failure_is_recorded_and_logged_and_goes_on(tmp_path: Path) -> None:
+def test_a_failure_is_recorded_logged_and_raised(tmp_path: Path) -> None:
     attempt = claim(tmp_path, 2, STEPS, 3)
     with pytest.raises(ValueError), failures_recorded(attempt, lambda error: 7):
         raise ValueError("shard-00003.tar: sha256 differs")

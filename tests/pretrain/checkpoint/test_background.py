@@ -13,7 +13,7 @@ from pretrain.checkpoint.manifest import CheckpointError
 PATH = Path("step-00000004")
 
 
-def test_the_caller_goes_on_until_it_waits() -> None:
+def test_the_caller_continues_until_it_waits() -> None:
     told: list[int] = []
     written, goes_on = threading.Event(), threading.Event()
 
@@ -35,7 +35,7 @@ def test_the_caller_goes_on_until_it_waits() -> None:
     assert save.ended() is None
 
 
-def test_a_failure_is_told_once_and_the_next_save_can_begin() -> None:
+def test_a_failure_is_raised_once_and_the_next_save_can_begin() -> None:
     told: list[int] = []
 
     def action() -> Path:

@@ -66,7 +66,7 @@ def test_the_memory_is_used_again_and_no_two_tensors_share_any(
     assert copy.bytes >= sum(end - start for start, end in spans)
 
 
-def test_memory_that_cannot_be_had_is_told_before_a_step() -> None:
+def test_memory_that_cannot_be_allocated_is_reported_before_the_first_step() -> None:
     huge = torch.empty(1 << 52, device="meta")
     with pytest.raises(CheckpointError, match=r"needs 18014398\.5 GB of host memory on each rank"):
         HostCopy([huge])

@@ -115,7 +115,7 @@ def test_the_files_are_safetensors_that_the_library_reads(
     assert sum(map(len, pieces.values())) == len(flat)
 
 
-def test_a_name_or_dtype_or_shape_that_does_not_fit_is_told(
+def test_a_name_or_dtype_or_shape_that_does_not_fit_is_reported(
     tmp_path: Path, save_on_ranks: Any
 ) -> None:
     checkpoint = Checkpoint(save_on_ranks(tmp_path, 1))

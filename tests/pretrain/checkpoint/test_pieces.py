@@ -46,7 +46,7 @@ def test_slices_that_cover_each_element_once_make_a_whole_tensor(
         ([(-1, 10)], "w: stored more than once: elements -1 to 0"),
     ],
 )
-def test_a_gap_or_an_overlap_is_told_by_name_and_elements(
+def test_a_gap_or_an_overlap_is_reported_by_name_and_elements(
     slices: list[tuple[int, int]], told: str
 ) -> None:
     with pytest.raises(CheckpointError) as error:

@@ -82,7 +82,7 @@ def test_logits_are_ours_whole_and_token_by_token(
     assert all(layer.keys.shape[1] == 5 for layer in cache.layers)
 
 
-def test_generate_goes_on_as_ours_does(tmp_path: Path, write_run: Any) -> None:
+def test_generate_continues_as_ours_does(tmp_path: Path, write_run: Any) -> None:
     ours = write_run(tmp_path / "run")
     theirs, prompt = exported(tmp_path), random_tokens(SEGMENT + 7)
     options = {"max_new_tokens": 30, "eos_token_id": None, "pad_token_id": 0}

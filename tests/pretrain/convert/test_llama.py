@@ -181,7 +181,7 @@ def test_the_recipe_of_the_papers_passkey_model_is_llamas_shape() -> None:
         assert load(ROOT / f"configs/{name}.yaml").model == model_config(plain, chosen)
 
 
-def test_rows_that_no_token_stands_for_are_left_out(
+def test_rows_without_a_token_are_left_out(
     tmp_path: Path, save_model: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model, tokens = save_model(tmp_path / "hub", vocab_size=384), random_tokens(40)
@@ -247,7 +247,9 @@ def change(path: Path, **changes: Any) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
-def test_all_that_cannot_be_imported_is_told_at_once(tmp_path: Path, save_model: Any) -> None:
+def test_everything_that_cannot_be_imported_is_reported_at_once(
+    tmp_path: Path, save_model: Any
+) -> None:
     save_model(tmp_path / "hub")
     change(
         tmp_path / "hub/config.json", hidden_act="gelu", attention_bias=True, sliding_window=32,
@@ -309,9 +311,7 @@ def test_a_directory_that_is_not_whole_is_refused(
     assert any(said in text for text in refused(tmp_path)), refused(tmp_path)
 
 
-def test_a_file_that_the_index_names_and_is_not_there_is_told(
-    tmp_path: Path, save_model: Any
-) -> None:
+def test_a_missing_file_of_the_index_is_reported(tmp_path: Path, save_model: Any) -> None:
     save_model(tmp_path / "hub", shard="40KB")
     lost = sorted((tmp_path / "hub").glob("model-*.safetensors"))[0]
     lost.unlink()

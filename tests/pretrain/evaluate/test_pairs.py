@@ -25,7 +25,7 @@ def _jsonl(path: Path, *records: Any) -> Path:
     return path
 
 
-def test_pairs_of_several_files_stand_in_order(tmp_path: Path) -> None:
+def test_pairs_of_several_files_are_in_order(tmp_path: Path) -> None:
     one = _jsonl(tmp_path / "a.jsonl.gz", {"id": "x", "book": "It was.", "summary": "Was."})
     two = _jsonl(
         tmp_path / "b.jsonl",

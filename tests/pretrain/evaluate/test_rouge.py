@@ -37,7 +37,7 @@ def test_overall_is_the_geometric_mean_of_the_means() -> None:
     assert round(found["overall"]["value"], 1) == 18.5
 
 
-def test_an_interval_is_that_of_pairs_drawn_anew() -> None:
+def test_an_interval_is_from_resampled_pairs() -> None:
     each = np.random.default_rng(3).normal([30.0, 20.0, 10.0], 6.0, size=(400, 3))
     found = rouge.means(each)
     for kind, values in zip(rouge.KINDS, each.T, strict=True):

@@ -119,7 +119,7 @@ def test_a_task_of_srun_without_an_address_says_which_variable_is_missing() -> N
         place_in(environment)
 
 
-def test_a_cpu_has_one_rank_unless_told_otherwise() -> None:
+def test_a_cpu_has_one_rank_unless_set_otherwise() -> None:
     assert default_ranks(Config(launch=LaunchConfig(device="cpu"))) == 1
 
 
@@ -136,7 +136,7 @@ def test_a_gpu_that_is_not_there_is_a_mistake() -> None:
 # Ranks.
 
 
-def test_every_rank_is_told_its_place(tmp_path: Path) -> None:
+def test_every_rank_gets_its_place(tmp_path: Path) -> None:
     script = f"""
 import os, pathlib
 from pretrain.jobs.launch import place_in

@@ -96,7 +96,7 @@ def test_a_run_or_one_of_its_checkpoints_may_be_named(
     assert problems(tmp_path, f"train.start_from={tmp_path / 'old' / path}") == []
 
 
-def test_what_holds_no_checkpoint_is_told(tmp_path: Path, data: Path) -> None:
+def test_a_directory_without_a_checkpoint_is_reported(tmp_path: Path, data: Path) -> None:
     (text,) = problems(tmp_path)
     assert text.startswith(f"train.start_from: {tmp_path / 'old'} has no checkpoint; expected a")
 

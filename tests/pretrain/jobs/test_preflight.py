@@ -63,7 +63,7 @@ def test_of_two_nodes_the_slower_one_is_named() -> None:
     assert bad == {"n0": ["a matrix product took 100.0 ms, the median is 10.0 ms"]}
 
 
-def test_a_version_that_one_node_lacks_is_told_of_that_node() -> None:
+def test_a_version_that_one_node_lacks_is_reported_for_that_node() -> None:
     bad, _ = verdict(nodes(replace(GOOD, versions={"torch": "2.13"}), GOOD, GOOD), 3.0)
     assert bad == {"n0": ["driver is missing, elsewhere 570"]}
 
@@ -88,7 +88,7 @@ def config(directory: Path, data: Path | str = "nowhere", **launch: Any) -> Conf
     )
 
 
-def test_a_run_directory_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+def test_a_run_directory_that_cannot_be_written_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     found = preflight.look(config(tmp_path / "file" / "run"), 1)
     assert found.directory == [f"{tmp_path}/file/run cannot be written: Not a directory"]
@@ -130,7 +130,7 @@ def test_the_copies_of_a_checkpoint_must_find_host_memory(
     assert preflight.look(base, 1).problems == []
 
 
-def test_a_gpu_that_is_not_there_is_told(tmp_path: Path) -> None:
+def test_a_missing_gpu_is_reported(tmp_path: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
     found = preflight.look(config(tmp_path, device="cuda"), 1)

@@ -165,7 +165,7 @@ def test_a_rank_that_hangs_is_killed_and_its_stack_kept(
     assert (ending["attempt"], ending["code"]) == (7, 137) and why in ending["why"]
 
 
-def test_a_save_that_hangs_while_steps_go_on_ends_the_rank(start: Start, tmp_path: Path) -> None:
+def test_a_save_that_hangs_while_steps_continue_ends_the_rank(start: Start, tmp_path: Path) -> None:
     rank = start()
     rank.order("saves_for_ever_while_steps_go_on")
     code, said = rank.end()
@@ -209,7 +209,7 @@ def test_a_stopped_rank_is_woken_to_write_its_stack_which_the_log_says(
     assert 'File "<string>", line' in stacks(tmp_path, 0)
 
 
-def test_of_a_rank_that_cannot_write_its_stack_the_state_is_told(
+def test_the_state_of_a_rank_that_cannot_write_its_stack_is_reported(
     start: Start, tmp_path: Path
 ) -> None:
     rank = start()
@@ -269,7 +269,7 @@ def test_a_rank_whose_watchdog_was_killed_fails(start: Start) -> None:
     assert f"WatchdogError: the watchdog of this rank (process {rank.watchdog}) was killed" in said
 
 
-def test_a_job_that_was_suspended_as_a_whole_goes_on(start: Start, tmp_path: Path) -> None:
+def test_a_job_that_was_suspended_as_a_whole_continues(start: Start, tmp_path: Path) -> None:
     rank = start()
     time.sleep(0.5)  # both are at work
     both = (rank.watchdog, rank.process.pid)

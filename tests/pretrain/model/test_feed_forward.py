@@ -54,7 +54,7 @@ def test_selective_keeps_no_hidden_activation() -> None:
     assert sum(tensor.shape[-1] == 10 and tensor.numel() == 1000 for tensor in kept) >= 2
 
 
-def test_hidden_activations_stand_for_a_chunk_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hidden_activations_exist_for_one_chunk_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(feed_forward, "_CHUNK", 32)
     rows = []
     product = torch.nn.functional.linear

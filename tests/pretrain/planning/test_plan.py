@@ -100,7 +100,7 @@ def test_the_papers_model_has_the_papers_memory() -> None:
     assert shape == (12, 8, 128, 1024, 4096)
 
 
-def test_memory_that_grows_with_ranks_lanes_and_layers_is_told_apart() -> None:
+def test_memory_is_reported_by_what_it_grows_with() -> None:
     config = small("data.lanes=64")
     one, many = (make(config, 3000, asked(nodes=nodes), False).memory for nodes in (1, 8))
     for part in ("weights", "gradients", "optimizer"):
@@ -144,7 +144,7 @@ def test_a_preface_is_one_more_forward_and_memory_of_its_own() -> None:
     assert "of each; as many tokens of prefaces, forward alone" in "\n".join(lines(beside))
 
 
-def test_a_run_of_less_than_a_tenth_of_a_day_is_told_in_minutes() -> None:
+def test_a_run_of_less_than_a_tenth_of_a_day_is_given_in_minutes() -> None:
     plan = make(small("data.lanes=16", "train.steps=400"), 3000, asked(), False)
     short = replace(plan, computed_flops=989e12 * 0.4 * 5, sent=450e9 * 0.7)
     assert "33 to 40 minutes for 400 steps" in summary(short)

@@ -536,7 +536,7 @@ def test_a_resume_with_shared_windows_is_exact_to_the_bit(two_ranks: Bench) -> N
 
 
 @pytest.mark.parametrize("other_ranks", [4], indirect=True)
-def test_a_run_goes_on_however_many_ranks_share_a_window(other_ranks: tuple[Bench, int]) -> None:
+def test_a_run_continues_however_many_ranks_share_a_window(other_ranks: tuple[Bench, int]) -> None:
     """1 of 2 ranks, then 2 of 2, 4 of 4, 2 of 4, and 4 of 4."""
     bench, _ = other_ranks
     assert list(bench.curve("elastic")) == list(range(1, STEPS + 1))

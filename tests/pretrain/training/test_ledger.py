@@ -156,7 +156,7 @@ def test_a_checkpoint_that_is_not_at_the_ledgers_end_is_found(run: Run) -> None:
     ]
 
 
-def test_what_was_not_committed_is_dropped_when_the_run_goes_on(run: Run) -> None:
+def test_uncommitted_lines_are_dropped_on_a_resume(run: Run) -> None:
     run.ledger.add(12, run.histories)
     with (run.directory / "ledger.jsonl").open("a") as file:
         file.write('{"step": 15, "half')

@@ -132,7 +132,7 @@ def test_the_time_of_a_pause_is_not_trainings() -> None:
     assert meter.read(1.0, None, 1, 2)["tokens_per_second"] == pytest.approx(60, rel=0.05)
 
 
-def test_an_unknown_peak_gives_no_mfu() -> None:
+def test_there_is_no_mfu_without_a_known_peak() -> None:
     meter = Meter(tokens=1, since=time.perf_counter() - 1)
     assert meter.read(1e6, None, 1, 1)["mfu"] is None
 
@@ -313,7 +313,7 @@ def test_no_secret_of_the_environment_is_in_any_file_of_the_run(tracked: Path) -
             assert secret.encode() not in content, f"{name} is in {path}"
 
 
-def test_wandb_is_told_the_configuration_and_not_the_command_or_the_machine(tracked: Path) -> None:
+def test_wandb_gets_the_configuration_but_not_the_command_or_the_machine(tracked: Path) -> None:
     records = _wandb_records(tracked)
     kinds = {record.WhichOneof("record_type") for record in records}
     assert "run" in kinds and "environment" not in kinds
@@ -360,7 +360,7 @@ def test_online_tracking_without_a_key_is_refused_with_what_to_do(tmp_path: Path
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
-def test_records_go_on_when_a_signal_to_the_whole_job_ends_wandbs_own_process(
+def test_records_continue_when_a_signal_to_the_whole_job_ends_wandbs_process(
     tmp_path: Path,
 ) -> None:
     script = (

@@ -153,8 +153,10 @@ def _rank(path: Path) -> None:
         "gloo", init_method=place.init_method, rank=place.rank, world_size=place.size
     )
     parts = SequenceGroup(place.size)
-    told: dict[str, Any] = {name: _of_all(computed(case, parts)) for name, case in CASES.items()}
-    told["bytes"] = {
+    measured: dict[str, Any] = {
+        name: _of_all(computed(case, parts)) for name, case in CASES.items()
+    }
+    measured["bytes"] = {
         (kind, checkpointing, length): _moved(kind, checkpointing, length, parts)
         for kind in ("linear", "delta", "none")
         for checkpointing in ("none", "full")
@@ -162,7 +164,7 @@ def _rank(path: Path) -> None:
         if kind != "none" or length == LENGTHS[0]
     }
     if place.rank == 0:
-        torch.save(told, path)
+        torch.save(measured, path)
     dist.destroy_process_group()
     leave(0)
 
@@ -207,16 +209,16 @@ alone = functools.cache(computed)
 
 
 @pytest.fixture(scope="module", params=[2, 4])
-def told(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+def measured(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The number of ranks, and what they found."""
-    path = tmp_path_factory.mktemp("ranks") / "told.pt"
+    path = tmp_path_factory.mktemp("ranks") / "measured.pt"
     assert start_ranks([sys.executable, "-P", __file__, str(path)], request.param) == 0
     return request.param, torch.load(path)
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_ranks_that_share_a_window_find_what_one_rank_finds(told: Any, name: str) -> None:
-    _, found = told
+def test_ranks_that_share_a_window_find_what_one_rank_finds(measured: Any, name: str) -> None:
+    _, found = measured
     tolerance = 1e-12 if CASES[name][3] == torch.float64 else 1e-5
     for part, expected in alone(CASES[name]).items():
         scale = expected.abs().max()
@@ -225,8 +227,8 @@ def test_ranks_that_share_a_window_find_what_one_rank_finds(told: Any, name: str
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_all_ranks_carry_the_same_state_on_to_the_bit(told: Any, name: str) -> None:
-    for part, values in told[1][name].items():
+def test_all_ranks_carry_the_same_state_on_to_the_bit(measured: Any, name: str) -> None:
+    for part, values in measured[1][name].items():
         if part.startswith("state"):
             assert all(torch.equal(value, values[0]) for value in values), part
 
@@ -236,9 +238,9 @@ def test_all_ranks_carry_the_same_state_on_to_the_bit(told: Any, name: str) -> N
 )
 @pytest.mark.parametrize("length", LENGTHS)
 def test_a_layer_exchanges_its_states_alone_however_long_the_window(
-    told: Any, kind: str, numbers: int, length: int
+    measured: Any, kind: str, numbers: int, length: int
 ) -> None:
-    ranks, found = told
+    ranks, found = measured
     exchanged = ranks * LAYERS * KV_HEADS * numbers * 4  # of all ranks together, float32
     flags = ranks  # once a window, whether a document starts in the part: a byte
     assert found["bytes"][kind, "none", length] == {
@@ -253,13 +255,13 @@ def test_of_the_ranks_that_share_lanes_the_first_one_owns_them() -> None:
     assert [share.owned for share in shares] == [range(2, 4), range(0)]
 
 
-def test_without_memory_nothing_is_exchanged(told: Any) -> None:
-    assert told[1]["bytes"]["none", "none", LENGTHS[0]] == {}
+def test_without_memory_nothing_is_exchanged(measured: Any) -> None:
+    assert measured[1]["bytes"]["none", "none", LENGTHS[0]] == {}
 
 
 @pytest.mark.parametrize("kind", ["linear", "delta"])
-def test_a_block_computed_again_exchanges_once_more(told: Any, kind: str) -> None:
-    ranks, found = told
+def test_a_block_computed_again_exchanges_once_more(measured: Any, kind: str) -> None:
+    ranks, found = measured
     gathered = ("allgather_base", ranks)
     once = found["bytes"][kind, "none", LENGTHS[0]]
     again = found["bytes"][kind, "full", LENGTHS[0]]

@@ -67,7 +67,7 @@ def test_the_loss_is_the_weighted_mean_over_the_first_windows_with_memory_carrie
     assert len(beats) == WINDOWS and found.seconds > 0
 
 
-def test_a_validation_begins_anew_and_leaves_the_run_as_it_was(
+def test_every_validation_starts_over_and_leaves_the_run_unchanged(
     open_run: Any,
     take_steps: Any,
     data_sets: dict[str, Path],
