@@ -28,7 +28,7 @@ def test_where_there_is_no_apt_get_one_sentence_says_what_is_missing(bare: dict[
     done = subprocess.run([SCRIPT], env=bare, capture_output=True, text=True, check=True)
     (line,) = (done.stdout + done.stderr).splitlines()
     assert "slurm-client" in line and "chromium" in line
-    assert "which this script installs on Debian and Ubuntu alone" in line
+    assert "which this script installs only on Debian and Ubuntu" in line
     assert line.endswith("the tests that need them are skipped")
 
 

@@ -12,10 +12,11 @@ returned, all zero when empty. Its sizes depend only on the configuration (whate
 document has a capacity), so checkpoints, host copies and `pretrain plan` work for any kind. The
 trainer carries it from window to window, detached.
 
-**A recurrence over the whole stack** (memory vectors that the top layer hands to the first) is not
-a layer's: its layers are `LocalAttention`s, and it is a module of the Transformer beside them,
-which runs `Transformer.stack` once per segment, with its vectors put around the segment's tokens. A
-`ModelState` then holds one state, that of the recurrence. All ranks run the same number of segments.
+**A recurrence over the whole stack** (memory vectors that the top layer passes to the first) does
+not belong to a layer: the layers are `LocalAttention`s, and the recurrence is another module of the
+Transformer, which runs `Transformer.stack` once per segment, with its vectors put around the
+segment's tokens. A `ModelState` then holds one state, that of the recurrence. All ranks run the
+same number of segments.
 """
 
 from __future__ import annotations

@@ -75,8 +75,8 @@ def scan(
 
     At a reset, x_{s-1} is replaced by `initial`. start: [B, K, ...]; added: [B, S, K, ...];
     transition: [B, S, K, D, D], None for the identity; initial: shape of start, None for 0,
-    without a gradient. The steps are small (no token axis), so they run sequentially; differences of prefix
-    sums would lose the digits of a new document next to an old one's.
+    without a gradient. The steps are small (no token axis), so they run sequentially; differences
+    of prefix sums would lose the digits of a new document next to an old one's.
     """
     before, last = _Scan.apply(start, added, transition, reset, initial)  # type: ignore[no-untyped-call]
     return before, last
