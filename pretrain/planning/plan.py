@@ -366,7 +366,7 @@ def _memory_lines(plan: Plan) -> list[str]:
         ("in all", plan.memory.total, f"of {_size(plan.cluster.gpu.memory)} (data sheet)"),
     ]
     return [
-        "memory of a GPU (counted)",
+        "memory per GPU (counted)",
         *(f"  {name:<17}{_size(size):>12}   {note}" for name, size, note in rows),
     ]
 
@@ -405,13 +405,13 @@ def _simulation_lines(plan: Plan, simulated: Simulation) -> list[str]:
         f"rank 0 of {plan.cluster.ranks} under real ZeRO-3, on tensors without storage",
         f"  holds {held}; {'as' if equal else 'NOT as'} planned",
         f"  at most {_size(simulated.peak)} at a time, and the memory states",
-        f"  sends {_size(simulated.sent)} a micro-batch",
+        fx,
     ]
 
 
 def summary(plan: Plan) -> str:
     """The run in one line."""
-    memory = f"{_size(plan.needed)} of {_size(plan.cluster.gpu.memory)} a GPU"
+    memory = f"{_size(plan.needed)} of {_size(plan.cluster.gpu.memory)} per GPU"
     if plan.compute_seconds is None:
         return memory
     least = max(plan.compute_seconds, plan.send_seconds)
@@ -420,7 +420,7 @@ def summary(plan: Plan) -> str:
     speeds = _between(_rounded(plan.tokens / most), _rounded(plan.tokens / least))
     steps = plan.config.train.steps
     span = _span(least * steps, most * steps)
-    return f"{memory}; {times} s a step, {speeds} tokens/s, {span} for {steps:,} steps"
+    return f"{memory}; {times} s/step, {speeds} tokens/s, {span} for {steps:,} steps"
 
 
 def _span(least: float, most: float) -> str:

@@ -120,7 +120,7 @@ def test_time_is_flops_over_the_assumed_peak_and_days_are_steps_of_it() -> None:
     assert plan.compute_seconds == pytest.approx(plan.computed_flops / (989e12 * 0.4))
     assert plan.micro_batches == 2
     slow = replace(plan, computed_flops=989e12 * 0.4 * 10, sent=450e9 * 0.7)
-    assert "10.0 to 11.0 s a step, 370 to 410 tokens/s, 10.0 to 11.0 days for 86,400" in summary(
+    assert "10.0 to 11.0 s/step, 370 to 410 tokens/s, 10.0 to 11.0 days for 86,400" in summary(
         slow
     )
 
@@ -218,7 +218,7 @@ def test_what_cannot_be_timed_or_counted_is_said() -> None:
         "train.precision", "model.local_attention"
     ]  # fmt: skip
     assert plan.compute_seconds is None
-    assert summary(plan).endswith("GiB a GPU")
+    assert summary(plan).endswith("GiB per GPU")
     assert "TFLOP/s" not in "\n".join(lines(plan))
 
 
