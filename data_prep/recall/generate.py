@@ -85,8 +85,9 @@ def _document(wanted: Wanted, haystack: Haystack, model: Tokenizer | None, numbe
     if pair is None:
         unit = "bytes" if model is None else "tokens"
         problem = (
-            f"--min-tokens: {length} {unit} are fewer than {task} has without filler; that length "
-            f"was drawn from {wanted.low} to {wanted.high} for document {number}: raise --min-tokens"
+            f"--min-tokens: {length} {unit} are fewer than {task} has without filler; that "
+            f"length was drawn from {wanted.low} to {wanted.high} for document {number}; "
+            "raise --min-tokens"
         )
         raise SettingsError([problem])
     return record(f"{task}-{seed}-{number}", pair)

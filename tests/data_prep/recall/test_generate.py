@@ -83,5 +83,5 @@ def test_every_mistake_is_reported(
     assert cli.main([*words, "--min-tokens", "9", "--max-tokens", "9"]) == 2
     message = capsys.readouterr().err
     assert "9 bytes are fewer than passkey has" in message
-    assert "drawn from 9 to 9 for document 0: raise --min-tokens" in message
+    assert "drawn from 9 to 9 for document 0; raise --min-tokens" in message
     assert not (tmp_path / "a").exists()
