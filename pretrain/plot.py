@@ -47,6 +47,8 @@ def plot(run_directory: Path) -> list[Path]:
     What the run has no numbers for is skipped, and logged. Raises PlotError for a run without a
     training record, or where a plot cannot be written.
     """
+    if not run_directory.is_dir():
+        raise PlotError(f"{run_directory}: there is no such directory; expected a run directory")
     records = read_records(run_directory / METRICS_FILE)
     train = [record for record in records if record["kind"] == "train"]
     if not train:

@@ -121,6 +121,8 @@ def _read(path: Path | None, overrides: Sequence[str]) -> tuple[dict[str, Any], 
             raise SettingsError([f"{path}: cannot be read ({error.strerror})"]) from None
         except UnicodeDecodeError:
             raise SettingsError([f"{path}: is not UTF-8 text"]) from None
+        except AssertionError:  # OmegaConf's, for a file that holds a number
+            raise SettingsError([f"{path}: expected keys with values, found one value"]) from None
         except (YAMLError, OmegaConfBaseException) as error:
             raise SettingsError([f"{path}: is not valid YAML: {error}"]) from None
     for word in overrides:

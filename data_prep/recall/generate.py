@@ -83,6 +83,11 @@ def _document(wanted: Wanted, haystack: Haystack, model: Tokenizer | None, numbe
     length = tasks.length(seed, task, number, wanted.low, wanted.high)
     pair = tasks.document(task, haystack, model, length, seed=seed, number=number)
     if pair is None:
-        problem = f"--min-tokens: {length} tokens are fewer than {task} has without filler"
+        unit = "bytes" if model is None else "tokens"
+        problem = (
+            f"--min-tokens: {length} {unit} are fewer than {task} has without filler; that "
+            f"length was drawn from {wanted.low} to {wanted.high} for document {number}; "
+            "raise --min-tokens"
+        )
         raise SettingsError([problem])
     return record(f"{task}-{seed}-{number}", pair)

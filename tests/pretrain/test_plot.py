@@ -93,6 +93,11 @@ def test_a_model_without_memory_has_one_curve(tmp_path: Path) -> None:
     assert list(_lines(axes.get_lines())) == ["model without memory: 2.1000 over all"]
 
 
+def test_a_directory_that_does_not_exist_is_named_as_such(tmp_path: Path) -> None:
+    with pytest.raises(PlotError, match="nowhere: there is no such directory"):
+        plot.plot(tmp_path / "nowhere")
+
+
 def test_a_run_without_training_records_is_refused(tmp_path: Path) -> None:
     with pytest.raises(PlotError, match=r"no training record in metrics\.jsonl"):
         plot.plot(tmp_path)

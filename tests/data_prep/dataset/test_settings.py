@@ -152,6 +152,7 @@ def test_an_interpolation_of_an_unknown_key_is_reported() -> None:
     ("content", "words"),
     [
         (b"- a\n- b\n", "expected keys with values, found a list"),
+        (b"5\n", "expected keys with values, found one value"),
         (b"count: [1\n", "is not valid YAML"),
         (b"count: \xff\n", "is not UTF-8 text"),
         (None, "cannot be read (No such file or directory)"),

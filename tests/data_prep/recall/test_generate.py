@@ -79,4 +79,9 @@ def test_every_mistake_is_reported(
     words = ["recall", str(tmp_path / "a"), "--tokenizer", str(model)]
     assert cli.main([*words, "--documents", "1", "--min-tokens", "9", "--max-tokens", "9"]) == 2
     assert "9 tokens are fewer than passkey has" in capsys.readouterr().err
+    words = ["recall", str(tmp_path / "a"), "--documents", "1"]
+    assert cli.main([*words, "--min-tokens", "9", "--max-tokens", "9"]) == 2
+    message = capsys.readouterr().err
+    assert "9 bytes are fewer than passkey has" in message
+    assert "drawn from 9 to 9 for document 0; raise --min-tokens" in message
     assert not (tmp_path / "a").exists()
