@@ -40,7 +40,6 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@touch $@
 
 $(OPS): $(INSTALLED)
-	@echo "set-up: compiling DeepSpeed's CPU operator: a minute"
 	@$(BIN)/python -m pretrain.training.engine
 	@touch $@
 

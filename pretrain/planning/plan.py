@@ -155,7 +155,8 @@ class Plan:
 def make(config: Config, vocab_size: int, gpus: Cluster, simulated: bool) -> Plan:
     """The plan of a run. Raises SettingsError where it cannot start on so many ranks."""
     ranks = gpus.ranks
-    problems = config.rank_problems(ranks)
+    counted = f"; ranks are --nodes {gpus.nodes} times --gpus-per-node {gpus.gpus_per_node}"
+    problems = [text + counted for text in config.rank_problems(ranks)]
     if config.zero.stage != 3:
         problems.append(f"zero.stage: the plan counts ZeRO-3, found {config.zero.stage}; set it 3")
     if problems:
@@ -405,7 +406,7 @@ def _simulation_lines(plan: Plan, simulated: Simulation) -> list[str]:
         f"rank 0 of {plan.cluster.ranks} under real ZeRO-3, on tensors without storage",
         f"  holds {held}; {'as' if equal else 'NOT as'} planned",
         f"  at most {_size(simulated.peak)} at a time, and the memory states",
-        fx,
+        f"  sends {_size(simulated.sent)} per micro-batch",
     ]
 
 

@@ -69,6 +69,8 @@ def build_ops(report: Callable[[str], None] = print) -> None:
         for stale in directory.rglob("lock"):
             report(f"removed {stale}: this lock was left by a build that was killed")
             stale.unlink()
+        if next(directory.rglob("*.so"), None) is None:
+            report("compiling DeepSpeed's operator for CPU ranks, once: about a minute")
         _import_deepspeed("cpu")
         from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder
 

@@ -120,9 +120,7 @@ def test_time_is_flops_over_the_assumed_peak_and_days_are_steps_of_it() -> None:
     assert plan.compute_seconds == pytest.approx(plan.computed_flops / (989e12 * 0.4))
     assert plan.micro_batches == 2
     slow = replace(plan, computed_flops=989e12 * 0.4 * 10, sent=450e9 * 0.7)
-    assert "10.0 to 11.0 s/step, 370 to 410 tokens/s, 10.0 to 11.0 days for 86,400" in summary(
-        slow
-    )
+    assert "10.0 to 11.0 s/step, 370 to 410 tokens/s, 10.0 to 11.0 days for 86,400" in summary(slow)
 
 
 def test_a_preface_is_one_more_forward_and_memory_of_its_own() -> None:

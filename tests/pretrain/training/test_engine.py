@@ -692,5 +692,21 @@ def test_a_lock_that_a_killed_build_left_is_reported_and_removed(
     assert not stale.exists()
 
 
+def test_a_first_launch_says_that_it_compiles(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "empty"))
+
+    class NotHereError(Exception):
+        """Stops before the compiler would start."""
+
+    def report(text: str) -> None:
+        assert "compiling" in text
+        raise NotHereError
+
+    with pytest.raises(NotHereError):
+        build_ops(report)
+
+
 if __name__ == "__main__":
     _rank(Path(sys.argv[1]))
