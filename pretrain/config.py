@@ -105,47 +105,159 @@ class DataConfig:
 class MemoryTraits(NamedTuple):
     """What the rest of the program asks of a kind of memory before torch is imported."""
 
-    remembers: bool
+    settings: tuple[str, ...]
+    """The settings and groups of `model.memory` that this kind reads, apart from `kind`."""
+    remembers: bool = True
     """Whether a state is carried from segment to segment."""
-    triton_kernels: bool
-    """Whether `memory.kernel` can be triton."""
-    exported_as: str
-    """The model type of Hugging Face's that `export` writes."""
+    recurrent: bool = False
+    """Whether the whole stack of layers runs once per segment, in order."""
+    whole_window: bool = False
+    """Whether local attention spans `full.segments` segments instead of one."""
+    shares_windows: bool = False
+    """Whether ranks can share a window (`parallel.sequence`)."""
+    exported_as: str = ""
+    """The model type of Hugging Face's that `export` writes; empty: there is none."""
 
+
+_INFINI = MemoryTraits(
+    settings=("initial_gate", "when_empty", "kernel"),
+    shares_windows=True,
+    exported_as="infini_llama",
+)
 
 MEMORY_KINDS = {
-    "linear": MemoryTraits(remembers=True, triton_kernels=True, exported_as="infini_llama"),
-    "delta": MemoryTraits(remembers=True, triton_kernels=True, exported_as="infini_llama"),
-    "none": MemoryTraits(remembers=False, triton_kernels=False, exported_as="llama"),
+    "linear": _INFINI,
+    "delta": _INFINI._replace(settings=("normaliser", *_INFINI.settings)),
+    "none": MemoryTraits((), remembers=False, shares_windows=True, exported_as="llama"),
+    "full": MemoryTraits(("full",), remembers=False, whole_window=True, exported_as="llama"),
+    "transformer_xl": MemoryTraits(("transformer_xl",)),
+    "compressive": MemoryTraits(("compressive",)),
+    "memorizing": MemoryTraits(("memorizing",)),
+    "rmt": MemoryTraits(("rmt",), recurrent=True),
+    "autocompressor": MemoryTraits(("autocompressor",), recurrent=True),
 }
 
 
 @dataclass(frozen=True)
-class MemoryConfig:
-    """The compressive memory of each attention layer."""
+class FullConfig:
+    """Attention over a whole window."""
 
-    kind: Literal["linear", "delta", "none"] = setting(
-        "delta", "update rule (equations 8 and 9); none: local attention alone"
+    segments: int = setting(
+        16, "segments that attention spans, cut at documents; a divisor of a window's", low=1
+    )
+
+
+@dataclass(frozen=True)
+class TransformerXLConfig:
+    """Transformer-XL."""
+
+    cache: int = setting(0, "cached inputs m of each layer; 0: as many as a segment", low=0)
+
+
+@dataclass(frozen=True)
+class CompressiveConfig:
+    """The Compressive Transformer."""
+
+    cache: int = setting(
+        0, "uncompressed inputs of each layer, in whole segments; 0: one segment", low=0
+    )
+    compressed: int = setting(512, "compressed slots of each layer", low=1)
+    rate: int = setting(2, "inputs that are compressed into a slot; divides a segment", low=1)
+    reconstruction_weight: float = setting(
+        1.0, "weight of the loss that trains the compression, per token", low=0.0
+    )
+
+
+@dataclass(frozen=True)
+class MemorizingConfig:
+    """Memorizing Transformers."""
+
+    layer: int = setting(
+        0, "layer with the store of keys and values, from 1; 0: at three quarters", low=0
+    )
+    capacity: int = setting(8192, "tokens in the store, in whole segments", low=1)
+    neighbours: int = setting(32, "nearest keys that each query and head attends to", low=1)
+    cache: int = setting(
+        0, "cached inputs of each layer, as in Transformer-XL; 0: as many as a segment", low=0
+    )
+
+
+@dataclass(frozen=True)
+class RMTConfig:
+    """The Recurrent Memory Transformer."""
+
+    vectors: int = setting(10, "memory vectors p, read before and written after a segment", low=1)
+
+
+@dataclass(frozen=True)
+class AutoCompressorConfig:
+    """AutoCompressors."""
+
+    vectors: int = setting(50, "summary vectors of a segment", low=1)
+    capacity: int = setting(16, "segments whose summaries are kept, the newest", low=1)
+    backprop_segments: int = setting(
+        2, "segments of a group; no gradient flows into summaries of an earlier group", low=1
+    )
+
+
+@dataclass(frozen=True)
+class MemoryConfig:
+    """The memory of earlier segments."""
+
+    kind: Literal[
+        "linear",
+        "delta",
+        "none",
+        "full",
+        "transformer_xl",
+        "compressive",
+        "memorizing",
+        "rmt",
+        "autocompressor",
+    ] = setting(
+        "delta",
+        "Infini-attention by equation 8 (linear) or 9 (delta); none: local attention alone; full: "
+        "attention over the window; or the memory of another paper (see docs/memories.md)",
     )
     normaliser: Literal["paper", "inclusive"] = setting(
         "inclusive", "what delta divides by: z before the segment (paper) or after it (inclusive)"
     )
-    initial_gate: float = setting(0.0, "initial beta of the gates (equation 10)")
+    initial_gate: float = setting(0.0, "linear, delta: initial beta of the gates (equation 10)")
     when_empty: Literal["zero", "local"] = setting(
         "zero",
-        "what is read from a memory that holds nothing of a token's document: 0, which scales the "
-        "local attention by 1 - g; or the local attention, which is then left as it is",
+        "linear, delta: what is read from a memory that holds nothing of a token's document: 0, "
+        "which scales the local attention by 1 - g; or the local attention, which is then left as "
+        "it is",
     )
     kernel: Literal["auto", "torch", "triton"] = setting(
         "auto",
-        "what computes the memory's part: PyTorch, or our Triton kernels (GPU, bf16); auto: "
-        "PyTorch, until a measurement on a GPU shows the kernels to be faster",
+        "linear, delta: what computes the memory's part: PyTorch, or our Triton kernels (GPU, "
+        "bf16); auto: PyTorch, until a measurement on a GPU shows the kernels to be faster",
     )
+    full: FullConfig = group(FullConfig)
+    transformer_xl: TransformerXLConfig = group(TransformerXLConfig)
+    compressive: CompressiveConfig = group(CompressiveConfig)
+    memorizing: MemorizingConfig = group(MemorizingConfig)
+    rmt: RMTConfig = group(RMTConfig)
+    autocompressor: AutoCompressorConfig = group(AutoCompressorConfig)
 
     @property
     def traits(self) -> MemoryTraits:
         """Those of this kind."""
         return MEMORY_KINDS[self.kind]
+
+    def problems(self) -> list[str]:
+        """Settings of another kind, which would have no effect."""
+        found = []
+        for name, default in vars(MemoryConfig()).items():
+            if name in ("kind", *self.traits.settings) or getattr(self, name) == default:
+                continue
+            kinds = [kind for kind, traits in MEMORY_KINDS.items() if name in traits.settings]
+            found.append(
+                f"{name}: has no effect with memory.kind={self.kind}; remove it, or set "
+                f"memory.kind={any_of(kinds)}"
+            )
+        return found
 
 
 @dataclass(frozen=True)
@@ -197,6 +309,12 @@ class ModelConfig:
         "auto", "kernel of the local attention; auto: flash-attn where it can run, else SDPA"
     )
 
+    @property
+    def span(self) -> int:
+        """Tokens that local attention spans: a segment, or with memory.kind=full several."""
+        memory = self.memory
+        return self.segment * (memory.full.segments if memory.traits.whole_window else 1)
+
     def problems(self) -> list[str]:
         """Combinations that cannot work."""
         found = []
@@ -207,15 +325,36 @@ class ModelConfig:
             )
         if self.d_head % 2:
             found.append(f"d_head: rotary embedding needs an even size, found {self.d_head}")
-        if self.memory.kernel == "triton" and not self.memory.traits.triton_kernels:
-            found.append(
-                f"memory.kernel: triton has no kernels for memory.kind={self.memory.kind}; set it "
-                "to auto"
-            )
-        elif self.memory.kernel == "triton" and self.d_head > TRITON_MAX_HEAD:
+        if self.memory.kernel == "triton" and self.d_head > TRITON_MAX_HEAD:
             found.append(
                 f"memory.kernel: triton holds heads of at most {TRITON_MAX_HEAD}, found "
                 f"d_head={self.d_head}; set it to torch or auto"
+            )
+        return found + self._memory_problems()
+
+    def _memory_problems(self) -> list[str]:
+        """Settings of the memory's kind that do not fit the segment or the layers."""
+        found, segment, settings = [], self.segment, self.memory.traits.settings
+        compressive, memorizing = self.memory.compressive, self.memory.memorizing
+        if "compressive" in settings and compressive.cache % segment:
+            found.append(
+                f"memory.compressive.cache: {compressive.cache} is not a multiple of "
+                f"segment={segment}; choose one, or 0 for one segment"
+            )
+        if "compressive" in settings and segment % compressive.rate:
+            found.append(
+                f"memory.compressive.rate: {compressive.rate} does not divide segment={segment}; "
+                "choose a divisor of it"
+            )
+        if "memorizing" in settings and memorizing.layer > self.n_layers:
+            found.append(
+                f"memory.memorizing.layer: {memorizing.layer} is more than "
+                f"n_layers={self.n_layers}; choose one of the layers, or 0"
+            )
+        if "memorizing" in settings and memorizing.capacity % segment:
+            found.append(
+                f"memory.memorizing.capacity: {memorizing.capacity} is not a multiple of "
+                f"segment={segment}; choose one"
             )
         return found
 
@@ -403,6 +542,17 @@ class Config:
                 f"{self.train.window_segments} segments of a window (train.window_segments) "
                 "evenly; choose a divisor of them"
             )
+        kind, traits = self.model.memory.kind, self.model.memory.traits
+        if self.parallel.sequence > 1 and not traits.shares_windows:
+            found.append(
+                "parallel.sequence: ranks cannot share windows with "
+                f"model.memory.kind={kind}; set it to 1"
+            )
+        if self.window % self.model.span:
+            found.append(
+                f"model.memory.full.segments: {self.model.memory.full.segments} does not divide "
+                f"train.window_segments={self.train.window_segments}; choose a divisor of it"
+            )
         if self.launch.ranks:
             found += self.rank_problems(self.launch.ranks)
         if self.model.local_attention == "flash" and self.train.precision != "bf16":
@@ -421,10 +571,10 @@ class Config:
             found.append(
                 "model.memory.kernel: Triton's kernels need a GPU; set it to torch or auto"
             )
-        if self.data.preface and not self.model.memory.traits.remembers:
+        if self.data.preface and not traits.remembers:
             found.append(
                 "data.preface: documents begin with the memory of a preface, and "
-                f"model.memory.kind={self.model.memory.kind} has no memory; leave one of them out"
+                f"model.memory.kind={kind} has no memory; leave one of them out"
             )
         if self.zero.stage == 0 and self.train.precision == "bf16":
             found.append(
@@ -460,11 +610,11 @@ class Config:
         if ranks in fits:
             return []
         below, above = [n for n in fits if n < ranks][-3:], [n for n in fits if n > ranks][:3]
-        choices = [f"{_any_of(below + above)} ranks"] if fits else []
+        choices = [f"{any_of(below + above)} ranks"] if fits else []
         if ranks % sequence:
             segments = self.train.window_segments
             sizes = [n for n in range(1, ranks + 1) if ranks % n == 0 and segments % n == 0]
-            choices.append(f"parallel.sequence={_any_of(sizes)}")
+            choices.append(f"parallel.sequence={any_of(sizes)}")
             return [
                 f"parallel.sequence: {ranks} ranks are not whole groups of {sequence} that share "
                 f"a window; choose {', or '.join(choices)}"
@@ -474,7 +624,7 @@ class Config:
         near = [lanes // share * share, (lanes // share + 1) * share]
         if micro > 1 and lanes % groups == 0:
             choices.append(f"a train.micro_batch that divides {lanes // groups}")
-        choices.append(f"data.lanes={_any_of([count for count in near if count])}")
+        choices.append(f"data.lanes={any_of([count for count in near if count])}")
         parts = f"in micro-batches of {micro} " if micro > 1 else ""
         grouped = f" in groups of {sequence} (parallel.sequence)" if sequence > 1 else ""
         return [
@@ -494,7 +644,7 @@ class ImportConfig:
     memory: MemoryConfig = group(MemoryConfig)
 
 
-def _any_of(choices: Sequence[object]) -> str:
+def any_of(choices: Sequence[object]) -> str:
     """`a, b or c`."""
     *others, last = map(str, choices)
     return f"{', '.join(others)} or {last}" if others else last

@@ -18,12 +18,12 @@ class Decoder:
     """
 
     def __init__(self, model: Transformer, stream: StreamState) -> None:
-        keys = stream.layers[0].keys
+        like = stream.layers[0].cache[0]
         self._model = model
         self._stream = stream
-        self._tokens = torch.zeros(len(keys), 1, dtype=torch.int64, device=keys.device)
-        self._place = torch.full((1,), stream.filled, dtype=torch.int64, device=keys.device)
-        self._graph = self._captured() if keys.is_cuda else None
+        self._tokens = torch.zeros(len(like), 1, dtype=torch.int64, device=like.device)
+        self._place = torch.full((1,), stream.filled, dtype=torch.int64, device=like.device)
+        self._graph = self._captured() if like.is_cuda else None
 
     def step(self, tokens: Tensor) -> Tensor:
         """The logits [B, V] after each lane's next token [B]; valid until the next step."""
@@ -45,7 +45,7 @@ class Decoder:
         The warm-up calls write to the KV cache at the next token's place, which that token
         overwrites.
         """
-        device, reach = self._tokens.device, self._model.config.segment
+        device, reach = self._tokens.device, self._model.config.span
         aside = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         aside.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(aside):

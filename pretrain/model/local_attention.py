@@ -1,8 +1,10 @@
 """Causal softmax attention inside segments and documents (equation 4), by SDPA or flash-attn.
 
 A *kernel* takes the document starts, once per forward, and returns the function that every layer
-then calls. Shapes: P segments of all lanes, N tokens per segment, H query heads, K key/value
-heads, D size of a head. Query head h reads key/value head h // (H / K).
+then calls. Some memories put R slots of earlier segments before a segment's own keys and values:
+the kernel then also takes which of them are seen. Shapes: P segments of all lanes, N tokens per
+segment, H query heads, K key/value heads, D size of a head. Query head h reads key/value head
+h // (H / K).
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ import functools
 import importlib
 import logging
 from collections.abc import Callable
-from typing import Literal, TypeAlias
+from typing import Literal, NamedTuple, Protocol, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -20,10 +22,24 @@ from torch import Tensor
 _log = logging.getLogger(__name__)
 
 Attend: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""(queries [P, N, H, D], keys [P, N, K, D], values [P, N, K, D]) -> [P, N, H, D]."""
+"""(queries [P, N, H, D], keys [P, R + N, K, D], values [P, R + N, K, D]) -> [P, N, H, D]; R is 0
+without slots of the past."""
 
-Kernel: TypeAlias = Callable[[Tensor], Attend]
-"""starts [P, N] bool, True at the first token of each document -> the attention for this layout."""
+
+class Past(NamedTuple):
+    """Slots of earlier segments, before a segment's own tokens."""
+
+    slots: Tensor
+    """[P, R] bool: those that hold something of the document that is open before the segment."""
+    readers: Tensor
+    """[P, N] bool: the tokens that see them."""
+
+
+class Kernel(Protocol):
+    """The attention for a layout."""
+
+    def __call__(self, starts: Tensor, past: Past | None = None) -> Attend:
+        """starts [P, N] bool, True at the first token of each document."""
 
 
 class KernelError(ValueError):
@@ -66,25 +82,42 @@ def _flash_obstacle(device_type: str, dtype: torch.dtype) -> str | None:
     return None
 
 
-def sdpa(starts: Tensor) -> Attend:
-    """PyTorch's attention: causal in segments of one document, masked in those with a boundary."""
+def sdpa(starts: Tensor, past: Past | None = None) -> Attend:
+    """PyTorch's attention: causal in segments of one document, masked in those with a boundary.
+
+    Slots of the past always need a mask, one for all segments where every token sees all of them.
+    """
     # A document that starts at a segment's first token does not divide the segment.
     divided = starts[:, 1:].any(dim=1)
+    whole_segments: Attend = _causal
+    if past is not None:
+        divided = divided | ~past.slots.all(dim=1) | ~past.readers.all(dim=1)
+        seen = F.pad(_causal_mask(starts), (past.slots.shape[1], 0), value=True)
+        whole_segments = functools.partial(_masked, mask=seen)
     cut = divided.nonzero().squeeze(1)
     if len(cut) == 0:
-        return _causal
+        return whole_segments
     mask = same_document_mask(starts[cut])
+    if past is not None:
+        seen = past.readers[cut, :, None] & past.slots[cut, None, :]
+        mask = torch.cat((seen[:, None], mask), dim=-1)
     if len(cut) == len(starts):
         return functools.partial(_masked, mask=mask)
     whole = (~divided).nonzero().squeeze(1)
     order = torch.cat((whole, cut)).argsort()
 
     def attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        causal = _causal(queries[whole], keys[whole], values[whole])
+        plain = whole_segments(queries[whole], keys[whole], values[whole])
         masked = _masked(queries[cut], keys[cut], values[cut], mask)
-        return torch.cat((causal, masked))[order]
+        return torch.cat((plain, masked))[order]
 
     return attend
+
+
+def _causal_mask(starts: Tensor) -> Tensor:
+    """[1, 1, N, N] bool."""
+    length = starts.shape[1]
+    return torch.ones(1, 1, length, length, dtype=torch.bool, device=starts.device).tril()
 
 
 def same_document_mask(starts: Tensor) -> Tensor:
@@ -123,7 +156,8 @@ def _scaled_dot_product(
 def attend_to_visible(queries: Tensor, keys: Tensor, values: Tensor, visible: Tensor) -> Tensor:
     """Attention of a segment's last n tokens to the segment so far, for streaming.
 
-    queries [B, n, H, D]; keys, values [B, N, K, D]; visible [n, N] bool -> [B, n, H, D].
+    queries [B, n, H, D]; keys, values [B, N, K, D]; visible [n, N] or [B, 1, n, N] bool ->
+    [B, n, H, D].
     """
     return _masked(queries, keys, values, visible)
 
@@ -140,22 +174,48 @@ def sequence_offsets(starts: Tensor) -> Tensor:
     return F.pad(first, (0, 1), value=cuts.numel()).to(torch.int32)
 
 
-def flash(starts: Tensor) -> Attend:
-    """flash-attn: each document's part of a segment is one sequence of variable length."""
+def sequence_offsets_of_past(starts: Tensor, past: Past) -> tuple[Tensor, Tensor]:
+    """What `sequence_offsets` is to queries, for keys that follow slots of the past.
+
+    Returns the rows of the flattened P * (R + N) keys that some token sees, int64, and the int32
+    offsets into these rows. A segment's slots belong to the run of its first token.
+    """
+    seen = past.slots & past.readers[:, :1]
+    rows = torch.cat((seen, torch.ones_like(starts)), dim=1).flatten().nonzero().squeeze(1)
+    before = F.pad(seen.sum(dim=1).cumsum(0), (1, 0))  # slots of the segments before each
+    offsets = sequence_offsets(starts).long()
+    inside = offsets % starts.shape[1] > 0
+    slots = before[offsets // starts.shape[1] + inside]
+    return rows, (offsets + slots).to(torch.int32)
+
+
+def flash(starts: Tensor, past: Past | None = None) -> Attend:
+    """flash-attn: each document's part of a segment is one sequence of variable length.
+
+    With slots of the past a sequence has more keys than queries; its causal mask then is that of
+    the last queries, so that every query sees all slots.
+    """
     from flash_attn import flash_attn_varlen_func
 
-    offsets = sequence_offsets(starts)
-    longest = starts.shape[1]
+    offsets = key_offsets = sequence_offsets(starts)
+    rows: Tensor | None = None
+    longest = longest_keys = starts.shape[1]
+    if past is not None:
+        rows, key_offsets = sequence_offsets_of_past(starts, past)
+        longest_keys += past.slots.shape[1]
 
     def attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        keys, values = (
+            x.flatten(0, 1) if rows is None else x.flatten(0, 1)[rows] for x in (keys, values)
+        )
         attended: Tensor = flash_attn_varlen_func(
             queries.flatten(0, 1),
-            keys.flatten(0, 1),
-            values.flatten(0, 1),
+            keys,
+            values,
             cu_seqlens_q=offsets,
-            cu_seqlens_k=offsets,
+            cu_seqlens_k=key_offsets,
             max_seqlen_q=longest,
-            max_seqlen_k=longest,
+            max_seqlen_k=longest_keys,
             causal=True,
         )
         return attended.view(queries.shape)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from pretrain.config import ModelConfig
@@ -13,13 +15,30 @@ from pretrain.model.state import State, mapped
 from pretrain.model.window import Continuation
 
 
-class OpenSegment(NamedTuple):
-    """A layer's memory, and the KV cache of the segment that is not yet full.
+@dataclass(frozen=True)
+class OpenSegment:
+    """A layer's memory, and what it keeps of the segment that is not yet full.
 
-    Both are updated in place.
+    The tensors of both are updated in place.
     """
 
     memory: State
+    cache: NamedTuple
+    """Tensors [B, ...] of fixed sizes: a `LocalCache`, or that of the memory's kind."""
+
+    def copied(self) -> OpenSegment:
+        """A copy in new tensors."""
+        return OpenSegment(mapped(torch.clone, self.memory), mapped(torch.clone, self.cache))
+
+    def remember(self, memory: State) -> None:
+        """Copy `memory` into this segment's memory."""
+        for part, new in zip(self.memory, memory, strict=True):
+            part.copy_(new)
+
+
+class LocalCache(NamedTuple):
+    """The KV cache of an open segment of N tokens."""
+
     keys: Tensor
     """[B, N, K, D] without positions, for the memory."""
     turned_keys: Tensor
@@ -28,30 +47,20 @@ class OpenSegment(NamedTuple):
     """[B, N, K, D]."""
 
     @classmethod
-    def empty(cls, memory: State, lanes: int, config: ModelConfig, like: Tensor) -> OpenSegment:
-        """An empty segment, on the device and in the dtype of `like`."""
-        shape = (lanes, config.segment, config.n_kv_heads, config.d_head)
-        return cls(memory, *(like.new_zeros(shape) for _ in range(3)))
+    def empty(cls, lanes: int, length: int, config: ModelConfig, like: Tensor) -> LocalCache:
+        """The cache of a segment of `length` tokens, on the device and in the dtype of `like`."""
+        shape = (lanes, length, config.n_kv_heads, config.d_head)
+        return cls(*(like.new_zeros(shape) for _ in range(3)))
 
-    def copied(self) -> OpenSegment:
-        """A copy in new tensors."""
-        memory, *cache = self
-        return OpenSegment(mapped(Tensor.clone, memory), *(part.clone() for part in cache))
-
-    def remember(self, memory: State) -> None:
-        """Copy `memory` into this segment's memory."""
-        for part, new in zip(self.memory, memory, strict=True):
-            part.copy_(new)
-
-    def local(self, queries: Tensor, keys: Tensor, values: Tensor, layout: Continuation) -> Tensor:
+    def attend(self, queries: Tensor, keys: Tensor, values: Tensor, layout: Continuation) -> Tensor:
         """Cache the next n tokens' keys and values; returns their local attention [B, n, H, D].
 
         queries [B, n, H, D]; keys, values [B, n, K, D]; without positions.
         """
         new_parts = (keys, rotate(keys, layout.positions), values)
-        for part, new in zip(self[1:], new_parts, strict=True):
+        for part, new in zip(self, new_parts, strict=True):
             part.index_copy_(1, layout.places, new)
-        reach = layout.visible.shape[1]
+        reach = layout.visible.shape[-1]
         return local_attention.attend_to_visible(
             rotate(queries, layout.positions),
             self.turned_keys[:, :reach],

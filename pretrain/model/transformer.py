@@ -46,15 +46,17 @@ class Output(NamedTuple):
     """[B, T] float32, in nats, 0 where ignored, without a gradient; None without targets."""
     state: ModelState
     """The memory after the window, with its gradient."""
+    auxiliary: Tensor | None = None
+    """The memory's part of `loss`, without a gradient; None for a memory without one."""
 
 
 class Block(nn.Module):
     """Attention and feed-forward, each added to the residual stream after RMSNorm."""
 
-    def __init__(self, config: ModelConfig, checkpointing: Checkpointing) -> None:
+    def __init__(self, config: ModelConfig, layer: int, checkpointing: Checkpointing) -> None:
         super().__init__()
         self.attention_norm = RMSNorm(config.d_model, config.norm_eps)
-        self.attention = attention_of(config.memory)(config)
+        self.attention = attention_of(config.memory).of_layer(config, layer)
         self.feed_forward_norm = RMSNorm(config.d_model, config.norm_eps)
         self.feed_forward = FeedForward(config, checkpointing)
 
@@ -94,7 +96,9 @@ class Transformer(nn.Module):
         self.config = config
         self.checkpointing = checkpointing
         self.embedding = TokenEmbedding(vocab_size, config.d_model, config.init_std)
-        self.layers = nn.ModuleList(Block(config, checkpointing) for _ in range(config.n_layers))
+        self.layers = nn.ModuleList(
+            Block(config, layer, checkpointing) for layer in range(config.n_layers)
+        )
         self.norm = RMSNorm(config.d_model, config.norm_eps)
         tied = self.embedding.weight if config.tied_embeddings else None
         self.lm_head = OutputHead(config.d_model, vocab_size, config.init_std, tied)
@@ -147,7 +151,9 @@ class Transformer(nn.Module):
         if targets is None:
             return Output(self.lm_head(x), None, None, after)
         loss, losses = self.lm_head(x, targets, weights)
-        return Output(None, loss if auxiliary is None else loss + auxiliary, losses, after)
+        if auxiliary is None:
+            return Output(None, loss, losses, after)
+        return Output(None, loss + auxiliary, losses, after, auxiliary.detach())
 
     def hidden(
         self, tokens: Tensor, starts: Tensor, state: ModelState
@@ -182,8 +188,8 @@ class Transformer(nn.Module):
         lanes, tokens = starts.shape
         # A part composes its memory map over all of its segments, so it is not divided.
         if self.checkpointing == "full" and torch.is_grad_enabled() and parts is None:
-            segments = max(1, _CHUNK // lanes // self.config.segment)
-            tokens = min(tokens, segments * self.config.segment)
+            segments = max(1, _CHUNK // lanes // self.config.span)
+            tokens = min(tokens, segments * self.config.span)
         passing = parts if self.config.memory.traits.remembers else None
         return [
             Window.of(chunk, self.config, kernel, dtype, read_memory, passing)
@@ -234,8 +240,12 @@ class Transformer(nn.Module):
         """The state before the first token of one document in each of `lanes` lanes."""
         memories = self.initial_state(lanes, device)
         like = self.embedding.weight.new_empty(0, device=device)
+        pairs = zip(self._blocks(), memories, strict=True)
         return StreamState(
-            0, tuple(OpenSegment.empty(one, lanes, self.config, like) for one in memories)
+            0,
+            tuple(
+                layer.attention.opened(one, lanes, self.config.span, like) for layer, one in pairs
+            ),
         )
 
     @torch.no_grad()
@@ -246,7 +256,7 @@ class Transformer(nn.Module):
         segments are computed in parallel; the caller bounds memory by the length of its chunks. The
         given stream must not be used again, since its tensors are updated in place.
         """
-        segment = self.config.segment
+        segment = self.config.span
         logits = []
         while tokens.shape[1]:
             whole = tokens.shape[1] // segment * segment if stream.filled == 0 else 0
@@ -265,8 +275,9 @@ class Transformer(nn.Module):
         state = tuple(layer.memory for layer in stream.layers)
         # An empty memory reads as 0, so the document's start need not be marked.
         output: Output = self(tokens, torch.zeros_like(tokens, dtype=torch.bool), state)
-        for layer, after in zip(stream.layers, output.state, strict=True):
-            layer.remember(after)
+        for layer, segment, after in zip(self._blocks(), stream.layers, output.state, strict=True):
+            segment.remember(after)
+            layer.attention.reopen(segment)
         assert output.logits is not None
         return output.logits
 
@@ -289,7 +300,7 @@ class Transformer(nn.Module):
     def counted(self, stream: StreamState, count: int) -> StreamState:
         """The stream advanced by `count` tokens; writes the memory if they fill the segment."""
         filled = stream.filled + count
-        if filled < self.config.segment:
+        if filled < self.config.span:
             return stream._replace(filled=filled)
         for layer, segment in zip(self._blocks(), stream.layers, strict=True):
             layer.attention.close(segment)

@@ -7,9 +7,9 @@ size of a head.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,8 @@ from torch import Tensor
 from pretrain.config import ModelConfig
 from pretrain.model.local_attention import Attend, Kernel
 from pretrain.model.rotary import Rotary, rotary, rotary_at, rotate
+
+T = TypeVar("T")
 
 Resets: TypeAlias = Sequence[Tensor | None]
 """For each segment, the lanes [B] bool in which a document starts in it; None if there are none."""
@@ -64,6 +66,9 @@ class Window:
     """
 
     tokens: int
+    starts: Tensor
+    """[B, S, N] bool, False for the padding of a short last segment."""
+    kernel: Kernel
     attend: Attend
     positions: Rotary
     readable: Tensor
@@ -74,6 +79,7 @@ class Window:
     parts: Parts | None
     """Given if these tokens are a part of a window and memories pass between the parts."""
     reset_of_parts: Resets
+    _built: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -84,11 +90,15 @@ class Window:
         dtype: torch.dtype,
         read_memory: bool = True,
         parts: Parts | None = None,
+        span: int | None = None,
     ) -> Window:
-        """The layout of `starts` [B, T] bool, True at each document's first token."""
+        """The layout of `starts` [B, T] bool, True at each document's first token.
+
+        `span`: tokens of a segment; None: `config.span`.
+        """
         lanes, tokens = starts.shape
         # A single segment shorter than N is computed at its length instead of being padded.
-        length = min(config.segment, tokens)
+        length = min(span or config.span, tokens)
         segments = math.ceil(tokens / length)
         padded = F.pad(starts, (0, segments * length - tokens)).view(lanes, segments, length)
         present = torch.arange(segments * length, device=starts.device) < tokens
@@ -98,6 +108,8 @@ class Window:
         writable = (started == in_segment) & present.view(segments, length)
         return cls(
             tokens=tokens,
+            starts=padded,
+            kernel=kernel,
             attend=kernel(padded.flatten(0, 1)),
             positions=rotary(0, length, config, starts.device, dtype),
             readable=(started == 0) & read_memory,
@@ -107,12 +119,24 @@ class Window:
             reset_of_parts=[] if parts is None else resets_of_parts(starting, parts),
         )
 
+    def once(self, name: str, build: Callable[[], T]) -> T:
+        """What `build` returns, built by the first layer that asks for `name`.
+
+        For layouts that depend on the documents alone and so are the same for every layer.
+        """
+        if name not in self._built:
+            self._built[name] = build()
+        built: T = self._built[name]
+        return built
+
+    def padded(self, x: Tensor) -> Tensor:
+        """[B, T, ...] -> [B, S * N, ...], the last segment padded with 0."""
+        missing = self.starts[0].numel() - self.tokens
+        return F.pad(x, (*(0, 0) * (x.ndim - 2), 0, missing)) if missing else x
+
     def segmented(self, x: Tensor) -> Tensor:
         """[B, T, heads, D] -> [B, S, N, heads, D], the last segment padded with 0."""
-        _, segments, length = self.readable.shape
-        if self.tokens < segments * length:
-            x = F.pad(x, (0, 0, 0, 0, 0, segments * length - self.tokens))
-        return torch.unflatten(x, 1, (segments, length))
+        return torch.unflatten(self.padded(x), 1, self.starts.shape[1:])
 
     def joined(self, x: Tensor) -> Tensor:
         """The inverse of `segmented`: [B, S, N, heads, D] -> [B, T, heads, D]."""
@@ -142,7 +166,7 @@ class Continuation:
     """[n] int64, the tokens' places in the segment."""
     positions: Rotary
     visible: Tensor
-    """[n, reach] bool: the places at or before each token's own."""
+    """[n, reach] bool, or [B, 1, n, reach]: the places that each token sees, at or before it."""
 
     @classmethod
     def of(

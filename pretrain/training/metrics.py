@@ -113,17 +113,23 @@ def peak_memory(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def log_line(record: Mapping[str, Any], steps: int) -> str:
-    """A training record as a line of the log."""
+def log_line(record: Mapping[str, Any], steps: int, memory: Mapping[str, list[float]]) -> str:
+    """A training record as a line of the log; `memory`: its metrics, of which layers' means."""
     mfu = "n/a" if record["mfu"] is None else f"{record['mfu']:.1%}"
     skipped = f" | skipped {record['skipped']}" if record["skipped"] else ""
     epochs = ", ".join(f"{name} {count:.2f}" for name, count in record["epochs"].items())
     read = f" | epochs {epochs}" if len(record["epochs"]) > 1 else ""
+    held = "".join(
+        f" | {name.replace('_', ' ')} {sum(layers) / len(layers):.4g}"
+        for name, layers in memory.items()
+    )
+    if "auxiliary_loss" in record:
+        held += f" | auxiliary loss {record['auxiliary_loss']:.4g}"
     return (
         f"step {record['step']}/{steps} | loss {record['loss']:.4f} | "
         f"grad {record['grad_norm']:.3f} | lr {record['lr']:.2e} | "
         f"{record['tokens_per_second']:,.0f} tok/s | MFU {mfu} | "
-        f"mem {record['memory_bytes'] / 2**30:.2f} GiB | data {record['data_wait']:.1%} | "
+        f"mem {record['memory_bytes'] / 2**30:.2f} GiB | data {record['data_wait']:.1%}{held} | "
         f"ETA {timedelta(seconds=round(record['eta_seconds']))}{read}{skipped}"
     )
 

@@ -66,7 +66,7 @@ class Reporter:
         slow = self._stragglers.look(self.meter.own_wait, self.meter.seconds)
         rates = self._rates(run.step)
         gates = [torch.sigmoid(gate).tolist() for gate in self._engine.gates()]
-        norms = self.memory_norms(run.memory)
+        memory = self.memory_metrics(run.memory)
         epochs = self.epochs(run)
         if self._records is None:
             return
@@ -84,11 +84,13 @@ class Reporter:
             "epochs": epochs,
             "skipped": run.skipped,
             "gates": gates,
-            "memory_norm": norms,
+            **memory,
             "stragglers": {f"{one.cause}/{one.rank}": one.excess for one in slow},
         }
+        if result.auxiliary is not None:
+            record["auxiliary_loss"] = result.auxiliary
         self._records.add("train", record)
-        _log.info(log_line(record, steps))
+        _log.info(log_line(record, steps, memory))
         for one in slow:
             _log.warning("straggler: %s", one.described(self._hosts[one.rank]))
 
@@ -102,11 +104,16 @@ class Reporter:
             step, found.loss, math.exp(min(found.loss, 700.0)), found.weight, found.seconds,
         )  # fmt: skip
 
-    def memory_norms(self, memory: ModelState) -> list[float]:
-        """Root mean square over all lanes of the Frobenius norm of M, one number per layer."""
-        squares = self._engine.module.metrics(memory).get("memory_norm", [])
-        sums = self._sum_of_lanes(squares) if squares else []
-        return [math.sqrt(square / self._config.data.lanes) for square in sums]
+    def memory_metrics(self, memory: ModelState) -> dict[str, list[float]]:
+        """The memory's metrics by name, means over all lanes, one number per layer.
+
+        A name that ends in `_norm` is a root mean square; see `Attention.metrics`.
+        """
+        found = {}
+        for name, sums in self._engine.module.metrics(memory).items():
+            means = [total / self._config.data.lanes for total in self._sum_of_lanes(sums)]
+            found[name] = [math.sqrt(x) for x in means] if name.endswith("_norm") else means
+        return found
 
     def epochs(self, run: RunState) -> dict[str, float]:
         """Epochs of each source: documents read by all lanes over the source's documents."""

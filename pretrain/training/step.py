@@ -38,6 +38,9 @@ class StepResult:
     """Global L2 norm before clipping; inf if the step was skipped."""
     forward_only: bool = False
     """No target had any weight, so there was no update to apply."""
+    auxiliary: float | None = None
+    """The memory's auxiliary loss, which `loss` leaves out, per unit of target weight; None for a
+    memory without one."""
 
 
 class Stepper:
@@ -91,17 +94,23 @@ class Stepper:
         """Forward, backward and optimizer step; the memory after the windows, and the result."""
         # The engine averages gradients over the ranks.
         scale = self._ranks.size / weight
-        total = torch.zeros((), dtype=torch.float64, device=self._share.device)
-        memories = []
+        total = torch.zeros(2, dtype=torch.float64, device=self._share.device)
+        memories, auxiliary = [], False
         for output in self._forward(batch, run.memory, run.initial):
             assert output.loss is not None
             self._engine.backward(output.loss * scale)
-            total += output.loss.detach().double()
+            total[0] += output.loss.detach().double()
+            if output.auxiliary is not None:
+                total += output.auxiliary.double() * total.new_tensor((-1.0, 1.0))
+                auxiliary = True
             memories.append(state.detached(output.state))
         rate = rate_fraction(self._config.optim, self._config.train.steps, run.step + 1)
         applied, norm = self._engine.step(rate)
-        (loss,) = self._ranks.sum([float(total)])
-        return state.joined(memories), StepResult(loss / weight, applied, norm)
+        loss, own = self._ranks.sum(total.tolist())
+        result = StepResult(loss / weight, applied, norm)
+        if auxiliary:
+            result = replace(result, auxiliary=own / weight)
+        return state.joined(memories), result
 
     def forward_only(
         self, batch: Batch, memory: ModelState, initial: ModelState | None = None

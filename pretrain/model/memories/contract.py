@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from pretrain.config import ModelConfig
 from pretrain.model.projection import Projection
 from pretrain.model.state import State
-from pretrain.model.stream import OpenSegment
+from pretrain.model.stream import LocalCache, OpenSegment
 from pretrain.model.window import Continuation, Window
 
 
@@ -92,11 +92,15 @@ class Attention(nn.Module, ABC):
 
     def projected(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries [B, T, H, D], keys and values [B, T, K, D] of x [B, T, d_model]."""
-        queries, keys, values = (
+        keys, values = (
             torch.unflatten(projection(x), 2, (-1, self.config.d_head))
-            for projection in (self.q_proj, self.k_proj, self.v_proj)
+            for projection in (self.k_proj, self.v_proj)
         )
-        return queries, keys, values
+        return self.projected_queries(x), keys, values
+
+    def projected_queries(self, x: Tensor) -> Tensor:
+        """Queries [B, T, H, D] of x [B, T, d_model]."""
+        return torch.unflatten(self.q_proj(x), 2, (-1, self.config.d_head))
 
     @abstractmethod
     def empty(self, lanes: int, like: Tensor) -> State:
@@ -118,22 +122,35 @@ class Attention(nn.Module, ABC):
     def decode(self, x: Tensor, layout: Continuation, segment: OpenSegment) -> Tensor:
         """The heads [B, n, H, D] of the next n tokens x [B, n, d_model] of an open segment."""
 
+    def opened(self, memory: State, lanes: int, length: int, like: Tensor) -> OpenSegment:
+        """An empty segment of `length` tokens after `memory`, in the dtype of `like`."""
+        return OpenSegment(memory, LocalCache.empty(lanes, length, self.config, like))
+
+    def reopen(self, segment: OpenSegment) -> None:
+        """Compute again what the cache holds of the memory, after the memory has changed."""
+
     def close(self, segment: OpenSegment) -> None:
         """Write a full segment to its memory; its places are then reused for the next segment."""
 
     def metrics(self, state: State) -> dict[str, Tensor]:
-        """Metrics of a memory for the log, by name: squares summed over the lanes, in float64.
+        """Metrics of a memory for the log, by name: sums over the lanes, in float64.
 
-        The log shows the root of their mean over all lanes of all ranks.
+        The log shows their mean over all lanes of all ranks; the sums of a name that ends in
+        `_norm` are of squares, and the log shows the root of their mean.
         """
         return {}
+
+    @classmethod
+    def of_layer(cls, config: ModelConfig, layer: int) -> Attention:
+        """The attention of the layer `layer`, from 0."""
+        return cls(config)
 
     @classmethod
     def flops(cls, config: ModelConfig, window: int) -> dict[str, int]:
         """FLOPs by part of one forward of all layers over `window` tokens of a lane."""
         heads, kv_heads, size = config.n_heads, config.n_kv_heads, config.d_head
-        full, rest = divmod(window, config.segment)
-        squares = full * config.segment**2 + rest**2
+        full, rest = divmod(window, config.span)
+        squares = full * config.span**2 + rest**2
         projections = window * 2 * config.d_model * size * (2 * heads + 2 * kv_heads)
         return {
             "projections": config.n_layers * projections,

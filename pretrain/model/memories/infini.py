@@ -18,7 +18,7 @@ from pretrain.model.memories.contract import Attended, Attention, Carried
 from pretrain.model.memories.infini_grad import TORCH, Products, restarted
 from pretrain.model.memories.infini_parallel import Passing
 from pretrain.model.state import State
-from pretrain.model.stream import OpenSegment
+from pretrain.model.stream import LocalCache, OpenSegment
 from pretrain.model.window import Continuation, Resets, Window
 
 Divisor = Literal["paper", "inclusive"]
@@ -84,7 +84,8 @@ class InfiniAttention(Attention):
     def decode(self, x: Tensor, layout: Continuation, segment: OpenSegment) -> Tensor:
         """See `Attention.decode`."""
         queries, keys, values = self.projected(x)
-        local = segment.local(queries, keys, values, layout)[:, None]
+        assert isinstance(segment.cache, LocalCache)
+        local = segment.cache.attend(queries, keys, values, layout)[:, None]
         before = MemoryState(*(part[:, None] for part in segment.memory))
         everywhere = torch.ones((), dtype=torch.bool, device=x.device)
         everywhere = everywhere.expand(1, 1, queries.shape[1])
@@ -93,7 +94,8 @@ class InfiniAttention(Attention):
 
     def close(self, segment: OpenSegment) -> None:
         """See `Attention.close`."""
-        written = segment.keys[:, None], segment.values[:, None]
+        assert isinstance(segment.cache, LocalCache)
+        written = segment.cache.keys[:, None], segment.cache.values[:, None]
         _, after = advance(*written, _own(segment.memory), None, (None,), self.divisor)
         segment.remember(after)
 

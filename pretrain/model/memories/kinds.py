@@ -9,9 +9,12 @@ from pretrain.config import MemoryConfig
 from pretrain.model.memories.contract import Attention
 from pretrain.model.memories.infini import DeltaAttention, LinearAttention
 from pretrain.model.memories.none import LocalAttention
+from pretrain.model.memories.transformer_xl import CachedAttention
 
 _KINDS: dict[str, type[Attention]] = {
     "none": LocalAttention,
+    "full": LocalAttention,
+    "transformer_xl": CachedAttention,
     "linear": LinearAttention,
     "delta": DeltaAttention,
 }

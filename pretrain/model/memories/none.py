@@ -1,4 +1,4 @@
-"""No memory: attention within the segment only (equation 4)."""
+"""No memory: attention within the segment only (equation 4), or within a window of `full`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pretrain.model.memories.contract import Attended, Attention, Carried
 from pretrain.model.state import State
-from pretrain.model.stream import OpenSegment
+from pretrain.model.stream import LocalCache, OpenSegment
 from pretrain.model.window import Continuation, Window
 
 
@@ -30,4 +30,5 @@ class LocalAttention(Attention):
 
     def decode(self, x: Tensor, layout: Continuation, segment: OpenSegment) -> Tensor:
         """See `Attention.decode`."""
-        return segment.local(*self.projected(x), layout)
+        assert isinstance(segment.cache, LocalCache)
+        return segment.cache.attend(*self.projected(x), layout)

@@ -223,11 +223,7 @@ def _always(tmp_path: Path, write_run: Any, shares: dict[int, float]) -> Trained
 
 def _stored(stream: StreamState) -> int:
     """Bytes of all storage that the stream keeps alive."""
-    tensors = [
-        tensor
-        for layer in stream.layers
-        for tensor in (*(layer.memory or ()), layer.keys, layer.turned_keys, layer.values)
-    ]
+    tensors = [tensor for layer in stream.layers for tensor in (*layer.memory, *layer.cache)]
     storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage() for tensor in tensors}
     return sum(storage.nbytes() for storage in storages.values())
 

@@ -62,18 +62,21 @@ def starts_at(*places: list[int], length: int = TOKENS) -> Tensor:
 
 
 def with_gradient(state: ModelState) -> ModelState:
+    """A copy of the state whose numbers, though not its flags and counts, require gradients."""
     return tuple(
-        mapped(lambda part: part.detach().clone().requires_grad_(), memory) for memory in state
+        mapped(lambda part: part.detach().clone().requires_grad_(part.is_floating_point()), memory)
+        for memory in state
     )
 
 
 def weighted_sum(*results: Tensor) -> Tensor:
-    """A scalar to which every number contributes differently."""
+    """A scalar to which every number contributes differently; flags and counts do not."""
     generator = torch.manual_seed(11)
     return torch.stack(
         [
             (torch.randn(result.shape, generator=generator, dtype=result.dtype) * result).sum()
             for result in results
+            if result.is_floating_point()
         ]
     ).sum()
 

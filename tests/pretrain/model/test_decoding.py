@@ -47,7 +47,7 @@ def decoded(model: Transformer, tokens: Tensor, prompt: int) -> Tensor:
 
 
 def tensors(stream: StreamState) -> list[Tensor]:
-    return [tensor for layer in stream.layers for tensor in (*(layer.memory or ()), *layer[1:])]
+    return [tensor for layer in stream.layers for tensor in (*layer.memory, *layer.cache)]
 
 
 @pytest.mark.parametrize("memory", MEMORIES, ids=lambda memory: memory.kind)

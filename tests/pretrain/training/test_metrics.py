@@ -145,16 +145,21 @@ RECORD = {
 
 
 def test_a_log_line_says_what_is_known_and_nothing_else() -> None:
-    assert log_line(RECORD, 100) == (
+    assert log_line(RECORD, 100, {}) == (
         "step 7/100 | loss 1.2346 | grad 0.500 | lr 1.00e-03 | 12,346 tok/s | MFU n/a | "
         "mem 3.00 GiB | data 1.1% | ETA 1:02:05"
     )
+    held = {"memory_norm": [1.5, 2.0], "cached_tokens": [64.0, 64.0]}
+    assert "| data 1.1% | memory norm 1.75 | cached tokens 64 | ETA" in log_line(RECORD, 100, held)
+    assert "1.1% | auxiliary loss 0.25 | ETA" in log_line({**RECORD, "auxiliary_loss": 0.25}, 9, {})
     epochs = {"novels": 0.25, "code": 1.5}
     assert "| ETA 1:02:05 | epochs novels 0.25, code 1.50" in log_line(
-        {**RECORD, "epochs": epochs}, 100
+        {**RECORD, "epochs": epochs}, 100, {}
     )
-    assert "| MFU 38.2% |" in log_line({**RECORD, "mfu": 0.382}, 100)
-    assert log_line({**RECORD, "skipped": 2, "grad_norm": math.inf}, 100).endswith("| skipped 2")
+    assert "| MFU 38.2% |" in log_line({**RECORD, "mfu": 0.382}, 100, {})
+    assert log_line({**RECORD, "skipped": 2, "grad_norm": math.inf}, 100, {}).endswith(
+        "| skipped 2"
+    )
 
 
 def test_memory_is_the_peak_of_the_process_on_a_cpu() -> None:

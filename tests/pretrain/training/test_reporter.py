@@ -131,8 +131,8 @@ def test_sums_are_over_all_lanes_and_a_straggler_is_named_with_its_host(
     made, state = reporter(run, records, TwoRanks()), known_state(run.state)
     alone = reporter(run, None)
     assert made.epochs(state) == {name: 2 * n for name, n in alone.epochs(state).items()}
-    norms = [math.sqrt(2) * norm for norm in alone.memory_norms(state.memory)]
-    assert made.memory_norms(state.memory) == pytest.approx(norms)
+    norms = [math.sqrt(2) * norm for norm in alone.memory_metrics(state.memory)["memory_norm"]]
+    assert made.memory_metrics(state.memory) == {"memory_norm": pytest.approx(norms)}
     for step in (15, 16):  # slow twice in a row
         made.report(replace(state, step=step), RESULT)
     first, second = read_records(run.attempt.directory / "metrics.jsonl")
@@ -147,7 +147,7 @@ def test_a_rank_that_shares_lanes_with_one_before_it_counts_none(run: Run) -> No
     made = Reporter(run.config, run.data, run.engine, share, SoloRanks(), None, step=0)
     state = known_state(run.state)
     assert made.epochs(state) == {"train": 0.0, "other": 0.0}
-    assert made.memory_norms(state.memory) == [0.0, 0.0]
+    assert made.memory_metrics(state.memory) == {"memory_norm": [0.0, 0.0]}
 
 
 def test_only_the_rank_with_records_reports(run: Run, caplog: pytest.LogCaptureFixture) -> None:
