@@ -120,14 +120,14 @@ class MemoryTraits(NamedTuple):
 
 
 _INFINI = MemoryTraits(
-    settings=("initial_gate", "when_empty", "kernel"),
+    settings=("normaliser", "initial_gate", "when_empty", "kernel"),
     shares_windows=True,
     exported_as="infini_llama",
 )
 
 MEMORY_KINDS = {
     "linear": _INFINI,
-    "delta": _INFINI._replace(settings=("normaliser", *_INFINI.settings)),
+    "delta": _INFINI,
     "none": MemoryTraits((), remembers=False, shares_windows=True, exported_as="llama"),
     "full": MemoryTraits(("full",), remembers=False, whole_window=True, exported_as="llama"),
     "transformer_xl": MemoryTraits(("transformer_xl",)),
