@@ -108,24 +108,26 @@ class NaiveModel:
     def attended(self, query: Tensor, position: int, seen: list[Seen]) -> Tensor:
         """What a query [H * D] at `position` reads from the tokens that it sees."""
         size, group = self.config.d_head, self.config.n_heads // self.config.n_kv_heads
+        keys, values = (
+            torch.stack(parts).unflatten(1, (-1, size)).unbind(1)
+            for parts in ([one.key for one in seen], [one.value for one in seen])
+        )
+        positions = [one.position for one in seen]
         heads = []
-        for head in range(self.config.n_heads):
-            own = slice(head * size, (head + 1) * size)
-            of_group = slice(head // group * size, (head // group + 1) * size)
-            q = self.turn(query[own], position)
-            scores = torch.stack([q @ self.turn(one.key[of_group], one.position) for one in seen])
+        for head, q in enumerate(query.unflatten(0, (-1, size))):
+            (q,) = self.turn(q[None], [position])
+            scores = self.turn(keys[head // group], positions) @ q
             weights = torch.exp(scores / math.sqrt(size))
-            total = sum(w * one.value[of_group] for w, one in zip(weights, seen, strict=True))
-            heads.append(total / weights.sum())
+            heads.append(weights @ values[head // group] / weights.sum())
         return torch.cat(heads)
 
-    def turn(self, x: Tensor, position: int) -> Tensor:
-        """Rotary embedding as complex numbers: component i is paired with i + D / 2."""
-        half = len(x) // 2
-        angles = [position * self.config.rope_theta ** (-2 * i / len(x)) for i in range(half)]
-        turns = torch.tensor([cmath.exp(1j * angle) for angle in angles], dtype=torch.complex128)
-        turned = torch.complex(x[:half], x[half:]) * turns
-        return torch.cat((turned.real, turned.imag))
+    def turn(self, x: Tensor, positions: list[int]) -> Tensor:
+        """Rotary embedding of x [n, D] as complex numbers: component i is paired with i + D / 2."""
+        half = x.shape[1] // 2
+        rates = [self.config.rope_theta ** (-i / half) for i in range(half)]
+        turns = [[cmath.exp(1j * position * rate) for rate in rates] for position in positions]
+        turned = torch.complex(*x.split(half, dim=1)) * torch.tensor(turns, dtype=torch.complex128)
+        return torch.cat((turned.real, turned.imag), dim=1)
 
 
 def assert_equals_naive(
