@@ -16,11 +16,14 @@ import torch
 import torch.distributed as dist
 
 from pretrain.config import load
-from pretrain.jobs.launch import leave, place_in, start_ranks
+from pretrain.jobs.launch import leave, place_in
 from pretrain.model import flops
+from pretrain.model.memories.kinds import is_of_memory
 from pretrain.model.transformer import Transformer
 from pretrain.planning.simulate import Ledger
 from pretrain.training.engine import PERSISTENT_ELEMENTS, Engine
+from tests.pretrain import kinds
+from tests.ranks import work
 
 VOCABULARY = 512
 LAYERS = 4
@@ -34,7 +37,12 @@ BLOCK = 4 * 384 * 384 + 3 * 384 * 512  # weights, but for those that stay gather
 OUTSIDE = VOCABULARY * 384  # the embedding's, and as many of the output projection
 SCARCE, ROOM = "zero.live_parameters=1", f"zero.live_parameters={5 * BLOCK // 2}"
 FULL = "train.activation_checkpointing=full"
-CASES = {"scarce": [SCARCE], "scarce, full": [SCARCE, FULL], "room, full": [ROOM, FULL], "all": []}
+CASES = {
+    "scarce, full": [SCARCE, FULL],
+    "room, full": [ROOM, FULL],
+    "all": [],
+    **{kind: [SCARCE, *kinds.words(kind)] for kind in kinds.LAYER_LOCAL},
+}
 
 
 def _rank(told: Path) -> None:
@@ -60,11 +68,13 @@ def _third_step(words: list[str]) -> dict[str, Any]:
         torch.device("cpu"),
     )
     assert isinstance(engine.module, Transformer)
-    sizes = [int(p.ds_numel) for p in engine.module.parameters()]
-    assert sum(n for n in sizes if n > PERSISTENT_ELEMENTS) == LAYERS * BLOCK + 2 * OUTSIDE
+    sizes = {name: int(p.ds_numel) for name, p in engine.module.named_parameters()}
+    large = {name: n for name, n in sizes.items() if n > PERSISTENT_ELEMENTS}
+    own = sum(n for name, n in large.items() if is_of_memory(name))
+    assert sum(large.values()) - own == LAYERS * BLOCK + 2 * OUTSIDE
     tokens = torch.arange(config.window)[None] % VOCABULARY
     starts = torch.zeros_like(tokens, dtype=torch.bool)
-    counted: dict[str, Any] = {}
+    counted: dict[str, Any] = {"own": own}  # of the memory
     for _ in range(3):
         state = engine.module.initial_state(1, "cpu")
         with Ledger(fake=False) as ledger:
@@ -81,18 +91,20 @@ def _third_step(words: list[str]) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def gathered(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, int]]:
     told = tmp_path_factory.mktemp("gathers") / "told.json"
-    assert start_ranks([sys.executable, "-P", __file__, str(told)], 2) == 0
+    work(__file__, 2, told)
     counts: dict[str, dict[str, int]] = json.loads(told.read_text())
     return counts
 
 
+@pytest.mark.parametrize("kind", kinds.LAYER_LOCAL)
 def test_each_layers_weights_are_gathered_once_a_window_and_pass(
-    gathered: dict[str, dict[str, int]],
+    gathered: dict[str, dict[str, int]], kind: str
 ) -> None:
     # 16 segments, of which a loop over the model would gather each.
-    assert gathered["scarce"]["forward"] == LAYERS * BLOCK + 2 * OUTSIDE
+    own = gathered[kind]["own"]
+    assert gathered[kind]["forward"] == LAYERS * BLOCK + 2 * OUTSIDE + own
     # The output projection is still there when the backward begins.
-    assert gathered["scarce"]["backward"] == LAYERS * BLOCK + OUTSIDE
+    assert gathered[kind]["backward"] == LAYERS * BLOCK + OUTSIDE + own
 
 
 def test_a_block_that_is_computed_again_is_gathered_no_more_often_if_it_may_stay_for_its_backward(
@@ -113,7 +125,8 @@ def test_a_model_that_may_stay_gathered_whole_is_gathered_once_a_window(
 
 def test_every_gradient_is_reduced_once_a_window(gathered: dict[str, dict[str, int]]) -> None:
     for counts in gathered.values():
-        assert 0 <= counts["reduced"] - (LAYERS * BLOCK + 2 * OUTSIDE) < LAYERS * 2000
+        large = LAYERS * BLOCK + 2 * OUTSIDE + counts["own"]
+        assert 0 <= counts["reduced"] - large < LAYERS * 2000
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from pretrain.training.resume import check_resumable
 from pretrain.training.run import Run
 from pretrain.training.saver import Saver
 from pretrain.training.step import StepResult
+from tests.pretrain import kinds
 
 Take = Callable[[Run, int], list[StepResult]]
 Make = Callable[..., Saver]
@@ -58,7 +59,11 @@ def mix_of(data_sets: dict[str, Path], **weights: float) -> str:
 # To the bit.
 
 
-@pytest.mark.parametrize("kind", ["plain", "mix", "preface", "weighted", "stage 0"])
+@pytest.mark.parametrize(
+    "kind",
+    ["plain", "mix", "preface", "weighted", "stage 0", *kinds.KINDS]
+    + [f"{kind} stage {stage}" for kind in ("transformer_xl",) for stage in (0, 1, 2)],
+)
 def test_a_resumed_run_takes_the_very_steps_that_the_run_would_have_taken(
     open_run: Any,
     take_steps: Take,
@@ -68,6 +73,16 @@ def test_a_resumed_run_takes_the_very_steps_that_the_run_would_have_taken(
     kind: str,
 ) -> None:
     words = {
+        **{kind: [*kinds.words(kind), "train.micro_batch=2"] for kind in kinds.KINDS},
+        **{
+            f"{kind} stage {stage}": [
+                *kinds.words(kind),
+                f"data.preface={data_sets['other']}",
+                f"zero.stage={stage}",
+            ]
+            for kind in kinds.REMEMBERING
+            for stage in range(3)
+        },
         "plain": ["train.micro_batch=2"],
         "mix": [mix_of(data_sets, train=3, other=1)],
         "preface": [f"data.preface={data_sets['other']}"],
