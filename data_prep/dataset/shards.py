@@ -36,6 +36,8 @@ os.environ["WDS_SECURE"] = "1"
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
+# What a checkpoint of pretrain's has beside its manifest.json, and a run's directory.
+_OF_A_CHECKPOINT, _OF_A_RUN = "manifest.sha256", "checkpoints"
 
 _UINT16_IDS = 1 << 16
 _OWNER = "data-prep"
@@ -207,16 +209,37 @@ def write_manifest(directory: Path, manifest: Manifest) -> None:
     durable.write_json(directory / MANIFEST, plain)
 
 
+def no_data_set(directory: Path) -> str:
+    """Why this is not the directory of a finished data set; empty: it has a manifest."""
+    expected = "expected the directory of a data set, which `data-prep run` writes"
+    if reason := no_directory(directory):
+        return f"{reason}; {expected}"
+    if (directory / _OF_A_CHECKPOINT).exists():
+        return f"{directory}: is a checkpoint of a model; {expected}"
+    if (directory / MANIFEST).exists():
+        return ""
+    if (directory / _OF_A_RUN).is_dir():
+        return f"{directory}: is the directory of a training run; {expected}"
+    return (
+        f"{directory}: no {MANIFEST}: not a data set, or its preparation has not finished; "
+        "run `data-prep run`"
+    )
+
+
+def no_directory(path: Path) -> str:
+    """Why there is no directory at this path; empty: there is one."""
+    if path.is_dir():
+        return ""
+    return f"{path}: {'is not a directory' if path.exists() else 'there is no such directory'}"
+
+
 def read_manifest(directory: Path) -> Manifest:
     """The manifest of a data set. Raises DataError where there is none or it is not ours."""
+    if reason := no_data_set(directory):
+        raise DataError(reason)
     path = directory / MANIFEST
     try:
         plain = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise DataError(
-            f"{directory}: no {MANIFEST}: not a data set, or its preparation has not finished; "
-            "run `data-prep run`"
-        ) from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from None
     except ValueError:

@@ -97,8 +97,9 @@ def open_work(config: Config) -> Work:
     """The input files and paths of a run. Raises SettingsError and TokenizerError."""
     output, model = Path(config.output).expanduser(), Path(config.tokenizer.path).expanduser()
     problems = []
-    if output.exists() and not output.is_dir():
-        problems.append(f"output: {output} is a file; give a directory")
+    finished = (output / shards.MANIFEST).exists()  # nothing is written, so it may be read-only
+    if not finished and (reason := durable.obstacle(output, directory=True)):
+        problems.append(f"output: {reason}")
     if config.tokenizer.path and not model.is_file():
         problems.append(f"tokenizer.path: {model} does not exist; prepare or copy it first")
     files = inputs.find(config, problems)

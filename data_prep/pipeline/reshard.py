@@ -56,8 +56,9 @@ def _check(directory: Path, output: Path, count: int, source: Manifest) -> None:
             f"--shards: {count} shards cannot be made of {source.documents} documents, since a "
             f"document is never cut; choose 1 to {source.documents}"
         )
-    if output.exists() and not output.is_dir():
-        problems.append(f"--output: {output} is a file; give a directory")
+    finished = (output / shards.MANIFEST).exists()  # nothing is written, so it may be read-only
+    if not finished and (reason := durable.obstacle(output, directory=True)):
+        problems.append(f"--output: {reason}")
     if output.resolve().is_relative_to(directory.resolve()):
         problems.append(f"--output: {output} lies in {directory}; give a directory outside of it")
     if problems:

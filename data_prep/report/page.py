@@ -19,7 +19,6 @@ from data_prep.report.charts import Bar
 from data_prep.report.rendering import render, scaled, share, short
 from data_prep.report.statistics import Stats
 
-PAGE = "report.html"
 # A person reads the page: of more rows than these the largest are shown.
 _ROWS = 20
 _INPUTS = 200

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from data_prep.config import Config, SourceConfig
+from data_prep.dataset.settings import MistakeError
 from data_prep.sources import globs, storage
 from data_prep.sources.compression import Compression
 from data_prep.sources.storage import Listed, Status
@@ -59,7 +60,7 @@ class InputFile:
         return min(self.config.max_record_bytes, self.config.max_held_bytes)
 
 
-class InputChangedError(ValueError):
+class InputChangedError(MistakeError):
     """An input file, its argument, has changed since the preparation of the data set began."""
 
     def __str__(self) -> str:

@@ -84,8 +84,8 @@ def evaluate(
 
     Returns JSON-able numbers: what was asked, and `rows`, each with task, length, depth, samples,
     the mean `tokens` of the prompts, and the shares `exact` and `token_accuracy`.
-    Raises EvaluationError where a length is less than the task's own text has, or a logit is not
-    finite.
+    Raises EvaluationError where a length is less than the task's own text has, and ResultError
+    where a logit is not finite.
     """
     total = sum(asked.lengths) * len(asked.tasks) * len(asked.depths) * asked.samples
     progress = TokenProgress("recall", total, report)
@@ -105,16 +105,21 @@ def _questions(
 ) -> list[_Question]:
     """By depth, then sample; the samples of a number ask the same at every depth."""
     found = []
+    least = max(
+        tasks.least(task, tokenizer, seed=asked.seed, number=number, depth=depth)
+        for depth in asked.depths
+        for number in range(asked.samples)
+    )
+    if least > length:
+        raise EvaluationError(
+            f"--lengths: {length} tokens are fewer than {task} has without any filler; ask for at "
+            f"least {least}"
+        )
     for depth in asked.depths:
         for number in range(asked.samples):
             pair = tasks.document(
                 task, haystack, tokenizer, length, seed=asked.seed, number=number, depth=depth
             )
-            if pair is None:
-                raise EvaluationError(
-                    f"--lengths: {length} tokens are fewer than {task} has without any filler; "
-                    "ask for longer prompts"
-                )
             prompt, whole = (tokenizer.encode(text) for text in (pair.prompt, "".join(pair)))
             # A token that reaches from the prompt into the answer belongs to the answer.
             shared = min(len(prompt), len(whole))
@@ -134,7 +139,7 @@ def answers(
 ) -> list[np.ndarray]:
     """For each of `prompts` [n] the likeliest tokens at its places `first`, ..., n - 1, in order.
 
-    Each is predicted from the tokens before it. Raises EvaluationError where a logit is not finite.
+    Each is predicted from the tokens before it. Raises ResultError where a logit is not finite.
     """
     device = model.embedding.weight.device
     found: list[list[np.ndarray]] = [[] for _ in prompts]

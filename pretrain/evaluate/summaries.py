@@ -99,7 +99,7 @@ def answers(
     """The answers, pair by pair, of each the smallest share first.
 
     What is sampled for a pair depends on the seed and its place alone, not on other pairs or
-    shares. Raises EvaluationError where the model's numbers are not finite.
+    shares. Raises ResultError where the model's numbers are not finite.
     """
     size = sum(len(pair.document.encode()) for pair in pairs)
     progress = TokenProgress("summaries", size // 4, progress_lines)  # some bytes per token

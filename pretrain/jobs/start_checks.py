@@ -6,6 +6,7 @@ import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 
+from data_prep.dataset import durable
 from data_prep.dataset.settings import SettingsError
 from data_prep.dataset.shards import DataError, read_manifest
 from pretrain.config import Config
@@ -20,9 +21,15 @@ def check_start(config: Config, ranks: int) -> None:
             "model.local_attention: flash-attn is not installed; install the extra `gpu` (README), "
             "or set it to auto or sdpa"
         )
-    problems += data_problems(config) + origin.problems(config)
+    problems += directory_problems(config) + data_problems(config) + origin.problems(config)
     if problems:
         raise SettingsError(problems)
+
+
+def directory_problems(config: Config) -> list[str]:
+    """Why no run can be in `run.directory`."""
+    reason = durable.obstacle(Path(config.run.directory), directory=True)
+    return [f"run.directory: {reason}"] if reason else []
 
 
 def data_problems(config: Config, made_before: Sequence[Path] = ()) -> list[str]:
