@@ -182,8 +182,8 @@ class _Reshard(_DataSet):
             print(f"{self.output} is finished already, from the same data set: nothing to do")
         manifest = shards.read_manifest(self.output)
         print(
-            f"{manifest.documents:,} documents, {manifest.tokens:,} tokens in "
-            f"{len(manifest.shards):,} shards, in the order of {self.directory}"
+            f"{counted(manifest.documents, 'document')}, {counted(manifest.tokens, 'token')} in "
+            f"{counted(len(manifest.shards), 'shard')}, in the order of {self.directory}"
         )
         print(f"data set: {self.output}")
         return 0
@@ -199,8 +199,9 @@ class _Verify(_DataSet):
             return _failed("\n".join([f"{self.directory}: {count}", *problems]), 1)
         manifest = shards.read_manifest(self.directory)
         print(
-            f"{self.directory}: whole: {manifest.documents:,} documents, {manifest.tokens:,} "
-            f"tokens, {len(manifest.shards):,} shards, every checksum right"
+            f"{self.directory}: whole: {counted(manifest.documents, 'document')}, "
+            f"{counted(manifest.tokens, 'token')}, {counted(len(manifest.shards), 'shard')}, every "
+            "checksum right"
         )
         return 0
 
@@ -302,7 +303,7 @@ class _Recall(_Drawn):
         generate.write(self.output, wanted, haystack, model, self.workers)
         unit = "bytes" if model is None else "tokens"
         print(
-            f"{self.documents:,} documents, prompts of {self.min_tokens:,} to "
+            f"{counted(self.documents, 'document')}, prompts of {self.min_tokens:,} to "
             f"{self.max_tokens:,} {unit}: {self.output}"
         )
         return 0
@@ -332,7 +333,7 @@ class _Pairs(_Drawn):
             self.passages, self.min_tokens, self.max_tokens, self.names, self.seed
         )
         count = name_pairs.write(self.output, self.books, wanted)
-        print(f"{count:,} pairs: {self.output}")
+        print(f"{counted(count, 'pair')}: {self.output}")
         return 0
 
 

@@ -14,6 +14,7 @@ from typing import Literal, NamedTuple, TypeAlias
 
 from data_prep.dataset import settings
 from data_prep.dataset.settings import group, setting
+from data_prep.dataset.wording import counted
 
 CONFIG_FILE = "config.yaml"
 """The configuration file in a run directory."""
@@ -202,8 +203,8 @@ class ModelConfig:
         found = []
         if self.n_heads % self.n_kv_heads:
             found.append(
-                f"n_heads: {self.n_heads} query heads cannot share {self.n_kv_heads} key/value "
-                "heads; choose a multiple of n_kv_heads"
+                f"n_heads: {counted(self.n_heads, 'query head')} cannot share {self.n_kv_heads} "
+                "key/value heads; choose a multiple of n_kv_heads"
             )
         if self.d_head % 2:
             found.append(f"d_head: rotary embedding needs an even size, found {self.d_head}")
@@ -400,8 +401,8 @@ class Config:
         if self.train.window_segments % self.parallel.sequence:
             found.append(
                 f"parallel.sequence: {self.parallel.sequence} ranks cannot share the "
-                f"{self.train.window_segments} segments of a window (train.window_segments) "
-                "evenly; choose a divisor of them"
+                f"{counted(self.train.window_segments, 'segment')} of a window "
+                "(train.window_segments) evenly; choose a divisor of them"
             )
         if self.launch.ranks:
             found += self.rank_problems(self.launch.ranks)
@@ -466,8 +467,8 @@ class Config:
             sizes = [n for n in range(1, ranks + 1) if ranks % n == 0 and segments % n == 0]
             choices.append(f"parallel.sequence={_any_of(sizes)}")
             return [
-                f"parallel.sequence: {ranks} ranks are not whole groups of {sequence} that share "
-                f"a window; choose {', or '.join(choices)}"
+                f"parallel.sequence: {counted(ranks, 'rank is', 'ranks are')} not whole groups of "
+                f"{sequence} that share a window; choose {', or '.join(choices)}"
             ]
         lanes, micro, groups = self.data.lanes, self.train.micro_batch or 1, ranks // sequence
         share = groups * micro
@@ -478,8 +479,8 @@ class Config:
         parts = f"in micro-batches of {micro} " if micro > 1 else ""
         grouped = f" in groups of {sequence} (parallel.sequence)" if sequence > 1 else ""
         return [
-            f"data.lanes: {lanes} lanes cannot be shared evenly {parts}by {ranks} ranks{grouped}; "
-            f"choose {', or '.join(choices)}"
+            f"data.lanes: {counted(lanes, 'lane')} cannot be shared evenly {parts}by {ranks} "
+            f"ranks{grouped}; choose {', or '.join(choices)}"
         ]
 
 

@@ -29,6 +29,7 @@ import numpy as np
 from data_prep.dataset import durable, settings
 from data_prep.dataset.blocks import BlockReader
 from data_prep.dataset.settings import SettingsError
+from data_prep.dataset.wording import counted
 
 # webdataset reads this once, at its import: no shell commands as URLs, no pickles. It imports
 # torch, so it is imported where a shard is opened and not with this module.
@@ -181,11 +182,12 @@ def read_shard(path: Path, info: ShardInfo, skip: int = 0) -> Iterator[Document]
             yield document
     if number != info.documents:
         raise DataError(
-            f"{path}: holds {number} documents, the manifest says {info.documents}; {_REMEDY}"
+            f"{path}: holds {counted(number, 'document')}, the manifest says {info.documents}; "
+            f"{_REMEDY}"
         )
     if skip == 0 and tokens != info.tokens:
         raise DataError(
-            f"{path}: holds {tokens} tokens, the manifest says {info.tokens}; {_REMEDY}"
+            f"{path}: holds {counted(tokens, 'token')}, the manifest says {info.tokens}; {_REMEDY}"
         )
 
 
@@ -283,13 +285,13 @@ def verify(directory: Path) -> list[str]:
                 prompt_tokens += document.prompt
         except DataError as error:
             problems.append(str(error))
-    for what, stated, counted in (
+    for what, stated, found in (
         ("bytes of text", manifest.text_bytes, text_bytes),
         ("tokens of prompts", manifest.prompt_tokens, prompt_tokens),
     ):
-        if not problems and stated != counted:
+        if not problems and stated != found:
             path = directory / MANIFEST
-            problems.append(f"{path}: says {stated} {what}, the shards say {counted}")
+            problems.append(f"{path}: says {stated} {what}, the shards say {found}")
     listed = {info.name for info in manifest.shards}
     others = [path for path in sorted(directory.glob("*.tar")) if path.name not in listed]
     return problems + [f"{path}: is not in the manifest; remove it" for path in others]

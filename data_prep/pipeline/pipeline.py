@@ -21,6 +21,7 @@ from data_prep.config import Config
 from data_prep.dataset import durable, shards
 from data_prep.dataset.settings import SettingsError
 from data_prep.dataset.shards import InputInfo, Manifest, ShardInfo, TokenizerInfo
+from data_prep.dataset.wording import counted
 from data_prep.pipeline import duplicates, order, workspace
 from data_prep.pipeline.cleaning import evaluation_problem
 from data_prep.pipeline.order import Placed
@@ -207,8 +208,9 @@ class OrderDocuments(Stage):
         kept = [document for number, document in enumerate(documents) if number not in left_out]
         if not kept:
             raise WorkspaceError(
-                f"{self.work.output}: no document is left of {accounts.total('read')} records; the "
-                f"reasons are in {REJECTS} and {ACCOUNTS} there"
+                f"{self.work.output}: no document is left of "
+                f"{counted(accounts.total('read'), 'record')}; the reasons are in {REJECTS} and "
+                f"{ACCOUNTS} there"
             )
         sizes = _write_recipes(self.config, self.work, order.shuffled(kept, self.config.seed))
         totals = {name: accounts.total(name) for name in ("rejected", "dropped", "duplicates")}

@@ -21,6 +21,7 @@ from typing import Any
 from data_prep.dataset import durable, shards
 from data_prep.dataset.settings import SettingsError
 from data_prep.dataset.shards import DataError, Document, Manifest, ShardInfo
+from data_prep.dataset.wording import counted
 from data_prep.pipeline import order, workspace
 from data_prep.pipeline.progress import Progress
 from data_prep.pipeline.workspace import Work, WorkspaceError
@@ -53,8 +54,9 @@ def _check(directory: Path, output: Path, count: int, source: Manifest) -> None:
     problems = []
     if not 1 <= count <= source.documents:
         problems.append(
-            f"--shards: {count} shards cannot be made of {source.documents} documents, since a "
-            f"document is never cut; choose 1 to {source.documents}"
+            f"--shards: {counted(count, 'shard')} cannot be made of "
+            f"{counted(source.documents, 'document')}, since a document is never cut; choose 1 to "
+            f"{source.documents}"
         )
     finished = (output / shards.MANIFEST).exists()  # nothing is written, so it may be read-only
     if not finished and (reason := durable.obstacle(output, directory=True)):

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.dataset import durable
+from data_prep.dataset.wording import counted
 from pretrain.checkpoint.manifest import CHECKPOINTS, CheckpointError, steps_in
 
 EXIT_FILE = "exit.json"
@@ -131,7 +132,7 @@ def claim(directory: Path, ranks: int, steps: int, most_without_progress: int | 
             f"no progress: attempts {stuck[-1]} to {stuck[0]} started from step {step}, and none "
             f"committed a later checkpoint, so it is not tried again. {LOG_FILE}, the job's log "
             f"and {STACKS}/ in {directory} say why they ended; the same command tries "
-            f"{most_without_progress} more times"
+            f"{counted(int(most), 'more time')}"
         )
     return Attempt(directory, number, futile)
 

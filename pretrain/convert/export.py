@@ -22,6 +22,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from data_prep.dataset import durable
+from data_prep.dataset.wording import counted
 from data_prep.tokenizer import tokenizer
 from data_prep.tokenizer.contract import Tokenizer
 from data_prep.tokenizer.hugging_face import HuggingFace
@@ -196,7 +197,7 @@ def _verify(directory: Path, source: Source) -> None:
 def _summary(out: Path, source: Source) -> str:
     tensors = source.tensors
     count = sum(torch.Size(info.shape).numel() for info in tensors.values())
-    lines = [f"exported: {len(tensors)} tensors, {count:,} weights, into {out}"]
+    lines = [f"exported: {counted(len(tensors), 'tensor')}, {count:,} weights, into {out}"]
     model = source.config.model
     if model.memory.traits.exported_as != INFINI:
         lines.append(

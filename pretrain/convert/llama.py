@@ -24,6 +24,7 @@ from torch import Tensor
 
 from data_prep.dataset import durable, settings
 from data_prep.dataset.settings import SettingsError
+from data_prep.dataset.wording import counted
 from data_prep.tokenizer import tokenizer
 from data_prep.tokenizer.contract import Tokenizer, TokenizerError
 from pretrain.checkpoint.alone import write_checkpoint
@@ -132,9 +133,9 @@ class Plan:
     def summary(self, out: Path) -> str:
         """What was imported, in a few lines."""
         count = sum(torch.Size(info.shape).numel() for info in self.tensors.values())
-        lines = [f"imported: {len(self.tensors)} tensors, {count:,} weights, into {out}"]
+        lines = [f"imported: {counted(len(self.tensors), 'tensor')}, {count:,} weights, into {out}"]
         if left := self.rows - self.tokenizer.vocab_size:
-            lines.append(f"left out: {left} rows of the embeddings, which belong to no token")
+            lines.append(f"left out: {counted(left, 'row')} of the embeddings, for no token")
         if self.model.memory.traits.remembers and self.model.memory.when_empty == "zero":
             lines.append(
                 "a document's first segment: its local attention is scaled by 1 - g; with "
@@ -233,7 +234,7 @@ def _tensors(
             )
         else:
             found[name] = there.info
-    more = [f"and {len(problems) - 8} more tensors"] if len(problems) > 8 else []
+    more = [f"and {counted(len(problems) - 8, 'more tensor')}"] if len(problems) > 8 else []
     return found, problems[:8] + more
 
 

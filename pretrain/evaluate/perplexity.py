@@ -26,6 +26,7 @@ import torch
 
 from data_prep.dataset import durable, shards
 from data_prep.dataset.shards import Document
+from data_prep.dataset.wording import counted
 from data_prep.tokenizer.contract import Tokenizer
 from pretrain.data.lanes import Dataset
 from pretrain.data.packing import IGNORE, LaidOut, Packer, Span, Window
@@ -128,7 +129,7 @@ def table(report: Report) -> str:
     compared = len(columns) == 2
     headings = [f"{'position':>19} {'tokens':>12}", *(f"{_HEADINGS[c]:>12}" for c in columns)]
     lines = [
-        f"step {report['step']} on {report['data']}: {report['documents']:,} documents, "
+        f"step {report['step']} on {report['data']}: {counted(report['documents'], 'document')}, "
         f"{report['text_bytes']:,} bytes; bits per byte by position (text tokens before the "
         "target)",
         " ".join([*headings, f"{'gain':>9}"] if compared else headings),

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from data_prep.dataset import durable, shards
 from data_prep.dataset.command import TOKENS
+from data_prep.dataset.wording import counted
 from data_prep.recall import tasks
 from data_prep.recall.tasks import Haystack
 from data_prep.tokenizer.contract import Tokenizer
@@ -112,8 +113,8 @@ def _questions(
     )
     if least > length:
         raise EvaluationError(
-            f"--lengths: {length} tokens are fewer than {task} has without any filler; ask for at "
-            f"least {least}"
+            f"--lengths: {counted(length, 'token is', 'tokens are')} fewer than {task} has without "
+            f"any filler; ask for at least {least}"
         )
     for depth in asked.depths:
         for number in range(asked.samples):
@@ -241,8 +242,8 @@ def table(report: Report) -> str:
     shown = ["drawn" if depth is None else f"{depth:g}" for depth in depths]
     samples = rows[0]["samples"]
     lines = [
-        f"step {report['step']}, memory {report['memory_kind']}, {samples} samples per cell: exact "
-        "answers / tokens that are right, in %, by depth",
+        f"step {report['step']}, memory {report['memory_kind']}, {counted(samples, 'sample')} per "
+        "cell: exact answers / tokens that are right, in %, by depth",
         " ".join([f"{'task':<12} {'tokens':>9}", *(f"{name:>11}" for name in shown)]),
     ]
     for task, length in dict.fromkeys((row["task"], row["length"]) for row in rows):

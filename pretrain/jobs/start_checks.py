@@ -9,6 +9,7 @@ from pathlib import Path
 from data_prep.dataset import durable
 from data_prep.dataset.settings import SettingsError
 from data_prep.dataset.shards import DataError, read_manifest
+from data_prep.dataset.wording import counted
 from pretrain.config import Config
 from pretrain.jobs import origin
 
@@ -51,7 +52,7 @@ def data_problems(config: Config, made_before: Sequence[Path] = ()) -> list[str]
             continue
         if len(manifest.shards) < config.data.lanes:
             problems.append(
-                f"{key}: {directory} has {len(manifest.shards)} shards for "
+                f"{key}: {directory} has {counted(len(manifest.shards), 'shard')} for "
                 f"data.lanes={config.data.lanes}, and each lane needs at least one; cut it "
                 "into more (data-prep reshard), or lower data.lanes"
             )

@@ -221,7 +221,7 @@ def test_no_secret_of_the_environment_is_recorded(tmp_path: Path) -> None:
         env={**os.environ, "WANDB_API_KEY": "hunter2", "NCCL_DEBUG": "WARN", "SLURM_JOB_ID": "7"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("preflight: 1 nodes are good")
+    assert done.stdout.startswith("preflight: 1 node is good")
     recorded = (tmp_path / "run/preflight.jsonl").read_text()
     assert "hunter2" not in recorded and "WANDB" not in recorded
     assert json.loads(recorded)["environment"]["NCCL_DEBUG"] == "WARN"
