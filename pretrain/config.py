@@ -173,7 +173,9 @@ class RopeScalingConfig:
         if self.kind == "none" and self.factor != 1:
             found.append(f"factor: {self.factor} does nothing under kind none; choose a kind")
         if self.kind == "llama3" and self.low_turns >= self.high_turns:
-            found.append(f"low_turns: {self.low_turns} is not below high_turns, {self.high_turns}")
+            found.append(
+                f"low_turns: {self.low_turns} is not below high_turns, {self.high_turns}; lower it"
+            )
         return found
 
 
@@ -207,7 +209,9 @@ class ModelConfig:
                 "key/value heads; choose a multiple of n_kv_heads"
             )
         if self.d_head % 2:
-            found.append(f"d_head: rotary embedding needs an even size, found {self.d_head}")
+            found.append(
+                f"d_head: rotary embedding needs an even number, found {self.d_head}; choose one"
+            )
         if self.memory.kernel == "triton" and not self.memory.traits.triton_kernels:
             found.append(
                 f"memory.kernel: triton has no kernels for memory.kind={self.memory.kind}; set it "
@@ -434,15 +438,16 @@ class Config:
         if self.optim.warmup_steps > self.train.steps:
             found.append(
                 f"optim.warmup_steps: {self.optim.warmup_steps} is more than "
-                f"train.steps={self.train.steps}"
+                f"train.steps={self.train.steps}; set it to at most that, or raise train.steps"
             )
-        if (
+        elif (
             self.optim.schedule == "wsd"
             and self.optim.warmup_steps + self.optim.decay_steps > self.train.steps
         ):
+            left = self.train.steps - self.optim.warmup_steps
             found.append(
                 "optim.decay_steps: warm-up and decay together are longer than "
-                f"train.steps={self.train.steps}"
+                f"train.steps={self.train.steps}; set it to at most {left}, or raise train.steps"
             )
         return found
 

@@ -41,12 +41,14 @@ def obstacle(path: Path, *, directory: bool) -> str:
 
     Directories that are missing above it do not count: they are made.
     """
-    if path.exists() and path.is_dir() != directory:
-        found, wanted = ("file", "directory") if directory else ("directory", "file")
-        return f"{path} is a {found}; give a {wanted}"
-    at = path if directory else path.parent
+    at = path
     while not os.path.lexists(at):
         at = at.parent
+    if at == path and path.is_dir() != directory:
+        found, wanted = ("file", "directory") if directory else ("directory", "file")
+        return f"{path} is a {found}; give a {wanted}"
+    if at == path and not directory:
+        at = path.parent
     if not at.is_dir():
         return f"{path} cannot be made, since {at} is not a directory; give another place"
     if not os.access(at, os.W_OK | os.X_OK):

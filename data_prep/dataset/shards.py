@@ -229,10 +229,15 @@ def no_data_set(directory: Path) -> str:
 
 
 def no_directory(path: Path) -> str:
-    """Why there is no directory at this path; empty: there is one."""
-    if path.is_dir():
-        return ""
-    return f"{path}: {'is not a directory' if path.exists() else 'there is no such directory'}"
+    """Why no directory can be read at this path; empty: one can."""
+    try:
+        if path.is_dir() and os.access(path, os.R_OK | os.X_OK):
+            return ""
+        if not path.exists():
+            return f"{path}: there is no such directory"
+        return f"{path}: {'is not readable' if path.is_dir() else 'is not a directory'}"
+    except PermissionError:
+        return f"{path}: lies in a directory that is not readable"
 
 
 def read_manifest(directory: Path) -> Manifest:

@@ -149,9 +149,10 @@ def finished(config: Config, work: Work) -> Manifest | None:
     then = {file.path: file.bytes for file in manifest.inputs}
     changed = sorted(name for name in now.keys() | then.keys() if now.get(name) != then.get(name))
     if changed:
+        others = f" and {counted(len(changed) - 1, 'other')} differ" if changed[1:] else " differs"
         raise WorkspaceError(
-            f"{work.output}: was made from other input files: {changed[0]} and "
-            f"{len(changed) - 1} others differ; give another output"
+            f"{work.output}: was made from other input files: {changed[0]}{others}; give another "
+            "output"
         )
     if config.tokenizer.path:
         _, data = given_tokenizer(config)

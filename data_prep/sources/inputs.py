@@ -144,7 +144,9 @@ def _unreadable(path: str) -> str:
         return f"{path} is a dangling link; repair or exclude it"
     if not stat.S_ISREG(mode):
         return f"{path} is not a regular file; exclude it"
-    return "" if os.access(path, os.R_OK) else f"{path} cannot be read"
+    return (
+        "" if os.access(path, os.R_OK) else f"{path} cannot be read; make it readable or exclude it"
+    )
 
 
 def _misfits(key: str, source: SourceConfig, files: list[InputFile]) -> list[str]:
@@ -157,7 +159,8 @@ def _misfits(key: str, source: SourceConfig, files: list[InputFile]) -> list[str
     others = [file for file in files if file.format != "text"]
     if source.group_by != "file" and others:
         found.append(
-            f"{key}.group_by: joins text files, and {others[0].path} is {others[0].format}"
+            f"{key}.group_by: joins text files, and {others[0].path} is {others[0].format}; "
+            "exclude such files, or leave group_by out"
         )
     return found
 

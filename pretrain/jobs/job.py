@@ -24,7 +24,8 @@ def ranks_per_node(config: Config, nodes: str, gpus: int) -> int:
         )
     elif config.launch.device != "cpu" and 0 < gpus < ranks:
         problems.append(
-            f"launch.ranks: {ranks} ranks per node, but a node has {counted(gpus, 'GPU')}"
+            f"launch.ranks: {ranks} ranks per node, but a node has {counted(gpus, 'GPU')}; "
+            "set it to at most that"
         )
     counts = _counts(nodes)
     if counts is None:
