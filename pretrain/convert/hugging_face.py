@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, fields, replace
 from typing import Any
 
@@ -37,14 +37,6 @@ _OUTSIDE = {
 _LONGEST = 2**20
 # What a memory's kernel computes is no property of the model.
 _OF_A_MODEL = [field.name for field in fields(MemoryConfig) if field.name != "kernel"]
-
-
-class ConversionError(ValueError):
-    """A model that cannot be converted; `problems` holds every reason, one sentence each."""
-
-    def __init__(self, problems: Sequence[str], what: str = "it cannot be converted:") -> None:
-        self.problems = list(problems)
-        super().__init__("\n".join([what, *(f"  - {problem}" for problem in self.problems)]))
 
 
 def their_name(name: str) -> str:

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from data_prep.dataset import durable, settings
 from data_prep.dataset.settings import SettingsError
+from data_prep.dataset.wording import counted
 from data_prep.tokenizer import tokenizer
 from data_prep.tokenizer.contract import Tokenizer, TokenizerError
 from pretrain.checkpoint.alone import write_checkpoint
@@ -32,7 +33,6 @@ from pretrain.checkpoint.ranks import SoloRanks
 from pretrain.checkpoint.verify import verify
 from pretrain.config import CONFIG_FILE, Config, ImportConfig, ModelConfig, RunConfig, TrainConfig
 from pretrain.convert.hugging_face import (
-    ConversionError,
     chosen_there,
     model_config,
     their_name,
@@ -40,6 +40,7 @@ from pretrain.convert.hugging_face import (
 from pretrain.model.transformer import on_meta
 
 _EMBEDDINGS = ("embedding.weight", "lm_head.weight")
+_CONFIG = "config.json"
 _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _DTYPES = ("F32", "BF16", "F16")
@@ -62,7 +63,7 @@ class Stored:
 def run(source: Path, out: Path, overrides: Sequence[str], tokenizer_path: Path | None) -> int:
     """Import the model in `source` into the new directory `out`; the exit code, 0.
 
-    `overrides` are `key=value` settings of `ImportConfig`. Raises ConversionError with all that is
+    `overrides` are `key=value` settings of `ImportConfig`. Raises SettingsError with all that is
     wrong, before anything is written, or CheckpointError where what was written is not as meant.
     """
     plan = _plan(source, out, overrides, tokenizer_path)
@@ -132,9 +133,9 @@ class Plan:
     def summary(self, out: Path) -> str:
         """What was imported, in a few lines."""
         count = sum(torch.Size(info.shape).numel() for info in self.tensors.values())
-        lines = [f"imported: {len(self.tensors)} tensors, {count:,} weights, into {out}"]
+        lines = [f"imported: {counted(len(self.tensors), 'tensor')}, {count:,} weights, into {out}"]
         if left := self.rows - self.tokenizer.vocab_size:
-            lines.append(f"left out: {left} rows of the embeddings, which belong to no token")
+            lines.append(f"left out: {counted(left, 'row')} of the embeddings, for no token")
         if self.model.memory.traits.remembers and self.model.memory.when_empty == "zero":
             lines.append(
                 "a document's first segment: its local attention is scaled by 1 - g; with "
@@ -144,13 +145,15 @@ class Plan:
 
 
 def _plan(source: Path, out: Path, overrides: Sequence[str], tokenizer_path: Path | None) -> Plan:
-    """Look at everything but the tensors' values. Raises ConversionError with all that is wrong."""
+    """Look at everything but the tensors' values. Raises SettingsError with all that is wrong."""
+    if not (source / _CONFIG).is_file():
+        raise SettingsError(
+            [f"{source}: has no {_CONFIG}; expected a model as save_pretrained writes it"]
+        )
     problems: list[str] = []
-    if out.exists():
-        problems.append(f"{out}: already exists; choose a new directory")
     own = _attempted(problems, lambda: _tokenizer(source, tokenizer_path))
     stored = _attempted(problems, lambda: _stored(source)) or {}
-    plain = _attempted(problems, lambda: _json(source / "config.json"))
+    plain = _attempted(problems, lambda: _json(source / _CONFIG))
     chosen, model = _attempted(problems, lambda: _model(plain or {}, overrides)) or (None, None)
     rows = own.vocab_size if own else 0
     tensors: dict[str, TensorInfo] = {}
@@ -165,14 +168,14 @@ def _plan(source: Path, out: Path, overrides: Sequence[str], tokenizer_path: Pat
             "another model's"
         )
     if problems or own is None or model is None or chosen is None:
-        raise ConversionError(problems, f"{source}: cannot be imported:")
+        raise SettingsError(problems)
     for name in set(tensors) & set(_EMBEDDINGS):
         tensors[name] = TensorInfo(tensors[name].dtype, (own.vocab_size, model.d_model))
     return Plan(model, chosen, own, tensors, stored, rows)
 
 
 def _model(plain: Mapping[str, Any], overrides: Sequence[str]) -> tuple[ImportConfig, ModelConfig]:
-    """What was chosen, and our model of a config.json. Raises ConversionError."""
+    """What was chosen, and our model of a config.json. Raises SettingsError."""
     problems: list[str] = []
     # Where a setting is wrong no segment is known, and nothing is said of it.
     chosen, model = ImportConfig(segment=1), ModelConfig()
@@ -186,7 +189,7 @@ def _model(plain: Mapping[str, Any], overrides: Sequence[str]) -> tuple[ImportCo
     except SettingsError as error:
         problems += [f"config.json: {text}" for text in error.problems]
     if problems or not plain:  # a file that cannot be read is reported already
-        raise ConversionError(problems)
+        raise SettingsError(problems)
     return chosen, model
 
 
@@ -194,8 +197,8 @@ def _attempted(problems: list[str], action: Callable[[], Any]) -> Any:
     """What `action` gives; None where it raised what belongs to the problems."""
     try:
         return action()
-    except (ConversionError, TokenizerError) as error:
-        problems += error.problems if isinstance(error, ConversionError) else [str(error)]
+    except (SettingsError, TokenizerError) as error:
+        problems += error.problems if isinstance(error, SettingsError) else [str(error)]
         return None
 
 
@@ -231,12 +234,12 @@ def _tensors(
             )
         else:
             found[name] = there.info
-    more = [f"and {len(problems) - 8} more tensors"] if len(problems) > 8 else []
+    more = [f"and {counted(len(problems) - 8, 'more tensor')}"] if len(problems) > 8 else []
     return found, problems[:8] + more
 
 
 def _stored(source: Path) -> dict[str, Stored]:
-    """Every tensor of the directory by its name. Raises ConversionError."""
+    """Every tensor of the directory by its name. Raises SettingsError."""
     if (source / _WEIGHTS).is_file():
         index, files = None, [_WEIGHTS]
     elif (source / _INDEX).is_file():
@@ -244,9 +247,9 @@ def _stored(source: Path) -> dict[str, Stored]:
         names = list(index.values()) if isinstance(index, dict) else []
         files = sorted({name for name in names if isinstance(name, str)})
         if not files or len(names) != sum(isinstance(name, str) for name in names):
-            raise ConversionError([f"{_INDEX}: expected weight_map to name a file a tensor"])
+            raise SettingsError([f"{_INDEX}: expected weight_map to name a file a tensor"])
     else:
-        raise ConversionError(
+        raise SettingsError(
             [
                 f"{source}: holds neither {_WEIGHTS} nor {_INDEX}; expected weights as safetensors "
                 "(save_pretrained writes them)"
@@ -264,12 +267,12 @@ def _stored(source: Path) -> dict[str, Stored]:
         wrong = sorted(key for key in {*index, *listed} if index.get(key) != listed.get(key))
         problems += [f"{key}: is not in the file that {_INDEX} says" for key in wrong[:8]]
     if problems:
-        raise ConversionError(problems)
+        raise SettingsError(problems)
     return found
 
 
 def _listed(path: Path) -> dict[str, Stored]:
-    """The tensors of one file. Raises ConversionError."""
+    """The tensors of one file. Raises SettingsError."""
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             found = {}
@@ -279,7 +282,7 @@ def _listed(path: Path) -> dict[str, Stored]:
                 found[name] = Stored(path, info)
             return found
     except (OSError, SafetensorError) as error:
-        raise ConversionError([f"{path.name}: cannot be read ({error})"]) from None
+        raise SettingsError([f"{path.name}: cannot be read ({error})"]) from None
 
 
 def _tokenizer(source: Path, path: Path | None) -> Tokenizer:
@@ -295,7 +298,7 @@ def _tokenizer(source: Path, path: Path | None) -> Tokenizer:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    """The object in a file. Raises ConversionError."""
+    """The object in a file. Raises SettingsError."""
     reason = "expected a JSON object"
     with suppress(ValueError):
         try:
@@ -304,4 +307,4 @@ def _json(path: Path) -> dict[str, Any]:
                 return plain
         except OSError as error:
             reason = f"cannot be read ({error.strerror})"
-    raise ConversionError([f"{path.name}: {reason}"])
+    raise SettingsError([f"{path.name}: {reason}"])
