@@ -318,6 +318,19 @@ class ModelConfig:
         memory = self.memory
         return self.segment * (memory.full.segments if memory.traits.whole_window else 1)
 
+    def whole_spans(self, segments: int) -> int:
+        """Tokens of the fewest spans that hold `segments` segments."""
+        return -(-segments * self.segment // self.span) * self.span
+
+    def span_problems(self, key: str, segments: int) -> list[str]:
+        """Why a window of `segments` segments, the setting `key`, cannot be laid out."""
+        if segments * self.segment % self.span == 0:
+            return []
+        return [
+            f"memory.full.segments: {self.memory.full.segments} does not divide {key}={segments}; "
+            "choose a divisor of it"
+        ]
+
     def problems(self) -> list[str]:
         """Combinations that cannot work."""
         found = []
@@ -553,11 +566,9 @@ class Config:
                 "parallel.sequence: ranks cannot share windows with "
                 f"model.memory.kind={kind}; set it to 1"
             )
-        if self.window % self.model.span:
-            found.append(
-                f"model.memory.full.segments: {self.model.memory.full.segments} does not divide "
-                f"train.window_segments={self.train.window_segments}; choose a divisor of it"
-            )
+        segments = self.train.window_segments
+        laid_out = self.model.span_problems("train.window_segments", segments)
+        found += [f"model.{problem}" for problem in laid_out]
         if self.launch.ranks:
             found += self.rank_problems(self.launch.ranks)
         if self.model.local_attention == "flash" and self.train.precision != "bf16":
@@ -648,6 +659,11 @@ class ImportConfig:
         16, "segments that evaluation and generation compute at once", low=1
     )
     memory: MemoryConfig = group(MemoryConfig)
+
+    def problems(self) -> list[str]:
+        """Combinations that cannot work."""
+        model = ModelConfig(segment=self.segment, memory=self.memory)
+        return model.span_problems("window_segments", self.window_segments)
 
 
 def any_of(choices: Sequence[object]) -> str:

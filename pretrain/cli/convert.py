@@ -59,7 +59,8 @@ class Export(Command):
 
     Writes safetensors, config.json, the tokenizer and the code of the model:
     AutoModelForCausalLM.from_pretrained(OUT, trust_remote_code=True) loads it. A model without
-    memory becomes a plain Llama, which gives the same logits for texts of one segment.
+    memory becomes a plain Llama, which gives the same logits for texts of one segment, or
+    with memory.kind=full of memory.full.segments; other papers' memories are not exported.
     """
 
     path: Path = word("run directory, or one checkpoint of it", kind=RUN)

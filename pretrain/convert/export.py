@@ -22,6 +22,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from data_prep.dataset import durable
+from data_prep.dataset.settings import SettingsError
 from data_prep.dataset.wording import counted
 from data_prep.tokenizer import tokenizer
 from data_prep.tokenizer.contract import Tokenizer
@@ -30,7 +31,7 @@ from pretrain.checkpoint.load import Checkpoint
 from pretrain.checkpoint.manifest import CheckpointError, TensorInfo
 from pretrain.checkpoint.pieces import DTYPES, dtype_name, stream_tensors
 from pretrain.checkpoint.ranks import SoloRanks
-from pretrain.config import Config
+from pretrain.config import MEMORY_KINDS, Config, any_of
 from pretrain.convert.hugging_face import INFINI, config_json, their_name
 from pretrain.model.transformer import Transformer, on_meta
 from pretrain.trained import configuration_of, locate, tokenizer_of
@@ -49,6 +50,7 @@ def run(path: Path, out: Path, dtype: str) -> int:
     run_directory, checkpoint_path = locate(path, SoloRanks())
     with Checkpoint(checkpoint_path) as checkpoint:
         config = configuration_of(checkpoint)
+        _check_kind(config.model.memory.kind)
         own = tokenizer_of(run_directory, checkpoint)
         source = Source(checkpoint, config, own.vocab_size, _WRITTEN.get(dtype))
         writing = out.with_name(f"{out.name}.exporting")
@@ -64,6 +66,18 @@ def run(path: Path, out: Path, dtype: str) -> int:
     durable.sync_directory(out.parent)
     print(_summary(out, source))
     return 0
+
+
+def _check_kind(kind: str) -> None:
+    """Raises SettingsError for a memory that transformers have no model of."""
+    exported = [name for name, traits in MEMORY_KINDS.items() if traits.exported_as]
+    if kind not in exported:
+        raise SettingsError(
+            [
+                f"model.memory.kind: transformers have no model with the memory {kind}; a model "
+                f"with {any_of(exported)} can be exported"
+            ]
+        )
 
 
 @dataclass(frozen=True)
@@ -200,9 +214,10 @@ def _summary(out: Path, source: Source) -> str:
     lines = [f"exported: {counted(len(tensors), 'tensor')}, {count:,} weights, into {out}"]
     model = source.config.model
     if model.memory.traits.exported_as != INFINI:
+        reach = "a segment" if model.span == model.segment else "what its attention spans"
         lines.append(
-            f"a plain Llama: it has the same logits for texts of at most {model.segment} tokens, "
-            "a segment, and attends to more than the model was trained with beyond"
+            f"a plain Llama: it has the same logits for texts of at most {model.span} tokens, "
+            f"{reach}, and attends to more than the model was trained with beyond"
         )
     else:
         lines.append(

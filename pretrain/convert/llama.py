@@ -13,7 +13,7 @@ import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,8 @@ from pretrain.convert.hugging_face import (
     model_config,
     their_name,
 )
-from pretrain.model.transformer import on_meta
+from pretrain.model.memories.kinds import attention_of, is_of_memory
+from pretrain.model.transformer import Transformer, on_meta
 
 _EMBEDDINGS = ("embedding.weight", "lm_head.weight")
 _CONFIG = "config.json"
@@ -108,7 +109,7 @@ class Plan:
         """Our parameter `name`."""
         theirs = their_name(name)
         if theirs not in self.stored:
-            return torch.full(self.tensors[name].shape, self.model.memory.initial_gate)
+            return _initial(self.model, name)
         tensor = self.stored[theirs].read(theirs)
         return tensor[: self.tokenizer.vocab_size] if name in _EMBEDDINGS else tensor
 
@@ -136,7 +137,12 @@ class Plan:
         lines = [f"imported: {counted(len(self.tensors), 'tensor')}, {count:,} weights, into {out}"]
         if left := self.rows - self.tokenizer.vocab_size:
             lines.append(f"left out: {counted(left, 'row')} of the embeddings, for no token")
-        if self.model.memory.traits.remembers and self.model.memory.when_empty == "zero":
+        if new := [name for name in self.tensors if their_name(name) not in self.stored]:
+            lines.append(
+                f"initialized: {counted(len(new), 'tensor')} of the memory, which the model lacks"
+            )
+        memory = self.model.memory
+        if "when_empty" in memory.traits.settings and memory.when_empty == "zero":
             lines.append(
                 "a document's first segment: its local attention is scaled by 1 - g; with "
                 "memory.when_empty=local its logits stay the imported model's"
@@ -214,13 +220,12 @@ def _tensors(
     # Frequencies, which older versions of transformers stored.
     unused = {name for name in unused if not name.endswith("rotary_emb.inv_freq")}
     problems = [f"{name}: our model has no such tensor" for name in sorted(unused)]
-    gates = ours.gates()
-    # A model without memory has none; they then begin as `memory.initial_gate` says.
-    have_gates = any(their_name(name) in stored for name in gates)
+    # A model without this memory has none of its parameters; they are then initialized.
+    lacks_memory = not any(is_of_memory(name) and their_name(name) in stored for name in wanted)
     found = {}
     for name, (theirs, shape) in wanted.items():
         there = stored.get(theirs)
-        if there is None and name in gates and not have_gates:
+        if there is None and is_of_memory(name) and lacks_memory:
             found[name] = TensorInfo("F32", shape)
         elif there is None:
             problems.append(f"{theirs}: missing")
@@ -236,6 +241,17 @@ def _tensors(
             found[name] = there.info
     more = [f"and {counted(len(problems) - 8, 'more tensor')}"] if len(problems) > 8 else []
     return found, problems[:8] + more
+
+
+def _initial(model: ModelConfig, name: str) -> Tensor:
+    """The initial value of our parameter `name`, which belongs to the memory."""
+    _, layer, own = name.split(".", 2) if name.startswith("layers.") else ("", "0", name)
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(int(layer))
+        if own == name:
+            return Transformer(replace(model, n_layers=0), 1).get_parameter(name)
+        attention = attention_of(model.memory).of_layer(model, int(layer))
+        return attention.get_parameter(own.removeprefix("attention."))
 
 
 def _stored(source: Path) -> dict[str, Stored]:

@@ -22,7 +22,7 @@ from pretrain.model.decoding import Decoder
 from pretrain.model.stream import StreamState
 from pretrain.trained import Trained, default_device, load
 
-# Logits that are in memory at once during prefill, unless a segment has more.
+# Logits that are in memory at once during prefill, unless a span has more.
 _CHUNK_LOGITS = 2**24
 
 
@@ -111,7 +111,7 @@ def extended(
 ) -> Iterator[tuple[Tensor, StreamState]]:
     """The logits [t, V] of each chunk of `tokens` [n] after a stream, and the stream behind it.
 
-    A chunk is of whole segments, at most a window of the run, so that the space does not grow with
+    A chunk is of whole spans, at most a window of the run, so that the space does not grow with
     the number of tokens.
     """
     for chunk in torch.split(torch.from_numpy(tokens.astype(np.int64)), chunk_tokens(trained)):
@@ -154,10 +154,10 @@ def _choose(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> i
 
 
 def chunk_tokens(trained: Trained) -> int:
-    """Tokens of a chunk: whole segments, at most a window of the run."""
-    segment = trained.config.model.segment
-    affordable = _CHUNK_LOGITS // trained.tokenizer.vocab_size // segment
-    return segment * max(1, min(affordable, trained.config.train.window_segments))
+    """Tokens of a chunk: whole spans of local attention, at most a window of the run."""
+    span = trained.config.model.span
+    affordable = _CHUNK_LOGITS // trained.tokenizer.vocab_size // span
+    return span * max(1, min(affordable, trained.config.window // span))
 
 
 def _text(prompt: str, prompt_file: str | None) -> str:

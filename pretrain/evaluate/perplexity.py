@@ -85,12 +85,13 @@ def evaluate(
 ) -> Report:
     """Score the first `max_documents` (None: all) documents of a data set, `batch` side by side.
 
-    A window is `window_segments` segments (None: the run's); neither it nor `batch` changes what is
-    measured. `report` is given progress lines. Returns JSON-able numbers: what was evaluated, and
-    `total` and each of `positions` (targets at `first` <= p < `end`) with tokens, bytes, and by
-    column nats, bits_per_byte (None without bytes) and perplexity; with `by_document` also, under
-    that key, the id, text_bytes, total and positions of each document alone. Without `masked` a
-    model with memory is not run a second time with its reads masked.
+    A window is `window_segments` segments (None: the run's), rounded up to what local attention
+    spans; neither it nor `batch` changes what is measured. `report` is given progress lines.
+    Returns JSON-able numbers: what was evaluated, and `total` and each of `positions` (targets at
+    `first` <= p < `end`) with tokens, bytes, and by column nats, bits_per_byte (None without bytes)
+    and perplexity; with `by_document` also, under that key, the id, text_bytes, total and positions
+    of each document alone. Without `masked` a model with memory is not run a second time with its
+    reads masked.
     Raises EvaluationError, ResultError or DataError.
     """
     if window_segments is None:
@@ -104,7 +105,7 @@ def evaluate(
     first = 0 if data.manifest.tokenizer.bos_id is None else -1
     score = _Score(columns, trained.tokenizer, first, by_document)
     queue = _Queue(itertools.islice(data.documents(), max_documents))
-    lanes = [_Lane(queue, data, trained.config.model.segment) for _ in range(batch)]
+    lanes = [_Lane(queue, data, trained.config.model.span) for _ in range(batch)]
     for windows, losses in _losses(trained, lanes, window_segments, columns):
         score.add(windows, losses)
         progress.add(sum(span.tokens for _, spans in windows for span in spans))
@@ -176,8 +177,8 @@ class _Queue(Iterator[Document]):
 class _Lane(Packer):
     """One row of the batch: document after document, each from a segment's start on."""
 
-    def __init__(self, documents: Iterator[Document], data: Dataset, segment: int) -> None:
-        super().__init__(align=segment)
+    def __init__(self, documents: Iterator[Document], data: Dataset, span: int) -> None:
+        super().__init__(align=span)
         self._documents = documents
         self._data = data
 
@@ -194,7 +195,7 @@ def _losses(
 ) -> Iterator[tuple[list[_Packed], list[np.ndarray]]]:
     """Windows of all lanes with their losses of each column, float64 [B, T] in nats."""
     model, device = trained.model, trained.device
-    length = window_segments * trained.config.model.segment
+    length = trained.config.model.whole_spans(window_segments)
     state = model.initial_state(len(lanes), device)
     while True:
         packed = [lane.pack(length) for lane in lanes]

@@ -37,7 +37,7 @@ from pretrain.model.state import of_lanes
 from pretrain.model.transformer import Transformer
 from pretrain.trained import Trained
 
-# Tokens of all lanes that are computed at once, unless a segment of each has more.
+# Tokens of all lanes that are computed at once, unless a span of each has more.
 _AT_ONCE = {"cpu": 2**14, "cuda": 2**18}
 
 
@@ -184,14 +184,14 @@ def _shared(
     A lane is the prompts that have been the same up to `end`, by their numbers; it came from a lane
     of the window before. A prompt that has ended is in no lane.
     """
-    segment = model.config.segment
+    span = model.config.span
     at_once = _AT_ONCE["cpu" if model.embedding.weight.device.type == "cpu" else "cuda"]
     lanes = [list(range(len(prompts)))]
     begin, longest = 0, max(map(len, prompts))
     while begin < longest:
         # Where lanes part within the window, there may be as many as there are prompts.
         count = sum(len(members) for members in lanes)
-        end = min(begin + segment * max(1, at_once // (segment * count)), longest)
+        end = min(begin + span * max(1, at_once // (span * count)), longest)
         parted: dict[tuple[int, bytes], list[int]] = {}
         for lane, members in enumerate(lanes):
             for row in members:

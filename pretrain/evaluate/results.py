@@ -55,7 +55,7 @@ def of_model(trained: Trained) -> Report:
         "checkpoint": trained.checkpoint_path.name,
         "checkpoint_sha256": trained.checkpoint_sha256,
         "memory_kind": trained.config.model.memory.kind,
-        "segment": trained.config.model.segment,
+        "segment": trained.config.model.span,
     }
 
 

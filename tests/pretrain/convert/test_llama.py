@@ -19,13 +19,15 @@ from data_prep.dataset import settings
 from data_prep.dataset.settings import SettingsError
 from pretrain import trained
 from pretrain.checkpoint.load import Checkpoint
-from pretrain.config import ImportConfig, load
+from pretrain.config import MEMORY_KINDS, ImportConfig, load
 from pretrain.convert import llama
 from pretrain.convert.hugging_face import model_config
 from pretrain.evaluate import generate
 from pretrain.evaluate.questions import Sampling
 from pretrain.model import local_attention, rotary
+from pretrain.model.memories.kinds import is_of_memory
 from pretrain.model.transformer import Transformer
+from tests.pretrain import kinds
 from tests.pretrain.convert.conftest import LLAMA3, random_tokens
 from tests.pretrain.jobs.test_origin import train
 
@@ -125,6 +127,46 @@ def test_an_empty_memory_that_reads_as_0_scales_the_first_segment_by_the_gate(
             layer.self_attn.o_proj.weight.mul_(0.5)
     scaled = trained.load(tmp_path / "out", CPU).model
     assert_equal_logits(logits(scaled, tokens), theirs(model, tokens))
+
+
+@kinds.of_every_kind
+def test_a_model_is_imported_with_any_memory_and_keeps_the_logits_that_need_none(
+    tmp_path: Path, save_model: Any, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
+    model = save_model(tmp_path / "hub")
+    choices = kinds.words(kind, "memory")
+    infini = "when_empty" in MEMORY_KINDS[kind].settings
+    ours = imported(tmp_path, *choices, *["memory.when_empty=local"] * infini)
+    assert ours.config.memory.kind == kind
+    tokens = random_tokens(2 * ours.config.span + 20)
+    found = logits(ours, tokens)
+    span = ours.config.span
+    assert span == SEGMENT * (2 if kind == "full" else 1)
+    assert_equal_logits(found[:, :span], theirs(model, tokens[:, :span]))
+    assert found.isfinite().all()
+    # What the memory has of its own is as in a new model.
+    own = [name for name, _ in ours.named_parameters() if is_of_memory(name)]
+    said = f"initialized: {len(own)} tensors of the memory" in capsys.readouterr().out
+    assert said == bool(own)
+    for name in own:
+        values = ours.get_parameter(name).flatten()
+        assert values.isfinite().all() and values.std() < 1
+
+
+def test_the_segments_of_full_attention_are_chosen_to_divide_the_window(
+    tmp_path: Path, save_model: Any
+) -> None:
+    save_model(tmp_path / "hub")
+    assert refused(tmp_path, "memory.kind=full", "memory.full.segments=3") == [
+        "memory.full.segments: 3 does not divide window_segments=16; choose a divisor of it"
+    ]
+    sliding = save_model(tmp_path / "sliding/hub", "Mistral", sliding_window=SEGMENT)
+    assert sliding.config.sliding_window == SEGMENT
+    (problem,) = refused(
+        tmp_path / "sliding", f"segment={SEGMENT}", "memory.kind=full", "memory.full.segments=4"
+    )
+    assert problem.startswith("config.json: sliding_window: 64 tokens are fewer than the 256 of ")
+    assert problem.endswith("choose segment=16 or less, within which it cuts nothing")
 
 
 def test_gates_begin_as_chosen_and_weights_keep_their_bits_and_dtype(

@@ -19,13 +19,19 @@ from pretrain.evaluate import generate
 from pretrain.evaluate.questions import EvaluationError, ResultError, Sampling
 from pretrain.model.stream import StreamState
 from pretrain.trained import Trained
+from tests.pretrain import kinds
 
 CPU = torch.device("cpu")
 PROMPT = "It is a truth universally acknowledged, that a “man” in want of a wife. " * 6
 
 
-def test_greedy_tokens_are_the_argmax_of_whole_document_forwards(model: Trained) -> None:
+@kinds.of_every_kind
+def test_greedy_tokens_are_the_argmax_of_whole_document_forwards(
+    tmp_path: Path, write_run: Any, kind: str
+) -> None:
     """A prompt of several windows, and on over several segments."""
+    write_run(tmp_path / "run", memory=kinds.memory(kind))
+    model = trained.load(tmp_path / "run", CPU)
     ids = model.tokenizer.encode(PROMPT).tolist()
     assert len(ids) > 2 * 64
     document = [1, *ids]

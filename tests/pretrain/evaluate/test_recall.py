@@ -12,12 +12,12 @@ import torch
 
 from data_prep.recall import tasks
 from data_prep.recall.tasks import Haystack
-from pretrain.config import MemoryConfig
 from pretrain.evaluate import recall
 from pretrain.evaluate.progress import TokenProgress
 from pretrain.evaluate.questions import EvaluationError, Questions, ResultError
 from pretrain.model.transformer import Transformer
 from pretrain.trained import Trained
+from tests.pretrain import kinds
 
 CPU = torch.device("cpu")
 ASKED = Questions(["passkey"], [400, 900], [0.0, 0.4, 1.0], samples=2, seed=3)
@@ -38,14 +38,14 @@ def _likeliest(model: Transformer, ids: np.ndarray, first: int) -> list[int]:
     return found
 
 
-@pytest.mark.parametrize("kind", ["linear", "delta", "none"])
+@kinds.of_every_kind
 @pytest.mark.parametrize("at_once", [1, 130, 4096])
 def test_answers_are_those_of_one_forward_over_each_prompt(
-    tmp_path: Path, write_run: Any, monkeypatch: pytest.MonkeyPatch, kind: Any, at_once: int
+    tmp_path: Path, write_run: Any, monkeypatch: pytest.MonkeyPatch, kind: str, at_once: int
 ) -> None:
     # Windows of one segment, of some, and of all: prompts part within them and at their edges.
     monkeypatch.setitem(recall._AT_ONCE, "cpu", at_once)
-    model = write_run(tmp_path / "run", memory=MemoryConfig(kind=kind))
+    model = write_run(tmp_path / "run", memory=kinds.memory(kind))
     draws = np.random.default_rng(1)
     stem = draws.integers(3, 320, 150)
     kept = [150, 150, 120, 64, 63, 0]
