@@ -190,6 +190,14 @@ class Transformer(nn.Module):
             for gate in module.gates
         )
 
+    def begins_as_eos(self) -> tuple[str, ...]:
+        """The names of the parameters that begin as the embedding of EOS in a model whose other
+        weights were trained without them."""
+        recurrence = self.recurrence
+        return (
+            () if recurrence is None or not recurrence.from_eos else ("recurrence.learned.weight",)
+        )
+
     def forward(
         self,
         tokens: Tensor,

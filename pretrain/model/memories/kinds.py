@@ -39,6 +39,14 @@ def recurrence_of(memory: MemoryConfig) -> type[SegmentRecurrence] | None:
     return _RECURRENCES.get(memory.kind)
 
 
+def is_of_memory(name: str) -> bool:
+    """Whether a parameter belongs to a memory, so that models with another kind lack it."""
+    if name.startswith("recurrence."):
+        return True
+    _, _, own = name.partition(".attention.")
+    return own.partition(".")[0] not in ("", "q_proj", "k_proj", "v_proj", "o_proj")
+
+
 def is_gate(name: str) -> bool:
     """Whether a parameter of the model is a gate of a memory of any kind; see `Attention.gates`.
 
