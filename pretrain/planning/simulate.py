@@ -30,6 +30,7 @@ from torch.utils._pytree import tree_leaves
 
 from pretrain.config import Config, ModelConfig
 from pretrain.model import flops
+from pretrain.model.state import ModelState, mapped
 from pretrain.model.transformer import Transformer
 from pretrain.trained import PRECISIONS
 from pretrain.training.engine import Engine
@@ -163,7 +164,7 @@ def _trace(config: Config, vocab_size: int, lanes: int) -> Activations:
         for parameter in model.parameters():
             parameter.register_post_accumulate_grad_hook(_drop_gradient)  # type: ignore[no-untyped-call]
         starts, batch = _window(lanes, config.part)
-        state = model.initial_state(lanes, "cpu")
+        state = _full(model.initial_state(lanes, "cpu"))
         sequence = config.parallel.sequence
         parts = _Alike(sequence) if sequence > 1 else None
         weights = ledger.live
@@ -223,6 +224,18 @@ def _window(lanes: int, tokens: int) -> tuple[Tensor, Tensor]:
     with unset_fake_temporarily():
         starts = torch.zeros(lanes, tokens, dtype=torch.bool)
     return starts, torch.zeros(lanes, tokens, dtype=torch.int64)
+
+
+def _full(state: ModelState) -> ModelState:
+    """The state with all its slots held, as in a long document: real, since layers look at them."""
+
+    def filled(tensor: Tensor) -> Tensor:
+        if tensor.dtype != torch.bool:
+            return tensor
+        with unset_fake_temporarily():
+            return torch.ones(tensor.shape, dtype=torch.bool)
+
+    return tuple(mapped(filled, memory) for memory in state)
 
 
 @contextlib.contextmanager

@@ -83,6 +83,8 @@ def allocated(settings: Config) -> int:
     batch = torch.zeros(LANES, settings.window, dtype=torch.int64)
     starts = torch.zeros(LANES, settings.window, dtype=torch.bool)
     state = model.initial_state(LANES, "cpu")
+    with torch.no_grad():
+        state = model(batch, starts, state).state  # a full memory
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         model(batch, starts, state, batch).loss.backward()
     results = profiler.profiler.kineto_results
@@ -101,7 +103,8 @@ def _without_gradient(parameter: torch.nn.Parameter) -> None:
 @pytest.mark.parametrize(
     ("kind", "checkpointing"),
     [("none", "none"), ("none", "full"), ("linear", "none"), ("linear", "full"),
-     ("delta", "none"), ("delta", "full")],
+     ("delta", "none"), ("delta", "full"), ("rmt", "none"),
+     ("rmt", "full"), ("autocompressor", "none"), ("autocompressor", "full")],
 )  # fmt: skip
 def test_activations_are_those_that_the_allocator_recorded(kind: str, checkpointing: str) -> None:
     settings = config(
@@ -202,6 +205,7 @@ WORDS = [
     ("train.precision=float32", "model.tied_embeddings=false", "model.d_ff=1000"),
     ("parallel.sequence=2", f"data.lanes={LANES}", "train.activation_checkpointing=full"),
     ("data.preface=z", "parallel.sequence=2", f"data.lanes={LANES}"),
+    ("model.memory.kind=rmt", "zero.live_parameters=1", "model.d_ff=1000"),
 ]
 CASES = pytest.mark.parametrize("case", range(len(WORDS)), ids=[" ".join(w) for w in WORDS])
 
