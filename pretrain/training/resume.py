@@ -59,7 +59,7 @@ class Resumer:
         if self.config.train.start_from:
             _, path = locate(Path(self.config.train.start_from), self.ranks)
             with Checkpoint(path) as checkpoint:
-                self.engine.take_weights(checkpoint)
+                self.engine.take_weights(checkpoint, self.data.tokenizer.eos_id)
                 step, digest = checkpoint.step, checkpoint.sha256
             origin = {"path": str(path.resolve()), "step": step, "sha256": digest}
             _log.info("weights of %s, step %d, sha256 of its manifest %s", path, step, digest)

@@ -13,6 +13,8 @@ KINDS: dict[str, tuple[str, ...]] = {
     "linear": (),
     "delta": (),
     "transformer_xl": ("transformer_xl.cache=11",),
+    "rmt": ("rmt.vectors=3",),
+    "autocompressor": ("autocompressor.vectors=2", "autocompressor.capacity=3"),
 }
 """Settings of `memory` beside the kind; segments have at least 8 tokens, windows 4 segments."""
 REMEMBERING = [kind for kind in KINDS if MEMORY_KINDS[kind].remembers]

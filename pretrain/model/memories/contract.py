@@ -13,9 +13,9 @@ document has a capacity), so checkpoints, host copies and `pretrain plan` work f
 trainer carries it from window to window, detached.
 
 **A recurrence over the whole stack** (memory vectors that the top layer passes to the first) does
-not belong to a layer: the layers are `LocalAttention`s, and the recurrence is another module of the
-Transformer, which runs `Transformer.stack` once per segment, with its vectors put around the
-segment's tokens. A `ModelState` then holds one state, that of the recurrence. All ranks run the
+not belong to a layer: the layers are `LocalAttention`s, and the Transformer has a
+`recurrence.SegmentRecurrence`, which runs all layers once per segment, with its vectors put around
+the segment's tokens. A `ModelState` then holds one state, that of the recurrence. All ranks run the
 same number of segments.
 """
 
