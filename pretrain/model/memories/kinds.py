@@ -6,6 +6,7 @@ Properties of a kind that are needed before torch is imported are in `config.MEM
 from __future__ import annotations
 
 from pretrain.config import MemoryConfig
+from pretrain.model.memories.compressive import CompressiveAttention
 from pretrain.model.memories.contract import Attention
 from pretrain.model.memories.infini import DeltaAttention, LinearAttention
 from pretrain.model.memories.none import LocalAttention
@@ -15,6 +16,7 @@ _KINDS: dict[str, type[Attention]] = {
     "none": LocalAttention,
     "full": LocalAttention,
     "transformer_xl": CachedAttention,
+    "compressive": CompressiveAttention,
     "linear": LinearAttention,
     "delta": DeltaAttention,
 }
