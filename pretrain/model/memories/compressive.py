@@ -260,6 +260,7 @@ def laid_out(window: Window, sizes: Sizes, memories: Sequence[CompressiveState])
     size = sizes.compressed
     new, visible = (part[:, :-1, size:] for part in compressed)
     some = visible.any(dim=2, keepdim=True)
+    present = torch.arange(written.shape[1], device=written.device) < window.tokens
     shown = None if bool(visible.all()) else (visible | ~some).flatten(0, 1)[:, None, None]
     return Layout(
         Slots(*(torch.cat((a[..., :size], b), 2) for a, b in zip(compressed, cached, strict=True))),
@@ -268,7 +269,7 @@ def laid_out(window: Window, sizes: Sizes, memories: Sequence[CompressiveState])
             None if shown is None else shown.repeat_interleave(sizes.rate, dim=3),
         ),
         Compared(new, shown),
-        window.readable & some,
+        window.readable & some & present.view(window.starts.shape[1:]),
     )
 
 
