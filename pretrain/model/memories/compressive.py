@@ -170,10 +170,10 @@ class CompressiveAttention(PastAttention):
         with torch.no_grad():
             target = by_content(queries, keys.whole, values.whole, layout.old)
         found = by_content(queries, keys.of_input, values.of_input, layout.new)
-        error = (found - target).square().sum(dim=(-2, -1))
-        precise = torch.promote_types(torch.float32, error.dtype)
+        precise = torch.promote_types(torch.float32, found.dtype)
+        error = (found - target).to(precise).square().sum(dim=(-2, -1))
         weight = self.config.memory.compressive.reconstruction_weight
-        return weight * torch.where(layout.readers, error, 0).sum(dtype=precise)
+        return weight * torch.where(layout.readers, error, 0).sum()
 
     def opened(self, memory: State, lanes: int, length: int, like: Tensor) -> OpenSegment:
         """See `Attention.opened`."""
@@ -223,6 +223,11 @@ class CompressiveAttention(PastAttention):
         }
 
     @classmethod
+    def forward_only_flops(cls, config: ModelConfig, window: int) -> int:
+        """The attention that is to be reconstructed."""
+        return config.n_layers * slot_flops(config, window, config.segment)
+
+    @classmethod
     def flops(cls, config: ModelConfig, window: int) -> dict[str, int]:
         """See `Attention.flops`; what is carried, and each new slot, is projected once a window."""
         sizes, segments = Sizes.of(config), -(-window // config.segment)
@@ -239,58 +244,59 @@ class CompressiveAttention(PastAttention):
 
 
 def laid_out(window: Window, sizes: Sizes, memories: Sequence[CompressiveState]) -> Layout:
-    """The layout of a window after `memories`: the carried one, after `initial` if it is given."""
+    """The layout of a window for `memories`: `initial`, if it is given, and the carried one."""
     written = torch.ones_like(window.starts) if window.writable is None else window.writable
     written = written.flatten(1)
     cached_held = [one.cached_held for one in memories]
     blocks_held = leaving_blocks(cached_held, written, window, sizes).all(dim=2)
     slots_held = with_blocks([one.compressed_held for one in memories], blocks_held, window, sizes)
     inputs_held = torch.cat((*cached_held, written), dim=1)
-    compressed = aligned(
-        window,
-        slots_held,
-        [sizes.compressed + sizes.leaving(window) // sizes.rate] * len(memories),
-        sizes.blocks,
-        sizes.compressed + sizes.blocks,
-    )
-    cached = aligned(
-        window, inputs_held, [sizes.cached] * len(memories), sizes.segment, sizes.cached
-    )
+    size, initial = sizes.compressed, len(memories) == 2
+    with_own = size + sizes.leaving(window) // sizes.rate
+    compressed = aligned(window, slots_held, with_own, initial, sizes.blocks, size + sizes.blocks)
+    cached = aligned(window, inputs_held, sizes.cached, initial, sizes.segment, sizes.cached)
     cached = cached._replace(rows=cached.rows + slots_held.shape[1])
-    size = sizes.compressed
-    new, visible = (part[:, :-1, size:] for part in compressed)
-    some = visible.any(dim=2, keepdim=True)
-    present = torch.arange(written.shape[1], device=written.device) < window.tokens
-    shown = None if bool(visible.all()) else (visible | ~some).flatten(0, 1)[:, None, None]
-    return Layout(
-        Slots(*(torch.cat((a[..., :size], b), 2) for a, b in zip(compressed, cached, strict=True))),
-        Compared(
-            cached.rows[:, :-1, : sizes.segment],
-            None if shown is None else shown.repeat_interleave(sizes.rate, dim=3),
-        ),
-        Compared(new, shown),
-        window.readable & some & present.view(window.starts.shape[1:]),
-    )
+    pairs = zip(compressed, cached, strict=True)
+    slots = Slots(*(torch.cat((one[..., :size], other), dim=2) for one, other in pairs))
+    return compared(window, slots, Slots(*(part[:, :-1, size:] for part in compressed)), sizes)
 
 
-def aligned(window: Window, held: Tensor, memories: Sequence[int], step: int, count: int) -> Slots:
-    """The last `count` rows of the open document before each segment, `step` a segment.
+def compared(window: Window, slots: Slots, new: Slots, sizes: Sizes) -> Layout:
+    """The layout of the memory's `slots`; `new` [B, S, N / c] are those that the inputs become
+    which leave the cache when the segment is full."""
+    first = sizes.compressed
+    old = slots.rows[:, :-1, first : first + sizes.segment]
+    some = new.visible.any(dim=2, keepdim=True)
+    mask = old_mask = None
+    if not bool(new.visible.all()):
+        mask = (new.visible | ~some).flatten(0, 1)[:, None, None]
+        old_mask = mask.repeat_interleave(sizes.rate, dim=3)
+    shape = window.starts.shape[1:]
+    present = torch.arange(shape.numel(), device=old.device).view(shape) < window.tokens
+    readers = window.readable & some & present
+    return Layout(slots, Compared(old, old_mask), Compared(new.rows, mask), readers)
 
-    The rows are those of each memory, of `memories` rows, and then the window's; held [B, rows]
-    bool. A document that starts in the window follows the first of two memories, or nothing.
+
+def aligned(
+    window: Window, held: Tensor, memory: int, initial: bool, step: int, count: int
+) -> Slots:
+    """The last `count` rows of the open document before each segment, [B, S + 1, count].
+
+    The rows are `memory` of `initial`, if it is given, as many of the carried memory, and then
+    `step` of each segment of the window; held [B, rows] bool.
     """
     last = last_starts(window)[..., None]
     begun = last >= 0
     first = last.clamp(min=0) // window.starts.shape[2]
     segments = torch.arange(window.starts.shape[1] + 1, device=held.device)[:, None]
-    # Places in [memory; the window's rows from the segment `first` on].
+    # Places in [memory; the window's rows from the segment on in which the document starts].
     places = (segments - first) * step + torch.arange(count, device=held.device)
-    of_memory = places < memories[-1]
-    moved = torch.where(of_memory & begun, 0, sum(memories[:-1]))
-    rows = places + moved + torch.where(of_memory, 0, first * step)
+    of_memory = places < memory
+    passed = torch.where(of_memory & begun, 0, memory * initial)
+    rows = places + passed + torch.where(of_memory, 0, first * step)
     # A window shorter than a segment has fewer rows than a step.
     visible = F.pad(held, (0, step)).gather(1, rows.flatten(1)).view(rows.shape)
-    if len(memories) == 1:
+    if not initial:
         visible = visible & ~(of_memory & begun)
     return Slots(rows.clamp(max=held.shape[1] - 1), visible)
 
