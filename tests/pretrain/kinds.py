@@ -13,6 +13,7 @@ KINDS: dict[str, tuple[str, ...]] = {
     "linear": (),
     "delta": (),
     "transformer_xl": ("transformer_xl.cache=11",),
+    "compressive": ("compressive.compressed=6",),
     "rmt": ("rmt.vectors=3",),
     "autocompressor": ("autocompressor.vectors=2", "autocompressor.capacity=3"),
 }

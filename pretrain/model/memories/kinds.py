@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from pretrain.config import MemoryConfig
 from pretrain.model.memories.autocompressor import Summaries
+from pretrain.model.memories.compressive import CompressiveAttention
 from pretrain.model.memories.contract import Attention
 from pretrain.model.memories.infini import DeltaAttention, LinearAttention
 from pretrain.model.memories.none import LocalAttention
@@ -18,6 +19,7 @@ _KINDS: dict[str, type[Attention]] = {
     "none": LocalAttention,
     "full": LocalAttention,
     "transformer_xl": CachedAttention,
+    "compressive": CompressiveAttention,
     "linear": LinearAttention,
     "delta": DeltaAttention,
     "rmt": LocalAttention,
