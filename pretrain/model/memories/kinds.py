@@ -8,6 +8,7 @@ from __future__ import annotations
 from pretrain.config import MemoryConfig
 from pretrain.model.memories.contract import Attention
 from pretrain.model.memories.infini import DeltaAttention, LinearAttention
+from pretrain.model.memories.memorizing import MemorizingAttention
 from pretrain.model.memories.none import LocalAttention
 from pretrain.model.memories.transformer_xl import CachedAttention
 
@@ -15,6 +16,7 @@ _KINDS: dict[str, type[Attention]] = {
     "none": LocalAttention,
     "full": LocalAttention,
     "transformer_xl": CachedAttention,
+    "memorizing": MemorizingAttention,
     "linear": LinearAttention,
     "delta": DeltaAttention,
 }

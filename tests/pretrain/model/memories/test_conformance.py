@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from pretrain.config import MEMORY_KINDS, FullConfig, MemoryConfig
+from pretrain.config import MEMORY_KINDS, FullConfig, MemorizingConfig, MemoryConfig
 from pretrain.model import flops
 from pretrain.model.memories.kinds import attention_of, is_gate
 from pretrain.model.state import ModelState, detached, joined, of_lanes
@@ -33,6 +33,9 @@ KINDS = {
     "none": MemoryConfig(kind="none"),
     "full": MemoryConfig(kind="full", full=FullConfig(segments=2)),
     "transformer_xl": MemoryConfig(kind="transformer_xl"),
+    "memorizing": MemoryConfig(
+        kind="memorizing", memorizing=MemorizingConfig(layer=2, capacity=10, neighbours=3)
+    ),
     "linear": MemoryConfig(kind="linear"),
     "linear, local when empty": MemoryConfig(kind="linear", when_empty="local"),
     "delta, paper": MemoryConfig(kind="delta", normaliser="paper"),
