@@ -57,7 +57,7 @@ class StoreState(NamedTuple):
 
 
 class MemorizingAttention(CachedAttention):
-    """Attention to the segment and the cached inputs, gated with that to the nearest stored keys."""
+    """Attention to the segment and the cache, gated with attention to the nearest stored keys."""
 
     gates: ClassVar[tuple[str, ...]] = ("gate",)
 
@@ -86,8 +86,10 @@ class MemorizingAttention(CachedAttention):
         """No row holds a token, so nothing is read."""
         capacity = self.config.memory.memorizing.capacity
         shape = (lanes, capacity, self.config.n_kv_heads, self.config.d_head)
+        inputs, held = super().empty(lanes, like)
         return StoreState(
-            *super().empty(lanes, like),
+            inputs,
+            held,
             like.new_zeros(shape),
             like.new_zeros(shape),
             like.new_zeros(lanes, capacity, dtype=torch.bool),

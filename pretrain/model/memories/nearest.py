@@ -40,19 +40,19 @@ def nearest(queries: Tensor, keys: Tensor, count: int, visible: Tensor | None = 
         by_head = by_head.to(torch.promote_types(torch.float32, keys.dtype))
     hidden = None if visible is None else ~visible
     at_once = max(1, _SCORES.get(keys.device.type, 2**21) // (queries.shape[1] * len(keys)))
-    parts = [_nearest(some, by_head, count, hidden) for some in queries.split(at_once)]
+    parts = [_nearest(some, by_head, count, hidden) for some in torch.split(queries, at_once)]
     return parts[0] if len(parts) == 1 else Found(*map(torch.cat, zip(*parts, strict=True)))
 
 
 def _nearest(queries: Tensor, keys: Tensor, count: int, hidden: Tensor | None) -> Found:
     """The neighbours of queries [n, H, D] among keys [K, D, R]."""
-    tokens, heads, _ = queries.shape
-    grouped = queries.unflatten(1, (len(keys), -1)).transpose(0, 1)  # [K, n, H / K, D]
+    tokens = len(queries)
+    grouped = torch.unflatten(queries, 1, (len(keys), -1)).transpose(0, 1)  # [K, n, H / K, D]
     scores = _products(grouped.flatten(1, 2), keys)
     if hidden is not None:
         scores.masked_fill_(hidden, -math.inf)
     values, rows = (
-        part.unflatten(1, (tokens, -1)).transpose(0, 1).flatten(1, 2)
+        torch.unflatten(part, 1, (tokens, -1)).transpose(0, 1).flatten(1, 2)
         for part in _largest(scores, min(count, scores.shape[-1]))
     )
     missing = count - rows.shape[-1]
@@ -88,7 +88,7 @@ def _largest(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
     if block < 4:
         return _topk(scores, count)
     # A block is every `blocks`-th score, so that maxima of neighbours are taken together.
-    maxima = scores[..., : block * blocks].unflatten(-1, (block, blocks)).amax(-2)
+    maxima = torch.unflatten(scores[..., : block * blocks], -1, (block, blocks)).amax(-2)
     _, best = _topk(maxima, count)
     offsets = blocks * torch.arange(block, device=scores.device)
     rest = torch.arange(block * blocks, size, device=scores.device)

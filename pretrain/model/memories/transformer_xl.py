@@ -92,10 +92,10 @@ class CachedAttention(PastAttention):
         initial = None if carried.initial is None else self.cached(carried.initial)
         pool, slots = pooled(x, window, self.cached(carried.before), initial)
         queries = window.segmented(self.projected_queries(x))
-        *projected, own_keys, own_values = self.projected_pool(pool, window)
-        heads = self.attend_to_slots(queries, *projected, own_keys, own_values, slots, window)
+        projected = self.projected_pool(pool, window)
+        heads = self.attend_to_slots(queries, *projected, slots, window)
         cache = CacheState(kept(pool, slots), slots.visible[:, -1])
-        return Near(heads, cache, queries, own_keys, own_values)
+        return Near(heads, cache, queries, *projected[2:])
 
     def opened(self, memory: State, lanes: int, length: int, like: Tensor) -> OpenSegment:
         """See `Attention.opened`."""

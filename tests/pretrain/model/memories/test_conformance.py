@@ -41,7 +41,7 @@ KINDS = {
     "delta, paper": MemoryConfig(kind="delta", normaliser="paper"),
     "delta, inclusive": MemoryConfig(kind="delta", normaliser="inclusive"),
 }
-REACH = {"transformer_xl": 2}
+REACH = {"transformer_xl": 2, "memorizing": 3}
 """Segments that a kind's past reaches in a model of two layers, if that has an end."""
 
 of_every_kind = pytest.mark.parametrize("memory", KINDS.values(), ids=KINDS)
@@ -117,9 +117,11 @@ def test_what_documents_begin_with_reaches_their_next_segments_alone(memory: Mem
     without, begun = (
         model(tokens, starts, empty, initial=first).logits for first in (None, initial)
     )
-    differs = (without != begun).any(dim=2)[0]
-    assert not differs[: 2 * SEGMENT].any()
-    assert differs[2 * SEGMENT :].all() == memory.traits.remembers
+    # Products of pools of different sizes are rounded differently.
+    differs = (without - begun).abs().amax(dim=2)[0] > 1e-12
+    reached = REACH.get(memory.kind, TOKENS) * SEGMENT * memory.traits.remembers
+    since = torch.arange(TOKENS) - 2 * SEGMENT
+    assert torch.equal(differs, (since >= 0) & (since < reached))
 
 
 @of_every_kind
@@ -280,7 +282,7 @@ def test_metrics_are_finite_squares_that_add_up_over_lanes(memory: MemoryConfig)
     found = model.metrics(whole)
     parts = [model.metrics(of_lanes(whole, [lane])) for lane in range(3)]
     for name, layers in found.items():
-        assert len(layers) == 2
+        assert len(layers) == (1 if name == "store_tokens" else 2)
         for index, value in enumerate(layers):
             assert 0 <= value < float("inf")
             assert value == pytest.approx(sum(part[name][index] for part in parts))
@@ -290,7 +292,8 @@ def test_metrics_are_finite_squares_that_add_up_over_lanes(memory: MemoryConfig)
 def test_flops_are_positive_and_those_that_torch_counts(memory: MemoryConfig) -> None:
     model = build(memory, heads=(4, 2), dtype=torch.float32, d_head=32, segment=16)
     tokens, starts = random_tokens(1, 64), starts_at([], length=64)
-    before = model.initial_state(1, "cpu")
+    # A store is searched as far as it is filled.
+    before = model(tokens, starts, model.initial_state(1, "cpu")).state
     # torch counts the products of the plain path, but not those inside its fused CPU kernel.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         logits_of(model, tokens, starts, before)
