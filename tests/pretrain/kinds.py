@@ -14,6 +14,7 @@ KINDS: dict[str, tuple[str, ...]] = {
     "delta": (),
     "transformer_xl": ("transformer_xl.cache=11",),
     "compressive": ("compressive.compressed=6",),
+    "memorizing": ("memorizing.layer=1", "memorizing.capacity=32", "memorizing.neighbours=4"),
     "rmt": ("rmt.vectors=3",),
     "autocompressor": ("autocompressor.vectors=2", "autocompressor.capacity=3"),
 }

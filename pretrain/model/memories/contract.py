@@ -163,6 +163,11 @@ class Attention(nn.Module, ABC):
         return 0
 
     @classmethod
+    def forward_only_flops(cls, config: ModelConfig, window: int) -> int:
+        """FLOPs among these that have no backward."""
+        return 0
+
+    @classmethod
     def passing_flops(cls, config: ModelConfig, segments: int, parts: int) -> int:
         """FLOPs in a forward of all layers that a part of `segments` segments of a lane's window
         needs in addition to its share, to pass its memories to the other `parts`."""

@@ -10,6 +10,7 @@ from pretrain.model.memories.autocompressor import Summaries
 from pretrain.model.memories.compressive import CompressiveAttention
 from pretrain.model.memories.contract import Attention
 from pretrain.model.memories.infini import DeltaAttention, LinearAttention
+from pretrain.model.memories.memorizing import MemorizingAttention
 from pretrain.model.memories.none import LocalAttention
 from pretrain.model.memories.recurrence import SegmentRecurrence
 from pretrain.model.memories.rmt import RecurrentMemory
@@ -20,6 +21,7 @@ _KINDS: dict[str, type[Attention]] = {
     "full": LocalAttention,
     "transformer_xl": CachedAttention,
     "compressive": CompressiveAttention,
+    "memorizing": MemorizingAttention,
     "linear": LinearAttention,
     "delta": DeltaAttention,
     "rmt": LocalAttention,

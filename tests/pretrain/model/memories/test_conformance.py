@@ -16,6 +16,7 @@ from pretrain.config import (
     AutoCompressorConfig,
     CompressiveConfig,
     FullConfig,
+    MemorizingConfig,
     MemoryConfig,
     RMTConfig,
 )
@@ -43,6 +44,9 @@ KINDS = {
     "compressive": MemoryConfig(
         kind="compressive", compressive=CompressiveConfig(compressed=2, rate=SEGMENT)
     ),
+    "memorizing": MemoryConfig(
+        kind="memorizing", memorizing=MemorizingConfig(layer=2, capacity=10, neighbours=3)
+    ),
     "linear": MemoryConfig(kind="linear"),
     "linear, local when empty": MemoryConfig(kind="linear", when_empty="local"),
     "delta, paper": MemoryConfig(kind="delta", normaliser="paper"),
@@ -52,7 +56,7 @@ KINDS = {
         kind="autocompressor", autocompressor=AutoCompressorConfig(vectors=2, capacity=3)
     ),
 }
-REACH = {"transformer_xl": 2}
+REACH = {"transformer_xl": 2, "memorizing": 3}
 """Segments that a kind's past reaches in a model of two layers, if that has an end."""
 
 IN_PARALLEL = {name: memory for name, memory in KINDS.items() if not memory.traits.recurrent}
@@ -133,9 +137,11 @@ def test_what_documents_begin_with_reaches_their_next_segments_alone(memory: Mem
     without, begun = (
         model(tokens, starts, empty, initial=first).logits for first in (None, initial)
     )
-    differs = (without != begun).any(dim=2)[0]
-    assert not differs[: 2 * SEGMENT].any()
-    assert differs[2 * SEGMENT :].all() == memory.traits.remembers
+    # Products of pools of different sizes are rounded differently.
+    differs = (without - begun).abs().amax(dim=2)[0] > 1e-12
+    reached = REACH.get(memory.kind, TOKENS) * SEGMENT * memory.traits.remembers
+    since = torch.arange(TOKENS) - 2 * SEGMENT
+    assert torch.equal(differs, (since >= 0) & (since < reached))
 
 
 @of_every_kind
@@ -298,7 +304,7 @@ def test_metrics_are_finite_squares_that_add_up_over_lanes(memory: MemoryConfig)
     found = model.metrics(whole)
     parts = [model.metrics(of_lanes(whole, [lane])) for lane in range(3)]
     for name, layers in found.items():
-        assert len(layers) == len(whole)
+        assert len(layers) == (1 if name == "store_tokens" else len(whole))
         for index, value in enumerate(layers):
             assert 0 <= value < float("inf")
             assert value == pytest.approx(sum(part[name][index] for part in parts))
