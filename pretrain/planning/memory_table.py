@@ -24,7 +24,7 @@ Count = Callable[[ModelConfig], int]
 @dataclass(frozen=True)
 class System:
     """How a kind is counted. Symbols: N tokens a segment, S segments, l layers, H key/value heads,
-    d_k and d_v sizes of a head, d the width; those of a kind are its settings."""
+    d_k and d_v their sizes, d the width; other names are the kind's settings."""
 
     formula: str
     """The paper's count of numbers; empty: the paper does not list the system."""
@@ -97,7 +97,7 @@ SYSTEMS: Mapping[str, System] = {
         lambda c: c.d_model * _cache(c) * c.n_layers,
         "cache l",
         lambda c: [_cache(c)] * c.n_layers,
-        "inputs are kept, d cache l, and their keys and values computed from them; the paper "
+        "the inputs are kept, d cache l, and keys and values are computed from them; the paper "
         "counts keys and values",
     ),
     "compressive": System(
@@ -118,8 +118,8 @@ SYSTEMS: Mapping[str, System] = {
         ),
         "N S",
         _memorizing_slots,
-        "the store is kept as the paper counts it, the layers' caches as inputs (see "
-        "transformer_xl); Table 1 leaves them out, Table 2 counts them",
+        "the store is as the paper counts it, but the layers' caches hold inputs; Table 1 leaves "
+        "these caches out, Table 2 counts them",
     ),
     "rmt": System(
         "2 d vectors l",
@@ -147,13 +147,21 @@ SYSTEMS: Mapping[str, System] = {
 }
 
 
+_LEGEND = (
+    "N tokens a segment, S segments, l layers, H key/value heads, d_k and d_v their sizes, d the "
+    "width; the other names are the kind's settings. FLOPs are those of a training window, without "
+    "the output head. Where the two counts of numbers differ:",
+    "",
+)
+
+
 @dataclass(frozen=True)
 class Row:
     """A kind at one shape; numbers and bytes are of one lane."""
 
     kind: str
     settings: Mapping[str, Any]
-    """The kind's own, and all at their defaults left out."""
+    """Those that the kind reads."""
     published_numbers: int | None
     """By the paper's formula."""
     numbers: int
@@ -200,8 +208,8 @@ def lines(config: Config, rows: Sequence[Row], length: int) -> list[str]:
         f"{shape.d_head}, segments of {shape.segment:,} tokens, windows of {config.window:,}, a "
         f"document of {length:,}; {config.train.precision}, one lane.",
         "",
-        "| kind | formula of the paper | numbers by it | numbers in the state | its size | context "
-        "by the paper | tokens reached | forward FLOPs a token, times those of none |",
+        "| kind | the paper's formula | numbers by it | numbers in the state | size of the state "
+        "| the paper's context | tokens reached | forward FLOPs a token, times those of none |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for one in rows:
@@ -215,7 +223,7 @@ def lines(config: Config, rows: Sequence[Row], length: int) -> list[str]:
         )
     differing = [one.kind for one in rows if SYSTEMS[one.kind].difference]
     notes = [f"- {kind}: {SYSTEMS[kind].difference}." for kind in differing]
-    return [*shown, "", "FLOPs are those of a training window, without the output head.", *notes]
+    return [*shown, "", *_LEGEND, *notes]
 
 
 def run(
@@ -239,14 +247,14 @@ def run(
     return 0
 
 
-def _short(count: float) -> str:
-    """Three digits: 50.3M."""
-    for unit, size in (("G", 1e9), ("M", 1e6), ("K", 1e3)):
+def _short(count: float, gap: str = "") -> str:
+    """Three digits: 50.3M; `gap` is put before the letter."""
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if count >= size:
-            return f"{count / size:.3g}{unit}"
-    return f"{count:.3g}"
+            return f"{count / size:.3g}{gap}{unit}"
+    return f"{count:.3g}{gap}"
 
 
 def _size(count: int) -> str:
     """Bytes, in decimal units."""
-    return f"{_short(count)}B" if count >= 1000 else f"{count} B"
+    return f"{_short(count, gap=' ')}B"

@@ -73,7 +73,7 @@ class Shape:
             "compressive": {"cache": segment, "compressed": segment, "rate": 2},
             "memorizing": {
                 **{"capacity": self.window, "neighbours": 32, "cache": segment},
-                "layer": layers * 3 // 4,
+                "layer": -(-layers * 3 // 4),
             },
             "rmt": {"vectors": 10},
             # 50 for segments of 1,024 to 2,048 tokens, as published, would be nearly a segment.

@@ -163,7 +163,7 @@ def test_the_table_is_printed_and_written_as_markdown_and_json(
     table = [line for line in printed.splitlines() if line.startswith("|")]
     assert {line.count("|") for line in table} == {table[0].count("|")}
     assert [line.split()[1] for line in table[2:]] == list(kinds)
-    assert "- transformer_xl: inputs are kept" in printed and "- linear" not in printed
+    assert "- transformer_xl: the inputs are kept" in printed and "- linear" not in printed
     report = json.loads((tmp_path / "new/memories.json").read_text())
     assert (report["length"], report["window"]) == (40, 24)
     found = {row["kind"]: row for row in report["kinds"]}
