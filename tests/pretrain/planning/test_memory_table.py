@@ -11,6 +11,7 @@ import torch
 
 from data_prep.dataset import settings
 from pretrain import config as configuration
+from pretrain.cli.memories import Memories
 from pretrain.config import MEMORY_KINDS, MemoryConfig, ModelConfig
 from pretrain.model.transformer import on_meta
 from pretrain.planning import memory_table
@@ -134,6 +135,15 @@ def test_flags_are_counted_apart_and_infinis_numbers_are_always_float32() -> Non
     assert cached["bf16"].bytes * 2 == cached["float32"].bytes == 4 * 6 * 10 * 3
     assert cached["bf16"].flag_bytes == cached["float32"].flag_bytes == 6 * 3
     assert memory_table.row(shape("linear"), 16, 40, "bf16").bytes == 4 * 6 * 7 * 2 * 3
+
+
+def test_the_page_shows_the_table_at_the_papers_shape(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["model.memory.memorizing.capacity=65536", "model.memory.rmt.vectors=100"]
+    Memories(config=PAPER, overrides=words).run()
+    page = (PAPER.parents[1] / "docs/memories.md").read_text(encoding="utf-8")
+    assert f"pretrain memories configs/{PAPER.name} {' '.join(words)}" in page
+    table = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    assert "\n".join(table) in page
 
 
 def rows(kinds: list[str]) -> dict[str, Row]:
