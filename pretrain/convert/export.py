@@ -206,8 +206,8 @@ def _summary(out: Path, source: Source) -> str:
     model = source.config.model
     if model.memory.traits.exported_as != INFINI:
         lines.append(
-            f"a plain Llama: it has the same logits for texts of at most {model.segment} tokens, "
-            "a segment, and attends to more than the model was trained with beyond"
+            f"a plain Llama: it has the same logits for texts of at most {model.span} tokens, "
+            "the reach of its attention, and attends to more than the model was trained with beyond"
         )
     else:
         lines.append(

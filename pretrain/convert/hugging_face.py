@@ -127,7 +127,7 @@ def config_json(
         return {
             "model_type": model.memory.traits.exported_as,
             "architectures": ["LlamaForCausalLM"],
-            "max_position_embeddings": model.segment,
+            "max_position_embeddings": model.span,
             # Where programs before transformers 5 look for them.
             "rope_theta": model.rope_theta,
             "rope_scaling": scaling or None,

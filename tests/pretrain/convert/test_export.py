@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from pretrain import trained
 from pretrain.checkpoint.load import Checkpoint
 from pretrain.checkpoint.manifest import step_name
-from pretrain.config import MemoryConfig, RopeScalingConfig
+from pretrain.config import FullConfig, MemoryConfig, RopeScalingConfig
 from pretrain.convert import export, llama
 from pretrain.convert.hugging_face import ConversionError
 from pretrain.model.transformer import Transformer
@@ -117,16 +117,21 @@ def test_a_loss_and_its_gradient_reach_every_weight(tmp_path: Path, write_run: A
     assert all(bool(weight.grad.any()) for weight in theirs.parameters())
 
 
-@pytest.mark.parametrize("changes", [{}, {"rope_scaling": LLAMA3}], ids=str)
-def test_without_memory_it_is_a_plain_llama_for_texts_of_a_segment(
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"rope_scaling": LLAMA3}, {"memory": MemoryConfig("full", full=FullConfig(segments=3))}],
+    ids=str,
+)
+def test_without_memory_it_is_a_plain_llama_for_texts_that_attention_spans(
     tmp_path: Path, write_run: Any, capsys: pytest.CaptureFixture[str], changes: dict[str, Any]
 ) -> None:
-    none = MemoryConfig(kind="none")
-    ours = write_run(tmp_path / "run", memory=none, rope_theta=100.0, **changes)
-    theirs, tokens = exported(tmp_path), random_tokens(SEGMENT)
-    assert "texts of at most 16 tokens" in capsys.readouterr().out
+    changes = {"memory": MemoryConfig(kind="none"), **changes}
+    ours = write_run(tmp_path / "run", rope_theta=100.0, **changes)
+    span = ours.config.span
+    theirs, tokens = exported(tmp_path), random_tokens(span)
+    assert f"texts of at most {span} tokens" in capsys.readouterr().out
     assert type(theirs).__name__ == "LlamaForCausalLM"
-    assert theirs.config.max_position_embeddings == SEGMENT
+    assert theirs.config.max_position_embeddings == span
     assert not (tmp_path / "hub/modeling_infini_llama.py").exists()
     with torch.no_grad():
         assert_equal_logits(theirs(tokens).logits, logits(ours, tokens))
