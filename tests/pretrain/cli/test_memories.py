@@ -51,8 +51,8 @@ def test_full_attention_spans_a_window_unless_it_is_set(pretrain: Run) -> None:
     assert found["full"]["settings"]["full"]["segments"] == 2
     given = compared(pretrain, "train.window_segments=2", "model.memory.full.segments=1")
     assert given["full"]["reach"] == given["none"]["reach"] == 256
-    Path("c.yaml").write_text("model: {memory: {kind: full, full: {segments: 4}}}\n")
-    assert compared(pretrain)["full"]["reach"] == 1024
+    Path("c.yaml").write_text("model: {memory: {kind: full, full: {segments: 2}}}\n")
+    assert compared(pretrain)["full"]["reach"] == 512
 
 
 def test_mistakes_of_all_kinds_are_reported_together(pretrain: Run) -> None:
