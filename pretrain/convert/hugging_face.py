@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -35,14 +35,6 @@ _OUTSIDE = {
 }
 # Tools take it for the longest text that a model is given, and ours has none.
 _LONGEST = 2**20
-
-
-class ConversionError(ValueError):
-    """A model that cannot be converted; `problems` holds every reason, one sentence each."""
-
-    def __init__(self, problems: Sequence[str], what: str = "it cannot be converted:") -> None:
-        self.problems = list(problems)
-        super().__init__("\n".join([what, *(f"  - {problem}" for problem in self.problems)]))
 
 
 def their_name(name: str) -> str:

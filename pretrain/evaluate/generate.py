@@ -17,7 +17,7 @@ from torch import Tensor
 
 from data_prep.tokenizer.contract import StreamDecoder
 from pretrain.evaluate.progress import TokenProgress, to_stderr
-from pretrain.evaluate.questions import EvaluationError, Sampling
+from pretrain.evaluate.questions import EvaluationError, ResultError, Sampling
 from pretrain.model.decoding import Decoder
 from pretrain.model.stream import StreamState
 from pretrain.trained import Trained, default_device, load
@@ -48,7 +48,7 @@ def generate(
     """The text after the prompt, in parts as soon as each is whole UTF-8, ending before EOS.
 
     `prompt_ids` hold no BOS: it is put before them, as in training. `report` is given progress
-    lines of a long prompt. Raises EvaluationError.
+    lines of a long prompt. Raises EvaluationError and ResultError.
     """
     text_decoder = StreamDecoder(trained.tokenizer)
     for id in prompt_ids:
@@ -66,7 +66,7 @@ def sampled(
 ) -> Iterator[int]:
     """The tokens, one by one, after a stream and its `logits` [V], ending before EOS.
 
-    The stream is used up. Raises EvaluationError where a logit is not finite.
+    The stream is used up. Raises ResultError where a logit is not finite.
     """
     decoder = Decoder(trained.model, stream)
     generator = torch.Generator().manual_seed(sampling.seed)
@@ -136,9 +136,9 @@ def distribution(logits: Tensor, temperature: float, top_p: float) -> Tensor:
 
 
 def finite(logits: Tensor) -> Tensor:
-    """The same logits. Raises EvaluationError where one is not finite."""
+    """The same logits. Raises ResultError where one is not finite."""
     if not logits.isfinite().all():
-        raise EvaluationError(
+        raise ResultError(
             "the model's logits are not finite: its weights or memory have overflowed; use an "
             "earlier checkpoint"
         )

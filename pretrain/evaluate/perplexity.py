@@ -26,12 +26,13 @@ import torch
 
 from data_prep.dataset import durable, shards
 from data_prep.dataset.shards import Document
+from data_prep.dataset.wording import counted
 from data_prep.tokenizer.contract import Tokenizer
 from pretrain.data.lanes import Dataset
 from pretrain.data.packing import IGNORE, LaidOut, Packer, Span, Window
 from pretrain.evaluate import results
 from pretrain.evaluate.progress import TokenProgress, to_stderr
-from pretrain.evaluate.questions import EvaluationError
+from pretrain.evaluate.questions import EvaluationError, ResultError
 from pretrain.evaluate.results import Report
 from pretrain.model.state import of_lanes
 from pretrain.model.transformer import Output
@@ -91,7 +92,7 @@ def evaluate(
     and perplexity; with `by_document` also, under that key, the id, text_bytes, total and positions
     of each document alone. Without `masked` a model with memory is not run a second time with its
     reads masked.
-    Raises EvaluationError or DataError.
+    Raises EvaluationError, ResultError or DataError.
     """
     if window_segments is None:
         window_segments = trained.config.train.window_segments
@@ -129,7 +130,7 @@ def table(report: Report) -> str:
     compared = len(columns) == 2
     headings = [f"{'position':>19} {'tokens':>12}", *(f"{_HEADINGS[c]:>12}" for c in columns)]
     lines = [
-        f"step {report['step']} on {report['data']}: {report['documents']:,} documents, "
+        f"step {report['step']} on {report['data']}: {counted(report['documents'], 'document')}, "
         f"{report['text_bytes']:,} bytes; bits per byte by position (text tokens before the "
         "target)",
         " ".join([*headings, f"{'gain':>9}"] if compared else headings),
@@ -258,7 +259,7 @@ class _Score:
     def add(self, windows: Sequence[_Packed], losses: Sequence[np.ndarray]) -> None:
         """Add a batch of windows, losses [B, T] of each column.
 
-        Raises EvaluationError where one is not finite.
+        Raises ResultError where one is not finite.
         """
         for row, (window, spans) in enumerate(windows):
             own = [values[row] for values in losses]
@@ -292,7 +293,7 @@ class _Score:
         nats = [values[span.at : span.end][is_target] for values in losses]
         for column, values in zip(self._columns, nats, strict=True):
             if not (finite := np.isfinite(values)).all():
-                raise EvaluationError(
+                raise ResultError(
                     f"the loss is not finite in document {span.id} at position "
                     f"{positions[~finite][0]} ({_HEADINGS[column]}): the weights or the memory "
                     "have overflowed; evaluate an earlier checkpoint"

@@ -20,6 +20,7 @@ from pretrain.jobs.launch import leave, place_in
 from pretrain.model import flops
 from pretrain.model.memories.kinds import is_of_memory
 from pretrain.model.transformer import Transformer
+from pretrain.planning.plan import block_gathers
 from pretrain.planning.simulate import Ledger
 from pretrain.training.engine import PERSISTENT_ELEMENTS, Engine
 from tests.pretrain import kinds
@@ -37,12 +38,17 @@ BLOCK = 4 * 384 * 384 + 3 * 384 * 512  # weights, but for those that stay gather
 OUTSIDE = VOCABULARY * 384  # the embedding's, and as many of the output projection
 SCARCE, ROOM = "zero.live_parameters=1", f"zero.live_parameters={5 * BLOCK // 2}"
 FULL = "train.activation_checkpointing=full"
+RMT, SUMMARIES = "model.memory.kind=rmt", "model.memory.kind=autocompressor"
+# So many that they do not stay gathered.
+MANY = "model.memory.autocompressor={vectors: 300, capacity: 1}"
+ONCE = f"zero.live_parameters={LAYERS * BLOCK + 2 * OUTSIDE}"
 CASES = {
-    "scarce, full": [SCARCE, FULL],
-    "room, full": [ROOM, FULL],
-    "all": [],
+    **{"scarce, full": [SCARCE, FULL], "room, full": [ROOM, FULL], "all": []},
     **{kind: [SCARCE, *kinds.words(kind)] for kind in kinds.LAYER_LOCAL},
+    **{"rmt, scarce": [RMT, SCARCE], "rmt, once": [RMT, ONCE]},
+    "summaries, scarce": [SUMMARIES, MANY, SCARCE],
 }
+SEGMENTS = 16
 
 
 def _rank(told: Path) -> None:
@@ -74,7 +80,7 @@ def _third_step(words: list[str]) -> dict[str, Any]:
     assert sum(large.values()) - own == LAYERS * BLOCK + 2 * OUTSIDE
     tokens = torch.arange(config.window)[None] % VOCABULARY
     starts = torch.zeros_like(tokens, dtype=torch.bool)
-    counted: dict[str, Any] = {"own": own}  # of the memory
+    counted: dict[str, Any] = {"own": own, "planned": block_gathers(config, VOCABULARY)}
     for _ in range(3):
         state = engine.module.initial_state(1, "cpu")
         with Ledger(fake=False) as ledger:
@@ -127,6 +133,22 @@ def test_every_gradient_is_reduced_once_a_window(gathered: dict[str, dict[str, i
     for counts in gathered.values():
         large = LAYERS * BLOCK + 2 * OUTSIDE + counts["own"]
         assert 0 <= counts["reduced"] - large < LAYERS * 2000
+
+
+def test_a_recurrence_gathers_each_block_once_a_segment_or_once_if_all_weights_may_stay(
+    gathered: dict[str, dict[str, int]],
+) -> None:
+    for name in ("rmt, scarce", "summaries, scarce"):
+        counts = gathered[name]
+        more = counts["own"]
+        assert counts["planned"] == SEGMENTS
+        assert counts["forward"] == SEGMENTS * LAYERS * BLOCK + 2 * OUTSIDE + more
+        assert counts["backward"] <= SEGMENTS * LAYERS * BLOCK + OUTSIDE + more
+    once = gathered["rmt, once"]
+    assert once["planned"] == 1
+    # Where there is just room, DeepSpeed gathers one or another weight once more.
+    assert once["forward"] < 1.1 * (LAYERS * BLOCK + 2 * OUTSIDE)
+    assert once["backward"] < 1.1 * (LAYERS * BLOCK + 2 * OUTSIDE)
 
 
 if __name__ == "__main__":

@@ -14,8 +14,8 @@ from data_prep.tokenizer import contract, training
 from data_prep.tokenizer.contract import TokenizerError
 from pretrain import trained
 from pretrain.checkpoint.manifest import CheckpointError
+from pretrain.checkpoint.runs import TrainedError
 from pretrain.config import MemoryConfig
-from pretrain.trained import TrainedError
 from tests.pretrain import kinds
 
 CPU = torch.device("cpu")

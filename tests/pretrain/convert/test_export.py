@@ -13,12 +13,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from data_prep.dataset.settings import SettingsError
 from pretrain import trained
 from pretrain.checkpoint.load import Checkpoint
-from pretrain.checkpoint.manifest import step_name
+from pretrain.checkpoint.manifest import CheckpointError, step_name
+from pretrain.checkpoint.runs import TrainedError
 from pretrain.config import MemoryConfig, RopeScalingConfig
 from pretrain.convert import export, llama
-from pretrain.convert.hugging_face import ConversionError
 from pretrain.model.transformer import Transformer
 from tests.pretrain import kinds
 
@@ -152,7 +153,7 @@ def test_a_memory_that_transformers_have_no_model_of_is_refused_at_once(
     tmp_path: Path, write_run: Any, kind: str
 ) -> None:
     write_run(tmp_path / "run", memory=kinds.memory(kind))
-    with pytest.raises(ConversionError) as caught:
+    with pytest.raises(SettingsError) as caught:
         export.run(tmp_path / "run", tmp_path / "hub", "stored")
     assert caught.value.problems == [
         f"model.memory.kind: transformers have no model with the memory {kind}; a model with "
@@ -247,14 +248,9 @@ def test_a_tokenizer_json_gives_autotokenizer_its_special_tokens(
     assert theirs.encode(text, add_special_tokens=False) == ours.encode(text).tolist()
 
 
-def test_a_directory_that_is_there_and_a_path_without_a_model_are_refused(
-    tmp_path: Path, write_run: Any
-) -> None:
-    write_run(tmp_path / "run")
+def test_a_path_without_a_model_is_refused(tmp_path: Path) -> None:
     (tmp_path / "hub").mkdir()
-    with pytest.raises(ConversionError, match="already exists"):
-        export.run(tmp_path / "run", tmp_path / "hub", "stored")
-    with pytest.raises(trained.TrainedError, match="neither a run directory"):
+    with pytest.raises(TrainedError, match="neither a run directory"):
         export.run(tmp_path / "hub", tmp_path / "other", "stored")
 
 
@@ -266,7 +262,7 @@ def test_what_was_not_written_as_meant_is_reported(tmp_path: Path, write_run: An
         source = export.Source(checkpoint, config, 320, None)
         export._verify(tmp_path / "hub", source)
         shutil.copyfile(tmp_path / "hub/model.safetensors", tmp_path / "model.safetensors")
-        with pytest.raises(ConversionError, match="differs from what should have been written"):
+        with pytest.raises(CheckpointError, match="differs from what should have been written"):
             export._verify(tmp_path / "hub", export.Source(checkpoint, config, 320, "BF16"))
     assert json.loads((tmp_path / "hub/config.json").read_text())["dtype"] == "float32"
 

@@ -16,11 +16,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from data_prep.dataset import settings
+from data_prep.dataset.settings import SettingsError
 from pretrain import trained
 from pretrain.checkpoint.load import Checkpoint
 from pretrain.config import MEMORY_KINDS, ImportConfig, load
 from pretrain.convert import llama
-from pretrain.convert.hugging_face import ConversionError, model_config
+from pretrain.convert.hugging_face import model_config
 from pretrain.evaluate import generate
 from pretrain.evaluate.questions import Sampling
 from pretrain.model import local_attention, rotary
@@ -186,6 +187,24 @@ def test_gates_begin_as_chosen_and_weights_keep_their_bits_and_dtype(
     assert trained.load(tmp_path / "out", CPU).config.train.precision == "bf16"
 
 
+@pytest.mark.parametrize("kind", ["rmt", "autocompressor"])
+def test_learned_vectors_begin_random_or_as_the_embedding_of_eos(
+    tmp_path: Path, save_model: Any, kind: str
+) -> None:
+    save_model(tmp_path / "hub")
+    imported(tmp_path, f"memory.kind={kind}", f"memory.{kind}.vectors=5")
+    model = trained.load(tmp_path / "out", CPU).model
+    assert model.recurrence is not None
+    learned, embedding = model.recurrence.learned(), model.embedding.weight
+    if kind == "autocompressor":
+        assert torch.equal(learned, embedding[2].expand(5, -1))
+    else:
+        assert (torch.pdist(learned) > 0.01).all() and 0.07 < learned.std() < 0.13
+    tokens = torch.randint(3, 320, (1, 40))
+    _, stream = model.extend(tokens, model.open_stream(1, CPU))
+    assert stream.recurrence is not None
+
+
 def test_two_ranks_begin_with_an_imported_model(
     tmp_path: Path, save_model: Any, write_data_set: Any, tokenizer_model: Path
 ) -> None:
@@ -279,7 +298,7 @@ def test_parity_sees_a_wrong_rotation_and_a_wrong_grouping_of_heads(
 
 
 def refused(tmp_path: Path, *words: str) -> list[str]:
-    with pytest.raises(ConversionError) as caught:
+    with pytest.raises(SettingsError) as caught:
         imported(tmp_path, *words)
     assert not (tmp_path / "out").exists()
     return caught.value.problems
@@ -338,7 +357,7 @@ def test_tensors_that_are_missing_too_many_or_misshapen_are_named(
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
-        (lambda hub: (hub / "config.json").unlink(), "config.json: cannot be read (No such file"),
+        (lambda hub: (hub / "config.json").unlink(), "hub: has no config.json; expected a"),
         (lambda hub: (hub / "tokenizer.model").unlink(), "holds none of tokenizer.model and"),
         (lambda hub: (hub / "model.safetensors").unlink(), "holds neither model.safetensors nor"),
         (lambda hub: (hub / "model.safetensors").write_bytes(b"x" * 99), "model.safetensors: can"),
@@ -360,16 +379,17 @@ def test_a_missing_file_of_the_index_is_reported(tmp_path: Path, save_model: Any
     assert any(lost.name in text for text in refused(tmp_path))
 
 
-def test_another_models_tokenizer_and_a_directory_that_is_there_are_refused(
-    tmp_path: Path, save_model: Any
-) -> None:
+def test_another_models_tokenizer_is_refused(tmp_path: Path, save_model: Any) -> None:
     save_model(tmp_path / "hub", vocab_size=300)
-    (tmp_path / "out").mkdir()
-    with pytest.raises(ConversionError) as caught:
-        llama.run(tmp_path / "hub", tmp_path / "out", [], None)
-    first, second = caught.value.problems
-    assert first.endswith("out: already exists; choose a new directory")
-    assert "has 320 pieces and the embedding 300 rows" in second
+    (found,) = refused(tmp_path)
+    assert "has 320 pieces and the embedding 300 rows" in found
+
+
+def test_a_directory_without_a_model_is_one_mistake(tmp_path: Path) -> None:
+    (tmp_path / "hub").mkdir()
+    assert refused(tmp_path) == [
+        f"{tmp_path / 'hub'}: has no config.json; expected a model as save_pretrained writes it"
+    ]
 
 
 def test_what_a_killed_import_left_is_written_over(tmp_path: Path, save_model: Any) -> None:

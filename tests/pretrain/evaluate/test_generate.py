@@ -16,7 +16,7 @@ import torch
 from data_prep.tokenizer import tokenizer
 from pretrain import trained
 from pretrain.evaluate import generate
-from pretrain.evaluate.questions import EvaluationError, Sampling
+from pretrain.evaluate.questions import EvaluationError, ResultError, Sampling
 from pretrain.model.stream import StreamState
 from pretrain.trained import Trained
 from tests.pretrain import kinds
@@ -164,7 +164,7 @@ def test_sampling_that_cannot_work_is_refused(given: tuple[int, float]) -> None:
 def test_logits_that_are_not_finite_are_reported(model: Trained) -> None:
     with torch.no_grad():
         model.model.norm.weight[0] = math.nan
-    with pytest.raises(EvaluationError, match="logits are not finite"):
+    with pytest.raises(ResultError, match="logits are not finite"):
         _generate(model, [])
 
 

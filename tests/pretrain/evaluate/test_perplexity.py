@@ -19,7 +19,7 @@ from data_prep.tokenizer.contract import Tokenizer
 from pretrain import trained
 from pretrain.config import FullConfig, MemoryConfig
 from pretrain.evaluate import perplexity
-from pretrain.evaluate.questions import EvaluationError
+from pretrain.evaluate.questions import EvaluationError, ResultError
 from pretrain.trained import Trained
 from tests.pretrain import kinds
 
@@ -261,7 +261,7 @@ def test_a_loss_that_is_not_finite_names_the_document(small: tuple[Trained, Path
     snowman = int(model.tokenizer.encode("☃")[0])
     with torch.no_grad():
         model.model.embedding.weight[snowman] = math.inf
-    with pytest.raises(EvaluationError, match="not finite in"):
+    with pytest.raises(ResultError, match="not finite in"):
         _evaluate(model, data)
 
 

@@ -14,7 +14,7 @@ from data_prep.recall import tasks
 from data_prep.recall.tasks import Haystack
 from pretrain.evaluate import recall
 from pretrain.evaluate.progress import TokenProgress
-from pretrain.evaluate.questions import EvaluationError, Questions
+from pretrain.evaluate.questions import EvaluationError, Questions, ResultError
 from pretrain.model.transformer import Transformer
 from pretrain.trained import Trained
 from tests.pretrain import kinds
@@ -80,7 +80,6 @@ def _naive(model: Trained, asked: Questions, length: int, depth: float) -> tuple
             "passkey", Haystack.repeated(), model.tokenizer, length,
             seed=asked.seed, number=number, depth=depth,
         )  # fmt: skip
-        assert pair is not None
         prompt, answer = (model.tokenizer.encode(text) for text in pair)
         ids = np.concatenate([[1], prompt, answer])
         said = _likeliest(model.model, ids, 1 + len(prompt))
@@ -146,11 +145,11 @@ def test_needles_are_asked_for_among_the_sentences_of_books(
 
 def test_a_length_without_room_for_the_task_is_refused(model: Trained) -> None:
     asked = Questions(["passkey"], [20], [0.5], samples=1, seed=0)
-    with pytest.raises(EvaluationError, match="20 tokens are fewer than passkey has"):
+    with pytest.raises(EvaluationError, match=r"20 tokens are fewer than .* at least \d+"):
         recall.evaluate(model, Haystack.repeated(), asked, lambda line: None)
 
 
 def test_logits_that_are_not_finite_are_no_answer(model: Trained) -> None:
     model.model.embedding.weight.fill_(float("nan"))
-    with pytest.raises(EvaluationError, match="not finite"):
+    with pytest.raises(ResultError, match="not finite"):
         recall.answers(model.model, [np.array([1, 2, 3])], [2], _progress())

@@ -19,7 +19,7 @@ from pretrain.data.lanes import Dataset, Lane, Mix
 from pretrain.evaluate import generate, rouge, summaries
 from pretrain.evaluate.pairs import Pair
 from pretrain.evaluate.progress import TokenProgress
-from pretrain.evaluate.questions import EvaluationError, Sampling
+from pretrain.evaluate.questions import ResultError, Sampling
 from pretrain.trained import Trained
 from tests.pretrain import kinds
 
@@ -201,5 +201,5 @@ def test_every_mistake_is_in_one_message(
 
 def test_logits_that_are_not_finite_are_no_answer(model: Trained) -> None:
     model.model.embedding.weight.fill_(float("nan"))
-    with pytest.raises(EvaluationError, match="not finite"):
+    with pytest.raises(ResultError, match="not finite"):
         _answers(model)

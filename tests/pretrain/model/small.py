@@ -34,6 +34,7 @@ def build(
     heads: tuple[int, int] = (4, 2),
     dtype: torch.dtype = torch.float64,
     checkpointing: Literal["none", "full"] = "none",
+    std: float = 0.4,
     **changes: Any,
 ) -> Transformer:
     """A small model whose every weight, norms and gates included, is random and matters."""
@@ -55,7 +56,7 @@ def build(
     model = Transformer(config, VOCABULARY, checkpointing).to(dtype)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            parameter.normal_(std=0.4)
+            parameter.normal_(std=std)
             if "norm" in name:
                 parameter.add_(1)
     return model

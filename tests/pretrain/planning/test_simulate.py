@@ -200,6 +200,7 @@ WORDS = [
     ("parallel.sequence=2", f"data.lanes={LANES}", "train.activation_checkpointing=full"),
     ("data.preface=z", "parallel.sequence=2", f"data.lanes={LANES}"),
     *(tuple(kinds.words(kind)) for kind in kinds.LAYER_LOCAL if kind not in ("none", "delta")),
+    ("model.memory.kind=rmt", "zero.live_parameters=1", "model.d_ff=1000"),
 ]
 CASES = pytest.mark.parametrize("case", range(len(WORDS)), ids=[" ".join(w) for w in WORDS])
 
