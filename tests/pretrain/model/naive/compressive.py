@@ -11,14 +11,14 @@ from torch import Tensor
 
 from pretrain.model.state import ModelState
 from pretrain.model.transformer import Transformer
-from tests.pretrain.model.naive.infini import Naive
+from tests.pretrain.model.naive.block import NaiveModel
 
 Slot: TypeAlias = Tensor | None
 Memory: TypeAlias = tuple[list[Slot], list[Slot]]
 """Compressed slots and cached inputs; None: holds nothing."""
 
 
-class NaiveCompressive(Naive):
+class NaiveCompressive(NaiveModel):
     """A model whose layers have this memory; `auxiliary` sums the losses of all layers."""
 
     def __init__(
@@ -28,13 +28,14 @@ class NaiveCompressive(Naive):
         self.auxiliary = torch.zeros((), dtype=torch.float64)
 
     def attention(
-        self, name: str, x: Tensor, documents: list[int], memory: Any
+        self, name: str, x: Tensor, documents: list[int], memory: Any, first: Any
     ) -> tuple[Tensor, Any]:
+        begins_with = slots_of(first) if first else None
         memory = slots_of(memory)
         held, segment = 0, self.config.segment
         outputs: list[Tensor] = []
-        for first in range(0, len(x), segment):
-            tokens = list(range(first, min(first + segment, len(x))))
+        for begin in range(0, len(x), segment):
+            tokens = list(range(begin, min(begin + segment, len(x))))
             for t in tokens:
                 reads = self.read_memory and documents[t] == held
                 outputs.append(self.token(name, x, t, documents, memory if reads else ([], [])))
@@ -43,11 +44,12 @@ class NaiveCompressive(Naive):
             if documents[tokens[-1]] != held:
                 held = documents[tokens[-1]]
                 empty: Memory = ([None] * len(memory[0]), [None] * len(memory[1]))
-                memory = slots_of(self.first) if self.first else empty
+                memory = begins_with or empty
             entering = [x[t].detach() if documents[t] == held else None for t in tokens]
             memory = self.entered(name, memory, entering + [None] * (segment - len(tokens)))
-        result = torch.stack(outputs) @ self.weights[f"{name}.o_proj.weight"].T
-        return result, [part for slots in memory for part in stacked(slots, x.shape[1])]
+        return torch.stack(outputs), [
+            part for slots in memory for part in stacked(slots, x.shape[1])
+        ]
 
     def token(self, name: str, x: Tensor, t: int, documents: list[int], memory: Memory) -> Tensor:
         """The heads of token t, end to end; each slot and token has a position of its own."""
@@ -60,18 +62,9 @@ class NaiveCompressive(Naive):
         heads = []
         places = [at for at, _ in seen]
         for q, keys, values in self.heads(name, x[t], [h for _, h in seen], self.weights):
-            (turned,) = self.turned(q[None], [t % segment])
-            heads.append(softmax_mean(turned, self.turned(keys, places), values))
+            (turned,) = self.turn(q[None], [t % segment])
+            heads.append(softmax_mean(turned, self.turn(keys, places), values))
         return torch.cat(heads)
-
-    def turned(self, x: Tensor, places: list[int]) -> Tensor:
-        """Rotary embedding of x [n, D], as complex numbers: i is paired with i + D / 2."""
-        half = x.shape[1] // 2
-        speeds = self.config.rope_theta ** (-torch.arange(half, dtype=torch.float64) / half)
-        angles = torch.tensor(places, dtype=torch.float64)[:, None] * speeds
-        turns = torch.polar(torch.ones_like(angles), angles)
-        turned = torch.complex(x[:, :half], x[:, half:]) * turns
-        return torch.cat((turned.real, turned.imag), dim=1)
 
     def heads(
         self, name: str, h: Tensor, seen: Sequence[Tensor], weights: dict[str, Tensor]
