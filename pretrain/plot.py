@@ -109,7 +109,7 @@ def _gates(record: dict[str, Any]) -> Figure | None:
     """The paper's Figure 3: each head between local attention and memory."""
     layers: list[list[float]] = record["gates"]
     if not layers:
-        _log.warning("gates.png is skipped: the model has no memory, so no gates")
+        _log.warning("gates.png is skipped: the model has no gates")
         return None
     figure = Figure(figsize=(max(7.0, 3.5 + 0.3 * len(layers)), 4.5), layout="constrained")
     axes, shares = figure.subplots(1, 2, sharey=True, width_ratios=[4, 1])

@@ -31,7 +31,7 @@ from pretrain.checkpoint.load import Checkpoint
 from pretrain.checkpoint.manifest import CheckpointError, TensorInfo
 from pretrain.checkpoint.pieces import DTYPES, dtype_name, stream_tensors
 from pretrain.checkpoint.ranks import SoloRanks
-from pretrain.config import MEMORY_KINDS, Config, any_of
+from pretrain.config import MEMORY_KINDS, Config, MemoryConfig, any_of
 from pretrain.convert.hugging_face import INFINI, config_json, their_name
 from pretrain.model.transformer import Transformer, on_meta
 from pretrain.trained import configuration_of, locate, tokenizer_of
@@ -50,7 +50,7 @@ def run(path: Path, out: Path, dtype: str) -> int:
     run_directory, checkpoint_path = locate(path, SoloRanks())
     with Checkpoint(checkpoint_path) as checkpoint:
         config = configuration_of(checkpoint)
-        _check_kind(config.model.memory.kind)
+        _check_memory(config.model.memory)
         own = tokenizer_of(run_directory, checkpoint)
         source = Source(checkpoint, config, own.vocab_size, _WRITTEN.get(dtype))
         writing = out.with_name(f"{out.name}.exporting")
@@ -68,16 +68,13 @@ def run(path: Path, out: Path, dtype: str) -> int:
     return 0
 
 
-def _check_kind(kind: str) -> None:
+def _check_memory(memory: MemoryConfig) -> None:
     """Raises SettingsError for a memory that transformers have no model of."""
-    exported = [name for name, traits in MEMORY_KINDS.items() if traits.exported_as]
-    if kind not in exported:
-        raise SettingsError(
-            [
-                f"model.memory.kind: transformers have no model with the memory {kind}; a model "
-                f"with {any_of(exported)} can be exported"
-            ]
-        )
+    if memory.traits.exported_as:
+        return
+    exported = any_of([name for name, traits in MEMORY_KINDS.items() if traits.exported_as])
+    problem = f"transformers have no model with the memory {memory.kind}; a model with {exported} "
+    raise SettingsError([f"model.memory.kind: {problem}can be exported"])
 
 
 @dataclass(frozen=True)

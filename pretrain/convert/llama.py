@@ -109,9 +109,23 @@ class Plan:
         """Our parameter `name`."""
         theirs = their_name(name)
         if theirs not in self.stored:
-            return _initial(self.model, name)
+            return self._initial(name)
         tensor = self.stored[theirs].read(theirs)
         return tensor[: self.tokenizer.vocab_size] if name in _EMBEDDINGS else tensor
+
+    def _initial(self, name: str) -> Tensor:
+        """The initial value of our parameter `name`, which belongs to the memory."""
+        outside, eos = replace(self.model, n_layers=0), self.tokenizer.eos_id
+        if eos is not None and name in on_meta(outside, 1).begins_as_eos():
+            row = self.read("embedding.weight")[eos].float()
+            return row.expand(self.tensors[name].shape).contiguous()
+        _, layer, own = name.split(".", 2) if name.startswith("layers.") else ("", "0", name)
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            torch.manual_seed(int(layer))
+            if own == name:
+                return Transformer(outside, 1).get_parameter(name)
+            attention = attention_of(self.model.memory).of_layer(self.model, int(layer))
+            return attention.get_parameter(own.removeprefix("attention."))
 
     def config(self, out: Path) -> Config:
         """The configuration of the directory, as a run has one."""
@@ -241,17 +255,6 @@ def _tensors(
             found[name] = there.info
     more = [f"and {counted(len(problems) - 8, 'more tensor')}"] if len(problems) > 8 else []
     return found, problems[:8] + more
-
-
-def _initial(model: ModelConfig, name: str) -> Tensor:
-    """The initial value of our parameter `name`, which belongs to the memory."""
-    _, layer, own = name.split(".", 2) if name.startswith("layers.") else ("", "0", name)
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.manual_seed(int(layer))
-        if own == name:
-            return Transformer(replace(model, n_layers=0), 1).get_parameter(name)
-        attention = attention_of(model.memory).of_layer(model, int(layer))
-        return attention.get_parameter(own.removeprefix("attention."))
 
 
 def _stored(source: Path) -> dict[str, Stored]:

@@ -14,11 +14,11 @@ KINDS: dict[str, tuple[str, ...]] = {
     "delta": (),
     "transformer_xl": ("transformer_xl.cache=11",),
     "compressive": ("compressive.compressed=6",),
-    "memorizing": ("memorizing.layer=1", "memorizing.capacity=32", "memorizing.neighbours=4"),
+    "memorizing": ("memorizing.layer=1", "memorizing.capacity=64", "memorizing.neighbours=4"),
     "rmt": ("rmt.vectors=3",),
     "autocompressor": ("autocompressor.vectors=2", "autocompressor.capacity=3"),
 }
-"""Settings of `memory` beside the kind; segments have at least 8 tokens, windows 4 segments."""
+"""Settings of `memory` beside the kind, for segments of 8 to 64 tokens, windows of 4 segments."""
 REMEMBERING = [kind for kind in KINDS if MEMORY_KINDS[kind].remembers]
 LAYER_LOCAL = [kind for kind in KINDS if not MEMORY_KINDS[kind].recurrent]
 EXPORTED = [kind for kind in KINDS if MEMORY_KINDS[kind].exported_as]

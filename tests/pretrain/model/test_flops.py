@@ -13,15 +13,15 @@ from pretrain.config import Checkpointing, MemoryConfig, ModelConfig
 from pretrain.model import flops
 from pretrain.model.transformer import Transformer
 from pretrain.model.window import Parts
+from tests.pretrain import kinds
 
 VOCABULARY = 300
 WINDOW = 256
 KINDS = [
-    MemoryConfig(kind="none"),
-    MemoryConfig(kind="linear"),
+    *(kinds.memory(kind) for kind in kinds.KINDS),
     MemoryConfig(kind="delta", normaliser="paper"),
-    MemoryConfig(kind="delta", normaliser="inclusive"),
 ]
+SHARING = [memory for memory in KINDS if memory.traits.shares_windows]
 
 
 def config(memory: MemoryConfig, **changes: Any) -> ModelConfig:
@@ -90,7 +90,7 @@ class Alike:
         return torch.stack([own, own])
 
 
-@pytest.mark.parametrize("memory", KINDS, ids=str)
+@pytest.mark.parametrize("memory", SHARING, ids=str)
 def test_a_part_of_a_window_takes_its_share_and_what_passing_its_memory_on_takes(
     memory: MemoryConfig,
 ) -> None:
@@ -117,7 +117,7 @@ def test_parts_are_the_products_of_their_shapes() -> None:
 
 
 @pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("memory", KINDS[:2], ids=str)
+@pytest.mark.parametrize("memory", [KINDS[0], KINDS[-1]], ids=str)
 def test_parameters_count_tied_embeddings_once(memory: MemoryConfig, tied: bool) -> None:
     shape = config(memory, tied_embeddings=tied)
     attention = 48 * (64 + 32 + 32) + 64 * 48 + 4 * memory.traits.remembers  # a gate a head

@@ -21,7 +21,7 @@ import torch.distributed as dist
 from torch.profiler import ProfilerActivity, profile
 
 from pretrain.config import Config, load
-from pretrain.jobs.launch import leave, place_in, start_ranks
+from pretrain.jobs.launch import leave, place_in
 from pretrain.model import flops
 from pretrain.model.transformer import Transformer
 from pretrain.planning.plan import memory, passed_bytes, sent_bytes
@@ -29,6 +29,7 @@ from pretrain.planning.simulate import Ledger, activations, in_use, simulate
 from pretrain.training.engine import PERSISTENT_ELEMENTS, Engine, build_ops
 from pretrain.training.parallel import SequenceGroup
 from tests.pretrain import kinds
+from tests.ranks import work
 
 VOCABULARY = 2000
 LANES = 2  # of a micro-batch
@@ -208,10 +209,9 @@ CASES = pytest.mark.parametrize("case", range(len(WORDS)), ids=[" ".join(w) for 
 def counted(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Any, Any]]:
     """For each case what two real ranks and a simulated one told."""
     directory = tmp_path_factory.mktemp("counted")
-    command = [sys.executable, "-P", __file__]
-    assert start_ranks([*command, "rank", str(directory / "real")], RANKS) == 0
+    work(__file__, RANKS, "rank", directory / "real")
     real = json.loads((directory / "real").read_text())
-    assert start_ranks([*command, "alone", str(directory)], 1) == 0
+    work(__file__, 1, "alone", directory)
     alone = [json.loads((directory / f"alone.{case}").read_text()) for case in range(len(WORDS))]
     return list(zip(real, alone, strict=True))
 

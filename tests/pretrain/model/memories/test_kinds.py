@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from pretrain.config import MEMORY_KINDS, MemoryConfig
-from pretrain.model.memories.kinds import attention_of, is_gate
+from pretrain.config import MEMORY_KINDS, MemoryConfig, ModelConfig
+from pretrain.model.memories.kinds import attention_of, is_gate, is_of_memory
+from pretrain.model.transformer import on_meta
+from tests.pretrain import kinds
 
 ROOT = Path(__file__).parents[4]
 SOURCES = sorted(path for room in ("pretrain", "data_prep") for path in (ROOT / room).rglob("*.py"))
@@ -53,6 +55,20 @@ def test_only_kinds_decides_by_the_kind_of_a_memory() -> None:
 @pytest.mark.parametrize("kind", MEMORY_KINDS)
 def test_every_kind_of_the_configuration_has_an_attention(kind: str) -> None:
     assert attention_of(MemoryConfig(kind=kind)).__doc__  # type: ignore[arg-type]
+
+
+def test_every_kind_is_in_the_list_of_the_tests() -> None:
+    assert set(kinds.KINDS) == set(MEMORY_KINDS)
+
+
+@kinds.of_every_kind
+def test_a_memorys_parameters_are_those_that_a_model_without_it_lacks(kind: str) -> None:
+    own, plain = (
+        {name for name, _ in on_meta(ModelConfig(memory=memory), 300).named_parameters()}
+        for memory in (kinds.memory(kind), MemoryConfig(kind="none"))
+    )
+    assert {name for name in own if is_of_memory(name)} == own - plain
+    assert own >= plain and not any(map(is_of_memory, plain))
 
 
 def test_only_a_parameter_of_attention_is_a_gate() -> None:
