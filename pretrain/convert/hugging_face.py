@@ -51,6 +51,8 @@ def their_name(name: str) -> str:
     """Hugging Face's name of our parameter `name`."""
     if name in _OUTSIDE:
         return _OUTSIDE[name]
+    if not name.startswith("layers."):
+        return name  # of a memory that no model of theirs has
     _, layer, part = name.split(".", 2)
     return f"model.layers.{layer}.{_PARTS[part]}"
 

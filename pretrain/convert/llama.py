@@ -37,6 +37,7 @@ from pretrain.convert.hugging_face import (
     model_config,
     their_name,
 )
+from pretrain.model.memories.kinds import is_of_memory
 from pretrain.model.transformer import on_meta
 
 _EMBEDDINGS = ("embedding.weight", "lm_head.weight")
@@ -107,9 +108,20 @@ class Plan:
         """Our parameter `name`."""
         theirs = their_name(name)
         if theirs not in self.stored:
-            return torch.full(self.tensors[name].shape, self.model.memory.initial_gate)
+            return self._begun(name)
         tensor = self.stored[theirs].read(theirs)
         return tensor[: self.tokenizer.vocab_size] if name in _EMBEDDINGS else tensor
+
+    def _begun(self, name: str) -> Tensor:
+        """Our parameter `name` of a memory that is not there: a gate, or learned vectors."""
+        shape = self.tensors[name].shape
+        if len(shape) == 1:
+            return torch.full(shape, self.model.memory.initial_gate)
+        eos = self.tokenizer.eos_id
+        if eos is not None and name in on_meta(self.model, self.rows).begins_as_eos():
+            row = self.read("embedding.weight")[eos]
+            return row.float().expand(shape).contiguous()
+        return torch.randn(shape, generator=torch.Generator().manual_seed(1)) * self.model.init_std
 
     def config(self, out: Path) -> Config:
         """The configuration of the directory, as a run has one."""
@@ -135,7 +147,8 @@ class Plan:
         lines = [f"imported: {len(self.tensors)} tensors, {count:,} weights, into {out}"]
         if left := self.rows - self.tokenizer.vocab_size:
             lines.append(f"left out: {left} rows of the embeddings, which belong to no token")
-        if self.model.memory.traits.remembers and self.model.memory.when_empty == "zero":
+        gated = on_meta(self.model, self.rows).gates()
+        if gated and self.model.memory.when_empty == "zero":
             lines.append(
                 "a document's first segment: its local attention is scaled by 1 - g; with "
                 "memory.when_empty=local its logits stay the imported model's"
@@ -211,13 +224,13 @@ def _tensors(
     # Frequencies, which older versions of transformers stored.
     unused = {name for name in unused if not name.endswith("rotary_emb.inv_freq")}
     problems = [f"{name}: our model has no such tensor" for name in sorted(unused)]
-    gates = ours.gates()
-    # A model without memory has none; they then begin as `memory.initial_gate` says.
-    have_gates = any(their_name(name) in stored for name in gates)
+    memory = {name for name in wanted if is_of_memory(name)}
+    # A model without memory has none of these; they then begin anew.
+    have_memory = any(their_name(name) in stored for name in memory)
     found = {}
     for name, (theirs, shape) in wanted.items():
         there = stored.get(theirs)
-        if there is None and name in gates and not have_gates:
+        if there is None and name in memory and not have_memory:
             found[name] = TensorInfo("F32", shape)
         elif there is None:
             problems.append(f"{theirs}: missing")

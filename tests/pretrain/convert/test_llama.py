@@ -144,6 +144,24 @@ def test_gates_begin_as_chosen_and_weights_keep_their_bits_and_dtype(
     assert trained.load(tmp_path / "out", CPU).config.train.precision == "bf16"
 
 
+@pytest.mark.parametrize("kind", ["rmt", "autocompressor"])
+def test_learned_vectors_begin_random_or_as_the_embedding_of_eos(
+    tmp_path: Path, save_model: Any, kind: str
+) -> None:
+    save_model(tmp_path / "hub")
+    imported(tmp_path, f"memory.kind={kind}", f"memory.{kind}.vectors=5")
+    model = trained.load(tmp_path / "out", CPU).model
+    assert model.recurrence is not None
+    learned, embedding = model.recurrence.learned(), model.embedding.weight
+    if kind == "autocompressor":
+        assert torch.equal(learned, embedding[2].expand(5, -1))
+    else:
+        assert (torch.pdist(learned) > 0.01).all() and 0.07 < learned.std() < 0.13
+    tokens = torch.randint(3, 320, (1, 40))
+    _, stream = model.extend(tokens, model.open_stream(1, CPU))
+    assert stream.recurrence is not None
+
+
 def test_two_ranks_begin_with_an_imported_model(
     tmp_path: Path, save_model: Any, write_data_set: Any, tokenizer_model: Path
 ) -> None:
