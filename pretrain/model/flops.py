@@ -7,10 +7,12 @@ counts as two forwards; recomputation by activation checkpointing and the loss i
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from pretrain.config import Checkpointing, ModelConfig
-from pretrain.model.memories.kinds import attention_of
+from pretrain.model.memories.kinds import attention_of, recurrence_of
 from pretrain.model.transformer import on_meta
 
 # Dense peaks, FLOP/s in bf16, from NVIDIA's data sheets (half of the figure "with sparsity"). Names
@@ -36,16 +38,34 @@ _PEAKS = {
 
 
 def forward_flops(config: ModelConfig, vocab_size: int, window: int) -> dict[str, int]:
-    """FLOPs of one forward over `window` tokens of one lane, by part."""
-    return attention_of(config.memory).flops(config, window) | {
-        "feed_forward": config.n_layers * window * 2 * 3 * config.d_model * config.d_ff,
-        "output_head": window * 2 * config.d_model * vocab_size,
+    """FLOPs of one forward over `window` tokens of one lane, by part.
+
+    A recurrence over the whole stack counts with a full memory, as in a long document.
+    """
+    recurrence = recurrence_of(config.memory)
+    if recurrence is None:
+        parts = _stack_flops(config, window)
+    else:
+        segments, rest = divmod(window, config.segment)
+        parts = {}
+        for tokens, times in ((config.segment, segments), (rest, int(rest > 0))):
+            places = recurrence.places(config, tokens)
+            for part, count in _stack_flops(replace(config, segment=places), places).items():
+                parts[part] = parts.get(part, 0) + times * count
+    return parts | {"output_head": window * 2 * config.d_model * vocab_size}
+
+
+def _stack_flops(config: ModelConfig, places: int) -> dict[str, int]:
+    """FLOPs of one forward of all layers over `places` places of a lane, by part."""
+    return attention_of(config.memory).flops(config, places) | {
+        "feed_forward": config.n_layers * places * 2 * 3 * config.d_model * config.d_ff
     }
 
 
 def training_flops_per_token(config: ModelConfig, vocab_size: int, window: int) -> float:
     """Useful FLOPs of forward and backward, per token of a window."""
-    return 3 * sum(forward_flops(config, vocab_size, window).values()) / window
+    whole = sum(forward_flops(config, vocab_size, window).values())
+    return (3 * whole - _without_backward(config, window)) / window
 
 
 def computed_flops_per_token(
@@ -64,7 +84,12 @@ def computed_flops_per_token(
         again += parts["feed_forward"] * 2 // 3
     if checkpointing == "full":
         again += whole - parts["output_head"] - parts["feed_forward"] // 3
-    return (3 * whole + again) / window
+    return (3 * whole + again - _without_backward(config, window)) / window
+
+
+def _without_backward(config: ModelConfig, window: int) -> int:
+    """FLOPs of the backward that products without a gradient do not have."""
+    return 2 * attention_of(config.memory).forward_only_flops(config, window)
 
 
 def passing_flops(

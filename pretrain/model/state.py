@@ -22,6 +22,12 @@ def mapped(function: Callable[[Tensor], Tensor], state: State) -> State:
     return state._make(map(function, state))
 
 
+def overwrite(state: State, new: State) -> None:
+    """Copy `new` into the tensors of `state`."""
+    for tensor, values in zip(state, new, strict=True):
+        tensor.copy_(values)
+
+
 def of_lanes(state: ModelState, lanes: slice | list[int]) -> ModelState:
     """The memories of some of the lanes."""
     return tuple(mapped(lambda tensor: tensor[lanes], layer) for layer in state)

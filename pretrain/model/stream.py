@@ -11,7 +11,7 @@ from torch import Tensor
 from pretrain.config import ModelConfig
 from pretrain.model import local_attention
 from pretrain.model.rotary import rotate
-from pretrain.model.state import State, mapped
+from pretrain.model.state import State, mapped, overwrite
 from pretrain.model.window import Continuation
 
 
@@ -32,8 +32,7 @@ class OpenSegment:
 
     def remember(self, memory: State) -> None:
         """Copy `memory` into this segment's memory."""
-        for part, new in zip(self.memory, memory, strict=True):
-            part.copy_(new)
+        overwrite(self.memory, memory)
 
 
 class LocalCache(NamedTuple):
@@ -75,7 +74,10 @@ class StreamState(NamedTuple):
     filled: int
     """Tokens in the open segment."""
     layers: tuple[OpenSegment, ...]
+    recurrence: State | None = None
+    """The memory of a recurrence over the whole stack; None if the layers have the memory."""
 
     def copied(self) -> StreamState:
         """A copy in new tensors, so that a text can be continued in two ways."""
-        return self._replace(layers=tuple(layer.copied() for layer in self.layers))
+        recurrence = None if self.recurrence is None else mapped(torch.clone, self.recurrence)
+        return StreamState(self.filled, tuple(layer.copied() for layer in self.layers), recurrence)

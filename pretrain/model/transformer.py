@@ -8,7 +8,7 @@ and a result, never a buffer.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -20,9 +20,9 @@ from pretrain.model import local_attention
 from pretrain.model.feed_forward import FeedForward
 from pretrain.model.loss import OutputHead
 from pretrain.model.memories.contract import Attended, Attention, Carried
-from pretrain.model.memories.kinds import attention_of
+from pretrain.model.memories.kinds import attention_of, recurrence_of
 from pretrain.model.pointwise import RMSNorm
-from pretrain.model.state import ModelState
+from pretrain.model.state import ModelState, overwrite
 from pretrain.model.stream import OpenSegment, StreamState
 from pretrain.model.window import Continuation, Parts, Window
 
@@ -69,6 +69,65 @@ class Block(nn.Module):
         return attended._replace(output=x + self.feed_forward(self.feed_forward_norm(x)))
 
 
+class Stack(nn.ModuleList):
+    """The blocks; a list of modules, of which each is called by itself."""
+
+    def __init__(self, config: ModelConfig, checkpointing: Checkpointing) -> None:
+        super().__init__(Block(config, layer, checkpointing) for layer in range(config.n_layers))
+        self.checkpointing = checkpointing
+
+    def empty(self, lanes: int, like: Tensor) -> ModelState:
+        """The empty memory of every layer; of a recurrent model's layers it has no tensors."""
+        return tuple(block.attention.empty(lanes, like) for block in self.blocks())
+
+    def over(
+        self, x: Tensor, pasts: Sequence[Carried], windows: Sequence[Window]
+    ) -> tuple[Tensor, ModelState, Tensor | None]:
+        """All layers over x [B, T, d_model]: the same shape, the memory after it, and the sum of
+        the memory's auxiliary losses, None without any."""
+        after, losses = [], []
+        for layer, past in zip(self, pasts, strict=True):
+            x, state, auxiliary = self._layer(layer, x, past, windows)
+            after.append(state)
+            losses.append(auxiliary)
+        return x, tuple(after), _sum(losses)
+
+    def continued(self, x: Tensor, segments: Sequence[OpenSegment], layout: Continuation) -> Tensor:
+        """All layers over some places x [B, n, d_model] of open segments, which they write to."""
+        for block, segment in zip(self, segments, strict=True):
+            x = block(x, segment, layout).output
+        return x
+
+    def _layer(
+        self, layer: nn.Module, x: Tensor, past: Carried, windows: Sequence[Window]
+    ) -> Attended:
+        """The layer over the window, chunk by chunk, with the memory passed between chunks."""
+        if len(windows) == 1:
+            return self._block(layer, x, past, windows[0])
+        outputs, losses = [], []
+        for chunk, window in zip(torch.split(x, windows[0].tokens, dim=1), windows, strict=True):
+            output, state, auxiliary = self._block(layer, chunk, past, window)
+            past = past._replace(before=state)
+            outputs.append(output)
+            losses.append(auxiliary)
+        return Attended(torch.cat(outputs, dim=1), past.before, _sum(losses))
+
+    def _block(self, layer: nn.Module, x: Tensor, past: Carried, window: Window) -> Attended:
+        if self.checkpointing != "full" or not torch.is_grad_enabled():
+            attended: Attended = layer(x, past, window)
+        else:
+            attended = checkpoint(
+                layer, x, past, window, use_reentrant=False, preserve_rng_state=False
+            )
+        return attended
+
+    def blocks(self) -> Iterator[Block]:
+        """Each of them, in order."""
+        for block in self:
+            assert isinstance(block, Block)
+            yield block
+
+
 class TokenEmbedding(nn.Embedding):
     """Token embeddings, initialised in the constructor like `Projection`'s weights."""
 
@@ -96,22 +155,28 @@ class Transformer(nn.Module):
         self.config = config
         self.checkpointing = checkpointing
         self.embedding = TokenEmbedding(vocab_size, config.d_model, config.init_std)
-        self.layers = nn.ModuleList(
-            Block(config, layer, checkpointing) for layer in range(config.n_layers)
-        )
+        self.layers = Stack(config, checkpointing)
         self.norm = RMSNorm(config.d_model, config.norm_eps)
         tied = self.embedding.weight if config.tied_embeddings else None
         self.lm_head = OutputHead(config.d_model, vocab_size, config.init_std, tied)
+        recurrence = recurrence_of(config.memory)
+        self.recurrence = None if recurrence is None else recurrence(config)
 
     def initial_state(self, lanes: int, device: torch.device | str) -> ModelState:
-        """The empty memory of every layer, for `lanes` lanes."""
+        """The empty memory of every layer, or of the recurrence, for `lanes` lanes."""
         like = self.embedding.weight.new_empty(0, device=device)
-        return tuple(layer.attention.empty(lanes, like) for layer in self._blocks())
+        if self.recurrence is not None:
+            return (self.recurrence.empty(lanes, like),)
+        return self.layers.empty(lanes, like)
 
     def metrics(self, state: ModelState) -> dict[str, list[float]]:
-        """The memory's metrics for the log, by name, one per layer; see `Attention.metrics`."""
+        """The memory's metrics for the log, by name, one per layer, or one for the recurrence; see
+        `Attention.metrics`."""
+        if self.recurrence is not None:
+            (memory,) = state
+            return {name: [float(x)] for name, x in self.recurrence.metrics(memory).items()}
         found: dict[str, list[float]] = {}
-        for layer, memory in zip(self._blocks(), state, strict=True):
+        for layer, memory in zip(self.layers.blocks(), state, strict=True):
             for name, value in layer.attention.metrics(memory).items():
                 found.setdefault(name, []).append(float(value))
         return found
@@ -123,6 +188,14 @@ class Transformer(nn.Module):
             for name, module in self.named_modules()
             if isinstance(module, Attention)
             for gate in module.gates
+        )
+
+    def begins_as_eos(self) -> tuple[str, ...]:
+        """The names of the parameters that begin as the embedding of EOS in a model whose other
+        weights were trained without them."""
+        recurrence = self.recurrence
+        return (
+            () if recurrence is None or not recurrence.from_eos else ("recurrence.learned.weight",)
         )
 
     def forward(
@@ -172,12 +245,18 @@ class Transformer(nn.Module):
         initial: ModelState | None,
     ) -> tuple[Tensor, ModelState, Tensor | None]:
         # A missing state would otherwise silently train a model without memory.
-        assert len(state) == len(self.layers), "one memory per layer, as initial_state returns"
+        recurrence = self.recurrence
+        expected = len(self.layers) if recurrence is None else 1
+        assert len(state) == expected, "as many memories as initial_state returns"
         x = self.embedding(tokens)
+        if recurrence is not None:
+            carried = Carried(state[0], None if initial is None else initial[0])
+            x, memory = recurrence.over(x, starts, carried, read_memory, self._segment)
+            return x, (memory,), None
         windows = self._windows(starts, x.dtype, read_memory, parts)
         first = initial or (None,) * len(state)
         pasts = [Carried(*pair) for pair in zip(state, first, strict=True)]
-        x, after, auxiliary = self.stack(x, pasts, windows)
+        x, after, auxiliary = self.layers.over(x, pasts, windows)
         return self.norm(x), after, auxiliary
 
     def _windows(
@@ -196,57 +275,22 @@ class Transformer(nn.Module):
             for chunk in torch.split(starts, tokens, dim=1)
         ]
 
-    def stack(
-        self, x: Tensor, pasts: Sequence[Carried], windows: Sequence[Window]
-    ) -> tuple[Tensor, ModelState, Tensor | None]:
-        """All layers over x [B, T, d_model]: the same shape, the memory after it, and the sum of
-        the memory's auxiliary losses, None without any."""
-        after, losses = [], []
-        for layer, past in zip(self.layers, pasts, strict=True):
-            x, state, auxiliary = self._layer(layer, x, past, windows)
-            after.append(state)
-            losses.append(auxiliary)
-        return x, tuple(after), _sum(losses)
-
-    def _layer(
-        self, layer: nn.Module, x: Tensor, past: Carried, windows: Sequence[Window]
-    ) -> Attended:
-        """The layer over the window, chunk by chunk, with the memory passed between chunks."""
-        if len(windows) == 1:
-            return self._block(layer, x, past, windows[0])
-        outputs, losses = [], []
-        for chunk, window in zip(torch.split(x, windows[0].tokens, dim=1), windows, strict=True):
-            output, state, auxiliary = self._block(layer, chunk, past, window)
-            past = past._replace(before=state)
-            outputs.append(output)
-            losses.append(auxiliary)
-        return Attended(torch.cat(outputs, dim=1), past.before, _sum(losses))
-
-    def _block(self, layer: nn.Module, x: Tensor, past: Carried, window: Window) -> Attended:
-        if self.checkpointing != "full" or not torch.is_grad_enabled():
-            attended: Attended = layer(x, past, window)
-        else:
-            attended = checkpoint(
-                layer, x, past, window, use_reentrant=False, preserve_rng_state=False
-            )
-        return attended
-
-    def _blocks(self) -> Iterator[Block]:
-        for layer in self.layers:
-            assert isinstance(layer, Block)
-            yield layer
+    def _segment(self, x: Tensor, window: Window) -> Tensor:
+        """All layers and the final norm over the places of one segment of a recurrence."""
+        pasts = [Carried(nothing) for nothing in self.layers.empty(len(x), x)]
+        output: Tensor = self.norm(self.layers.over(x, pasts, [window])[0])
+        return output
 
     def open_stream(self, lanes: int, device: torch.device | str) -> StreamState:
         """The state before the first token of one document in each of `lanes` lanes."""
-        memories = self.initial_state(lanes, device)
         like = self.embedding.weight.new_empty(0, device=device)
-        pairs = zip(self._blocks(), memories, strict=True)
-        return StreamState(
-            0,
-            tuple(
-                layer.attention.opened(one, lanes, self.config.span, like) for layer, one in pairs
-            ),
-        )
+        length, recurrence = self.config.span, None
+        if self.recurrence is not None:
+            length = self.recurrence.places(self.config, length)
+            recurrence = self.recurrence.empty(lanes, like)
+        pairs = zip(self.layers.blocks(), self.layers.empty(lanes, like), strict=True)
+        opened = (layer.attention.opened(one, lanes, length, like) for layer, one in pairs)
+        return StreamState(0, tuple(opened), recurrence)
 
     @torch.no_grad()
     def extend(self, tokens: Tensor, stream: StreamState) -> tuple[Tensor, StreamState]:
@@ -272,12 +316,19 @@ class Transformer(nn.Module):
 
     def _whole_segments(self, tokens: Tensor, stream: StreamState) -> Tensor:
         """The logits of whole segments; the memory is updated in place."""
-        state = tuple(layer.memory for layer in stream.layers)
+        layers, recurrence = stream.layers, stream.recurrence
+        state = tuple(layer.memory for layer in layers) if recurrence is None else (recurrence,)
         # An empty memory reads as 0, so the document's start need not be marked.
         output: Output = self(tokens, torch.zeros_like(tokens, dtype=torch.bool), state)
-        for layer, segment, after in zip(self._blocks(), stream.layers, output.state, strict=True):
-            segment.remember(after)
-            layer.attention.reopen(segment)
+        if self.recurrence is None or recurrence is None:
+            for layer, segment, after in zip(
+                self.layers.blocks(), layers, output.state, strict=True
+            ):
+                segment.remember(after)
+                layer.attention.reopen(segment)
+        else:
+            overwrite(recurrence, output.state[0])
+            self.recurrence.reopen(recurrence, self._continued(layers))
         assert output.logits is not None
         return output.logits
 
@@ -290,11 +341,23 @@ class Transformer(nn.Module):
         whole segment as reach, every step does the same work on the same tensors.
         """
         x = self.embedding(tokens)
-        layout = Continuation.of(places, reach, self.config, x.dtype)
-        for layer, segment in zip(self.layers, stream.layers, strict=True):
-            x = layer(x, segment, layout).output
-        logits: Tensor = self.lm_head(self.norm(x))
+        if self.recurrence is None or stream.recurrence is None:
+            layout = Continuation.of(places, reach, self.config, x.dtype)
+        else:
+            layout = self.recurrence.layout(stream.recurrence, places, reach)
+        logits: Tensor = self.lm_head(self._continued(stream.layers)(x, layout))
         return logits
+
+    def _continued(
+        self, segments: Sequence[OpenSegment]
+    ) -> Callable[[Tensor, Continuation], Tensor]:
+        """All layers and the final norm over some places x [B, n, d_model] of open segments."""
+
+        def run(x: Tensor, layout: Continuation) -> Tensor:
+            output: Tensor = self.norm(self.layers.continued(x, segments, layout))
+            return output
+
+        return run
 
     @torch.no_grad()
     def counted(self, stream: StreamState, count: int) -> StreamState:
@@ -302,7 +365,10 @@ class Transformer(nn.Module):
         filled = stream.filled + count
         if filled < self.config.span:
             return stream._replace(filled=filled)
-        for layer, segment in zip(self._blocks(), stream.layers, strict=True):
+        if self.recurrence is not None and stream.recurrence is not None:
+            self.recurrence.close(stream.recurrence, self._continued(stream.layers))
+            return stream._replace(filled=0)
+        for layer, segment in zip(self.layers.blocks(), stream.layers, strict=True):
             layer.attention.close(segment)
         return stream._replace(filled=0)
 

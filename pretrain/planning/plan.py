@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from data_prep.dataset.settings import SettingsError
+from data_prep.dataset.wording import counted
 from pretrain.config import Config
 from pretrain.model import flops
 from pretrain.model.memories.kinds import attention_of
@@ -109,6 +110,8 @@ class Plan:
     """Bytes, at most."""
     passed: float
     """Bytes of these that are memory states, between the ranks that share a window."""
+    gathers: int
+    """Times that a forward of a window gathers a block's weights, at most, and a backward too."""
     simulation: Simulation | None
 
     @property
@@ -189,6 +192,7 @@ def make(config: Config, vocab_size: int, gpus: Cluster, simulated: bool) -> Pla
         computed,
         sent_bytes(config, vocab_size, ranks) + passed,
         passed,
+        block_gathers(config, vocab_size),
         simulate(config, vocab_size, ranks, micro_batch) if simulated else None,
     )
 
@@ -224,19 +228,35 @@ def sent_bytes(config: Config, vocab_size: int, ranks: int) -> float:
 
     A micro-batch gathers weights for the forward and again for the backward (once, if all of them
     may stay in between) and reduces every gradient; a step gathers the small parameters once. A
-    preface's forward gathers the weights once more.
+    preface's forward gathers the weights once more. A recurrence over the whole stack gathers the
+    blocks for each segment, see `block_gathers`.
     """
-    sizes = _sizes(on_meta(config.model, vocab_size))
+    model = on_meta(config.model, vocab_size)
+    sizes = _sizes(model)
     padded = [(size, -(-size // ranks) * ranks) for size in sizes]
     large = sum(pad for size, pad in padded if size > PERSISTENT_ELEMENTS)
     small = sum(pad for size, pad in padded if size <= PERSISTENT_ELEMENTS)
+    blocks = sum(-(-size // ranks) * ranks for size in _large(_sizes(model.layers)))
     uses = 3 if config.train.activation_checkpointing == "full" else 2
     gathers = 1 if uses * large <= config.zero.live_parameters else 2
     gathers += bool(config.data.preface)
     micro_batches = config.lanes_a_rank(ranks) // _micro_batch(config, ranks)
-    elements = micro_batches * (gathers * large + large + small) + small
+    more = (block_gathers(config, vocab_size) - 1) * blocks
+    elements = micro_batches * (gathers * (large + more) + large + small) + small
     width = PRECISIONS[config.train.precision].itemsize
     return elements * width * (ranks - 1) / ranks
+
+
+def block_gathers(config: Config, vocab_size: int) -> int:
+    """How often a forward of a window gathers a block's weights, at most, and a backward too.
+
+    A recurrence over the whole stack runs every block once per segment; its weights stay gathered
+    from one segment to the next if all of the model's may.
+    """
+    if not config.model.memory.traits.recurrent:
+        return 1
+    large = sum(_large(_sizes(on_meta(config.model, vocab_size))))
+    return 1 if large <= config.zero.live_parameters else config.train.window_segments
 
 
 def passed_bytes(config: Config, ranks: int) -> float:
@@ -339,8 +359,9 @@ def _shape_lines(plan: Plan) -> list[str]:
         f"model: {plan.parameters:,} parameters with a vocabulary of {plan.vocab_size:,}",
         f"ranks: {ranks}, on {plan.cluster.nodes} x {plan.cluster.gpus_per_node} "
         f"{plan.cluster.gpu.name}",
-        f"a step: {config.data.lanes} lanes of {config.window:,} tokens, {plan.tokens:,} in all; "
-        f"a rank takes {plan.micro_batches} x {micro_batch} of them{shared}{beside}",
+        f"a step: {counted(config.data.lanes, 'lane')} of {config.window:,} tokens, "
+        f"{plan.tokens:,} in all; a rank takes {plan.micro_batches} x {micro_batch} of "
+        f"them{shared}{beside}",
         f"a checkpoint: {_size(plan.parameters * 12)}, and the lanes' memories; it is written from "
         f"a copy, {_size(plan.host_copy)} of host memory a rank",
     ]
@@ -382,6 +403,12 @@ def _time_lines(plan: Plan) -> list[str]:
         f"  {_size(plan.sent)} sent at most, {plan.send_seconds:.1f} s at {_LINK_SHARE:.0%} "
         f"(assumed) of {bandwidth / 1e9:.0f} GB/s (data sheet)",
     ]
+    if plan.config.model.memory.traits.recurrent:
+        often = "once" if plan.gathers == 1 else f"up to {plan.gathers} times"
+        shown.append(
+            f"  a window is {plan.config.train.window_segments} forwards of all blocks in order; a "
+            f"pass gathers each block's weights {often}"
+        )
     if sequence > 1:
         shown.append(
             f"  of that {_size(plan.passed)} between the {sequence} ranks that share a window, "
@@ -421,7 +448,7 @@ def summary(plan: Plan) -> str:
     speeds = _between(_rounded(plan.tokens / most), _rounded(plan.tokens / least))
     steps = plan.config.train.steps
     span = _span(least * steps, most * steps)
-    return f"{memory}; {times} s/step, {speeds} tokens/s, {span} for {steps:,} steps"
+    return f"{memory}; {times} s/step, {speeds} tokens/s, {span} for {counted(steps, 'step')}"
 
 
 def _span(least: float, most: float) -> str:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import io
 import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,7 +27,7 @@ from torch import Tensor, nn
 from pretrain.checkpoint.load import Checkpoint
 from pretrain.checkpoint.pieces import Piece
 from pretrain.config import Config
-from pretrain.model.memories.kinds import is_gate
+from pretrain.model.memories.kinds import is_of_memory
 from pretrain.model.state import ModelState
 from pretrain.model.transformer import Output, Transformer
 from pretrain.training.optim import parameter_groups
@@ -280,31 +281,35 @@ class Engine:
         checkpoint.expect(
             {f"{n}/{kind}": tuple(s) for n, s in self._shapes.items() for kind in _KINDS}
         )
-        self._read(checkpoint, list(self._parameters), _KINDS)
+        self._set(list(self._parameters), _KINDS, checkpoint.read)
         for state in self._adamw.state.values():
             state["step"].fill_(optimizer_steps)
 
-    def take_weights(self, checkpoint: Checkpoint) -> None:
-        """Load this rank's part of the weights only; gates may be missing on either side.
+    def take_weights(self, checkpoint: Checkpoint, eos_id: int | None) -> None:
+        """Load this rank's part of the weights only; a memory's may be missing on either side.
 
-        Gates that the checkpoint lacks keep their initial values. Raises CheckpointError if its
-        other weights do not match this model's.
+        Those that the checkpoint lacks keep their initial values, except for learned vectors that
+        begin as the embedding of the token `eos_id`, if there is one. Raises CheckpointError if
+        its other weights do not match this model's.
         """
-        stored = checkpoint.names()
-        own = {f"{name}/param": tuple(shape) for name, shape in self._shapes.items()}
-        taken = [
-            name for name in self._shapes if f"{name}/param" in stored or name not in self._gates
-        ]
-        others = {
-            name: shape
-            for name, shape in stored.items()
-            if name not in own and (not name.endswith("/param") or is_gate(name.split("/")[0]))
-        }
-        checkpoint.expect({f"{name}/param": own[f"{name}/param"] for name in taken} | others)
-        self._read(checkpoint, taken, ("param",))
+        taken = _shared_weights(self._shapes, checkpoint)
+        self._set(taken, ("param",), checkpoint.read)
+        begun = [name for name in self.module.begins_as_eos() if name not in taken]
+        if eos_id is not None and begun:
+            width = self._config.model.d_model
+            row = checkpoint.read("embedding.weight/param", eos_id * width, width)
+            self._set(begun, ("param",), functools.partial(_repeated, row))
 
-    def _read(self, checkpoint: Checkpoint, names: Sequence[str], kinds: Sequence[str]) -> None:
-        """Load this rank's part of parameters into the masters and the weights of the forward."""
+    def _set(
+        self,
+        names: Sequence[str],
+        kinds: Sequence[str],
+        read: Callable[[str, int, int], Tensor],
+    ) -> None:
+        """Set this rank's part of parameters, in the masters and the weights of the forward.
+
+        `read` returns the elements of NAME/KIND from an offset on, a number of them.
+        """
         if self._stage == 3:
             # After a step small parameters stay gathered: release them, then gather them again.
             self._zero.checkpoint_event_prologue()
@@ -312,14 +317,14 @@ class Engine:
             parameter = self._parameters[name]
             offset, views = self._local(parameter)
             for kind in kinds:
-                values = checkpoint.read(f"{name}/{kind}", offset, views[kind].numel())
-                views[kind].copy_(values)
+                views[kind].copy_(read(f"{name}/{kind}", offset, views[kind].numel()))
             if self._stage == 3:
                 # The forward gathers a separate tensor, not the master that was just set.
                 master = views["param"]
                 parameter.ds_tensor.data.view(-1)[: master.numel()].copy_(master)
             else:
-                parameter.data.copy_(checkpoint.tensor(f"{name}/param"))
+                shape = self._shapes[name]
+                parameter.data.copy_(read(f"{name}/param", 0, shape.numel()).view(shape))
         if self._stage == 3:
             self._zero.checkpoint_event_epilogue()
 
@@ -387,6 +392,28 @@ def _shape(parameter: nn.Parameter) -> torch.Size:
     """The parameter's full shape, even if ZeRO-3 has partitioned it."""
     shape: torch.Size = getattr(parameter, "ds_shape", parameter.shape)
     return shape
+
+
+def _shared_weights(shapes: Mapping[str, torch.Size], checkpoint: Checkpoint) -> list[str]:
+    """The parameters of `shapes` that the checkpoint has; a memory's may be missing on either side.
+
+    Raises CheckpointError if the others do not match.
+    """
+    stored = checkpoint.names()
+    own = {f"{name}/param": tuple(shape) for name, shape in shapes.items()}
+    taken = [name for name in shapes if f"{name}/param" in stored or not is_of_memory(name)]
+    others = {
+        name: shape
+        for name, shape in stored.items()
+        if name not in own and (not name.endswith("/param") or is_of_memory(name.split("/")[0]))
+    }
+    checkpoint.expect({f"{name}/param": own[f"{name}/param"] for name in taken} | others)
+    return taken
+
+
+def _repeated(row: Tensor, _: str, offset: int, length: int) -> Tensor:
+    """Elements from `offset` on of a matrix whose rows are all `row`; see `Engine._set`."""
+    return row[torch.arange(offset, offset + length) % len(row)]
 
 
 def _share(length: int, rank: int, ranks: int) -> slice:

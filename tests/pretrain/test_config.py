@@ -63,7 +63,7 @@ def test_the_resolved_configuration_reads_back_as_itself(tmp_path: Path) -> None
         (["zero.stage=4"], "zero.stage: expected one of 0, 1, 2, 3; found 4"),
         (["model.memory.kind=dleta"], "autocompressor; found 'dleta'"),
         (["model.n_heads=4", "model.n_kv_heads=3"], "n_heads: 4 query heads cannot share 3"),
-        (["model.d_head=7"], "d_head: rotary embedding needs an even size, found 7"),
+        (["model.d_head=7"], "d_head: rotary embedding needs an even number, found 7; choose one"),
         (["data.lanes=8", "launch.ranks=3"], "data.lanes: 8 lanes cannot be shared evenly by 3"),
         (
             ["data.lanes=8", "launch.ranks=2", "train.micro_batch=3"],
@@ -123,10 +123,11 @@ def test_the_resolved_configuration_reads_back_as_itself(tmp_path: Path) -> None
             ["data.train=''", "data.mix=[{data: x/a}, {data: y/a}]"],
             "data.mix: two data sets have the name 'a'; give each a different `name`",
         ),
-        (["train.steps=10"], "optim.warmup_steps: 100 is more than train.steps=10"),
+        (["train.steps=10"], "train.steps=10; set it to at most that, or raise train.steps"),
         (
             ["optim.schedule=wsd", "train.steps=250"],
-            "optim.decay_steps: warm-up and decay together are longer than train.steps=250",
+            "optim.decay_steps: warm-up and decay together are longer than train.steps=250; set "
+            "it to at most 150, or raise train.steps",
         ),
     ],
 )  # fmt: skip

@@ -19,6 +19,7 @@ from pretrain.config import load
 from pretrain.jobs.launch import leave, place_in, start_ranks
 from pretrain.model import flops
 from pretrain.model.transformer import Transformer
+from pretrain.planning.plan import block_gathers
 from pretrain.planning.simulate import Ledger
 from pretrain.training.engine import PERSISTENT_ELEMENTS, Engine
 
@@ -34,7 +35,17 @@ BLOCK = 4 * 384 * 384 + 3 * 384 * 512  # weights, but for those that stay gather
 OUTSIDE = VOCABULARY * 384  # the embedding's, and as many of the output projection
 SCARCE, ROOM = "zero.live_parameters=1", f"zero.live_parameters={5 * BLOCK // 2}"
 FULL = "train.activation_checkpointing=full"
-CASES = {"scarce": [SCARCE], "scarce, full": [SCARCE, FULL], "room, full": [ROOM, FULL], "all": []}
+RMT, SUMMARIES = "model.memory.kind=rmt", "model.memory.kind=autocompressor"
+# So many that they do not stay gathered.
+VECTORS = 300 * 384
+MANY = "model.memory.autocompressor={vectors: 300, capacity: 1}"
+ONCE = f"zero.live_parameters={LAYERS * BLOCK + 2 * OUTSIDE}"
+CASES = {
+    **{"scarce": [SCARCE], "scarce, full": [SCARCE, FULL], "room, full": [ROOM, FULL], "all": []},
+    **{"rmt, scarce": [RMT, SCARCE], "rmt, once": [RMT, ONCE]},
+    "summaries, scarce": [SUMMARIES, MANY, SCARCE],
+}
+SEGMENTS = 16
 
 
 def _rank(told: Path) -> None:
@@ -61,10 +72,11 @@ def _third_step(words: list[str]) -> dict[str, Any]:
     )
     assert isinstance(engine.module, Transformer)
     sizes = [int(p.ds_numel) for p in engine.module.parameters()]
-    assert sum(n for n in sizes if n > PERSISTENT_ELEMENTS) == LAYERS * BLOCK + 2 * OUTSIDE
+    large = sum(n for n in sizes if n > PERSISTENT_ELEMENTS)
+    assert large == LAYERS * BLOCK + 2 * OUTSIDE + (MANY in words) * VECTORS
     tokens = torch.arange(config.window)[None] % VOCABULARY
     starts = torch.zeros_like(tokens, dtype=torch.bool)
-    counted: dict[str, Any] = {}
+    counted: dict[str, Any] = {"planned": block_gathers(config, VOCABULARY)}
     for _ in range(3):
         state = engine.module.initial_state(1, "cpu")
         with Ledger(fake=False) as ledger:
@@ -112,8 +124,26 @@ def test_a_model_that_may_stay_gathered_whole_is_gathered_once_a_window(
 
 
 def test_every_gradient_is_reduced_once_a_window(gathered: dict[str, dict[str, int]]) -> None:
-    for counts in gathered.values():
-        assert 0 <= counts["reduced"] - (LAYERS * BLOCK + 2 * OUTSIDE) < LAYERS * 2000
+    for name, counts in gathered.items():
+        vectors = VECTORS if name.startswith("summaries") else 10 * 384
+        large = LAYERS * BLOCK + 2 * OUTSIDE + vectors
+        assert -10 * 384 <= counts["reduced"] - large < LAYERS * 2000
+
+
+def test_a_recurrence_gathers_each_block_once_a_segment_or_once_if_all_weights_may_stay(
+    gathered: dict[str, dict[str, int]],
+) -> None:
+    for name in ("rmt, scarce", "summaries, scarce"):
+        counts = gathered[name]
+        more = VECTORS if name.startswith("summaries") else 0
+        assert counts["planned"] == SEGMENTS
+        assert counts["forward"] == SEGMENTS * LAYERS * BLOCK + 2 * OUTSIDE + more
+        assert counts["backward"] <= SEGMENTS * LAYERS * BLOCK + OUTSIDE + more
+    once = gathered["rmt, once"]
+    assert once["planned"] == 1
+    # Where there is just room, DeepSpeed gathers one or another weight once more.
+    assert once["forward"] < 1.1 * (LAYERS * BLOCK + 2 * OUTSIDE)
+    assert once["backward"] < 1.1 * (LAYERS * BLOCK + 2 * OUTSIDE)
 
 
 if __name__ == "__main__":

@@ -13,9 +13,9 @@ document has a capacity), so checkpoints, host copies and `pretrain plan` work f
 trainer carries it from window to window, detached.
 
 **A recurrence over the whole stack** (memory vectors that the top layer passes to the first) does
-not belong to a layer: the layers are `LocalAttention`s, and the recurrence is another module of the
-Transformer, which runs `Transformer.stack` once per segment, with its vectors put around the
-segment's tokens. A `ModelState` then holds one state, that of the recurrence. All ranks run the
+not belong to a layer: the layers are `LocalAttention`s, and the Transformer has a
+`recurrence.SegmentRecurrence`, which runs all layers once per segment, with its vectors put around
+the segment's tokens. A `ModelState` then holds one state, that of the recurrence. All ranks run the
 same number of segments.
 """
 
@@ -160,6 +160,11 @@ class Attention(nn.Module, ABC):
     @classmethod
     def recomputed_flops(cls, config: ModelConfig, window: int) -> int:
         """FLOPs among these that every backward recomputes, whatever the checkpointing."""
+        return 0
+
+    @classmethod
+    def forward_only_flops(cls, config: ModelConfig, window: int) -> int:
+        """FLOPs among these that have no backward."""
         return 0
 
     @classmethod

@@ -1,4 +1,4 @@
-"""The attention class of each `memory.kind`; no other module compares it.
+"""The attention, or the recurrence, of each `memory.kind`; no other module compares it.
 
 Properties of a kind that are needed before torch is imported are in `config.MEMORY_KINDS`.
 """
@@ -6,23 +6,49 @@ Properties of a kind that are needed before torch is imported are in `config.MEM
 from __future__ import annotations
 
 from pretrain.config import MemoryConfig
+from pretrain.model.memories.autocompressor import Summaries
+from pretrain.model.memories.compressive import CompressiveAttention
 from pretrain.model.memories.contract import Attention
 from pretrain.model.memories.infini import DeltaAttention, LinearAttention
+from pretrain.model.memories.memorizing import MemorizingAttention
 from pretrain.model.memories.none import LocalAttention
+from pretrain.model.memories.recurrence import SegmentRecurrence
+from pretrain.model.memories.rmt import RecurrentMemory
 from pretrain.model.memories.transformer_xl import CachedAttention
 
 _KINDS: dict[str, type[Attention]] = {
     "none": LocalAttention,
     "full": LocalAttention,
     "transformer_xl": CachedAttention,
+    "compressive": CompressiveAttention,
+    "memorizing": MemorizingAttention,
     "linear": LinearAttention,
     "delta": DeltaAttention,
+    "rmt": LocalAttention,
+    "autocompressor": LocalAttention,
+}
+_RECURRENCES: dict[str, type[SegmentRecurrence]] = {
+    "rmt": RecurrentMemory,
+    "autocompressor": Summaries,
 }
 
 
 def attention_of(memory: MemoryConfig) -> type[Attention]:
     """The attention of every layer of a model with this memory."""
     return _KINDS[memory.kind]
+
+
+def recurrence_of(memory: MemoryConfig) -> type[SegmentRecurrence] | None:
+    """The recurrence over the whole stack; None if the layers have the memory, or there is none."""
+    return _RECURRENCES.get(memory.kind)
+
+
+def is_of_memory(name: str) -> bool:
+    """Whether a parameter belongs to a memory, so that models with another kind lack it."""
+    if name.startswith("recurrence."):
+        return True
+    _, _, own = name.partition(".attention.")
+    return own.partition(".")[0] not in ("", "q_proj", "k_proj", "v_proj", "o_proj")
 
 
 def is_gate(name: str) -> bool:

@@ -16,16 +16,22 @@ import torch
 from data_prep.tokenizer import tokenizer
 from pretrain import trained
 from pretrain.evaluate import generate
-from pretrain.evaluate.questions import EvaluationError, Sampling
+from pretrain.evaluate.questions import EvaluationError, ResultError, Sampling
 from pretrain.model.stream import StreamState
 from pretrain.trained import Trained
+from tests.pretrain import kinds
 
 CPU = torch.device("cpu")
 PROMPT = "It is a truth universally acknowledged, that a “man” in want of a wife. " * 6
 
 
-def test_greedy_tokens_are_the_argmax_of_whole_document_forwards(model: Trained) -> None:
+@kinds.of_every_kind
+def test_greedy_tokens_are_the_argmax_of_whole_document_forwards(
+    tmp_path: Path, write_run: Any, kind: str
+) -> None:
     """A prompt of several windows, and on over several segments."""
+    write_run(tmp_path / "run", memory=kinds.memory(kind))
+    model = trained.load(tmp_path / "run", CPU)
     ids = model.tokenizer.encode(PROMPT).tolist()
     assert len(ids) > 2 * 64
     document = [1, *ids]
@@ -158,7 +164,7 @@ def test_sampling_that_cannot_work_is_refused(given: tuple[int, float]) -> None:
 def test_logits_that_are_not_finite_are_reported(model: Trained) -> None:
     with torch.no_grad():
         model.model.norm.weight[0] = math.nan
-    with pytest.raises(EvaluationError, match="logits are not finite"):
+    with pytest.raises(ResultError, match="logits are not finite"):
         _generate(model, [])
 
 

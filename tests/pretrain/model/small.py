@@ -17,12 +17,24 @@ SEGMENT = 5
 # Of a window: four whole segments and a short one.
 TOKENS = 23
 
+# Where documents start, for each of two lanes of a window.
+DOCUMENTS: dict[str, tuple[list[int], list[int]]] = {
+    "one document, carried in": ([], []),
+    "first tokens of a window and of segments": ([0], [5, 20]),
+    "last tokens of segments and of the window": ([4, 14], [9, 22]),
+    "several in a segment": ([6, 7, 9], [0, 1, 2, 3, 4, 21]),
+    "every token": (list(range(23)), [12]),
+    "random places": ([2, 11, 18], [7, 8, 16]),
+    "other random places": ([13], [3, 10, 11, 19]),
+}
+
 
 def build(
     memory: MemoryConfig,
     heads: tuple[int, int] = (4, 2),
     dtype: torch.dtype = torch.float64,
     checkpointing: Literal["none", "full"] = "none",
+    std: float = 0.4,
     **changes: Any,
 ) -> Transformer:
     """A small model whose every weight, norms and gates included, is random and matters."""
@@ -44,7 +56,7 @@ def build(
     model = Transformer(config, VOCABULARY, checkpointing).to(dtype)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            parameter.normal_(std=0.4)
+            parameter.normal_(std=std)
             if "norm" in name:
                 parameter.add_(1)
     return model

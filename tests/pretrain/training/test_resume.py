@@ -58,7 +58,9 @@ def mix_of(data_sets: dict[str, Path], **weights: float) -> str:
 # To the bit.
 
 
-@pytest.mark.parametrize("kind", ["plain", "mix", "preface", "weighted", "stage 0"])
+@pytest.mark.parametrize(
+    "kind", ["plain", "mix", "preface", "weighted", "stage 0", "rmt", "autocompressor"]
+)
 def test_a_resumed_run_takes_the_very_steps_that_the_run_would_have_taken(
     open_run: Any,
     take_steps: Take,
@@ -73,6 +75,12 @@ def test_a_resumed_run_takes_the_very_steps_that_the_run_would_have_taken(
         "preface": [f"data.preface={data_sets['other']}"],
         "weighted": [f"data.train={data_sets['pairs']}", "data.prompt_weight=0.25"],
         "stage 0": ["zero.stage=0"],
+        "rmt": ["model.memory.kind=rmt", f"data.preface={data_sets['other']}"],
+        "autocompressor": [
+            "model.memory.kind=autocompressor",
+            "train.micro_batch=2",
+            "model.memory.autocompressor={vectors: 3, capacity: 5}",
+        ],
     }[kind]
     run = open_run(*words)
     records = Records(run.attempt, 1, run.config, run.data, 0)
@@ -139,6 +147,50 @@ def test_gates_that_the_source_lacks_have_their_initial_value(
         elif piece.name.endswith("/param"):
             assert torch.equal(piece.values, weights[piece.name]), piece.name
     assert sum(piece.name.endswith("gate/param") for piece in run.engine.pieces()) == 2
+
+
+@pytest.mark.parametrize("stage", [0, 1, 3])
+@pytest.mark.parametrize("kind", ["rmt", "autocompressor"])
+def test_learned_vectors_that_the_source_lacks_begin_random_or_as_the_embedding_of_eos(
+    open_run: Any, take_steps: Take, make_saver: Make, kind: str, stage: int
+) -> None:
+    source = open_run("model.memory.kind=linear", name="source")
+    take_steps(source, 1)
+    path = saved(source, make_saver)
+    with Checkpoint(path) as checkpoint:
+        expected = {name: checkpoint.tensor(name) for name in checkpoint.names()}
+    start = f"train.start_from={source.attempt.directory}"
+    memory = (f"model.memory.kind={kind}", f"model.memory.{kind}.vectors=5")
+    run = open_run(start, *memory, f"zero.stage={stage}")
+    eos = run.data.tokenizer.eos_id
+    assert eos is not None
+    learned = run.engine.module.recurrence.learned()
+    if kind == "autocompressor":
+        row = expected["embedding.weight/param"][eos]
+        assert torch.equal(learned, row.expand(5, -1)) and row.any()
+    else:
+        assert learned.std() > 0.05 and (torch.pdist(learned) > 0.01).all()
+    for piece in run.engine.pieces():
+        if piece.name == "recurrence.learned.weight/param":
+            assert torch.equal(piece.values.flatten(), learned.detach().flatten())
+        elif piece.name.endswith("/param"):
+            assert torch.equal(piece.values, expected[piece.name].flatten()), piece.name
+    take_steps(run, 1)
+
+
+def test_learned_vectors_of_the_source_are_taken(
+    open_run: Any, take_steps: Take, make_saver: Make
+) -> None:
+    memory = ("model.memory.kind=autocompressor", "model.memory.autocompressor.vectors=5")
+    source = open_run(*memory, name="source")
+    take_steps(source, 1)
+    path = saved(source, make_saver)
+    run = open_run(f"train.start_from={source.attempt.directory}", *memory)
+    with Checkpoint(path) as checkpoint:
+        stored = checkpoint.tensor("recurrence.learned.weight/param")
+    assert torch.equal(run.engine.module.recurrence.learned(), stored)
+    plain = open_run(f"train.start_from={path}", "model.memory.kind=none", name="plain")
+    assert not any("recurrence" in piece.name for piece in plain.engine.pieces())
 
 
 # Damaged and left over.

@@ -11,7 +11,15 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from pretrain.config import MEMORY_KINDS, FullConfig, MemoryConfig
+from pretrain.config import (
+    MEMORY_KINDS,
+    AutoCompressorConfig,
+    CompressiveConfig,
+    FullConfig,
+    MemorizingConfig,
+    MemoryConfig,
+    RMTConfig,
+)
 from pretrain.model import flops
 from pretrain.model.memories.kinds import attention_of, is_gate
 from pretrain.model.state import ModelState, detached, joined, of_lanes
@@ -33,13 +41,26 @@ KINDS = {
     "none": MemoryConfig(kind="none"),
     "full": MemoryConfig(kind="full", full=FullConfig(segments=2)),
     "transformer_xl": MemoryConfig(kind="transformer_xl"),
+    "compressive": MemoryConfig(
+        kind="compressive", compressive=CompressiveConfig(compressed=2, rate=SEGMENT)
+    ),
+    "memorizing": MemoryConfig(
+        kind="memorizing", memorizing=MemorizingConfig(layer=2, capacity=10, neighbours=3)
+    ),
     "linear": MemoryConfig(kind="linear"),
     "linear, local when empty": MemoryConfig(kind="linear", when_empty="local"),
     "delta, paper": MemoryConfig(kind="delta", normaliser="paper"),
     "delta, inclusive": MemoryConfig(kind="delta", normaliser="inclusive"),
+    "rmt": MemoryConfig(kind="rmt", rmt=RMTConfig(vectors=3)),
+    "autocompressor": MemoryConfig(
+        kind="autocompressor", autocompressor=AutoCompressorConfig(vectors=2, capacity=3)
+    ),
 }
-REACH = {"transformer_xl": 2}
+REACH = {"transformer_xl": 2, "memorizing": 3}
 """Segments that a kind's past reaches in a model of two layers, if that has an end."""
+
+IN_PARALLEL = {name: memory for name, memory in KINDS.items() if not memory.traits.recurrent}
+"""Those that compute all segments of a window, or of a chunk of it, at once."""
 
 of_every_kind = pytest.mark.parametrize("memory", KINDS.values(), ids=KINDS)
 
@@ -94,6 +115,8 @@ def test_a_masked_read_is_that_of_an_empty_memory_and_writes_as_ever(memory: Mem
     segment = tokens[:, :SEGMENT], starts[:, :SEGMENT]
     empty = model(*segment, model.initial_state(2, "cpu"))
     assert_close(masked.logits[:, :SEGMENT], empty.logits, "logits")
+    if memory.traits.recurrent:
+        return  # it writes what its layers computed, which differs where they read nothing
     for ours, theirs in zip(tensors(masked.state), tensors(read.state), strict=True):
         assert_close(ours, theirs, "state")
 
@@ -114,9 +137,11 @@ def test_what_documents_begin_with_reaches_their_next_segments_alone(memory: Mem
     without, begun = (
         model(tokens, starts, empty, initial=first).logits for first in (None, initial)
     )
-    differs = (without != begun).any(dim=2)[0]
-    assert not differs[: 2 * SEGMENT].any()
-    assert differs[2 * SEGMENT :].all() == memory.traits.remembers
+    # Products of pools of different sizes are rounded differently.
+    differs = (without - begun).abs().amax(dim=2)[0] > 1e-12
+    reached = REACH.get(memory.kind, TOKENS) * SEGMENT * memory.traits.remembers
+    since = torch.arange(TOKENS) - 2 * SEGMENT
+    assert torch.equal(differs, (since >= 0) & (since < reached))
 
 
 @of_every_kind
@@ -180,7 +205,8 @@ def test_windows_fed_one_after_another_equal_one_long_window(memory: MemoryConfi
 def test_streamed_logits_equal_the_whole_document_s(
     memory: MemoryConfig, chunks: list[int]
 ) -> None:
-    model = build(memory, dtype=torch.float32)
+    # Larger weights make a recurrence through the whole stack amplify the rounding.
+    model = build(memory, dtype=torch.float32, std=0.2)
     tokens = random_tokens(2, 33)
     whole = logits_of(model, tokens, starts_at([0], [0], length=33), model.initial_state(2, "cpu"))
     stream, pieces = model.open_stream(2, "cpu"), []
@@ -197,6 +223,7 @@ def test_a_stream_takes_the_same_space_at_any_length(memory: MemoryConfig) -> No
     def numbers(length: int) -> int:
         _, stream = model.extend(random_tokens(1, length), model.open_stream(1, "cpu"))
         kept = [x for layer in stream.layers for x in (*layer.memory, *layer.cache)]
+        kept += stream.recurrence or ()
         return sum(x.untyped_storage().nbytes() for x in kept)
 
     assert numbers(SEGMENT * 40 + 3) == numbers(SEGMENT + 3)
@@ -219,7 +246,7 @@ def test_checkpointed_activations_give_the_same_gradients_to_the_bit(memory: Mem
     assert all(torch.equal(a, b) for a, b in zip(plain, again, strict=True))
 
 
-@of_every_kind
+@pytest.mark.parametrize("memory", IN_PARALLEL.values(), ids=IN_PARALLEL)
 def test_a_long_window_is_computed_again_in_chunks_with_the_same_gradients(
     memory: MemoryConfig,
 ) -> None:
@@ -277,7 +304,7 @@ def test_metrics_are_finite_squares_that_add_up_over_lanes(memory: MemoryConfig)
     found = model.metrics(whole)
     parts = [model.metrics(of_lanes(whole, [lane])) for lane in range(3)]
     for name, layers in found.items():
-        assert len(layers) == 2
+        assert len(layers) == (1 if name == "store_tokens" else len(whole))
         for index, value in enumerate(layers):
             assert 0 <= value < float("inf")
             assert value == pytest.approx(sum(part[name][index] for part in parts))
@@ -285,17 +312,19 @@ def test_metrics_are_finite_squares_that_add_up_over_lanes(memory: MemoryConfig)
 
 @of_every_kind
 def test_flops_are_positive_and_those_that_torch_counts(memory: MemoryConfig) -> None:
-    model = build(memory, heads=(4, 2), dtype=torch.float32, d_head=32, segment=16)
-    tokens, starts = random_tokens(1, 64), starts_at([], length=64)
-    before = model.initial_state(1, "cpu")
-    # torch counts the products of the plain path, but not those inside its fused CPU kernel.
+    model = build(memory, heads=(4, 2), dtype=torch.float32, d_head=32, segment=20)
+    tokens, starts = random_tokens(1, 80), starts_at([], length=80)
+    # A memory may cost the more the fuller it is, up to its capacity.
+    before = detached(model(tokens, starts, model.initial_state(1, "cpu")).state)
+    # torch counts the products of the plain path, but not those inside its fused CPU kernel. With
+    # gradients, as in training: an auxiliary loss is computed only then.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        logits_of(model, tokens, starts, before)
-    parts = flops.forward_flops(model.config, VOCABULARY, 64)
+        model(tokens, starts, before)
+    parts = flops.forward_flops(model.config, VOCABULARY, 80)
     assert all(part > 0 for part in parts.values())
     # A product with a vector, as sigma(Q) z, is not counted by torch.
     assert counter.get_total_flops() <= sum(parts.values()) <= 1.03 * counter.get_total_flops()
-    assert attention_of(memory).recomputed_flops(model.config, 64) < sum(parts.values())
+    assert attention_of(memory).recomputed_flops(model.config, 80) < sum(parts.values())
 
 
 @of_every_kind

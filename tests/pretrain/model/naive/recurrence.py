@@ -1,0 +1,133 @@
+"""A recurrence over the whole stack read aloud: a loop over lanes, segments, places and heads.
+
+What the two published recurrences differ in is in rmt.py and autocompressor.py.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+
+import torch
+from torch import Tensor
+
+from pretrain.model.memories.recurrence import VectorState
+from pretrain.model.state import ModelState
+from pretrain.model.transformer import Transformer
+from tests.pretrain.model.naive.infini import Naive
+
+
+class NaiveRecurrence(Naive):
+    """Which place sees which is written out for every place; vectors are lists of rows."""
+
+    def __init__(
+        self, model: Transformer, read_memory: bool = True, initial: ModelState | None = None
+    ) -> None:
+        super().__init__(model, read_memory)
+        self.initial_state = initial
+
+    def __call__(  # type: ignore[override]  # the state is the model's, not the layers'
+        self, tokens: Tensor, starts: Tensor, state: ModelState
+    ) -> tuple[Tensor, list[list[Tensor]]]:
+        """Logits [B, T, V], and the vectors that each lane holds after the window."""
+        logits, after = [], []
+        for lane in range(len(tokens)):
+            documents = [int(starts[lane, : t + 1].sum()) for t in range(tokens.shape[1])]
+            x = self.weights["embedding.weight"][tokens[lane]]
+            x.retain_grad()
+            self.embedded.append(x)
+            first = [] if self.initial_state is None else held(self.initial_state, lane)
+            outputs, vectors = self.lane(x, documents, held(state, lane), first)
+            head = self.weights.get("lm_head.weight", self.weights["embedding.weight"])
+            logits.append(torch.stack(outputs) @ head.T)
+            after.append(vectors)
+        return torch.stack(logits), after
+
+    def lane(
+        self, x: Tensor, documents: list[int], vectors: list[Tensor], first: list[Tensor]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """The output at each token, and the vectors after the last segment."""
+        learned = list(self.weights["recurrence.learned.weight"])
+        outputs = []
+        open_document = 0
+        for index, begin in enumerate(range(0, len(x), self.config.segment)):
+            segment = range(begin, min(begin + self.config.segment, len(x)))
+            last = documents[segment[-1]]
+            vectors = self.carried(vectors, index)
+            own = vectors if last == open_document else first
+            writes = self.written(own, learned)
+            seen = self.sees(
+                len(vectors), [documents[t] for t in segment], len(writes), open_document
+            )
+            places = torch.stack([*vectors, *(x[t] for t in segment), *writes])
+            out = list(self.stack(places, seen))
+            outputs += out[len(vectors) : len(vectors) + len(segment)]
+            vectors = self.kept(own, out[len(vectors) + len(segment) :])
+            open_document = last
+        return outputs, vectors
+
+    def sees(
+        self, reads: int, documents: list[int], writes: int, open_document: int
+    ) -> list[list[int]]:
+        """For each of [read places; tokens; write places] the places that it sees."""
+        found = [list(range(place + 1)) for place in range(reads)]
+        for place, document in enumerate([*documents, *[documents[-1]] * writes]):
+            readable = self.read_memory and document == open_document
+            before = [
+                reads + other
+                for other in range(place + 1)
+                if other >= len(documents) or documents[other] == document
+            ]
+            found.append([*(range(reads) if readable else ()), *before])
+        return found
+
+    def stack(self, x: Tensor, seen: list[list[int]]) -> Tensor:
+        for layer in range(self.config.n_layers):
+            name = f"layers.{layer}"
+            x = x + self.heads(f"{name}.attention", self.norm(f"{name}.attention_norm", x), seen)
+            y = self.norm(f"{name}.feed_forward_norm", x)
+            gate, up, down = (
+                self.weights[f"{name}.feed_forward.{part}_proj"] for part in ("gate", "up", "down")
+            )
+            opened = y @ gate.T
+            x = x + (opened * opened.sigmoid() * (y @ up.T)) @ down.T
+        return self.norm("norm", x)
+
+    def heads(self, name: str, x: Tensor, seen: list[list[int]]) -> Tensor:
+        size, group = self.config.d_head, self.config.n_heads // self.config.n_kv_heads
+        q, k, v = (x @ self.weights[f"{name}.{part}_proj.weight"].T for part in "qkv")
+        outputs = []
+        for head in range(self.config.n_heads):
+            own = slice(head * size, (head + 1) * size)
+            shared = slice(head // group * size, (head // group + 1) * size)
+            queries = [self.turn(row, place) for place, row in enumerate(q[:, own])]
+            keys = [self.turn(row, place) for place, row in enumerate(k[:, shared])]
+            rows = []
+            for place, others in enumerate(seen):
+                scores = torch.stack([queries[place] @ keys[other] for other in others])
+                weights = torch.exp(scores / math.sqrt(size))
+                rows.append(weights / weights.sum() @ v[others, shared])
+            outputs.append(torch.stack(rows))
+        return torch.cat(outputs, dim=-1) @ self.weights[f"{name}.o_proj.weight"].T
+
+    def carried(self, vectors: list[Tensor], index: int) -> list[Tensor]:
+        """The vectors that the window's segment `index` reads."""
+        return vectors
+
+    @abstractmethod
+    def written(self, vectors: list[Tensor], learned: list[Tensor]) -> list[Tensor]:
+        """The inputs of the write places; `vectors` are those of the document, none for a new one
+        that begins with nothing."""
+
+    @abstractmethod
+    def kept(self, vectors: list[Tensor], output: list[Tensor]) -> list[Tensor]:
+        """The document's vectors after a segment that wrote `output`."""
+
+
+def held(state: ModelState, lane: int) -> list[Tensor]:
+    """The rows that the state holds."""
+    memory = state[0]
+    assert isinstance(memory, VectorState)
+    rows = memory.vectors[lane]
+    share = len(rows) // memory.held.shape[1]
+    return [row for place, row in enumerate(rows) if memory.held[lane, place // share]]
