@@ -255,8 +255,8 @@ def _table(found: dict[str, Any]) -> list[str]:
         "shape: " + ", ".join(f"{name} {size}" for name, size in found["shape"].items())
         + f"; window {found['window']:,}, vocabulary {found['vocab_size']:,}",
         "| kind | tokens/s | times the time of none | of the products' rate | MFLOPs a token "
-        "| state, kB | peak, MiB | public implementation | its tokens/s | ours from an empty memory "
-        "| times | its state, kB | its peak, MiB |",
+        "| state, kB | peak, MiB | public implementation | its tokens/s | ours from an empty "
+        "memory | times | its state, kB | its peak, MiB |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
         *(_line(row) for row in found["rows"]),
         "tokens/s are medians (least to most). Notes on the public implementations:",
