@@ -15,6 +15,7 @@ import torch
 
 from data_prep.tokenizer import tokenizer
 from pretrain import trained
+from pretrain.config import FullConfig, MemoryConfig
 from pretrain.evaluate import generate
 from pretrain.evaluate.questions import EvaluationError, ResultError, Sampling
 from pretrain.model.stream import StreamState
@@ -140,6 +141,10 @@ def test_a_large_vocabulary_takes_a_prompt_in_by_smaller_chunks(
     expected, _ = generate.prefill(model, ids, print)
     monkeypatch.setattr(generate, "_CHUNK_LOGITS", 320 * 16 * 2 + 1)
     assert generate.chunk_tokens(model) == 2 * 16
+    for segments, chunk in ((2, 2 * 16), (4, 4 * 16)):
+        memory = MemoryConfig(kind="full", full=FullConfig(segments))
+        config = replace(model.config, model=replace(model.config.model, memory=memory))
+        assert generate.chunk_tokens(replace(model, config=config)) == chunk
     logits, _ = generate.prefill(model, ids, print)
     torch.testing.assert_close(logits, expected, rtol=0, atol=1e-5)
 
