@@ -41,6 +41,7 @@ def test_the_dry_run_fills_a_row_and_states_the_ratios(tmp_path: Path) -> None:
         for own, plain in zip(ours["seconds"], row["plain products"]["seconds"], strict=True)
     ]
     assert row["of_products"] == pytest.approx(sum(rates) / 2)
+    assert ours["settings"]["carry"]
     assert row["flops_per_token"] == ours["flops"] / 64 and "peer" not in row
     median = statistics.median(64 / seconds for seconds in ours["seconds"])
     assert f"| transformer_xl | {median:,.0f} (" in ran.stdout

@@ -127,6 +127,18 @@ def test_the_resolved_configuration_reads_back_as_itself(tmp_path: Path) -> None
             ["model.memory.kernel=triton", "train.precision=bf16", "model.memory.kind=none"],
             "model.memory.kernel: has no effect with memory.kind=none; remove it, or set",
         ),
+        (
+            ["model.memory.kind=compressive", "model.memory.compressive.cache=300"],
+            "model.memory.compressive.cache: 300 is not a multiple of segment=256; choose one",
+        ),
+        (
+            ["model.memory.kind=compressive", "model.memory.compressive.rate=3"],
+            "model.memory.compressive.rate: 3 does not divide segment=256; choose a divisor of it",
+        ),
+        (
+            ["model.memory.compressive.rate=4"],
+            "model.memory.compressive: has no effect with memory.kind=delta; remove it, or set",
+        ),
         (["data.mix=[{data: a}]"], "data.mix: cannot be combined with data.train; give"),
         (["data.train=''", "data.mix=[]"], "data.train: not set; give the directory"),
         (["data.train=''", "data.mix=[{weight: 2}]"], "data.mix[0].data: not set"),

@@ -130,15 +130,23 @@ def _parameters(model: nn.Module) -> int:
 
 
 def _ours(given: dict[str, Any]) -> tuple[Step, dict[str, Any]]:
+    """The whole window at once; the memory is empty before it, or with `carry` the last step's."""
+    from pretrain.model.state import detached
+
     model = _model(given)
     tokens, targets = _batch(given)
     starts = torch.zeros(tokens.shape, dtype=torch.bool)
 
+    carried = [model.initial_state(1, "cpu")]
+
     def losses() -> Losses:
-        yield model(tokens, starts, model.initial_state(1, "cpu"), targets).loss / targets.numel()
+        output = model(tokens, starts, carried[0], targets)
+        if given.get("carry", False):
+            carried[0] = detached(output.state)
+        yield output.loss / targets.numel()
 
     def state() -> Iterable[Tensor]:
-        return (tensor for memory in model.initial_state(1, "cpu") for tensor in memory)
+        return (tensor for memory in carried[0] for tensor in memory)
 
     return _training(given, model, losses, state), _told(given, model)
 

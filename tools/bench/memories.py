@@ -2,14 +2,16 @@
 
     python tools/bench/memories.py --json out.json
 
-For each kind of `model.memory.kind`, four processes take turns of one step (forward and backward of
-a window of one document, float32) while the others wait: the plain matrix products of the step's
-linear maps, `memory.kind=none`, the kind, and the implementation of it on PyPI where there is one.
-A ratio is the median over pairs of steps next to each other in time. The first steps are warm-up.
+For each kind of `model.memory.kind`, processes take turns of one step (forward and backward of a
+window of one document, float32) while the others wait: the plain matrix products of the step's
+linear maps, `memory.kind=none`, the kind, which carries its memory from step to step as training
+does, and where PyPI has an implementation of it, the kind with an empty memory before the window,
+and that implementation, which begins in the same way. A ratio is the median over pairs of steps
+next to each other in time. The first steps are warm-up, and fill the memory that is carried.
 
 The public implementations train as their authors train them, unmodified, with their faults (the
-table's notes name them). They are installed, at exact versions and without what they depend on in
-the way of torch, into a directory under .cache; nothing is added to this environment.
+table's notes name them). They are installed at exact versions into a directory under .cache, and
+use torch from this environment, to which nothing is added.
 `--small --without-peers` runs the same code in seconds, to test it.
 """
 
@@ -121,6 +123,8 @@ class Group:
     products: Contestant
     none: Contestant
     ours: Contestant
+    fresh: Contestant | None
+    """Ours with an empty memory before each window, to compare with the peer."""
     peer: Contestant | None
     note: str
 
@@ -129,8 +133,10 @@ class Group:
         """The group of a kind."""
         group = "memory." + next(iter(MEMORY_KINDS[kind].settings), "")
         words = [f"{group}.{name}={value}" for name, value in shape.settings_of(kind).items()]
-        found, peer = shape.peer_of(kind) if with_peers else None, None
+        found = shape.peer_of(kind) if with_peers else None
+        fresh = peer = None
         if found is not None:
+            fresh = shape.contestant(f"{kind}, fresh", "ours", memory=kind, settings=words)
             peer = shape.contestant(
                 found.package, found.package, memory=kind, of_peer=found.settings,
                 keep_freed_memory=False,
@@ -139,7 +145,8 @@ class Group:
             kind,
             shape.contestant("plain products", "products"),
             shape.contestant("none", "ours", memory="none"),
-            shape.contestant(kind, "ours", memory=kind, settings=words),
+            shape.contestant(kind, "ours", memory=kind, settings=words, carry=True),
+            fresh,
             peer,
             "" if found is None else found.note,
         )
@@ -147,8 +154,8 @@ class Group:
     @property
     def contestants(self) -> list[Contestant]:
         """In the order of their turns."""
-        ours = [self.products, self.none, self.ours]
-        return ours if self.peer is None else [*ours, self.peer]
+        wanted = [self.products, self.none, self.ours, self.fresh, self.peer]
+        return [contestant for contestant in wanted if contestant is not None]
 
     def measure(self, rounds: int, warm_up: int) -> None:
         """Let all of them take `rounds` steps in turn."""
@@ -176,8 +183,12 @@ class Group:
             "times_none": _ratio(ours.seconds, none.seconds),
             "of_products": flops / products.found["flops"] * _ratio(products.seconds, ours.seconds),
         }
-        if self.peer is not None:
-            row |= {"peer": self.peer.name, "times_peer": _ratio(self.peer.seconds, ours.seconds)}
+        if self.peer is not None and self.fresh is not None:
+            row |= {
+                "peer": self.peer.name,
+                "fresh": self.fresh.name,
+                "times_peer": _ratio(self.peer.seconds, self.fresh.seconds),
+            }
         return row
 
 
@@ -244,9 +255,9 @@ def _table(found: dict[str, Any]) -> list[str]:
         "shape: " + ", ".join(f"{name} {size}" for name, size in found["shape"].items())
         + f"; window {found['window']:,}, vocabulary {found['vocab_size']:,}",
         "| kind | tokens/s | times the time of none | of the products' rate | MFLOPs a token "
-        "| state, KB | peak, MiB | public implementation | its tokens/s | times | its state, KB "
-        "| its peak, MiB |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+        "| state, kB | peak, MiB | public implementation | its tokens/s | ours from an empty "
+        "memory | times | its state, kB | its peak, MiB |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
         *(_line(row) for row in found["rows"]),
         "tokens/s are medians (least to most). Notes on the public implementations:",
         *_notes(found["rows"]),
@@ -262,11 +273,11 @@ def _line(row: dict[str, Any]) -> str:
         f"{row['flops_per_token'] / 1e6:.1f}",
         *_bytes(row[row["kind"]]),
     ]
-    theirs = ["", "", "", "", ""]
+    theirs = [""] * 6
     if "peer" in row:
         peer = row[row["peer"]]
         theirs = [f"{row['peer']} {peer['version']}", _speed(peer)]
-        theirs += [f"{row['times_peer']:.2f}", *_bytes(peer)]
+        theirs += [_speed(row[row["fresh"]]), f"{row['times_peer']:.2f}", *_bytes(peer)]
     return f"| {' | '.join([*cells, *theirs])} |"
 
 

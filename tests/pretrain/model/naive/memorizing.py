@@ -8,33 +8,33 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tests.pretrain.model.naive.infini import Naive
+from tests.pretrain.model.naive.block import NaiveModel
 
 
-class NaiveMemorizing(Naive):
+class NaiveMemorizing(NaiveModel):
     """The memory of a layer is a list of inputs, and in one layer a list of keys and values."""
 
     def attention(
-        self, name: str, x: Tensor, documents: list[int], memory: Any
+        self, name: str, x: Tensor, documents: list[int], memory: Any, first: Any
     ) -> tuple[Tensor, Any]:
         settings, segment = self.config.memory.memorizing, self.config.segment
         cache, store = self.lists(memory)
         held = 0  # documents are counted from 0, the one that was carried in
         outputs = []
-        for first in range(0, len(x), segment):
-            tokens = range(first, min(first + segment, len(x)))
+        for begin in range(0, len(x), segment):
+            tokens = range(begin, min(begin + segment, len(x)))
             for t in tokens:
-                before = [u for u in range(first, t + 1) if documents[u] == documents[t]]
-                own = [(x[u], u - first) for u in before]
+                before = [u for u in range(begin, t + 1) if documents[u] == documents[t]]
+                own = [(x[u], u - begin) for u in before]
                 old: list[tuple[Tensor, int]] = []
                 near: list[tuple[Tensor, Tensor]] = []
                 if self.read_memory and documents[t] == held:
                     old = [(c, index - len(cache)) for index, c in enumerate(cache)]
                     near = store
-                outputs.append(self.token(name, x[t], t - first, old + own, near))
+                outputs.append(self.token(name, x[t], t - begin, old + own, near))
             if documents[tokens[-1]] != held:
                 held = documents[tokens[-1]]
-                cache, store = self.lists(self.first)
+                cache, store = self.lists(first)
             for t in tokens:
                 if documents[t] == held:
                     cache.append(x[t].detach())
@@ -43,8 +43,7 @@ class NaiveMemorizing(Naive):
                     store.append((torch.cat(keys).detach(), value.detach()))
             cache = cache[-(settings.cache or segment) :]
             store = store[-settings.capacity :]
-        result = torch.stack(outputs) @ self.weights[f"{name}.o_proj.weight"].T
-        return result, self.tensors(name, cache, store)
+        return torch.stack(outputs), self.tensors(name, cache, store)
 
     def token(
         self,
@@ -64,8 +63,9 @@ class NaiveMemorizing(Naive):
                 self.weights[f"{name}.{part}_proj.weight"][columns]
                 for part, columns in (("q", rows), ("k", kv), ("v", kv))
             )
-            query = self.turn(q @ x, place)
-            scores = [query @ self.turn(k @ y, at) / math.sqrt(size) for y, at in seen]
+            (query,) = self.turn((q @ x)[None], [place])
+            keys = self.turn(torch.stack([k @ y for y, _ in seen]), [at for _, at in seen])
+            scores = [query @ key / math.sqrt(size) for key in keys]
             local = average(scores, [v @ y for y, _ in seen])
             if store and f"{name}.gate" in self.weights:
                 read = self.recalled(name, head, q @ x, [(a[kv], b[kv]) for a, b in store])
@@ -85,7 +85,7 @@ class NaiveMemorizing(Naive):
 
     def lists(self, memory: Any) -> tuple[list[Tensor], list[tuple[Tensor, Tensor]]]:
         """The cached inputs, and the stored keys and values, each joined over heads."""
-        if memory is None:
+        if not memory:
             return [], []
         inputs, held, *store = memory
         cache = [x.detach() for x, there in zip(inputs, held, strict=True) if there]
