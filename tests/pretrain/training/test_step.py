@@ -104,7 +104,7 @@ def test_a_step_is_that_of_plain_torch_over_the_whole_batch(
     for name, weights in weights_of(run).items():
         # AdamW's first step turns rounding, where a gradient is near 0, into a part of the rate.
         expected_weights = dict(model.named_parameters())[name].detach()
-        torch.testing.assert_close(weights, expected_weights, atol=1e-4, rtol=0, msg=name)
+        torch.testing.assert_close(weights, expected_weights, atol=2e-4, rtol=0, msg=name)
 
 
 def test_the_state_after_a_step_continues_the_one_before(
