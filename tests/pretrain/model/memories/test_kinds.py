@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from pretrain.config import MEMORY_KINDS, MemoryConfig
-from pretrain.model.memories.kinds import attention_of, is_gate
+from pretrain.config import MEMORY_KINDS, MemoryConfig, ModelConfig
+from pretrain.model.memories.kinds import attention_of, is_gate, is_of_memory
+from pretrain.model.transformer import on_meta
 
 ROOT = Path(__file__).parents[4]
 SOURCES = sorted(path for room in ("pretrain", "data_prep") for path in (ROOT / room).rglob("*.py"))
@@ -59,3 +60,12 @@ def test_only_a_parameter_of_attention_is_a_gate() -> None:
     assert is_gate("layers.0.attention.gate")
     for name in ("layers.0.feed_forward.gate_proj", "gate.weight", "layers.0.feed_forward.gate"):
         assert not is_gate(name)
+
+
+def test_a_parameter_is_of_a_memory_where_a_model_without_memory_lacks_it() -> None:
+    plain = dict(on_meta(ModelConfig(memory=MemoryConfig(kind="none")), 11).named_parameters())
+    assert not any(is_of_memory(name) for name in plain)
+    for kind in ("linear", "transformer_xl", "rmt", "autocompressor"):
+        memory = MemoryConfig(kind=kind)  # type: ignore[arg-type]
+        named = dict(on_meta(ModelConfig(memory=memory), 11).named_parameters())
+        assert {name for name in named if is_of_memory(name)} == set(named) - set(plain)
