@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.dataset.shards import DataError
+from data_prep.dataset.wording import counted
 
 ACCOUNTS = "cleaning.json"
 REJECTS = "rejects.jsonl"
@@ -140,5 +141,7 @@ def rejected_by_reason(directory: Path, expected: int) -> dict[str, int]:
     counts = Counter(sample.reason for sample in rejects(directory))
     if counts.total() != expected:
         path = directory / REJECTS
-        raise DataError(f"{path}: lists {counts.total()} records, the manifest says {expected}")
+        raise DataError(
+            f"{path}: lists {counted(counts.total(), 'record')}, the manifest says {expected}"
+        )
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))

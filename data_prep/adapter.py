@@ -23,6 +23,7 @@ from datatrove.pipeline.base import PipelineStep
 
 from data_prep.config import Config, ShardsConfig, SourceConfig, TokenizerConfig
 from data_prep.dataset import durable
+from data_prep.dataset.wording import counted
 from data_prep.pipeline import pipeline, workspace
 from data_prep.pipeline.stages import Stage, Tokenize, TrainTokenizer
 from data_prep.pipeline.workspace import Record, Work, WorkspaceError
@@ -178,9 +179,9 @@ def _check_tasks(work: Work, config: Config) -> None:
     missing = [r for r in range(len(work.files)) if not work.marker(Tokenize.name, r).exists()]
     if missing or not work.files:
         raise WorkspaceError(
-            f"{work.output}: of {len(work.files)} tasks of InfiniShardWriter "
-            f"{len(missing)} have not ended here, the first {missing[:3]}; run them again (with "
-            "skip_completed=False, if datatrove counts them as completed)"
+            f"{work.output}: of {counted(len(work.files), 'task')} of InfiniShardWriter "
+            f"{counted(len(missing), 'has', 'have')} not ended here, the first {missing[:3]}; run "
+            "them again (with skip_completed=False, if datatrove counts them as completed)"
         )
     for rank in range(len(work.files)):
         _refuse_other(work, rank, config)

@@ -16,9 +16,10 @@ from typing import Literal
 
 from data_prep import config as configuration
 from data_prep.config import Config
-from data_prep.dataset import command, shards
+from data_prep.dataset import command, durable, shards
 from data_prep.dataset.command import (
-    DIRECTORY,
+    DATA_SET,
+    FILE_TO_WRITE,
     Command,
     CommandError,
     Configured,
@@ -26,15 +27,13 @@ from data_prep.dataset.command import (
     option,
     word,
 )
-from data_prep.dataset.settings import SettingsError
+from data_prep.dataset.settings import MistakeError, SettingsError
 from data_prep.dataset.shards import DataError
+from data_prep.dataset.wording import counted
 from data_prep.pipeline import reshard
-from data_prep.pipeline.workspace import WorkspaceError
 from data_prep.recall import generate, name_pairs, tasks
 from data_prep.report import statistics
-from data_prep.sources.inputs import InputChangedError
 from data_prep.tokenizer import tokenizer
-from data_prep.tokenizer.contract import TokenizerError
 
 _EXAMPLES = """examples:
   data-prep run configs/data/stdlib.yaml output=data/stdlib
@@ -165,7 +164,7 @@ class _Check(Configured):
 
 
 class _DataSet(Command):
-    directory: Path = word("data set", kind=DIRECTORY, metavar="DIR")
+    directory: Path = word("data set", kind=DATA_SET, metavar="DIR")
 
 
 class _Reshard(_DataSet):
@@ -183,8 +182,8 @@ class _Reshard(_DataSet):
             print(f"{self.output} is finished already, from the same data set: nothing to do")
         manifest = shards.read_manifest(self.output)
         print(
-            f"{manifest.documents:,} documents, {manifest.tokens:,} tokens in "
-            f"{len(manifest.shards):,} shards, in the order of {self.directory}"
+            f"{counted(manifest.documents, 'document')}, {counted(manifest.tokens, 'token')} in "
+            f"{counted(len(manifest.shards), 'shard')}, in the order of {self.directory}"
         )
         print(f"data set: {self.output}")
         return 0
@@ -196,12 +195,13 @@ class _Verify(_DataSet):
     def run(self) -> int:
         problems = shards.verify(self.directory)
         if problems:
-            count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
+            count = counted(len(problems), "problem")
             return _failed("\n".join([f"{self.directory}: {count}", *problems]), 1)
         manifest = shards.read_manifest(self.directory)
         print(
-            f"{self.directory}: whole: {manifest.documents:,} documents, {manifest.tokens:,} "
-            f"tokens, {len(manifest.shards):,} shards, every checksum right"
+            f"{self.directory}: whole: {counted(manifest.documents, 'document')}, "
+            f"{counted(manifest.tokens, 'token')}, {counted(len(manifest.shards), 'shard')}, every "
+            "checksum right"
         )
         return 0
 
@@ -227,23 +227,28 @@ class _Report(_DataSet):
         None, "the page's file", metavar="FILE.html", otherwise="DIR/report.html"
     )
 
+    @property
+    def page(self) -> Path:
+        """The file to write."""
+        return self.output or self.directory / "report.html"
+
+    def problems(self) -> list[str]:
+        reason = durable.obstacle(self.page, directory=False)
+        return [f"--output: {reason}"] if reason else []
+
     def run(self) -> int:
         from data_prep.report import page
 
-        output = self.output or self.directory / page.PAGE
-        try:
-            page.write(self.directory, output)
-        except OSError as error:
-            return _failed(f"{output}: cannot be written ({error.strerror})", 2)
-        print(f"report: {output}")
+        page.write(self.directory, self.page)
+        print(f"report: {self.page}")
         return 0
 
 
 class _Drawn(Command):
     """A command that draws texts of bounded length by a seed."""
 
-    output: Path = word("file to write", metavar="FILE.jsonl[.gz]")
-    min_tokens: int = option(128, "shortest prompt", low=1)
+    output: Path = word("file to write", kind=FILE_TO_WRITE, metavar="FILE.jsonl[.gz]")
+    min_tokens: int = option(128, "shortest prompt, except where a task's own text has more", low=1)
     max_tokens: int = option(8192, "longest prompt", low=1)
     seed: int = option(1, "same seed, same bytes")
 
@@ -274,7 +279,7 @@ class _Recall(_Drawn):
     filler: Path | None = option(
         None,
         "data set of books to hide facts in; its tokenizer measures prompts",
-        kind=DIRECTORY,
+        kind=DATA_SET,
         metavar="DIR",
     )
     tokenizer: Path | None = option(
@@ -298,7 +303,7 @@ class _Recall(_Drawn):
         generate.write(self.output, wanted, haystack, model, self.workers)
         unit = "bytes" if model is None else "tokens"
         print(
-            f"{self.documents:,} documents, prompts of {self.min_tokens:,} to "
+            f"{counted(self.documents, 'document')}, prompts of {self.min_tokens:,} to "
             f"{self.max_tokens:,} {unit}: {self.output}"
         )
         return 0
@@ -312,7 +317,7 @@ class _Pairs(_Drawn):
     of summaries. The bytes depend only on the data set and the options.
     """
 
-    books: Path = option(MISSING, "data set with books", kind=DIRECTORY, metavar="DIR")
+    books: Path = option(MISSING, "data set with books", kind=DATA_SET, metavar="DIR")
     passages: int | None = option(
         None,
         "number of passages, from random places in random books",
@@ -328,7 +333,7 @@ class _Pairs(_Drawn):
             self.passages, self.min_tokens, self.max_tokens, self.names, self.seed
         )
         count = name_pairs.write(self.output, self.books, wanted)
-        print(f"{count:,} pairs: {self.output}")
+        print(f"{counted(count, 'pair')}: {self.output}")
         return 0
 
 
@@ -381,7 +386,7 @@ def _run(arguments: Sequence[str] | None, restored: ExitStack) -> int:
     except SettingsError as error:
         print(command.cannot_run(name, error.problems), file=sys.stderr)
         return command.EXIT_MISTAKE
-    except (TokenizerError, WorkspaceError, InputChangedError) as error:
+    except MistakeError as error:
         return _failed(str(error), command.EXIT_MISTAKE)
     except DataError as error:
         return _failed(str(error), 1)

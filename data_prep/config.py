@@ -143,9 +143,9 @@ class SourceConfig:
             for index, pattern in enumerate(getattr(self, key)):
                 found += [f"{key}[{index}]: {wrong}" for wrong in _wrong_url(pattern)]
         if self.group_by != "file" and self.format not in ("auto", "text"):
-            found.append(f"group_by: joins text files, but format is {self.format}")
+            found.append(f"group_by: joins text files, but format is {self.format}; leave it out")
         if self.group_by == "file" and self.group_separator != _SEPARATOR:
-            found.append("group_separator: has no effect while group_by is file")
+            found.append("group_separator: has no effect while group_by is file; leave it out")
         return found + self._pair_problems()
 
     @property

@@ -14,6 +14,7 @@ from typing import Literal, NamedTuple, TypeAlias
 
 from data_prep.dataset import settings
 from data_prep.dataset.settings import group, setting
+from data_prep.dataset.wording import counted
 
 CONFIG_FILE = "config.yaml"
 """The configuration file in a run directory."""
@@ -284,7 +285,9 @@ class RopeScalingConfig:
         if self.kind == "none" and self.factor != 1:
             found.append(f"factor: {self.factor} does nothing under kind none; choose a kind")
         if self.kind == "llama3" and self.low_turns >= self.high_turns:
-            found.append(f"low_turns: {self.low_turns} is not below high_turns, {self.high_turns}")
+            found.append(
+                f"low_turns: {self.low_turns} is not below high_turns, {self.high_turns}; lower it"
+            )
         return found
 
 
@@ -315,16 +318,31 @@ class ModelConfig:
         memory = self.memory
         return self.segment * (memory.full.segments if memory.traits.whole_window else 1)
 
+    def whole_spans(self, segments: int) -> int:
+        """Tokens of the fewest spans that hold `segments` segments."""
+        return -(-segments * self.segment // self.span) * self.span
+
+    def span_problems(self, key: str, segments: int) -> list[str]:
+        """Why a window of `segments` segments, the setting `key`, cannot be laid out."""
+        if segments * self.segment % self.span == 0:
+            return []
+        return [
+            f"memory.full.segments: {self.memory.full.segments} does not divide {key}={segments}; "
+            "choose a divisor of it"
+        ]
+
     def problems(self) -> list[str]:
         """Combinations that cannot work."""
         found = []
         if self.n_heads % self.n_kv_heads:
             found.append(
-                f"n_heads: {self.n_heads} query heads cannot share {self.n_kv_heads} key/value "
-                "heads; choose a multiple of n_kv_heads"
+                f"n_heads: {counted(self.n_heads, 'query head')} cannot share {self.n_kv_heads} "
+                "key/value heads; choose a multiple of n_kv_heads"
             )
         if self.d_head % 2:
-            found.append(f"d_head: rotary embedding needs an even size, found {self.d_head}")
+            found.append(
+                f"d_head: rotary embedding needs an even number, found {self.d_head}; choose one"
+            )
         if self.memory.kernel == "triton" and self.d_head > TRITON_MAX_HEAD:
             found.append(
                 f"memory.kernel: triton holds heads of at most {TRITON_MAX_HEAD}, found "
@@ -539,8 +557,8 @@ class Config:
         if self.train.window_segments % self.parallel.sequence:
             found.append(
                 f"parallel.sequence: {self.parallel.sequence} ranks cannot share the "
-                f"{self.train.window_segments} segments of a window (train.window_segments) "
-                "evenly; choose a divisor of them"
+                f"{counted(self.train.window_segments, 'segment')} of a window "
+                "(train.window_segments) evenly; choose a divisor of them"
             )
         kind, traits = self.model.memory.kind, self.model.memory.traits
         if self.parallel.sequence > 1 and not traits.shares_windows:
@@ -548,11 +566,9 @@ class Config:
                 "parallel.sequence: ranks cannot share windows with "
                 f"model.memory.kind={kind}; set it to 1"
             )
-        if self.window % self.model.span:
-            found.append(
-                f"model.memory.full.segments: {self.model.memory.full.segments} does not divide "
-                f"train.window_segments={self.train.window_segments}; choose a divisor of it"
-            )
+        segments = self.train.window_segments
+        laid_out = self.model.span_problems("train.window_segments", segments)
+        found += [f"model.{problem}" for problem in laid_out]
         if self.launch.ranks:
             found += self.rank_problems(self.launch.ranks)
         if self.model.local_attention == "flash" and self.train.precision != "bf16":
@@ -583,15 +599,16 @@ class Config:
         if self.optim.warmup_steps > self.train.steps:
             found.append(
                 f"optim.warmup_steps: {self.optim.warmup_steps} is more than "
-                f"train.steps={self.train.steps}"
+                f"train.steps={self.train.steps}; set it to at most that, or raise train.steps"
             )
-        if (
+        elif (
             self.optim.schedule == "wsd"
             and self.optim.warmup_steps + self.optim.decay_steps > self.train.steps
         ):
+            left = self.train.steps - self.optim.warmup_steps
             found.append(
                 "optim.decay_steps: warm-up and decay together are longer than "
-                f"train.steps={self.train.steps}"
+                f"train.steps={self.train.steps}; set it to at most {left}, or raise train.steps"
             )
         return found
 
@@ -616,8 +633,8 @@ class Config:
             sizes = [n for n in range(1, ranks + 1) if ranks % n == 0 and segments % n == 0]
             choices.append(f"parallel.sequence={any_of(sizes)}")
             return [
-                f"parallel.sequence: {ranks} ranks are not whole groups of {sequence} that share "
-                f"a window; choose {', or '.join(choices)}"
+                f"parallel.sequence: {counted(ranks, 'rank is', 'ranks are')} not whole groups of "
+                f"{sequence} that share a window; choose {', or '.join(choices)}"
             ]
         lanes, micro, groups = self.data.lanes, self.train.micro_batch or 1, ranks // sequence
         share = groups * micro
@@ -628,8 +645,8 @@ class Config:
         parts = f"in micro-batches of {micro} " if micro > 1 else ""
         grouped = f" in groups of {sequence} (parallel.sequence)" if sequence > 1 else ""
         return [
-            f"data.lanes: {lanes} lanes cannot be shared evenly {parts}by {ranks} ranks{grouped}; "
-            f"choose {', or '.join(choices)}"
+            f"data.lanes: {counted(lanes, 'lane')} cannot be shared evenly {parts}by {ranks} "
+            f"ranks{grouped}; choose {', or '.join(choices)}"
         ]
 
 
@@ -642,6 +659,11 @@ class ImportConfig:
         16, "segments that evaluation and generation compute at once", low=1
     )
     memory: MemoryConfig = group(MemoryConfig)
+
+    def problems(self) -> list[str]:
+        """Combinations that cannot work."""
+        model = ModelConfig(segment=self.segment, memory=self.memory)
+        return model.span_problems("window_segments", self.window_segments)
 
 
 def any_of(choices: Sequence[object]) -> str:

@@ -15,6 +15,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
+from data_prep.dataset import durable
+from data_prep.dataset.settings import MistakeError
 from pretrain.evaluate.perplexity import MASKED, MEMORY, NO_MEMORY, range_of
 from pretrain.evaluate.results import write_figure
 from pretrain.training.metrics import METRICS_FILE, read_records
@@ -35,7 +37,7 @@ _log = logging.getLogger("pretrain.plot")
 Records = list[dict[str, Any]]
 
 
-class PlotError(ValueError):
+class PlotError(MistakeError):
     """A directory with nothing to draw, or that no plot can be written into."""
 
 
@@ -47,8 +49,6 @@ def plot(run_directory: Path) -> list[Path]:
     What the run has no numbers for is skipped, and logged. Raises PlotError for a run without a
     training record, or where a plot cannot be written.
     """
-    if not run_directory.is_dir():
-        raise PlotError(f"{run_directory}: there is no such directory; expected a run directory")
     records = read_records(run_directory / METRICS_FILE)
     train = [record for record in records if record["kind"] == "train"]
     if not train:
@@ -56,6 +56,8 @@ def plot(run_directory: Path) -> list[Path]:
             f"{run_directory}: no training record in {METRICS_FILE}; expected the directory of a "
             "run that has reached train.log_every steps"
         )
+    if reason := durable.obstacle(run_directory / PLOTS, directory=True):
+        raise PlotError(reason)
     validation = [record for record in records if record["kind"] == "validation"]
     figures = {
         "loss.png": _loss(train, validation),
@@ -67,10 +69,7 @@ def plot(run_directory: Path) -> list[Path]:
     for name, figure in figures.items():
         if figure is not None:
             written.append(run_directory / PLOTS / name)
-            try:
-                write_figure(written[-1], figure)
-            except OSError as error:
-                raise PlotError(f"{written[-1]}: cannot be written ({error.strerror})") from None
+            write_figure(written[-1], figure)
     return written
 
 
@@ -110,7 +109,7 @@ def _gates(record: dict[str, Any]) -> Figure | None:
     """The paper's Figure 3: each head between local attention and memory."""
     layers: list[list[float]] = record["gates"]
     if not layers:
-        _log.warning("gates.png is skipped: the model has no memory, so no gates")
+        _log.warning("gates.png is skipped: the model has no gates")
         return None
     figure = Figure(figsize=(max(7.0, 3.5 + 0.3 * len(layers)), 4.5), layout="constrained")
     axes, shares = figure.subplots(1, 2, sharey=True, width_ratios=[4, 1])

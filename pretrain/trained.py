@@ -17,20 +17,17 @@ from data_prep.dataset.settings import SettingsError
 from data_prep.tokenizer import tokenizer
 from data_prep.tokenizer.contract import Tokenizer
 from pretrain.checkpoint.load import Checkpoint, newest_good
-from pretrain.checkpoint.manifest import CHECKPOINTS, MANIFEST, CheckpointError, step_of
+from pretrain.checkpoint.manifest import CHECKPOINTS, CheckpointError
 from pretrain.checkpoint.ranks import Ranks, SoloRanks
+from pretrain.checkpoint.runs import TrainedError, is_checkpoint, run_directory_of
 from pretrain.checkpoint.verify import verify
-from pretrain.config import CONFIG_FILE, Config, ModelConfig
+from pretrain.config import Config, ModelConfig
 from pretrain.model.transformer import Transformer
 
 PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16}
 """What `train.precision` names."""
 
 _log = logging.getLogger("pretrain.trained")
-
-
-class TrainedError(ValueError):
-    """A path that holds no trained model; the message says what was expected there."""
 
 
 @dataclass(frozen=True)
@@ -91,39 +88,13 @@ def tokenizer_of(run_directory: Path, checkpoint: Checkpoint) -> Tokenizer:
     return own
 
 
-def run_directory_of(path: Path) -> Path:
-    """The run directory that `path` is, or that it is a checkpoint of; no checkpoint is read.
-
-    Raises TrainedError.
-    """
-    if not path.is_dir():
-        state = "is not a directory" if path.exists() else "there is no such directory"
-        raise TrainedError(
-            f"{path}: {state}; expected a run directory, or a checkpoint in its {CHECKPOINTS}/"
-        )
-    if _is_checkpoint(path):
-        resolved = path.resolve()
-        if resolved.parent.name != CHECKPOINTS:
-            raise TrainedError(
-                f"{path}: is not in a run's {CHECKPOINTS}/, and the run's tokenizer is needed "
-                f"too; give RUN/{CHECKPOINTS}/{resolved.name}"
-            )
-        return resolved.parent.parent
-    if not ((path / CHECKPOINTS).is_dir() or (path / CONFIG_FILE).is_file()):
-        raise TrainedError(
-            f"{path}: is neither a run directory (no {CHECKPOINTS}/ in it) nor a checkpoint of one "
-            f"(named RUN/{CHECKPOINTS}/step-00000100)"
-        )
-    return path
-
-
 def locate(path: Path, ranks: Ranks) -> tuple[Path, Path]:
     """The run directory and its newest good checkpoint, or the one that `path` is, verified.
 
     The same on every rank. Raises TrainedError or CheckpointError.
     """
     run_directory = run_directory_of(path)
-    if _is_checkpoint(path):
+    if is_checkpoint(path):
         if (reason := verify(path.resolve(), ranks)) is not None:
             raise CheckpointError(f"{path.resolve()}: is not a good checkpoint: {reason}")
         return run_directory, path.resolve()
@@ -136,10 +107,6 @@ def locate(path: Path, ranks: Ranks) -> tuple[Path, Path]:
             "(every checkpoint.every steps, and at its end)"
         )
     return run_directory, found.path
-
-
-def _is_checkpoint(path: Path) -> bool:
-    return step_of(path.resolve().name) is not None or (path / MANIFEST).is_file()
 
 
 def configuration_of(checkpoint: Checkpoint) -> Config:

@@ -19,7 +19,10 @@ ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 # In this order, since commands build on what those before them made.
-PAGES = [ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("training", "data"))]
+PAGES = [
+    ROOT / "README.md",
+    *(ROOT / "docs" / f"{name}.md" for name in ("training", "data", "memories")),
+]
 COMMANDS = [
     line.removeprefix("$ ")
     for page in PAGES

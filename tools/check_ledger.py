@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from data_prep.dataset.wording import counted
 from pretrain.training import ledger
 from pretrain.training.metrics import read_records
 
@@ -27,8 +28,9 @@ def main() -> None:
     attempts = sorted({line["attempt"] for line in lines})
     last = lines[-1]["step"] if lines else 0
     print(
-        f"{directory}: {len(lines)} commits up to step {last}, of attempts "
-        f"{', '.join(map(str, attempts))}: every token once, in order"
+        f"{directory}: {counted(len(lines), 'commit')} up to step {last}, of "
+        f"{'attempt' if len(attempts) == 1 else 'attempts'} {', '.join(map(str, attempts))}: every "
+        "token once, in order"
     )
 
 

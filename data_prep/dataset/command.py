@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import difflib
+import functools
 import inspect
 import math
 import operator
@@ -17,20 +17,22 @@ import select
 import shutil
 import sys
 import textwrap
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass
-from functools import cached_property
 from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, NamedTuple, NoReturn, get_args, get_origin, get_type_hints
 
-from data_prep.dataset.settings import SettingsError
+from data_prep.dataset import durable, shards
+from data_prep.dataset.settings import MistakeError, SettingsError
+from data_prep.dataset.wording import meant
 
 EXIT_MISTAKE = 2
 EXIT_CLOSED_PIPE = 141  # 128 + SIGPIPE, as a shell gives it
 
 
-class CommandError(ValueError):
+class CommandError(MistakeError):
     """A command line that cannot run; `problems` holds every mistake, one sentence each."""
 
     def __init__(self, command: str, problems: Sequence[str]) -> None:
@@ -44,11 +46,15 @@ def cannot_run(command: str, problems: Iterable[str]) -> str:
 
 
 class Kind(NamedTuple):
-    """How text becomes a value: `read` raises ValueError or KeyError for what is not expected."""
+    """How text becomes a value: `read` raises ValueError or KeyError for what is not expected.
+
+    `refusal` says why a value cannot be used; empty: it can.
+    """
 
     expected: str
     read: Callable[[str], Any]
     show: Callable[[Any], str] = str
+    refusal: Callable[[Any], str] = lambda value: ""
 
 
 def one_of(names: Iterable[str]) -> Kind:
@@ -61,12 +67,6 @@ def _finite(text: str) -> float:
     if not math.isfinite(number := float(text)):
         raise ValueError
     return number
-
-
-def _directory(text: str) -> Path:
-    if not Path(text).is_dir():
-        raise ValueError
-    return Path(text)
 
 
 _SIZES = {"m": 2**20, "k": 2**10}
@@ -82,7 +82,14 @@ def _short(tokens: int) -> str:
     return next(fitting, str(tokens))
 
 
-DIRECTORY = Kind("a directory", _directory)
+def path_kind(refusal: Callable[[Path], str]) -> Kind:
+    """The kind of a path that `refusal` has no reason to refuse."""
+    return Kind("a path", Path, refusal=refusal)
+
+
+DIRECTORY = path_kind(shards.no_directory)
+DATA_SET = path_kind(shards.no_data_set)
+FILE_TO_WRITE = path_kind(functools.partial(durable.obstacle, directory=False))
 TOKENS = Kind("tokens as 4096, 32k or 1m", _tokens, _short)
 _KINDS = {
     int: Kind("a whole number", int),
@@ -171,10 +178,15 @@ class Option:
         texts, items, wrong = given if self.is_list else [given], [], []
         for text in texts:
             try:
-                items.append(self.reader.read(text))
-                wrong += self._out_of_bounds(items[-1], text)
+                item = self.reader.read(text)
             except (ValueError, KeyError):
                 wrong.append(f"expected {self.reader.expected}, found {text!r}")
+                continue
+            if refusal := self.reader.refusal(item):
+                wrong.append(refusal)
+                continue
+            items.append(item)
+            wrong += self._out_of_bounds(item, text)
         twice = [one for one in dict.fromkeys(items) if self.unique and items.count(one) > 1]
         wrong += [f"{self.reader.show(one)} is given twice" for one in twice]
         problems += [f"{self.label}: {text}" for text in wrong]
@@ -207,7 +219,7 @@ def word(doc: str, default: Any = MISSING, **about: Any) -> Any:
     return option(default, doc, positional=True, **about)
 
 
-class Command:
+class Command(ABC):
     """A command. A subclass becomes a frozen dataclass of its `word` and `option` fields.
 
     The first paragraph of its docstring is its line in the list of commands; its own help shows
@@ -226,9 +238,9 @@ class Command:
         """Every mistake that no field has by itself, one sentence each."""
         return []
 
+    @abstractmethod
     def run(self) -> int:
         """Run the command; the exit code."""
-        raise NotImplementedError
 
 
 class Configured(Command):
@@ -237,10 +249,10 @@ class Configured(Command):
     config: Path = word("YAML file with what differs from the defaults", metavar="CONFIG")
     overrides: list[str] = word("overrides of the file's values", [], metavar="key=value")
 
-    @cached_property
+    @property
+    @abstractmethod
     def wanted(self) -> Any:
         """The configuration. Raises SettingsError."""
-        raise NotImplementedError
 
     def problems(self) -> list[str]:
         """Every mistake in the configuration."""
@@ -271,6 +283,8 @@ def parse(program: Program, arguments: Sequence[str] | None = None) -> tuple[str
     except SystemExit:
         flush()
         raise
+    if "_command" not in given:
+        raise CommandError(given._prog, [given._missing])
     schema = program.commands[given._command]
     options = _options(schema)
     problems = _left_over(rest, given, options)
@@ -303,9 +317,7 @@ def _left_over(rest: Sequence[str], given: argparse.Namespace, options: list[Opt
     known = [one.label for one in options if not one.positional]
     unknown = []
     for text in (text for text in rest if text.startswith("-")):
-        near = difflib.get_close_matches(text.partition("=")[0], known, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known) or 'none'}"
-        unknown.append(f"{text}: unknown option; {hint}")
+        unknown.append(f"{text}: unknown option; {meant(text.partition('=')[0], known)}")
     if unknown or not rest:
         return unknown
     last = next((one.name for one in options if one.positional and one.is_list), None)
@@ -336,12 +348,17 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise CommandError(self.prog, [message.removeprefix("argument ")])
 
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            self.error(f"{action.metavar}: there is no {value!r}; {meant(value, action.choices)}")
+
 
 def _parser(program: Program) -> argparse.ArgumentParser:
     raw = argparse.RawDescriptionHelpFormatter
     top = _Parser(program.name, description=_filled(program.about), formatter_class=raw)
     top.epilog = program.epilog
-    places: dict[str, Any] = {"": top.add_subparsers(required=True, metavar="COMMAND")}
+    groups: dict[str, argparse.ArgumentParser] = {"": top}
+    places: dict[str, Any] = {"": top.add_subparsers(metavar="COMMAND")}
 
     def added(group: str, verb: str, doc: str, epilog: str = "") -> argparse.ArgumentParser:
         line = " ".join(doc.partition("\n\n")[0].split()).rstrip(".").replace("%", "%%")
@@ -354,8 +371,8 @@ def _parser(program: Program) -> argparse.ArgumentParser:
     for name, schema in program.commands.items():
         group, _, verb = name.rpartition(" ")
         if group not in places:
-            inner = added("", group, program.groups[group])
-            places[group] = inner.add_subparsers(required=True, metavar="KIND")
+            groups[group] = added("", group, program.groups[group])
+            places[group] = groups[group].add_subparsers(metavar="KIND")
         parser = added(group, verb, inspect.cleandoc(schema.__doc__ or ""), schema.epilog())
         parser.set_defaults(_command=name, _prog=parser.prog)
         for one in _options(schema):
@@ -364,6 +381,9 @@ def _parser(program: Program) -> argparse.ArgumentParser:
         parser.usage = parser.format_usage().removeprefix("usage: ").rstrip().replace("%", "%%")
         for action in parser._actions:
             action.required = False
+    for group, place in places.items():
+        missing = f"{place.metavar}: not given; expected one of {', '.join(place.choices)}"
+        groups[group].set_defaults(_prog=groups[group].prog, _missing=missing)
     return top
 
 

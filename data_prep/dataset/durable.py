@@ -6,13 +6,14 @@ directory's entry were synced first, so both are.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import json
 import os
 import re
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -35,7 +36,27 @@ def sync_directory(directory: Path) -> None:
         os.close(descriptor)
 
 
-@contextmanager
+def obstacle(path: Path, *, directory: bool) -> str:
+    """Why no file (or no `directory`) can be written at `path`; empty: one can.
+
+    Directories that are missing above it do not count: they are made.
+    """
+    at = path
+    while not os.path.lexists(at):
+        at = at.parent
+    if at == path and path.is_dir() != directory:
+        found, wanted = ("file", "directory") if directory else ("directory", "file")
+        return f"{path} is a {found}; give a {wanted}"
+    if at == path and not directory:
+        at = path.parent
+    if not at.is_dir():
+        return f"{path} cannot be made, since {at} is not a directory; give another place"
+    if not os.access(at, os.W_OK | os.X_OK):
+        return f"{path} cannot be written, since {at} is not writable; give another place"
+    return ""
+
+
+@contextlib.contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """A binary file that takes `path`'s place, durably, when the block ends without an exception.
 
@@ -52,8 +73,14 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+    except BaseException as error:
+        # A message names the file that was asked for.
+        if isinstance(error, OSError):
+            is_full = (error.errno, error.filename) == (errno.ENOSPC, None)
+            if is_full or error.filename == str(temporary):
+                error.filename = str(path)
+        with contextlib.suppress(NotADirectoryError):
+            temporary.unlink(missing_ok=True)
         raise
     for name in left:
         path.with_name(name).unlink(missing_ok=True)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import difflib
 import functools
 import math
 import re
@@ -19,6 +18,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
+from data_prep.dataset.wording import meant
+
 T = TypeVar("T")
 
 # As messages name keys: train.steps, sources[0].paths.
@@ -26,7 +27,11 @@ _KEY = re.compile(r"\w+(\[\d+\])?(\.\w+(\[\d+\])?)*")
 _RESOLVER = re.compile(r"\$\{\s*[\w.]+\s*:")
 
 
-class SettingsError(ValueError):
+class MistakeError(ValueError):
+    """A mistake of the user, who can correct it; a command that ends with it has exit code 2."""
+
+
+class SettingsError(MistakeError):
     """A configuration that cannot work; `problems` holds every mistake, one sentence each."""
 
     def __init__(self, problems: Sequence[str]) -> None:
@@ -106,15 +111,18 @@ def describe(schema: type[Any], prefix: str = "") -> list[str]:
 
 
 def _read(path: Path | None, overrides: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    import yaml
     from omegaconf import DictConfig, OmegaConf
     from omegaconf.errors import OmegaConfBaseException
-    from yaml import YAMLError
 
     problems: list[str] = []
     merged: Any = OmegaConf.create({})
     if path is not None:
         try:
-            merged = OmegaConf.create(path.read_text(encoding="utf-8"))
+            text = path.read_text(encoding="utf-8")
+            merged = OmegaConf.create(text)
+            if isinstance(yaml.safe_load(text), str):  # OmegaConf takes it for a key
+                raise SettingsError([f"{path}: expected keys with values, found one value"])
             if not isinstance(merged, DictConfig):
                 raise SettingsError([f"{path}: expected keys with values, found a list"])
         except OSError as error:
@@ -123,7 +131,7 @@ def _read(path: Path | None, overrides: Sequence[str]) -> tuple[dict[str, Any], 
             raise SettingsError([f"{path}: is not UTF-8 text"]) from None
         except AssertionError:  # OmegaConf's, for a file that holds a number
             raise SettingsError([f"{path}: expected keys with values, found one value"]) from None
-        except (YAMLError, OmegaConfBaseException) as error:
+        except (yaml.YAMLError, OmegaConfBaseException) as error:
             raise SettingsError([f"{path}: is not valid YAML: {error}"]) from None
     for word in overrides:
         key, equals, given = word.partition("=")
@@ -133,7 +141,7 @@ def _read(path: Path | None, overrides: Sequence[str]) -> tuple[dict[str, Any], 
         try:
             # Interpolations are resolved once all keys are known.
             parsed: Any = OmegaConf.to_container(OmegaConf.from_dotlist([f"_={given}"]))
-        except (YAMLError, OmegaConfBaseException, ValueError) as error:
+        except (yaml.YAMLError, OmegaConfBaseException, ValueError) as error:
             problems.append(f"{word!r}: the value is not valid YAML: {error}")
             continue
         try:
@@ -192,9 +200,7 @@ def _build(schema: type[T], raw: Any, prefix: str, problems: list[str]) -> T:
         raw = {}
     for key in raw:
         if key not in fields:
-            near = difflib.get_close_matches(str(key), fields, n=1)
-            known = f"did you mean {prefix}{near[0]}?" if near else f"known: {', '.join(fields)}"
-            problems.append(f"{prefix}{key}: unknown key; {known}")
+            problems.append(f"{prefix}{key}: unknown key; {meant(str(key), fields, prefix)}")
     values = {}
     for name, (kind, bounds, _) in fields.items():
         if name in raw:

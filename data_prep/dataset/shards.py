@@ -29,6 +29,7 @@ import numpy as np
 from data_prep.dataset import durable, settings
 from data_prep.dataset.blocks import BlockReader
 from data_prep.dataset.settings import SettingsError
+from data_prep.dataset.wording import counted
 
 # webdataset reads this once, at its import: no shell commands as URLs, no pickles. It imports
 # torch, so it is imported where a shard is opened and not with this module.
@@ -36,6 +37,8 @@ os.environ["WDS_SECURE"] = "1"
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
+# What a checkpoint of pretrain's has beside its manifest.json, and a run's directory.
+_OF_A_CHECKPOINT, _OF_A_RUN = "manifest.sha256", "checkpoints"
 
 _UINT16_IDS = 1 << 16
 _OWNER = "data-prep"
@@ -179,11 +182,12 @@ def read_shard(path: Path, info: ShardInfo, skip: int = 0) -> Iterator[Document]
             yield document
     if number != info.documents:
         raise DataError(
-            f"{path}: holds {number} documents, the manifest says {info.documents}; {_REMEDY}"
+            f"{path}: holds {counted(number, 'document')}, the manifest says {info.documents}; "
+            f"{_REMEDY}"
         )
     if skip == 0 and tokens != info.tokens:
         raise DataError(
-            f"{path}: holds {tokens} tokens, the manifest says {info.tokens}; {_REMEDY}"
+            f"{path}: holds {counted(tokens, 'token')}, the manifest says {info.tokens}; {_REMEDY}"
         )
 
 
@@ -207,16 +211,42 @@ def write_manifest(directory: Path, manifest: Manifest) -> None:
     durable.write_json(directory / MANIFEST, plain)
 
 
+def no_data_set(directory: Path) -> str:
+    """Why this is not the directory of a finished data set; empty: it has a manifest."""
+    expected = "expected the directory of a data set, which `data-prep run` writes"
+    if reason := no_directory(directory):
+        return f"{reason}; {expected}"
+    if (directory / _OF_A_CHECKPOINT).exists():
+        return f"{directory}: is a checkpoint of a model; {expected}"
+    if (directory / MANIFEST).exists():
+        return ""
+    if (directory / _OF_A_RUN).is_dir():
+        return f"{directory}: is the directory of a training run; {expected}"
+    return (
+        f"{directory}: no {MANIFEST}: not a data set, or its preparation has not finished; "
+        "run `data-prep run`"
+    )
+
+
+def no_directory(path: Path) -> str:
+    """Why no directory can be read at this path; empty: one can."""
+    try:
+        if path.is_dir() and os.access(path, os.R_OK | os.X_OK):
+            return ""
+        if not path.exists():
+            return f"{path}: there is no such directory"
+        return f"{path}: {'is not readable' if path.is_dir() else 'is not a directory'}"
+    except PermissionError:
+        return f"{path}: lies in a directory that is not readable"
+
+
 def read_manifest(directory: Path) -> Manifest:
     """The manifest of a data set. Raises DataError where there is none or it is not ours."""
+    if reason := no_data_set(directory):
+        raise DataError(reason)
     path = directory / MANIFEST
     try:
         plain = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise DataError(
-            f"{directory}: no {MANIFEST}: not a data set, or its preparation has not finished; "
-            "run `data-prep run`"
-        ) from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from None
     except ValueError:
@@ -260,13 +290,13 @@ def verify(directory: Path) -> list[str]:
                 prompt_tokens += document.prompt
         except DataError as error:
             problems.append(str(error))
-    for what, stated, counted in (
+    for what, stated, found in (
         ("bytes of text", manifest.text_bytes, text_bytes),
         ("tokens of prompts", manifest.prompt_tokens, prompt_tokens),
     ):
-        if not problems and stated != counted:
+        if not problems and stated != found:
             path = directory / MANIFEST
-            problems.append(f"{path}: says {stated} {what}, the shards say {counted}")
+            problems.append(f"{path}: says {stated} {what}, the shards say {found}")
     listed = {info.name for info in manifest.shards}
     others = [path for path in sorted(directory.glob("*.tar")) if path.name not in listed]
     return problems + [f"{path}: is not in the manifest; remove it" for path in others]

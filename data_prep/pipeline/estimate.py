@@ -22,6 +22,7 @@ from typing import Any
 from data_prep.config import Config, DuplicatesConfig, SourceConfig
 from data_prep.dataset import shards
 from data_prep.dataset.keyed import keyed
+from data_prep.dataset.wording import counted
 from data_prep.pipeline import order, pipeline, workspace
 from data_prep.pipeline.stages import DrawSample, Stage, Tokenize, TrainTokenizer, Written
 from data_prep.pipeline.workspace import Record, Work
@@ -386,7 +387,7 @@ def _figure_lines(plan: Estimate) -> list[str]:
         ),
         (
             *("time", f"~{plan.run_seconds:,.0f} s"),
-            f"computing time of the sample, over {workers} worker{'s' * (workers != 1)} here"
+            f"computing time of the sample, over {counted(workers, 'worker')} here"
             f"{', without near duplicates' * near}",
         ),
     ]
@@ -404,7 +405,7 @@ def _shards(plan: Estimate) -> tuple[str, str]:
 
 def _left_out_lines(plan: Estimate) -> list[str]:
     found = [
-        f"{source.name}: {count:,} of {len(source.records):,} sampled records {reason}"
+        f"{source.name}: {count:,} of {counted(len(source.records), 'sampled record')} {reason}"
         for source in plan.sources
         for reason, count in source.left_out.most_common()
     ]

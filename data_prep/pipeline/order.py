@@ -9,6 +9,7 @@ import numpy as np
 
 from data_prep.dataset.keyed import keyed
 from data_prep.dataset.settings import SettingsError
+from data_prep.dataset.wording import counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +59,9 @@ def shard_count(tokens: int, documents: int, wanted: int, shard_tokens: int) -> 
     if wanted > documents:
         raise SettingsError(
             [
-                f"shards.count: {wanted} shards cannot be made of {documents} documents, since a "
-                f"document is never cut; lower it to at most {documents}"
+                f"shards.count: {counted(wanted, 'shard')} cannot be made of "
+                f"{counted(documents, 'document')}, since a document is never cut; lower it to at "
+                f"most {documents}"
             ]
         )
     return wanted or min(documents, max(1, round(tokens / shard_tokens)))

@@ -21,6 +21,7 @@ from data_prep.config import Config
 from data_prep.dataset import durable, shards
 from data_prep.dataset.settings import SettingsError
 from data_prep.dataset.shards import InputInfo, Manifest, ShardInfo, TokenizerInfo
+from data_prep.dataset.wording import counted
 from data_prep.pipeline import duplicates, order, workspace
 from data_prep.pipeline.cleaning import evaluation_problem
 from data_prep.pipeline.order import Placed
@@ -97,8 +98,9 @@ def open_work(config: Config) -> Work:
     """The input files and paths of a run. Raises SettingsError and TokenizerError."""
     output, model = Path(config.output).expanduser(), Path(config.tokenizer.path).expanduser()
     problems = []
-    if output.exists() and not output.is_dir():
-        problems.append(f"output: {output} is a file; give a directory")
+    finished = (output / shards.MANIFEST).exists()  # nothing is written, so it may be read-only
+    if not finished and (reason := durable.obstacle(output, directory=True)):
+        problems.append(f"output: {reason}")
     if config.tokenizer.path and not model.is_file():
         problems.append(f"tokenizer.path: {model} does not exist; prepare or copy it first")
     files = inputs.find(config, problems)
@@ -147,9 +149,10 @@ def finished(config: Config, work: Work) -> Manifest | None:
     then = {file.path: file.bytes for file in manifest.inputs}
     changed = sorted(name for name in now.keys() | then.keys() if now.get(name) != then.get(name))
     if changed:
+        others = f" and {counted(len(changed) - 1, 'other')} differ" if changed[1:] else " differs"
         raise WorkspaceError(
-            f"{work.output}: was made from other input files: {changed[0]} and "
-            f"{len(changed) - 1} others differ; give another output"
+            f"{work.output}: was made from other input files: {changed[0]}{others}; give another "
+            "output"
         )
     if config.tokenizer.path:
         _, data = given_tokenizer(config)
@@ -206,8 +209,9 @@ class OrderDocuments(Stage):
         kept = [document for number, document in enumerate(documents) if number not in left_out]
         if not kept:
             raise WorkspaceError(
-                f"{self.work.output}: no document is left of {accounts.total('read')} records; the "
-                f"reasons are in {REJECTS} and {ACCOUNTS} there"
+                f"{self.work.output}: no document is left of "
+                f"{counted(accounts.total('read'), 'record')}; the reasons are in {REJECTS} and "
+                f"{ACCOUNTS} there"
             )
         sizes = _write_recipes(self.config, self.work, order.shuffled(kept, self.config.seed))
         totals = {name: accounts.total(name) for name in ("rejected", "dropped", "duplicates")}

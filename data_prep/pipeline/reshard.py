@@ -21,6 +21,7 @@ from typing import Any
 from data_prep.dataset import durable, shards
 from data_prep.dataset.settings import SettingsError
 from data_prep.dataset.shards import DataError, Document, Manifest, ShardInfo
+from data_prep.dataset.wording import counted
 from data_prep.pipeline import order, workspace
 from data_prep.pipeline.progress import Progress
 from data_prep.pipeline.workspace import Work, WorkspaceError
@@ -53,11 +54,13 @@ def _check(directory: Path, output: Path, count: int, source: Manifest) -> None:
     problems = []
     if not 1 <= count <= source.documents:
         problems.append(
-            f"--shards: {count} shards cannot be made of {source.documents} documents, since a "
-            f"document is never cut; choose 1 to {source.documents}"
+            f"--shards: {counted(count, 'shard')} cannot be made of "
+            f"{counted(source.documents, 'document')}, since a document is never cut; choose 1 to "
+            f"{source.documents}"
         )
-    if output.exists() and not output.is_dir():
-        problems.append(f"--output: {output} is a file; give a directory")
+    finished = (output / shards.MANIFEST).exists()  # nothing is written, so it may be read-only
+    if not finished and (reason := durable.obstacle(output, directory=True)):
+        problems.append(f"--output: {reason}")
     if output.resolve().is_relative_to(directory.resolve()):
         problems.append(f"--output: {output} lies in {directory}; give a directory outside of it")
     if problems:

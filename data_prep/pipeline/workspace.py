@@ -24,6 +24,7 @@ import numpy as np
 
 from data_prep.config import Config, differences
 from data_prep.dataset import durable, shards
+from data_prep.dataset.settings import MistakeError
 from data_prep.dataset.shards import Manifest
 from data_prep.sources import inputs, readers
 from data_prep.sources.documents import LongDocument, RawDocument, Reject, Survey
@@ -50,7 +51,7 @@ _VERSION = 4
 _LOCK_SECONDS = 10.0
 
 
-class WorkspaceError(ValueError):
+class WorkspaceError(MistakeError):
     """The output directory belongs to another configuration, corpus or process."""
 
 

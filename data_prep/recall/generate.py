@@ -79,15 +79,22 @@ def _made(number: int) -> bytes:
 
 def _document(wanted: Wanted, haystack: Haystack, model: Tokenizer | None, number: int) -> bytes:
     """The line of the document of this number. Raises SettingsError where it has no room."""
+
+    def least(number: int) -> int:
+        task = wanted.tasks[number % len(wanted.tasks)]
+        return tasks.least(task, model, seed=seed, number=number)
+
     task, seed = wanted.tasks[number % len(wanted.tasks)], wanted.seed
-    length = tasks.length(seed, task, number, wanted.low, wanted.high)
-    pair = tasks.document(task, haystack, model, length, seed=seed, number=number)
-    if pair is None:
-        unit = "bytes" if model is None else "tokens"
+    if least(number) > wanted.high:
+        most, unit = (
+            max(map(least, range(wanted.documents))),
+            "bytes" if model is None else "tokens",
+        )
         problem = (
-            f"--min-tokens: {length} {unit} are fewer than {task} has without filler; that "
-            f"length was drawn from {wanted.low} to {wanted.high} for document {number}; "
-            "raise --min-tokens"
+            f"--max-tokens: {wanted.high} {unit} are fewer than {task} has without filler; give "
+            f"at least {most}, which is enough for every document"
         )
         raise SettingsError([problem])
+    length = tasks.length(seed, task, number, wanted.low, wanted.high)
+    pair = tasks.document(task, haystack, model, length, seed=seed, number=number)
     return record(f"{task}-{seed}-{number}", pair)

@@ -29,16 +29,16 @@ def hidden(facts: Sequence[tuple[float, str]], filler: Sequence[str]) -> str:
     return " ".join([*pieces, *filler[taken:]])
 
 
-def fitted(made_of: Callable[[int], Pair], count: Callable[[str], int], length: int) -> Pair | None:
+def fitted(made_of: Callable[[int], Pair], count: Callable[[str], int], length: int) -> Pair:
     """The pair with as much filler as fits into a prompt of `length` tokens, but for about a piece.
 
-    `made_of(n)` has n pieces of filler, `count` gives the tokens of a text. None where the prompt
-    is longer even without filler.
+    `made_of(n)` has n pieces of filler, `count` gives the tokens of a text. Where the prompt is
+    longer even without filler, it has none.
     """
     best, below = made_of(0), 0
     bare = tokens = count(best.prompt)
     if bare > length:
-        return None
+        return best
     above, guess = length + 1, _FIRST_GUESS
     while above - below > 1:
         guess = min(max(guess, below + 1), above - 1)

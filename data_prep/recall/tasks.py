@@ -81,10 +81,11 @@ def document(
     seed: int,
     number: int,
     depth: float | None = None,
-) -> Pair | None:
+) -> Pair:
     """The task's document of this number, with a prompt of at most `length` tokens.
 
-    Without a model each byte counts as a token. None where the task is longer without filler.
+    Where the task is longer without filler (`least`), the prompt is that long. Without a model
+    each byte counts as a token.
     """
     names = (task, str(number))
     pieces = haystack.drawn(Draws(seed, "filler", *names))
@@ -92,12 +93,20 @@ def document(
     def made_of(count: int) -> Pair:
         return TASKS[task](Draws(seed, "task", *names), pieces(count), depth)
 
-    def count(text: str) -> int:
-        if model is None:
-            return len(text.encode())
-        return sum(len(ids) for _, ids in model.encode_parts([text]))
+    return fitted(made_of, partial(_tokens, model), length)
 
-    return fitted(made_of, count, length)
+
+def least(
+    task: str, model: Tokenizer | None, *, seed: int, number: int, depth: float | None = None
+) -> int:
+    """Tokens of the prompt of the task's document of this number without any filler."""
+    return _tokens(model, TASKS[task](Draws(seed, "task", task, str(number)), [], depth).prompt)
+
+
+def _tokens(model: Tokenizer | None, text: str) -> int:
+    if model is None:
+        return len(text.encode())
+    return sum(len(ids) for _, ids in model.encode_parts([text]))
 
 
 def length(seed: int, task: str, number: int, low: int, high: int) -> int:

@@ -19,7 +19,6 @@ from data_prep.report.charts import Bar
 from data_prep.report.rendering import render, scaled, share, short
 from data_prep.report.statistics import Stats
 
-PAGE = "report.html"
 # A person reads the page: of more rows than these the largest are shown.
 _ROWS = 20
 _INPUTS = 200
@@ -27,7 +26,11 @@ _SAMPLES = 4
 
 
 def write(directory: Path, output: Path) -> None:
-    """Write the page of the data set. Raises DataError where the data set is damaged."""
+    """Write the page of the data set, and make the directory of `output` if need be.
+
+    Raises DataError where the data set is damaged.
+    """
+    output.parent.mkdir(parents=True, exist_ok=True)
     durable.write_bytes(output, page(directory).encode(errors="replace"))
 
 

@@ -8,6 +8,8 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from data_prep.dataset.wording import counted
+
 # Controls and overrides of the writing direction: they change how a page shows what follows them.
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ufeff]")
 
@@ -47,5 +49,6 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters["number"] = "{:,}".format
+    environment.filters["counted"] = counted
     environment.filters["bytes"] = lambda value: scaled(value, "B")
     return environment

@@ -14,6 +14,7 @@ from data_prep import accounts
 from data_prep.accounts import ACCOUNTS, REJECTS
 from data_prep.dataset import shards
 from data_prep.dataset.shards import Manifest
+from data_prep.dataset.wording import counted
 from data_prep.tokenizer import tokenizer
 
 _PERCENTILES = (0, 10, 50, 90, 99, 100)
@@ -131,9 +132,9 @@ def lines(found: Stats) -> list[str]:
         ("shards", f"{plain['shards']:,}"),
     ]
     for percent, length in plain["length_percentiles"].items():
-        rows.append((f"length at {percent}%", f"{length:,} tokens"))
+        rows.append((f"length at {percent}%", counted(length, "token")))
     for name, source in found.sources.items():
-        counts = f"{len(source.lengths):,} documents, {source.tokens:,} tokens"
+        counts = f"{counted(len(source.lengths), 'document')}, {counted(source.tokens, 'token')}"
         rows.append((f"source {name}", counts))
     width = max(len(name) for name, _ in rows)
     return [f"{name:<{width}}  {value}" for name, value in rows]
@@ -155,8 +156,9 @@ def closing(directory: Path, manifest: Manifest, seconds: float) -> list[str]:
     ids = {"BOS": manifest.tokenizer.bos_id, "EOS": manifest.tokenizer.eos_id}
     marks = [f"no {name}" if id is None else f"{name} is {id}" for name, id in ids.items()]
     shown = [
-        f"{total:,} records in: {manifest.documents:,} documents out, {', '.join(parts)}",
-        f"{manifest.tokens:,} tokens in {len(manifest.shards):,} shards, "
+        f"{counted(total, 'record')} in: {counted(manifest.documents, 'document')} out, "
+        f"{', '.join(parts)}",
+        f"{counted(manifest.tokens, 'token')} in {counted(len(manifest.shards), 'shard')}, "
         f"{manifest.text_bytes / manifest.tokens:.3f} bytes per token, vocabulary "
         f"{manifest.tokenizer.vocab_size:,}",
         f"tokenizer: {manifest.tokenizer.file}, {', '.join(marks)}",

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from data_prep.config import Config, SourceConfig
+from data_prep.dataset.settings import MistakeError
 from data_prep.sources import globs, storage
 from data_prep.sources.compression import Compression
 from data_prep.sources.storage import Listed, Status
@@ -59,7 +60,7 @@ class InputFile:
         return min(self.config.max_record_bytes, self.config.max_held_bytes)
 
 
-class InputChangedError(ValueError):
+class InputChangedError(MistakeError):
     """An input file, its argument, has changed since the preparation of the data set began."""
 
     def __str__(self) -> str:
@@ -143,7 +144,9 @@ def _unreadable(path: str) -> str:
         return f"{path} is a dangling link; repair or exclude it"
     if not stat.S_ISREG(mode):
         return f"{path} is not a regular file; exclude it"
-    return "" if os.access(path, os.R_OK) else f"{path} cannot be read"
+    return (
+        "" if os.access(path, os.R_OK) else f"{path} cannot be read; make it readable or exclude it"
+    )
 
 
 def _misfits(key: str, source: SourceConfig, files: list[InputFile]) -> list[str]:
@@ -156,7 +159,8 @@ def _misfits(key: str, source: SourceConfig, files: list[InputFile]) -> list[str
     others = [file for file in files if file.format != "text"]
     if source.group_by != "file" and others:
         found.append(
-            f"{key}.group_by: joins text files, and {others[0].path} is {others[0].format}"
+            f"{key}.group_by: joins text files, and {others[0].path} is {others[0].format}; "
+            "exclude such files, or leave group_by out"
         )
     return found
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data_prep.dataset.settings import MistakeError
 from data_prep.tokenizer.parts import cut, part_end
 from data_prep.tokenizer.spelling import Spelling
 
@@ -18,7 +19,7 @@ FILES = ("tokenizer.model", "tokenizer.json")
 """Names of the SentencePiece model or tokenizer.json in a data set or a run."""
 
 
-class TokenizerError(ValueError):
+class TokenizerError(MistakeError):
     """A tokenizer that cannot be read, or cannot be trained as requested."""
 
 

@@ -24,13 +24,14 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.dataset import durable
+from data_prep.dataset.wording import counted
 from pretrain.checkpoint.manifest import CHECKPOINTS, CheckpointError, steps_in
 
 EXIT_FILE = "exit.json"
 LOG_FILE = "log.txt"
 STACKS = "stacks"
 
-_ATTEMPTS = "attempts"
+ATTEMPTS = "attempts"
 _EXIT_KILLED = 128 + signal.SIGKILL  # as a shell gives it
 _NAME = re.compile(r"(\d{6,})\.json")
 
@@ -103,7 +104,7 @@ def claim(directory: Path, ranks: int, steps: int, most_without_progress: int | 
     Raises RunDirectoryError.
     """
     try:
-        (directory / _ATTEMPTS).mkdir(parents=True, exist_ok=True)
+        (directory / ATTEMPTS).mkdir(parents=True, exist_ok=True)
         step = committed_step(directory)
         stuck = _without_progress(directory, step)
         most = math.inf if most_without_progress is None else most_without_progress
@@ -131,7 +132,7 @@ def claim(directory: Path, ranks: int, steps: int, most_without_progress: int | 
             f"no progress: attempts {stuck[-1]} to {stuck[0]} started from step {step}, and none "
             f"committed a later checkpoint, so it is not tried again. {LOG_FILE}, the job's log "
             f"and {STACKS}/ in {directory} say why they ended; the same command tries "
-            f"{most_without_progress} more times"
+            f"{counted(int(most), 'more time')}"
         )
     return Attempt(directory, number, futile)
 
@@ -183,19 +184,19 @@ def _create(directory: Path, record: Mapping[str, Any]) -> int:
     while True:
         number += 1
         try:
-            with (directory / _ATTEMPTS / f"{number:06d}.json").open("x", encoding="utf-8") as file:
+            with (directory / ATTEMPTS / f"{number:06d}.json").open("x", encoding="utf-8") as file:
                 json.dump({"attempt": number, **record}, file, indent=1)
                 file.write("\n")
                 file.flush()
                 os.fsync(file.fileno())
         except FileExistsError:
             continue
-        durable.sync_directory(directory / _ATTEMPTS)
+        durable.sync_directory(directory / ATTEMPTS)
         return number
 
 
 def _numbers(directory: Path) -> list[int]:
-    root = directory / _ATTEMPTS
+    root = directory / ATTEMPTS
     names = [entry.name for entry in root.iterdir()] if root.is_dir() else []
     return [int(match[1]) for name in names if (match := _NAME.fullmatch(name))]
 
@@ -204,7 +205,7 @@ def _record(directory: Path, number: int) -> dict[str, Any] | None:
     """What the claimer wrote; None where it was killed before that reached the disk."""
     try:
         record: dict[str, Any] = json.loads(
-            (directory / _ATTEMPTS / f"{number:06d}.json").read_bytes()
+            (directory / ATTEMPTS / f"{number:06d}.json").read_bytes()
         )
     except ValueError:
         return None

@@ -6,6 +6,7 @@ import stat
 from pathlib import Path
 
 from data_prep.dataset.durable import sha256_of
+from data_prep.dataset.wording import counted
 from pretrain.checkpoint.manifest import (
     CHECKSUM,
     MANIFEST,
@@ -74,7 +75,9 @@ def _inspect(directory: Path, ranks: Ranks) -> str:
 def _check_sizes(directory: Path, manifest: Manifest) -> None:
     expected = files_of(manifest.ranks)
     if set(manifest.files) != expected:
-        raise CheckpointError(f"{MANIFEST} does not list the files of {manifest.ranks} ranks")
+        raise CheckpointError(
+            f"{MANIFEST} does not list the files of {counted(manifest.ranks, 'rank')}"
+        )
     present = {entry.name: entry.lstat() for entry in directory.iterdir()}
     if missing := sorted(expected - set(present)):
         raise CheckpointError(f"{', '.join(missing)}: missing")

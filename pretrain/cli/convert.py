@@ -5,9 +5,22 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from data_prep.dataset import settings
-from data_prep.dataset.command import Command, option, word
+from data_prep.dataset import durable, settings
+from data_prep.dataset.command import DIRECTORY, Command, option, path_kind, word
+from data_prep.dataset.settings import SettingsError
+from pretrain.checkpoint.runs import run_directory_of
+from pretrain.cli.evaluate import RUN
 from pretrain.config import ImportConfig
+
+
+def _taken(path: Path) -> str:
+    """Why no new directory can be made at this path; empty: one can."""
+    if path.exists():
+        return f"{path} already exists; choose a new directory"
+    return durable.obstacle(path, directory=True)
+
+
+_NEW_DIRECTORY = path_kind(_taken)
 
 
 class Import(Command):
@@ -17,8 +30,8 @@ class Import(Command):
     train.start_from, eval, generate and export read.
     """
 
-    source: Path = word("the model's directory")
-    out: Path = word("directory to create")
+    source: Path = word("the model's directory", kind=DIRECTORY)
+    out: Path = word("directory to create", kind=_NEW_DIRECTORY)
     settings: list[str] = word("settings of the imported model", [], metavar="key=value")
     tokenizer: Path | None = option(
         None, "tokenizer.model or tokenizer.json", otherwise="the one in SOURCE"
@@ -27,6 +40,13 @@ class Import(Command):
     @classmethod
     def epilog(cls) -> str:
         return "\n  ".join(["settings and their defaults:", *settings.describe(ImportConfig)])
+
+    def problems(self) -> list[str]:
+        try:
+            settings.load(ImportConfig, None, self.settings)
+        except SettingsError as error:
+            return error.problems
+        return []
 
     def run(self) -> int:
         from pretrain.convert import llama
@@ -39,11 +59,12 @@ class Export(Command):
 
     Writes safetensors, config.json, the tokenizer and the code of the model:
     AutoModelForCausalLM.from_pretrained(OUT, trust_remote_code=True) loads it. A model without
-    memory becomes a plain Llama, which gives the same logits for texts of one segment.
+    memory becomes a plain Llama, which gives the same logits for texts of one segment, or
+    with memory.kind=full of memory.full.segments; other papers' memories are not exported.
     """
 
-    path: Path = word("run directory, or one checkpoint of it")
-    out: Path = word("directory to create")
+    path: Path = word("run directory, or one checkpoint of it", kind=RUN)
+    out: Path = word("directory to create", kind=_NEW_DIRECTORY)
     dtype: Literal["stored", "float32", "bf16"] = option(
         "stored", "dtype of the weights", otherwise="as stored, without rounding"
     )
@@ -60,11 +81,11 @@ class Plot(Command):
     Writes PNGs of a run's loss, bits per byte by position, gates and speed.
     """
 
-    path: Path = word("run directory")
+    path: Path = word("run directory", kind=RUN)
 
     def run(self) -> int:
         from pretrain import plot
 
-        for path in plot.plot(self.path):
+        for path in plot.plot(run_directory_of(self.path)):
             print(path)
         return 0

@@ -9,13 +9,23 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from data_prep.dataset.command import TOKENS, Command, one_of, option, word
-from data_prep.dataset.shards import DataError, read_manifest
+from data_prep.dataset.command import (
+    DATA_SET,
+    DIRECTORY,
+    TOKENS,
+    Command,
+    one_of,
+    option,
+    path_kind,
+    word,
+)
 from data_prep.recall.tasks import PASSKEY, TASKS
+from pretrain.checkpoint.runs import no_run
 from pretrain.evaluate import pairs
 from pretrain.evaluate.pairs import Fields, Pair
 from pretrain.evaluate.questions import Questions, Sampling
 
+RUN = path_kind(no_run)
 _NEEDLES = [task for task in TASKS if task != PASSKEY]
 _TRAINED_ON = "as in the pairs that the run was trained on"
 
@@ -23,7 +33,7 @@ _TRAINED_ON = "as in the pairs that the run was trained on"
 class OnModel(Command):
     """A command on a trained model."""
 
-    path: Path = word("run directory, or one checkpoint of it")
+    path: Path = word("run directory, or one checkpoint of it", kind=RUN)
 
 
 class Perplexity(OnModel):
@@ -32,7 +42,7 @@ class Perplexity(OnModel):
     Streams whole documents through a model and reports how well it predicts them.
     """
 
-    data: Path = option(MISSING, "data set directory of data-prep")
+    data: Path = option(MISSING, "data set directory of data-prep", kind=DATA_SET)
     documents: int | None = option(None, "evaluate only the first N", low=1, otherwise="all")
     batch: int = option(8, "documents per batch", low=1)
     window_segments: int | None = option(None, "segments per window", low=1, otherwise="the run's")
@@ -56,7 +66,7 @@ class Harness(OnModel):
     that a task file names are executed.
     """
 
-    tasks_directory: Path = option(MISSING, "directory of task files (YAML)")
+    tasks_directory: Path = option(MISSING, "directory of task files (YAML)", kind=DIRECTORY)
     tasks: list[str] = option([], "their names", many="words", otherwise="all there")
     shots: int | None = option(
         None, "few-shot examples before a question", low=0, otherwise="the task's"
@@ -122,7 +132,7 @@ class Needles(_Recall):
     """
 
     lengths: list[int] = _lengths(4, 16, 64, 128)
-    filler: Path = option(MISSING, "data set directory of data-prep with books")
+    filler: Path = option(MISSING, "data set directory of data-prep with books", kind=DATA_SET)
     tasks: list[str] = option(
         _NEEDLES,
         "some of single, multikey, multivalue, multiquery (needles), variables, words, and qa1, "
@@ -131,13 +141,6 @@ class Needles(_Recall):
         unique=True,
         otherwise="all",
     )
-
-    def problems(self) -> list[str]:
-        try:
-            read_manifest(self.filler)
-        except DataError as error:
-            return [f"--filler: {error}"]
-        return []
 
     def run(self) -> int:
         return self.ask("needles", self.tasks, [None], self.filler)

@@ -11,7 +11,7 @@ from data_prep.dataset.settings import SettingsError
 from data_prep.dataset.shards import DataError, read_manifest
 from pretrain.cli.train import OnConfig
 from pretrain.jobs import job, origin
-from pretrain.jobs.start_checks import data_problems
+from pretrain.jobs.start_checks import data_problems, directory_problems
 
 
 class Plan(OnConfig):
@@ -76,7 +76,8 @@ class Check(OnConfig):
 
     def run(self) -> int:
         config = self.wanted
-        problems = data_problems(config, self.made_before) + origin.problems(config)
+        problems = directory_problems(config) + data_problems(config, self.made_before)
+        problems += origin.problems(config)
         try:
             ranks = job.ranks_per_node(config, self.nodes, self.gpus_per_node)
         except SettingsError as error:

@@ -1,4 +1,4 @@
-"""`pretrain`: plan, train, evaluate, generate, plot; import, export; check and preflight for jobs.
+"""`pretrain`: plan, memories, train, evaluate, generate, plot; import, export; check, preflight.
 
 Commands that need torch import it after the configuration was checked.
 """
@@ -11,13 +11,14 @@ from typing import NoReturn
 
 from data_prep.dataset import command
 from data_prep.dataset.command import CommandError, Program
-from pretrain.cli import convert, evaluate, jobs, outcome, train
+from pretrain.cli import convert, evaluate, jobs, memories, outcome, train
 
 _PROGRAM = Program(
     "pretrain",
     "Train, evaluate and sample Infini-Transformers.",
     {
         "plan": jobs.Plan,
+        "memories": memories.Memories,
         "train": train.Train,
         "eval perplexity": evaluate.Perplexity,
         "eval harness": evaluate.Harness,

@@ -22,15 +22,17 @@ from safetensors import safe_open
 from torch import Tensor
 
 from data_prep.dataset import durable
+from data_prep.dataset.settings import SettingsError
+from data_prep.dataset.wording import counted
 from data_prep.tokenizer import tokenizer
 from data_prep.tokenizer.contract import Tokenizer
 from data_prep.tokenizer.hugging_face import HuggingFace
 from pretrain.checkpoint.load import Checkpoint
-from pretrain.checkpoint.manifest import TensorInfo
+from pretrain.checkpoint.manifest import CheckpointError, TensorInfo
 from pretrain.checkpoint.pieces import DTYPES, dtype_name, stream_tensors
 from pretrain.checkpoint.ranks import SoloRanks
-from pretrain.config import Config
-from pretrain.convert.hugging_face import INFINI, ConversionError, config_json, their_name
+from pretrain.config import MEMORY_KINDS, Config, MemoryConfig, any_of
+from pretrain.convert.hugging_face import INFINI, config_json, their_name
 from pretrain.model.transformer import Transformer, on_meta
 from pretrain.trained import configuration_of, locate, tokenizer_of
 
@@ -43,14 +45,12 @@ _NAMES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 def run(path: Path, out: Path, dtype: str) -> int:
     """Export a run's newest checkpoint, or one checkpoint, into the new directory `out`; 0.
 
-    dtype: "stored", "float32" or "bf16". Raises ConversionError, TrainedError, CheckpointError or
-    TokenizerError.
+    dtype: "stored", "float32" or "bf16". Raises TrainedError, CheckpointError or TokenizerError.
     """
-    if out.exists():
-        raise ConversionError([f"{out}: already exists; choose a new directory"])
     run_directory, checkpoint_path = locate(path, SoloRanks())
     with Checkpoint(checkpoint_path) as checkpoint:
         config = configuration_of(checkpoint)
+        _check_memory(config.model.memory)
         own = tokenizer_of(run_directory, checkpoint)
         source = Source(checkpoint, config, own.vocab_size, _WRITTEN.get(dtype))
         writing = out.with_name(f"{out.name}.exporting")
@@ -66,6 +66,15 @@ def run(path: Path, out: Path, dtype: str) -> int:
     durable.sync_directory(out.parent)
     print(_summary(out, source))
     return 0
+
+
+def _check_memory(memory: MemoryConfig) -> None:
+    """Raises SettingsError for a memory that transformers have no model of."""
+    if memory.traits.exported_as:
+        return
+    exported = any_of([name for name, traits in MEMORY_KINDS.items() if traits.exported_as])
+    problem = f"transformers have no model with the memory {memory.kind}; a model with {exported} "
+    raise SettingsError([f"model.memory.kind: {problem}can be exported"])
 
 
 @dataclass(frozen=True)
@@ -178,7 +187,7 @@ def _modeling() -> bytes:
 
 
 def _verify(directory: Path, source: Source) -> None:
-    """Read back names, shapes and dtypes of all that was written. Raises ConversionError."""
+    """Read back names, shapes and dtypes of all that was written. Raises CheckpointError."""
     found: dict[str, TensorInfo] = {}
     for path in sorted(directory.glob("*.safetensors")):
         with safe_open(path, framework="pt", device="cpu") as file:
@@ -190,24 +199,22 @@ def _verify(directory: Path, source: Source) -> None:
         name for name in {*found, *wanted} if found.get(name) != wanted.get(name)
     )  # fmt: skip
     if wrong:
-        raise ConversionError(
-            [
-                f"{name}: read back as {found.get(name)}, expected {wanted.get(name)}"
-                for name in wrong[:8]
-            ],
-            f"{directory}: differs from what should have been written:",
+        raise CheckpointError(
+            f"{directory}: differs from what should have been written: {wrong[0]} was read back as "
+            f"{found.get(wrong[0])}, expected {wanted.get(wrong[0])}"
         )
 
 
 def _summary(out: Path, source: Source) -> str:
     tensors = source.tensors
     count = sum(torch.Size(info.shape).numel() for info in tensors.values())
-    lines = [f"exported: {len(tensors)} tensors, {count:,} weights, into {out}"]
+    lines = [f"exported: {counted(len(tensors), 'tensor')}, {count:,} weights, into {out}"]
     model = source.config.model
     if model.memory.traits.exported_as != INFINI:
+        reach = "a segment" if model.span == model.segment else "what its attention spans"
         lines.append(
-            f"a plain Llama: it has the same logits for texts of at most {model.segment} tokens, "
-            "a segment, and attends to more than the model was trained with beyond"
+            f"a plain Llama: it has the same logits for texts of at most {model.span} tokens, "
+            f"{reach}, and attends to more than the model was trained with beyond"
         )
     else:
         lines.append(

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields, replace
+from collections.abc import Mapping
+from dataclasses import asdict, replace
 from typing import Any
 
 from data_prep.dataset import settings
 from data_prep.dataset.settings import SettingsError
-from pretrain.config import ImportConfig, MemoryConfig, ModelConfig, RopeScalingConfig
+from pretrain.config import ImportConfig, ModelConfig, RopeScalingConfig
 
 PLAIN = ("llama", "mistral")
-"""The model types that are our model without memory, as far as a segment reaches."""
+"""The model types that are our model without memory, as far as local attention spans."""
 INFINI = "infini_llama"
 """Our own model type, as `export` writes it."""
 
@@ -35,26 +35,14 @@ _OUTSIDE = {
 }
 # Tools take it for the longest text that a model is given, and ours has none.
 _LONGEST = 2**20
-# What a memory's kernel computes is no property of the model.
-_OF_A_MODEL = [field.name for field in fields(MemoryConfig) if field.name != "kernel"]
-
-
-class ConversionError(ValueError):
-    """A model that cannot be converted; `problems` holds every reason, one sentence each."""
-
-    def __init__(self, problems: Sequence[str], what: str = "it cannot be converted:") -> None:
-        self.problems = list(problems)
-        super().__init__("\n".join([what, *(f"  - {problem}" for problem in self.problems)]))
 
 
 def their_name(name: str) -> str:
-    """Hugging Face's name of our parameter `name`."""
+    """Hugging Face's name of our parameter `name`; the same name where they have no such part."""
     if name in _OUTSIDE:
         return _OUTSIDE[name]
-    if not name.startswith("layers."):
-        return name  # of a memory that no model of theirs has
-    _, layer, part = name.split(".", 2)
-    return f"model.layers.{layer}.{_PARTS[part]}"
+    _, layer, part = name.split(".", 2) if name.startswith("layers.") else ("", "", name)
+    return f"model.layers.{layer}.{_PARTS[part]}" if part in _PARTS else name
 
 
 def chosen_there(plain: Mapping[str, Any]) -> list[str]:
@@ -64,7 +52,7 @@ def chosen_there(plain: Mapping[str, Any]) -> list[str]:
         return []
     memory = own.get("memory", {})
     overrides = [f"{key}={own[key]}" for key in ("segment", "window_segments") if key in own]
-    return overrides + [f"memory.{key}={memory[key]}" for key in _OF_A_MODEL if key in memory]
+    return overrides + [f"memory.{key}={value}" for key, value in memory.items()]
 
 
 def model_config(plain: Mapping[str, Any], chosen: ImportConfig) -> ModelConfig:
@@ -107,9 +95,10 @@ def config_json(
     special: Mapping[str, int | None],
     dtype: str,
 ) -> dict[str, Any]:
-    """The config.json of our model; plain Llama's where it has no memory.
+    """The config.json of our model, of a kind of memory that is exported; plain Llama's where it
+    has none.
 
-    Llama's attention has no segments, so it is our model for texts of one segment at most.
+    Llama's attention has no segments, so it is our model for texts of one span at most.
     """
     scaling = _rope_scaling(model)
     common = {
@@ -129,14 +118,16 @@ def config_json(
         return {
             "model_type": model.memory.traits.exported_as,
             "architectures": ["LlamaForCausalLM"],
-            "max_position_embeddings": model.segment,
+            "max_position_embeddings": model.span,
             # Where programs before transformers 5 look for them.
             "rope_theta": model.rope_theta,
             "rope_scaling": scaling or None,
             "torch_dtype": dtype,
             **common,
         }
-    memory = {key: value for key, value in asdict(model.memory).items() if key in _OF_A_MODEL}
+    # What a memory's kernel computes is no property of the model.
+    own = {"kind", *model.memory.traits.settings} - {"kernel"}
+    memory = {key: value for key, value in asdict(model.memory).items() if key in own}
     module = "modeling_infini_llama"
     return {
         "model_type": INFINI,
@@ -186,11 +177,12 @@ def _strangeness(plain: Mapping[str, Any], chosen: ImportConfig) -> list[str]:
     if activation != "silu":
         found.append(f"hidden_act: {activation!r}; our feed-forward is SwiGLU, with silu")
     sliding = plain.get("sliding_window")
-    shorter = isinstance(sliding, int) and sliding < chosen.segment
-    if shorter and plain.get("use_sliding_window", True):
+    span = ModelConfig(segment=chosen.segment, memory=chosen.memory).span
+    if isinstance(sliding, int) and sliding < span and plain.get("use_sliding_window", True):
+        of = "a segment" if span == chosen.segment else "memory.full.segments segments"
         found.append(
-            f"sliding_window: {sliding} tokens are fewer than the {chosen.segment} of a segment; "
-            f"choose segment={sliding} or less, within which it cuts nothing"
+            f"sliding_window: {sliding} tokens are fewer than the {span} of {of}; choose "
+            f"segment={sliding * chosen.segment // span} or less, within which it cuts nothing"
         )
     if "quantization_config" in plain:
         found.append("quantization_config: quantized weights cannot be trained; take those before")

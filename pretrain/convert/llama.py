@@ -13,7 +13,7 @@ import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from torch import Tensor
 
 from data_prep.dataset import durable, settings
 from data_prep.dataset.settings import SettingsError
+from data_prep.dataset.wording import counted
 from data_prep.tokenizer import tokenizer
 from data_prep.tokenizer.contract import Tokenizer, TokenizerError
 from pretrain.checkpoint.alone import write_checkpoint
@@ -32,15 +33,15 @@ from pretrain.checkpoint.ranks import SoloRanks
 from pretrain.checkpoint.verify import verify
 from pretrain.config import CONFIG_FILE, Config, ImportConfig, ModelConfig, RunConfig, TrainConfig
 from pretrain.convert.hugging_face import (
-    ConversionError,
     chosen_there,
     model_config,
     their_name,
 )
-from pretrain.model.memories.kinds import is_of_memory
-from pretrain.model.transformer import on_meta
+from pretrain.model.memories.kinds import attention_of, is_of_memory
+from pretrain.model.transformer import Transformer, on_meta
 
 _EMBEDDINGS = ("embedding.weight", "lm_head.weight")
+_CONFIG = "config.json"
 _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _DTYPES = ("F32", "BF16", "F16")
@@ -63,7 +64,7 @@ class Stored:
 def run(source: Path, out: Path, overrides: Sequence[str], tokenizer_path: Path | None) -> int:
     """Import the model in `source` into the new directory `out`; the exit code, 0.
 
-    `overrides` are `key=value` settings of `ImportConfig`. Raises ConversionError with all that is
+    `overrides` are `key=value` settings of `ImportConfig`. Raises SettingsError with all that is
     wrong, before anything is written, or CheckpointError where what was written is not as meant.
     """
     plan = _plan(source, out, overrides, tokenizer_path)
@@ -108,20 +109,23 @@ class Plan:
         """Our parameter `name`."""
         theirs = their_name(name)
         if theirs not in self.stored:
-            return self._begun(name)
+            return self._initial(name)
         tensor = self.stored[theirs].read(theirs)
         return tensor[: self.tokenizer.vocab_size] if name in _EMBEDDINGS else tensor
 
-    def _begun(self, name: str) -> Tensor:
-        """Our parameter `name` of a memory that is not there: a gate, or learned vectors."""
-        shape = self.tensors[name].shape
-        if len(shape) == 1:
-            return torch.full(shape, self.model.memory.initial_gate)
-        eos = self.tokenizer.eos_id
-        if eos is not None and name in on_meta(self.model, self.rows).begins_as_eos():
-            row = self.read("embedding.weight")[eos]
-            return row.float().expand(shape).contiguous()
-        return torch.randn(shape, generator=torch.Generator().manual_seed(1)) * self.model.init_std
+    def _initial(self, name: str) -> Tensor:
+        """The initial value of our parameter `name`, which belongs to the memory."""
+        outside, eos = replace(self.model, n_layers=0), self.tokenizer.eos_id
+        if eos is not None and name in on_meta(outside, 1).begins_as_eos():
+            row = self.read("embedding.weight")[eos].float()
+            return row.expand(self.tensors[name].shape).contiguous()
+        _, layer, own = name.split(".", 2) if name.startswith("layers.") else ("", "0", name)
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            torch.manual_seed(int(layer))
+            if own == name:
+                return Transformer(outside, 1).get_parameter(name)
+            attention = attention_of(self.model.memory).of_layer(self.model, int(layer))
+            return attention.get_parameter(own.removeprefix("attention."))
 
     def config(self, out: Path) -> Config:
         """The configuration of the directory, as a run has one."""
@@ -144,11 +148,15 @@ class Plan:
     def summary(self, out: Path) -> str:
         """What was imported, in a few lines."""
         count = sum(torch.Size(info.shape).numel() for info in self.tensors.values())
-        lines = [f"imported: {len(self.tensors)} tensors, {count:,} weights, into {out}"]
+        lines = [f"imported: {counted(len(self.tensors), 'tensor')}, {count:,} weights, into {out}"]
         if left := self.rows - self.tokenizer.vocab_size:
-            lines.append(f"left out: {left} rows of the embeddings, which belong to no token")
-        gated = on_meta(self.model, self.rows).gates()
-        if gated and self.model.memory.when_empty == "zero":
+            lines.append(f"left out: {counted(left, 'row')} of the embeddings, for no token")
+        if new := [name for name in self.tensors if their_name(name) not in self.stored]:
+            lines.append(
+                f"initialized: {counted(len(new), 'tensor')} of the memory, which the model lacks"
+            )
+        memory = self.model.memory
+        if "when_empty" in memory.traits.settings and memory.when_empty == "zero":
             lines.append(
                 "a document's first segment: its local attention is scaled by 1 - g; with "
                 "memory.when_empty=local its logits stay the imported model's"
@@ -157,13 +165,15 @@ class Plan:
 
 
 def _plan(source: Path, out: Path, overrides: Sequence[str], tokenizer_path: Path | None) -> Plan:
-    """Look at everything but the tensors' values. Raises ConversionError with all that is wrong."""
+    """Look at everything but the tensors' values. Raises SettingsError with all that is wrong."""
+    if not (source / _CONFIG).is_file():
+        raise SettingsError(
+            [f"{source}: has no {_CONFIG}; expected a model as save_pretrained writes it"]
+        )
     problems: list[str] = []
-    if out.exists():
-        problems.append(f"{out}: already exists; choose a new directory")
     own = _attempted(problems, lambda: _tokenizer(source, tokenizer_path))
     stored = _attempted(problems, lambda: _stored(source)) or {}
-    plain = _attempted(problems, lambda: _json(source / "config.json"))
+    plain = _attempted(problems, lambda: _json(source / _CONFIG))
     chosen, model = _attempted(problems, lambda: _model(plain or {}, overrides)) or (None, None)
     rows = own.vocab_size if own else 0
     tensors: dict[str, TensorInfo] = {}
@@ -178,14 +188,14 @@ def _plan(source: Path, out: Path, overrides: Sequence[str], tokenizer_path: Pat
             "another model's"
         )
     if problems or own is None or model is None or chosen is None:
-        raise ConversionError(problems, f"{source}: cannot be imported:")
+        raise SettingsError(problems)
     for name in set(tensors) & set(_EMBEDDINGS):
         tensors[name] = TensorInfo(tensors[name].dtype, (own.vocab_size, model.d_model))
     return Plan(model, chosen, own, tensors, stored, rows)
 
 
 def _model(plain: Mapping[str, Any], overrides: Sequence[str]) -> tuple[ImportConfig, ModelConfig]:
-    """What was chosen, and our model of a config.json. Raises ConversionError."""
+    """What was chosen, and our model of a config.json. Raises SettingsError."""
     problems: list[str] = []
     # Where a setting is wrong no segment is known, and nothing is said of it.
     chosen, model = ImportConfig(segment=1), ModelConfig()
@@ -199,7 +209,7 @@ def _model(plain: Mapping[str, Any], overrides: Sequence[str]) -> tuple[ImportCo
     except SettingsError as error:
         problems += [f"config.json: {text}" for text in error.problems]
     if problems or not plain:  # a file that cannot be read is reported already
-        raise ConversionError(problems)
+        raise SettingsError(problems)
     return chosen, model
 
 
@@ -207,8 +217,8 @@ def _attempted(problems: list[str], action: Callable[[], Any]) -> Any:
     """What `action` gives; None where it raised what belongs to the problems."""
     try:
         return action()
-    except (ConversionError, TokenizerError) as error:
-        problems += error.problems if isinstance(error, ConversionError) else [str(error)]
+    except (SettingsError, TokenizerError) as error:
+        problems += error.problems if isinstance(error, SettingsError) else [str(error)]
         return None
 
 
@@ -224,13 +234,12 @@ def _tensors(
     # Frequencies, which older versions of transformers stored.
     unused = {name for name in unused if not name.endswith("rotary_emb.inv_freq")}
     problems = [f"{name}: our model has no such tensor" for name in sorted(unused)]
-    memory = {name for name in wanted if is_of_memory(name)}
-    # A model without memory has none of these; they then begin anew.
-    have_memory = any(their_name(name) in stored for name in memory)
+    # A model without this memory has none of its parameters; they are then initialized.
+    lacks_memory = not any(is_of_memory(name) and their_name(name) in stored for name in wanted)
     found = {}
     for name, (theirs, shape) in wanted.items():
         there = stored.get(theirs)
-        if there is None and name in memory and not have_memory:
+        if there is None and is_of_memory(name) and lacks_memory:
             found[name] = TensorInfo("F32", shape)
         elif there is None:
             problems.append(f"{theirs}: missing")
@@ -244,12 +253,12 @@ def _tensors(
             )
         else:
             found[name] = there.info
-    more = [f"and {len(problems) - 8} more tensors"] if len(problems) > 8 else []
+    more = [f"and {counted(len(problems) - 8, 'more tensor')}"] if len(problems) > 8 else []
     return found, problems[:8] + more
 
 
 def _stored(source: Path) -> dict[str, Stored]:
-    """Every tensor of the directory by its name. Raises ConversionError."""
+    """Every tensor of the directory by its name. Raises SettingsError."""
     if (source / _WEIGHTS).is_file():
         index, files = None, [_WEIGHTS]
     elif (source / _INDEX).is_file():
@@ -257,9 +266,9 @@ def _stored(source: Path) -> dict[str, Stored]:
         names = list(index.values()) if isinstance(index, dict) else []
         files = sorted({name for name in names if isinstance(name, str)})
         if not files or len(names) != sum(isinstance(name, str) for name in names):
-            raise ConversionError([f"{_INDEX}: expected weight_map to name a file a tensor"])
+            raise SettingsError([f"{_INDEX}: expected weight_map to name a file a tensor"])
     else:
-        raise ConversionError(
+        raise SettingsError(
             [
                 f"{source}: holds neither {_WEIGHTS} nor {_INDEX}; expected weights as safetensors "
                 "(save_pretrained writes them)"
@@ -277,12 +286,12 @@ def _stored(source: Path) -> dict[str, Stored]:
         wrong = sorted(key for key in {*index, *listed} if index.get(key) != listed.get(key))
         problems += [f"{key}: is not in the file that {_INDEX} says" for key in wrong[:8]]
     if problems:
-        raise ConversionError(problems)
+        raise SettingsError(problems)
     return found
 
 
 def _listed(path: Path) -> dict[str, Stored]:
-    """The tensors of one file. Raises ConversionError."""
+    """The tensors of one file. Raises SettingsError."""
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             found = {}
@@ -292,7 +301,7 @@ def _listed(path: Path) -> dict[str, Stored]:
                 found[name] = Stored(path, info)
             return found
     except (OSError, SafetensorError) as error:
-        raise ConversionError([f"{path.name}: cannot be read ({error})"]) from None
+        raise SettingsError([f"{path.name}: cannot be read ({error})"]) from None
 
 
 def _tokenizer(source: Path, path: Path | None) -> Tokenizer:
@@ -308,7 +317,7 @@ def _tokenizer(source: Path, path: Path | None) -> Tokenizer:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    """The object in a file. Raises ConversionError."""
+    """The object in a file. Raises SettingsError."""
     reason = "expected a JSON object"
     with suppress(ValueError):
         try:
@@ -317,4 +326,4 @@ def _json(path: Path) -> dict[str, Any]:
                 return plain
         except OSError as error:
             reason = f"cannot be read ({error.strerror})"
-    raise ConversionError([f"{path.name}: {reason}"])
+    raise SettingsError([f"{path.name}: {reason}"])

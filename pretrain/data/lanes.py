@@ -20,6 +20,7 @@ import numpy as np
 
 from data_prep.dataset import shards
 from data_prep.dataset.shards import DataError, Document
+from data_prep.dataset.wording import counted
 from pretrain.data.packing import LaidOut, Packer, Window
 
 
@@ -178,9 +179,10 @@ class _Stream:
         count = len(dataset.manifest.shards)
         if count < lanes:
             raise DataError(
-                f"{dataset.directory}: {count} shards cannot feed {lanes} lanes, each of which "
-                f"reads its own; set data.lanes to {count} or less, or cut the data set into more "
-                "shards (data-prep reshard, or its shards.count or a smaller shards.tokens)"
+                f"{dataset.directory}: {counted(count, 'shard')} cannot feed "
+                f"{counted(lanes, 'lane')}, each of which reads its own; set data.lanes to {count} "
+                "or less, or cut the data set into more shards (data-prep reshard, or its "
+                "shards.count or a smaller shards.tokens)"
             )
         assert 0 <= index < lanes
         self.place = place

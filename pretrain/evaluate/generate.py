@@ -17,12 +17,12 @@ from torch import Tensor
 
 from data_prep.tokenizer.contract import StreamDecoder
 from pretrain.evaluate.progress import TokenProgress, to_stderr
-from pretrain.evaluate.questions import EvaluationError, Sampling
+from pretrain.evaluate.questions import EvaluationError, ResultError, Sampling
 from pretrain.model.decoding import Decoder
 from pretrain.model.stream import StreamState
 from pretrain.trained import Trained, default_device, load
 
-# Logits that are in memory at once during prefill, unless a segment has more.
+# Logits that are in memory at once during prefill, unless a span has more.
 _CHUNK_LOGITS = 2**24
 
 
@@ -48,7 +48,7 @@ def generate(
     """The text after the prompt, in parts as soon as each is whole UTF-8, ending before EOS.
 
     `prompt_ids` hold no BOS: it is put before them, as in training. `report` is given progress
-    lines of a long prompt. Raises EvaluationError.
+    lines of a long prompt. Raises EvaluationError and ResultError.
     """
     text_decoder = StreamDecoder(trained.tokenizer)
     for id in prompt_ids:
@@ -66,7 +66,7 @@ def sampled(
 ) -> Iterator[int]:
     """The tokens, one by one, after a stream and its `logits` [V], ending before EOS.
 
-    The stream is used up. Raises EvaluationError where a logit is not finite.
+    The stream is used up. Raises ResultError where a logit is not finite.
     """
     decoder = Decoder(trained.model, stream)
     generator = torch.Generator().manual_seed(sampling.seed)
@@ -111,7 +111,7 @@ def extended(
 ) -> Iterator[tuple[Tensor, StreamState]]:
     """The logits [t, V] of each chunk of `tokens` [n] after a stream, and the stream behind it.
 
-    A chunk is of whole segments, at most a window of the run, so that the space does not grow with
+    A chunk is of whole spans, at most a window of the run, so that the space does not grow with
     the number of tokens.
     """
     for chunk in torch.split(torch.from_numpy(tokens.astype(np.int64)), chunk_tokens(trained)):
@@ -136,9 +136,9 @@ def distribution(logits: Tensor, temperature: float, top_p: float) -> Tensor:
 
 
 def finite(logits: Tensor) -> Tensor:
-    """The same logits. Raises EvaluationError where one is not finite."""
+    """The same logits. Raises ResultError where one is not finite."""
     if not logits.isfinite().all():
-        raise EvaluationError(
+        raise ResultError(
             "the model's logits are not finite: its weights or memory have overflowed; use an "
             "earlier checkpoint"
         )
@@ -154,10 +154,10 @@ def _choose(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> i
 
 
 def chunk_tokens(trained: Trained) -> int:
-    """Tokens of a chunk: whole segments, at most a window of the run."""
-    segment = trained.config.model.segment
-    affordable = _CHUNK_LOGITS // trained.tokenizer.vocab_size // segment
-    return segment * max(1, min(affordable, trained.config.train.window_segments))
+    """Tokens of a chunk: whole spans of local attention, at most a window of the run."""
+    span = trained.config.model.span
+    affordable = _CHUNK_LOGITS // trained.tokenizer.vocab_size // span
+    return span * max(1, min(affordable, trained.config.window // span))
 
 
 def _text(prompt: str, prompt_file: str | None) -> str:

@@ -74,8 +74,6 @@ def run(
 
 def _tasks(directory: Path, asked: Sequence[str]) -> tuple[Any, list[str]]:
     """The harness's manager of the tasks in a directory, and the names of those asked for."""
-    if not directory.is_dir():
-        raise EvaluationError(f"{directory}: not a directory; expected one with task files (YAML)")
     from lm_eval.tasks import TaskManager
 
     manager = TaskManager(include_path=str(directory), include_defaults=False)

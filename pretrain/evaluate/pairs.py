@@ -16,6 +16,7 @@ from typing import Any
 
 from data_prep.dataset.settings import SettingsError
 from data_prep.dataset.shards import DataError, read_manifest
+from data_prep.dataset.wording import counted
 from pretrain import config as configuration
 from pretrain.config import CONFIG_FILE
 
@@ -100,7 +101,10 @@ def read(paths: Sequence[Path], fields: Fields) -> tuple[list[Pair], list[str]]:
         except (EOFError, zlib.error) as error:
             wrong.append(f"{path}: is a damaged gz file ({error})")
         more = len(wrong) - _REPORTED
-        problems += [*wrong[:_REPORTED], *([f"{path}: and {more} more lines"] if more > 0 else [])]
+        problems += [
+            *wrong[:_REPORTED],
+            *([f"{path}: and {counted(more, 'more line')}"] if more > 0 else []),
+        ]
     if not pairs and not problems:
         problems.append(f"{', '.join(map(str, paths))}: holds no pair; expected one a line")
     return pairs, problems

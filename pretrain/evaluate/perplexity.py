@@ -26,12 +26,13 @@ import torch
 
 from data_prep.dataset import durable, shards
 from data_prep.dataset.shards import Document
+from data_prep.dataset.wording import counted
 from data_prep.tokenizer.contract import Tokenizer
 from pretrain.data.lanes import Dataset
 from pretrain.data.packing import IGNORE, LaidOut, Packer, Span, Window
 from pretrain.evaluate import results
 from pretrain.evaluate.progress import TokenProgress, to_stderr
-from pretrain.evaluate.questions import EvaluationError
+from pretrain.evaluate.questions import EvaluationError, ResultError
 from pretrain.evaluate.results import Report
 from pretrain.model.state import of_lanes
 from pretrain.model.transformer import Output
@@ -84,13 +85,14 @@ def evaluate(
 ) -> Report:
     """Score the first `max_documents` (None: all) documents of a data set, `batch` side by side.
 
-    A window is `window_segments` segments (None: the run's); neither it nor `batch` changes what is
-    measured. `report` is given progress lines. Returns JSON-able numbers: what was evaluated, and
-    `total` and each of `positions` (targets at `first` <= p < `end`) with tokens, bytes, and by
-    column nats, bits_per_byte (None without bytes) and perplexity; with `by_document` also, under
-    that key, the id, text_bytes, total and positions of each document alone. Without `masked` a
-    model with memory is not run a second time with its reads masked.
-    Raises EvaluationError or DataError.
+    A window is `window_segments` segments (None: the run's), rounded up to what local attention
+    spans; neither it nor `batch` changes what is measured. `report` is given progress lines.
+    Returns JSON-able numbers: what was evaluated, and `total` and each of `positions` (targets at
+    `first` <= p < `end`) with tokens, bytes, and by column nats, bits_per_byte (None without bytes)
+    and perplexity; with `by_document` also, under that key, the id, text_bytes, total and positions
+    of each document alone. Without `masked` a model with memory is not run a second time with its
+    reads masked.
+    Raises EvaluationError, ResultError or DataError.
     """
     if window_segments is None:
         window_segments = trained.config.train.window_segments
@@ -103,7 +105,7 @@ def evaluate(
     first = 0 if data.manifest.tokenizer.bos_id is None else -1
     score = _Score(columns, trained.tokenizer, first, by_document)
     queue = _Queue(itertools.islice(data.documents(), max_documents))
-    lanes = [_Lane(queue, data, trained.config.model.segment) for _ in range(batch)]
+    lanes = [_Lane(queue, data, trained.config.model.span) for _ in range(batch)]
     for windows, losses in _losses(trained, lanes, window_segments, columns):
         score.add(windows, losses)
         progress.add(sum(span.tokens for _, spans in windows for span in spans))
@@ -128,7 +130,7 @@ def table(report: Report) -> str:
     compared = len(columns) == 2
     headings = [f"{'position':>19} {'tokens':>12}", *(f"{_HEADINGS[c]:>12}" for c in columns)]
     lines = [
-        f"step {report['step']} on {report['data']}: {report['documents']:,} documents, "
+        f"step {report['step']} on {report['data']}: {counted(report['documents'], 'document')}, "
         f"{report['text_bytes']:,} bytes; bits per byte by position (text tokens before the "
         "target)",
         " ".join([*headings, f"{'gain':>9}"] if compared else headings),
@@ -175,8 +177,8 @@ class _Queue(Iterator[Document]):
 class _Lane(Packer):
     """One row of the batch: document after document, each from a segment's start on."""
 
-    def __init__(self, documents: Iterator[Document], data: Dataset, segment: int) -> None:
-        super().__init__(align=segment)
+    def __init__(self, documents: Iterator[Document], data: Dataset, span: int) -> None:
+        super().__init__(align=span)
         self._documents = documents
         self._data = data
 
@@ -193,7 +195,7 @@ def _losses(
 ) -> Iterator[tuple[list[_Packed], list[np.ndarray]]]:
     """Windows of all lanes with their losses of each column, float64 [B, T] in nats."""
     model, device = trained.model, trained.device
-    length = window_segments * trained.config.model.segment
+    length = trained.config.model.whole_spans(window_segments)
     state = model.initial_state(len(lanes), device)
     while True:
         packed = [lane.pack(length) for lane in lanes]
@@ -257,7 +259,7 @@ class _Score:
     def add(self, windows: Sequence[_Packed], losses: Sequence[np.ndarray]) -> None:
         """Add a batch of windows, losses [B, T] of each column.
 
-        Raises EvaluationError where one is not finite.
+        Raises ResultError where one is not finite.
         """
         for row, (window, spans) in enumerate(windows):
             own = [values[row] for values in losses]
@@ -291,7 +293,7 @@ class _Score:
         nats = [values[span.at : span.end][is_target] for values in losses]
         for column, values in zip(self._columns, nats, strict=True):
             if not (finite := np.isfinite(values)).all():
-                raise EvaluationError(
+                raise ResultError(
                     f"the loss is not finite in document {span.id} at position "
                     f"{positions[~finite][0]} ({_HEADINGS[column]}): the weights or the memory "
                     "have overflowed; evaluate an earlier checkpoint"

@@ -6,9 +6,15 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from data_prep.dataset.settings import MistakeError
 
-class EvaluationError(ValueError):
-    """An evaluation that cannot be done as asked, or whose result cannot be written."""
+
+class EvaluationError(MistakeError):
+    """An evaluation that cannot be done as asked."""
+
+
+class ResultError(ValueError):
+    """A result that is not finite, or that cannot be written."""
 
 
 @dataclass(frozen=True)

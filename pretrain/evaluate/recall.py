@@ -24,6 +24,7 @@ from torch import Tensor
 
 from data_prep.dataset import durable, shards
 from data_prep.dataset.command import TOKENS
+from data_prep.dataset.wording import counted
 from data_prep.recall import tasks
 from data_prep.recall.tasks import Haystack
 from data_prep.tokenizer.contract import Tokenizer
@@ -36,7 +37,7 @@ from pretrain.model.state import of_lanes
 from pretrain.model.transformer import Transformer
 from pretrain.trained import Trained
 
-# Tokens of all lanes that are computed at once, unless a segment of each has more.
+# Tokens of all lanes that are computed at once, unless a span of each has more.
 _AT_ONCE = {"cpu": 2**14, "cuda": 2**18}
 
 
@@ -84,8 +85,8 @@ def evaluate(
 
     Returns JSON-able numbers: what was asked, and `rows`, each with task, length, depth, samples,
     the mean `tokens` of the prompts, and the shares `exact` and `token_accuracy`.
-    Raises EvaluationError where a length is less than the task's own text has, or a logit is not
-    finite.
+    Raises EvaluationError where a length is less than the task's own text has, and ResultError
+    where a logit is not finite.
     """
     total = sum(asked.lengths) * len(asked.tasks) * len(asked.depths) * asked.samples
     progress = TokenProgress("recall", total, report)
@@ -105,16 +106,21 @@ def _questions(
 ) -> list[_Question]:
     """By depth, then sample; the samples of a number ask the same at every depth."""
     found = []
+    least = max(
+        tasks.least(task, tokenizer, seed=asked.seed, number=number, depth=depth)
+        for depth in asked.depths
+        for number in range(asked.samples)
+    )
+    if least > length:
+        raise EvaluationError(
+            f"--lengths: {counted(length, 'token is', 'tokens are')} fewer than {task} has without "
+            f"any filler; ask for at least {least}"
+        )
     for depth in asked.depths:
         for number in range(asked.samples):
             pair = tasks.document(
                 task, haystack, tokenizer, length, seed=asked.seed, number=number, depth=depth
             )
-            if pair is None:
-                raise EvaluationError(
-                    f"--lengths: {length} tokens are fewer than {task} has without any filler; "
-                    "ask for longer prompts"
-                )
             prompt, whole = (tokenizer.encode(text) for text in (pair.prompt, "".join(pair)))
             # A token that reaches from the prompt into the answer belongs to the answer.
             shared = min(len(prompt), len(whole))
@@ -134,7 +140,7 @@ def answers(
 ) -> list[np.ndarray]:
     """For each of `prompts` [n] the likeliest tokens at its places `first`, ..., n - 1, in order.
 
-    Each is predicted from the tokens before it. Raises EvaluationError where a logit is not finite.
+    Each is predicted from the tokens before it. Raises ResultError where a logit is not finite.
     """
     device = model.embedding.weight.device
     found: list[list[np.ndarray]] = [[] for _ in prompts]
@@ -178,14 +184,14 @@ def _shared(
     A lane is the prompts that have been the same up to `end`, by their numbers; it came from a lane
     of the window before. A prompt that has ended is in no lane.
     """
-    segment = model.config.segment
+    span = model.config.span
     at_once = _AT_ONCE["cpu" if model.embedding.weight.device.type == "cpu" else "cuda"]
     lanes = [list(range(len(prompts)))]
     begin, longest = 0, max(map(len, prompts))
     while begin < longest:
         # Where lanes part within the window, there may be as many as there are prompts.
         count = sum(len(members) for members in lanes)
-        end = min(begin + segment * max(1, at_once // (segment * count)), longest)
+        end = min(begin + span * max(1, at_once // (span * count)), longest)
         parted: dict[tuple[int, bytes], list[int]] = {}
         for lane, members in enumerate(lanes):
             for row in members:
@@ -236,8 +242,8 @@ def table(report: Report) -> str:
     shown = ["drawn" if depth is None else f"{depth:g}" for depth in depths]
     samples = rows[0]["samples"]
     lines = [
-        f"step {report['step']}, memory {report['memory_kind']}, {samples} samples per cell: exact "
-        "answers / tokens that are right, in %, by depth",
+        f"step {report['step']}, memory {report['memory_kind']}, {counted(samples, 'sample')} per "
+        "cell: exact answers / tokens that are right, in %, by depth",
         " ".join([f"{'task':<12} {'tokens':>9}", *(f"{name:>11}" for name in shown)]),
     ]
     for task, length in dict.fromkeys((row["task"], row["length"]) for row in rows):

@@ -19,8 +19,9 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from data_prep.dataset import durable
-from pretrain.evaluate.questions import EvaluationError
-from pretrain.trained import Trained, default_device, load, run_directory_of
+from pretrain.checkpoint.runs import run_directory_of
+from pretrain.evaluate.questions import EvaluationError, ResultError
+from pretrain.trained import Trained, default_device, load
 
 Report = dict[str, Any]
 """JSON-able: of which model it is, what was asked, and what was measured."""
@@ -54,7 +55,7 @@ def of_model(trained: Trained) -> Report:
         "checkpoint": trained.checkpoint_path.name,
         "checkpoint_sha256": trained.checkpoint_sha256,
         "memory_kind": trained.config.model.memory.kind,
-        "segment": trained.config.model.segment,
+        "segment": trained.config.model.span,
     }
 
 
@@ -71,7 +72,7 @@ def publish(
     """Write `name`.json into a run directory, then print the table and where the files are.
 
     `measured` are the keys of the report that hold what was found; the others say what was asked
-    of which model. `lines` become `name`.jsonl, the figure plots/`name`.png. Raises EvaluationError
+    of which model. `lines` become `name`.jsonl, the figure plots/`name`.png. Raises ResultError
     where a file cannot be written, after the whole report was printed.
     """
     report = {**report, "code": _code(), "written": datetime.now(UTC).isoformat(timespec="seconds")}
@@ -89,7 +90,7 @@ def publish(
     except OSError as error:
         print(table)
         print(json.dumps(report, indent=1, sort_keys=True, ensure_ascii=False))
-        raise EvaluationError(
+        raise ResultError(
             f"{error.filename or directory}: cannot be written ({error.strerror or error}); the "
             "whole result was printed instead"
         ) from None

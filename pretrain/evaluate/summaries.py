@@ -18,6 +18,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from data_prep.dataset.wording import counted
 from pretrain.evaluate import results, rouge
 from pretrain.evaluate.generate import read, sampled
 from pretrain.evaluate.pairs import Pair
@@ -99,7 +100,7 @@ def answers(
     """The answers, pair by pair, of each the smallest share first.
 
     What is sampled for a pair depends on the seed and its place alone, not on other pairs or
-    shares. Raises EvaluationError where the model's numbers are not finite.
+    shares. Raises ResultError where the model's numbers are not finite.
     """
     size = sum(len(pair.document.encode()) for pair in pairs)
     progress = TokenProgress("summaries", size // 4, progress_lines)  # some bytes per token
@@ -184,10 +185,10 @@ def table(found: Report) -> str:
     """The report for people: a row a share, and the document's beginning as a reference."""
     decoding = found["decoding"]
     lines = [
-        f"step {found['step']}, memory {found['memory_kind']}, {found['documents']:,} pairs of "
-        f"{found['pairs']}: Rouge with its 95 % interval over pairs; temperature "
-        f"{decoding['temperature']:g}, top-p {decoding['top_p']:g}, at most "
-        f"{decoding['max_tokens']:,} tokens",
+        f"step {found['step']}, memory {found['memory_kind']}, "
+        f"{counted(found['documents'], 'pair')} of {found['pairs']}: Rouge with its 95 % interval "
+        f"over pairs; temperature {decoding['temperature']:g}, top-p {decoding['top_p']:g}, at "
+        f"most {counted(decoding['max_tokens'], 'token')}",
         f"{'share':>12} {'tokens read':>12} {'generated':>10} {'ended':>6} "
         + " ".join(f"{name:>20}" for name in _HEADINGS.values()),
     ]
@@ -195,7 +196,7 @@ def table(found: Report) -> str:
         cells = f"{row['share']:>12g} {row['read']:>12,.0f} {row['generated']:>10,.1f}"
         lines.append(f"{cells} {row['ended']:>6.0%} {_shown(row['rouge'])}")
     lead = found["lead"]
-    name = f"first {lead['words']} words"
+    name = f"first {counted(lead['words'], 'word')}"
     lines.append(f"{name:>12} {'':>{42 - max(12, len(name))}} {_shown(lead['rouge'])}")
     return "\n".join(lines)
 
@@ -227,7 +228,7 @@ def plot(found: Report) -> Figure:
     axes.set_xlabel("share of the document that was read")
     axes.set_ylabel("Rouge (95 % over pairs)")
     axes.set_title(
-        f"{found['documents']:,} pairs of {found['pairs']}, step {found['step']}, memory "
+        f"{counted(found['documents'], 'pair')} of {found['pairs']}, step {found['step']}, memory "
         f"{found['memory_kind']}",
         loc="left",
         fontsize=10,

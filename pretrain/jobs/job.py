@@ -6,6 +6,7 @@ import math
 import re
 
 from data_prep.dataset.settings import SettingsError
+from data_prep.dataset.wording import counted
 from pretrain.config import Config
 
 
@@ -22,7 +23,10 @@ def ranks_per_node(config: Config, nodes: str, gpus: int) -> int:
             "launch.device: cuda, but the nodes have no GPUs; give their number per node"
         )
     elif config.launch.device != "cpu" and 0 < gpus < ranks:
-        problems.append(f"launch.ranks: {ranks} ranks per node, but a node has {gpus} GPUs")
+        problems.append(
+            f"launch.ranks: {ranks} ranks per node, but a node has {counted(gpus, 'GPU')}; "
+            "set it to at most that"
+        )
     counts = _counts(nodes)
     if counts is None:
         problems.append(f"nodes: {nodes!r} is not a number N or a range N-M of 1 or more nodes")
@@ -57,14 +61,14 @@ def _rank_problems(config: Config, counts: range, ranks: int) -> list[str]:
         return []
     sequence = config.parallel.sequence
     fits = {n // ranks for n in config.fitting_ranks() if n % ranks == 0}
-    choices = [f"{', '.join(map(str, sorted(fits))) or 'no'} nodes"]
+    choices = [f"{', '.join(map(str, sorted(fits))) or 'no'} {'node' if fits == {1} else 'nodes'}"]
     if all(count * ranks % sequence == 0 for count in counts):
         groups = math.lcm(*(count * ranks // sequence for count in counts))
         choices.append(f"data.lanes a multiple of {groups * max(config.train.micro_batch, 1)}")
     micro = f" in micro-batches of {config.train.micro_batch}" if config.train.micro_batch else ""
     grouped = f" in groups of {sequence} (parallel.sequence)" if sequence > 1 else ""
     return [
-        f"nodes: {config.data.lanes} lanes (data.lanes) cannot be shared evenly by "
-        f"{' or '.join(map(str, wrong))} nodes of {ranks} ranks{grouped}{micro}; choose "
-        f"{', or '.join(choices)}"
+        f"nodes: {counted(config.data.lanes, 'lane')} (data.lanes) cannot be shared evenly by "
+        f"{' or '.join(map(str, wrong))} {'node' if wrong == [1] else 'nodes'} of "
+        f"{counted(ranks, 'rank')}{grouped}{micro}; choose {', or '.join(choices)}"
     ]

@@ -20,7 +20,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from data_prep.dataset.settings import SettingsError
+from data_prep.dataset.settings import MistakeError, SettingsError
 from pretrain.checkpoint.attempts import NoProgressError, SupersededError
 from pretrain.config import Config
 
@@ -106,7 +106,7 @@ class StopFlag:
 
 def exit_code(error: Exception) -> int:
     """The exit code of a command that ended with an error."""
-    if isinstance(error, SettingsError | SupersededError):
+    if isinstance(error, MistakeError | SupersededError):
         return EXIT_MISTAKE
     return EXIT_NO_PROGRESS if isinstance(error, NoProgressError) else 1
 

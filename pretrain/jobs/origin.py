@@ -17,9 +17,9 @@ from pretrain.checkpoint.manifest import (
     CheckpointError,
     Manifest,
     step_name,
-    step_of,
     steps_in,
 )
+from pretrain.checkpoint.runs import TrainedError, is_checkpoint, run_directory_of
 from pretrain.config import Config, ModelConfig
 
 # Settings of a model that may differ from the source's: its weights keep their meaning. A gate that
@@ -40,22 +40,19 @@ def problems(config: Config) -> list[str]:
         reasons = _other_shape(model, config.model) + _other_tokenizer(run_directory, config)
     except SettingsError as error:
         reasons = [f"its configuration is of another version of pretrain:\n{error}"]
-    except (CheckpointError, TokenizerError) as error:
+    except (CheckpointError, TokenizerError, TrainedError) as error:
         reasons = [str(error)]
     return [f"train.start_from: {reason}" for reason in reasons]
 
 
 def _newest(path: Path) -> tuple[Path, Manifest]:
     """The run directory, and the manifest of the checkpoint at `path` or of the newest one."""
-    path = path.resolve()
-    if step_of(path.name) is not None:
-        return path.parent.parent, _manifest(path)
+    run_directory = run_directory_of(path)
+    if is_checkpoint(path):
+        return run_directory, _manifest(path.resolve())
     steps = steps_in(path / CHECKPOINTS)
     if not steps:
-        raise CheckpointError(
-            f"{path} has no checkpoint; expected a run directory or an imported model, with "
-            f"{CHECKPOINTS}/step-... in it, or one of its checkpoints"
-        )
+        raise TrainedError(f"{path}: the run has no checkpoint yet; let it reach its first one")
     return path, _manifest(path / CHECKPOINTS / step_name(steps[0]))
 
 

@@ -34,6 +34,7 @@ from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined
 
 from data_prep.dataset import durable
 from data_prep.dataset.shards import DataError, read_manifest
+from data_prep.dataset.wording import counted
 from pretrain.config import Config
 from pretrain.model import flops
 
@@ -159,7 +160,9 @@ def look(config: Config, ranks: int, nodes: int = 1) -> Report:
         report.problems += _gpu_problems()
         devices = [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
         if len(devices) < ranks:
-            report.problems.append(f"{len(devices)} GPUs are visible for {ranks} ranks")
+            report.problems.append(
+                f"{counted(len(devices), 'GPU is', 'GPUs are')} visible for {ranks} ranks"
+            )
     elif config.launch.device == "cuda":
         report.problems.append("torch finds no GPU")
     for device in devices:
@@ -280,7 +283,7 @@ def _gpu_problems() -> list[str]:
         if uuid.removeprefix("GPU-") not in ours:
             continue
         if errors.isdigit() and int(errors):
-            found.append(f"GPU {index} has {errors} uncorrectable ECC errors")
+            found.append(f"GPU {index} has {counted(int(errors), 'uncorrectable ECC error')}")
         if celsius.isdigit() and int(celsius) >= _HOT_CELSIUS:
             found.append(f"GPU {index} is at {celsius} degrees Celsius before any work")
         if used.isdigit() and int(used) << 20 > _BUSY_BYTES:
@@ -439,8 +442,8 @@ def _summary(reports: Mapping[str, Report | None], seconds: float) -> str:
     found = [report for report in reports.values() if report is not None]
     products, exchanges = [r.product for r in found], [r.exchange for r in found]
     return (
-        f"preflight: {len(found)} nodes are good, in {seconds:.1f} s: matrix product "
-        f"{1e3 * min(products):.1f} to {1e3 * max(products):.1f} ms, exchange "
+        f"preflight: {counted(len(found), 'node is', 'nodes are')} good, in {seconds:.1f} s: "
+        f"matrix product {1e3 * min(products):.1f} to {1e3 * max(products):.1f} ms, exchange "
         f"{1e3 * min(exchanges):.1f} to {1e3 * max(exchanges):.1f} ms, clocks within "
         f"{max(abs(r.skew) for r in found):.2f} s"
     )

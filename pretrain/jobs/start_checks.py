@@ -6,8 +6,10 @@ import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 
+from data_prep.dataset import durable
 from data_prep.dataset.settings import SettingsError
 from data_prep.dataset.shards import DataError, read_manifest
+from data_prep.dataset.wording import counted
 from pretrain.config import Config
 from pretrain.jobs import origin
 
@@ -20,9 +22,15 @@ def check_start(config: Config, ranks: int) -> None:
             "model.local_attention: flash-attn is not installed; install the extra `gpu` (README), "
             "or set it to auto or sdpa"
         )
-    problems += data_problems(config) + origin.problems(config)
+    problems += directory_problems(config) + data_problems(config) + origin.problems(config)
     if problems:
         raise SettingsError(problems)
+
+
+def directory_problems(config: Config) -> list[str]:
+    """Why no run can be in `run.directory`."""
+    reason = durable.obstacle(Path(config.run.directory), directory=True)
+    return [f"run.directory: {reason}"] if reason else []
 
 
 def data_problems(config: Config, made_before: Sequence[Path] = ()) -> list[str]:
@@ -44,7 +52,7 @@ def data_problems(config: Config, made_before: Sequence[Path] = ()) -> list[str]
             continue
         if len(manifest.shards) < config.data.lanes:
             problems.append(
-                f"{key}: {directory} has {len(manifest.shards)} shards for "
+                f"{key}: {directory} has {counted(len(manifest.shards), 'shard')} for "
                 f"data.lanes={config.data.lanes}, and each lane needs at least one; cut it "
                 "into more (data-prep reshard), or lower data.lanes"
             )

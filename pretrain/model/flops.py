@@ -64,7 +64,8 @@ def _stack_flops(config: ModelConfig, places: int) -> dict[str, int]:
 
 def training_flops_per_token(config: ModelConfig, vocab_size: int, window: int) -> float:
     """Useful FLOPs of forward and backward, per token of a window."""
-    return 3 * sum(forward_flops(config, vocab_size, window).values()) / window
+    whole = sum(forward_flops(config, vocab_size, window).values())
+    return (3 * whole - _without_backward(config, window)) / window
 
 
 def computed_flops_per_token(
@@ -83,7 +84,12 @@ def computed_flops_per_token(
         again += parts["feed_forward"] * 2 // 3
     if checkpointing == "full":
         again += whole - parts["output_head"] - parts["feed_forward"] // 3
-    return (3 * whole + again) / window
+    return (3 * whole + again - _without_backward(config, window)) / window
+
+
+def _without_backward(config: ModelConfig, window: int) -> int:
+    """FLOPs of the backward that products without a gradient do not have."""
+    return 2 * attention_of(config.memory).forward_only_flops(config, window)
 
 
 def passing_flops(

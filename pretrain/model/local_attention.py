@@ -153,13 +153,15 @@ def _scaled_dot_product(
     return attended.transpose(1, 2)
 
 
-def attend_to_visible(queries: Tensor, keys: Tensor, values: Tensor, visible: Tensor) -> Tensor:
-    """Attention of a segment's last n tokens to the segment so far, for streaming.
+def attend_to_visible(
+    queries: Tensor, keys: Tensor, values: Tensor, visible: Tensor | None
+) -> Tensor:
+    """Attention of n queries to keys that a mask shows, without a causal order of its own.
 
-    queries [B, n, H, D]; keys, values [B, N, K, D]; visible [n, N] or [B, 1, n, N] bool ->
-    [B, n, H, D].
+    queries [B, n, H, D]; keys, values [B, N, K, D]; visible [n, N] or [B, 1, n, N] bool, None for
+    all -> [B, n, H, D].
     """
-    return _masked(queries, keys, values, visible)
+    return _scaled_dot_product(queries, keys, values, attn_mask=visible)
 
 
 def sequence_offsets(starts: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from data_prep.dataset.settings import SettingsError
+from data_prep.dataset.wording import counted
 from pretrain.config import Config
 from pretrain.model import flops
 from pretrain.model.memories.kinds import attention_of
@@ -358,8 +359,9 @@ def _shape_lines(plan: Plan) -> list[str]:
         f"model: {plan.parameters:,} parameters with a vocabulary of {plan.vocab_size:,}",
         f"ranks: {ranks}, on {plan.cluster.nodes} x {plan.cluster.gpus_per_node} "
         f"{plan.cluster.gpu.name}",
-        f"a step: {config.data.lanes} lanes of {config.window:,} tokens, {plan.tokens:,} in all; "
-        f"a rank takes {plan.micro_batches} x {micro_batch} of them{shared}{beside}",
+        f"a step: {counted(config.data.lanes, 'lane')} of {config.window:,} tokens, "
+        f"{plan.tokens:,} in all; a rank takes {plan.micro_batches} x {micro_batch} of "
+        f"them{shared}{beside}",
         f"a checkpoint: {_size(plan.parameters * 12)}, and the lanes' memories; it is written from "
         f"a copy, {_size(plan.host_copy)} of host memory a rank",
     ]
@@ -446,7 +448,7 @@ def summary(plan: Plan) -> str:
     speeds = _between(_rounded(plan.tokens / most), _rounded(plan.tokens / least))
     steps = plan.config.train.steps
     span = _span(least * steps, most * steps)
-    return f"{memory}; {times} s/step, {speeds} tokens/s, {span} for {steps:,} steps"
+    return f"{memory}; {times} s/step, {speeds} tokens/s, {span} for {counted(steps, 'step')}"
 
 
 def _span(least: float, most: float) -> str:

@@ -37,7 +37,14 @@ from pretrain.training.engine import Engine
 from pretrain.training.parallel import SequenceGroup
 
 _READING = torch.ops.aten._local_scalar_dense.default
-_GIVEN = (torch.ops.aten.lift_fresh.default, torch.ops.aten.lift_fresh_copy.default)
+_GIVEN = (
+    torch.ops.aten.lift_fresh.default,
+    torch.ops.aten.lift_fresh_copy.default,
+    torch.ops.aten.scalar_tensor.default,
+    torch.ops.aten.arange.default,
+    torch.ops.aten.arange.start,
+    torch.ops.aten.arange.start_step,
+)
 
 # How often a ring sends the whole tensor, but for a rank's share. By broadcasts ranks agree on the
 # order of parameters, in their first steps alone.
@@ -164,7 +171,7 @@ def _trace(config: Config, vocab_size: int, lanes: int) -> Activations:
         for parameter in model.parameters():
             parameter.register_post_accumulate_grad_hook(_drop_gradient)  # type: ignore[no-untyped-call]
         starts, batch = _window(lanes, config.part)
-        state = _full(model.initial_state(lanes, "cpu"))
+        state = in_use(model.initial_state(lanes, "cpu"))
         sequence = config.parallel.sequence
         parts = _Alike(sequence) if sequence > 1 else None
         weights = ledger.live
@@ -226,16 +233,17 @@ def _window(lanes: int, tokens: int) -> tuple[Tensor, Tensor]:
     return starts, torch.zeros(lanes, tokens, dtype=torch.int64)
 
 
-def _full(state: ModelState) -> ModelState:
-    """The state with all its slots held, as in a long document: real, since layers look at them."""
+def in_use(state: ModelState) -> ModelState:
+    """The state with flags that are real, like documents' starts: all of its slots hold something,
+    as in the middle of a document."""
 
-    def filled(tensor: Tensor) -> Tensor:
+    def real(tensor: Tensor) -> Tensor:
         if tensor.dtype != torch.bool:
             return tensor
         with unset_fake_temporarily():
-            return torch.ones(tensor.shape, dtype=torch.bool)
+            return torch.ones(tensor.shape, dtype=torch.bool, device=tensor.device)
 
-    return tuple(mapped(filled, memory) for memory in state)
+    return tuple(mapped(real, layer) for layer in state)
 
 
 @contextlib.contextmanager
@@ -281,10 +289,10 @@ def simulate(config: Config, vocab_size: int, ranks: int, lanes: int) -> Simulat
         sequence = config.parallel.sequence
         parts = SequenceGroup(sequence) if sequence > 1 else None
         for _ in range(2):
-            state = engine.module.initial_state(lanes, "cpu")
+            state = in_use(engine.module.initial_state(lanes, "cpu"))
             starts, batch = _window(lanes, config.part)
             ledger.restart()
-            initial = engine.module.initial_state(lanes, "cpu") if config.data.preface else None
+            initial = state if config.data.preface else None
             given = {"parts": parts, "initial": initial}
             loss = engine.forward(batch, starts, state, batch, **given).loss
             assert loss is not None

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from data_prep.dataset.wording import counted
 from pretrain.checkpoint.attempts import Attempt, committed_step
 from pretrain.checkpoint.load import Checkpoint
 from pretrain.checkpoint.manifest import CHECKPOINTS, step_name
@@ -153,5 +154,5 @@ def _checkpoint_problems(directory: Path, step: int, lanes: Sequence[_Replay]) -
     ]
     read = sum(lane.tokens for lane in lanes)
     if tokens != read:
-        problems.append(f"the checkpoint counts {tokens} tokens, the schedule {read}")
+        problems.append(f"the checkpoint counts {counted(tokens, 'token')}, the schedule {read}")
     return problems

@@ -8,12 +8,13 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from data_prep.dataset.settings import SettingsError
 from pretrain.checkpoint import attempts
 from pretrain.checkpoint.attempts import NoProgressError
 from pretrain.config import Config
 from pretrain.jobs import launch
 from pretrain.jobs.launch import Place
-from pretrain.jobs.start_checks import check_start
+from pretrain.jobs.start_checks import check_start, directory_problems
 from pretrain.jobs.watchdog import Watchdog
 
 # Set by a batch script that counts attempts without progress itself, including attempts that end
@@ -26,6 +27,8 @@ def run(config: Config, place: Place) -> int:
 
     Raises SettingsError, NoProgressError, and what the trainer raises.
     """
+    if problems := directory_problems(config):
+        raise SettingsError(problems)
     directory = Path(config.run.directory)
     limits = config.watchdog
     watchdog = Watchdog(

@@ -14,6 +14,7 @@ from typing import Any
 
 from data_prep.dataset import settings
 from data_prep.dataset.settings import SettingsError
+from data_prep.dataset.wording import counted
 from pretrain.checkpoint.attempts import Attempt
 from pretrain.checkpoint.commit import take_over
 from pretrain.checkpoint.load import Checkpoint, newest_good
@@ -127,7 +128,7 @@ def _changed_data(trainer: Mapping[str, Any], data: RunData, keys: list[str]) ->
         found = ["data: the lanes' places were written by a version without data.mix; resume the "
                  "run with that version"]  # fmt: skip
     elif len(now) != len(before):
-        found = [f"data.mix: {len(before)} data sets -> {len(now)}"]
+        found = [f"data.mix: {counted(len(before), 'data set')} -> {len(now)}"]
     else:
         found = [
             f"{key}: the data set's shards differ from the checkpoint's"

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from data_prep.dataset import settings
+from data_prep.dataset.wording import counted
 from pretrain.checkpoint.attempts import Attempt
 from pretrain.checkpoint.ranks import GroupRanks
 from pretrain.config import Config
@@ -49,9 +50,9 @@ class Run:
         self.state = self.resumer.resume_or_start(attempt)
         sequence = config.parallel.sequence
         _log.info(
-            "%s parameters, %d ranks on %s, ZeRO stage %d, %d lanes of %d tokens per step%s",
-            f"{parameters:,}", self.ranks.size, device, config.zero.stage,
-            config.data.lanes, config.window,
+            "%s parameters, %s on %s, ZeRO stage %d, %s of %d tokens per step%s",
+            f"{parameters:,}", counted(self.ranks.size, "rank"), device, config.zero.stage,
+            counted(config.data.lanes, "lane"), config.window,
             f", each lane's on {sequence} ranks" if sequence > 1 else "",
         )  # fmt: skip
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 
+from data_prep.dataset.wording import counted
 from pretrain.checkpoint.attempts import Attempt
 from pretrain.checkpoint.ranks import GroupRanks, agreed
 from pretrain.config import Config
@@ -135,7 +136,8 @@ class Trainer:
                     run.state.step,
                 )
                 return EXIT_STOPPED
-        _log.info("finished: %d steps, %s tokens", run.state.step, f"{run.state.tokens:,}")
+        done = counted(run.state.step, "step"), counted(run.state.tokens, "token")
+        _log.info("finished: %s, %s", *done)
         return 0
 
     def _next(self, loader: Loader) -> Batch:
@@ -187,10 +189,10 @@ class Trainer:
         state = self.run.state
         if state.skipped_in_a_row >= self.run.config.train.max_skipped:
             raise TrainingError(
-                f"the loss or a gradient was not finite in {state.skipped_in_a_row} steps in a "
-                f"row, up to step {state.step}; none of them changed the weights. The last "
-                "checkpoint is from before; resume with a lower optim.lr, or look at the data of "
-                "these steps"
+                "the loss or a gradient was not finite in "
+                f"{counted(state.skipped_in_a_row, 'step')} in a row, up to step {state.step}; "
+                "none of them changed the weights. The last checkpoint is from before; resume "
+                "with a lower optim.lr, or look at the data of these steps"
             )
 
     def _save(self, last: bool, stopping: bool) -> None:

@@ -152,17 +152,58 @@ def test_a_mistake_is_one_message_and_exit_code_2(
 def test_mistakes_in_the_words_are_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:
     for words in ([], ["rnu"], ["verify", "nowhere"], ["stats", ".", " extra"]):
         assert cli.main(words) == 2
-    assert "expected a directory, found 'nowhere'" in capsys.readouterr().err
+    assert "DIR: nowhere: there is no such directory; expected the" in capsys.readouterr().err
 
 
-def test_what_the_system_refuses_is_one_sentence(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("words", "label"),
+    [
+        ("run {home}/c.yaml output={out}", "output"),
+        ("run {home}/c.yaml output={out} --dry-run", "output"),
+        ("submit {home}/c.yaml output={out} slurm.partition=p", "output"),
+        ("tokenizer {home}/c.yaml output={out}", "output"),
+        ("shards {home}/c.yaml output={out}", "output"),
+        ("check {home}/c.yaml output={out}", "output"),
+        ("reshard {home}/set --shards 2 --output {out}", "--output"),
+        ("report {home}/set --output {out}", "--output"),
+        ("recall {out} --documents 1", "FILE.jsonl[.gz]"),
+        ("pairs {out} --books {home}/set", "FILE.jsonl[.gz]"),
+    ],
+)
+def test_an_output_that_cannot_be_written_is_one_mistake(
+    home: Path, tmp_path: Path, words: str, label: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").touch()
-    assert cli.main(["recall", str(tmp_path / "file" / "a.jsonl"), "--documents", "1"]) == 1
-    assert capsys.readouterr().err == (
-        f"data-prep: {tmp_path}/file: File exists; when that is fixed, the same command continues\n"
-    )
+    out = tmp_path / "file/below/x"
+    assert cli.main([word.format(home=home, out=out) for word in words.split()]) == 2
+    assert capsys.readouterr().err.splitlines() == [
+        f"data-prep {words.split()[0]}: this command cannot run:",
+        f"  - {label}: {out} cannot be made, since {tmp_path / 'file'} is not a directory; give "
+        "another place",
+    ]
+
+
+@pytest.mark.parametrize("verb", ["reshard {} --shards 1 --output o", "verify {}", "stats {}",
+                                  "report {}", "recall o --documents 1 --filler {}",
+                                  "pairs o --books {}"])  # fmt: skip
+def test_what_a_directory_is_instead_of_a_data_set_is_said(
+    verb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "checkpoints/step-00000001").mkdir(parents=True)
+    (tmp_path / "checkpoints/step-00000001/manifest.sha256").touch()
+    (tmp_path / "checkpoints/step-00000001/manifest.json").touch()
+    (tmp_path / "file").touch()
+    (tmp_path / "empty").mkdir()
+    for path, said in {
+        "nowhere": "there is no such directory; expected",
+        "file": "is not a directory; expected",
+        ".": "is the directory of a training run; expected",
+        "checkpoints/step-00000001": "is a checkpoint of a model; expected",
+        "empty": "no manifest.json: not a data set, or its preparation has not finished",
+    }.items():
+        assert cli.main(verb.format(tmp_path / path).split()) == 2
+        (problem,) = capsys.readouterr().err.splitlines()[1:]
+        assert f": {tmp_path / path}: {said}" in problem
 
 
 def test_a_reader_that_is_gone_ends_a_command_silently(home: Path) -> None:

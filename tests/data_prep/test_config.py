@@ -60,9 +60,11 @@ def test_every_key_is_described() -> None:
 
 def test_grouping_that_does_nothing_is_refused() -> None:
     source = config.SourceConfig(name="s", paths=["*"], format="jsonl", group_by="top")
-    assert source.problems() == ["group_by: joins text files, but format is jsonl"]
+    assert source.problems() == ["group_by: joins text files, but format is jsonl; leave it out"]
     source = config.SourceConfig(name="s", paths=["*"], group_separator="\n")
-    assert source.problems() == ["group_separator: has no effect while group_by is file"]
+    assert source.problems() == [
+        "group_separator: has no effect while group_by is file; leave it out"
+    ]
 
 
 def test_slurm_settings_decide_no_byte_and_are_checked() -> None:

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from data_prep.dataset import settings
 from data_prep.dataset.settings import SettingsError
-from pretrain.config import Config, SourceConfig, describe, load
+from pretrain.config import MEMORY_KINDS, Config, MemoryConfig, SourceConfig, describe, load
 
 ROOT = Path(__file__).parents[2]
 MINIMUM = ("run.directory=runs/x", "data.train=data/x")
 
 
 def problems(*words: str, minimum: bool = True) -> list[str]:
-    with pytest.raises(SettingsError) as caught:
+    try:
         load(None, [*(MINIMUM if minimum else ()), *words])
-    return caught.value.problems
+    except SettingsError as error:
+        return error.problems
+    return []
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda p: p.name)
@@ -63,7 +66,7 @@ def test_the_resolved_configuration_reads_back_as_itself(tmp_path: Path) -> None
         (["zero.stage=4"], "zero.stage: expected one of 0, 1, 2, 3; found 4"),
         (["model.memory.kind=dleta"], "autocompressor; found 'dleta'"),
         (["model.n_heads=4", "model.n_kv_heads=3"], "n_heads: 4 query heads cannot share 3"),
-        (["model.d_head=7"], "d_head: rotary embedding needs an even size, found 7"),
+        (["model.d_head=7"], "d_head: rotary embedding needs an even number, found 7; choose one"),
         (["data.lanes=8", "launch.ranks=3"], "data.lanes: 8 lanes cannot be shared evenly by 3"),
         (
             ["data.lanes=8", "launch.ranks=2", "train.micro_batch=3"],
@@ -91,6 +94,21 @@ def test_the_resolved_configuration_reads_back_as_itself(tmp_path: Path) -> None
             "data.preface: documents begin with the memory of a preface, and "
             "model.memory.kind=none has no memory",
         ),
+        (
+            ["model.memory.kind=full", "model.memory.full.segments=3"],
+            "model.memory.full.segments: 3 does not divide train.window_segments=16; choose a "
+            "divisor of it",
+        ),
+        (
+            ["model.memory.kind=delta", "model.memory.transformer_xl.cache=9"],
+            "model.memory.transformer_xl: has no effect with memory.kind=delta; remove it, or set "
+            "memory.kind=transformer_xl",
+        ),
+        (
+            ["model.memory.kind=transformer_xl", "model.memory.initial_gate=1"],
+            "model.memory.initial_gate: has no effect with memory.kind=transformer_xl; remove it, "
+            "or set memory.kind=linear or delta",
+        ),
         (["model.local_attention=flash"], "model.local_attention: flash-attn computes in bf16"),
         (
             ["model.local_attention=flash", "train.precision=bf16", "launch.device=cpu"],
@@ -109,6 +127,18 @@ def test_the_resolved_configuration_reads_back_as_itself(tmp_path: Path) -> None
             ["model.memory.kernel=triton", "train.precision=bf16", "model.memory.kind=none"],
             "model.memory.kernel: has no effect with memory.kind=none; remove it, or set",
         ),
+        (
+            ["model.memory.kind=compressive", "model.memory.compressive.cache=300"],
+            "model.memory.compressive.cache: 300 is not a multiple of segment=256; choose one",
+        ),
+        (
+            ["model.memory.kind=compressive", "model.memory.compressive.rate=3"],
+            "model.memory.compressive.rate: 3 does not divide segment=256; choose a divisor of it",
+        ),
+        (
+            ["model.memory.compressive.rate=4"],
+            "model.memory.compressive: has no effect with memory.kind=delta; remove it, or set",
+        ),
         (["data.mix=[{data: a}]"], "data.mix: cannot be combined with data.train; give"),
         (["data.train=''", "data.mix=[]"], "data.train: not set; give the directory"),
         (["data.train=''", "data.mix=[{weight: 2}]"], "data.mix[0].data: not set"),
@@ -123,16 +153,34 @@ def test_the_resolved_configuration_reads_back_as_itself(tmp_path: Path) -> None
             ["data.train=''", "data.mix=[{data: x/a}, {data: y/a}]"],
             "data.mix: two data sets have the name 'a'; give each a different `name`",
         ),
-        (["train.steps=10"], "optim.warmup_steps: 100 is more than train.steps=10"),
+        (["train.steps=10"], "train.steps=10; set it to at most that, or raise train.steps"),
         (
             ["optim.schedule=wsd", "train.steps=250"],
-            "optim.decay_steps: warm-up and decay together are longer than train.steps=250",
+            "optim.decay_steps: warm-up and decay together are longer than train.steps=250; set "
+            "it to at most 150, or raise train.steps",
         ),
     ],
 )  # fmt: skip
 def test_a_mistake_is_said_in_one_sentence(words: list[str], said: str) -> None:
     (problem,) = problems(*words)
     assert said in problem
+
+
+@pytest.mark.parametrize("kind", MEMORY_KINDS)
+def test_ranks_share_windows_and_documents_have_prefaces_where_a_memory_can(kind: str) -> None:
+    traits, chosen = MEMORY_KINDS[kind], f"model.memory.kind={kind}"
+    shared = problems(chosen, "parallel.sequence=2")
+    assert shared == [
+        "parallel.sequence: ranks cannot share windows with model.memory.kind="
+        f"{kind}; set it to 1"
+    ] * (not traits.shares_windows)  # fmt: skip
+    found = problems(chosen, "data.preface=d")
+    assert [problem.split(":")[0] for problem in found] == ["data.preface"] * (not traits.remembers)
+
+
+def test_the_settings_of_a_kind_are_those_of_a_group_or_of_infini_attention() -> None:
+    names = {field.name for field in fields(MemoryConfig)} - {"kind"}
+    assert names == {name for traits in MEMORY_KINDS.values() for name in traits.settings}
 
 
 def test_mistakes_are_said_all_at_once() -> None:

@@ -16,12 +16,15 @@ import torch
 import torch.distributed as dist
 
 from pretrain.config import load
-from pretrain.jobs.launch import leave, place_in, start_ranks
+from pretrain.jobs.launch import leave, place_in
 from pretrain.model import flops
+from pretrain.model.memories.kinds import is_of_memory
 from pretrain.model.transformer import Transformer
 from pretrain.planning.plan import block_gathers
 from pretrain.planning.simulate import Ledger
 from pretrain.training.engine import PERSISTENT_ELEMENTS, Engine
+from tests.pretrain import kinds
+from tests.ranks import work
 
 VOCABULARY = 512
 LAYERS = 4
@@ -37,11 +40,11 @@ SCARCE, ROOM = "zero.live_parameters=1", f"zero.live_parameters={5 * BLOCK // 2}
 FULL = "train.activation_checkpointing=full"
 RMT, SUMMARIES = "model.memory.kind=rmt", "model.memory.kind=autocompressor"
 # So many that they do not stay gathered.
-VECTORS = 300 * 384
 MANY = "model.memory.autocompressor={vectors: 300, capacity: 1}"
 ONCE = f"zero.live_parameters={LAYERS * BLOCK + 2 * OUTSIDE}"
 CASES = {
-    **{"scarce": [SCARCE], "scarce, full": [SCARCE, FULL], "room, full": [ROOM, FULL], "all": []},
+    **{"scarce, full": [SCARCE, FULL], "room, full": [ROOM, FULL], "all": []},
+    **{kind: [SCARCE, *kinds.words(kind)] for kind in kinds.LAYER_LOCAL},
     **{"rmt, scarce": [RMT, SCARCE], "rmt, once": [RMT, ONCE]},
     "summaries, scarce": [SUMMARIES, MANY, SCARCE],
 }
@@ -71,12 +74,13 @@ def _third_step(words: list[str]) -> dict[str, Any]:
         torch.device("cpu"),
     )
     assert isinstance(engine.module, Transformer)
-    sizes = [int(p.ds_numel) for p in engine.module.parameters()]
-    large = sum(n for n in sizes if n > PERSISTENT_ELEMENTS)
-    assert large == LAYERS * BLOCK + 2 * OUTSIDE + (MANY in words) * VECTORS
+    sizes = {name: int(p.ds_numel) for name, p in engine.module.named_parameters()}
+    large = {name: n for name, n in sizes.items() if n > PERSISTENT_ELEMENTS}
+    own = sum(n for name, n in large.items() if is_of_memory(name))
+    assert sum(large.values()) - own == LAYERS * BLOCK + 2 * OUTSIDE
     tokens = torch.arange(config.window)[None] % VOCABULARY
     starts = torch.zeros_like(tokens, dtype=torch.bool)
-    counted: dict[str, Any] = {"planned": block_gathers(config, VOCABULARY)}
+    counted: dict[str, Any] = {"own": own, "planned": block_gathers(config, VOCABULARY)}
     for _ in range(3):
         state = engine.module.initial_state(1, "cpu")
         with Ledger(fake=False) as ledger:
@@ -93,18 +97,20 @@ def _third_step(words: list[str]) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def gathered(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, int]]:
     told = tmp_path_factory.mktemp("gathers") / "told.json"
-    assert start_ranks([sys.executable, "-P", __file__, str(told)], 2) == 0
+    work(__file__, 2, told)
     counts: dict[str, dict[str, int]] = json.loads(told.read_text())
     return counts
 
 
+@pytest.mark.parametrize("kind", kinds.LAYER_LOCAL)
 def test_each_layers_weights_are_gathered_once_a_window_and_pass(
-    gathered: dict[str, dict[str, int]],
+    gathered: dict[str, dict[str, int]], kind: str
 ) -> None:
     # 16 segments, of which a loop over the model would gather each.
-    assert gathered["scarce"]["forward"] == LAYERS * BLOCK + 2 * OUTSIDE
+    own = gathered[kind]["own"]
+    assert gathered[kind]["forward"] == LAYERS * BLOCK + 2 * OUTSIDE + own
     # The output projection is still there when the backward begins.
-    assert gathered["scarce"]["backward"] == LAYERS * BLOCK + OUTSIDE
+    assert gathered[kind]["backward"] == LAYERS * BLOCK + OUTSIDE + own
 
 
 def test_a_block_that_is_computed_again_is_gathered_no_more_often_if_it_may_stay_for_its_backward(
@@ -124,10 +130,9 @@ def test_a_model_that_may_stay_gathered_whole_is_gathered_once_a_window(
 
 
 def test_every_gradient_is_reduced_once_a_window(gathered: dict[str, dict[str, int]]) -> None:
-    for name, counts in gathered.items():
-        vectors = VECTORS if name.startswith("summaries") else 10 * 384
-        large = LAYERS * BLOCK + 2 * OUTSIDE + vectors
-        assert -10 * 384 <= counts["reduced"] - large < LAYERS * 2000
+    for counts in gathered.values():
+        large = LAYERS * BLOCK + 2 * OUTSIDE + counts["own"]
+        assert 0 <= counts["reduced"] - large < LAYERS * 2000
 
 
 def test_a_recurrence_gathers_each_block_once_a_segment_or_once_if_all_weights_may_stay(
@@ -135,7 +140,7 @@ def test_a_recurrence_gathers_each_block_once_a_segment_or_once_if_all_weights_m
 ) -> None:
     for name in ("rmt, scarce", "summaries, scarce"):
         counts = gathered[name]
-        more = VECTORS if name.startswith("summaries") else 0
+        more = counts["own"]
         assert counts["planned"] == SEGMENTS
         assert counts["forward"] == SEGMENTS * LAYERS * BLOCK + 2 * OUTSIDE + more
         assert counts["backward"] <= SEGMENTS * LAYERS * BLOCK + OUTSIDE + more

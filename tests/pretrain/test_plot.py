@@ -93,11 +93,6 @@ def test_a_model_without_memory_has_one_curve(tmp_path: Path) -> None:
     assert list(_lines(axes.get_lines())) == ["model without memory: 2.1000 over all"]
 
 
-def test_a_directory_that_does_not_exist_is_named_as_such(tmp_path: Path) -> None:
-    with pytest.raises(PlotError, match="nowhere: there is no such directory"):
-        plot.plot(tmp_path / "nowhere")
-
-
 def test_a_run_without_training_records_is_refused(tmp_path: Path) -> None:
     with pytest.raises(PlotError, match=r"no training record in metrics\.jsonl"):
         plot.plot(tmp_path)
@@ -109,7 +104,7 @@ def test_a_run_without_training_records_is_refused(tmp_path: Path) -> None:
 def test_a_directory_that_takes_no_plots_is_one_sentence(tmp_path: Path) -> None:
     _write_run(tmp_path)
     (tmp_path / "plots").touch()
-    with pytest.raises(PlotError, match=r"plots/loss\.png: cannot be written \(File exists\)"):
+    with pytest.raises(PlotError, match="plots is a file; give a directory"):
         plot.plot(tmp_path)
 
 

@@ -14,8 +14,9 @@ from data_prep.tokenizer import contract, training
 from data_prep.tokenizer.contract import TokenizerError
 from pretrain import trained
 from pretrain.checkpoint.manifest import CheckpointError
+from pretrain.checkpoint.runs import TrainedError
 from pretrain.config import MemoryConfig
-from pretrain.trained import TrainedError
+from tests.pretrain import kinds
 
 CPU = torch.device("cpu")
 
@@ -105,12 +106,12 @@ def test_a_run_with_a_gpu_s_kernels_is_read_on_a_cpu(tmp_path: Path, write_run: 
     assert output.logits.isfinite().all()
 
 
-@pytest.mark.parametrize("kind", ["linear", "delta", "none"])
-@pytest.mark.parametrize("prompt", [1, 16, 37, 64])
+@kinds.of_every_kind
+@pytest.mark.parametrize("prompt", [16, 37])
 def test_streamed_logits_equal_the_whole_documents_token_by_token(
     tmp_path: Path, write_run: Any, kind: str, prompt: int
 ) -> None:
-    write_run(tmp_path / "run", memory=MemoryConfig(kind=kind))  # type: ignore[arg-type]
+    write_run(tmp_path / "run", memory=kinds.memory(kind))
     model = trained.load(tmp_path / "run", CPU).model
     tokens = torch.randint(0, 320, (1, 5 * 16 + 11), generator=torch.Generator().manual_seed(1))
     starts = torch.zeros_like(tokens, dtype=torch.bool)

@@ -51,18 +51,24 @@ class Contestant:
 
     name: str
     settings: dict[str, Any]
+    packages: Path | None = None
+    """A directory of packages of its own, beside those of this environment."""
     found: dict[str, Any] = field(default_factory=dict)
     seconds: list[float] = field(default_factory=list)
     peaks: list[int] = field(default_factory=list)
+    state: int = 0
+    """Bytes of the memory after a step."""
 
     def start(self, warm_up: int) -> None:
         """Start the process, build its model and take `warm_up` steps."""
-        peer = self.settings["who"] in ("infini-transformer-pytorch", "llama")
+        alone = self.settings["who"] in ("infini-transformer-pytorch", "llama")
+        peer = alone and self.packages is None
+        paths = [path for path in (self.packages, machine.ROOT) if path]
         self._process = subprocess.Popen(
             [_peers_python() if peer else sys.executable, Path(__file__).parent / "contestants.py",
              json.dumps(self.settings)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-            env={**os.environ, "PYTHONPATH": str(machine.ROOT)},
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, paths))},
         )  # fmt: skip
         self.found = self._answer()
         for _ in range(warm_up):
@@ -81,6 +87,7 @@ class Contestant:
         answer = self.step()
         self.seconds.append(answer["seconds"])
         self.peaks.append(answer["peak"])
+        self.state = answer["state"]
 
     def stop(self) -> None:
         """End the process."""

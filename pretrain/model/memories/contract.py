@@ -4,8 +4,8 @@
 memory of earlier segments, over all segments of a window at once. It is a subclass instead of a
 part of the attention because memories that store a layer's inputs project them with the layer's
 weights, and ZeRO-3 requires weights to be read inside the module that owns them. A new kind is one
-module beside this one, a line in `kinds.py`, a line in `config.MEMORY_KINDS`, and a line in the
-list of the conformance test.
+module beside this one, a line in `kinds.py`, a line in `config.MEMORY_KINDS`, and a line in each
+of two lists of tests: that of the conformance test, and tests/pretrain/kinds.py.
 
 **The state** is a value, never a buffer: a NamedTuple of tensors [lanes, ...] that is taken and
 returned, all zero when empty. Its sizes depend only on the configuration (whatever grows with a
@@ -160,6 +160,11 @@ class Attention(nn.Module, ABC):
     @classmethod
     def recomputed_flops(cls, config: ModelConfig, window: int) -> int:
         """FLOPs among these that every backward recomputes, whatever the checkpointing."""
+        return 0
+
+    @classmethod
+    def forward_only_flops(cls, config: ModelConfig, window: int) -> int:
+        """FLOPs among these that have no backward."""
         return 0
 
     @classmethod

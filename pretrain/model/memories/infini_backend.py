@@ -31,10 +31,12 @@ def choose(
         return TORCH
     if setting == "auto":
         # Triton's have only run in the interpreter: no measurement shows yet that they are faster.
-        _log.info(
-            "memory: PyTorch; Triton's kernels (model.memory.kernel=triton) are not known to be "
-            "faster yet, see tools/bench/gpu.py"
+        on_gpu = device_type == "cuda" and dtype == torch.bfloat16 and d_head <= TRITON_MAX_HEAD
+        hint = (
+            "; Triton's kernels (model.memory.kernel=triton) are not known to be faster yet, see "
+            "tools/bench/gpu.py"
         )
+        _log.info("memory: PyTorch%s", hint if on_gpu else "")
         return TORCH
     if obstacle := _obstacle(device_type, dtype, d_head):
         raise KernelError(

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from pretrain.config import MemoryConfig
 from pretrain.model.memories.autocompressor import Summaries
+from pretrain.model.memories.compressive import CompressiveAttention
 from pretrain.model.memories.contract import Attention
 from pretrain.model.memories.infini import DeltaAttention, LinearAttention
+from pretrain.model.memories.memorizing import MemorizingAttention
 from pretrain.model.memories.none import LocalAttention
 from pretrain.model.memories.recurrence import SegmentRecurrence
 from pretrain.model.memories.rmt import RecurrentMemory
@@ -18,6 +20,8 @@ _KINDS: dict[str, type[Attention]] = {
     "none": LocalAttention,
     "full": LocalAttention,
     "transformer_xl": CachedAttention,
+    "compressive": CompressiveAttention,
+    "memorizing": MemorizingAttention,
     "linear": LinearAttention,
     "delta": DeltaAttention,
     "rmt": LocalAttention,

@@ -190,7 +190,8 @@ def gathered(pool: Tensor, rows: Tensor) -> Tensor:
 def kept(pool: Tensor, slots: Slots) -> Tensor:
     """The inputs [B, R, d_model] after the window, a constant, 0 in slots that hold nothing."""
     after = gathered(pool.detach(), slots.rows[:, -1:]).squeeze(1)
-    return after * slots.visible[:, -1, :, None]
+    # Not by a product: what overflowed in another document must not be kept.
+    return after.masked_fill(~slots.visible[:, -1, :, None], 0)
 
 
 def slot_flops(config: ModelConfig, window: int, slots: int) -> int:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pretrain.config import ModelConfig
-from pretrain.model.memories.contract import Attended, Carried
+from pretrain.model.memories.contract import Attended, Attention, Carried
 from pretrain.model.memories.past import (
     PastAttention,
     PastCache,
@@ -37,76 +37,117 @@ class CacheState(NamedTuple):
     """[B, m] bool: the slots that hold an input of the open document."""
 
 
+class Near(NamedTuple):
+    """Attention of a window to its segments and the cache, and what it projected for it."""
+
+    heads: Tensor
+    """[B, S, N, H, D]."""
+    cache: CacheState
+    """After the window."""
+    queries: Tensor
+    """[B, S, N, H, D] without positions."""
+    keys: Tensor
+    """[B, S, N, K, D] without positions."""
+    values: Tensor
+    """[B, S, N, K, D]."""
+
+
 class CachedAttention(PastAttention):
     """Attention to the segment and to the layer's cached inputs."""
 
-    def size(self) -> int:
-        """The slots m of the cache."""
-        return self.config.memory.transformer_xl.cache or self.config.segment
+    def __init__(self, config: ModelConfig, size: int) -> None:
+        """`size`: the slots m of the cache."""
+        super().__init__(config)
+        self.size = size
+
+    @classmethod
+    def of_layer(cls, config: ModelConfig, layer: int) -> Attention:
+        """See `Attention.of_layer`."""
+        return cls(config, cls.slots(config))
+
+    @classmethod
+    def slots(cls, config: ModelConfig) -> int:
+        """The slots m of every layer's cache."""
+        return config.memory.transformer_xl.cache or config.segment
+
+    def cached(self, state: State) -> CacheState:
+        """The cached inputs of a memory."""
+        assert isinstance(state, CacheState)
+        return state
 
     def empty(self, lanes: int, like: Tensor) -> State:
         """No slot holds an input, so none is attended to."""
-        size = self.size()
         return CacheState(
-            like.new_zeros(lanes, size, self.config.d_model),
-            like.new_zeros(lanes, size, dtype=torch.bool),
+            like.new_zeros(lanes, self.size, self.config.d_model),
+            like.new_zeros(lanes, self.size, dtype=torch.bool),
         )
 
     def attend(self, x: Tensor, window: Window, carried: Carried) -> Attended:
         """See `Attention.attend`."""
-        pool, slots = pooled(x, window, _own(carried.before), carried.initial)
+        near = self.attend_to_cache(x, window, carried)
+        return Attended(window.joined(near.heads), near.cache)
+
+    def attend_to_cache(self, x: Tensor, window: Window, carried: Carried) -> Near:
+        """Attention of the window's x [B, T, d_model] to the segment and the cache."""
+        initial = None if carried.initial is None else self.cached(carried.initial)
+        pool, slots = pooled(x, window, self.cached(carried.before), initial)
         queries = window.segmented(self.projected_queries(x))
-        heads = self.attend_to_slots(queries, *self.projected_pool(pool, window), slots, window)
-        return Attended(window.joined(heads), CacheState(kept(pool, slots), slots.visible[:, -1]))
+        projected = self.projected_pool(pool, window)
+        heads = self.attend_to_slots(queries, *projected, slots, window)
+        cache = CacheState(kept(pool, slots), slots.visible[:, -1])
+        return Near(heads, cache, queries, *projected[2:])
 
     def opened(self, memory: State, lanes: int, length: int, like: Tensor) -> OpenSegment:
         """See `Attention.opened`."""
-        return OpenSegment(memory, self.cache(lanes, length, self.size(), like))
+        return OpenSegment(memory, self.cache(lanes, length, self.size, like))
 
     def decode(self, x: Tensor, layout: Continuation, segment: OpenSegment) -> Tensor:
         """See `Attention.decode`."""
-        heads, _ = self.decode_after_slots(x, layout, _cache(segment))
+        heads, _ = self.decode_after_slots(x, layout, past_cache(segment))
         return heads
 
     def close(self, segment: OpenSegment) -> None:
         """See `Attention.close`."""
-        inputs, held = _own(segment.memory)
-        new = _cache(segment).inputs
-        everywhere = held.new_ones(new.shape[:2])
-        size = self.size()
-        segment.remember(
-            CacheState(
-                torch.cat((inputs, new), dim=1)[:, -size:],
-                torch.cat((held, everywhere), dim=1)[:, -size:],
-            )
-        )
+        segment.remember(self.after(segment))
         self.reopen(segment)
+
+    def after(self, segment: OpenSegment) -> State:
+        """The memory after a full segment."""
+        return self.cache_after(segment)
+
+    def cache_after(self, segment: OpenSegment) -> CacheState:
+        """The cached inputs after a full segment."""
+        inputs, held = self.cached(segment.memory)
+        new = past_cache(segment).inputs
+        everywhere = held.new_ones(new.shape[:2])
+        return CacheState(
+            torch.cat((inputs, new), dim=1)[:, -self.size :],
+            torch.cat((held, everywhere), dim=1)[:, -self.size :],
+        )
 
     def reopen(self, segment: OpenSegment) -> None:
         """See `Attention.reopen`."""
-        self.fill_slots(_cache(segment), *_own(segment.memory))
+        self.fill_slots(past_cache(segment), *self.cached(segment.memory))
 
     def metrics(self, state: State) -> dict[str, Tensor]:
         """`cached_tokens`: slots that hold an input."""
-        return {"cached_tokens": _own(state).held.double().sum()}
+        return {"cached_tokens": self.cached(state).held.double().sum()}
 
     @classmethod
     def flops(cls, config: ModelConfig, window: int) -> dict[str, int]:
         """See `Attention.flops`; the carried inputs are projected once a window."""
-        size = config.memory.transformer_xl.cache or config.segment
-        return super().flops(config, window) | cache_flops(config, window, size)
+        return super().flops(config, window) | cache_flops(config, window, cls.slots(config))
 
 
 def pooled(
-    x: Tensor, window: Window, before: CacheState, initial: State | None
+    x: Tensor, window: Window, before: CacheState, initial: CacheState | None
 ) -> tuple[Tensor, Slots]:
     """The pool [B, P, d_model] of the cache and the window's x [B, T, d_model]; its slots."""
-    first = [] if initial is None else [_own(initial)]
     slots = window.once(
-        "cached inputs", lambda: latest(window, before.held, first[0].held if first else None)
+        "cached inputs", lambda: latest(window, before.held, initial.held if initial else None)
     )
-    parts = (*(one.inputs.detach() for one in first), before.inputs.detach(), window.padded(x))
-    return torch.cat(parts, dim=1), slots
+    first = () if initial is None else (initial.inputs.detach(),)
+    return torch.cat((*first, before.inputs.detach(), window.padded(x)), dim=1), slots
 
 
 def cache_flops(config: ModelConfig, window: int, size: int) -> dict[str, int]:
@@ -117,11 +158,7 @@ def cache_flops(config: ModelConfig, window: int, size: int) -> dict[str, int]:
     }
 
 
-def _own(state: State) -> CacheState:
-    assert isinstance(state, CacheState)
-    return state
-
-
-def _cache(segment: OpenSegment) -> PastCache:
+def past_cache(segment: OpenSegment) -> PastCache:
+    """The cache of an open segment of this layer."""
     assert isinstance(segment.cache, PastCache)
     return segment.cache

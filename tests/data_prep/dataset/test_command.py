@@ -25,7 +25,12 @@ from data_prep.dataset.command import (
 )
 
 
-class Make(Command):
+class Tried(Command):
+    def run(self) -> int:
+        return 0
+
+
+class Make(Tried):
     """Make a thing.
 
     Made of what is given, 100 % of it.
@@ -47,7 +52,7 @@ class Make(Command):
         return ["--count: more than 6 bring no luck"] if self.count > 6 else []
 
 
-class Ask(Command):
+class Ask(Tried):
     """Ask for things."""
 
     where: Path = option(MISSING, "directory of things", kind=DIRECTORY, metavar="DIR")
@@ -126,7 +131,7 @@ def test_what_must_be_given_is_asked_for_together_with_other_mistakes(tmp_path: 
         "--low: expected a whole number, found 'x'",
     ]
     assert mistakes("ask", "cup", "--where", str(tmp_path / "no"), "--thing", "tea") == [
-        f"--where: expected a directory, found '{tmp_path / 'no'}'",
+        f"--where: {tmp_path / 'no'}: there is no such directory",
         "--thing: expected one of cup, hat, found 'tea'",
     ]
     words = ["--where", str(tmp_path), "--thing", "hat"]
@@ -143,8 +148,14 @@ def test_a_commands_own_problems_are_asked_for_but_not_where_a_value_is_wrong() 
 
 def test_what_argparse_says_is_a_mistake_of_the_same_form() -> None:
     assert mistakes("make", "a", "--count") == ["--count: expected one argument"]
-    (said,) = mistakes("mkae")
-    assert said.startswith("COMMAND: invalid choice: 'mkae'")
+
+
+def test_an_unknown_or_missing_command_is_answered_with_the_known_ones() -> None:
+    assert mistakes("mkae") == ["COMMAND: there is no 'mkae'; did you mean make?"]
+    assert mistakes("zzz") == ["COMMAND: there is no 'zzz'; known: make, ask"]
+    assert mistakes("ask", "cpu") == ["KIND: there is no 'cpu'; did you mean cup?"]
+    assert mistakes() == ["COMMAND: not given; expected one of make, ask"]
+    assert mistakes("ask") == ["KIND: not given; expected one of cup"]
 
 
 def shown(capsys: pytest.CaptureFixture[str], *words: str) -> str:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import multiprocessing
 import os
 import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from data_prep.dataset import durable
+from data_prep.dataset import durable, shards
 
 
 def test_a_file_appears_when_it_is_whole(tmp_path: Path) -> None:
@@ -134,3 +137,47 @@ def test_the_hash_of_a_file_is_that_of_its_bytes(tmp_path: Path) -> None:
     data = bytes(range(256)) * 40_000
     (tmp_path / "f").write_bytes(data)
     assert durable.sha256_of(tmp_path / "f") == hashlib.sha256(data).hexdigest()
+
+
+def test_what_stands_in_the_way_of_an_output_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    for path, directory, said in (
+        (file / "a/b", False, f"cannot be made, since {file} is not a directory; give another"),
+        (file / "a", True, f"cannot be made, since {file} is not a directory; give another place"),
+        (file, True, "is a file; give a directory"),
+        (tmp_path, False, "is a directory; give a file"),
+    ):
+        assert durable.obstacle(path, directory=directory).startswith(f"{path} {said}")
+    for path, directory in ((file, False), (tmp_path, True), (tmp_path / "a/b", False)):
+        assert durable.obstacle(path, directory=directory) == ""
+    assert durable.obstacle(Path("a"), directory=True) == ""
+
+
+def _without_rights() -> None:
+    if os.geteuid() == 0:
+        os.setuid(65534)
+
+
+def test_a_directory_without_permission_stands_in_the_way(tmp_path: Path) -> None:
+    tmp_path.chmod(0o555)
+    context = multiprocessing.get_context("fork")
+    with ProcessPoolExecutor(1, context, initializer=_without_rights) as pool:
+        said = pool.submit(durable.obstacle, tmp_path / "a", directory=True).result()
+        tmp_path.chmod(0o000)
+        unread = [pool.submit(shards.no_directory, tmp_path / one).result() for one in ("", "a")]
+    tmp_path.chmod(0o755)
+    assert all(one.endswith("not readable") for one in unread), unread
+    assert said.startswith(f"{tmp_path / 'a'} cannot be written, since ")
+    assert said.endswith(" is not writable; give another place")
+
+
+def test_an_error_names_the_file_that_was_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a/b").touch()
+    with pytest.raises(OSError, match=r"not empty|Is a directory") as caught:
+        durable.write_bytes(tmp_path / "a", b"x")
+    assert caught.value.filename == str(tmp_path / "a")
+    with pytest.raises(OSError, match="No space") as caught, durable.replacing(tmp_path / "c"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert caught.value.filename == str(tmp_path / "c")

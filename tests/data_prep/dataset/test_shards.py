@@ -170,7 +170,7 @@ DOCUMENT_0 = [("00000000.json", meta(1)), ("00000000.tokens.npy", npy(np.array([
 @pytest.mark.parametrize(
     ("members", "message"),
     [
-        (DOCUMENT_0, "holds 1 documents, the manifest says 2"),
+        (DOCUMENT_0, "holds 1 document, the manifest says 2"),
         (DOCUMENT_0[:1], "00000000 is incomplete"),
         (DOCUMENT_0[1:], "00000000 is incomplete"),
         ([("00000001.json", meta(1))], "expected document 00000000, found 00000001"),

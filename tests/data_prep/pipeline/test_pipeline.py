@@ -352,7 +352,7 @@ def is_running(pid: int) -> bool:
 def test_the_number_of_shards_may_change_before_the_manifest_is_written(
     corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(SettingsError, match=r"shards\.count: 1000 shards cannot be made of 381"):
+    with pytest.raises(SettingsError, match=r"shards\.count: 1,000 shards cannot be made of 381"):
         pipeline.run(configured(corpus, tmp_path / "set", "shards.count=1000"))
     assert list((tmp_path / "set/work/tokenize").glob("*.json"))
     # Shards that a run left, which ended before its manifest, are dropped too.

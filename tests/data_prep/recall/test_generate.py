@@ -78,10 +78,35 @@ def test_every_mistake_is_reported(
         assert part in message
     words = ["recall", str(tmp_path / "a"), "--tokenizer", str(model)]
     assert cli.main([*words, "--documents", "1", "--min-tokens", "9", "--max-tokens", "9"]) == 2
-    assert "9 tokens are fewer than passkey has" in capsys.readouterr().err
+    assert "--max-tokens: 9 tokens are fewer than passkey has" in capsys.readouterr().err
     words = ["recall", str(tmp_path / "a"), "--documents", "1"]
     assert cli.main([*words, "--min-tokens", "9", "--max-tokens", "9"]) == 2
     message = capsys.readouterr().err
-    assert "9 bytes are fewer than passkey has" in message
-    assert "drawn from 9 to 9 for document 0; raise --min-tokens" in message
+    assert "--max-tokens: 9 bytes are fewer than passkey has without filler" in message
+    assert "give at least 245, which is enough for every document" in message
     assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize("seed", ["1", "2", "3"])
+def test_a_task_that_is_longer_than_its_drawn_length_has_no_filler(
+    tmp_path: Path, seed: str
+) -> None:
+    path = tmp_path / "a.jsonl"
+    assert cli.main(["recall", str(path), "--documents", "60", "--seed", seed]) == 0
+    prompts = [json.loads(line)["prompt"] for line in path.read_text().splitlines()]
+    bare = tasks.least("passkey", None, seed=1, number=0)
+    drawn = [tasks.length(int(seed), "passkey", number, 128, 8192) for number in range(60)]
+    assert min(drawn) < bare
+    for prompt, length in zip(prompts, drawn, strict=True):
+        assert (len(prompt) == bare) == (length < bare + len(FILLER) + 1)
+
+
+def test_the_least_length_of_a_message_is_enough(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["recall", str(tmp_path / "a"), "--documents", "30", "--tasks", "multiquery,qa3"]
+    bounds = ["--min-tokens", "9", "--max-tokens"]
+    assert cli.main([*words, *bounds, "10"]) == 2
+    least = int(capsys.readouterr().err.split("at least ")[1].split(",")[0])
+    assert cli.main([*words, *bounds, str(least - 1)]) == 2
+    assert cli.main([*words, *bounds, str(least)]) == 0

@@ -90,7 +90,7 @@ def test_the_lines_hold_the_numbers(made: Path) -> None:
     values = {name.strip(): value.strip() for name, value in rows if name.strip()}
     assert values["documents"] == "12"
     assert values["byte fallback"] == f"{7 / found.manifest.tokens:.3%} of tokens"
-    assert values["source two"].startswith("1 documents, ")
+    assert values["source two"].startswith("1 document, ")
 
 
 def test_the_closing_names_the_path_and_the_next_command(made: Path) -> None:
@@ -106,7 +106,7 @@ def test_damage_is_refused(made: Path, tmp_path: Path) -> None:
         (tmp_path / path.name).write_bytes(path.read_bytes())
     first, *_ = (tmp_path / "rejects.jsonl").read_text().splitlines()
     (tmp_path / "rejects.jsonl").write_text(first)
-    with pytest.raises(DataError, match=r"rejects\.jsonl: lists 1 records, the manifest says 3"):
+    with pytest.raises(DataError, match=r"rejects\.jsonl: lists 1 record, the manifest says 3"):
         statistics.stats(tmp_path)
     shard = tmp_path / "shard-00001.tar"
     shard.write_bytes(shard.read_bytes()[:-1024])

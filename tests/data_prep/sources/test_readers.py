@@ -132,7 +132,10 @@ def test_only_text_files_are_joined(tmp_path: Path) -> None:
     given = "sources=[{name: s, paths: ['*'], group_by: top}]"
     problems: list[str] = []
     inputs.find(config.load(None, [f"root={tmp_path}", "output=/none", given]), problems)
-    assert problems == [f"sources[0].group_by: joins text files, and {tmp_path}/a.jsonl is jsonl"]
+    assert problems == [
+        f"sources[0].group_by: joins text files, and {tmp_path}/a.jsonl is jsonl; exclude such "
+        "files, or leave group_by out"
+    ]
 
 
 @pytest.mark.parametrize("cut_bytes", [1 << 20, 400])

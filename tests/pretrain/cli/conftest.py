@@ -29,9 +29,10 @@ def data(
 def pretrain(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Run `pretrain` in this process, in a directory with the configuration c.yaml."""
+    """Run `pretrain` in this process, in a directory with c.yaml and a run without checkpoints."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "c.yaml").write_text("launch: {device: cpu}\n")
+    (tmp_path / "run/checkpoints").mkdir(parents=True)
 
     def run(*words: str) -> subprocess.CompletedProcess[str]:
         with pytest.raises(SystemExit) as ended:

@@ -6,6 +6,8 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -31,11 +33,30 @@ def test_of_passkeys(pretrain: Run) -> None:
 def test_of_needles(pretrain: Run) -> None:
     words = ["--filler", "none", "--tasks", "riddle,qa1,qa1", "--lengths", "0"]
     said = refused(
-        pretrain("eval", "needles", "run", *words), "--lengths", "--tasks", "--tasks", "--filler"
+        pretrain("eval", "needles", "run", *words), "--filler", "--lengths", "--tasks", "--tasks"
     )
     assert "--tasks: expected one of passkey, single, " in said
     assert "--tasks: qa1 is given twice" in said
-    assert "--filler: none: no manifest.json" in said
+    assert (
+        "--filler: none: there is no such directory; expected the directory of a data set" in said
+    )
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["passkey {}", "needles {} --filler {}", "summaries {} c.yaml", "perplexity {} --data {}",
+     "harness {} --tasks-directory ."],
+)  # fmt: skip
+def test_a_path_is_refused_for_what_it_is(words: str, pretrain: Run, data: dict[str, Path]) -> None:
+    given = words.format("nowhere", data["train"]).split()
+    said = refused(pretrain("eval", *given), "path")
+    assert "path: nowhere: there is no such directory; expected a run directory, or a " in said
+    given = words.format(data["train"], "run").split()
+    said = refused(
+        pretrain("eval", *given), "path", *(w for w in given if w in ("--filler", "--data"))
+    )
+    assert f"path: {data['train']}: is a data set; expected a run directory, or a check" in said
+    assert ("run: is the directory of a training run; expected" in said) == ("run" in given)
 
 
 def test_of_summaries(pretrain: Run, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 def test_a_plan_needs_a_vocabulary(pretrain: Run, tmp_path: Path) -> None:
     ended = pretrain("plan", "c.yaml", "run.directory=r", f"data.train={tmp_path / 'nowhere'}")
     assert ended.returncode == 2
-    assert f"  - data.train: {tmp_path / 'nowhere'}: no manifest.json" in ended.stderr
+    assert f"  - data.train: {tmp_path / 'nowhere'}: there is no such directory" in ended.stderr
     assert "or give --vocab-size, e.g. 128256 for Llama 3's" in ended.stderr
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -57,8 +59,22 @@ def test_data_sets_are_checked_before_any_rank_starts(
     )  # fmt: skip
     assert len(found) == 2
     assert found[0].startswith(f"data.train: {data['few']} has 3 shards for data.lanes=8")
-    assert found[1].startswith(f"data.validation: {tmp_path / 'nowhere'}")
+    assert found[1].startswith(f"data.validation: {tmp_path / 'nowhere'}: there is no such dir")
     assert not (tmp_path / "r").exists()
+
+
+def test_a_run_directory_that_cannot_be_made_is_a_mistake_of_every_rank_too(
+    pretrain: Run, data: dict[str, Path]
+) -> None:
+    words = ["c.yaml", "run.directory=c.yaml/r", f"data.train={data['train']}"]
+    problem = "run.directory: c.yaml/r cannot be made, since c.yaml is not a directory; give "
+    for found in mistakes(pretrain("train", *words)), pretrain("check", *words).stderr.split("- "):
+        assert found[-1].strip() == f"{problem}another place"
+    rank = subprocess.run(
+        [sys.executable, "-m", "pretrain.cli", "train", *words], capture_output=True, text=True,
+        env={**os.environ, "RANK": "0", "WORLD_SIZE": "1"}, check=False,
+    )  # fmt: skip
+    assert mistakes(rank) == [f"{problem}another place"]
 
 
 def test_tasks_of_srun_that_cannot_meet_are_a_mistake_in_the_batch_script(
@@ -77,6 +93,8 @@ def test_tasks_of_srun_that_cannot_meet_are_a_mistake_in_the_batch_script(
     [
         ("train: {steps: 3", "is not valid YAML"),
         ("- a\n- b\n", "expected keys with values, found a list"),
+        ("hello\n", "bad.yaml: expected keys with values, found one value\n"),
+        ("42\n", "bad.yaml: expected keys with values, found one value\n"),
         ("train: 7\n", "train: expected keys, found 7"),
         ("run: {directory: '${oc.env:HOME}'}\n", "uses a resolver"),
         ("run: {directory: '${nowhere}'}\n", "nowhere"),

@@ -13,13 +13,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from data_prep.dataset.settings import SettingsError
 from pretrain import trained
 from pretrain.checkpoint.load import Checkpoint
-from pretrain.checkpoint.manifest import step_name
+from pretrain.checkpoint.manifest import CheckpointError, step_name
+from pretrain.checkpoint.runs import TrainedError
 from pretrain.config import MemoryConfig, RopeScalingConfig
 from pretrain.convert import export, llama
-from pretrain.convert.hugging_face import ConversionError
 from pretrain.model.transformer import Transformer
+from tests.pretrain import kinds
 
 CPU = torch.device("cpu")
 SEGMENT = 16
@@ -118,18 +120,46 @@ def test_a_loss_and_its_gradient_reach_every_weight(tmp_path: Path, write_run: A
 
 
 @pytest.mark.parametrize("changes", [{}, {"rope_scaling": LLAMA3}], ids=str)
-def test_without_memory_it_is_a_plain_llama_for_texts_of_a_segment(
-    tmp_path: Path, write_run: Any, capsys: pytest.CaptureFixture[str], changes: dict[str, Any]
+@pytest.mark.parametrize(("kind", "span"), [("none", SEGMENT), ("full", 2 * SEGMENT)])
+def test_without_memory_it_is_a_plain_llama_for_texts_that_attention_spans(
+    tmp_path: Path,
+    write_run: Any,
+    capsys: pytest.CaptureFixture[str],
+    kind: str,
+    span: int,
+    changes: dict[str, Any],
 ) -> None:
-    none = MemoryConfig(kind="none")
-    ours = write_run(tmp_path / "run", memory=none, rope_theta=100.0, **changes)
-    theirs, tokens = exported(tmp_path), random_tokens(SEGMENT)
-    assert "texts of at most 16 tokens" in capsys.readouterr().out
+    ours = write_run(tmp_path / "run", memory=kinds.memory(kind), rope_theta=100.0, **changes)
+    theirs, tokens = exported(tmp_path), random_tokens(span)
+    assert f"texts of at most {span} tokens" in capsys.readouterr().out
     assert type(theirs).__name__ == "LlamaForCausalLM"
-    assert theirs.config.max_position_embeddings == SEGMENT
+    assert theirs.config.max_position_embeddings == span
     assert not (tmp_path / "hub/modeling_infini_llama.py").exists()
     with torch.no_grad():
         assert_equal_logits(theirs(tokens).logits, logits(ours, tokens))
+
+
+def test_of_the_memory_only_its_own_settings_are_written(tmp_path: Path, write_run: Any) -> None:
+    write_run(tmp_path / "run", memory=MemoryConfig(kind="linear", kernel="torch"))
+    export.run(tmp_path / "run", tmp_path / "hub", "stored")
+    written = json.loads((tmp_path / "hub/config.json").read_text())
+    assert written["infini"]["memory"].keys() == {
+        "kind", "normaliser", "initial_gate", "when_empty"
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", sorted(kinds.KINDS.keys() - set(kinds.EXPORTED)))
+def test_a_memory_that_transformers_have_no_model_of_is_refused_at_once(
+    tmp_path: Path, write_run: Any, kind: str
+) -> None:
+    write_run(tmp_path / "run", memory=kinds.memory(kind))
+    with pytest.raises(SettingsError) as caught:
+        export.run(tmp_path / "run", tmp_path / "hub", "stored")
+    assert caught.value.problems == [
+        f"model.memory.kind: transformers have no model with the memory {kind}; a model with "
+        "linear, delta, none or full can be exported"
+    ]
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
 @pytest.mark.parametrize("changes", [{}, {"memory": MemoryConfig(kind="none")},
@@ -218,14 +248,9 @@ def test_a_tokenizer_json_gives_autotokenizer_its_special_tokens(
     assert theirs.encode(text, add_special_tokens=False) == ours.encode(text).tolist()
 
 
-def test_a_directory_that_is_there_and_a_path_without_a_model_are_refused(
-    tmp_path: Path, write_run: Any
-) -> None:
-    write_run(tmp_path / "run")
+def test_a_path_without_a_model_is_refused(tmp_path: Path) -> None:
     (tmp_path / "hub").mkdir()
-    with pytest.raises(ConversionError, match="already exists"):
-        export.run(tmp_path / "run", tmp_path / "hub", "stored")
-    with pytest.raises(trained.TrainedError, match="neither a run directory"):
+    with pytest.raises(TrainedError, match="neither a run directory"):
         export.run(tmp_path / "hub", tmp_path / "other", "stored")
 
 
@@ -237,7 +262,7 @@ def test_what_was_not_written_as_meant_is_reported(tmp_path: Path, write_run: An
         source = export.Source(checkpoint, config, 320, None)
         export._verify(tmp_path / "hub", source)
         shutil.copyfile(tmp_path / "hub/model.safetensors", tmp_path / "model.safetensors")
-        with pytest.raises(ConversionError, match="differs from what should have been written"):
+        with pytest.raises(CheckpointError, match="differs from what should have been written"):
             export._verify(tmp_path / "hub", export.Source(checkpoint, config, 320, "BF16"))
     assert json.loads((tmp_path / "hub/config.json").read_text())["dtype"] == "float32"
 

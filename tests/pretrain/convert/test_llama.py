@@ -16,15 +16,18 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from data_prep.dataset import settings
+from data_prep.dataset.settings import SettingsError
 from pretrain import trained
 from pretrain.checkpoint.load import Checkpoint
-from pretrain.config import ImportConfig, load
+from pretrain.config import MEMORY_KINDS, ImportConfig, load
 from pretrain.convert import llama
-from pretrain.convert.hugging_face import ConversionError, model_config
+from pretrain.convert.hugging_face import model_config
 from pretrain.evaluate import generate
 from pretrain.evaluate.questions import Sampling
 from pretrain.model import local_attention, rotary
+from pretrain.model.memories.kinds import is_of_memory
 from pretrain.model.transformer import Transformer
+from tests.pretrain import kinds
 from tests.pretrain.convert.conftest import LLAMA3, random_tokens
 from tests.pretrain.jobs.test_origin import train
 
@@ -124,6 +127,46 @@ def test_an_empty_memory_that_reads_as_0_scales_the_first_segment_by_the_gate(
             layer.self_attn.o_proj.weight.mul_(0.5)
     scaled = trained.load(tmp_path / "out", CPU).model
     assert_equal_logits(logits(scaled, tokens), theirs(model, tokens))
+
+
+@kinds.of_every_kind
+def test_a_model_is_imported_with_any_memory_and_keeps_the_logits_that_need_none(
+    tmp_path: Path, save_model: Any, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
+    model = save_model(tmp_path / "hub")
+    choices = kinds.words(kind, "memory")
+    infini = "when_empty" in MEMORY_KINDS[kind].settings
+    ours = imported(tmp_path, *choices, *["memory.when_empty=local"] * infini)
+    assert ours.config.memory.kind == kind
+    tokens = random_tokens(2 * ours.config.span + 20)
+    found = logits(ours, tokens)
+    span = ours.config.span
+    assert span == SEGMENT * (2 if kind == "full" else 1)
+    assert_equal_logits(found[:, :span], theirs(model, tokens[:, :span]))
+    assert found.isfinite().all()
+    # What the memory has of its own is as in a new model.
+    own = [name for name, _ in ours.named_parameters() if is_of_memory(name)]
+    said = f"initialized: {len(own)} tensors of the memory" in capsys.readouterr().out
+    assert said == bool(own)
+    for name in own:
+        values = ours.get_parameter(name).flatten()
+        assert values.isfinite().all() and values.std() < 1
+
+
+def test_the_segments_of_full_attention_are_chosen_to_divide_the_window(
+    tmp_path: Path, save_model: Any
+) -> None:
+    save_model(tmp_path / "hub")
+    assert refused(tmp_path, "memory.kind=full", "memory.full.segments=3") == [
+        "memory.full.segments: 3 does not divide window_segments=16; choose a divisor of it"
+    ]
+    sliding = save_model(tmp_path / "sliding/hub", "Mistral", sliding_window=SEGMENT)
+    assert sliding.config.sliding_window == SEGMENT
+    (problem,) = refused(
+        tmp_path / "sliding", f"segment={SEGMENT}", "memory.kind=full", "memory.full.segments=4"
+    )
+    assert problem.startswith("config.json: sliding_window: 64 tokens are fewer than the 256 of ")
+    assert problem.endswith("choose segment=16 or less, within which it cuts nothing")
 
 
 def test_gates_begin_as_chosen_and_weights_keep_their_bits_and_dtype(
@@ -255,7 +298,7 @@ def test_parity_sees_a_wrong_rotation_and_a_wrong_grouping_of_heads(
 
 
 def refused(tmp_path: Path, *words: str) -> list[str]:
-    with pytest.raises(ConversionError) as caught:
+    with pytest.raises(SettingsError) as caught:
         imported(tmp_path, *words)
     assert not (tmp_path / "out").exists()
     return caught.value.problems
@@ -314,7 +357,7 @@ def test_tensors_that_are_missing_too_many_or_misshapen_are_named(
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
-        (lambda hub: (hub / "config.json").unlink(), "config.json: cannot be read (No such file"),
+        (lambda hub: (hub / "config.json").unlink(), "hub: has no config.json; expected a"),
         (lambda hub: (hub / "tokenizer.model").unlink(), "holds none of tokenizer.model and"),
         (lambda hub: (hub / "model.safetensors").unlink(), "holds neither model.safetensors nor"),
         (lambda hub: (hub / "model.safetensors").write_bytes(b"x" * 99), "model.safetensors: can"),
@@ -336,16 +379,17 @@ def test_a_missing_file_of_the_index_is_reported(tmp_path: Path, save_model: Any
     assert any(lost.name in text for text in refused(tmp_path))
 
 
-def test_another_models_tokenizer_and_a_directory_that_is_there_are_refused(
-    tmp_path: Path, save_model: Any
-) -> None:
+def test_another_models_tokenizer_is_refused(tmp_path: Path, save_model: Any) -> None:
     save_model(tmp_path / "hub", vocab_size=300)
-    (tmp_path / "out").mkdir()
-    with pytest.raises(ConversionError) as caught:
-        llama.run(tmp_path / "hub", tmp_path / "out", [], None)
-    first, second = caught.value.problems
-    assert first.endswith("out: already exists; choose a new directory")
-    assert "has 320 pieces and the embedding 300 rows" in second
+    (found,) = refused(tmp_path)
+    assert "has 320 pieces and the embedding 300 rows" in found
+
+
+def test_a_directory_without_a_model_is_one_mistake(tmp_path: Path) -> None:
+    (tmp_path / "hub").mkdir()
+    assert refused(tmp_path) == [
+        f"{tmp_path / 'hub'}: has no config.json; expected a model as save_pretrained writes it"
+    ]
 
 
 def test_what_a_killed_import_left_is_written_over(tmp_path: Path, save_model: Any) -> None:

@@ -15,17 +15,24 @@ import torch
 
 from data_prep.tokenizer import tokenizer
 from pretrain import trained
+from pretrain.config import FullConfig, MemoryConfig
 from pretrain.evaluate import generate
-from pretrain.evaluate.questions import EvaluationError, Sampling
+from pretrain.evaluate.questions import EvaluationError, ResultError, Sampling
 from pretrain.model.stream import StreamState
 from pretrain.trained import Trained
+from tests.pretrain import kinds
 
 CPU = torch.device("cpu")
 PROMPT = "It is a truth universally acknowledged, that a “man” in want of a wife. " * 6
 
 
-def test_greedy_tokens_are_the_argmax_of_whole_document_forwards(model: Trained) -> None:
+@kinds.of_every_kind
+def test_greedy_tokens_are_the_argmax_of_whole_document_forwards(
+    tmp_path: Path, write_run: Any, kind: str
+) -> None:
     """A prompt of several windows, and on over several segments."""
+    write_run(tmp_path / "run", memory=kinds.memory(kind))
+    model = trained.load(tmp_path / "run", CPU)
     ids = model.tokenizer.encode(PROMPT).tolist()
     assert len(ids) > 2 * 64
     document = [1, *ids]
@@ -134,6 +141,10 @@ def test_a_large_vocabulary_takes_a_prompt_in_by_smaller_chunks(
     expected, _ = generate.prefill(model, ids, print)
     monkeypatch.setattr(generate, "_CHUNK_LOGITS", 320 * 16 * 2 + 1)
     assert generate.chunk_tokens(model) == 2 * 16
+    for segments, chunk in ((2, 2 * 16), (4, 4 * 16)):
+        memory = MemoryConfig(kind="full", full=FullConfig(segments))
+        config = replace(model.config, model=replace(model.config.model, memory=memory))
+        assert generate.chunk_tokens(replace(model, config=config)) == chunk
     logits, _ = generate.prefill(model, ids, print)
     torch.testing.assert_close(logits, expected, rtol=0, atol=1e-5)
 
@@ -158,7 +169,7 @@ def test_sampling_that_cannot_work_is_refused(given: tuple[int, float]) -> None:
 def test_logits_that_are_not_finite_are_reported(model: Trained) -> None:
     with torch.no_grad():
         model.model.norm.weight[0] = math.nan
-    with pytest.raises(EvaluationError, match="logits are not finite"):
+    with pytest.raises(ResultError, match="logits are not finite"):
         _generate(model, [])
 
 

@@ -11,10 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from pretrain import trained
 from pretrain.evaluate import harness
 from pretrain.evaluate.harness import Streamed
 from pretrain.evaluate.questions import EvaluationError
 from pretrain.trained import Trained
+from tests.pretrain import kinds
 
 TEXT = "It is a truth universally acknowledged, that a single man in possession of a fortune"
 QUESTIONS = [
@@ -76,7 +78,12 @@ def likelihood(model: Trained, context: str, following: str) -> tuple[float, boo
 
 
 @pytest.mark.parametrize("context", ["x", TEXT, TEXT * 7])
-def test_likelihoods_are_those_of_the_whole_document(model: Trained, context: str) -> None:
+@kinds.of_every_kind
+def test_likelihoods_are_those_of_the_whole_document(
+    tmp_path: Path, write_run: Any, kind: str, context: str
+) -> None:
+    write_run(tmp_path / "run", memory=kinds.memory(kind))
+    model = trained.load(tmp_path / "run", torch.device("cpu"))
     streamed = Streamed(model)
     following = " must be in want of a wife"
     ((found, greedy),) = streamed.loglikelihood(

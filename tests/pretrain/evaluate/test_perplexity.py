@@ -17,10 +17,11 @@ import torch
 from data_prep.dataset.shards import Document
 from data_prep.tokenizer.contract import Tokenizer
 from pretrain import trained
-from pretrain.config import MemoryConfig
+from pretrain.config import FullConfig, MemoryConfig
 from pretrain.evaluate import perplexity
-from pretrain.evaluate.questions import EvaluationError
+from pretrain.evaluate.questions import EvaluationError, ResultError
 from pretrain.trained import Trained
+from tests.pretrain import kinds
 
 CPU = torch.device("cpu")
 SENTENCE = "However little known the feelings or views of such a man may be — “naïve” ▁ or not. "
@@ -31,9 +32,7 @@ TEXTS = [SENTENCE * 9, "a", "", SENTENCE * 2, "It is a truth", SENTENCE * 14, "n
 @pytest.mark.parametrize(
     "kind, bos_id, eos_id",
     [
-        ("linear", 1, 2),
-        ("none", 1, 2),
-        ("delta", 1, 2),
+        *((kind, 1, 2) for kind in kinds.KINDS),
         ("delta", None, 2),
         ("delta", 1, None),
         ("delta", None, None),
@@ -44,11 +43,11 @@ def test_losses_are_those_of_one_forward_over_each_document(
     write_run: Any,
     write_data_set: Any,
     tokenizer_model: Path,
-    kind: Any,
+    kind: str,
     bos_id: int | None,
     eos_id: int | None,
 ) -> None:
-    write_run(tmp_path / "run", memory=MemoryConfig(kind=kind))
+    write_run(tmp_path / "run", memory=kinds.memory(kind))
     model = trained.load(tmp_path / "run", CPU)
     documents = _documents(model.tokenizer, TEXTS)
     write_data_set(
@@ -71,6 +70,20 @@ def test_neither_batch_nor_window_changes_the_result(
     found = _evaluate(*small, batch=batch, window_segments=window_segments)
     assert found.pop("window_segments") == window_segments and expected.pop("window_segments") == 2
     _assert_close(found, expected)
+
+
+def test_windows_of_full_attention_are_whole_spans(
+    tmp_path: Path, write_run: Any, small: tuple[Trained, Path]
+) -> None:
+    """Asked for 1 or 3 segments where attention spans 2, or 4 of a span of 4."""
+    for segments, asked in ((2, (1, 3, 4)), (4, (1, 4))):
+        directory = tmp_path / f"{segments}"
+        write_run(directory, memory=MemoryConfig(kind="full", full=FullConfig(segments)))
+        model = trained.load(directory, CPU)
+        assert model.config.model.whole_spans(1) == segments * 16
+        nats = [_evaluate(model, small[1], window_segments=each)["total"]["nats"] for each in asked]
+        assert list(nats[0]) == ["none"]
+        assert [each["none"] for each in nats] == pytest.approx([nats[0]["none"]] * len(asked))
 
 
 def test_what_the_padding_holds_changes_nothing(
@@ -248,7 +261,7 @@ def test_a_loss_that_is_not_finite_names_the_document(small: tuple[Trained, Path
     snowman = int(model.tokenizer.encode("☃")[0])
     with torch.no_grad():
         model.model.embedding.weight[snowman] = math.inf
-    with pytest.raises(EvaluationError, match="not finite in"):
+    with pytest.raises(ResultError, match="not finite in"):
         _evaluate(model, data)
 
 
@@ -289,7 +302,7 @@ def _naive(
 ) -> dict[tuple[int, str], list[float]]:
     """(first position of the bucket, column): targets, bytes, nats; of a forward a document."""
     sums: dict[tuple[int, str], list[float]] = {}
-    columns = {"none": True} if model.config.model.memory.kind == "none" else _READS
+    columns = _READS if model.config.model.memory.traits.remembers else {"none": True}
     for document in documents:
         text = document.tokens.tolist()
         head = [] if bos_id is None else [bos_id]

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from pretrain.checkpoint.manifest import MANIFEST
 from pretrain.evaluate import results
-from pretrain.evaluate.questions import EvaluationError
+from pretrain.evaluate.questions import EvaluationError, ResultError
 
 
 def _publish(directory: Path, found: float = 1.5, **asked: Any) -> None:
@@ -81,7 +81,7 @@ def test_lines_and_figure_have_the_name_of_their_result(
 def test_where_writing_fails_at_the_end_the_whole_result_is_printed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(EvaluationError, match=r"gone.*: cannot be written \(No such file"):
+    with pytest.raises(ResultError, match=r"gone.*: cannot be written \(No such file"):
         _publish(tmp_path / "gone", 2.5)
     printed = capsys.readouterr().out
     assert printed.startswith("| 2.5 |\n")

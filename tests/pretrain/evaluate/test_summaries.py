@@ -15,13 +15,13 @@ import torch
 from data_prep.dataset.shards import Document
 from pretrain import trained
 from pretrain.cli import main
-from pretrain.config import MemoryConfig
 from pretrain.data.lanes import Dataset, Lane, Mix
 from pretrain.evaluate import generate, rouge, summaries
 from pretrain.evaluate.pairs import Pair
 from pretrain.evaluate.progress import TokenProgress
-from pretrain.evaluate.questions import EvaluationError, Sampling
+from pretrain.evaluate.questions import ResultError, Sampling
 from pretrain.trained import Trained
+from tests.pretrain import kinds
 
 CPU = torch.device("cpu")
 DOCUMENTS = [
@@ -45,12 +45,12 @@ def _answers(
 
 
 @pytest.mark.parametrize(
-    ("kind", "question"), [("linear", QUESTION), ("delta", ""), ("none", QUESTION)]
+    ("kind", "question"), [("delta", ""), *((kind, QUESTION) for kind in kinds.KINDS)]
 )
 def test_answers_are_those_of_prompts_read_at_once(
-    tmp_path: Path, write_run: Any, kind: Any, question: str
+    tmp_path: Path, write_run: Any, kind: str, question: str
 ) -> None:
-    write_run(tmp_path / "run", memory=MemoryConfig(kind=kind))
+    write_run(tmp_path / "run", memory=kinds.memory(kind))
     model = trained.load(tmp_path / "run", CPU)
     parts = [ids for _, ids in model.tokenizer.encode_parts([question], inside=True)]
     asking = [int(token) for ids in parts for token in ids]
@@ -201,5 +201,5 @@ def test_every_mistake_is_in_one_message(
 
 def test_logits_that_are_not_finite_are_no_answer(model: Trained) -> None:
     model.model.embedding.weight.fill_(float("nan"))
-    with pytest.raises(EvaluationError, match="not finite"):
+    with pytest.raises(ResultError, match="not finite"):
         _answers(model)

@@ -98,7 +98,12 @@ def test_a_run_or_one_of_its_checkpoints_may_be_named(
 
 def test_a_directory_without_a_checkpoint_is_reported(tmp_path: Path, data: Path) -> None:
     (text,) = problems(tmp_path)
-    assert text.startswith(f"train.start_from: {tmp_path / 'old'} has no checkpoint; expected a")
+    where = f"train.start_from: {tmp_path / 'old'}"
+    assert text.startswith(f"{where}: there is no such directory; expected a run directory, or a")
+    (tmp_path / "old/checkpoints").mkdir(parents=True)
+    assert problems(tmp_path) == [
+        f"{where}: the run has no checkpoint yet; let it reach its first one"
+    ]
 
 
 def test_a_run_with_a_checkpoint_asks_for_no_source(tmp_path: Path, write_run: Any) -> None:

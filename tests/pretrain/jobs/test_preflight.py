@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 
+from data_prep.dataset.wording import counted
 from pretrain.config import Config, DataConfig, LaunchConfig, RunConfig
 from pretrain.jobs import preflight
 from pretrain.jobs.preflight import Report, verdict
@@ -143,7 +144,8 @@ def test_the_gpus_of_this_machine_are_seen(tmp_path: Path) -> None:
     found = preflight.look(config(tmp_path, device="cuda"), count)
     assert found.product > 0 and {"cuda", "gpu", "driver"} <= set(found.versions)
     more = preflight.look(config(tmp_path, device="cuda"), count + 1)
-    assert f"{count} GPUs are visible for {count + 1} ranks" in more.problems
+    visible = counted(count, "GPU is", "GPUs are")
+    assert f"{visible} visible for {count + 1} ranks" in more.problems
 
 
 def start(place: Path, names: str, port: int, code: Path = ROOT) -> Callable[[str], Any]:
@@ -221,7 +223,7 @@ def test_no_secret_of_the_environment_is_recorded(tmp_path: Path) -> None:
         env={**os.environ, "WANDB_API_KEY": "hunter2", "NCCL_DEBUG": "WARN", "SLURM_JOB_ID": "7"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("preflight: 1 nodes are good")
+    assert done.stdout.startswith("preflight: 1 node is good")
     recorded = (tmp_path / "run/preflight.jsonl").read_text()
     assert "hunter2" not in recorded and "WANDB" not in recorded
     assert json.loads(recorded)["environment"]["NCCL_DEBUG"] == "WARN"

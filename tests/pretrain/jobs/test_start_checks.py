@@ -67,7 +67,7 @@ def test_all_that_is_wrong_with_a_mix_is_reported_together(
     assert len(found) == 4
     assert found[0].startswith(f"data.mix[1]: {data['few']} has 3 shards for data.lanes=8")
     assert "data-prep reshard" in found[0]
-    assert found[1].startswith(f"data.mix[3]: {tmp_path / 'nowhere'}: no manifest.json")
+    assert found[1].startswith(f"data.mix[3]: {tmp_path / 'nowhere'}: there is no such dir")
     for problem, key in zip(found[2:], ("data.mix[2]", "data.validation"), strict=True):
         assert problem.startswith(f"{key}: its tokenizer differs from data.mix[0]'s")
         assert f"tokenizer.path={data['train']}/tokenizer.model" in problem

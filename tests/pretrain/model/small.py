@@ -17,6 +17,17 @@ SEGMENT = 5
 # Of a window: four whole segments and a short one.
 TOKENS = 23
 
+# Where documents start, for each of two lanes of a window.
+DOCUMENTS: dict[str, tuple[list[int], list[int]]] = {
+    "one document, carried in": ([], []),
+    "first tokens of a window and of segments": ([0], [5, 20]),
+    "last tokens of segments and of the window": ([4, 14], [9, 22]),
+    "several in a segment": ([6, 7, 9], [0, 1, 2, 3, 4, 21]),
+    "every token": (list(range(23)), [12]),
+    "random places": ([2, 11, 18], [7, 8, 16]),
+    "other random places": ([13], [3, 10, 11, 19]),
+}
+
 
 def build(
     memory: MemoryConfig,

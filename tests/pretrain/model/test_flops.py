@@ -13,15 +13,17 @@ from pretrain.config import Checkpointing, MemoryConfig, ModelConfig
 from pretrain.model import flops
 from pretrain.model.transformer import Transformer
 from pretrain.model.window import Parts
+from pretrain.planning.simulate import in_use
+from tests.pretrain import kinds
 
 VOCABULARY = 300
 WINDOW = 256
 KINDS = [
-    MemoryConfig(kind="none"),
-    MemoryConfig(kind="linear"),
+    *(kinds.memory(kind) for kind in kinds.KINDS),
     MemoryConfig(kind="delta", normaliser="paper"),
-    MemoryConfig(kind="delta", normaliser="inclusive"),
 ]
+NAMES = [*kinds.KINDS, "delta, paper"]
+SHARING = [memory for memory in KINDS if memory.traits.shares_windows]
 
 
 def config(memory: MemoryConfig, **changes: Any) -> ModelConfig:
@@ -50,14 +52,15 @@ def counted(
     starts = torch.zeros(1, WINDOW, dtype=torch.bool)
     # torch counts the products of the plain path, but not those inside its fused CPU kernel.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        state = model.initial_state(1, "cpu")
+        # With slots that hold something: the reads of a recurrence count in full.
+        state = in_use(model.initial_state(1, "cpu"))
         output = model(tokens, starts, state, tokens if checkpointing else None, parts=parts)
         if output.loss is not None:
             output.loss.backward()
     return counter.get_total_flops()
 
 
-@pytest.mark.parametrize("memory", KINDS, ids=str)
+@pytest.mark.parametrize("memory", KINDS, ids=NAMES)
 def test_a_forward_has_the_flops_that_torch_counts(memory: MemoryConfig) -> None:
     # torch does not count sigma(Q) z and sigma(K) z, 1 / d_head of the memory's products.
     shape = config(memory)
@@ -66,15 +69,17 @@ def test_a_forward_has_the_flops_that_torch_counts(memory: MemoryConfig) -> None
 
 
 @pytest.mark.parametrize("checkpointing", ["none", "selective", "full"])
-@pytest.mark.parametrize("memory", KINDS, ids=str)
+@pytest.mark.parametrize("memory", KINDS, ids=NAMES)
 def test_a_step_has_three_forwards_and_what_it_computes_again_to_one_percent(
     memory: MemoryConfig, checkpointing: Any
 ) -> None:
     shape = config(memory)
     ours = flops.computed_flops_per_token(shape, VOCABULARY, WINDOW, checkpointing) * WINDOW
-    assert ours == pytest.approx(counted(shape, checkpointing), rel=0.01)
+    # Some products of Compressive's loss have no more than half a backward.
+    tolerance = 0.03 if memory.kind == "compressive" else 0.01
+    assert ours == pytest.approx(counted(shape, checkpointing), rel=tolerance)
     useful = flops.training_flops_per_token(shape, VOCABULARY, WINDOW) * WINDOW
-    assert useful == 3 * sum(flops.forward_flops(shape, VOCABULARY, WINDOW).values())
+    assert useful == pytest.approx(counted(shape, "none"), rel=0.03)
     without = flops.computed_flops_per_token(shape, VOCABULARY, WINDOW, "none") * WINDOW
     if checkpointing != "none":
         more = counted(shape, checkpointing) - counted(shape, "none")
@@ -90,7 +95,7 @@ class Alike:
         return torch.stack([own, own])
 
 
-@pytest.mark.parametrize("memory", KINDS, ids=str)
+@pytest.mark.parametrize("memory", SHARING, ids=str)
 def test_a_part_of_a_window_takes_its_share_and_what_passing_its_memory_on_takes(
     memory: MemoryConfig,
 ) -> None:
@@ -117,7 +122,7 @@ def test_parts_are_the_products_of_their_shapes() -> None:
 
 
 @pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("memory", KINDS[:2], ids=str)
+@pytest.mark.parametrize("memory", [KINDS[0], KINDS[-1]], ids=str)
 def test_parameters_count_tied_embeddings_once(memory: MemoryConfig, tied: bool) -> None:
     shape = config(memory, tied_embeddings=tied)
     attention = 48 * (64 + 32 + 32) + 64 * 48 + 4 * memory.traits.remembers  # a gate a head

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pretrain.model import local_attention
+from pretrain.model.local_attention import Past
 
 needs_no_flash = pytest.mark.skipif(
     importlib.util.find_spec("flash_attn") is not None, reason="flash_attn is installed"
@@ -78,6 +79,94 @@ def test_the_pieces_of_flash_attn_are_those_of_the_mask(places: list[int]) -> No
 def test_offsets_are_segment_ends_and_document_starts() -> None:
     starts, *_ = segments([0, 3, 13])
     assert local_attention.sequence_offsets(starts).tolist() == [0, 3, 7, 13, 14, 21, 28]
+
+
+SLOTS = {
+    "all": [[True] * 3] * 4,
+    "none": [[False] * 3] * 4,
+    "some": [[True] * 3, [False, True, True], [False] * 3, [True, False, True]],
+}
+
+
+def with_past(places: list[int], slots: list[list[bool]]) -> tuple[Tensor, Past, list[Tensor]]:
+    """Starts [4, 7]; 3 slots, which the tokens before a segment's first start see, but those of the
+    third segment; queries [4, 7, 4, 6], keys and values [4, 3 + 7, 2, 6], float64."""
+    starts, queries, keys, values = segments(places)
+    generator = torch.manual_seed(3)
+    older = torch.randn(2, 4, 3, 2, 6, generator=generator, dtype=torch.float64)
+    readers = starts.cumsum(dim=1) == 0
+    readers[2] = False
+    inputs = [
+        queries,
+        *(torch.cat(pair, dim=1) for pair in zip(older, (keys, values), strict=True)),
+    ]
+    past = Past(torch.tensor(slots), readers)
+    return starts, past, [x.detach().requires_grad_() for x in inputs]
+
+
+def one_by_one(starts: Tensor, past: Past, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Each query over what it sees."""
+    rows = []
+    for p, t, head in itertools.product(range(4), range(7), range(4)):
+        own = [u for u in range(t + 1) if not starts[p, u + 1 : t + 1].any()]
+        seen = [slot for slot in range(3) if past.slots[p, slot] and past.readers[p, t]]
+        seen += [3 + u for u in own]
+        weights = (k[p, seen, head // 2] @ q[p, t, head] / 6**0.5).softmax(dim=0)
+        rows.append(weights @ v[p, seen, head // 2])
+    return torch.stack(rows).view(q.shape)
+
+
+def sequence_by_sequence(starts: Tensor, past: Past, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """What flash-attn's documentation says of a sequence with more keys than queries: the causal
+    mask is that of the last queries."""
+    rows, key_offsets = local_attention.sequence_offsets_of_past(starts, past)
+    assert key_offsets.dtype == torch.int32
+    offsets = local_attention.sequence_offsets(starts)
+    assert len(rows) == key_offsets[-1] and len(offsets) == len(key_offsets)
+    pieces = []
+    for of_queries, of_keys in zip(
+        itertools.pairwise(offsets.tolist()), itertools.pairwise(key_offsets.tolist()), strict=True
+    ):
+        one = [q.flatten(0, 1)[slice(*of_queries)]]
+        one += [x.flatten(0, 1)[rows][slice(*of_keys)] for x in (k, v)]
+        shape = len(one[0]), len(one[1])
+        mask = torch.ones(shape, dtype=torch.bool).tril(shape[1] - shape[0])
+        attended = F.scaled_dot_product_attention(
+            *(x.transpose(0, 1) for x in one), attn_mask=mask, enable_gqa=True
+        )
+        pieces.append(attended.transpose(0, 1))
+    return torch.cat(pieces).view(q.shape)
+
+
+@pytest.mark.parametrize("slots", SLOTS.values(), ids=SLOTS)
+@pytest.mark.parametrize("places", STARTS.values(), ids=STARTS)
+def test_slots_of_the_past_are_seen_where_they_hold_something_by_those_who_may(
+    places: list[int], slots: list[list[bool]]
+) -> None:
+    starts, past, inputs = with_past(places, slots)
+    masked = local_attention.sdpa(starts, past)(*inputs)
+    weights = torch.randn(masked.shape, generator=torch.manual_seed(2), dtype=torch.float64)
+    ours = torch.autograd.grad(masked, inputs, weights)
+    for other in (one_by_one, sequence_by_sequence):
+        expected = other(starts, past, *inputs)
+        torch.testing.assert_close(masked, expected, rtol=1e-12, atol=1e-12)
+        theirs = torch.autograd.grad(expected, inputs, weights)
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+
+
+def test_slots_that_every_token_sees_need_one_mask_for_all_segments() -> None:
+    starts, past, inputs = with_past([], SLOTS["all"])
+    past = past._replace(readers=torch.ones_like(past.readers))
+    masks = []
+
+    def attend(*given: Tensor, attn_mask: Tensor, **_: object) -> Tensor:
+        masks.append(attn_mask)
+        return given[0]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(F, "scaled_dot_product_attention", attend)
+        local_attention.sdpa(starts, past)(*inputs)
+    assert [mask.shape for mask in masks] == [(1, 1, 7, 10)]
 
 
 def test_the_mask_lets_a_token_see_its_own_document_before_it() -> None:

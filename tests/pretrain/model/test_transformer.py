@@ -1,4 +1,4 @@
-"""The model against the paper read aloud (naive/infini.py), and its own equalities."""
+"""The model against the paper read aloud (naive/), and its own equalities."""
 
 from __future__ import annotations
 
@@ -8,22 +8,21 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pretrain.config import MemoryConfig, ModelConfig
+from pretrain.config import FullConfig, MemoryConfig, ModelConfig
 from pretrain.model.loss import IGNORE
 from pretrain.model.memories.infini import MemoryState
 from pretrain.model.state import ModelState
 from pretrain.model.transformer import Transformer
 from tests.pretrain.model import small
+from tests.pretrain.model.naive.block import NaiveModel, assert_equals_naive
 from tests.pretrain.model.naive.infini import Naive
 from tests.pretrain.model.small import (
-    SEGMENT,
+    DOCUMENTS,
     VOCABULARY,
     assert_close,
     calls_of,
     random_tokens,
     starts_at,
-    weighted_sum,
-    with_gradient,
 )
 
 RULES = {
@@ -32,19 +31,9 @@ RULES = {
     "delta, inclusive": MemoryConfig(kind="delta", normaliser="inclusive"),
     "linear, local when empty": MemoryConfig(kind="linear", when_empty="local"),
     "none": MemoryConfig(kind="none"),
+    "full": MemoryConfig(kind="full", full=FullConfig(segments=2)),
 }
-WITH_MEMORY = [rule for rule in RULES if rule != "none"]
-
-# Where documents start, for each of two lanes of a window.
-DOCUMENTS: dict[str, tuple[list[int], list[int]]] = {
-    "one document, carried in": ([], []),
-    "first tokens of a window and of segments": ([0], [5, 20]),
-    "last tokens of segments and of the window": ([4, 14], [9, 22]),
-    "several in a segment": ([6, 7, 9], [0, 1, 2, 3, 4, 21]),
-    "every token": (list(range(23)), [12]),
-    "random places": ([2, 11, 18], [7, 8, 16]),
-    "other random places": ([13], [3, 10, 11, 19]),
-}
+WITH_MEMORY = [rule for rule, memory in RULES.items() if memory.traits.remembers]
 
 
 def build(rule: str, heads: tuple[int, int] = (4, 2), **changes: Any) -> Transformer:
@@ -66,62 +55,22 @@ def random_state(model: Transformer, lanes: int = 2, seed: int = 5) -> ModelStat
     )
 
 
-def assert_equals_naive(
+def assert_equals(
     model: Transformer,
     starts: Tensor,
     state: ModelState,
     read_memory: bool = True,
     initial: ModelState | None = None,
 ) -> None:
-    """Logits, final state and every gradient, those of the carried state and embeddings too."""
-    tokens = random_tokens()
-    embedded: list[Tensor] = []
-
-    def keep(module: nn.Module, inputs: Any, output: Tensor) -> None:
-        output.retain_grad()
-        embedded.append(output)
-
-    hook = model.embedding.register_forward_hook(keep)
-    carried = with_gradient(state)
-    output = model(tokens, starts, carried, read_memory=read_memory, initial=initial)
-    hook.remove()
-    final = [part for memory in output.state for part in memory]
-    assert output.logits is not None and output.losses is None
-    weighted_sum(output.logits, *final).backward()
-
-    naive = Naive(model, read_memory, initial)
-    naive_carried = with_gradient(state)
-    logits, states = naive(tokens, starts, naive_carried)
-    naive_final = [
-        torch.stack([lane[layer][part] for lane in states])
-        for layer, memory in enumerate(state)
-        for part in range(len(memory))
-    ]
-    weighted_sum(logits, *naive_final).backward()
-
-    assert_close(output.logits, logits, "logits")
-    for ours, theirs in zip(final, naive_final, strict=True):
-        assert_close(ours, theirs, "final state")
-    for name, parameter in model.named_parameters():
-        expected = naive.weights[name].grad
-        # Where the naive loop never read a gate, ours multiplied it by 0.
-        assert_close(
-            parameter.grad, torch.zeros_like(parameter) if expected is None else expected, name
-        )
-    assert_close(
-        embedded[0].grad, torch.stack([x.grad for x in naive.embedded]), "input embeddings"
-    )
-    for ours_in, theirs_in in zip(carried, naive_carried, strict=True):
-        for a, b in zip(ours_in, theirs_in, strict=True):
-            expected = torch.zeros_like(b) if b.grad is None else b.grad
-            assert_close(a.grad, expected, "carried state")
+    naive = Naive if model.config.memory.traits.remembers else NaiveModel
+    assert_equals_naive(model, naive(model, read_memory, initial), starts, state)
 
 
 @pytest.mark.parametrize("documents", DOCUMENTS)
 @pytest.mark.parametrize("rule", RULES)
 def test_the_parallel_window_equals_the_loop_over_segments(rule: str, documents: str) -> None:
     model = build(rule)
-    assert_equals_naive(model, starts_at(*DOCUMENTS[documents]), random_state(model))
+    assert_equals(model, starts_at(*DOCUMENTS[documents]), random_state(model))
 
 
 @pytest.mark.parametrize("documents", DOCUMENTS)
@@ -129,34 +78,34 @@ def test_the_parallel_window_equals_the_loop_over_segments(rule: str, documents:
 def test_documents_begin_with_the_initial_memory(rule: str, documents: str) -> None:
     model = build(rule)
     initial = random_state(model, seed=6)
-    assert_equals_naive(model, starts_at(*DOCUMENTS[documents]), random_state(model), True, initial)
+    assert_equals(model, starts_at(*DOCUMENTS[documents]), random_state(model), True, initial)
 
 
 @pytest.mark.parametrize("heads", [(3, 3), (4, 1), (6, 2)])
 @pytest.mark.parametrize("rule", ["linear", "delta, inclusive"])
 def test_query_heads_share_key_value_heads_in_order(rule: str, heads: tuple[int, int]) -> None:
     model = build(rule, heads)
-    assert_equals_naive(model, starts_at(*DOCUMENTS["random places"]), random_state(model))
+    assert_equals(model, starts_at(*DOCUMENTS["random places"]), random_state(model))
 
 
 @pytest.mark.parametrize("rule", WITH_MEMORY)
 def test_an_empty_memory_reads_as_zero_with_finite_gradients(rule: str) -> None:
     model = build(rule)
     starts = starts_at(*DOCUMENTS["one document, carried in"])
-    assert_equals_naive(model, starts, model.initial_state(2, "cpu"))
+    assert_equals(model, starts, model.initial_state(2, "cpu"))
 
 
 @pytest.mark.parametrize("rule", ["linear", "delta, inclusive"])
 def test_a_masked_read_equals_the_loop_that_reads_zero(rule: str) -> None:
     model = build(rule)
     starts = starts_at(*DOCUMENTS["random places"])
-    assert_equals_naive(model, starts, random_state(model), read_memory=False)
+    assert_equals(model, starts, random_state(model), read_memory=False)
 
 
 def test_untied_embeddings_have_a_weight_of_their_own() -> None:
     model = build("linear", tied_embeddings=False)
     assert "lm_head.weight" in dict(model.named_parameters())
-    assert_equals_naive(model, starts_at([3], []), random_state(model))
+    assert_equals(model, starts_at([3], []), random_state(model))
 
 
 def logits_of(
@@ -181,9 +130,9 @@ def test_an_earlier_segment_speaks_through_memory_alone(rule: str) -> None:
 
     def reached(read_memory: bool) -> Tensor:
         old, new = (logits_of(model, x, starts, None, read_memory) for x in (tokens, changed))
-        return (old != new).any(dim=2)[0, SEGMENT:]
+        return (old != new).any(dim=2)[0, model.config.span :]
 
-    assert reached(True).all() == (rule != "none")
+    assert reached(True).all() == (rule in WITH_MEMORY)
     assert not reached(False).any()
 
 

@@ -32,7 +32,7 @@ from pretrain.config import Config, load
 from pretrain.data.lanes import Dataset, Lane, Mix
 from pretrain.data.loader import Batch
 from pretrain.data.packing import IGNORE
-from pretrain.jobs.launch import EXIT_STOPPED, StopFlag, leave, place_in, start_ranks
+from pretrain.jobs.launch import EXIT_STOPPED, StopFlag, leave, place_in
 from pretrain.jobs.watchdog import Watchdog
 from pretrain.model.memories.infini import MemoryState
 from pretrain.model.transformer import Transformer
@@ -44,7 +44,11 @@ from pretrain.training.run import Run
 from pretrain.training.saver import Saver, reserved
 from pretrain.training.step import StepResult
 from pretrain.training.trainer import Trainer
+from tests.pretrain import kinds
+from tests.ranks import work
 
+# Beside delta, the memory of all other jobs.
+KINDS = [kind for kind in kinds.KINDS if kind not in ("delta", "none")]
 VOCABULARY = 48
 LANES = 12  # divisible by 1, 2, 3 and 4 ranks
 STEPS = 8
@@ -213,11 +217,15 @@ class Bench:
         paths = {key: str(self.root / value) for key, value in more.items()}
         return {"action": action, "settings": [*words, *settings], **paths}
 
+    def of_kind(self, kind: str) -> list[str]:
+        """Settings of a run with a memory of this kind, and with prefaces if it has a state."""
+        preface = [f"data.preface={self.pairs}"] if kind in kinds.REMEMBERING else []
+        return [*kinds.words(kind), *preface]
+
     def work(self, ranks: int, *jobs: Job) -> None:
         path = self.root / f"jobs-{ranks}.json"
         path.write_text(json.dumps(jobs))
-        # -P: the directory of this file is no place to import from.
-        assert start_ranks([sys.executable, "-P", __file__, str(path)], ranks) == 0
+        work(__file__, ranks, path)
 
     def curve(self, name: str) -> dict[int, tuple[float, float]]:
         """Loss and gradient norm of each step."""
@@ -292,6 +300,11 @@ def two_ranks(bench: Bench) -> Bench:
         bench.job("recomputed", "train.micro_batch=3", "train.activation_checkpointing=full"),
         bench.job("recomputed-whole", "train.activation_checkpointing=full", "zero.stage=0"),
         bench.job("linear", "model.memory.kind=linear"),
+        *(
+            bench.job(f"{kind}{more}", *bench.of_kind(kind), **{"start_from": kind} if more else {})
+            for kind in KINDS
+            for more in ("", "-on")
+        ),
         bench.job("weighted", *weighted, "train.micro_batch=3"),
         bench.job("weighted-on", *weighted, "train.micro_batch=3", start_from="weighted"),
         bench.job("weighted-shared", *weighted, shared),
@@ -463,6 +476,12 @@ def other_ranks(request: pytest.FixtureRequest, two_ranks: Bench) -> tuple[Bench
         bench.job(f"load-{ranks}", action="save", start_from="base", to=f"on-{ranks}"),
         bench.job(f"on-{ranks}"),
     ]
+    for kind in KINDS:
+        own, on = bench.of_kind(kind), f"{kind}-on-{ranks}"
+        jobs += [
+            bench.job(f"{kind}-{ranks}", *own, action="save", start_from=kind, to=on),
+            bench.job(on, *own),
+        ]
     if ranks == 4:
         jobs += [
             bench.job("elastic", "parallel.sequence=4", action="one step"),
@@ -482,6 +501,26 @@ def test_a_checkpoint_of_two_ranks_is_the_same_after_any_number_of_ranks_took_it
     base = bench.state("base", SAVED)
     assert base["trainer optimizer_steps"] == SAVED
     assert differences(bench.state(f"on-{ranks}", SAVED), base) == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_state_of_every_memory_goes_to_any_number_of_ranks_to_the_bit(
+    other_ranks: tuple[Bench, int], kind: str
+) -> None:
+    bench, ranks = other_ranks
+    base, on = bench.state(kind, SAVED), f"{kind}-on-{ranks}"
+    held = {value.dtype for name, value in base.items() if name.startswith("lane") and "." in name}
+    assert bool(held) == (kind in kinds.REMEMBERING)
+    assert differences(bench.state(on, SAVED), base) == []
+    assert list(bench.curve(on)) == list(range(SAVED + 1, STEPS + 1))
+    assert_near(bench.curve(on), bench.curve(kind))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_resume_with_every_memory_is_exact_to_the_bit(two_ranks: Bench, kind: str) -> None:
+    on = f"{kind}-on"
+    assert two_ranks.curve(on).items() <= two_ranks.curve(kind).items()
+    assert differences(two_ranks.state(on, STEPS), two_ranks.state(kind, STEPS)) == []
 
 
 def test_losses_that_follow_are_those_of_two_ranks(other_ranks: tuple[Bench, int]) -> None:

@@ -16,13 +16,14 @@ import torch
 import torch.distributed as dist
 
 from pretrain.config import MemoryConfig, ModelConfig
-from pretrain.jobs.launch import leave, place_in, start_ranks
+from pretrain.jobs.launch import leave, place_in
 from pretrain.model.loss import IGNORE
 from pretrain.model.memories.infini import MemoryState
 from pretrain.model.state import ModelState
 from pretrain.model.transformer import Transformer
 from pretrain.planning.simulate import Ledger
 from pretrain.training.parallel import SequenceGroup, Share
+from tests.ranks import work
 
 VOCABULARY = 19
 LANES = 2
@@ -212,7 +213,7 @@ alone = functools.cache(computed)
 def measured(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The number of ranks, and what they found."""
     path = tmp_path_factory.mktemp("ranks") / "measured.pt"
-    assert start_ranks([sys.executable, "-P", __file__, str(path)], request.param) == 0
+    work(__file__, request.param, path)
     return request.param, torch.load(path)
 
 

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import pytest
 import torch
 
+from pretrain import plot
 from pretrain.checkpoint.ranks import Ranks, SoloRanks
 from pretrain.data.lanes import LanePlace, SourcePlace
 from pretrain.model import flops
@@ -25,6 +26,7 @@ from pretrain.training.run import Run
 from pretrain.training.run_state import RunState
 from pretrain.training.step import StepResult
 from pretrain.training.validator import Validation
+from tests.pretrain import kinds
 
 T = TypeVar("T")
 KEYS = ["kind", "step", "loss", "grad_norm", "lr", "gate_lr", "tokens_per_second", "mfu",
@@ -108,6 +110,32 @@ def test_a_record_has_every_number_of_its_step(run: Run, caplog: pytest.LogCaptu
     assert record["memory_bytes"] > 10_000_000
     assert "step 14/24 | loss 2.5000 |" in caplog.text and "| skipped 3" in caplog.text
     records.close()
+
+
+@kinds.of_every_kind
+def test_the_numbers_of_every_memory_are_recorded_by_layer_logged_and_plotted(
+    open_run: Any, take_steps: Any, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = open_run(*kinds.words(kind))
+    take_steps(run, 1)
+    records = Records(run.attempt, 1, run.config, run.data, 0)
+    made = reporter(run, records)
+    made.meter.add(128, forward_only=False, preface=0)
+    with caplog.at_level(logging.INFO, "pretrain.training.reporter"):
+        made.report(run.state, RESULT)
+    records.close()
+    (record,) = read_records(run.attempt.directory / "metrics.jsonl")
+    sums = run.engine.module.metrics(run.state.memory)
+    assert bool(sums) == (kind in kinds.REMEMBERING)
+    for name, layers in sums.items():
+        means = [value / 4 for value in layers]
+        squares = name.endswith("_norm")
+        assert record[name] == pytest.approx([math.sqrt(x) for x in means] if squares else means)
+        assert all(value > 0 for value in record[name])
+        assert f"| {name.replace('_', ' ')} " in caplog.text
+    assert bool(record["gates"]) == bool(run.engine.module.gates())
+    drawn = {path.name for path in plot.plot(run.attempt.directory)}
+    assert drawn == {"loss.png", "speed.png"} | ({"gates.png"} if record["gates"] else set())
 
 
 def test_rates_are_those_since_the_last_report(run: Run) -> None:

@@ -25,6 +25,7 @@ from pretrain.training.resume import check_resumable
 from pretrain.training.run import Run
 from pretrain.training.saver import Saver
 from pretrain.training.step import StepResult
+from tests.pretrain import kinds
 
 Take = Callable[[Run, int], list[StepResult]]
 Make = Callable[..., Saver]
@@ -59,7 +60,9 @@ def mix_of(data_sets: dict[str, Path], **weights: float) -> str:
 
 
 @pytest.mark.parametrize(
-    "kind", ["plain", "mix", "preface", "weighted", "stage 0", "rmt", "autocompressor"]
+    "kind",
+    ["plain", "mix", "preface", "weighted", "stage 0", *kinds.KINDS]
+    + [f"{kind} stage {stage}" for kind in ("transformer_xl", "rmt") for stage in (0, 1, 2)],
 )
 def test_a_resumed_run_takes_the_very_steps_that_the_run_would_have_taken(
     open_run: Any,
@@ -70,17 +73,21 @@ def test_a_resumed_run_takes_the_very_steps_that_the_run_would_have_taken(
     kind: str,
 ) -> None:
     words = {
+        **{kind: [*kinds.words(kind), "train.micro_batch=2"] for kind in kinds.KINDS},
+        **{
+            f"{kind} stage {stage}": [
+                *kinds.words(kind),
+                f"data.preface={data_sets['other']}",
+                f"zero.stage={stage}",
+            ]
+            for kind in kinds.REMEMBERING
+            for stage in range(3)
+        },
         "plain": ["train.micro_batch=2"],
         "mix": [mix_of(data_sets, train=3, other=1)],
         "preface": [f"data.preface={data_sets['other']}"],
         "weighted": [f"data.train={data_sets['pairs']}", "data.prompt_weight=0.25"],
         "stage 0": ["zero.stage=0"],
-        "rmt": ["model.memory.kind=rmt", f"data.preface={data_sets['other']}"],
-        "autocompressor": [
-            "model.memory.kind=autocompressor",
-            "train.micro_batch=2",
-            "model.memory.autocompressor={vectors: 3, capacity: 5}",
-        ],
     }[kind]
     run = open_run(*words)
     records = Records(run.attempt, 1, run.config, run.data, 0)

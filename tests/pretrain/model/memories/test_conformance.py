@@ -14,7 +14,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from pretrain.config import (
     MEMORY_KINDS,
     AutoCompressorConfig,
+    CompressiveConfig,
     FullConfig,
+    MemorizingConfig,
     MemoryConfig,
     RMTConfig,
 )
@@ -39,6 +41,12 @@ KINDS = {
     "none": MemoryConfig(kind="none"),
     "full": MemoryConfig(kind="full", full=FullConfig(segments=2)),
     "transformer_xl": MemoryConfig(kind="transformer_xl"),
+    "compressive": MemoryConfig(
+        kind="compressive", compressive=CompressiveConfig(compressed=2, rate=SEGMENT)
+    ),
+    "memorizing": MemoryConfig(
+        kind="memorizing", memorizing=MemorizingConfig(layer=2, capacity=10, neighbours=3)
+    ),
     "linear": MemoryConfig(kind="linear"),
     "linear, local when empty": MemoryConfig(kind="linear", when_empty="local"),
     "delta, paper": MemoryConfig(kind="delta", normaliser="paper"),
@@ -48,7 +56,7 @@ KINDS = {
         kind="autocompressor", autocompressor=AutoCompressorConfig(vectors=2, capacity=3)
     ),
 }
-REACH = {"transformer_xl": 2}
+REACH = {"transformer_xl": 2, "memorizing": 3}
 """Segments that a kind's past reaches in a model of two layers, if that has an end."""
 
 IN_PARALLEL = {name: memory for name, memory in KINDS.items() if not memory.traits.recurrent}
@@ -129,9 +137,11 @@ def test_what_documents_begin_with_reaches_their_next_segments_alone(memory: Mem
     without, begun = (
         model(tokens, starts, empty, initial=first).logits for first in (None, initial)
     )
-    differs = (without != begun).any(dim=2)[0]
-    assert not differs[: 2 * SEGMENT].any()
-    assert differs[2 * SEGMENT :].all() == memory.traits.remembers
+    # Products of pools of different sizes are rounded differently.
+    differs = (without - begun).abs().amax(dim=2)[0] > 1e-12
+    reached = REACH.get(memory.kind, TOKENS) * SEGMENT * memory.traits.remembers
+    since = torch.arange(TOKENS) - 2 * SEGMENT
+    assert torch.equal(differs, (since >= 0) & (since < reached))
 
 
 @of_every_kind
@@ -294,7 +304,7 @@ def test_metrics_are_finite_squares_that_add_up_over_lanes(memory: MemoryConfig)
     found = model.metrics(whole)
     parts = [model.metrics(of_lanes(whole, [lane])) for lane in range(3)]
     for name, layers in found.items():
-        assert len(layers) == len(whole)
+        assert len(layers) == (1 if name == "store_tokens" else len(whole))
         for index, value in enumerate(layers):
             assert 0 <= value < float("inf")
             assert value == pytest.approx(sum(part[name][index] for part in parts))
@@ -302,18 +312,19 @@ def test_metrics_are_finite_squares_that_add_up_over_lanes(memory: MemoryConfig)
 
 @of_every_kind
 def test_flops_are_positive_and_those_that_torch_counts(memory: MemoryConfig) -> None:
-    model = build(memory, heads=(4, 2), dtype=torch.float32, d_head=32, segment=16)
-    tokens, starts = random_tokens(1, 64), starts_at([], length=64)
+    model = build(memory, heads=(4, 2), dtype=torch.float32, d_head=32, segment=20)
+    tokens, starts = random_tokens(1, 80), starts_at([], length=80)
     # A memory may cost the more the fuller it is, up to its capacity.
-    before = model(tokens, starts, model.initial_state(1, "cpu")).state
-    # torch counts the products of the plain path, but not those inside its fused CPU kernel.
+    before = detached(model(tokens, starts, model.initial_state(1, "cpu")).state)
+    # torch counts the products of the plain path, but not those inside its fused CPU kernel. With
+    # gradients, as in training: an auxiliary loss is computed only then.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        logits_of(model, tokens, starts, before)
-    parts = flops.forward_flops(model.config, VOCABULARY, 64)
+        model(tokens, starts, before)
+    parts = flops.forward_flops(model.config, VOCABULARY, 80)
     assert all(part > 0 for part in parts.values())
     # A product with a vector, as sigma(Q) z, is not counted by torch.
     assert counter.get_total_flops() <= sum(parts.values()) <= 1.03 * counter.get_total_flops()
-    assert attention_of(memory).recomputed_flops(model.config, 64) < sum(parts.values())
+    assert attention_of(memory).recomputed_flops(model.config, 80) < sum(parts.values())
 
 
 @of_every_kind

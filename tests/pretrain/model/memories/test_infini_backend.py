@@ -33,6 +33,18 @@ def test_auto_takes_pytorch_and_logs_once_why(caplog: pytest.LogCaptureFixture) 
     assert "PyTorch" in record.getMessage() and "tools/bench/gpu.py" in record.getMessage()
 
 
+@pytest.mark.parametrize(
+    "asked",
+    [("cpu", torch.bfloat16, 64), ("cuda", torch.float32, 64), ("cuda", torch.bfloat16, 160)],
+)
+def test_triton_is_not_named_where_it_cannot_run(
+    asked: tuple[str, torch.dtype, int], caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO):
+        assert infini_backend.choose("auto", *asked) is TORCH
+    assert caplog.messages == ["memory: PyTorch"]
+
+
 def test_pytorch_asked_for_is_taken_in_silence(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         assert infini_backend.choose("torch", "cuda", torch.bfloat16, 64) is TORCH

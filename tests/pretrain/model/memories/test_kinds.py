@@ -11,6 +11,7 @@ import pytest
 from pretrain.config import MEMORY_KINDS, MemoryConfig, ModelConfig
 from pretrain.model.memories.kinds import attention_of, is_gate, is_of_memory
 from pretrain.model.transformer import on_meta
+from tests.pretrain import kinds
 
 ROOT = Path(__file__).parents[4]
 SOURCES = sorted(path for room in ("pretrain", "data_prep") for path in (ROOT / room).rglob("*.py"))
@@ -56,16 +57,21 @@ def test_every_kind_of_the_configuration_has_an_attention(kind: str) -> None:
     assert attention_of(MemoryConfig(kind=kind)).__doc__  # type: ignore[arg-type]
 
 
+def test_every_kind_is_in_the_list_of_the_tests() -> None:
+    assert set(kinds.KINDS) == set(MEMORY_KINDS)
+
+
+@kinds.of_every_kind
+def test_a_memorys_parameters_are_those_that_a_model_without_it_lacks(kind: str) -> None:
+    own, plain = (
+        {name for name, _ in on_meta(ModelConfig(memory=memory), 300).named_parameters()}
+        for memory in (kinds.memory(kind), MemoryConfig(kind="none"))
+    )
+    assert {name for name in own if is_of_memory(name)} == own - plain
+    assert own >= plain and not any(map(is_of_memory, plain))
+
+
 def test_only_a_parameter_of_attention_is_a_gate() -> None:
     assert is_gate("layers.0.attention.gate")
     for name in ("layers.0.feed_forward.gate_proj", "gate.weight", "layers.0.feed_forward.gate"):
         assert not is_gate(name)
-
-
-def test_a_parameter_is_of_a_memory_where_a_model_without_memory_lacks_it() -> None:
-    plain = dict(on_meta(ModelConfig(memory=MemoryConfig(kind="none")), 11).named_parameters())
-    assert not any(is_of_memory(name) for name in plain)
-    for kind in ("linear", "transformer_xl", "rmt", "autocompressor"):
-        memory = MemoryConfig(kind=kind)  # type: ignore[arg-type]
-        named = dict(on_meta(ModelConfig(memory=memory), 11).named_parameters())
-        assert {name for name in named if is_of_memory(name)} == set(named) - set(plain)

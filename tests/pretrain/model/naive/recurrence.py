@@ -14,10 +14,10 @@ from torch import Tensor
 from pretrain.model.memories.recurrence import VectorState
 from pretrain.model.state import ModelState
 from pretrain.model.transformer import Transformer
-from tests.pretrain.model.naive.infini import Naive
+from tests.pretrain.model.naive.block import NaiveModel
 
 
-class NaiveRecurrence(Naive):
+class NaiveRecurrence(NaiveModel):
     """Which place sees which is written out for every place; vectors are lists of rows."""
 
     def __init__(
@@ -100,8 +100,8 @@ class NaiveRecurrence(Naive):
         for head in range(self.config.n_heads):
             own = slice(head * size, (head + 1) * size)
             shared = slice(head // group * size, (head // group + 1) * size)
-            queries = [self.turn(row, place) for place, row in enumerate(q[:, own])]
-            keys = [self.turn(row, place) for place, row in enumerate(k[:, shared])]
+            places = list(range(len(x)))
+            queries, keys = self.turn(q[:, own], places), self.turn(k[:, shared], places)
             rows = []
             for place, others in enumerate(seen):
                 scores = torch.stack([queries[place] @ keys[other] for other in others])
