@@ -177,9 +177,9 @@ class Row:
     """FLOPs of a forward over a training window, per token, without the output head."""
 
 
-def row(config: ModelConfig, window: int, length: int, precision: str) -> Row:
+def row(kind: str, config: ModelConfig, window: int, length: int, precision: str) -> Row:
     """A kind's row, for training windows of `window` tokens and a document of `length`."""
-    kind, system = config.memory.kind, SYSTEMS[config.memory.kind]
+    system = SYSTEMS[kind]
     state = on_meta(config, 1).to(PRECISIONS[precision]).initial_state(1, "meta")
     tensors = [tensor for memory in state for tensor in memory]
     numbers = [tensor for tensor in tensors if tensor.is_floating_point()]
@@ -230,7 +230,10 @@ def run(
     config: Config, kinds: Mapping[str, ModelConfig], length: int, directory: Path | None
 ) -> int:
     """Print the table of the kinds' configurations, write it to `directory`; the exit code."""
-    rows = [row(one, config.window, length, config.train.precision) for one in kinds.values()]
+    rows = [
+        row(kind, model, config.window, length, config.train.precision)
+        for kind, model in kinds.items()
+    ]
     table = "\n".join(lines(config, rows, length))
     print(table)
     if directory is not None:

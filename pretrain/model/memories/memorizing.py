@@ -183,7 +183,9 @@ def store_layer(config: ModelConfig) -> int:
 def unit(x: Tensor) -> Tensor:
     """x [..., D] of length 1; computed in float32 or better."""
     precise = x.to(torch.promote_types(torch.float32, x.dtype))
-    return (precise * (precise.square().sum(-1, keepdim=True) + _EPSILON).rsqrt()).to(x.dtype)
+    squared = torch.linalg.vecdot(precise, precise)[..., None]
+    found: Tensor = precise * (squared + _EPSILON).rsqrt()
+    return found.to(x.dtype)
 
 
 def rows_before(window: Window, stored: Sequence[Tensor]) -> list[list[Rows]]:

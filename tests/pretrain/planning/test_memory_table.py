@@ -128,13 +128,13 @@ def test_the_reach_ends_with_the_document() -> None:
 
 def test_flags_are_counted_apart_and_infinis_numbers_are_always_float32() -> None:
     cached = {
-        precision: memory_table.row(shape("transformer_xl"), 16, 40, precision)
+        precision: memory_table.row("transformer_xl", shape("transformer_xl"), 16, 40, precision)
         for precision in ("float32", "bf16")
     }
     assert cached["bf16"].numbers == 6 * 10 * 3
     assert cached["bf16"].bytes * 2 == cached["float32"].bytes == 4 * 6 * 10 * 3
     assert cached["bf16"].flag_bytes == cached["float32"].flag_bytes == 6 * 3
-    assert memory_table.row(shape("linear"), 16, 40, "bf16").bytes == 4 * 6 * 7 * 2 * 3
+    assert memory_table.row("linear", shape("linear"), 16, 40, "bf16").bytes == 4 * 6 * 7 * 2 * 3
 
 
 def test_the_page_shows_the_table_at_the_papers_shape(capsys: pytest.CaptureFixture[str]) -> None:
@@ -147,7 +147,7 @@ def test_the_page_shows_the_table_at_the_papers_shape(capsys: pytest.CaptureFixt
 
 
 def rows(kinds: list[str]) -> dict[str, Row]:
-    return {kind: memory_table.row(shape(kind), 24, 40, "float32") for kind in kinds}
+    return {kind: memory_table.row(kind, shape(kind), 24, 40, "float32") for kind in kinds}
 
 
 def test_flops_are_of_a_window_without_the_output_head() -> None:

@@ -142,6 +142,26 @@ def test_a_preface_is_one_more_forward_and_memory_of_its_own() -> None:
     assert "of each; as many tokens of prefaces, forward alone" in "\n".join(lines(beside))
 
 
+def test_a_recurrence_says_how_often_it_gathers_the_weights() -> None:
+    words = ("data.lanes=16", "model.memory.kind=rmt", "model.memory.rmt.vectors=5")
+    room, scarce = (
+        make(small(*words, *more), 3000, asked(), False)
+        for more in ((), ("zero.live_parameters=1",))
+    )
+    assert (room.gathers, scarce.gathers) == (1, 4)
+    text = "a window is 4 forwards of all blocks in order; a pass gathers each block's weights"
+    assert f"{text} once" in "\n".join(lines(room))
+    assert f"{text} up to 4 times" in "\n".join(lines(scarce))
+    blocks = 2 * 4 * 3 * 256 * 688  # bytes of those weights that do not stay gathered
+    once = make(small("data.lanes=16", "model.memory.kind=none", "zero.live_parameters=1"),
+                3000, asked(), False)  # fmt: skip
+    more = scarce.sent - once.sent
+    assert more == pytest.approx(scarce.micro_batches * 2 * 3 * blocks * 7 / 8, rel=0.001)
+    assert once.gathers == 1 and "forwards of all blocks" not in "\n".join(lines(once))
+    # 2 lanes, 5 vectors, before and after the step, in bf16, and a flag.
+    assert room.memory.states == 2 * 2 * (5 * 256 * 2 + 1)
+
+
 def test_a_run_of_less_than_a_tenth_of_a_day_is_given_in_minutes() -> None:
     plan = make(small("data.lanes=16", "train.steps=400"), 3000, asked(), False)
     short = replace(plan, computed_flops=989e12 * 0.4 * 5, sent=450e9 * 0.7)

@@ -18,7 +18,8 @@ from pretrain.model.state import ModelState, detached
 from pretrain.model.stream import StreamState
 from pretrain.model.transformer import Transformer
 from tests.pretrain.model import small
-from tests.pretrain.model.naive.memorizing import NaiveMemorizing
+from tests.pretrain.model.naive.block import assert_equals_naive
+from tests.pretrain.model.naive.memorizing import Naive
 from tests.pretrain.model.small import (
     SEGMENT,
     TOKENS,
@@ -63,48 +64,12 @@ def random_state(model: Transformer, lanes: int = 2, seed: int = 5, length: int 
     return detached(model(tokens, starts, model.initial_state(lanes, "cpu")).state)
 
 
-def assert_equals_naive(
-    model: Transformer,
-    starts: Tensor,
-    state: ModelState,
-    read_memory: bool = True,
-    initial: ModelState | None = None,
-) -> None:
-    """Logits, final state and every gradient; that of the carried state is 0."""
-    tokens, embedded = random_tokens(), []
-
-    def keep(_: Any, __: Any, output: Tensor) -> None:
-        output.retain_grad()
-        embedded.append(output)
-
-    hook = model.embedding.register_forward_hook(keep)
-    carried = with_gradient(state)
-    output = model(tokens, starts, carried, read_memory=read_memory, initial=initial)
-    hook.remove()
-    naive = NaiveMemorizing(model, read_memory, initial)
-    logits, states = naive(tokens, starts, state)
-    for results in (output.logits, logits):
-        weighted_sum(results).backward()
-
-    assert_close(output.logits, logits, "logits")
-    for layer, memory in enumerate(output.state):
-        for part, name in enumerate(memory._fields):
-            theirs = torch.stack([lane[layer][part] for lane in states])
-            assert_close(memory[part], theirs, f"{name} of layer {layer}")
-            assert not memory[part].requires_grad
-    for name, parameter in model.named_parameters():
-        expected = naive.weights[name].grad
-        zero = torch.zeros_like(parameter)
-        assert_close(parameter.grad, zero if expected is None else expected, name)
-    assert_close(embedded[0].grad, torch.stack([x.grad for x in naive.embedded]), "embeddings")
-    assert all(part.grad is None for memory in carried for part in memory)
-
-
 @pytest.mark.parametrize("documents", DOCUMENTS)
 @pytest.mark.parametrize("settings", SETTINGS)
 def test_the_parallel_window_equals_the_loop_over_segments(settings: str, documents: str) -> None:
     model = build(SETTINGS[settings])
-    assert_equals_naive(model, starts_at(*DOCUMENTS[documents]), random_state(model))
+    starts = starts_at(*DOCUMENTS[documents])
+    assert_equals_naive(model, Naive(model), starts, random_state(model))
 
 
 @pytest.mark.parametrize("documents", DOCUMENTS)
@@ -112,25 +77,26 @@ def test_the_parallel_window_equals_the_loop_over_segments(settings: str, docume
 def test_documents_begin_with_the_initial_memory(settings: str, documents: str) -> None:
     model = build(SETTINGS[settings])
     starts, initial = starts_at(*DOCUMENTS[documents]), random_state(model, seed=6, length=13)
-    assert_equals_naive(model, starts, random_state(model), initial=initial)
+    assert_equals_naive(model, Naive(model, initial=initial), starts, random_state(model))
 
 
 @pytest.mark.parametrize("heads", [(3, 3), (4, 1), (6, 2)])
 def test_query_heads_share_key_value_heads_in_order(heads: tuple[int, int]) -> None:
     model = build(heads=heads)
-    assert_equals_naive(model, starts_at(*DOCUMENTS["random places"]), random_state(model))
+    starts = starts_at(*DOCUMENTS["random places"])
+    assert_equals_naive(model, Naive(model), starts, random_state(model))
 
 
 def test_an_empty_memory_equals_the_loop() -> None:
     model = build()
     starts = starts_at(*DOCUMENTS["one document, carried in"])
-    assert_equals_naive(model, starts, model.initial_state(2, "cpu"))
+    assert_equals_naive(model, Naive(model), starts, model.initial_state(2, "cpu"))
 
 
 def test_a_masked_read_equals_the_loop() -> None:
     model = build()
     starts = starts_at(*DOCUMENTS["random places"])
-    assert_equals_naive(model, starts, random_state(model), read_memory=False)
+    assert_equals_naive(model, Naive(model, read_memory=False), starts, random_state(model))
 
 
 def layer(model: Transformer) -> MemorizingAttention:
