@@ -5,7 +5,7 @@
 PYTHON ?= python3
 # A package index for torch only; empty: the same as for the other packages.
 TORCH_INDEX ?=
-# Worker processes of `make test`.
+# Worker processes of `make test` and `make test-slow`.
 WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
@@ -58,7 +58,7 @@ test: system lint
 	$(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 test-slow: system setup
-	$(BIN)/pytest -m slow --timeout 3600
+	$(BIN)/pytest -m slow --timeout 3600 -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 clean:
 	rm -rf $(VENV) .cache runs/demo data/stdlib data/stdlib_val

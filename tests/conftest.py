@@ -27,6 +27,7 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 
 # Files that take longest: workers begin with them, lest one ends alone with the last.
 LONGEST = (
+    "slurm/test_campaign.py",
     "pretrain/training/test_trainer.py",
     "pretrain/training/test_engine.py",
     "slurm/test_jobs.py",
@@ -39,7 +40,7 @@ LONGEST = (
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Where several workers share the files (`make test`), take them in the order of LONGEST."""
+    """Where several workers share the files (`make test`, `make test-slow`), take them in the order of LONGEST."""
     if hasattr(config, "workerinput"):
         first = {Path(__file__).parent / name: place for place, name in enumerate(LONGEST)}
         items.sort(key=lambda item: first.get(item.path, len(first)))
