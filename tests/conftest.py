@@ -40,7 +40,7 @@ LONGEST = (
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Where several workers share the files (`make test`, `make test-slow`), take them in the order of LONGEST."""
+    """Where several workers share the files, take them in the order of LONGEST."""
     if hasattr(config, "workerinput"):
         first = {Path(__file__).parent / name: place for place, name in enumerate(LONGEST)}
         items.sort(key=lambda item: first.get(item.path, len(first)))

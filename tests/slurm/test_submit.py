@@ -44,7 +44,7 @@ def test_a_dry_run_shows_the_plan_the_command_and_the_script(dry: Submit, place:
 
 def test_lanes_must_divide_evenly_over_every_number_of_nodes(dry: Submit) -> None:
     assert mistakes(dry("train", "c.yaml", "--nodes", "4-6", "--", "launch.ranks=1")) == [
-        "nodes: 12 lanes (data.lanes) cannot be shared evenly by 5 nodes of 1 ranks; choose "
+        "nodes: 12 lanes (data.lanes) cannot be shared evenly by 5 nodes of 1 rank; choose "
         "1, 2, 3, 4, 6, 12 nodes, or data.lanes a multiple of 60"
     ]
     assert sbatch_words(dry("train", "c.yaml", "--nodes=1-4"))

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from data_prep.dataset import settings
 from data_prep.dataset.settings import SettingsError
+from data_prep.dataset.wording import counted
 from pretrain import trained
 from pretrain.checkpoint.load import Checkpoint
 from pretrain.config import MEMORY_KINDS, ImportConfig, load
@@ -146,7 +147,7 @@ def test_a_model_is_imported_with_any_memory_and_keeps_the_logits_that_need_none
     assert found.isfinite().all()
     # What the memory has of its own is as in a new model.
     own = [name for name, _ in ours.named_parameters() if is_of_memory(name)]
-    said = f"initialized: {len(own)} tensors of the memory" in capsys.readouterr().out
+    said = f"initialized: {counted(len(own), 'tensor')} of the memory" in capsys.readouterr().out
     assert said == bool(own)
     for name in own:
         values = ours.get_parameter(name).flatten()

@@ -153,5 +153,3 @@ def test_a_task_that_is_not_there_is_refused_with_those_that_are(
         harness.run(tmp_path / "run", tasks, tasks=["chioce"], shots=None, limit=None)
     with pytest.raises(EvaluationError, match="no task file in it"):
         harness.run(tmp_path / "run", tmp_path / "run", tasks=[], shots=None, limit=None)
-    with pytest.raises(EvaluationError, match="not a directory"):
-        harness.run(tmp_path / "run", tmp_path / "none", tasks=[], shots=None, limit=None)

@@ -250,7 +250,12 @@ def test_the_formulas_give_what_a_real_rank_holds_and_sends(counted: list[Any], 
     assert held == real["held"]
     # Norms of gradients and the like are agreed on in a few bytes.
     sent = sent_bytes(settings, VOCABULARY, RANKS) + passed_bytes(settings, RANKS)
-    assert sent - kept * (RANKS - 1) / RANKS == pytest.approx(real["sent"], abs=100)
+    sent -= kept * (RANKS - 1) / RANKS
+    if settings.model.memory.traits.recurrent:
+        # The plan says "at most": a backward finds most blocks gathered by that of a later segment.
+        assert 0.5 * sent < real["sent"] <= sent
+    else:
+        assert sent == pytest.approx(real["sent"], abs=100)
     # How documents lie takes a few thousandths more, which only the real ranks count.
     assert 0.998 * real["peak"] <= planned.total <= 1.1 * real["peak"]
 

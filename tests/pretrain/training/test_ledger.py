@@ -194,7 +194,7 @@ def test_the_tool_tells_what_it_found_by_its_exit_code(run: Run) -> None:
         return subprocess.run(words, capture_output=True, text=True, check=False)
 
     assert tool().stdout == (
-        f"{run.directory}: 2 commits up to step 9, of attempts 1: every token once, in order\n"
+        f"{run.directory}: 2 commits up to step 9, of attempt 1: every token once, in order\n"
     )
     run.lanes[1].window(WINDOW)
     run.consume(3)
