@@ -42,13 +42,14 @@ RMT, SUMMARIES = "model.memory.kind=rmt", "model.memory.kind=autocompressor"
 # So many that they do not stay gathered.
 MANY = "model.memory.autocompressor={vectors: 300, capacity: 1}"
 ONCE = f"zero.live_parameters={LAYERS * BLOCK + 2 * OUTSIDE}"
+SEGMENTS = 3  # of a recurrence's window, whose layers run once for each
+LOOPED = f"train.window_segments={SEGMENTS}"
 CASES = {
     **{"scarce, full": [SCARCE, FULL], "room, full": [ROOM, FULL], "all": []},
     **{kind: [SCARCE, *kinds.words(kind)] for kind in kinds.LAYER_LOCAL},
-    **{"rmt, scarce": [RMT, SCARCE], "rmt, once": [RMT, ONCE]},
-    "summaries, scarce": [SUMMARIES, MANY, SCARCE],
+    **{"rmt, scarce": [RMT, SCARCE, LOOPED], "rmt, once": [RMT, ONCE, LOOPED]},
+    "summaries, scarce": [SUMMARIES, MANY, SCARCE, LOOPED],
 }
-SEGMENTS = 16
 
 
 def _rank(told: Path) -> None:
