@@ -27,13 +27,14 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def test_the_dry_run_fills_a_row_and_states_the_ratios(tmp_path: Path) -> None:
     file = tmp_path / "found.json"
-    words = ["--kinds", "transformer_xl", "--rounds", "2", "--threads", "1", "--json", str(file)]
+    words = ["--kinds", "transformer_xl", "--rounds", "2", "--lanes", "2", "--threads", "1"]
+    words += ["--json", str(file)]
     ran = subprocess.run([*COMMAND, *words], capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
     found = json.loads(file.read_text())
     (row,) = found["rows"]
     ours, none = row["transformer_xl"], row["none"]
-    assert (ours["state_bytes"], none["state_bytes"]) == (4 * (16 * 32 * 4 + 16), 0)
+    assert (ours["state_bytes"], none["state_bytes"]) == (2 * 4 * (16 * 32 * 4 + 16), 0)
     ratios = [a / b for a, b in zip(ours["seconds"], none["seconds"], strict=True)]
     assert row["times_none"] == pytest.approx(sum(ratios) / 2) and len(ratios) == 2
     rates = [
@@ -42,8 +43,8 @@ def test_the_dry_run_fills_a_row_and_states_the_ratios(tmp_path: Path) -> None:
     ]
     assert row["of_products"] == pytest.approx(sum(rates) / 2)
     assert ours["settings"]["carry"]
-    assert row["flops_per_token"] == ours["flops"] / 64 and "peer" not in row
-    median = statistics.median(64 / seconds for seconds in ours["seconds"])
+    assert row["flops_per_token"] == ours["flops"] / (2 * 64) and "peer" not in row
+    median = statistics.median(2 * 64 / seconds for seconds in ours["seconds"])
     assert f"| transformer_xl | {median:,.0f} (" in ran.stdout
     assert {"commit", "processor", "torch"} <= found["machine"].keys()
 
@@ -55,7 +56,7 @@ def test_an_unknown_kind_is_reported() -> None:
 
 @pytest.mark.parametrize("kind", MEMORY_KINDS)
 def test_each_kind_and_its_peer_get_settings_that_fit_the_shape(kind: str, bench: Any) -> None:
-    shape = bench.Shape(bench.training.SMALL, 4096, 8192, 2)
+    shape = bench.Shape(bench.training.SMALL, 4096, 1, 8192, 2)
     group = bench.Group.of(kind, shape, with_peers=True)
     sizes = [f"{name}={size}" for name, size in shape.sizes.items()]
     words = [f"memory.kind={kind}", *group.ours.settings["settings"]]

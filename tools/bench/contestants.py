@@ -70,8 +70,8 @@ def _peak() -> int:
 
 
 def _batch(given: dict[str, Any]) -> tuple[Tensor, Tensor]:
-    """Tokens and targets [1, window] of one document."""
-    tokens = torch.randint(given["vocab_size"], (1, given["window"] + 1))
+    """Tokens and targets [lanes, window], a document in each lane; one lane unless given."""
+    tokens = torch.randint(given["vocab_size"], (given.get("lanes", 1), given["window"] + 1))
     return tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
 
 
@@ -122,7 +122,8 @@ def _told(given: dict[str, Any], model: nn.Module) -> dict[str, Any]:
     from pretrain.model import flops
 
     a_token = flops.training_flops_per_token(_config(given), given["vocab_size"], given["window"])
-    return {"parameters": _parameters(model), "flops": a_token * given["window"]}
+    tokens = given["window"] * given.get("lanes", 1)
+    return {"parameters": _parameters(model), "flops": a_token * tokens}
 
 
 def _parameters(model: nn.Module) -> int:
@@ -137,7 +138,7 @@ def _ours(given: dict[str, Any]) -> tuple[Step, dict[str, Any]]:
     tokens, targets = _batch(given)
     starts = torch.zeros(tokens.shape, dtype=torch.bool)
 
-    carried = [model.initial_state(1, "cpu")]
+    carried = [model.initial_state(len(tokens), "cpu")]
 
     def losses() -> Losses:
         output = model(tokens, starts, carried[0], targets)
@@ -169,7 +170,7 @@ def _loop(given: dict[str, Any]) -> tuple[Step, dict[str, Any]]:
 
 def _products(given: dict[str, Any]) -> tuple[Step, dict[str, Any]]:
     """Only the matrix products of a step's linear maps: one in the forward, two in the backward."""
-    shape, window = given["shape"], given["window"]
+    shape, window = given["shape"], given["window"] * given.get("lanes", 1)
     width, heads = shape["d_model"], shape["n_heads"] * shape["d_head"]
     maps = shape["n_layers"] * [(width, heads)] * 3 + shape["n_layers"] * [(heads, width)]
     maps += shape["n_layers"] * ([(width, shape["d_ff"])] * 2 + [(shape["d_ff"], width)])
@@ -288,7 +289,7 @@ def _memorizing_transformers_pytorch(given: dict[str, Any]) -> tuple[Step, dict[
     def losses() -> Losses:
         assert directory  # lives as long as the step
         caches.clear()
-        with model.knn_memories_context(batch_size=1) as stores:
+        with model.knn_memories_context(batch_size=given.get("lanes", 1)) as stores:
             for part, wanted in segments:
                 logits, caches[:] = model(part, stores, xl_memories=caches or None)
                 yield _nats(logits, wanted) / given["window"]

@@ -3,11 +3,11 @@
     python tools/bench/memories.py --json out.json
 
 For each kind of `model.memory.kind`, processes take turns of one step (forward and backward of a
-window of one document, float32) while the others wait: the plain matrix products of the step's
-linear maps, `memory.kind=none`, the kind, which carries its memory from step to step as training
-does, and where PyPI has an implementation of it, the kind with an empty memory before the window,
-and that implementation, which begins in the same way. A ratio is the median over pairs of steps
-next to each other in time. The first steps are warm-up, and fill the memory that is carried.
+window of one document in each lane, float32) while the others wait: the plain matrix products of
+the step's linear maps, `memory.kind=none`, the kind, which carries its memory from step to step as
+training does, and where PyPI has an implementation of it, the kind with an empty memory before the
+window, and that implementation, which begins in the same way. A ratio is the median over pairs of
+steps next to each other in time. The first steps are warm-up, and fill the memory that is carried.
 
 The public implementations train as their authors train them, unmodified, with their faults (the
 table's notes name them). They are installed at exact versions into a directory under .cache, and
@@ -64,6 +64,7 @@ class Shape:
 
     sizes: dict[str, int]
     window: int
+    lanes: int
     vocab_size: int
     threads: int
 
@@ -111,7 +112,8 @@ class Shape:
     def contestant(self, name: str, who: str, **more: Any) -> Contestant:
         """A contestant that takes steps without an optimizer."""
         settings = {"who": who, "shape": self.sizes, "vocab_size": self.vocab_size}
-        settings |= {"window": self.window, "threads": self.threads, "optimizer": False}
+        settings |= {"window": self.window, "lanes": self.lanes, "threads": self.threads}
+        settings |= {"optimizer": False}
         return Contestant(name, {**settings, **more}, _HOME if who.endswith("pytorch") else None)
 
 
@@ -174,12 +176,12 @@ class Group:
     def row(self) -> dict[str, Any]:
         """What was measured, and the ratios."""
         ours, none, products = self.ours, self.none, self.products
-        window, flops = ours.settings["window"], ours.found["flops"]
+        tokens, flops = _tokens(ours.settings), ours.found["flops"]
         row = {
             "kind": self.kind,
             "note": self.note,
             **{one.name: _figures(one) for one in self.contestants},
-            "flops_per_token": flops / window,
+            "flops_per_token": flops / tokens,
             "times_none": _ratio(ours.seconds, none.seconds),
             "of_products": flops / products.found["flops"] * _ratio(products.seconds, ours.seconds),
         }
@@ -197,7 +199,7 @@ def _figures(contestant: Contestant) -> dict[str, Any]:
         **contestant.found,
         "settings": contestant.settings,
         "seconds": contestant.seconds,
-        "tokens_per_second": contestant.settings["window"] / statistics.median(contestant.seconds),
+        "tokens_per_second": _tokens(contestant.settings) / statistics.median(contestant.seconds),
         "peak_bytes": max(contestant.peaks),
         "state_bytes": contestant.state,
     }
@@ -211,9 +213,9 @@ def _ratio(these: Sequence[float], those: Sequence[float]) -> float:
 def main() -> None:
     """Measure, print a table, write the JSON."""
     parsed = _parser().parse_args()
-    shape = Shape(training.SMALL, 4096, 8192, parsed.threads)
+    shape = Shape(training.SMALL, 4096, parsed.lanes, 8192, parsed.threads)
     if parsed.small:
-        shape = Shape(SMALL, 64, 64, parsed.threads)
+        shape = Shape(SMALL, 64, parsed.lanes, 64, parsed.threads)
     if unknown := set(parsed.kinds) - set(MEMORY_KINDS):
         sys.exit(f"--kinds: unknown: {', '.join(unknown)}; known: {', '.join(MEMORY_KINDS)}")
     groups = [Group.of(kind, shape, not parsed.without_peers) for kind in parsed.kinds]
@@ -222,6 +224,7 @@ def main() -> None:
     for group in groups:
         group.measure(parsed.rounds, 1 if parsed.small else _WARM_UP)
     found = {"machine": machine.described(), "shape": shape.sizes, "window": shape.window,
+             "lanes": shape.lanes,
              "vocab_size": shape.vocab_size, "rows": [group.row() for group in groups]}  # fmt: skip
     machine.report(found, _table(found), parsed.json)
 
@@ -230,6 +233,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = machine.parser(__doc__)
     parser.add_argument("--kinds", nargs="+", default=list(MEMORY_KINDS), metavar="KIND")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--lanes", type=int, default=1, help="windows in a step")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--small", action="store_true", help="a tiny shape, to test the benchmark")
     parser.add_argument(
@@ -253,7 +257,8 @@ def _install() -> None:
 def _table(found: dict[str, Any]) -> list[str]:
     return [
         "shape: " + ", ".join(f"{name} {size}" for name, size in found["shape"].items())
-        + f"; window {found['window']:,}, vocabulary {found['vocab_size']:,}",
+        + f"; window {found['window']:,}, lanes {found['lanes']}, "
+        f"vocabulary {found['vocab_size']:,}",
         "| kind | tokens/s | times the time of none | of the products' rate | MFLOPs a token "
         "| state, kB | peak, MiB | public implementation | its tokens/s | ours from an empty "
         "memory | times | its state, kB | its peak, MiB |",
@@ -281,8 +286,14 @@ def _line(row: dict[str, Any]) -> str:
     return f"| {' | '.join([*cells, *theirs])} |"
 
 
+def _tokens(settings: dict[str, Any]) -> int:
+    """Of a step."""
+    tokens: int = settings["window"] * settings["lanes"]
+    return tokens
+
+
 def _speed(figures: dict[str, Any]) -> str:
-    rates = [figures["settings"]["window"] / seconds for seconds in figures["seconds"]]
+    rates = [_tokens(figures["settings"]) / seconds for seconds in figures["seconds"]]
     return f"{statistics.median(rates):,.0f} ({min(rates):,.0f} to {max(rates):,.0f})"
 
 
