@@ -165,7 +165,10 @@ class CompressiveConfig:
     compressed: int = setting(512, "compressed slots of each layer", low=1)
     rate: int = setting(2, "inputs that are compressed into a slot; divides a segment", low=1)
     reconstruction_weight: float = setting(
-        1.0, "weight of the loss that trains the compression, per token", low=0.0
+        1e-4,
+        "weight of the loss that trains the compression, and nothing else; small, so that it does "
+        "not fill train.clip_norm",
+        low=0.0,
     )
 
 
