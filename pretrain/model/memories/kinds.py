@@ -49,12 +49,3 @@ def is_of_memory(name: str) -> bool:
         return True
     _, _, own = name.partition(".attention.")
     return own.partition(".")[0] not in ("", "q_proj", "k_proj", "v_proj", "o_proj")
-
-
-def is_gate(name: str) -> bool:
-    """Whether a parameter of the model is a gate of a memory of any kind; see `Attention.gates`.
-
-    For the tensors of a checkpoint whose model may have another kind of memory.
-    """
-    module, _, own = name.rpartition(".")
-    return module.endswith(".attention") and any(own in kind.gates for kind in _KINDS.values())

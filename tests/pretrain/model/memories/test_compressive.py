@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pretrain.config import CompressiveConfig, MemoryConfig
+from pretrain.config import CompressiveConfig, MemoryConfig, ModelConfig
 from pretrain.model.memories.compressive import CompressiveState
 from pretrain.model.memories.contract import Attended
 from pretrain.model.state import ModelState, detached, mapped
@@ -351,3 +351,19 @@ def test_each_projection_runs_once_a_window() -> None:
     for part in ("q_proj", "k_proj", "v_proj", "o_proj", "compression"):
         assert calls.count(f"layers.0.attention.{part}") == 1
     assert TOKENS > 5 * SEGMENT
+
+
+def test_by_default_the_compressions_gradient_is_small_beside_that_of_the_language_model() -> None:
+    """Else it would fill `train.clip_norm`, which bounds the norm of all gradients together."""
+    torch.manual_seed(0)
+    memory = MemoryConfig(kind="compressive", compressive=CompressiveConfig(compressed=32))
+    config = ModelConfig(d_model=64, n_layers=2, d_head=16, d_ff=128, segment=32, memory=memory)
+    model = Transformer(config, 256)
+    tokens = random_tokens(2, 256)
+    model(
+        tokens, starts_at([], [], length=256), model.initial_state(2, "cpu"), tokens
+    ).loss.backward()
+    squares = {True: 0.0, False: 0.0}
+    for name, parameter in model.named_parameters():
+        squares["compression" in name] += float(parameter.grad.square().sum())
+    assert 0 < squares[True] < 1e-4 * squares[False]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pretrain.config import MEMORY_KINDS, MemoryConfig, ModelConfig
-from pretrain.model.memories.kinds import attention_of, is_gate, is_of_memory
+from pretrain.model.memories.kinds import attention_of, is_of_memory
 from pretrain.model.transformer import on_meta
 from tests.pretrain import kinds
 
@@ -69,9 +69,3 @@ def test_a_memorys_parameters_are_those_that_a_model_without_it_lacks(kind: str)
     )
     assert {name for name in own if is_of_memory(name)} == own - plain
     assert own >= plain and not any(map(is_of_memory, plain))
-
-
-def test_only_a_parameter_of_attention_is_a_gate() -> None:
-    assert is_gate("layers.0.attention.gate")
-    for name in ("layers.0.feed_forward.gate_proj", "gate.weight", "layers.0.feed_forward.gate"):
-        assert not is_gate(name)
