@@ -92,11 +92,14 @@ class Attention(nn.Module, ABC):
 
     def projected(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries [B, T, H, D], keys and values [B, T, K, D] of x [B, T, d_model]."""
+        # In this order, in which autograd adds up the three gradients of x: runs of before the
+        # other memories go on to the bit.
+        queries = self.projected_queries(x)
         keys, values = (
             torch.unflatten(projection(x), 2, (-1, self.config.d_head))
             for projection in (self.k_proj, self.v_proj)
         )
-        return self.projected_queries(x), keys, values
+        return queries, keys, values
 
     def projected_queries(self, x: Tensor) -> Tensor:
         """Queries [B, T, H, D] of x [B, T, d_model]."""
