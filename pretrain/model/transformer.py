@@ -19,7 +19,7 @@ from pretrain.config import Checkpointing, ModelConfig
 from pretrain.model import local_attention
 from pretrain.model.feed_forward import FeedForward
 from pretrain.model.loss import OutputHead
-from pretrain.model.memories.contract import Attended, Attention, Carried
+from pretrain.model.memories.contract import Attended, Carried
 from pretrain.model.memories.kinds import attention_of, recurrence_of
 from pretrain.model.pointwise import RMSNorm
 from pretrain.model.state import ModelState, overwrite
@@ -181,14 +181,14 @@ class Transformer(nn.Module):
                 found.setdefault(name, []).append(float(value))
         return found
 
-    def gates(self) -> frozenset[str]:
-        """The names of the parameters that are gates; see `Attention.gates`."""
-        return frozenset(
-            f"{name}.{gate}"
-            for name, module in self.named_modules()
-            if isinstance(module, Attention)
-            for gate in module.gates
-        )
+    def gates(self) -> dict[str, int]:
+        """The names of the parameters that are gates, each with its layer, from 0; see
+        `Attention.gates`."""
+        return {
+            f"layers.{layer}.attention.{gate}": layer
+            for layer, block in enumerate(self.layers.blocks())
+            for gate in block.attention.gates
+        }
 
     def begins_as_eos(self) -> tuple[str, ...]:
         """The names of the parameters that begin as the embedding of EOS in a model whose other
