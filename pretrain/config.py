@@ -310,7 +310,7 @@ class ModelConfig:
     d_model: int = setting(256, "width of the residual stream", low=1)
     n_layers: int = setting(4, "blocks", low=1)
     n_heads: int = setting(4, "query heads", low=1)
-    n_kv_heads: int = setting(4, "key/value heads, each with its own memory", low=1)
+    n_kv_heads: int = setting(4, "key/value heads; Infini-attention has a memory for each", low=1)
     d_head: int = setting(64, "size of a head", low=2)
     d_ff: int = setting(688, "hidden size of the SwiGLU feed-forward", low=1)
     segment: int = setting(256, "tokens of a segment N, the reach of local attention", low=1)
