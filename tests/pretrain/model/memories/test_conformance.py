@@ -31,6 +31,7 @@ from tests.pretrain.model.small import (
     assert_close,
     build,
     calls_of,
+    empty_weights_outside_their_modules,
     random_tokens,
     starts_at,
     weighted_sum,
@@ -269,6 +270,24 @@ def test_a_long_window_is_computed_again_in_chunks_with_the_same_gradients(
     state = model.initial_state(2, "cpu")
     calls = calls_of(model, lambda: model(tokens, starts, state, tokens).loss.backward())
     assert calls.count("layers.1.attention.q_proj") == 2 * 2
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@of_every_kind
+def test_weights_are_read_only_inside_the_module_that_owns_them(
+    memory: MemoryConfig, tied: bool
+) -> None:
+    model, tokens = build(memory, tied_embeddings=tied), random_tokens()
+    starts, before = starts_at([6], [10]), used_state(model)
+
+    def computed() -> list[Tensor]:
+        streamed, _ = model.extend(tokens, model.open_stream(2, "cpu"))
+        return [logits_of(model, tokens, starts, before), streamed]
+
+    expected = computed()
+    empty_weights_outside_their_modules(model)
+    for ours, theirs in zip(computed(), expected, strict=True):
+        assert torch.equal(ours, theirs)
 
 
 @of_every_kind

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pretrain.config import AutoCompressorConfig, MemoryConfig, OptimConfig, RMTConfig
 from pretrain.model.memories.recurrence import VectorState
@@ -119,33 +119,6 @@ def test_every_module_runs_once_a_segment_whatever_the_data(kind: str) -> None:
             state = random_state(model, held)
             calls = calls_of(model, lambda p=places, s=state: model(tokens, starts_at(*p), s))
             assert {name: calls.count(name) for name in calls} == expected
-
-
-@of_both
-def test_weights_are_read_only_inside_the_module_that_owns_them(kind: str) -> None:
-    """As under ZeRO-3: outside the forward of its owner, a weight is empty."""
-    model, tokens, starts = build(kind), random_tokens(), starts_at([6], [10])
-    state = random_state(model, (1, 2))
-    expected = model(tokens, starts, state).logits
-    streamed, _ = model.extend(tokens, model.open_stream(2, "cpu"))
-    full = {parameter: parameter.data for parameter in model.parameters()}
-    for parameter in full:
-        parameter.data = torch.empty(0, dtype=parameter.dtype)
-
-    def gather(module: nn.Module, *_: Any) -> None:
-        for parameter in module.parameters(recurse=False):
-            parameter.data = full[parameter]
-
-    def release(module: nn.Module, *_: Any) -> None:
-        for parameter in module.parameters(recurse=False):
-            parameter.data = torch.empty(0, dtype=parameter.dtype)
-
-    for module in model.modules():
-        module.register_forward_pre_hook(gather)
-        module.register_forward_hook(release)
-    with torch.no_grad():
-        assert torch.equal(model(tokens, starts, state).logits, expected)
-    assert torch.equal(model.extend(tokens, model.open_stream(2, "cpu"))[0], streamed)
 
 
 @of_both
