@@ -248,8 +248,7 @@ class Engine:
         }
 
     def gates(self) -> list[Tensor]:
-        """The gates' float32 masters, [heads] per layer, [0] for a layer without a gate; empty for
-        a model without gates. Call it on all ranks."""
+        """The gates' float32 masters, [heads] or [0] for each layer; call it on all ranks."""
         from deepspeed.utils import safe_get_full_fp32_param
 
         found = [torch.zeros(0)] * len(self.module.layers) if self._gates else []
@@ -289,10 +288,9 @@ class Engine:
     def take_weights(self, checkpoint: Checkpoint, same_memory: bool, eos_id: int | None) -> None:
         """Load this rank's part of the weights only; a memory's may be missing on either side.
 
-        Without `same_memory` a memory's are not taken: names are the same in several kinds, where
-        they mean different things. Those that are not taken keep their initial values, except for
-        learned vectors that begin as the embedding of the token `eos_id`, if there is one. Raises
-        CheckpointError if the other weights do not match this model's.
+        Without `same_memory` a memory's are not taken: kinds share names, but not their meaning.
+        Those not taken keep their initial values; learned vectors may begin as the embedding of the
+        token `eos_id` instead. Raises CheckpointError if the others do not match this model's.
         """
         taken = _shared_weights(self._shapes, checkpoint, same_memory)
         self._set(taken, ("param",), checkpoint.read)
