@@ -14,17 +14,23 @@ from multiprocessing import connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+_COMMAND = Path(__file__).parents[1] / "pretrain" / "cli" / "__main__.py"
 _FORKS = multiprocessing.get_context("forkserver")
 _FORKS.set_forkserver_preload(["tests.ranks_imports"])
 
 
-def work(file: str, ranks: int, *words: str | Path) -> None:
+def train(ranks: int, *words: str | Path) -> None:
+    """`pretrain train` with these words, to its end, on ranks that no launcher started."""
+    work(_COMMAND, ranks, "train", *words)
+
+
+def work(file: str | Path, ranks: int, *words: str | Path) -> None:
     """Run `file` as the main program of every rank, to their end."""
     with tempfile.TemporaryDirectory() as directory:
         started: list[BaseProcess] = []
         try:
             for environment in _environments(ranks, Path(directory) / "store"):
-                arguments = environment, Path.cwd(), file, [str(word) for word in words]
+                arguments = environment, Path.cwd(), [str(word) for word in (file, *words)]
                 started.append(_FORKS.Process(target=_rank, args=arguments))
                 started[-1].start()
             _wait(started)
@@ -59,9 +65,9 @@ def _environments(ranks: int, store: Path) -> list[dict[str, str]]:
     ]
 
 
-def _rank(environment: dict[str, str], place: Path, file: str, words: list[str]) -> None:
+def _rank(environment: dict[str, str], place: Path, words: list[str]) -> None:
     os.chdir(place)
     os.environ.clear()
     os.environ.update(environment)
-    sys.argv = [file, *words]
-    runpy.run_path(file, run_name="__main__")
+    sys.argv = words
+    runpy.run_path(words[0], run_name="__main__")
