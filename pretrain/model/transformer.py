@@ -8,11 +8,12 @@ whole stack), whatever the data. The memory is an argument and a result, never a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
 from pretrain.config import Checkpointing, ModelConfig
@@ -375,8 +376,27 @@ class Transformer(nn.Module):
 
 def on_meta(config: ModelConfig, vocab_size: int) -> Transformer:
     """The model on the meta device: names, shapes and sizes without data."""
-    with torch.device("meta"):
+    with torch.device("meta"), _Undrawn():
         return Transformer(config, vocab_size)
+
+
+class _Undrawn(TorchFunctionMode):
+    """Leaves out `nn.init.normal_`, which changes nothing on the meta device.
+
+    torch imports its compiler to run it there: 1.5 s.
+    """
+
+    def __torch_function__(
+        self,
+        function: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        named = kwargs or {}
+        if function is nn.init.normal_:
+            return named["tensor"]
+        return function(*args, **named)
 
 
 def _sum(losses: Sequence[Tensor | None]) -> Tensor | None:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +15,7 @@ from pretrain.checkpoint.load import Checkpoint
 from pretrain.checkpoint.manifest import read_manifest
 from pretrain.config import Config, ModelConfig, load
 from pretrain.jobs import origin
+from tests import ranks
 from tests.pretrain.conftest import TEXT
 
 SHAPE = ("d_model=32", "n_layers=2", "n_heads=4", "n_kv_heads=2", "d_head=8", "d_ff=48")
@@ -42,17 +40,6 @@ def words(tmp_path: Path, *more: str) -> list[str]:
     ]  # fmt: skip
 
 
-def train(tmp_path: Path, *more: str) -> subprocess.CompletedProcess[str]:
-    (tmp_path / "empty.yaml").write_text("{}\n")
-    command = [sys.executable, "-m", "pretrain.cli", "train", str(tmp_path / "empty.yaml")]
-    return subprocess.run(
-        [*command, *words(tmp_path, *more)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
-
-
 def problems(tmp_path: Path, *more: str) -> list[str]:
     config: Config = load(None, words(tmp_path, *more))
     return origin.problems(config)
@@ -64,8 +51,8 @@ def test_two_zero3_ranks_begin_with_the_weights_and_nothing_else_of_another_run(
     # The source has delta memory and other segments: its weights mean the same under linear.
     old = dict(write_run(tmp_path / "old").named_parameters())
     digest = read_manifest(tmp_path / "old/checkpoints/step-00000007")[1]
-    ended = train(tmp_path)
-    assert ended.returncode == 0, ended.stdout + ended.stderr
+    (tmp_path / "empty.yaml").write_text("{}\n")
+    ranks.train(2, tmp_path / "empty.yaml", *words(tmp_path))
     with Checkpoint(tmp_path / "new/checkpoints/step-00000002") as new:
         for name, weight in old.items():
             assert torch.equal(new.tensor(f"{name}/param"), weight.detach()), name

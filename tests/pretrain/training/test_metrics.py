@@ -28,6 +28,7 @@ from pretrain.training.metrics import (
     read_records,
     run_identity,
 )
+from tests import ranks
 
 UNTRACKED = Config(wandb=WandbConfig(mode="disabled"))
 # Of the form that wandb accepts, and one that nothing should ever look at.
@@ -208,26 +209,35 @@ def tracked(tmp_path_factory: pytest.TempPathFactory, write_data_set: Callable[.
     root = tmp_path_factory.mktemp("tracked")
     rng = np.random.default_rng(2)
     write_data_set(root / "data", [rng.integers(3, 40, size=50) for _ in range(8)], 2, 48)
-    for steps in (2, 4):
-        ended = _train(root, f"train.steps={steps}")
-        assert ended.returncode == 0, ended.stdout
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith("WANDB_")]:
+            patch.delenv(name)
+        for name, secret in SECRETS.items():
+            patch.setenv(name, secret)
+        for steps in (2, 4):
+            ranks.train(1, _configuration(root), f"train.steps={steps}")
     return root / "run"
 
 
-def _train(root: Path, *settings: str) -> subprocess.CompletedProcess[str]:
+def _configuration(root: Path) -> Path:
+    """The file of a run in `root`."""
     (root / "c.yaml").write_text(
         f"run: {{directory: {root / 'run'}}}\n"
         f"data: {{train: {root / 'data'}, validation: {root / 'data'}, lanes: 2}}\n"
-        "model: {d_model: 16, n_layers: 2, n_heads: 2, n_kv_heads: 2, d_head: 8, d_ff: 16}\n"
+        "model: {d_model: 16, n_layers: 2, n_heads: 2, n_kv_heads: 2, d_head: 8, d_ff: 16,"
+        " segment: 8}\n"
         "train: {window_segments: 2, log_every: 1, validate_every: 2, validation_windows: 1}\n"
         "optim: {warmup_steps: 1}\n"
         "launch: {device: cpu}\n"
     )
+    return root / "c.yaml"
+
+
+def _refused(root: Path, *settings: str) -> subprocess.CompletedProcess[str]:
     environment = {k: v for k, v in os.environ.items() if not k.startswith("WANDB_")}
     return subprocess.run(
-        [sys.executable, "-m", "pretrain.cli", "train", str(root / "c.yaml"),
-         "model.segment=8", *settings],
-        env={**environment, **SECRETS, "OMP_NUM_THREADS": "1"},
+        [sys.executable, "-m", "pretrain.cli", "train", str(_configuration(root)), *settings],
+        env={**environment, **SECRETS},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -336,7 +346,7 @@ def test_a_secret_that_a_setting_asks_for_is_refused_and_stored_nowhere(
 ) -> None:
     (tmp_path / "data").symlink_to(tracked.parent / "data")
     for key in ("HF_TOKEN", "WANDB_API_KEY"):
-        ended = _train(tmp_path, f"wandb.name=${{oc.env:{key}}}")
+        ended = _refused(tmp_path, f"wandb.name=${{oc.env:{key}}}")
         assert ended.returncode == 2
         assert "wandb.name" in ended.stdout and SECRETS[key] not in ended.stdout
     assert not (tmp_path / "run").exists()

@@ -34,6 +34,7 @@ from pretrain.data.lanes import Dataset, Lane, Mix
 from pretrain.model.transformer import Transformer
 from pretrain.training import ledger
 from pretrain.training.metrics import read_records
+from tests.ranks import train
 
 VOCABULARY = 48
 STEPS = 24
@@ -753,7 +754,8 @@ def test_a_document_begins_with_the_memory_of_what_its_lane_has_read_of_the_pref
     # Weights that stay as they are: what two ranks carried is what the model reads at once.
     run = new_run()
     still = ("optim.lr=0", "optim.gate_lr=0", "train.steps=6")
-    assert run.run(f"data.preface={data['other']}", *still, "optim.decay_steps=0").code == 0
+    preface = f"data.preface={data['other']}"
+    train(2, run.config, *run.words, preface, *still, "optim.decay_steps=0")
     assert ledger.check(run.directory) == []
     state = checkpoint_state(run.checkpoint(6))
     model = Transformer(load(run.directory / "config.yaml").model, VOCABULARY)
