@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pretrain.config import FullConfig, MemoryConfig, ModelConfig
