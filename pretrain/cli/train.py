@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from functools import cached_property
 
 from data_prep.dataset.command import Configured
@@ -11,6 +10,7 @@ from pretrain import config as configuration
 from pretrain.cli import outcome
 from pretrain.config import Config
 from pretrain.jobs import launch
+from pretrain.jobs.interpreter import python_module
 from pretrain.jobs.start_checks import check_start
 from pretrain.training import rank
 
@@ -41,5 +41,5 @@ class Train(OnConfig):
             launch.leave(outcome.code("pretrain train", lambda: rank.run(self.wanted, place)))
         ranks = self.wanted.launch.ranks or launch.default_ranks(self.wanted)
         check_start(self.wanted, ranks)
-        command = [sys.executable, "-m", "pretrain.cli", "train", str(self.config)]
+        command = [*python_module("pretrain.cli"), "train", str(self.config)]
         return launch.start_ranks([*command, *self.overrides], ranks)

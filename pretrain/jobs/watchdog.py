@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Literal
 
 from pretrain.checkpoint.attempts import STACKS, Attempt, note
+from pretrain.jobs.interpreter import python_module
 
 Phase = Literal["start", "step", "save"]
 
@@ -62,7 +63,7 @@ class Watchdog:
         arguments = json.dumps([str(directory.absolute()), rank, dict(limits), beats, stacks])
         places = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "pretrain.jobs.watchdog", arguments],
+            [*python_module("pretrain.jobs.watchdog"), arguments],
             pass_fds=(beats, stacks),
             env={name: value for name, value in os.environ.items() if name not in places},
             stdin=subprocess.DEVNULL,
