@@ -177,21 +177,42 @@ class Recorder:
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
-    """The records of a JSON lines file, up to a line left incomplete by a kill or power loss."""
-    records: list[dict[str, Any]] = []
-    if path.exists():
-        for line in path.read_bytes().split(b"\n")[:-1]:
-            try:
-                records.append(json.loads(line))
-            except ValueError:
-                break
-    return records
+    """The records of a JSON lines file; what is no record, as a blank line, is passed over."""
+    return [record for _, record in numbered(path) if record is not None]
+
+
+def numbered(path: Path) -> list[tuple[bytes, dict[str, Any] | None]]:
+    """The lines of a JSON lines file without their ends, each with its record of a step.
+
+    The record is None where a line cannot be read. A last line that a kill or a power loss left
+    incomplete is left out.
+    """
+    lines = path.read_bytes().split(b"\n") if path.exists() else []
+    found = [(line, _record(line)) for line in lines]
+    return found if not found or found[-1][1] is not None else found[:-1]
+
+
+def _record(line: bytes) -> dict[str, Any] | None:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    step = record.get("step") if isinstance(record, dict) else None
+    return record if isinstance(step, int) else None
 
 
 def reopened(path: Path, resumed_step: int) -> TextIO:
-    """A JSON lines file opened for appending, without lines of steps after `resumed_step`."""
-    kept = [line for line in read_records(path) if line["step"] <= resumed_step]
-    durable.write_bytes(path, "".join(_json_line(line) for line in kept).encode())
+    """A JSON lines file opened for appending, without lines of steps after `resumed_step`.
+
+    Lines that cannot be read are kept as they are, and logged unless they are blank.
+    """
+    kept = []
+    for number, (line, record) in enumerate(numbered(path), 1):
+        if record is None and line.strip():
+            _log.warning("%s: line %d cannot be read; it is kept as it is", path, number)
+        if record is None or record["step"] <= resumed_step:
+            kept.append(line + b"\n")
+    durable.write_bytes(path, b"".join(kept))
     return path.open("a", encoding="utf-8")
 
 

@@ -41,15 +41,43 @@ def lines(path: Path) -> list[tuple[str, int]]:
 def test_the_half_line_of_a_killed_writer_is_left_out(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     assert read_records(path) == []
-    for half in ("", "{", '{"kind": "train", "st', '{"kind": "train", "step": 3}'):
+    for half in ("", "{", '{"kind": "train", "st', '{"kind": "train", "step": 3'):
         path.write_text('{"kind": "train", "step": 1}\n{"kind": "train", "step": 2}\n' + half)
         assert lines(path) == [("train", 1), ("train", 2)]
+    path.write_text('{"kind": "train", "step": 3}')  # an editor's, which ends a file without \n
+    assert lines(path) == [("train", 3)]
 
 
-def test_what_a_power_loss_left_in_place_of_the_last_lines_is_left_out(tmp_path: Path) -> None:
+# Of a hand, of two writers, of a power loss, and of no step.
+UNREADABLE = [
+    b"",
+    b"  ",
+    b'{"kind": "tr{"kind"',
+    bytes(40),
+    b"\xff",
+    b"[1]",
+    b'{"kind": "x"}',
+    b"7",
+]
+
+
+def test_a_line_that_cannot_be_read_costs_no_other(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     path = tmp_path / "metrics.jsonl"
-    path.write_bytes(b'{"kind": "train", "step": 1}\n' + bytes(40) + b'\n{"step": 3}\n')
-    assert lines(path) == [("train", 1)]
+    readable = [b'{"kind":"train",  "step": %d}' % step for step in range(1, 20)]
+    readable[4] += b"\r"
+    mixed = [*readable[:3], *UNREADABLE, *readable[3:9], b"", *readable[9:]]
+    path.write_bytes(b"\n".join([*mixed, b'{"kind": "train", "st']))
+    assert lines(path) == [("train", step) for step in range(1, 20)]
+    with caplog.at_level("WARNING"):
+        Recorder(tmp_path, UNTRACKED, 15).close()
+    # To the byte, but for the steps that are repeated and the line that was cut.
+    assert path.read_bytes() == b"\n".join([*mixed[:-4], b""])
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == 6 and said[0] == f"{path}: line 6 cannot be read; it is kept as it is"
+    Recorder(tmp_path, UNTRACKED, 15).close()
+    assert path.read_bytes() == b"\n".join([*mixed[:-4], b""])
 
 
 def test_a_resumed_run_drops_what_was_recorded_after_its_checkpoint(tmp_path: Path) -> None:
