@@ -360,6 +360,7 @@ _PROGRAM = Program(
 
 # A signal stops them cleanly; the same command continues or starts over.
 _CONTINUE = (_Make, _Reshard, _Drawn)
+_STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -375,8 +376,9 @@ def _run(arguments: Sequence[str] | None, restored: ExitStack) -> int:
         name, chosen = command.parse(_PROGRAM, arguments)
         if isinstance(chosen, _CONTINUE):
             remedy = "; when that is fixed, the same command continues"
-            for number in (signal.SIGTERM, signal.SIGINT):
-                restored.callback(signal.signal, number, signal.signal(number, _stop))
+            for number in _STOPPING:
+                if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup ignores SIGHUP
+                    restored.callback(signal.signal, number, signal.signal(number, _stop))
         code = chosen.run()
         sys.stdout.flush()
         return code
@@ -409,8 +411,8 @@ def _run(arguments: Sequence[str] | None, restored: ExitStack) -> int:
 
 def _stop(number: int, frame: FrameType | None) -> None:
     # Once: a second one would interrupt the clearing up.
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for each in _STOPPING:
+        signal.signal(each, signal.SIG_IGN)
     raise _StoppedError(number)
 
 

@@ -38,7 +38,10 @@ Phase = Literal["start", "step", "save"]
 
 _DUMP_SIGNAL = signal.SIGUSR2
 # Signals that a launcher may send to every process of a job: the rank decides what to do.
-_IGNORED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+_IGNORED = (
+    *(signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGXCPU),
+    *(signal.SIGUSR1, signal.SIGUSR2),
+)
 _MOMENT = 2.0  # seconds for a rank to write its stacks, and for the file system to take a file
 
 

@@ -33,9 +33,18 @@ class TrackingError(ValueError):
     """wandb could not be started; the message says why and what to do."""
 
 
+class _Stream(logging.StreamHandler[TextIO]):
+    """A log to a terminal or a pipe, which may be gone while the run goes on."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
+        """Say nothing where the stream is closed or its disk is full: log.txt has every line."""
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
+
+
 def configure_logging(rank: int, directory: Path) -> None:
     """Rank 0 logs to the terminal and the run's log file; other ranks log only warnings."""
-    stream = logging.StreamHandler(sys.stdout if rank == 0 else sys.stderr)
+    stream = _Stream(sys.stdout if rank == 0 else sys.stderr)
     handlers: list[logging.Handler] = [stream]
     if rank == 0:
         handlers.append(logging.FileHandler(directory / LOG_FILE, encoding="utf-8"))
@@ -245,13 +254,35 @@ def _flat(values: Mapping[str, Any]) -> list[tuple[str, float]]:
     return found
 
 
-def run_identity(directory: Path) -> str:
-    """The run's id, created once, with which wandb continues a resumed run's curves."""
-    path = directory / _IDENTITY_FILE
-    if not path.exists():
-        durable.write_json(path, {"id": uuid.uuid4().hex[:12]})
-    identity: str = json.loads(path.read_text(encoding="utf-8"))["id"]
+def run_identity(directory: Path) -> dict[str, str]:
+    """The run's `id`, with which wandb continues a resumed run's curves, and its `directory`.
+
+    A copy of a run that is still where it was gets an id of its own, and has the other's as
+    `copied_from`: two runs must not write to one curve. A run that was moved keeps its id.
+    """
+    path, place = directory / _IDENTITY_FILE, str(directory.resolve())
+    known = _identity(path)
+    before = Path(known.get("directory", place)) / _IDENTITY_FILE
+    if not known:
+        identity = {"id": uuid.uuid4().hex[:12]}
+    elif _identity(before).get("id") == known["id"] and not before.samefile(path):
+        identity = {"id": uuid.uuid4().hex[:12], "copied_from": known["id"]}
+        _log.info("a copy of %s, so wandb's id is another: %s", before.parent, identity["id"])
+    else:
+        identity = known
+    identity = {**identity, "directory": place}
+    if identity != known:
+        durable.write_json(path, identity)
     return identity
+
+
+def _identity(path: Path) -> dict[str, str]:
+    """What is stored of a run; empty where that cannot be read."""
+    try:
+        stored = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return stored if isinstance(stored, dict) and isinstance(stored.get("id"), str) else {}
 
 
 def _end_wandb(run: Any) -> None:
@@ -271,16 +302,18 @@ def _start_wandb(directory: Path, config: Config) -> Any:
     os.environ.setdefault("WANDB_SILENT", "true")
     import wandb
 
+    identity = run_identity(directory)
+    link = {key: value for key, value in identity.items() if key == "copied_from"}
     try:
         return wandb.init(
             project=config.wandb.project,
             entity=config.wandb.entity or None,
             name=config.wandb.name or directory.name,
-            id=run_identity(directory),
+            id=identity["id"],
             resume="allow",
             mode=config.wandb.mode,
             dir=str(directory),
-            config=settings.to_plain(config),
+            config={**settings.to_plain(config), **link},
             settings=wandb.Settings(
                 console="off",
                 disable_code=True,

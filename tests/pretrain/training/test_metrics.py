@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
 import os
+import shutil
 import struct
 import subprocess
 import sys
@@ -119,7 +121,28 @@ def test_a_run_keeps_the_identity_it_was_given_first(tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     identity = run_identity(tmp_path)
     assert run_identity(tmp_path) == identity
-    assert run_identity(tmp_path / "other") != identity
+    assert run_identity(tmp_path / "other")["id"] != identity["id"]
+    # Of a version that did not store the directory.
+    (tmp_path / "run.json").write_text(json.dumps({"id": "old"}))
+    assert run_identity(tmp_path) == {"id": "old", "directory": str(tmp_path)}
+
+
+def test_a_copied_run_has_an_identity_of_its_own_and_a_moved_one_keeps_it(tmp_path: Path) -> None:
+    first, copy, moved = (tmp_path / name for name in ("a", "b", "c"))
+    first.mkdir()
+    identity = run_identity(first)["id"]
+    shutil.copytree(first, copy)
+    own = run_identity(copy)
+    assert own["id"] != identity and own["copied_from"] == identity
+    assert run_identity(copy) == own
+    assert run_identity(first)["id"] == identity
+    first.rename(moved)
+    assert run_identity(moved) == {"id": identity, "directory": str(moved)}
+    # Another way to the same directory is no copy of it.
+    first.symlink_to(moved)
+    assert run_identity(first) == run_identity(moved)
+    (copy / "run.json").write_text("{")
+    assert run_identity(copy)["id"] not in (identity, own["id"])
 
 
 def test_rates_are_those_of_the_interval() -> None:
@@ -209,6 +232,24 @@ def restored_logging() -> Iterator[None]:
     for handler in log.handlers:
         handler.close()
     log.handlers, log.level, log.propagate = before
+
+
+@pytest.mark.usefixtures("restored_logging")
+def test_a_log_that_nobody_reads_any_more_costs_no_line_and_says_nothing(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w", buffering=1) as gone:
+        monkeypatch.setattr(sys, "stdout", gone)
+        configure_logging(0, tmp_path)
+        for line in ("one", "two"):
+            logging.getLogger("pretrain.somewhere").info(line)
+        monkeypatch.undo()
+        with contextlib.suppress(BrokenPipeError):
+            gone.close()
+    assert capfd.readouterr() == ("", "")
+    assert [line.split()[1] for line in (tmp_path / "log.txt").open()] == ["one", "two"]
 
 
 @pytest.mark.usefixtures("restored_logging")
