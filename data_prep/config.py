@@ -135,6 +135,12 @@ class SourceConfig:
     def problems(self) -> list[str]:
         """Missing settings, and those that contradict each other."""
         found = []
+        for key, paths in (("paths", self.paths), ("exclude", self.exclude)):
+            for index, path in enumerate(paths):
+                try:
+                    settings.at_home(path)  # where files are listed
+                except ValueError as error:
+                    found.append(f"{key}[{index}]: {error}")
         if not self.name:
             found.append("name: not set; documents carry it, e.g. name: novels")
         if not self.paths:

@@ -184,8 +184,8 @@ def refusal(run: Path, tasks: Path, *names: str) -> str:
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
-        ("max_gen_toks: 9", "num_beams: 4", "task continue: generation_kwargs {num_beams: 4} cannot "
-         "be followed; expected some of until, max_gen_toks"),
+        ("max_gen_toks: 9", "num_beams: 4",
+         "generation_kwargs {num_beams: 4} cannot be followed; expected some of until, max_gen"),
         ("max_gen_toks: 9", "top_k: 5, min_p: 0.1", "{min_p: 0.1, top_k: 5}"),
         ("max_gen_toks: 9", "max_gen_toks: many", "invalid literal for int()"),
         ("until: [e]", "until: [5]", "until: expected texts, found [5]"),
