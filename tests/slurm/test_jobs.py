@@ -108,6 +108,7 @@ def test_the_exit_code_that_the_trainer_recorded_decides(jobs: dict[str, Job]) -
     wait_for(job.ended, "the end")
     assert job.state() == "FAILED"
     assert "stopped: an error in the configuration" in job.log().splitlines()[-1], job.log()
+    assert not list((job.run / "slurm" / "starts").iterdir())  # it does not count as an attempt
 
 
 def test_the_exit_code_of_an_older_attempt_is_ignored(jobs: dict[str, Job]) -> None:
