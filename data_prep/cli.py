@@ -27,7 +27,7 @@ from data_prep.dataset.command import (
     option,
     word,
 )
-from data_prep.dataset.settings import MistakeError, SettingsError
+from data_prep.dataset.settings import EXIT_MISTAKE, MistakeError, SettingsError
 from data_prep.dataset.shards import DataError
 from data_prep.dataset.wording import counted
 from data_prep.pipeline import reshard
@@ -384,12 +384,12 @@ def _run(arguments: Sequence[str] | None, restored: ExitStack) -> int:
         return code
     except CommandError as error:
         print(error, file=sys.stderr)
-        return command.EXIT_MISTAKE
+        return EXIT_MISTAKE
     except SettingsError as error:
         print(command.cannot_run(name, error.problems), file=sys.stderr)
-        return command.EXIT_MISTAKE
+        return EXIT_MISTAKE
     except MistakeError as error:
-        return _failed(str(error), command.EXIT_MISTAKE)
+        return _failed(str(error), EXIT_MISTAKE)
     except DataError as error:
         return _failed(str(error), 1)
     except _StoppedError as stopped:

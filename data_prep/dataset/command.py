@@ -28,7 +28,6 @@ from data_prep.dataset import durable, shards
 from data_prep.dataset.settings import MistakeError, SettingsError, at_home
 from data_prep.dataset.wording import meant
 
-EXIT_MISTAKE = 2
 EXIT_CLOSED_PIPE = 141  # 128 + SIGPIPE, as a shell gives it
 
 

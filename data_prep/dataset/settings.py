@@ -28,8 +28,11 @@ _QUOTED = re.compile(r"""'(?:[^']|'')*'|"(?:[^"\\]|\\.)*\"""", re.DOTALL)
 _RESOLVER = re.compile(r"\$\{\s*[\w.]+\s*:")
 
 
+EXIT_MISTAKE = 2
+
+
 class MistakeError(ValueError):
-    """A mistake of the user, who can correct it; a command that ends with it has exit code 2."""
+    """A mistake of the user, who can correct it; a command ends with EXIT_MISTAKE."""
 
 
 class SettingsError(MistakeError):
@@ -221,7 +224,7 @@ def _given(kind: Any, text: str) -> Any:
         return _in_brackets(bare)
     if re.fullmatch(r"[+-]?\d+", bare):
         return int(bare)  # YAML reads 010 as 8
-    loader = yaml.SafeLoader("")
+    loader: Any = yaml.SafeLoader("")
     tag = loader.resolve(yaml.ScalarNode, bare, (True, False))
     value = loader.construct_object(yaml.ScalarNode(tag, bare))
     return value if isinstance(value, int | float | None) and ":" not in bare else bare
@@ -232,7 +235,7 @@ def _in_brackets(text: str) -> Any:
     import yaml
     from omegaconf import OmegaConf
 
-    node = yaml.compose(text)
+    node: Any = yaml.compose(text)
     if rest := text[node.end_mark.index :]:
         raise ValueError(f"found {rest.strip()!r} behind its last bracket")
     plain: Any = OmegaConf.to_container(OmegaConf.from_dotlist([f"_={text}"]))

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.dataset import durable
-from data_prep.dataset.command import EXIT_MISTAKE
+from data_prep.dataset.settings import EXIT_MISTAKE
 from data_prep.dataset.wording import counted
 from pretrain.checkpoint.manifest import CHECKPOINTS, CheckpointError, steps_in
 

@@ -20,8 +20,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from data_prep.dataset.command import EXIT_MISTAKE
-from data_prep.dataset.settings import MistakeError, SettingsError
+from data_prep.dataset.settings import EXIT_MISTAKE, MistakeError, SettingsError
 from pretrain.checkpoint.attempts import NoProgressError, SupersededError
 from pretrain.config import Config
 

@@ -11,8 +11,7 @@ from typing import Any
 
 import pytest
 
-from data_prep.dataset.command import EXIT_MISTAKE
-from data_prep.dataset.settings import SettingsError
+from data_prep.dataset.settings import EXIT_MISTAKE, SettingsError
 from pretrain.checkpoint.attempts import (
     Attempt,
     RunDirectoryError,
