@@ -67,7 +67,7 @@ def run(
     with _its_errors_as_ours(tasks_directory):
         manager, names = _tasks(tasks_directory, tasks)
         loaded = manager.load(names)
-    _check_generation(tasks_directory, loaded["tasks"])
+    _check_asked(tasks_directory, loaded["tasks"], shots)
     trained = results.open_model(path)
     manager.load = lambda _: loaded  # else it would read every data set again
     with _its_errors_as_ours(tasks_directory):
@@ -137,13 +137,23 @@ def _its_errors_as_ours(directory: Path) -> Iterator[None]:
         ) from error
 
 
-def _check_generation(directory: Path, tasks: Mapping[str, Any]) -> None:
-    """Raise EvaluationError with every option of generation that would be left out."""
+def _check_asked(directory: Path, tasks: Mapping[str, Any], shots: int | None) -> None:
+    """Raise EvaluationError with all that is asked and would be left out without a word."""
     problems = []
     for name, task in sorted(tasks.items()):
         if task.get_config("output_type") == "generate_until":
             options = task.get_config("generation_kwargs") or {}
             problems += [f"task {name}: {problem}" for problem in _generation_problems(options)]
+        if shots and task.get_config("num_fewshot") == 0:
+            problems.append(
+                f"task {name}: its file sets num_fewshot: 0, which --shots {shots} does not "
+                "change; leave --shots out, or edit the file"
+            )
+        problems += [
+            f"task {name}: {key} is set, and the model reads text alone"
+            for key in ("doc_to_image", "doc_to_audio")
+            if task.get_config(key)
+        ]
     if problems:
         raise EvaluationError("; ".join([f"{directory}: {problems[0]}", *problems[1:]]))
 

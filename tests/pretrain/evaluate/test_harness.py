@@ -207,6 +207,17 @@ def test_what_a_task_asks_and_we_or_the_harness_cannot_do_is_one_sentence_before
     assert found.startswith(f"{tasks}: ")
 
 
+def test_shots_that_a_task_would_not_take_are_refused(
+    model: Trained, tasks: Path, tmp_path: Path
+) -> None:
+    with (tasks / "choice.yaml").open("a") as file:
+        file.write("num_fewshot: 0\n")
+    with pytest.raises(
+        EvaluationError, match="choice: its file sets num_fewshot: 0, which --shots"
+    ):
+        harness.run(tmp_path / "run", tasks, tasks=["choice"], shots=2, limit=1)
+
+
 def test_options_without_an_effect_are_taken(model: Trained, tasks: Path, tmp_path: Path) -> None:
     path = tasks / "continue.yaml"
     options = "num_beams: 1, repetition_penalty: 1.0, top_k: null, do_sample: false"
