@@ -129,9 +129,12 @@ def _its_errors_as_ours(directory: Path) -> Iterator[None]:
         own = f"{Streamed.__qualname__}."
         if any(frame.f_code.co_qualname.startswith(own) for frame in frames):
             raise
-        running = [one for frame in frames if isinstance(one := frame.f_locals.get("self"), Task)]
-        name = f"task {running[-1].config.task}" if running else "its tasks"
-        said = str(error).strip().partition("\n")[0] or "no reason given"
+        tasks = [one for frame in frames if isinstance(one := frame.f_locals.get("self"), Task)]
+        running = [task.config.task for task in tasks if task.config is not None]
+        name = f"task {running[-1]}" if running else "a task file"
+        said = str(error).strip().partition("\n")[0]
+        if said in ("", "None"):
+            said = "see what the harness printed before"
         raise EvaluationError(
             f"{directory}: {name} cannot be run by the harness: {type(error).__name__}: {said}"
         ) from error

@@ -191,9 +191,10 @@ def refusal(run: Path, tasks: Path, *names: str) -> str:
         ("until: [e]", "until: [5]", "until: expected texts, found [5]"),
         ("max_gen_toks: 9", "top_p: 7", "cannot be followed: "),
         ("task: continue", "task: continue\nno_such_key: 1", "no_such_key"),
-        ("output_type: generate_until", "output_type: guess", "AssertionError"),
+        ("output_type: generate_until", "output_type: guess", "task continue cannot be run by the "
+         "harness: ValueError: Got invalid output_type 'guess'"),
         ("questions.jsonl", "nothing.jsonl", "FileNotFoundError"),
-        ("metric: exact_match", "metric: luck", "luck"),
+        ("metric: exact_match", "metric: luck", "see what the harness printed before"),
     ],
 )  # fmt: skip
 def test_what_a_task_asks_and_we_or_the_harness_cannot_do_is_one_sentence_before_any_work(
