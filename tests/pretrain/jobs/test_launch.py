@@ -234,6 +234,8 @@ def test_under_nohup_a_run_goes_on_when_the_terminal_is_closed(tmp_path: Path) -
     ranks = [int(text) for text in wait_for(tmp_path / "0", tmp_path / "1")]
     for one in (process.pid, *ranks):
         os.kill(one, signal.SIGHUP)
+    time.sleep(0.3)
+    assert not list(tmp_path.glob("signal-*"))
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=60)
     assert wait_for(tmp_path / "signal-0", tmp_path / "signal-1") == ["SIGTERM"] * 2
