@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 import time
@@ -165,6 +166,9 @@ def test_a_run_has_one_job_at_a_time(submit: Submit, on_cluster: Run, place: Pat
     again = on_cluster(*line, "--", "run.directory=single", cwd=place)
     assert again.returncode == 2
     assert f"only one may be; first scancel {job.number}" in again.stderr
+    # A copy of the run has the list of its jobs, and none of them.
+    shutil.copytree(place / "single", place / "copied")
+    assert submit("copied", "--nodes=1", "--hold").number != job.number
 
 
 def trained_alone(place: Path, name: str, *overrides: str) -> subprocess.Popen[bytes]:
