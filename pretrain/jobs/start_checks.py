@@ -45,7 +45,7 @@ def moved_problems(path: Path, overrides: Sequence[str], config: Config) -> list
     said = any(word.startswith(("run.directory=", "run=")) for word in overrides)
     if said or path.name != CONFIG_FILE or not is_run(run):
         return []
-    if Path(named).resolve() == run.resolve():
+    if Path(named).is_dir() and run.samefile(named):
         return []
     return [
         f"run.directory: {path} is the configuration of the run in {run}, but names {named}: the "
