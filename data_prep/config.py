@@ -135,7 +135,9 @@ class SourceConfig:
     def problems(self) -> list[str]:
         """Missing settings, and those that contradict each other."""
         found = []
-        for key, paths in (("paths", self.paths), ("exclude", self.exclude)):
+        listed = {"paths": self.paths, "exclude": self.exclude}
+        listed["cleaning.decontaminate"] = self.cleaning.decontaminate
+        for key, paths in listed.items():
             for index, path in enumerate(paths):
                 try:
                     settings.at_home(path)  # where files are listed
