@@ -135,6 +135,14 @@ class SourceConfig:
     def problems(self) -> list[str]:
         """Missing settings, and those that contradict each other."""
         found = []
+        listed = {"paths": self.paths, "exclude": self.exclude}
+        listed["cleaning.decontaminate"] = self.cleaning.decontaminate
+        for key, paths in listed.items():
+            for index, path in enumerate(paths):
+                try:
+                    settings.at_home(path)  # where files are listed
+                except ValueError as error:
+                    found.append(f"{key}[{index}]: {error}")
         if not self.name:
             found.append("name: not set; documents carry it, e.g. name: novels")
         if not self.paths:
@@ -198,7 +206,9 @@ def _wrong_url(pattern: str) -> list[str]:
 class TokenizerConfig:
     """An existing tokenizer, or how a SentencePiece model is trained on a sample of documents."""
 
-    path: str = setting("", "SentencePiece model or tokenizer.json to use; empty: train one")
+    path: str = setting(
+        "", "SentencePiece model or tokenizer.json to use; empty: train one", path=True
+    )
     vocab_size: int = setting(8192, "pieces of a trained model", low=300, high=1 << 20)
     sample_bytes: int = setting(
         20_000_000, "UTF-8 bytes of text to train on, drawn over all documents", low=1
@@ -247,8 +257,10 @@ class SlurmConfig:
 class Config:
     """All settings of `data-prep run`."""
 
-    output: str = setting("", "directory of the data set; the same command on it continues")
-    root: str = setting("", "directory below which sources lie; empty: the current one")
+    output: str = setting(
+        "", "directory of the data set; the same command on it continues", path=True
+    )
+    root: str = setting("", "directory below which sources lie; empty: the current one", path=True)
     seed: int = setting(1, "seed of the order of documents and of the sample", low=0)
     workers: int = setting(0, "processes; 0: one per core (changes only the speed)", low=0)
     limit: int = setting(

@@ -29,7 +29,7 @@ TRITON_MAX_HEAD = 128
 class RunConfig:
     """Where a run lives and what makes it reproducible."""
 
-    directory: str = setting("", "run directory; the same command on it resumes the run")
+    directory: str = setting("", "run directory; the same command on it resumes the run", path=True)
     seed: int = setting(
         1, "seed of initial weights and of the order of shards", low=0, high=2**63 - 1
     )
@@ -39,7 +39,7 @@ class RunConfig:
 class SourceConfig:
     """A data set of a mix and its share."""
 
-    data: str = setting("", "data set directory (of data-prep)")
+    data: str = setting("", "data set directory (of data-prep)", path=True)
     weight: float = setting(
         1.0, "share of the tokens, relative to the other weights; 0: not read", low=0.0
     )
@@ -54,11 +54,13 @@ class SourceConfig:
 class DataConfig:
     """What is read, and how lanes are fed."""
 
-    train: str = setting("", "data set directory (of data-prep) to train on")
+    train: str = setting("", "data set directory (of data-prep) to train on", path=True)
     mix: list[SourceConfig] = setting(
         [], "in place of `train`, a list of {data, weight, name}: data sets that are read together"
     )
-    validation: str = setting("", "data set directory to validate on; empty: no validation")
+    validation: str = setting(
+        "", "data set directory to validate on; empty: no validation", path=True
+    )
     prompt_weight: float = setting(
         0.0,
         "weight in the loss of a prompt's tokens, where documents are a prompt and an answer, "
@@ -71,6 +73,7 @@ class DataConfig:
         "data set directory that each lane reads beside its documents, as many tokens per step, "
         "forward-only: a document starts with the memory of what was read so far; empty: documents "
         "start with an empty memory",
+        path=True,
     )
     lanes: int = setting(8, "lanes G: windows in a step, whatever the number of ranks", low=1)
     workers: int = setting(1, "threads of a rank that read shards ahead", low=1)
@@ -398,6 +401,7 @@ class TrainConfig:
         "",
         "run directory, checkpoint or imported model whose weights initialize a new run; "
         "optimizer, schedule and data order start fresh",
+        path=True,
     )
     window_segments: int = setting(16, "segments W of a window, the back-propagated length", low=1)
     micro_batch: int = setting(0, "lanes of a rank per forward and backward; 0: all of them", low=0)

@@ -53,7 +53,7 @@ def plot(run_directory: Path) -> list[Path]:
     training record, or where a plot cannot be written.
     """
     records = read_records(run_directory / METRICS_FILE)
-    train = [record for record in records if record["kind"] == "train"]
+    train = [record for record in records if record.get("kind") == "train"]
     if not train:
         raise PlotError(
             f"{run_directory}: no training record in {METRICS_FILE}; expected the directory of a "
@@ -61,7 +61,7 @@ def plot(run_directory: Path) -> list[Path]:
         )
     if reason := durable.obstacle(run_directory / PLOTS, directory=True):
         raise PlotError(reason)
-    validation = [record for record in records if record["kind"] == "validation"]
+    validation = [record for record in records if record.get("kind") == "validation"]
     figures = {
         "loss.png": _loss(train, validation),
         "speed.png": _speed(train),

@@ -128,8 +128,9 @@ def _begin_worker(parent: int, config: Config, work: Work, counters: Any, next_u
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)
-    # The parent alone handles an interrupt.
+    # The parent alone handles what a terminal sends to all.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     # datatrove's logger writes to sys.stderr, libraries in C to its descriptor.
     sys.stdout = sys.stderr = (work.directory / "workers.log").open("a", buffering=1)

@@ -14,11 +14,13 @@ from data_prep.dataset.command import (
     DIRECTORY,
     TOKENS,
     Command,
+    Kind,
     one_of,
     option,
     path_kind,
     word,
 )
+from data_prep.dataset.settings import at_home
 from data_prep.recall.tasks import PASSKEY, TASKS
 from pretrain.checkpoint.runs import no_run
 from pretrain.evaluate import pairs
@@ -201,7 +203,9 @@ class Generate(OnModel):
     Continues a prompt of any length in constant memory; the text goes to stdout.
     """
 
-    prompt_file: str | None = option(None, "file with the prompt; - is stdin", metavar="FILE")
+    prompt_file: str | None = option(
+        None, "file with the prompt; - is stdin", kind=Kind("a path", at_home), metavar="FILE"
+    )
     prompt: str | None = option(
         None, "the prompt", otherwise="empty: the start of a document", instead_of="prompt_file"
     )

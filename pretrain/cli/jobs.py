@@ -9,8 +9,8 @@ from typing import Literal
 from data_prep.dataset.command import option
 from data_prep.dataset.settings import SettingsError
 from data_prep.dataset.shards import DataError, read_manifest
-from pretrain.cli.train import OnConfig
-from pretrain.jobs import job, origin
+from pretrain.cli.train import OnConfig, OnRun
+from pretrain.jobs import job, origin, resumable
 from pretrain.jobs.start_checks import data_problems, directory_problems
 
 
@@ -58,7 +58,7 @@ class Plan(OnConfig):
         return plan.run(self.wanted, vocab_size, asked, self.simulate_ranks)
 
 
-class Check(OnConfig):
+class Check(OnRun):
     """Report every mistake that would end a training job.
 
     Checks a configuration for a job on several nodes before it is submitted, and prints what the
@@ -77,7 +77,7 @@ class Check(OnConfig):
     def run(self) -> int:
         config = self.wanted
         problems = directory_problems(config) + data_problems(config, self.made_before)
-        problems += origin.problems(config)
+        problems += origin.problems(config) + resumable.problems(config, self.made_before)
         try:
             ranks = job.ranks_per_node(config, self.nodes, self.gpus_per_node)
         except SettingsError as error:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import NamedTuple
 
-from data_prep.dataset import settings
-from data_prep.dataset.command import TOKENS, Configured, option
+from data_prep.dataset import durable, settings
+from data_prep.dataset.command import TOKENS, Configured, option, path_kind
 from data_prep.dataset.settings import SettingsError
 from pretrain import config as configuration
 from pretrain.config import MEMORY_KINDS, Config, MemoryConfig, ModelConfig
@@ -33,7 +33,11 @@ class Memories(Configured):
     """
 
     length: int = option(32 * 1024, "tokens of a document", kind=TOKENS, low=1)
-    out: Path | None = option(None, "directory to write memories.md and memories.json to")
+    out: Path | None = option(
+        None,
+        "directory to write memories.md and memories.json to",
+        kind=path_kind(partial(durable.obstacle, directory=True)),
+    )
 
     @cached_property
     def wanted(self) -> Compared:

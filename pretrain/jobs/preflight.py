@@ -432,8 +432,12 @@ def _record(
         "run_directory": shared,
     }
     try:
-        with (directory / RECORDS).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        with (directory / RECORDS).open("ab+") as file:
+            if file.tell():
+                file.seek(-1, os.SEEK_END)
+                # A line that a kill cut must not swallow this one.
+                file.write(b"" if file.read() == b"\n" else b"\n")
+            file.write(json.dumps(record).encode() + b"\n")
     except OSError as error:
         print(f"preflight: {directory / RECORDS} cannot be written: {error.strerror}", flush=True)
 

@@ -31,7 +31,9 @@ from pretrain.model.memories.kinds import is_of_memory
 from pretrain.model.state import ModelState
 from pretrain.model.transformer import Output, Transformer
 from pretrain.training.optim import parameter_groups
+from pretrain.training.run_state import TrainingError
 
+_BUILD_LOCK = "build.lock"
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 _KINDS = ("param", *_MOMENTS)
 # At most this many elements per reduction; DeepSpeed allocates a buffer of this size.
@@ -44,13 +46,26 @@ PREFETCH_ELEMENTS = 50_000_000
 
 
 def cache_directory() -> Path:
-    """Directory of compiled operators: in `.cache` of the source tree, else in the user's cache."""
+    """Directory of compiled operators: in `.cache` of the source tree, else in the user's cache.
+
+    An installation that another user owns is only read. Raises TrainingError where neither can be
+    written.
+    """
     root = Path(__file__).resolve().parents[2]
-    inside = (root / "pyproject.toml").exists()
-    base = root / ".cache" if inside else Path.home() / ".cache" / "infini-pretrain"
     # Else two environments would rebuild each other's operators in turn.
     packages = "-".join(f"{name}{metadata.version(name)}" for name in ("torch", "deepspeed"))
-    return base / "torch_extensions" / f"{sys.implementation.cache_tag}-{packages}"
+    name = f"torch_extensions/{sys.implementation.cache_tag}-{packages}"
+    inside = [root / ".cache"] if (root / "pyproject.toml").exists() else []
+    tried = [base / name for base in (*inside, Path.home() / ".cache" / "infini-pretrain")]
+    for directory in tried:
+        with contextlib.suppress(OSError):
+            directory.mkdir(parents=True, exist_ok=True)
+            (directory / _BUILD_LOCK).open("a").close()
+            return directory
+    raise TrainingError(
+        f"DeepSpeed's operator for CPU ranks cannot be compiled: {' and '.join(map(str, tried))} "
+        "cannot be written; set TORCH_EXTENSIONS_DIR to a directory of yours"
+    )
 
 
 def build_ops(report: Callable[[str], None] = print) -> None:
@@ -60,12 +75,13 @@ def build_ops(report: Callable[[str], None] = print) -> None:
     torch found while holding it was therefore left by a killed build and would make every later
     launch wait forever, so it is reported and removed.
     """
-    os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(cache_directory()))
+    if not os.environ.get("TORCH_EXTENSIONS_DIR"):
+        os.environ["TORCH_EXTENSIONS_DIR"] = str(cache_directory())
     # torch looks for ninja on the PATH, which need not name this interpreter's environment.
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     directory = Path(os.environ["TORCH_EXTENSIONS_DIR"])
     directory.mkdir(parents=True, exist_ok=True)
-    with (directory / "build.lock").open("w") as guard:
+    with (directory / _BUILD_LOCK).open("w") as guard:
         fcntl.flock(guard, fcntl.LOCK_EX)
         for stale in directory.rglob("lock"):
             report(f"removed {stale}: this lock was left by a build that was killed")
