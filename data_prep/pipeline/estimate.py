@@ -27,6 +27,7 @@ from data_prep.pipeline import order, pipeline, workspace
 from data_prep.pipeline.stages import DrawSample, Stage, Tokenize, TrainTokenizer, Written
 from data_prep.pipeline.workspace import Record, Work
 from data_prep.sources import compression, inputs, parquet, readers, storage
+from data_prep.sources.compression import UNSUPPORTED, UnsupportedError
 from data_prep.sources.documents import BadRecordError, LongDocument, RawDocument, Reject, Survey
 from data_prep.sources.inputs import InputFile
 from data_prep.tokenizer import tokenizer
@@ -271,9 +272,9 @@ def _records(seed: int, files: list[InputFile], limit: int) -> tuple[list[Record
     They are the first ones, or in plain lines those from a place drawn by key.
     """
     file, covered, start = files[0], float(sum(file.listed.bytes for file in files)), (0, 1)
-    found = _survey(file)
+    found = _survey(file, limit)
     if file.group:
-        surveys = [found, *map(_survey, files[1:])]
+        surveys = [found, *(_survey(member, limit) for member in files[1:])]
         records: Iterator[Record] = (record for _, record in readers.group(files, surveys))
     else:
         if file.format == "jsonl" and not file.compression and covered > 2 * limit:
@@ -317,14 +318,19 @@ def _beginning(document: LongDocument, limit: int) -> RawDocument | Reject:
     return RawDocument(document.id, *place, read, "".join(texts))
 
 
-def _survey(file: InputFile) -> Survey:
-    """What reading needs to know of a file, without reading all of one that has many records."""
-    if file.format == "text":
+def _survey(file: InputFile, limit: int) -> Survey:
+    """What reading needs to know of a file; one of many records is not read to its end for that."""
+    if file.format == "text" or file.listed.bytes <= limit:
         return readers.survey(file, _END)
-    status, size, damage = storage.status(file.path), _END, ""
+    status, size, damage, detail = storage.status(file.path), _END, "", ""
     if file.format == "parquet":
-        size, _, _, damage = parquet.survey(file, _END)
-    return Survey(status.bytes, status.version, "", size, [(0, 1)], damage, 1)
+        size, _, _, damage, detail = parquet.survey(file, _END)
+    with storage.open_binary(file.path) as raw:
+        try:
+            compression.check_head(raw, file.compression)
+        except UnsupportedError as error:
+            damage, detail = UNSUPPORTED, str(error)
+    return Survey(status.bytes, status.version, "", size, [(0, 1)], damage, 1, detail)
 
 
 def _expansion(file: InputFile, found: Survey, limit: int) -> float:

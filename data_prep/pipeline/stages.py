@@ -107,7 +107,7 @@ class SurveyFiles(Stage):
         found = []
         for index in self.work.survey_units[unit]:
             survey = readers.survey(self.work.files[index], workspace.CUT_BYTES)
-            found.append(vars(survey))
+            found.append(dataclasses.asdict(survey))
             progress.count(survey.bytes)
         return found
 

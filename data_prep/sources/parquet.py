@@ -15,12 +15,13 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_prep.sources import documents, storage
-from data_prep.sources.compression import DamageError
+from data_prep.sources import contents, documents, storage
+from data_prep.sources.compression import UNSUPPORTED, DamageError, UnsupportedError
 from data_prep.sources.documents import BadRecordError, RawDocument, Reject
 from data_prep.sources.inputs import InputFile
 
-_MAGIC = b"PAR1"
+_MAGIC, _ENCRYPTED = b"PAR1", b"PARE"
+_START_BYTES = 512
 _BUFFER_BYTES = 4 << 20
 _BATCH_BYTES = 256 << 20
 _BATCH_ROWS = 1024
@@ -36,23 +37,37 @@ class _Group(NamedTuple):
     rows: int
 
 
-def survey(file: InputFile, cut_bytes: int) -> tuple[int, int, list[tuple[int, int]], str]:
-    """The size, number of records, cuts and damage of documents.Survey."""
+def survey(file: InputFile, cut_bytes: int) -> tuple[int, int, list[tuple[int, int]], str, str]:
+    """The size, number of records, cuts, damage and detail of documents.Survey."""
     try:
         with _opened(file) as (_, groups, bad):
             pass
-    except DamageError:
-        with storage.open_binary(file.path, len(_MAGIC)) as raw:
-            size = storage.status(file.path).bytes
-            raw.seek(max(size - len(_MAGIC), 0))
-            ended = size > 2 * len(_MAGIC) and raw.read(len(_MAGIC)) == _MAGIC
-        return size, 1, [(0, 1)], "damaged file" if ended else "truncated file"
+    except DamageError as error:
+        size = storage.status(file.path).bytes
+        return size, 1, [(0, 1)], *_why_lost(file, size, error)
     cuts = [(0, 1)]
     for group in groups if bad is None else ():
         if group.offset - cuts[-1][0] >= cut_bytes:
             cuts.append((group.offset, group.line))
     rows = sum(group.rows for group in groups) if bad is None else 1
-    return sum(group.span for group in groups), rows, cuts, ""
+    return sum(group.span for group in groups), rows, cuts, "", ""
+
+
+def _why_lost(file: InputFile, size: int, error: DamageError) -> tuple[str, str]:
+    """Damage and detail of a file that Arrow cannot open."""
+    with storage.open_binary(file.path, _START_BYTES) as raw:
+        head = raw.read(_START_BYTES)
+        raw.seek(max(size - len(_MAGIC), 0))
+        tail = raw.read(len(_MAGIC)) if size > 2 * len(_MAGIC) else b""
+    if _ENCRYPTED in (head[: len(_MAGIC)], tail):
+        return UNSUPPORTED, "it is encrypted, which is not read; write it anew without encryption"
+    other = contents.binary(head)
+    if other and head[: len(_MAGIC)] != _MAGIC:
+        return UNSUPPORTED, f"it is {other}, not parquet as its name or `format` says; rename it"
+    if isinstance(error, UnsupportedError):
+        return UNSUPPORTED, f"Arrow does not read it: {error}"
+    damage = "damaged file" if tail == _MAGIC else "truncated file"
+    return damage, "its footer cannot be read, so none of it is used"
 
 
 def records(file: InputFile, start: int, stop: int) -> Iterator[RawDocument | Reject]:
@@ -66,7 +81,7 @@ def records(file: InputFile, start: int, stop: int) -> Iterator[RawDocument | Re
                 if start <= group.offset < stop:
                     yield from _rows(file, opened, group)
     except DamageError as error:
-        yield Reject(1, 0, "damaged file", str(error), stop)
+        yield Reject(1, 0, _reason(error), str(error), stop)
 
 
 @contextlib.contextmanager
@@ -99,7 +114,8 @@ def _damage() -> Iterator[None]:
         # Errors of the system and the network have a number, Arrow's own have none.
         if isinstance(error, OSError) and error.errno:
             raise
-        raise DamageError(" ".join(str(error).split())[:200]) from None
+        kind = UnsupportedError if isinstance(error, NotImplementedError) else DamageError
+        raise kind(" ".join(str(error).split())[:200]) from None
 
 
 def _groups(opened: pq.ParquetFile) -> list[_Group]:
@@ -151,11 +167,18 @@ def _rows(file: InputFile, opened: pq.ParquetFile, group: _Group) -> Iterator[Ra
         if done == group.rows:
             return
         cause = "it ends early"
+        reason = "damaged file"
     except DamageError as error:
-        cause = str(error)
+        cause, reason = str(error), _reason(error)
     detail = f"{group.rows - done} rows of row group {group.number} are lost: {cause}"
-    line = group.line + done
-    yield Reject(line, group.offset, "damaged file", detail, group.span - read)
+    for line in range(group.line + done, group.line + group.rows):
+        # Each is a record, so each counts.
+        yield Reject(line, group.offset, reason, detail, group.span - read)
+        read = group.span
+
+
+def _reason(error: DamageError) -> str:
+    return UNSUPPORTED if isinstance(error, UnsupportedError) else "damaged file"
 
 
 def _values(
