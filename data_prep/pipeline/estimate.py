@@ -30,8 +30,8 @@ from data_prep.sources import compression, inputs, parquet, readers, storage
 from data_prep.sources.compression import UNSUPPORTED, UnsupportedError
 from data_prep.sources.documents import BadRecordError, LongDocument, RawDocument, Reject, Survey
 from data_prep.sources.inputs import InputFile
-from data_prep.tokenizer import tokenizer
-from data_prep.tokenizer.contract import TokenizerError
+from data_prep.tokenizer import marks, tokenizer
+from data_prep.tokenizer.contract import NFC_REMEDY, TokenizerError
 
 # Bytes that are read of the corpus after decompression, and of those that a tokenizer is trained
 # on: this takes seconds.
@@ -98,6 +98,8 @@ class Estimate:
     sources: list[SourceSample] = field(default_factory=list)
     seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     how: str = ""
+    marks: list[str] = field(default_factory=list)
+    """What begins and ends a text for the tokenizer, if there is one."""
     trained: int = 0
     """Bytes of text that the sample's tokenizer was trained on."""
 
@@ -163,6 +165,10 @@ def estimate(config: Config) -> Estimate:
     plan.sources = [_sampled(plan, source, work.files) for source in config.sources]
     _measure(plan, work)
     if plan.whole:
+        if not plan.documents:
+            left_out: Counter[str] = sum((source.left_out for source in plan.sources), Counter())
+            read = sum(len(source.records) for source in plan.sources)
+            raise pipeline.nothing_left(work, read, left_out)
         _ = plan.shard_count
     return plan
 
@@ -213,6 +219,8 @@ def _measure(plan: Estimate, work: Work) -> None:
             plan.how = f"assumed: {_ASSUMED} bytes per token, since of the sample {error}"
             tokenize = _CountBytes
         _timed(plan, tokenize(config, sample))
+        if given:
+            plan.marks = marks.lines(sample.tokenizer)
         for unit, source in enumerate(plan.sources):
             _count(source, sample.read(Tokenize.name, unit))
     plan.trained = min(least, sum(source.bytes for source in plan.sources))
@@ -238,7 +246,9 @@ def _count(source: SourceSample, result: dict[str, Any]) -> None:
         source.accepted += 1
         source.bytes += size
         source.counted += tokens
-    source.left_out.update(f"rejected: {reason}" for *_, reason, _ in result["rejects"])
+    for *_, reason, detail in result["rejects"]:
+        kept = f", which {NFC_REMEDY} would keep" * (NFC_REMEDY in detail)
+        source.left_out[f"rejected: {reason}{kept}"] += 1
     for account in result["accounts"]["sources"].values():
         for reason, count in account["dropped"].items():
             source.left_out[f"dropped: {reason}"] += count
@@ -360,6 +370,7 @@ def lines(plan: Estimate) -> list[str]:
         "",
         f"stages     {'; '.join(plan.stages)}",
         f"tokenizer  {f'taken from {wanted.path}' if wanted.path else made}",
+        *(f"{'':9}  {line}" for line in plan.marks),
         "",
         *_figure_lines(plan),
         *_left_out_lines(plan),
@@ -414,6 +425,11 @@ def _left_out_lines(plan: Estimate) -> list[str]:
         f"{source.name}: {count:,} of {counted(len(source.records), 'sampled record')} {reason}"
         for source in plan.sources
         for reason, count in source.left_out.most_common()
+    ]
+    found += [
+        f"{source.name}: no record was found in {counted(source.files, 'file')}"
+        for source in plan.sources
+        if not source.records and source.covered >= source.disk
     ]
     if plan.config.duplicates.wanted:
         found.append("duplicates are not estimated: documents, text and tokens include them")

@@ -61,7 +61,9 @@ def binary(head: bytes) -> str:
 
 def is_json_lines(head: bytes, text_field: str) -> bool:
     """Whether the beginning of a file is JSON objects, one a line; of a single one, with a text."""
-    first, *rest = [line for line in head.removeprefix(b"\xef\xbb\xbf").split(b"\n") if line.strip()] or [b""]
+    first, *rest = [
+        line for line in head.removeprefix(b"\xef\xbb\xbf").split(b"\n") if line.strip()
+    ] or [b""]
     if not first.lstrip().startswith(b"{"):
         return False
     if not rest:

@@ -231,7 +231,7 @@ def _check_text(file: InputFile, data: bytes) -> None:
     """Raise BadRecordError where a text file is plainly one of another format."""
     if found := contents.binary(data[: contents.HEAD_BYTES]):
         raise BadRecordError(compression.UNSUPPORTED, f"it is {found}, not text")
-    is_sure = file.config.format == "text" or file.group
+    is_sure = file.config.format == "text" or file.config.group_by != "file"
     if not is_sure and contents.is_json_lines(data[: contents.HEAD_BYTES], file.config.text_field):
         detail = "it is JSON lines; set format: jsonl, or format: text to take it as text"
         raise BadRecordError(compression.UNSUPPORTED, detail)

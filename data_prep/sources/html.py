@@ -94,7 +94,9 @@ def _divided(response: bytes) -> tuple[int, dict[str, str], bytes]:
             raise BadRecordError("not a page", f"its HTTP response {found}, which is no status")
         status = int(match[1])
         end = _HEAD_END.search(response)
-        head, response = (response[: end.start()], response[end.end() :]) if end else (response, b"")
+        head, response = (
+            (response[: end.start()], response[end.end() :]) if end else (response, b"")
+        )
     fields: dict[str, str] = {}
     for line in head.split(b"\n")[1:]:
         name, _, value = line.decode("latin-1").partition(":")

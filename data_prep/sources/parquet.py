@@ -25,6 +25,8 @@ _START_BYTES = 512
 _BUFFER_BYTES = 4 << 20
 _BATCH_BYTES = 256 << 20
 _BATCH_ROWS = 1024
+# The values of a dictionary in Arrow have 31 bits of length together.
+_MOST_SHARED = 1 << 31
 
 
 class _Group(NamedTuple):
@@ -93,12 +95,17 @@ def _opened(
     source = storage.open_binary(file.path, 0) if storage.is_url(file.path) else str(file.path)
     with contextlib.ExitStack() as stack:
         with _damage():
+            first = stack.enter_context(pq.ParquetFile(source, pre_buffer=False))
+            names = {file.config.text_field, file.config.id_field} & set(first.schema_arrow.names)
             opened = stack.enter_context(
                 pq.ParquetFile(
                     source,
+                    metadata=first.metadata,
                     pre_buffer=False,
                     buffer_size=_BUFFER_BYTES,
                     page_checksum_verification=True,
+                    # A value that is repeated is held once, whatever rows are read together.
+                    read_dictionary=sorted(names),
                 )
             )
             groups, bad = _groups(opened), _bad_schema(file, opened)
@@ -202,20 +209,25 @@ def _values(
 
 
 def _batch_rows(opened: pq.ParquetFile, group: _Group, columns: list[str]) -> int:
-    """So few that they fit even if each of them has all the bytes of the group."""
-    # Values of a dictionary are not repeated in memory, and each batch has the whole dictionary.
+    """Rows to read at a time: together they hold no more than the group, or _BATCH_BYTES."""
     kinds = (opened.schema_arrow.field(name).type for name in columns)
-    if all(pa.types.is_dictionary(kind) or pa.types.is_integer(kind) for kind in kinds):
+    is_shared = all(pa.types.is_dictionary(kind) or pa.types.is_integer(kind) for kind in kinds)
+    if is_shared and group.span < _MOST_SHARED:
         return _BATCH_ROWS
-    # Not by the sizes of columns: reading broken ones ends the process in Arrow.
+    # So few that they fit even if each of them has all the bytes of the group. Not by the sizes of
+    # columns: reading broken ones ends the process in Arrow.
     return min(max(_BATCH_BYTES // group.span, 1), _BATCH_ROWS)
 
 
 def _plain(column: pa.Array) -> Iterator[Any]:
     if pa.types.is_dictionary(column.type):
-        values = _as_bytes(column.dictionary)
-        for index in column.indices:
-            yield values[index.as_py()].as_py() if index.is_valid else None
+        values: Any = _as_bytes(column.dictionary)
+        if len(values) <= len(column):
+            values = values.to_pylist()
+            yield from (None if at is None else values[at] for at in column.indices.to_pylist())
+        else:
+            found = column.indices.to_pylist()
+            yield from (None if at is None else values[at].as_py() for at in found)
         return
     for value in _as_bytes(column):
         yield value.as_py()

@@ -91,7 +91,8 @@ def survey(file: InputFile, cut_bytes: int) -> Survey:
         except DamageError as error:
             damage = str(error)
             raw.seek(0)
-            detail = compression.why_damaged(raw.read(contents.HEAD_BYTES), file.compression)
+            head = raw.read(contents.HEAD_BYTES)
+            detail = compression.why_damaged(head, file.compression or "gzip")
         digest = read.finish()
     size, records, cuts = counted.size, counted.records, counted.cuts
     if file.format == "parquet":

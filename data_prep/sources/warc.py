@@ -27,7 +27,8 @@ _HEADER_BYTES = 1 << 16
 _FIRST = re.compile(rb"WARC/(?:1\.|0\.1[78]\b)")
 # The head of a record as it is looked for behind one at fault, where any text may stand.
 _HEAD = re.compile(
-    rb"WARC/(?:1\.\d|0\.1[78])[ \t]*\r?\n(?=(?:[\w-]+:[^\n]*\n(?:[ \t][^\n]*\n)*){0,40}?WARC-Type:)",
+    rb"WARC/(?:1\.\d|0\.1[78])[ \t]*\r?\n"
+    rb"(?=(?:[\w-]+:[^\n]*\n(?:[ \t][^\n]*\n)*){0,40}?WARC-Type:)",
     re.IGNORECASE,
 )
 _HEAD_BYTES = 1 << 13
@@ -162,7 +163,7 @@ class _Records:
         yield from self._passed_gaps(self._found.size)
 
     def _passed_gaps(self, offset: int) -> Iterator[Reject]:
-        """What was left out of the compressed file up to here: a record each, as far as is known."""
+        """What was left out of the compressed file up to here: a record each, or more."""
         while self._gaps and self._gaps[0].offset <= offset:
             gap = self._gaps.popleft()
             yield Reject(self._line, offset, "damaged file", gap.why)

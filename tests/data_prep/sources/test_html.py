@@ -93,9 +93,14 @@ def test_the_main_text_of_a_page_comes_out(stored: bytes, extract: html.Extract)
     assert html.text_of(stored, extract) == TEXT.strip()
 
 
-POLISH = "Prom dwa razy dziennie przep\u0142ywa\u0142 zatok\u0119, \u017c\u00f3\u0142ta \u0142\u00f3d\u017a \u015bpi. "
+POLISH = (
+    "Prom dwa razy dziennie przep\u0142ywa\u0142 zatok\u0119, \u017c\u00f3\u0142ta "
+    "\u0142\u00f3d\u017a \u015bpi. "
+)
 JAPANESE = "\u65e5\u672c\u8a9e\u306e\u30da\u30fc\u30b8\u3067\u3059\u3002" * 9
-CHINESE = "\u8fd9\u662f\u4e00\u4e2a\u4e2d\u6587\u7f51\u9875\uff0c\u5199\u4e86\u5f88\u591a\u5b57\u3002" * 9
+CHINESE = (
+    "\u8fd9\u662f\u4e00\u4e2a\u4e2d\u6587\u7f51\u9875\uff0c\u5199\u4e86\u5f88\u591a\u5b57\u3002" * 9
+)
 
 
 @pytest.mark.parametrize("place", ["HTTP", "meta", "XML"])
@@ -121,7 +126,9 @@ def test_a_page_is_read_in_the_encoding_that_is_said(
     text = "".join(text if codec != "big5" else "\u9019\u662f\u7db2\u9801\u3002" * 20)
     page = f"<html><head><meta name='a' content='b'></head><body><p>{text}</p></body></html>"
     if place == "meta":
-        page = page.replace("<head>", f'<head><meta http-equiv=x content="text/html; charset={name}">')
+        page = page.replace(
+            "<head>", f'<head><meta http-equiv=x content="text/html; charset={name}">'
+        )
     elif place == "XML":
         page = f'<?xml version="1.0" encoding="{name}"?>\n{page}'
     kind = f'text/html; charset="{name}"' if place == "HTTP" else "text/html"
@@ -186,7 +193,9 @@ def test_what_is_said_of_an_encoding_yields_to_what_the_bytes_are() -> None:
             "its compressed data end early",
         ),
         (
-            response(chunked(PAGE.encode(), closed=False) + b"junk\r\n", "Transfer-Encoding: chunked"),
+            response(
+                chunked(PAGE.encode(), closed=False) + b"junk\r\n", "Transfer-Encoding: chunked"
+            ),
             "not a page",
             "no chunk of HTTP begins at byte",
         ),

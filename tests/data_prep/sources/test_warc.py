@@ -178,7 +178,9 @@ def test_a_record_at_fault_costs_that_record(
     at = data.index(b"<urn:20>")
     at = data.index(old, at) if not old.startswith(b"WARC") else data.rindex(old, 0, at)
     (tmp_path / "a").write_bytes(packed(data[:at] + data[at:].replace(old, new, 1), how))
-    made = read(input_file(tmp_path / "a", (None, "gzip", "zstd")[("gzip" in how) + 2 * ("zstd" in how)]))
+    made = read(
+        input_file(tmp_path / "a", (None, "gzip", "zstd")[("gzip" in how) + 2 * ("zstd" in how)])
+    )
     rejects = [one for one in made if isinstance(one, Reject)]
     assert [doc.text for doc in made if isinstance(doc, RawDocument)] == TEXTS[:20] + TEXTS[21:]
     # What looks like a head inside of the record is told from one by members alone.
@@ -194,7 +196,9 @@ def test_a_fault_in_a_record_that_is_no_document_costs_no_document(
     data = archive(gzip=False).replace(b"WARC-Type: warcinfo", b"WARC-Type: request", 1)
     at = data.index(b"Content-Length: ")
     for new in (b"Content-Length: 9", b"Content-Length: 99999", b"Content-Length: -"):
-        (tmp_path / "a").write_bytes(packed(data[:at] + data[at:].replace(b"Content-Length: ", new, 1), how))
+        (tmp_path / "a").write_bytes(
+            packed(data[:at] + data[at:].replace(b"Content-Length: ", new, 1), how)
+        )
         kind = (None, "gzip", "zstd")[("gzip" in how) + 2 * ("zstd" in how)]
         first, *made = read(input_file(tmp_path / "a", kind))
         assert isinstance(first, Reject) and (first.line, first.offset) == (1, 0)
@@ -237,8 +241,20 @@ def test_a_text_never_reaches_across_a_member_that_is_left_out(tmp_path: Path) -
 def test_a_conversion_is_read_in_the_encoding_that_it_states(tmp_path: Path) -> None:
     out = io.BytesIO()
     writer = WARCWriter(out, gzip=True)
-    add(writer, "conversion", "\u0142\u00f3d\u017a".encode("iso8859-2"), "text/plain; charset=iso-8859-2", 1)
-    add(writer, "conversion", "\u65e5\u672c".encode("iso2022_jp"), "text/plain; charset=ISO-2022-JP", 2)
+    add(
+        writer,
+        "conversion",
+        "\u0142\u00f3d\u017a".encode("iso8859-2"),
+        "text/plain; charset=iso-8859-2",
+        1,
+    )
+    add(
+        writer,
+        "conversion",
+        "\u65e5\u672c".encode("iso2022_jp"),
+        "text/plain; charset=ISO-2022-JP",
+        2,
+    )
     add(writer, "conversion", "caf\u00e9".encode(), 'text/plain;charset="utf-8"', 3)
     add(writer, "conversion", b"caf\xe9", "text/plain; charset=utf-8", 4)
     add(writer, "conversion", b"caf\xe9", "text/plain; charset=iso-2022-jp", 5)
@@ -254,7 +270,11 @@ def test_a_conversion_is_read_in_the_encoding_that_it_states(tmp_path: Path) -> 
 def test_what_is_not_read_says_so(tmp_path: Path) -> None:
     record = b"WARC/1.0\r\nWARC-Type: response\r\n%sContent-Length: 4\r\n\r\nabcd\r\n\r\n"
     for data, reason, detail in (
-        (b"WARC/0.9 12 response x 2006 text/plain urn\r\n", "unsupported file", "WARC/0.9, is not read"),
+        (
+            b"WARC/0.9 12 response x 2006 text/plain urn\r\n",
+            "unsupported file",
+            "WARC/0.9, is not read",
+        ),
         (b"filedesc://a.arc 0.0.0.0 20060101 text/plain 9\n", "unsupported file", "an ARC archive"),
         (record % b"WARC-Segment-Number: 1\r\n", "unsupported record", "several segments"),
         (record % b"Content-Type: text/dns\r\n", "not plain text", "a response of type text/dns"),
@@ -266,7 +286,11 @@ def test_what_is_not_read_says_so(tmp_path: Path) -> None:
     for version in (b"WARC/0.18", b"WARC/1.1"):
         data = record.replace(b"WARC/1.0", version).replace(b"response", b"conversion") % b""
         (tmp_path / "a").write_bytes(data.replace(b"\r\n", b"\n") * 2)
-        assert [doc.text for doc in read(input_file(tmp_path / "a", None)) if isinstance(doc, RawDocument)] == ["abcd"] * 2
+        assert [
+            doc.text
+            for doc in read(input_file(tmp_path / "a", None))
+            if isinstance(doc, RawDocument)
+        ] == ["abcd"] * 2
 
 
 def test_a_file_of_nothing_but_faults_is_read_in_bounded_time(tmp_path: Path) -> None:
