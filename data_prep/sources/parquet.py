@@ -42,8 +42,8 @@ class _Group(NamedTuple):
 def survey(file: InputFile, cut_bytes: int) -> tuple[int, int, list[tuple[int, int]], str, str]:
     """The size, number of records, cuts, damage and detail of documents.Survey."""
     try:
-        with _opened(file) as (_, groups, bad):
-            pass
+        with _opened(file) as opened:
+            groups, bad = opened.groups, opened.bad
     except DamageError as error:
         size = storage.status(file.path).bytes
         return size, 1, [(0, 1)], *_why_lost(file, size, error)
@@ -69,47 +69,55 @@ def _why_lost(file: InputFile, size: int, error: DamageError) -> tuple[str, str]
     if isinstance(error, UnsupportedError):
         return UNSUPPORTED, f"Arrow does not read it: {error}"
     damage = "damaged file" if tail == _MAGIC else "truncated file"
-    return damage, "its footer cannot be read, so none of it is used"
+    return damage, f"its footer cannot be read, so none of it is used: {error}"
 
 
 def records(file: InputFile, start: int, stop: int) -> Iterator[RawDocument | Reject]:
     """The rows of the row groups that begin at offsets from `start` up to `stop`."""
     try:
-        with _opened(file) as (opened, groups, bad):
-            if bad is not None:
-                yield bad.at(1, 0, stop)
+        with _opened(file) as opened:
+            if opened.bad is not None:
+                yield opened.bad.at(1, 0, stop)
                 return
-            for group in groups:
+            for group in opened.groups:
                 if start <= group.offset < stop:
                     yield from _rows(file, opened, group)
     except DamageError as error:
         yield Reject(1, 0, _reason(error), str(error), stop)
 
 
+class _Opened(NamedTuple):
+    """A file, its row groups, and why its schema holds no texts.
+
+    `shared` holds a value that is repeated once, whatever rows are read together; `plain` each of
+    them, in the encodings that Arrow cannot read in the other way.
+    """
+
+    plain: pq.ParquetFile
+    shared: pq.ParquetFile
+    groups: list[_Group]
+    bad: BadRecordError | None
+
+
 @contextlib.contextmanager
-def _opened(
-    file: InputFile,
-) -> Iterator[tuple[pq.ParquetFile, list[_Group], BadRecordError | None]]:
-    """The file, its row groups, and why its schema holds no texts. Raises DamageError."""
+def _opened(file: InputFile) -> Iterator[_Opened]:
+    """The file as it can be read. Raises DamageError."""
     # Arrow reads local files by itself; of remote ones every read of its buffer is one request.
     source = storage.open_binary(file.path, 0) if storage.is_url(file.path) else str(file.path)
+    options = {
+        "pre_buffer": False,
+        "buffer_size": _BUFFER_BYTES,
+        "page_checksum_verification": True,
+    }
     with contextlib.ExitStack() as stack:
         with _damage():
-            first = stack.enter_context(pq.ParquetFile(source, pre_buffer=False))
-            names = {file.config.text_field, file.config.id_field} & set(first.schema_arrow.names)
-            opened = stack.enter_context(
-                pq.ParquetFile(
-                    source,
-                    metadata=first.metadata,
-                    pre_buffer=False,
-                    buffer_size=_BUFFER_BYTES,
-                    page_checksum_verification=True,
-                    # A value that is repeated is held once, whatever rows are read together.
-                    read_dictionary=sorted(names),
-                )
-            )
-            groups, bad = _groups(opened), _bad_schema(file, opened)
-        yield opened, groups, bad
+            plain = stack.enter_context(pq.ParquetFile(source, **options))
+            names = {file.config.text_field, file.config.id_field}
+            texts = [name for name in names if _is_text(_type(plain, name))]
+            options |= {"metadata": plain.metadata, "read_dictionary": texts}
+            shared = stack.enter_context(pq.ParquetFile(source, **options))
+            groups, bad = _groups(plain), _bad_schema(file, plain)
+        yield _Opened(plain, shared, groups, bad)
 
 
 @contextlib.contextmanager
@@ -121,8 +129,9 @@ def _damage() -> Iterator[None]:
         # Errors of the system and the network have a number, Arrow's own have none.
         if isinstance(error, OSError) and error.errno:
             raise
-        kind = UnsupportedError if isinstance(error, NotImplementedError) else DamageError
-        raise kind(" ".join(str(error).split())[:200]) from None
+        said = " ".join(str(error).split())[:200]
+        missing = isinstance(error, NotImplementedError) or "not yet implemented" in said.lower()
+        raise (UnsupportedError if missing else DamageError)(said) from None
 
 
 def _groups(opened: pq.ParquetFile) -> list[_Group]:
@@ -158,13 +167,13 @@ def _type(opened: pq.ParquetFile, name: str) -> pa.DataType | None:
     return kind.value_type if pa.types.is_dictionary(kind) else kind
 
 
-def _is_text(kind: pa.DataType) -> bool:
-    return bool(
+def _is_text(kind: pa.DataType | None) -> bool:
+    return kind is not None and bool(
         pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
     )
 
 
-def _rows(file: InputFile, opened: pq.ParquetFile, group: _Group) -> Iterator[RawDocument | Reject]:
+def _rows(file: InputFile, opened: _Opened, group: _Group) -> Iterator[RawDocument | Reject]:
     done = read = 0
     try:
         for text, id in _values(file, opened, group):
@@ -188,10 +197,21 @@ def _reason(error: DamageError) -> str:
     return UNSUPPORTED if isinstance(error, UnsupportedError) else "damaged file"
 
 
-def _values(
+def _values(file: InputFile, opened: _Opened, group: _Group) -> Iterator[tuple[bytes | None, Any]]:
+    """(text, id) of each row, texts as they are stored. Raises DamageError."""
+    done = 0
+    try:
+        for value in _read(file, opened.shared, group):
+            yield value
+            done += 1
+    except UnsupportedError:
+        # Such as the DELTA encodings, from whichever page on.
+        yield from itertools.islice(_read(file, opened.plain, group), done, None)
+
+
+def _read(
     file: InputFile, opened: pq.ParquetFile, group: _Group
 ) -> Iterator[tuple[bytes | None, Any]]:
-    """(text, id) of each row, texts as they are stored. Raises DamageError."""
     with _damage():
         id_type = _type(opened, file.config.id_field)
         has_id = id_type is not None and (_is_text(id_type) or pa.types.is_integer(id_type))

@@ -25,7 +25,8 @@ def lines(model: Tokenizer) -> list[str]:
     ]
     if model.eos_id is None or model.name(model.eos_id) not in _TURNS:
         return [", ".join(found)]
-    ends = [name for name in map(model.name, range(model.vocab_size)) if name in _ENDS]
+    special = (model.name(id) for id, piece in enumerate(model.pieces) if not piece)
+    ends = [name for name in special if name in _ENDS]
     choice = " or ".join(f"tokenizer.eos_token='{name}'" for name in ends)
     choice = choice or "tokenizer.eos_token=TOKEN"
     return [
