@@ -241,13 +241,15 @@ def _batch_rows(opened: pq.ParquetFile, group: _Group, columns: list[str]) -> in
 
 def _plain(column: pa.Array) -> Iterator[Any]:
     if pa.types.is_dictionary(column.type):
-        values: Any = _as_bytes(column.dictionary)
+        values, places = _as_bytes(column.dictionary), column.indices.to_pylist()
+        # Arrow does not check them.
+        if any(at is not None and not 0 <= at < len(values) for at in places):
+            raise DamageError("a row has a value that its dictionary lacks")
         if len(values) <= len(column):
-            values = values.to_pylist()
-            yield from (None if at is None else values[at] for at in column.indices.to_pylist())
+            plain = values.to_pylist()
+            yield from (None if at is None else plain[at] for at in places)
         else:
-            found = column.indices.to_pylist()
-            yield from (None if at is None else values[at].as_py() for at in found)
+            yield from (None if at is None else values[at].as_py() for at in places)
         return
     for value in _as_bytes(column):
         yield value.as_py()
