@@ -17,6 +17,7 @@ from data_prep.sources import compression, contents
 from data_prep.sources.compression import Compression, DamageError
 
 _TABLES = {".csv": ",", ".tsv": "\t"}
+_JSON = {".json", ".jsonl", ".ndjson"}
 _PACKED: dict[str, Compression] = {"gzip data": "gzip", "zstd data": "zstd"}
 
 
@@ -38,8 +39,8 @@ def texts(path: Path) -> Iterator[str]:
         raise ValueError(f"it is {other}, which is not read here")
     text = data.decode("utf-8-sig")
     suffixes = [suffix.lower() for suffix in path.suffixes]
-    if text.lstrip()[:1] in ("{", "[") or {".json", ".jsonl", ".ndjson"} & set(suffixes):
-        yield from _of_json(text, is_sure=bool({".json", ".jsonl", ".ndjson"} & set(suffixes)))
+    if text.lstrip()[:1] in ("{", "[") or _JSON & set(suffixes):
+        yield from _of_json(text, is_sure=bool(_JSON & set(suffixes)))
     elif separators := [_TABLES[suffix] for suffix in suffixes if suffix in _TABLES]:
         for row in csv.reader(io.StringIO(text, newline=""), delimiter=separators[0], strict=True):
             yield from row
@@ -54,7 +55,9 @@ def problem(path: Path) -> str | None:
     except OSError as error:
         return f"{path}: cannot be read ({error.strerror or error})"
     except (ValueError, DamageError, csv.Error, RecursionError) as error:
-        return f"{path}: cannot be read as an evaluation file ({error})"
+        is_json = bool(_JSON & {suffix.lower() for suffix in path.suffixes})
+        what = f"UTF-8 {path.suffix[1:]}" if is_json else "what can be read as evaluation texts"
+        return f"{path}: is not {what} ({error})"
     return None
 
 

@@ -104,7 +104,7 @@ def _opened(file: InputFile) -> Iterator[_Opened]:
     """The file as it can be read. Raises DamageError."""
     # Arrow reads local files by itself; of remote ones every read of its buffer is one request.
     source = storage.open_binary(file.path, 0) if storage.is_url(file.path) else str(file.path)
-    options = {
+    options: dict[str, Any] = {
         "pre_buffer": False,
         "buffer_size": _BUFFER_BYTES,
         "page_checksum_verification": True,

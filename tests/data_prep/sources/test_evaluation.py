@@ -65,10 +65,10 @@ def test_tables_are_read(tmp_path: Path) -> None:
     ("name", "data", "why"),
     [
         ("a.zip", b"PK\3\4", "it is a zip archive or office document, which is not read here"),
-        ("a.jsonl", b'{"a": \n', "cannot be read as an evaluation file"),
+        ("a.jsonl", b'{"a": \n', "a.jsonl: is not UTF-8 jsonl (Expecting value"),
         ("a.jsonl.gz", gzip.compress(LINES)[:-9], "truncated file"),
         ("a.txt", b"caf\xe9", "can't decode"),
-        ("a.parquet", b"PAR1\x15\x04junkPAR1", "cannot be read as an evaluation file"),
+        ("a.parquet", b"PAR1\x15\x04junkPAR1", "is not what can be read as evaluation texts"),
     ],
 )
 def test_what_cannot_be_read_says_so(name: str, data: bytes, why: str, tmp_path: Path) -> None:

@@ -145,7 +145,7 @@ def test_what_is_said_of_an_encoding_yields_to_what_the_bytes_are() -> None:
         ("charset=utf-7", b"\xef\xbb\xbf" + POLISH.encode(), POLISH),
         ("charset=utf-8", (POLISH * 3).encode() + b"\xff", POLISH * 3 + "\ufffd"),
         # Two characters of GBK that are also valid UTF-8.
-        ("charset=gbk", "<p>\u8054\u901a".encode("gbk"), "<p>\u8054\u901a"),
+        ("charset=gbk", "<p>\u4e00\u8bf4".encode("gbk"), "<p>\u4e00\u8bf4"),
         ("", b"<p>\x1b$B%F%9%H\x1b(B", "<p>\u30c6\u30b9\u30c8"),
         ("charset=base64", b"<p>YWJj", "<p>YWJj"),
         ("charset=unknown-8bit", b"<p>abc", "<p>abc"),
