@@ -78,6 +78,20 @@ def test_a_damaged_member_costs_its_own_lines(kind: Kind, cut: int, tmp_path: Pa
 
 
 @pytest.mark.parametrize("kind", PACKS)
+def test_what_was_counted_of_a_damaged_member_is_taken_back(kind: Kind, tmp_path: Path) -> None:
+    # Larger than a block, so that a part of it is decompressed before its check.
+    texts = [f"{n} {random.Random(n).getrandbits(8000):x}" for n in range(600)]
+    lines = [json.dumps({"text": text}).encode() + b"\n" for text in texts]
+    members = [PACKS[kind](b"".join(lines[n : n + 200])) for n in range(0, 600, 200)]
+    (tmp_path / "a").write_bytes(members[0] + flipped(members[1]) + members[2])
+    file = InputFile(SourceConfig("s"), str(tmp_path / "a"), "a", "jsonl", kind)
+    found = readers.survey(file, 100_000)
+    assert (found.size, found.records) == (sum(map(len, lines[:200] + lines[400:])), 400)
+    kept, rejects = split(read(tmp_path / "a", kind, cut=100_000))
+    assert (kept, rejects) == (texts[:200] + texts[400:], [(201, "damaged file")])
+
+
+@pytest.mark.parametrize("kind", PACKS)
 def test_what_is_no_member_is_left_out_and_told(kind: Kind, tmp_path: Path) -> None:
     one, two = PACKS[kind](LINES[0]), PACKS[kind](LINES[1])
     name = {"gzip": "gzip", "zstd": "zstd"}[kind]
