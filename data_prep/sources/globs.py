@@ -107,7 +107,8 @@ def matches(root: str, patterns: Sequence[str], excluded: Excluded) -> list[list
             found = [storage.page(base + rest)] if storage.is_web(base) else _remote(base, rest)
             return [one for one in found if not excluded.holds(one.path)]
         except OSError as error:
-            return f"{error.filename or base}: {error.strerror or error}"
+            remedy = "" if storage.is_url(base) else "; repair it, make it readable, or exclude it"
+            return f"{error.filename or base}: {error.strerror or error}{remedy}"
         except ValueError as error:
             return f"{base}{rest}: {error}"
 

@@ -131,11 +131,14 @@ def _of_source(
     inside = [path for path in found if path.startswith(output)]
     if inside:
         problems.append(f"{key}.paths: matches {inside[0]}, which is in the output directory")
-    problems += [f"{key}.paths: {wrong}" for path in found if (wrong := _unreadable(path))]
+    unreadable = {path: wrong for path in found if (wrong := _unreadable(path))}
+    problems += [f"{key}.paths: {wrong}" for wrong in unreadable.values()]
     problems += _repeated(key, found)
     files = [_input(source, listed) for listed in found.values()]
     problems += _misfits(key, source, files)
-    problems += [f"{key}.paths: {wrong}" for wrong in _contradictions(source, files)]
+    # To open a pipe would be to wait.
+    sound = [file for file in files if file.path not in unreadable]
+    problems += [f"{key}.paths: {wrong}" for wrong in _contradictions(source, sound)]
     return files
 
 
