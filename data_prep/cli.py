@@ -33,7 +33,7 @@ from data_prep.dataset.wording import counted
 from data_prep.pipeline import reshard
 from data_prep.recall import generate, name_pairs, tasks
 from data_prep.report import statistics
-from data_prep.tokenizer import tokenizer
+from data_prep.tokenizer import marks, tokenizer
 
 _EXAMPLES = """examples:
   data-prep run configs/data/stdlib.yaml output=data/stdlib
@@ -109,7 +109,8 @@ class _Tokenizer(_Make):
     def run(self) -> int:
         from data_prep.pipeline import pipeline
 
-        print(f"tokenizer: {pipeline.run_tokenizer(self.wanted)}")
+        made = pipeline.run_tokenizer(self.wanted)
+        print("\n".join([f"tokenizer: {made}", *marks.lines(tokenizer.load(made))]))
         print("next: data-prep shards with the same configuration")
         return 0
 

@@ -53,7 +53,8 @@ class CleaningConfig:
     max_words: int = setting(0, "words above which gopher_quality drops; 0: no limit", low=0)
     decontaminate: list[str] = setting(
         [],
-        "evaluation files (of jsonl every string); documents that share an n-gram are dropped",
+        "evaluation files (of json, jsonl, parquet, csv, tsv every string, else the text; also "
+        ".gz, .zst); documents that share an n-gram are dropped",
     )
     ngram: int = setting(13, "words of an n-gram of decontaminate", low=1)
     mask: list[Literal["email", "ip"]] = setting(
@@ -102,7 +103,7 @@ class SourceConfig:
     format: Literal["auto", "text", "jsonl", "parquet", "warc"] = setting(
         "auto",
         "a document is: jsonl: a line; parquet: a row; warc: a page, or a record of plain text "
-        "(WET); text: a file; auto: by suffix",
+        "(WET); text: a file; auto: by suffix, if what the files hold does not contradict it",
     )
     text_field: str = setting("text", "key or column of a jsonl or parquet record's text")
     prompt_field: str = setting(
@@ -209,6 +210,9 @@ class TokenizerConfig:
     path: str = setting(
         "", "SentencePiece model or tokenizer.json to use; empty: train one", path=True
     )
+    eos_token: str = setting(
+        "", "special token of that tokenizer.json with which documents end; empty: its own EOS"
+    )
     vocab_size: int = setting(8192, "pieces of a trained model", low=300, high=1 << 20)
     sample_bytes: int = setting(
         20_000_000, "UTF-8 bytes of text to train on, drawn over all documents", low=1
@@ -216,6 +220,12 @@ class TokenizerConfig:
     character_coverage: float = setting(
         0.9995, "share of characters that get a piece; others are spelled in bytes", low=0.9, high=1
     )
+
+    def problems(self) -> list[str]:
+        """A setting that would have no effect."""
+        if self.eos_token and not self.path:
+            return ["eos_token: has no effect on a tokenizer that is trained; leave it out"]
+        return []
 
 
 @dataclass(frozen=True)
@@ -287,6 +297,9 @@ class Config:
     def identity(self) -> dict[str, Any]:
         """The settings that decide the bytes of the data set; stored in the manifest."""
         plain = settings.to_plain(self)
+        if not self.tokenizer.eos_token:
+            # As for pairs below.
+            del plain["tokenizer"]["eos_token"]
         for source in plain["sources"]:
             for key in ("prompt_field", "answer_field", "question"):
                 # So that a data set without pairs has the identity it had before pairs existed.
