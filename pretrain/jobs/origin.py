@@ -1,7 +1,10 @@
-"""Whether a new run can begin with another one's weights, checked before a rank starts."""
+"""A run that begins with another one's weights: its shape, and whether it can, checked before a
+rank starts."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +28,31 @@ from pretrain.config import Config, ModelConfig
 # Settings of a model that may differ from the source's: its weights keep their meaning. A gate that
 # the source lacks has its initial value; one that the new model lacks is dropped.
 _FREE = {"segment", "memory", "local_attention", "init_std"}
+# Settings that are not the source's where they are not given: init_std is, for what is new.
+_NOT_INHERITED = _FREE - {"init_std"}
+
+
+def load(path: Path | None, overrides: Sequence[str] = ()) -> Config:
+    """The configuration of a YAML file with `key=value` overrides. Raises SettingsError.
+
+    With `train.start_from` the model's shape, where it is not given, is that of the source.
+    """
+    return settings.load(Config, path, overrides, _shape)
+
+
+def _shape(config: Config) -> Mapping[str, Any]:
+    """The model's shape as a run has it that begins with other weights: by its own checkpoint, or
+    else by its source. {} for other runs, and where it cannot be read, which `problems` reports."""
+    if not config.train.start_from:
+        return {}
+    with suppress(CheckpointError, TrainedError, SettingsError):
+        directory = Path(config.run.directory)
+        begun = steps_in(directory / CHECKPOINTS)
+        _, found = _newest(directory if begun else Path(config.train.start_from))
+        model = settings.from_plain(ModelConfig, found.trainer["configuration"]["model"])
+        plain = settings.to_plain(model)
+        return {"model": {key: plain[key] for key in plain.keys() - _NOT_INHERITED}}
+    return {}
 
 
 def problems(config: Config) -> list[str]:

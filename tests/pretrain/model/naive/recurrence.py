@@ -95,7 +95,7 @@ class NaiveRecurrence(NaiveModel):
 
     def heads(self, name: str, x: Tensor, seen: list[list[int]]) -> Tensor:
         size, group = self.config.d_head, self.config.n_heads // self.config.n_kv_heads
-        q, k, v = (x @ self.weights[f"{name}.{part}_proj.weight"].T for part in "qkv")
+        q, k, v = (self.project(f"{name}.{part}_proj", x) for part in "qkv")
         outputs = []
         for head in range(self.config.n_heads):
             own = slice(head * size, (head + 1) * size)
