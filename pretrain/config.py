@@ -299,7 +299,12 @@ class RopeScalingConfig:
         if self.kind == "none" and self.factor != 1:
             found.append(f"factor: {self.factor} does nothing under kind none; choose a kind")
         if self.kind == "yarn" and not self.low_turns:
-            found.append("low_turns: yarn's blend ends where a frequency makes so many turns, so 0 is no place; set 1")
+            found.append("low_turns: yarn's blend has no end at 0 turns; raise it, e.g. to 1")
+        if self.kind != "yarn" and self.attention_factor:
+            found.append(
+                f"attention_factor: does nothing under kind {self.kind}; remove it, or set "
+                "kind=yarn"
+            )
         if self.kind in ("llama3", "yarn") and self.low_turns >= self.high_turns:
             found.append(
                 f"low_turns: {self.low_turns} is not below high_turns, {self.high_turns}; lower it"
@@ -360,6 +365,8 @@ class ModelConfig:
                 f"n_heads: {counted(self.n_heads, 'query head')} cannot share {self.n_kv_heads} "
                 "key/value heads; choose a multiple of n_kv_heads"
             )
+        if self.rope_scaling.kind == "yarn" and self.rope_theta == 1:
+            found.append("rope_theta: yarn needs frequencies that differ; raise it above 1")
         if self.d_head % 2:
             found.append(
                 f"d_head: rotary embedding needs an even number, found {self.d_head}; choose one"

@@ -72,10 +72,12 @@ def generation(directory: Path, special: Mapping[str, int | None]) -> dict[str, 
 
 def _templates(given: Any, problems: list[str]) -> dict[str, str]:
     """The templates of tokenizer_config.json by name: a text, or a list of named ones."""
-    listed = [{"name": "default", "template": given}] if isinstance(given, str) else given or []
+    if isinstance(given, str):
+        return {"default": given}
     found: dict[str, str] = {}
-    for one in listed:
-        name, text = (one.get(key) for key in ("name", "template")) if one else (None, None)
+    for one in given if isinstance(given, list) else [given] * (given is not None):
+        named = one if isinstance(one, dict) else {}
+        name, text = named.get("name"), named.get("template")
         if not isinstance(text, str) or not isinstance(name, str) or Path(name).name != name:
             problems.append("tokenizer_config.json: chat_template: expected a text, or named texts")
             break

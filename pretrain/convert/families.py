@@ -144,7 +144,7 @@ def family_of(plain: Mapping[str, Any]) -> Family | None:
     kind = plain.get("model_type")
     if kind == INFINI:
         own = {key: plain.get(key) is True for key in ("qkv_bias", "qk_norm")}
-        keys = {key: ((True, False), "true or false") for key in own}
+        keys = dict.fromkeys(own, ((True, False), "true or false"))
         taken = {key: ((plain.get(key),), "") for key in ("infini", "auto_map")}
         return Family("InfiniLlamaForCausalLM", **own, only={**keys, **taken})
     return FAMILIES.get(kind) if isinstance(kind, str) else None

@@ -275,9 +275,7 @@ def _stored(path: Path, one: gguf.ReaderTensor, heads: int | None) -> Stored:
     return Stored(path, TensorInfo(dtype, shape), partial(_tensor, one, shape, dtype, heads))
 
 
-def _tensor(
-    one: gguf.ReaderTensor, shape: Sequence[int], dtype: str, heads: int | None
-) -> Tensor:
+def _tensor(one: gguf.ReaderTensor, shape: Sequence[int], dtype: str, heads: int | None) -> Tensor:
     """The tensor, rows of its heads laid as ours."""
     dense = torch.from_numpy(np.array(_dense(one))).to(_TORCH[dtype]).reshape(tuple(shape))
     if heads is None:

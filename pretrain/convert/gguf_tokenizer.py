@@ -35,9 +35,9 @@ def of_metadata(path: Path, metadata: Mapping[str, Any]) -> tuple[str, bytes]:
              "pad": own.get("padding_token_id")}  # fmt: skip
     if kind == "llama" and own.keys() >= {"tokens", "scores", "token_type"}:
         return FILES[0], _sentencepiece(own, roles)
-    if kind == "gpt2" and own.keys() >= {"tokens", "merges", "token_type"}:
-        if (splitter := _splitter(pre)) is not None:
-            return FILES[1], _byte_level(path, own, roles, splitter)
+    splitter = _splitter(pre)
+    if kind == "gpt2" and splitter and own.keys() >= {"tokens", "merges", "token_type"}:
+        return FILES[1], _byte_level(path, own, roles, splitter)
     raise TokenizerError(
         f"{path}: its tokenizer ({kind!r}, splitting as {pre!r}) is not known here; name the "
         "model's own: --tokenizer FILE"
