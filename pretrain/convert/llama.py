@@ -245,7 +245,8 @@ def _tensors(
             problems.append(f"{theirs}: missing")
         elif there.info.shape != shape:
             problems.append(
-                f"{theirs}: has shape {list(there.info.shape)}, the configuration makes {list(shape)}"
+                f"{theirs}: has shape {list(there.info.shape)}, the configuration makes "
+                f"{list(shape)}"
             )
         elif there.info.dtype not in _DTYPES:
             problems.append(

@@ -46,11 +46,13 @@ def imported(plain: Mapping[str, Any], longest: int | None) -> tuple[dict[str, A
     if not isinstance(given, Mapping):
         return {}, [f"rope_scaling, rope_parameters: expected an object, found {given!r}"]
     kind = given.get("rope_type", given.get("type", "default"))
-    if kind not in _KINDS:
+    if not isinstance(kind, str) or kind not in _KINDS:
         known = ", ".join(_KINDS)
         return {}, [f"rope_type: {kind!r} is not computed here; expected one of {known}"]
-    if given.get("partial_rotary_factor", 1) != 1:
+    if given.get("partial_rotary_factor") not in (None, 1):
         found.append("partial_rotary_factor: our rotary embedding turns whole heads")
+    if kind == "yarn" and given.get("attention_factor") == 0:
+        found.append("attention_factor: 0 leaves nothing of queries and keys; remove it")
     known = _COMMON | _KINDS[kind].keys() | (_MSCALES if kind == "yarn" else set())
     found += [
         f"rope_parameters: {key} is no key of the type {kind}; remove it if it changes nothing"

@@ -45,14 +45,25 @@ def _shape(config: Config) -> Mapping[str, Any]:
     else by its source. {} for other runs, and where it cannot be read, which `problems` reports."""
     if not config.train.start_from:
         return {}
-    with suppress(CheckpointError, TrainedError, SettingsError):
-        directory = Path(config.run.directory)
-        begun = steps_in(directory / CHECKPOINTS)
-        _, found = _newest(directory if begun else Path(config.train.start_from))
-        model = settings.from_plain(ModelConfig, found.trainer["configuration"]["model"])
-        plain = settings.to_plain(model)
-        return {"model": {key: plain[key] for key in plain.keys() - _NOT_INHERITED}}
+    own = Path(config.run.directory) / CHECKPOINTS
+    for path in [*(own / step_name(step) for step in steps_in(own)), config.train.start_from]:
+        with suppress(CheckpointError, TrainedError, SettingsError):
+            _, found = _newest(Path(path))
+            model = settings.from_plain(ModelConfig, found.trainer["configuration"]["model"])
+            return {"model": _inheritable(model)}
     return {}
+
+
+def unknown_shape(config: Config) -> list[str]:
+    """Why the model's shape is not known, where nothing gives it; what only computes needs that."""
+    if _inheritable(config.model) != _inheritable(ModelConfig()):
+        return []
+    return problems(config)
+
+
+def _inheritable(model: ModelConfig) -> dict[str, Any]:
+    """The settings that a run takes from its source."""
+    return {k: v for k, v in settings.to_plain(model).items() if k not in _NOT_INHERITED}
 
 
 def problems(config: Config) -> list[str]:

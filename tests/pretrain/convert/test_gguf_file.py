@@ -256,7 +256,7 @@ def test_what_is_no_whole_file_and_another_architecture_are_refused(
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.close()
-    with pytest.raises(SettingsError, match="general[.]architecture: 'gemma3'; expected one of"):
+    with pytest.raises(SettingsError, match=r"general\.architecture: 'gemma3'; expected one of"):
         imported(tmp_path)
 
 

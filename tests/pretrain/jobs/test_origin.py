@@ -121,6 +121,7 @@ def test_the_shape_that_is_not_given_is_the_sources(tmp_path: Path, write_run: A
     source = {"qk_norm": True, "norm_eps": 9.999999747378752e-06, "rope_scaling": scaling}
     write_run(tmp_path / "old", **source, memory=MemoryConfig(kind="none"))
     found = inherited(tmp_path)
+    assert origin.unknown_shape(origin.load(None, words(tmp_path))) == []
     old = trained_model(tmp_path / "old")
     assert replace(old, memory=found.memory, segment=8) == found
     assert (found.memory.kind, found.qk_norm, found.rope_scaling) == ("linear", True, scaling)
@@ -142,7 +143,10 @@ def test_a_run_that_has_begun_keeps_its_shape_without_the_source(
 
 def test_without_a_source_that_can_be_read_nothing_is_inherited(tmp_path: Path) -> None:
     assert inherited(tmp_path).d_ff == ModelConfig().d_ff
-    (text,) = origin.problems(origin.load(None, words(tmp_path)))
+    given = [word for word in words(tmp_path) if word.partition("=")[0][6:] not in KEYS]
+    # Nothing can be counted of it, unless the shape is given.
+    assert origin.unknown_shape(origin.load(None, words(tmp_path))) == []
+    (text,) = origin.unknown_shape(origin.load(None, given))
     assert text.startswith(f"train.start_from: {tmp_path / 'old'}: there is no such directory")
 
 
