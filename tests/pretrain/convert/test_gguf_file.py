@@ -363,7 +363,9 @@ def test_smollm2_is_continued_as_by_transformers_from_the_same_file(tmp_path: Pa
         ids = own.tokenizer.encode(prompt)
         logits, stream = generate.prefill(own, ids, print)
         tokens = torch.from_numpy(ids.astype(np.int64))[None]
-        torch.testing.assert_close(logits, model(tokens).logits[0, -1], rtol=0, atol=1e-4)
+        theirs = model(tokens).logits[0, -1]
+        # Logits reach 36; transformers' own in float32 and in float64 differ by 4e-5.
+        torch.testing.assert_close(logits, theirs, rtol=0, atol=3e-6 * float(theirs.abs().max()))
         found = list(generate.sampled(own, logits, stream, Sampling(max_tokens=24, temperature=0)))
         expected = model.generate(tokens, max_new_tokens=24, do_sample=False)[0, tokens.shape[1] :]
         assert found == [id for id in expected.tolist() if id not in own.ends], prompt
