@@ -143,10 +143,10 @@ def family_of(plain: Mapping[str, Any]) -> Family | None:
     another architecture."""
     kind = plain.get("model_type")
     if kind == INFINI:
-        own = {key: plain.get(key) is True for key in ("qkv_bias", "qk_norm")}
-        keys = dict.fromkeys(own, ((True, False), "true or false"))
+        bias, norm = plain.get("qkv_bias") is True, plain.get("qk_norm") is True
+        keys = dict.fromkeys(("qkv_bias", "qk_norm"), ((True, False), "true or false"))
         taken = {key: ((plain.get(key),), "") for key in ("infini", "auto_map")}
-        return Family("InfiniLlamaForCausalLM", **own, only={**keys, **taken})
+        return Family("InfiniLlamaForCausalLM", bias, norm, only={**keys, **taken})
     return FAMILIES.get(kind) if isinstance(kind, str) else None
 
 

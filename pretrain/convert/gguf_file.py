@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from data_prep.dataset.settings import SettingsError
-from data_prep.tokenizer import tokenizer
+from data_prep.tokenizer.contract import FILES
 from data_prep.tokenizer.hugging_face import HuggingFace
 from data_prep.tokenizer.sentencepiece import SentencePiece
 from pretrain.checkpoint.manifest import TensorInfo
@@ -232,7 +232,7 @@ def _llama3(path: Path, factors: np.ndarray, theta: float) -> dict[str, Any]:
 def _take_tokenizer(source: Source, metadata: Mapping[str, Any]) -> None:
     """Use the tokenizer that the metadata hold. Raises TokenizerError."""
     name, data = gguf_tokenizer.of_metadata(source.path, metadata)
-    kind = HuggingFace if name == tokenizer.FILES[1] else SentencePiece
+    kind = HuggingFace if name == FILES[1] else SentencePiece
     source.tokenizer, source.tokenizer_file = kind(source.path, data), (name, data)
 
 
@@ -280,10 +280,11 @@ def _tensor(one: gguf.ReaderTensor, shape: Sequence[int], dtype: str, heads: int
     dense = torch.from_numpy(np.array(_dense(one))).to(_TORCH[dtype]).reshape(tuple(shape))
     if heads is None:
         return dense
-    pairs = dense.unflatten(0, (heads, -1, 2))
-    return pairs.transpose(1, 2).reshape(tuple(shape)).contiguous()
+    pairs = dense.reshape(heads, -1, 2, *shape[1:])
+    return pairs.transpose(1, 2).reshape(tuple(shape))
 
 
 def _dense(one: gguf.ReaderTensor) -> np.ndarray:
     """Its numbers in float32."""
-    return gguf.quants.dequantize(one.data, one.tensor_type)
+    numbers: np.ndarray = gguf.quants.dequantize(one.data, one.tensor_type)
+    return numbers

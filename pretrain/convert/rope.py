@@ -47,8 +47,8 @@ def imported(plain: Mapping[str, Any], longest: int | None) -> tuple[dict[str, A
         return {}, [f"rope_scaling, rope_parameters: expected an object, found {given!r}"]
     kind = given.get("rope_type", given.get("type", "default"))
     if not isinstance(kind, str) or kind not in _KINDS:
-        known = ", ".join(_KINDS)
-        return {}, [f"rope_type: {kind!r} is not computed here; expected one of {known}"]
+        expected = ", ".join(_KINDS)
+        return {}, [f"rope_type: {kind!r} is not computed here; expected one of {expected}"]
     if given.get("partial_rotary_factor") not in (None, 1):
         found.append("partial_rotary_factor: our rotary embedding turns whole heads")
     if kind == "yarn" and given.get("attention_factor") == 0:

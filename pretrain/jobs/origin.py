@@ -46,9 +46,10 @@ def _shape(config: Config) -> Mapping[str, Any]:
     if not config.train.start_from:
         return {}
     own = Path(config.run.directory) / CHECKPOINTS
-    for path in [*(own / step_name(step) for step in steps_in(own)), config.train.start_from]:
+    begun = [own / step_name(step) for step in steps_in(own)]
+    for path in [*begun, Path(config.train.start_from)]:
         with suppress(CheckpointError, TrainedError, SettingsError):
-            _, found = _newest(Path(path))
+            _, found = _newest(path)
             model = settings.from_plain(ModelConfig, found.trainer["configuration"]["model"])
             return {"model": _inheritable(model)}
     return {}
