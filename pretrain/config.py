@@ -280,26 +280,44 @@ class MemoryConfig:
 class RopeScalingConfig:
     """How the rotary embedding's frequencies were lowered to pre-train on longer contexts."""
 
-    kind: Literal["none", "linear", "llama3"] = setting(
+    kind: Literal["none", "linear", "llama3", "yarn"] = setting(
         "none",
-        "linear: all of them divided by the factor; llama3: those of few turns within the original "
-        "length, as in Llama 3.1",
+        "linear: all of them divided by the factor; llama3 and yarn: those of few turns within the "
+        "original length, as in Llama 3.1 and arXiv 2309.00071",
     )
     factor: float = setting(1.0, "what frequencies are divided by", low=1.0)
     low_turns: float = setting(
-        1.0, "llama3: frequencies of fewer turns within the original length are divided", low=0.0
+        1.0,
+        "llama3, yarn: frequencies of fewer turns within the original length are divided",
+        low=0.0,
     )
     high_turns: float = setting(
-        4.0, "llama3: frequencies of more turns are kept; between the two it is blended", low=0.0
+        4.0,
+        "llama3, yarn (whose paper has 32): frequencies of more turns are kept; between the two "
+        "it is blended",
+        low=0.0,
     )
-    original_length: int = setting(8192, "llama3: tokens of the original context", low=1)
+    original_length: int = setting(8192, "llama3, yarn: tokens of the original context", low=1)
+    attention_factor: float = setting(
+        0.0,
+        "yarn: what rotated queries and keys are multiplied by; 0: 0.1 ln(factor) + 1",
+        low=0.0,
+    )
+    truncate: bool = setting(True, "yarn: blend between whole pairs of components")
 
     def problems(self) -> list[str]:
         """Combinations that cannot work."""
         found = []
         if self.kind == "none" and self.factor != 1:
             found.append(f"factor: {self.factor} does nothing under kind none; choose a kind")
-        if self.kind == "llama3" and self.low_turns >= self.high_turns:
+        if self.kind == "yarn" and not self.low_turns:
+            found.append("low_turns: yarn's blend has no end at 0 turns; raise it, e.g. to 1")
+        if self.kind != "yarn" and self.attention_factor:
+            found.append(
+                f"attention_factor: does nothing under kind {self.kind}; remove it, or set "
+                "kind=yarn"
+            )
+        if self.kind in ("llama3", "yarn") and self.low_turns >= self.high_turns:
             found.append(
                 f"low_turns: {self.low_turns} is not below high_turns, {self.high_turns}; lower it"
             )
@@ -320,6 +338,11 @@ class ModelConfig:
     rope_theta: float = setting(10000.0, "base of the rotary embedding", low=1.0)
     rope_scaling: RopeScalingConfig = group(RopeScalingConfig)
     norm_eps: float = setting(1e-5, "epsilon of RMSNorm", low=0.0)
+    qkv_bias: bool = setting(False, "biases of queries, keys and values, as in Qwen2")
+    qk_norm: bool = setting(
+        False,
+        "RMSNorm of each head's queries and keys, before positions and the memory, as in Qwen3",
+    )
     tied_embeddings: bool = setting(True, "the output projection is the embedding's weight")
     init_std: float = setting(0.02, "standard deviation of the initial weights", low=0.0)
     memory: MemoryConfig = group(MemoryConfig)
@@ -354,6 +377,8 @@ class ModelConfig:
                 f"n_heads: {counted(self.n_heads, 'query head')} cannot share {self.n_kv_heads} "
                 "key/value heads; choose a multiple of n_kv_heads"
             )
+        if self.rope_scaling.kind == "yarn" and self.rope_theta == 1:
+            found.append("rope_theta: yarn needs frequencies that differ; raise it above 1")
         if self.d_head % 2:
             found.append(
                 f"d_head: rotary embedding needs an even number, found {self.d_head}; choose one"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -19,7 +20,7 @@ from data_prep.tokenizer.contract import Tokenizer
 from pretrain.checkpoint.load import Checkpoint, newest_good
 from pretrain.checkpoint.manifest import CHECKPOINTS, CheckpointError
 from pretrain.checkpoint.ranks import Ranks, SoloRanks
-from pretrain.checkpoint.runs import TrainedError, is_checkpoint, run_directory_of
+from pretrain.checkpoint.runs import TrainedError, ends, is_checkpoint, run_directory_of
 from pretrain.checkpoint.verify import verify
 from pretrain.config import Config, ModelConfig
 from pretrain.model.transformer import Transformer, on_meta
@@ -44,6 +45,12 @@ class Trained:
     run_directory: Path
     checkpoint_path: Path
     checkpoint_sha256: str
+
+    @cached_property
+    def ends(self) -> frozenset[int]:
+        """The tokens that end a text: EOS, and those of an imported model (of a chat, say)."""
+        own = self.tokenizer.eos_id
+        return frozenset([*ends(self.run_directory), *([] if own is None else [own])])
 
     @property
     def device(self) -> torch.device:

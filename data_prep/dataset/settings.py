@@ -14,7 +14,7 @@ import functools
 import math
 import re
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
@@ -87,15 +87,23 @@ def at_home(path: str) -> str:
         ) from None
 
 
-def load(schema: type[T], path: Path | None, overrides: Sequence[str] = ()) -> T:
+def load(
+    schema: type[T],
+    path: Path | None,
+    overrides: Sequence[str] = (),
+    inherited: Callable[[T], Mapping[str, Any]] | None = None,
+) -> T:
     """The configuration of the YAML at `path` with `key=value` overrides on top.
 
     The value of an override is the text behind `=`, whatever is in it; where the setting is no
     text it is read as one YAML value, lists and groups in brackets. Quotes around it are taken off.
+    What `inherited` gives of the configuration without it takes the place of defaults.
     Raises SettingsError with every unknown key, wrong type, value out of bounds, and with each
     sentence that a dataclass's own `problems()` returns. Those sentences start with the key.
     """
     raw, problems = _read(schema, path, overrides)
+    if inherited is not None:
+        raw = _over(inherited(_build(schema, raw, "", [])), raw)
     built = _build(schema, raw, "", problems)
     # The default replaces a wrong value: what follows from that default would mislead.
     wrong = [problem.partition(":")[0] for problem in problems]
@@ -141,6 +149,17 @@ def describe(schema: type[Any], prefix: str = "") -> list[str]:
         else:
             lines.append(f"{name} = {default!r}  {field.metadata.get('doc', '')}")
     return lines
+
+
+def _over(inherited: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """What was given, and of what is inherited the rest, key by key."""
+    both = {key: given[key] for key in given.keys() & inherited.keys()}
+    groups = {
+        key: _over(inherited[key], value)
+        for key, value in both.items()
+        if isinstance(value, Mapping) and isinstance(inherited[key], Mapping)
+    }
+    return {**inherited, **given, **groups}
 
 
 def _read(

@@ -47,11 +47,11 @@ _SPACED = {"Replace", "ByteFallback", "Fuse", "Strip", "Metaspace"}
 _ALONE = {"Sequence": {"id": "A", "type_id": 0}}
 _SECOND = {"Sequence": {"id": "B", "type_id": 1}}
 
-_LLAMA3 = (
+LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-_QWEN = _LLAMA3.replace("{1,3}", "")
+QWEN = LLAMA3.replace("{1,3}", "")
 # The patterns match nothing that crosses from a line end to a character that is no white space, and
 # their earlier matches do not depend on later text; GPT-2's only after a single line end.
 _LINE_START = re.compile(r"(?<=\n)(?=\S)")
@@ -199,7 +199,7 @@ def _line_cut(plain: dict[str, Any]) -> re.Pattern[str] | None:
     ):
         return None
     pattern = first["pattern"].get("Regex")
-    return _LINE_START if pattern in (_LLAMA3, _QWEN) else None
+    return _LINE_START if pattern in (LLAMA3, QWEN) else None
 
 
 def _embedded(plain: dict[str, Any]) -> dict[str, str | None] | None:

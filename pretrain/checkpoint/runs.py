@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
-from data_prep.dataset import shards
+from data_prep.dataset import durable, shards
 from data_prep.dataset.settings import MistakeError
 from pretrain.checkpoint.attempts import ATTEMPTS
 from pretrain.checkpoint.manifest import CHECKPOINTS, CHECKSUM, step_of
+
+CHAT_TEMPLATE = "chat_template.jinja"
+MORE_TEMPLATES = "additional_chat_templates"
+GENERATION = "generation_config.json"
+"""Files and a directory of files beside an imported model's weights, as transformers name them."""
 
 _EXPECTED = f"expected a run directory, or a checkpoint in its {CHECKPOINTS}/"
 
@@ -55,3 +64,36 @@ def run_directory_of(path: Path) -> Path:
     if reason := no_run(path):
         raise TrainedError(reason)
     return path.resolve().parent.parent if is_checkpoint(path) else path
+
+
+def files_beside(run_directory: Path) -> dict[str, bytes]:
+    """The files that came with an imported model's weights, by their path in the directory."""
+    more = sorted((run_directory / MORE_TEMPLATES).glob("*.jinja"))
+    paths = [run_directory / CHAT_TEMPLATE, run_directory / GENERATION, *more]
+    return {
+        str(path.relative_to(run_directory)): path.read_bytes() for path in paths if path.is_file()
+    }
+
+
+def write_beside(directory: Path, files: Mapping[str, bytes]) -> None:
+    """Write such files, durably."""
+    for name, data in files.items():
+        path = directory / name
+        path.parent.mkdir(exist_ok=True)
+        durable.write_bytes(path, data)
+
+
+def ends_of(generation: Mapping[str, Any]) -> list[int]:
+    """The ids that end a text, of a generation_config.json, where there may be one or several."""
+    given = generation.get("eos_token_id")
+    listed = given if isinstance(given, list) else [given]
+    return [id for id in listed if isinstance(id, int)]
+
+
+def ends(run_directory: Path) -> list[int]:
+    """The ids that end a text of an imported model, beside its tokenizer's EOS."""
+    with suppress(OSError, ValueError):
+        plain = json.loads((run_directory / GENERATION).read_bytes())
+        if isinstance(plain, dict):
+            return ends_of(plain)
+    return []

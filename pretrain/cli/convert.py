@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from data_prep.dataset import durable, settings
-from data_prep.dataset.command import DIRECTORY, Command, option, path_kind, word
+from data_prep.dataset import durable, settings, shards
+from data_prep.dataset.command import Command, option, path_kind, word
 from data_prep.dataset.settings import SettingsError
 from pretrain.checkpoint.runs import run_directory_of
 from pretrain.cli.evaluate import RUN
@@ -20,17 +20,30 @@ def _taken(path: Path) -> str:
     return durable.obstacle(path, directory=True)
 
 
+def _no_model(path: Path) -> str:
+    """Why this path is neither a directory nor a GGUF file."""
+    if not path.is_file():
+        return shards.no_directory(path)
+    try:
+        with path.open("rb") as file:
+            begins = file.read(4)
+    except OSError as error:
+        return f"{path}: cannot be read ({error.strerror})"
+    return "" if begins == b"GGUF" else f"{path}: is neither a directory nor a GGUF file"
+
+
 _NEW_DIRECTORY = path_kind(_taken)
+_MODEL = path_kind(_no_model)
 
 
 class Import(Command):
-    """Import a Hugging Face model of the Llama family.
+    """Import a Llama, Mistral, Qwen2, Qwen3 or SmolLM2.
 
-    Turns a directory with config.json, safetensors and a tokenizer into a checkpoint that
-    train.start_from, eval, generate and export read.
+    Turns a directory with config.json, safetensors and a tokenizer, or a GGUF file, into a
+    checkpoint that train.start_from, eval, generate and export read.
     """
 
-    source: Path = word("the model's directory", kind=DIRECTORY)
+    source: Path = word("the model's directory, or a GGUF file", kind=_MODEL)
     out: Path = word("directory to create", kind=_NEW_DIRECTORY)
     settings: list[str] = word("settings of the imported model", [], metavar="key=value")
     tokenizer: Path | None = option(

@@ -39,7 +39,7 @@ class Plan(OnConfig):
     )
 
     def problems(self) -> list[str]:
-        if found := super().problems():
+        if found := super().problems() or origin.unknown_shape(self.wanted):
             return found
         if self.vocab_size is None:
             key, source = next(iter(self.wanted.data.sources.items()))

@@ -11,8 +11,8 @@ from typing import NamedTuple
 from data_prep.dataset import durable, settings
 from data_prep.dataset.command import TOKENS, Configured, option, path_kind
 from data_prep.dataset.settings import SettingsError
-from pretrain import config as configuration
 from pretrain.config import MEMORY_KINDS, Config, MemoryConfig, ModelConfig
+from pretrain.jobs import origin
 
 _PREFIX = "model.memory."
 
@@ -43,7 +43,7 @@ class Memories(Configured):
     def wanted(self) -> Compared:
         """The configurations. Raises SettingsError."""
         own = [word for word in self.overrides if _setting(word) in _all_settings()]
-        config = configuration.load(self.config, [w for w in self.overrides if w not in own])
+        config = origin.load(self.config, [w for w in self.overrides if w not in own])
         kinds, problems = {}, []
         for kind in MEMORY_KINDS:
             try:

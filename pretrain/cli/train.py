@@ -9,7 +9,7 @@ from data_prep.dataset.command import Configured
 from pretrain import config as configuration
 from pretrain.cli import outcome
 from pretrain.config import Config
-from pretrain.jobs import launch
+from pretrain.jobs import launch, origin
 from pretrain.jobs.interpreter import python_module
 from pretrain.jobs.start_checks import check_start, moved_problems
 from pretrain.training import rank
@@ -21,7 +21,7 @@ class OnConfig(Configured):
     @cached_property
     def wanted(self) -> Config:
         """The configuration. Raises SettingsError."""
-        return configuration.load(self.config, self.overrides)
+        return origin.load(self.config, self.overrides)
 
 
 class OnRun(OnConfig):

@@ -1,6 +1,7 @@
 """Models out: a directory that Hugging Face's transformers load, with the memory as its cache.
 
 OUT/config.json, generation_config.json
+OUT/chat_template.jinja            if the run began with an imported model that has one
 OUT/model.safetensors, or parts of it and their index
 OUT/modeling_infini_llama.py       the model, unless it has no memory and is a plain Llama
 OUT/tokenizer.model or tokenizer.json
@@ -31,8 +32,11 @@ from pretrain.checkpoint.load import Checkpoint
 from pretrain.checkpoint.manifest import CheckpointError, TensorInfo
 from pretrain.checkpoint.pieces import DTYPES, dtype_name, stream_tensors
 from pretrain.checkpoint.ranks import SoloRanks
-from pretrain.config import MEMORY_KINDS, Config, MemoryConfig, any_of
-from pretrain.convert.hugging_face import INFINI, config_json, their_name
+from pretrain.checkpoint.runs import GENERATION, files_beside, write_beside
+from pretrain.config import MEMORY_KINDS, Config, ModelConfig, any_of
+from pretrain.convert import beside
+from pretrain.convert.families import FAMILIES, INFINI
+from pretrain.convert.hugging_face import config_json, plain_type, their_name
 from pretrain.model.transformer import Transformer, on_meta
 from pretrain.trained import configuration_of, locate, tokenizer_of
 
@@ -50,13 +54,14 @@ def run(path: Path, out: Path, dtype: str) -> int:
     run_directory, checkpoint_path = locate(path, SoloRanks())
     with Checkpoint(checkpoint_path) as checkpoint:
         config = configuration_of(checkpoint)
-        _check_memory(config.model.memory)
+        _check(config.model)
         own = tokenizer_of(run_directory, checkpoint)
         source = Source(checkpoint, config, own.vocab_size, _WRITTEN.get(dtype))
         writing = out.with_name(f"{out.name}.exporting")
         shutil.rmtree(writing, ignore_errors=True)
         writing.mkdir(parents=True)
         _write_weights(writing, source)
+        write_beside(writing, files_beside(run_directory))
         _write_configuration(writing, source, own)
         if config.model.memory.traits.exported_as == INFINI:
             durable.write_bytes(writing / MODELING, _modeling())
@@ -68,9 +73,19 @@ def run(path: Path, out: Path, dtype: str) -> int:
     return 0
 
 
-def _check_memory(memory: MemoryConfig) -> None:
-    """Raises SettingsError for a memory that transformers have no model of."""
+def _check(model: ModelConfig) -> None:
+    """Raises SettingsError for a model that transformers have none of."""
+    memory = model.memory
+    if memory.traits.exported_as == INFINI:
+        return
     if memory.traits.exported_as:
+        if plain_type(model) is None:
+            raise SettingsError(
+                [
+                    "model.qkv_bias: transformers have no model without memory that has biases and "
+                    "the norms of model.qk_norm; one with linear or delta memory can be exported"
+                ]
+            )
         return
     exported = any_of([name for name, traits in MEMORY_KINDS.items() if traits.exported_as])
     problem = f"transformers have no model with the memory {memory.kind}; a model with {exported} "
@@ -161,16 +176,17 @@ def _bytes(info: TensorInfo) -> int:
 
 def _write_configuration(directory: Path, source: Source, own: Tokenizer) -> None:
     special = {"bos_token_id": own.bos_id, "eos_token_id": own.eos_id, "pad_token_id": own.pad_id}
+    generation = beside.generation(directory, special)
     dtypes = [info.dtype for name, info in source.tensors.items() if name not in source.gates]
     config = config_json(
         source.config.model,
         source.vocab_size,
         source.config.train.window_segments,
-        special,
+        {key: generation[key] for key in special},
         _NAMES[max(set(dtypes), key=dtypes.count)],
     )
     durable.write_json(directory / "config.json", config)
-    durable.write_json(directory / "generation_config.json", special)
+    durable.write_json(directory / GENERATION, generation)
 
 
 def _write_tokenizer(directory: Path, own: Tokenizer) -> None:
@@ -205,6 +221,12 @@ def _verify(directory: Path, source: Source) -> None:
         )
 
 
+def _plain_name(model: ModelConfig) -> str:
+    """Llama, or what transformers call the model otherwise."""
+    kind = plain_type(model)
+    return "" if kind is None else FAMILIES[kind].architecture.removesuffix("ForCausalLM")
+
+
 def _summary(out: Path, source: Source) -> str:
     tensors = source.tensors
     count = sum(torch.Size(info.shape).numel() for info in tensors.values())
@@ -213,7 +235,8 @@ def _summary(out: Path, source: Source) -> str:
     if model.memory.traits.exported_as != INFINI:
         reach = "a segment" if model.span == model.segment else "what its attention spans"
         lines.append(
-            f"a plain Llama: it has the same logits for texts of at most {model.span} tokens, "
+            f"a plain {_plain_name(model)}: it has the same logits for texts of at most "
+            f"{model.span} tokens, "
             f"{reach}, and attends to more than the model was trained with beyond"
         )
     else:

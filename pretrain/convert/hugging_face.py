@@ -8,12 +8,9 @@ from typing import Any
 
 from data_prep.dataset import settings
 from data_prep.dataset.settings import SettingsError
-from pretrain.config import ImportConfig, ModelConfig, RopeScalingConfig
-
-PLAIN = ("llama", "mistral")
-"""The model types that are our model without memory, as far as local attention spans."""
-INFINI = "infini_llama"
-"""Our own model type, as `export` writes it."""
+from pretrain.config import ImportConfig, ModelConfig
+from pretrain.convert import families, rope
+from pretrain.convert.families import FAMILIES, INFINI
 
 _KEYS = {
     "d_model": "hidden_size",
@@ -23,6 +20,8 @@ _KEYS = {
 }
 _PARTS = {
     **{f"attention.{x}_proj.weight": f"self_attn.{x}_proj.weight" for x in "qkvo"},
+    **{f"attention.{x}_proj.bias": f"self_attn.{x}_proj.bias" for x in "qkv"},
+    **{f"attention.{x}_norm.weight": f"self_attn.{x}_norm.weight" for x in "qk"},
     **{f"feed_forward.{x}_proj": f"mlp.{x}_proj.weight" for x in ("gate", "up", "down")},
     "attention.gate": "self_attn.gate",
     "attention_norm.weight": "input_layernorm.weight",
@@ -57,30 +56,40 @@ def chosen_there(plain: Mapping[str, Any]) -> list[str]:
 
 def model_config(plain: Mapping[str, Any], chosen: ImportConfig) -> ModelConfig:
     """Our model of a config.json. Raises SettingsError with all that our model cannot be."""
-    found = _strangeness(plain, chosen)
-    rope, rope_problems = _rope(plain)
-    heads = plain.get("num_attention_heads")
-    head = plain.get("head_dim")
-    if head is None and isinstance(heads, int) and isinstance(plain.get("hidden_size"), int):
-        head = plain["hidden_size"] // max(heads, 1)
-    values = {ours: plain[theirs] for ours, theirs in _KEYS.items() if theirs in plain}
+    family = families.family_of(plain)
+    span = ModelConfig(segment=chosen.segment, memory=chosen.memory).span
+    found = families.problems(plain, family, span, chosen.segment)
+    if family is None:
+        raise SettingsError(found)
+    given = {**family.defaults, **plain}
+    rotary, rope_problems = rope.imported(plain, family.defaults.get("max_position_embeddings"))
+    heads, head = given.get("num_attention_heads"), given.get("head_dim")
+    if head is None and isinstance(heads, int) and isinstance(given.get("hidden_size"), int):
+        head = given["hidden_size"] // max(heads, 1)
+    values = {ours: given[theirs] for ours, theirs in _KEYS.items() if theirs in given}
     missing = [theirs for ours, theirs in _KEYS.items() if ours not in values]
     found += [f"{key}: missing" for key in missing] + rope_problems
-    kv_heads = plain.get("num_key_value_heads")
+    kv_heads = given.get("num_key_value_heads")
     optional = {
         "n_kv_heads": heads if kv_heads is None else kv_heads,
         "d_head": head,
-        "norm_eps": plain.get("rms_norm_eps", 1e-6),
-        "tied_embeddings": plain.get("tie_word_embeddings", False),
-        "init_std": plain.get("initializer_range", 0.02),
-        **rope,
+        "norm_eps": given.get("rms_norm_eps", 1e-6),
+        "tied_embeddings": given.get("tie_word_embeddings", False),
+        "init_std": given.get("initializer_range", 0.02),
+        **rotary,
     }
     values |= {key: value for key, value in optional.items() if value is not None}
     try:
         model: ModelConfig = settings.from_plain(ModelConfig, values)
     except SettingsError as error:
         raise SettingsError(found + [_in_their_words(text) for text in error.problems]) from None
-    model = replace(model, segment=chosen.segment, memory=chosen.memory)
+    model = replace(
+        model,
+        segment=chosen.segment,
+        memory=chosen.memory,
+        qkv_bias=family.qkv_bias,
+        qk_norm=family.qk_norm,
+    )
     if not missing:
         found += [_in_their_words(text) for text in model.problems()]
     if found:
@@ -88,19 +97,25 @@ def model_config(plain: Mapping[str, Any], chosen: ImportConfig) -> ModelConfig:
     return model
 
 
+def plain_type(model: ModelConfig) -> str | None:
+    """The model type without memory that has this model's biases and norms; None: no one has."""
+    kinds = ((kind, (family.qkv_bias, family.qk_norm)) for kind, family in FAMILIES.items())
+    return next((kind for kind, own in kinds if own == (model.qkv_bias, model.qk_norm)), None)
+
+
 def config_json(
     model: ModelConfig,
     vocab_size: int,
     window_segments: int,
-    special: Mapping[str, int | None],
+    special: Mapping[str, Any],
     dtype: str,
 ) -> dict[str, Any]:
-    """The config.json of our model, of a kind of memory that is exported; plain Llama's where it
-    has none.
+    """The config.json of our model, of a kind of memory that is exported; that of its
+    `plain_type`, which must be some, where it has no memory.
 
     Llama's attention has no segments, so it is our model for texts of one span at most.
     """
-    scaling = _rope_scaling(model)
+    scaling = rope.exported(model)
     common = {
         **{theirs: getattr(model, ours) for ours, theirs in _KEYS.items()},
         **special,
@@ -115,9 +130,11 @@ def config_json(
         "dtype": dtype,
     }
     if model.memory.traits.exported_as != INFINI:
+        kind = plain_type(model)
+        assert kind is not None, "the caller has looked"
         return {
-            "model_type": model.memory.traits.exported_as,
-            "architectures": ["LlamaForCausalLM"],
+            "model_type": kind,
+            "architectures": [FAMILIES[kind].architecture],
             "max_position_embeddings": model.span,
             # Where programs before transformers 5 look for them.
             "rope_theta": model.rope_theta,
@@ -140,89 +157,10 @@ def config_json(
             "segment": model.segment, "window_segments": window_segments, "memory": memory
         },
         "max_position_embeddings": _LONGEST,
+        "qkv_bias": model.qkv_bias,
+        "qk_norm": model.qk_norm,
         **common,
     }  # fmt: skip
-
-
-def _rope_scaling(model: ModelConfig) -> dict[str, Any]:
-    """What config.json says of scaled frequencies; nothing where they are not."""
-    scaling = model.rope_scaling
-    if scaling.kind == "none":
-        return {}
-    linear = {"rope_type": scaling.kind, "factor": scaling.factor}
-    if scaling.kind == "linear":
-        return linear
-    return {
-        **linear,
-        "low_freq_factor": scaling.low_turns,
-        "high_freq_factor": scaling.high_turns,
-        "original_max_position_embeddings": scaling.original_length,
-    }
-
-
-def _strangeness(plain: Mapping[str, Any], chosen: ImportConfig) -> list[str]:
-    """What the model has, and ours has not."""
-    found = []
-    kind = plain.get("model_type")
-    if kind not in (*PLAIN, INFINI):
-        biases = " (Qwen2's query, key and value projections have biases)" * (kind == "qwen2")
-        found.append(
-            f"model_type: {kind!r} is another architecture{biases}; expected {', '.join(PLAIN)} or "
-            f"{INFINI}"
-        )
-    for key in ("attention_bias", "mlp_bias"):
-        if plain.get(key):
-            found.append(f"{key}: our projections have no biases")
-    activation = plain.get("hidden_act", "silu")
-    if activation != "silu":
-        found.append(f"hidden_act: {activation!r}; our feed-forward is SwiGLU, with silu")
-    sliding = plain.get("sliding_window")
-    span = ModelConfig(segment=chosen.segment, memory=chosen.memory).span
-    if isinstance(sliding, int) and sliding < span and plain.get("use_sliding_window", True):
-        of = "a segment" if span == chosen.segment else "memory.full.segments segments"
-        found.append(
-            f"sliding_window: {sliding} tokens are fewer than the {span} of {of}; choose "
-            f"segment={sliding * chosen.segment // span} or less, within which it cuts nothing"
-        )
-    if "quantization_config" in plain:
-        found.append("quantization_config: quantized weights cannot be trained; take those before")
-    return found
-
-
-def _rope(plain: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Our settings of the rotary embedding, and what is wrong with it."""
-    given: dict[str, Any] = {"rope_theta": plain.get("rope_theta", 10000.0)}
-    for key in ("rope_scaling", "rope_parameters"):
-        part = plain.get(key) or {}
-        if not isinstance(part, Mapping):
-            return {}, [f"{key}: expected an object, found {part!r}"]
-        given |= part
-    kind = given.get("rope_type", given.get("type", "default"))
-    scaling: dict[str, Any] = {}
-    found = []
-    if given.get("partial_rotary_factor", 1.0) != 1.0 or plain.get("partial_rotary_factor"):
-        found.append("partial_rotary_factor: our rotary embedding turns whole heads")
-    if kind in ("linear", "llama3"):
-        scaling = {"kind": kind, "factor": given.get("factor")}
-    elif kind != "default":
-        found.append(f"rope_type: {kind!r} is not computed here; expected default, linear, llama3")
-    if kind == "llama3":
-        scaling |= {
-            "low_turns": given.get("low_freq_factor"),
-            "high_turns": given.get("high_freq_factor"),
-            "original_length": given.get("original_max_position_embeddings"),
-        }
-    missing = [key for key, value in scaling.items() if value is None]
-    found += [f"rope scaling {kind}: its {key} is missing" for key in missing]
-    scaling = {key: value for key, value in scaling.items() if value is not None}
-    if not found and kind in ("linear", "llama3"):
-        try:
-            built: RopeScalingConfig = settings.from_plain(RopeScalingConfig, scaling)
-            found += [f"rope scaling {kind}: {text}" for text in built.problems()]
-        except SettingsError as error:
-            found += [f"rope scaling {kind}: {text}" for text in error.problems]
-    values = {"rope_theta": given["rope_theta"], "rope_scaling": {} if found else scaling}
-    return values, found
 
 
 def _in_their_words(problem: str) -> str:

@@ -1,7 +1,8 @@
-"""Models in: a Hugging Face directory of the Llama family as a checkpoint to start a run from.
+"""Models in: a Hugging Face directory or a GGUF file as a checkpoint to start a run from.
 
     OUT/config.yaml
     OUT/tokenizer.model or tokenizer.json
+    OUT/chat_template.jinja, generation_config.json    as far as the model has them
     OUT/checkpoints/step-00000000/     one tensor after another, in the dtype that it has there
 
 `train.start_from`, `pretrain eval`, `generate` and `export` read it as they read a run.
@@ -9,60 +10,40 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from data_prep.dataset import durable, settings
 from data_prep.dataset.settings import SettingsError
 from data_prep.dataset.wording import counted
 from data_prep.tokenizer import tokenizer
-from data_prep.tokenizer.contract import Tokenizer, TokenizerError
+from data_prep.tokenizer.contract import Tokenizer
 from pretrain.checkpoint.alone import write_checkpoint
 from pretrain.checkpoint.manifest import CHECKPOINTS, CheckpointError, TensorInfo, step_name
 from pretrain.checkpoint.ranks import SoloRanks
+from pretrain.checkpoint.runs import write_beside
 from pretrain.checkpoint.verify import verify
 from pretrain.config import CONFIG_FILE, Config, ImportConfig, ModelConfig, RunConfig, TrainConfig
-from pretrain.convert.hugging_face import (
-    chosen_there,
-    model_config,
-    their_name,
-)
+from pretrain.convert.hugging_face import chosen_there, model_config, their_name
+from pretrain.convert.source import Source, Stored, of_directory
 from pretrain.model.memories.kinds import attention_of, is_of_memory
 from pretrain.model.transformer import Transformer, on_meta
 
 _EMBEDDINGS = ("embedding.weight", "lm_head.weight")
-_CONFIG = "config.json"
-_WEIGHTS = "model.safetensors"
-_INDEX = "model.safetensors.index.json"
+_HEAD = "lm_head.weight"
+_COMPUTED = "rotary_emb.inv_freq"
+"""The end of names of frequencies, which older versions of transformers stored."""
 _DTYPES = ("F32", "BF16", "F16")
 
 
-@dataclass(frozen=True)
-class Stored:
-    """Where a tensor lies, and what it is."""
-
-    file: Path
-    info: TensorInfo
-
-    def read(self, name: str) -> Tensor:
-        """The tensor `name`, mapped while it is used and no longer."""
-        with safe_open(self.file, framework="pt", device="cpu") as file:
-            tensor: Tensor = file.get_tensor(name)
-        return tensor
-
-
 def run(source: Path, out: Path, overrides: Sequence[str], tokenizer_path: Path | None) -> int:
-    """Import the model in `source` into the new directory `out`; the exit code, 0.
+    """Import the model in `source`, a directory or a GGUF file, into the new directory `out`; 0.
 
     `overrides` are `key=value` settings of `ImportConfig`. Raises SettingsError with all that is
     wrong, before anything is written, or CheckpointError where what was written is not as meant.
@@ -71,7 +52,8 @@ def run(source: Path, out: Path, overrides: Sequence[str], tokenizer_path: Path 
     writing = out.with_name(f"{out.name}.importing")
     shutil.rmtree(writing, ignore_errors=True)
     writing.mkdir(parents=True)
-    tokenizer.write(writing, *tokenizer.standalone(plan.tokenizer.path))
+    tokenizer.write(writing, *plan.source.tokenizer_file)
+    write_beside(writing, plan.source.beside)
     configuration = settings.to_yaml(plan.config(out))
     durable.write_bytes(writing / CONFIG_FILE, configuration.encode())
     checkpoint = writing / CHECKPOINTS / step_name(0)
@@ -79,7 +61,7 @@ def run(source: Path, out: Path, overrides: Sequence[str], tokenizer_path: Path 
         "step": 0,
         "vocab_size": plan.tokenizer.vocab_size,
         "configuration": settings.to_plain(plan.config(out)),
-        "imported": plan.origin(source),
+        "imported": plan.origin(),
     }
     masters = {f"{name}/param": info for name, info in plan.tensors.items()}
     write_checkpoint(
@@ -97,20 +79,20 @@ def run(source: Path, out: Path, overrides: Sequence[str], tokenizer_path: Path 
 class Plan:
     """An import that has nothing against it."""
 
+    source: Source
     model: ModelConfig
     chosen: ImportConfig
     tokenizer: Tokenizer
     tensors: Mapping[str, TensorInfo]
-    stored: Mapping[str, Stored]
     rows: int
     """Rows of the embedding there; those past the tokenizer's ids are left out."""
 
     def read(self, name: str) -> Tensor:
         """Our parameter `name`."""
         theirs = their_name(name)
-        if theirs not in self.stored:
+        if theirs not in self.source.stored:
             return self._initial(name)
-        tensor = self.stored[theirs].read(theirs)
+        tensor = self.source.stored[theirs].read()
         return tensor[: self.tokenizer.vocab_size] if name in _EMBEDDINGS else tensor
 
     def _initial(self, name: str) -> Tensor:
@@ -135,12 +117,12 @@ class Plan:
         )
         return Config(run=RunConfig(directory=str(out)), model=self.model, train=train)
 
-    def origin(self, source: Path) -> dict[str, Any]:
+    def origin(self) -> dict[str, Any]:
         """Where the weights came from, for the checkpoint's manifest."""
-        files = sorted({one.file for one in self.stored.values()})
+        files = sorted({one.file for one in self.source.stored.values()})
         return {
-            "path": str(source.resolve()),
-            "config_sha256": durable.sha256_of(source / "config.json"),
+            "path": str(self.source.path.resolve()),
+            "config_sha256": durable.sha256_of(self.source.config_file),
             "bytes": {file.name: file.stat().st_size for file in files},
             "rows_left_out": self.rows - self.tokenizer.vocab_size,
         }
@@ -151,7 +133,19 @@ class Plan:
         lines = [f"imported: {counted(len(self.tensors), 'tensor')}, {count:,} weights, into {out}"]
         if left := self.rows - self.tokenizer.vocab_size:
             lines.append(f"left out: {counted(left, 'row')} of the embeddings, for no token")
-        if new := [name for name in self.tensors if their_name(name) not in self.stored]:
+        if computed := [name for name in self.source.stored if name.endswith(_COMPUTED)]:
+            lines.append(
+                f"left out: {counted(len(computed), 'tensor')} of rotary frequencies, which are "
+                "computed from the configuration"
+            )
+        if self.source.plain.get("tie_word_embeddings") and not self.model.tied_embeddings:
+            lines.append(
+                f"taken: {_HEAD}, which differs from the embedding, though tie_word_embeddings is "
+                "true; so the model has model.tied_embeddings=false"
+            )
+        if self.source.beside:
+            lines.append(f"kept: {', '.join(sorted(self.source.beside))}")
+        if new := [name for name in self.tensors if their_name(name) not in self.source.stored]:
             lines.append(
                 f"initialized: {counted(len(new), 'tensor')} of the memory, which the model lacks"
             )
@@ -164,24 +158,23 @@ class Plan:
         return "\n".join(lines)
 
 
-def _plan(source: Path, out: Path, overrides: Sequence[str], tokenizer_path: Path | None) -> Plan:
+def _plan(path: Path, out: Path, overrides: Sequence[str], tokenizer_path: Path | None) -> Plan:
     """Look at everything but the tensors' values. Raises SettingsError with all that is wrong."""
-    if not (source / _CONFIG).is_file():
-        raise SettingsError(
-            [f"{source}: has no {_CONFIG}; expected a model as save_pretrained writes it"]
-        )
-    problems: list[str] = []
-    own = _attempted(problems, lambda: _tokenizer(source, tokenizer_path))
-    stored = _attempted(problems, lambda: _stored(source)) or {}
-    plain = _attempted(problems, lambda: _json(source / _CONFIG))
-    chosen, model = _attempted(problems, lambda: _model(plain or {}, overrides)) or (None, None)
+    read = of_directory if path.is_dir() else _gguf()
+    source = read(path, tokenizer_path)
+    problems, own, stored = source.problems, source.tokenizer, source.stored
+    chosen, model = source.attempt(lambda: _model(source, overrides), (None, None))
     rows = own.vocab_size if own else 0
     tensors: dict[str, TensorInfo] = {}
     if model is not None and stored:
         embedding = stored.get(their_name("embedding.weight"))
         rows = embedding.info.shape[0] if embedding and embedding.info.shape else rows
+        model = replace(model, tied_embeddings=model.tied_embeddings and not _has_own_head(stored))
         tensors, wrong = _tensors(model, rows, stored)
         problems += wrong
+        if source.plain.get("vocab_size", rows) != rows:
+            said = source.plain["vocab_size"]
+            problems.append(f"vocab_size: {said!r}, and the embedding has {rows} rows")
     if own is not None and rows < own.vocab_size:
         problems.append(
             f"{own.path}: has {own.vocab_size} pieces and the embedding {rows} rows: it is "
@@ -191,12 +184,29 @@ def _plan(source: Path, out: Path, overrides: Sequence[str], tokenizer_path: Pat
         raise SettingsError(problems)
     for name in set(tensors) & set(_EMBEDDINGS):
         tensors[name] = TensorInfo(tensors[name].dtype, (own.vocab_size, model.d_model))
-    return Plan(model, chosen, own, tensors, stored, rows)
+    return Plan(source, model, chosen, own, tensors, rows)
 
 
-def _model(plain: Mapping[str, Any], overrides: Sequence[str]) -> tuple[ImportConfig, ModelConfig]:
-    """What was chosen, and our model of a config.json. Raises SettingsError."""
+def _gguf() -> Callable[[Path, Path | None], Source]:
+    """What reads a GGUF file; the library takes a while to import."""
+    from pretrain.convert.gguf_file import of_file
+
+    return of_file
+
+
+def _has_own_head(stored: Mapping[str, Stored]) -> bool:
+    """Whether there is an output projection that is not the embedding, whatever config.json says of
+    `tie_word_embeddings`: as transformers, we then take it."""
+    head, embedding = (stored.get(name) for name in (_HEAD, their_name("embedding.weight")))
+    if head is None or embedding is None or head.info != embedding.info:
+        return head is not None
+    return not torch.equal(head.read(), embedding.read())
+
+
+def _model(source: Source, overrides: Sequence[str]) -> tuple[ImportConfig, ModelConfig]:
+    """What was chosen, and our model of a configuration. Raises SettingsError."""
     problems: list[str] = []
+    plain = source.plain
     # Where a setting is wrong no segment is known, and nothing is said of it.
     chosen, model = ImportConfig(segment=1), ModelConfig()
     try:
@@ -207,19 +217,10 @@ def _model(plain: Mapping[str, Any], overrides: Sequence[str]) -> tuple[ImportCo
         if plain:
             model = model_config(plain, chosen)
     except SettingsError as error:
-        problems += [f"config.json: {text}" for text in error.problems]
+        problems += [f"{source.config_file.name}: {text}" for text in error.problems]
     if problems or not plain:  # a file that cannot be read is reported already
         raise SettingsError(problems)
     return chosen, model
-
-
-def _attempted(problems: list[str], action: Callable[[], Any]) -> Any:
-    """What `action` gives; None where it raised what belongs to the problems."""
-    try:
-        return action()
-    except (SettingsError, TokenizerError) as error:
-        problems += error.problems if isinstance(error, SettingsError) else [str(error)]
-        return None
 
 
 def _tensors(
@@ -230,9 +231,8 @@ def _tensors(
     wanted = {name: (their_name(name), tuple(p.shape)) for name, p in ours.named_parameters()}
     unused = set(stored) - {theirs for theirs, _ in wanted.values()}
     if model.tied_embeddings:
-        unused.discard("lm_head.weight")
-    # Frequencies, which older versions of transformers stored.
-    unused = {name for name in unused if not name.endswith("rotary_emb.inv_freq")}
+        unused.discard(_HEAD)  # it is the embedding
+    unused = {name for name in unused if not name.endswith(_COMPUTED)}
     problems = [f"{name}: our model has no such tensor" for name in sorted(unused)]
     # A model without this memory has none of its parameters; they are then initialized.
     lacks_memory = not any(is_of_memory(name) and their_name(name) in stored for name in wanted)
@@ -245,7 +245,8 @@ def _tensors(
             problems.append(f"{theirs}: missing")
         elif there.info.shape != shape:
             problems.append(
-                f"{theirs}: has shape {list(there.info.shape)}, config.json makes {list(shape)}"
+                f"{theirs}: has shape {list(there.info.shape)}, the configuration makes "
+                f"{list(shape)}"
             )
         elif there.info.dtype not in _DTYPES:
             problems.append(
@@ -255,75 +256,3 @@ def _tensors(
             found[name] = there.info
     more = [f"and {counted(len(problems) - 8, 'more tensor')}"] if len(problems) > 8 else []
     return found, problems[:8] + more
-
-
-def _stored(source: Path) -> dict[str, Stored]:
-    """Every tensor of the directory by its name. Raises SettingsError."""
-    if (source / _WEIGHTS).is_file():
-        index, files = None, [_WEIGHTS]
-    elif (source / _INDEX).is_file():
-        index = _json(source / _INDEX).get("weight_map")
-        names = list(index.values()) if isinstance(index, dict) else []
-        files = sorted({name for name in names if isinstance(name, str)})
-        if not files or len(names) != sum(isinstance(name, str) for name in names):
-            raise SettingsError([f"{_INDEX}: expected weight_map to name a file a tensor"])
-    else:
-        raise SettingsError(
-            [
-                f"{source}: holds neither {_WEIGHTS} nor {_INDEX}; expected weights as safetensors "
-                "(save_pretrained writes them)"
-            ],
-        )
-    problems: list[str] = []
-    found: dict[str, Stored] = {}
-    for name in files:
-        if Path(name).name != name:
-            problems.append(f"{_INDEX}: {name} is not a file of the directory")
-            continue
-        found |= _attempted(problems, partial(_listed, source / name)) or {}
-    if index is not None and not problems:
-        listed = {key: one.file.name for key, one in found.items()}
-        wrong = sorted(key for key in {*index, *listed} if index.get(key) != listed.get(key))
-        problems += [f"{key}: is not in the file that {_INDEX} says" for key in wrong[:8]]
-    if problems:
-        raise SettingsError(problems)
-    return found
-
-
-def _listed(path: Path) -> dict[str, Stored]:
-    """The tensors of one file. Raises SettingsError."""
-    try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            found = {}
-            for name in file.keys():  # noqa: SIM118 (it is no mapping)
-                part = file.get_slice(name)
-                info = TensorInfo(part.get_dtype(), tuple(part.get_shape()))
-                found[name] = Stored(path, info)
-            return found
-    except (OSError, SafetensorError) as error:
-        raise SettingsError([f"{path.name}: cannot be read ({error})"]) from None
-
-
-def _tokenizer(source: Path, path: Path | None) -> Tokenizer:
-    """Raises TokenizerError."""
-    if path is None:
-        try:
-            path = tokenizer.find(source)
-        except TokenizerError as error:
-            raise TokenizerError(
-                f"{error}; or name the one that data sets are prepared with: --tokenizer FILE"
-            ) from None
-    return tokenizer.load(path)
-
-
-def _json(path: Path) -> dict[str, Any]:
-    """The object in a file. Raises SettingsError."""
-    reason = "expected a JSON object"
-    with suppress(ValueError):
-        try:
-            plain = json.loads(path.read_bytes())
-            if isinstance(plain, dict):
-                return plain
-        except OSError as error:
-            reason = f"cannot be read ({error.strerror})"
-    raise SettingsError([f"{path.name}: {reason}"])

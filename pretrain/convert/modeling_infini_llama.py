@@ -22,7 +22,11 @@ from transformers.utils import ModelOutput
 
 
 class InfiniLlamaConfig(PreTrainedConfig):
-    """Llama's configuration; `infini` holds the segment and the memory's settings."""
+    """Llama's configuration; `infini` holds the segment and the memory's settings.
+
+    `qkv_bias`: biases of queries, keys and values; `qk_norm`: RMSNorm of each head's queries and
+    keys, before positions and the memory.
+    """
 
     model_type = "infini_llama"
 
@@ -39,6 +43,8 @@ class InfiniLlamaConfig(PreTrainedConfig):
         max_position_embeddings: int = 2**20,
         rope_parameters: dict[str, Any] | None = None,
         initializer_range: float = 0.02,
+        qkv_bias: bool = False,
+        qk_norm: bool = False,
         infini: dict[str, Any] | None = None,
         use_cache: bool = True,
         **others: Any,
@@ -54,6 +60,8 @@ class InfiniLlamaConfig(PreTrainedConfig):
         self.max_position_embeddings = max_position_embeddings
         self.rope_parameters = rope_parameters or {"rope_type": "default", "rope_theta": 10000.0}
         self.initializer_range = initializer_range
+        self.qkv_bias = qkv_bias
+        self.qk_norm = qk_norm
         memory = {"kind": "delta", "normaliser": "inclusive", "when_empty": "zero"}
         self.infini = infini or {"segment": 2048, "memory": memory}
         self.use_cache = use_cache
@@ -147,11 +155,14 @@ class InfiniAttention(nn.Module):
         self.config = config
         width = config.num_attention_heads * config.head_dim
         heads = config.num_key_value_heads * config.head_dim
-        self.q_proj = nn.Linear(config.hidden_size, width, bias=False)
-        self.k_proj = nn.Linear(config.hidden_size, heads, bias=False)
-        self.v_proj = nn.Linear(config.hidden_size, heads, bias=False)
+        self.q_proj = nn.Linear(config.hidden_size, width, bias=config.qkv_bias)
+        self.k_proj = nn.Linear(config.hidden_size, heads, bias=config.qkv_bias)
+        self.v_proj = nn.Linear(config.hidden_size, heads, bias=config.qkv_bias)
         self.o_proj = nn.Linear(width, config.hidden_size, bias=False)
         self.gate = nn.Parameter(torch.zeros(config.num_attention_heads))
+        if config.qk_norm:
+            self.q_norm = InfiniRMSNorm(config.head_dim, config.rms_norm_eps)
+            self.k_norm = InfiniRMSNorm(config.head_dim, config.rms_norm_eps)
 
     def forward(self, x: Tensor, cache: LayerCache | None) -> tuple[Tensor, LayerCache]:
         """x [B, n, hidden], tokens of one segment -> the same shape, and what is kept then."""
@@ -159,6 +170,8 @@ class InfiniAttention(nn.Module):
             projection(x).unflatten(2, (-1, self.config.head_dim))
             for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
+        if self.config.qk_norm:
+            queries, keys = self.q_norm(queries), self.k_norm(keys)
         filled = 0 if cache is None else cache.keys.shape[1]
         table = _rotary(self.config, filled, keys.shape[1], x)
         now = LayerCache(keys, _turned(keys, *table), values)
@@ -241,6 +254,8 @@ class InfiniLlamaPreTrainedModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, nn.Linear | nn.Embedding):
             nn.init.normal_(module.weight, std=self.config.initializer_range)
+        if isinstance(module, nn.Linear) and module.bias is not None:
+            nn.init.zeros_(module.bias)
         if isinstance(module, InfiniRMSNorm):
             nn.init.ones_(module.weight)
         if isinstance(module, InfiniAttention):
@@ -335,7 +350,8 @@ def _rotary(config: InfiniLlamaConfig, first: int, length: int, like: Tensor) ->
     """Cosines and sines [length, 1, D / 2] of the places first, first + 1, ... of a segment."""
     rope = config.rope_parameters
     exponents = torch.arange(0, config.head_dim, 2, device=like.device).float() / config.head_dim
-    frequencies = 1.0 / rope["rope_theta"] ** exponents
+    powers = rope["rope_theta"] ** exponents
+    frequencies, scale = 1.0 / powers, 1.0
     if rope["rope_type"] == "linear":
         frequencies = frequencies / rope["factor"]
     if rope["rope_type"] == "llama3":
@@ -343,9 +359,30 @@ def _rotary(config: InfiniLlamaConfig, first: int, length: int, like: Tensor) ->
         turns = rope["original_max_position_embeddings"] / (2 * math.pi / frequencies)
         kept = ((turns - low) / (high - low)).clamp(0, 1)
         frequencies = torch.lerp(frequencies / rope["factor"], frequencies, kept)
+    if rope["rope_type"] == "yarn":
+        kept = 1 - _ramp(rope, config.head_dim, powers)
+        frequencies = 1.0 / (rope["factor"] * powers) * (1 - kept) + frequencies * kept
+        scale = rope.get("attention_factor") or 0.1 * math.log(rope["factor"]) + 1.0
     places = torch.arange(first, first + length, device=like.device).float()
     angles = (places[:, None] * frequencies)[:, None, :]
-    return [angles.cos().to(like.dtype), angles.sin().to(like.dtype)]
+    return [(angles.cos() * scale).to(like.dtype), (angles.sin() * scale).to(like.dtype)]
+
+
+def _ramp(rope: dict[str, Any], size: int, like: Tensor) -> Tensor:
+    """Yarn's share of the lowered frequency in each pair of a head's `size` components."""
+
+    def pair(turns: float) -> float:
+        times = rope["original_max_position_embeddings"] / (turns * 2 * math.pi)
+        return size * math.log(times) / (2 * math.log(rope["rope_theta"]))
+
+    first, last = pair(rope["beta_fast"]), pair(rope["beta_slow"])
+    if rope["truncate"]:
+        first, last = math.floor(first), math.ceil(last)
+    first, last = max(first, 0), min(last, size - 1)
+    if first == last:
+        last += 0.001
+    pairs = torch.arange(len(like), dtype=like.dtype, device=like.device)
+    return ((pairs - first) / (last - first)).clamp(0, 1)
 
 
 def _turned(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:

@@ -72,7 +72,7 @@ def sampled(
     generator = torch.Generator().manual_seed(sampling.seed)
     for left in reversed(range(sampling.max_tokens)):
         token = _choose(logits, sampling, generator)
-        if token == trained.tokenizer.eos_id:
+        if token in trained.ends:
             return
         yield token
         if left:

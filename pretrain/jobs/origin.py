@@ -1,9 +1,13 @@
-"""Whether a new run can begin with another one's weights, checked before a rank starts."""
+"""A run that begins with another one's weights: its shape, and whether it can, checked before a
+rank starts."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from operator import attrgetter
 from pathlib import Path
+from typing import Any
 
 from data_prep.dataset import settings
 from data_prep.dataset.durable import sha256_of
@@ -25,6 +29,43 @@ from pretrain.config import Config, ModelConfig
 # Settings that may differ from the source's: its weights keep their meaning. A memory's parameter
 # that the source lacks has its initial value; one that the new model lacks is dropped.
 _FREE = {"segment", "memory", "local_attention", "init_std"}
+# Settings that are not the source's where they are not given: init_std is, for what is new.
+_NOT_INHERITED = _FREE - {"init_std"}
+
+
+def load(path: Path | None, overrides: Sequence[str] = ()) -> Config:
+    """The configuration of a YAML file with `key=value` overrides. Raises SettingsError.
+
+    With `train.start_from` the model's shape, where it is not given, is that of the source.
+    """
+    return settings.load(Config, path, overrides, _shape)
+
+
+def _shape(config: Config) -> Mapping[str, Any]:
+    """The model's shape as a run has it that begins with other weights: by its own checkpoint, or
+    else by its source. {} for other runs, and where it cannot be read, which `problems` reports."""
+    if not config.train.start_from:
+        return {}
+    own = Path(config.run.directory) / CHECKPOINTS
+    begun = [own / step_name(step) for step in steps_in(own)]
+    for path in [*begun, Path(config.train.start_from)]:
+        with suppress(CheckpointError, TrainedError, SettingsError):
+            _, found = _newest(path)
+            model = settings.from_plain(ModelConfig, found.trainer["configuration"]["model"])
+            return {"model": _inheritable(model)}
+    return {}
+
+
+def unknown_shape(config: Config) -> list[str]:
+    """Why the model's shape is not known, where nothing gives it; what only computes needs that."""
+    if _inheritable(config.model) != _inheritable(ModelConfig()):
+        return []
+    return problems(config)
+
+
+def _inheritable(model: ModelConfig) -> dict[str, Any]:
+    """The settings that a run takes from its source."""
+    return {k: v for k, v in settings.to_plain(model).items() if k not in _NOT_INHERITED}
 
 
 def problems(config: Config) -> list[str]:

@@ -17,7 +17,8 @@ from pretrain.model.compiling import fused
 
 
 class Rotary(NamedTuple):
-    """Cosines and sines of consecutive positions, [positions, 1, d_head / 2] each."""
+    """Cosines and sines of consecutive positions, [positions, 1, d_head / 2] each, times the
+    attention factor."""
 
     cosine: Tensor
     sine: Tensor
@@ -38,7 +39,16 @@ def rotary_at(places: Tensor, config: ModelConfig, dtype: torch.dtype) -> Rotary
     precise = torch.promote_types(torch.float32, dtype)
     frequencies = _frequencies(config, places.device, precise)
     angles = (places.to(precise)[:, None] * frequencies)[:, None, :]
-    return Rotary(angles.cos().to(dtype), angles.sin().to(dtype))
+    factor = attention_factor(config)
+    return Rotary((angles.cos() * factor).to(dtype), (angles.sin() * factor).to(dtype))
+
+
+def attention_factor(config: ModelConfig) -> float:
+    """What rotated queries and keys are multiplied by: 1 but for yarn (arXiv 2309.00071)."""
+    scaling = config.rope_scaling
+    if scaling.kind != "yarn":
+        return 1.0
+    return scaling.attention_factor or 0.1 * math.log(scaling.factor) + 1.0
 
 
 def _frequencies(config: ModelConfig, device: torch.device, dtype: torch.dtype) -> Tensor:
@@ -48,16 +58,42 @@ def _frequencies(config: ModelConfig, device: torch.device, dtype: torch.dtype) 
     on the last bit of its frequency.
     """
     exponents = torch.arange(0, config.d_head, 2, device=device, dtype=dtype) / config.d_head
-    frequencies = 1.0 / config.rope_theta**exponents
+    powers = config.rope_theta**exponents
+    frequencies = 1.0 / powers
     scaling = config.rope_scaling
     if scaling.kind == "none":
         return frequencies
     lowered = frequencies / scaling.factor
     if scaling.kind == "linear":
         return lowered
+    if scaling.kind == "yarn":
+        kept = 1 - _ramp(config, frequencies)
+        return 1.0 / (scaling.factor * powers) * (1 - kept) + frequencies * kept
     turns = scaling.original_length / (2 * math.pi / frequencies)
     kept = (turns - scaling.low_turns) / (scaling.high_turns - scaling.low_turns)
     return torch.lerp(lowered, frequencies, kept.clamp(0, 1))
+
+
+def _ramp(config: ModelConfig, like: Tensor) -> Tensor:
+    """Yarn's share of the lowered frequency in each pair of components [d_head / 2].
+
+    It rises from 0 at the pair that makes `high_turns` turns within the original length to 1 at
+    that of `low_turns`, linearly in the pair's number.
+    """
+    scaling = config.rope_scaling
+
+    def pair(turns: float) -> float:
+        times = scaling.original_length / (turns * 2 * math.pi)
+        return config.d_head * math.log(times) / (2 * math.log(config.rope_theta))
+
+    first, last = pair(scaling.high_turns), pair(scaling.low_turns)
+    if scaling.truncate:
+        first, last = math.floor(first), math.ceil(last)
+    first, last = max(first, 0), min(last, config.d_head - 1)
+    if first == last:
+        last += 0.001
+    pairs = torch.arange(len(like), dtype=like.dtype, device=like.device)
+    return ((pairs - first) / (last - first)).clamp(0, 1)
 
 
 def rotate(x: Tensor, table: Rotary) -> Tensor:

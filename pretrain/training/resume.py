@@ -18,6 +18,7 @@ from pretrain.checkpoint.commit import take_over
 from pretrain.checkpoint.load import Checkpoint, newest_good
 from pretrain.checkpoint.manifest import CHECKPOINTS, CheckpointError
 from pretrain.checkpoint.ranks import Ranks, agreed
+from pretrain.checkpoint.runs import files_beside, write_beside
 from pretrain.config import Config
 from pretrain.jobs import resumable
 from pretrain.trained import configuration_of, locate
@@ -50,19 +51,24 @@ class Resumer:
         found = newest_good(root, self.ranks)
         for name, reason in found.passed_over:
             _log.warning("passed over checkpoint %s: %s", name, reason)
-        return self.start() if found.path is None else self.resume(found.path)
+        return self.start(attempt.directory) if found.path is None else self.resume(found.path)
 
-    def start(self) -> RunState:
-        """Step 0, with new weights or the weights of `train.start_from`."""
+    def start(self, directory: Path) -> RunState:
+        """Step 0, with new weights or the weights of `train.start_from`.
+
+        What stands beside these, as a chat template, is copied into the run's `directory`.
+        """
         origin = None
         if self.config.train.start_from:
-            _, path = locate(Path(self.config.train.start_from), self.ranks)
+            source, path = locate(Path(self.config.train.start_from), self.ranks)
             with Checkpoint(path) as checkpoint:
                 theirs = configuration_of(checkpoint).model.memory.traits
                 same_memory = theirs == self.config.model.memory.traits
                 self.engine.take_weights(checkpoint, same_memory, self.data.tokenizer.eos_id)
                 step, digest = checkpoint.step, checkpoint.sha256
             origin = {"path": str(path.resolve()), "step": step, "sha256": digest}
+            kept = files_beside(source) if self.ranks.rank == 0 else {}
+            agreed(self.ranks, lambda: write_beside(directory, kept))
             _log.info("weights of %s, step %d, sha256 of its manifest %s", path, step, digest)
         empty = self.engine.empty_memory(len(self.lanes))
         with_preface = self.data.prefaces is not None

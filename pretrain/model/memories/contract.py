@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from pretrain.config import ModelConfig
-from pretrain.model.projection import Projection
+from pretrain.model.projection import HeadNorm, Projection
 from pretrain.model.state import State
 from pretrain.model.stream import LocalCache, OpenSegment
 from pretrain.model.window import Continuation, Window
@@ -69,9 +69,12 @@ class Attention(nn.Module, ABC):
         super().__init__()
         self.config = config
         width, heads = config.n_heads * config.d_head, config.n_kv_heads * config.d_head
-        self.q_proj = Projection(config.d_model, width, config.init_std)
-        self.k_proj = Projection(config.d_model, heads, config.init_std)
-        self.v_proj = Projection(config.d_model, heads, config.init_std)
+        bias = config.qkv_bias
+        self.q_proj = Projection(config.d_model, width, config.init_std, bias)
+        self.k_proj = Projection(config.d_model, heads, config.init_std, bias)
+        self.v_proj = Projection(config.d_model, heads, config.init_std, bias)
+        self.q_norm = HeadNorm(config.d_head, config.norm_eps) if config.qk_norm else None
+        self.k_norm = HeadNorm(config.d_head, config.norm_eps) if config.qk_norm else None
         residual_std = config.init_std / math.sqrt(2 * config.n_layers)
         self.o_proj = Projection(width, config.d_model, residual_std)
 
@@ -94,16 +97,18 @@ class Attention(nn.Module, ABC):
         """Queries [B, T, H, D], keys and values [B, T, K, D] of x [B, T, d_model]."""
         # In this order, in which autograd adds up the three gradients of x: runs of before the
         # other memories go on to the bit.
-        queries = self.projected_queries(x)
-        keys, values = (
-            torch.unflatten(projection(x), 2, (-1, self.config.d_head))
-            for projection in (self.k_proj, self.v_proj)
-        )
-        return queries, keys, values
+        queries, keys = self.projected_queries(x), self.projected_keys(x)
+        return queries, keys, torch.unflatten(self.v_proj(x), 2, (-1, self.config.d_head))
 
     def projected_queries(self, x: Tensor) -> Tensor:
-        """Queries [B, T, H, D] of x [B, T, d_model]."""
-        return torch.unflatten(self.q_proj(x), 2, (-1, self.config.d_head))
+        """Queries [B, T, H, D] of x [B, T, d_model], after their norm if there is one."""
+        queries = torch.unflatten(self.q_proj(x), 2, (-1, self.config.d_head))
+        return queries if self.q_norm is None else self.q_norm(queries)
+
+    def projected_keys(self, x: Tensor) -> Tensor:
+        """Keys [B, T, K, D] of x [B, T, d_model], after their norm if there is one."""
+        keys = torch.unflatten(self.k_proj(x), 2, (-1, self.config.d_head))
+        return keys if self.k_norm is None else self.k_norm(keys)
 
     @abstractmethod
     def empty(self, lanes: int, like: Tensor) -> State:

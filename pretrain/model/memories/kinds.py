@@ -27,6 +27,8 @@ _KINDS: dict[str, type[Attention]] = {
     "rmt": LocalAttention,
     "autocompressor": LocalAttention,
 }
+# Modules of every kind's attention; "" is a name outside of it.
+_OF_EVERY_KIND = ("", "q_proj", "k_proj", "v_proj", "o_proj", "q_norm", "k_norm")
 _RECURRENCES: dict[str, type[SegmentRecurrence]] = {
     "rmt": RecurrentMemory,
     "autocompressor": Summaries,
@@ -48,4 +50,4 @@ def is_of_memory(name: str) -> bool:
     if name.startswith("recurrence."):
         return True
     _, _, own = name.partition(".attention.")
-    return own.partition(".")[0] not in ("", "q_proj", "k_proj", "v_proj", "o_proj")
+    return own.partition(".")[0] not in _OF_EVERY_KIND

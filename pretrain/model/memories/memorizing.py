@@ -148,7 +148,7 @@ class MemorizingAttention(CachedAttention):
     def after(self, segment: OpenSegment) -> State:
         """See `CachedAttention.after`."""
         store, cache = _own(segment.memory), past_cache(segment)
-        keys = unit(torch.unflatten(self.k_proj(cache.inputs), 2, (-1, self.config.d_head)))
+        keys = unit(self.projected_keys(cache.inputs))
         new = keys, cache.values[:, self.size :], store.stored.new_ones(keys.shape[:2])
         entered = zip(store[2:], new, strict=True)
         return StoreState(

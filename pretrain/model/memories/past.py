@@ -60,6 +60,8 @@ class PastAttention(Attention):
             Projected(*(torch.unflatten(part, 2, split) for part in projection(pool, shared=True)))
             for projection in (self.k_proj, self.v_proj)
         )
+        if self.k_norm is not None:
+            keys = self.k_norm(keys)
         shape = window.starts.shape[1:]
         own_keys, own_values = (
             torch.unflatten(x.whole[:, -shape.numel() :], 1, shape) for x in (keys, values)

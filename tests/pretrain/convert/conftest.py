@@ -31,6 +31,14 @@ LLAMA3 = {
 }
 
 
+YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 500.0,
+    "factor": 4.0,
+    "original_max_position_embeddings": 16,
+}
+
+
 class SaveModel(Protocol):
     """The signature of `save_model`."""
 
@@ -53,6 +61,8 @@ def save_model(tokenizer_model: Path) -> SaveModel:
             for name, weight in model.named_parameters():
                 if "norm" in name:
                     nn.init.normal_(weight, mean=1.0, std=0.2)
+                if name.endswith("bias"):
+                    nn.init.normal_(weight, std=0.3)
             model.lm_head.weight[2] = 0  # EOS, which is never the likeliest then
         model.save_pretrained(directory, max_shard_size=shard)
         shutil.copyfile(tokenizer_model, directory / "tokenizer.model")

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from tests.pretrain import kinds
 
 CPU = torch.device("cpu")
 SEGMENT = 16
+YARN = RopeScalingConfig(kind="yarn", factor=4.0, high_turns=2.0, original_length=32)
 LLAMA3 = RopeScalingConfig(kind="llama3", factor=8.0, original_length=32)
 
 MODELS: dict[str, dict[str, Any]] = {
@@ -36,6 +38,9 @@ MODELS: dict[str, dict[str, Any]] = {
     "a head for each query": {"n_kv_heads": 4},
     "llama3 scaling": {"rope_scaling": LLAMA3, "rope_theta": 100.0},
     "linear scaling": {"rope_scaling": RopeScalingConfig(kind="linear", factor=4.0)},
+    "yarn": {"rope_scaling": YARN, "rope_theta": 100.0},
+    "yarn in parts of pairs": {"rope_scaling": replace(YARN, truncate=False, attention_factor=0.7)},
+    "biases and norms": {"qkv_bias": True, "qk_norm": True},
 }
 
 
@@ -119,7 +124,16 @@ def test_a_loss_and_its_gradient_reach_every_weight(tmp_path: Path, write_run: A
     assert all(bool(weight.grad.any()) for weight in theirs.parameters())
 
 
-@pytest.mark.parametrize("changes", [{}, {"rope_scaling": LLAMA3}], ids=str)
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({}, "Llama"),
+        ({"rope_scaling": LLAMA3}, "Llama"),
+        ({"qkv_bias": True, "rope_scaling": YARN}, "Qwen2"),
+        ({"qk_norm": True}, "Qwen3"),
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize(("kind", "span"), [("none", SEGMENT), ("full", 2 * SEGMENT)])
 def test_without_memory_it_is_a_plain_llama_for_texts_that_attention_spans(
     tmp_path: Path,
@@ -128,15 +142,48 @@ def test_without_memory_it_is_a_plain_llama_for_texts_that_attention_spans(
     kind: str,
     span: int,
     changes: dict[str, Any],
+    name: str,
 ) -> None:
     ours = write_run(tmp_path / "run", memory=kinds.memory(kind), rope_theta=100.0, **changes)
     theirs, tokens = exported(tmp_path), random_tokens(span)
     assert f"texts of at most {span} tokens" in capsys.readouterr().out
-    assert type(theirs).__name__ == "LlamaForCausalLM"
+    assert type(theirs).__name__ == f"{name}ForCausalLM"
     assert theirs.config.max_position_embeddings == span
     assert not (tmp_path / "hub/modeling_infini_llama.py").exists()
     with torch.no_grad():
         assert_equal_logits(theirs(tokens).logits, logits(ours, tokens))
+
+
+def test_biases_with_norms_are_of_no_plain_model(tmp_path: Path, write_run: Any) -> None:
+    write_run(tmp_path / "run", memory=MemoryConfig(kind="none"), qkv_bias=True, qk_norm=True)
+    with pytest.raises(SettingsError, match="no model without memory that has biases and the norm"):
+        export.run(tmp_path / "run", tmp_path / "hub", "stored")
+
+
+BESIDE = {
+    "chat_template.jinja": "{{ messages }}",
+    "additional_chat_templates/tools.jinja": "{{ tools }}",
+    "generation_config.json": json.dumps({"eos_token_id": [5, 9], "temperature": 0.6}),
+}
+
+
+@pytest.mark.parametrize("memory", ["delta", "none"])
+def test_what_stood_beside_imported_weights_goes_out_with_them(
+    tmp_path: Path, write_run: Any, memory: str
+) -> None:
+    write_run(tmp_path / "run", memory=kinds.memory(memory))
+    (tmp_path / "run/additional_chat_templates").mkdir()
+    for name, text in BESIDE.items():
+        (tmp_path / "run" / name).write_text(text)
+    assert trained.load(tmp_path / "run", CPU).ends == {2, 5, 9}
+    theirs = exported(tmp_path)
+    for name in ("chat_template.jinja", "additional_chat_templates/tools.jinja"):
+        assert (tmp_path / "hub" / name).read_text() == BESIDE[name]
+    # What ended a text before does so still, and the EOS that documents had in training too.
+    assert theirs.generation_config.eos_token_id == [5, 9, 2]
+    assert theirs.generation_config.temperature == 0.6
+    assert theirs.config.eos_token_id == [5, 9, 2] and theirs.config.bos_token_id == 1
+    assert json.loads((tmp_path / "hub/generation_config.json").read_text())["bos_token_id"] == 1
 
 
 def test_of_the_memory_only_its_own_settings_are_written(tmp_path: Path, write_run: Any) -> None:
@@ -163,7 +210,8 @@ def test_a_memory_that_transformers_have_no_model_of_is_refused_at_once(
 
 
 @pytest.mark.parametrize("changes", [{}, {"memory": MemoryConfig(kind="none")},
-                                     MODELS["llama3 scaling"],
+                                     MODELS["llama3 scaling"], MODELS["yarn in parts of pairs"],
+                                     MODELS["biases and norms"],
                                      {"tied_embeddings": False}], ids=str)  # fmt: skip
 def test_an_export_that_is_imported_is_the_same_to_the_bit(
     tmp_path: Path, write_run: Any, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch

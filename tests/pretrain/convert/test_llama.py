@@ -29,7 +29,7 @@ from pretrain.model import local_attention, rotary
 from pretrain.model.memories.kinds import is_of_memory
 from pretrain.model.transformer import Transformer
 from tests.pretrain import kinds
-from tests.pretrain.convert.conftest import LLAMA3, random_tokens
+from tests.pretrain.convert.conftest import LLAMA3, YARN, random_tokens
 from tests.pretrain.jobs.test_origin import train
 
 ROOT = Path(__file__).parents[3]
@@ -72,6 +72,19 @@ MODELS: dict[str, dict[str, Any]] = {
     "many files": {"shard": "40KB"},
     "Mistral": {"kind": "Mistral", "sliding_window": None},
     "a sliding window of a segment": {"kind": "Mistral", "sliding_window": SEGMENT},
+    "SmolLM2": {"num_attention_heads": 3, "num_key_value_heads": 1, "tie_word_embeddings": True,
+                "is_llama_config": True, "rope_interleaved": False},
+    "Qwen2": {"kind": "Qwen2"},
+    "Qwen2 with a sliding window of a segment in layer 1": {
+        "kind": "Qwen2", "use_sliding_window": True, "sliding_window": SEGMENT,
+        "max_window_layers": 1},
+    "Qwen3": {"kind": "Qwen3", "head_dim": 20, "tie_word_embeddings": True},
+    "yarn": {"rope_parameters": YARN},
+    "Qwen2 with yarn": {"kind": "Qwen2", "rope_parameters": YARN},
+    "yarn with all its keys": {"rope_parameters": {
+        **YARN, "beta_fast": 8.0, "beta_slow": 2.0, "truncate": False, "attention_factor": 1.3}},
+    "yarn with DeepSeek's scales": {"rope_parameters": {
+        **YARN, "mscale": 0.7, "mscale_all_dim": 0.4}},
 }  # fmt: skip
 
 
@@ -316,24 +329,118 @@ def test_everything_that_cannot_be_imported_is_reported_at_once(
     change(
         tmp_path / "hub/config.json", hidden_act="gelu", attention_bias=True, sliding_window=32,
         num_attention_heads="four", quantization_config={},
-        rope_parameters={"rope_type": "yarn", "rope_theta": 1e4},
+        rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4},
     )  # fmt: skip
     (tmp_path / "hub/tokenizer.json").write_text("{}")
     said = "\n".join([*refused(tmp_path), *refused(tmp_path, "segmant=3")])
     for what in (
         "holds both of tokenizer.model and tokenizer.json", "--tokenizer FILE",
-        "attention_bias: our projections have no biases", "hidden_act: 'gelu'",
+        "attention_bias: True; our projection of the heads has no bias", "hidden_act: 'gelu'",
         "sliding_window: 32 tokens are fewer than the 64 of a segment",
-        "quantization_config: quantized", "rope_type: 'yarn' is not computed here",
+        "quantization_config: quantized", "rope_type: 'dynamic' is not computed here",
         "num_attention_heads: expected a whole number, found 'four'", "segmant: unknown key; did",
     ):  # fmt: skip
         assert what in said, said
 
 
-def test_a_model_of_qwen2_is_refused_for_its_biases(tmp_path: Path, save_model: Any) -> None:
-    save_model(tmp_path / "hub", kind="Qwen2")
-    (text,) = refused(tmp_path)
-    assert "model_type: 'qwen2' is another architecture (Qwen2's query, key and value" in text
+OBEYED: dict[str, Any] = {
+    "is_causal": False,
+    "per_layer_config": {"0": {"num_attention_heads": 2}},
+    "mlp_bias": True,
+    "add_cross_attention": True,
+    "partial_rotary_factor": 0.5,
+    "auto_map": {"AutoModelForCausalLM": "modeling.Other"},
+    "architectures": ["LlamaForSequenceClassification"],
+    "residual_multiplier": 0.5,
+    "no_rope_layers": [1, 0],
+    "logit_scale": 2.0,
+    "use_bidirectional_attention": True,
+    "vocab_size": 384,
+}
+"""Keys that change what a model computes, or may."""
+
+
+def test_every_key_that_may_change_what_is_computed_is_refused(
+    tmp_path: Path, save_model: Any
+) -> None:
+    save_model(tmp_path / "hub")
+    change(tmp_path / "hub/config.json", **OBEYED)
+    said = [text.removeprefix("config.json: ").partition(":")[0] for text in refused(tmp_path)]
+    assert sorted(said) == sorted(OBEYED.keys() - {"vocab_size"})
+    # The tensors are looked at where the configuration is sound.
+    (tmp_path / "other").mkdir()
+    save_model(tmp_path / "other/hub")
+    change(tmp_path / "other/hub/config.json", vocab_size=384)
+    assert refused(tmp_path / "other") == ["vocab_size: 384, and the embedding has 320 rows"]
+
+
+NEWER: dict[str, dict[str, Any]] = {
+    "linear": {"type": "linear", "factor": 4.0},
+    "llama3, its own base": {**LLAMA3, "rope_theta": 300.0},
+    "yarn": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16},
+    "yarn of the longest text": {"rope_type": "yarn", "factor": 4.0},
+}
+
+
+@pytest.mark.parametrize("scaling", NEWER.values(), ids=NEWER)
+@pytest.mark.parametrize("beside", [{}, {"rope_theta": 2000.0}], ids=str)
+def test_an_older_rope_scaling_replaces_all_of_the_newer_key_as_in_transformers(
+    tmp_path: Path, save_model: Any, scaling: dict[str, Any], beside: dict[str, Any]
+) -> None:
+    from transformers import LlamaForCausalLM
+
+    save_model(tmp_path / "hub", rope_parameters={"rope_type": "default", "rope_theta": 500.0})
+    change(tmp_path / "hub/config.json", rope_scaling=scaling, **beside)
+    model, tokens = LlamaForCausalLM.from_pretrained(tmp_path / "hub"), random_tokens(SEGMENT)
+    assert_equal_logits(logits(imported(tmp_path, "memory.kind=none"), tokens),
+                        theirs(model, tokens))  # fmt: skip
+
+
+@pytest.mark.parametrize("own", [True, False], ids=["another head", "the same head"])
+def test_a_head_in_the_file_is_taken_where_it_is_not_the_embedding(
+    tmp_path: Path, save_model: Any, capsys: pytest.CaptureFixture[str], own: bool
+) -> None:
+    from transformers import LlamaForCausalLM
+
+    save_model(tmp_path / "hub", tie_word_embeddings=True)
+    path = tmp_path / "hub/model.safetensors"
+    tensors = load_file(path)
+    head = torch.randn(320, 48, generator=torch.manual_seed(4)) / 10
+    tensors["lm_head.weight"] = head if own else tensors["model.embed_tokens.weight"].clone()
+    save_file(tensors, path, metadata={"format": "pt"})
+    model, tokens = LlamaForCausalLM.from_pretrained(tmp_path / "hub"), random_tokens(SEGMENT)
+    ours = imported(tmp_path, "memory.kind=none")
+    assert_equal_logits(logits(ours, tokens), theirs(model, tokens))
+    assert ours.config.tied_embeddings is not own
+    said = "taken: lm_head.weight, which differs from the embedding" in capsys.readouterr().out
+    assert said is own
+
+
+def test_frequencies_that_older_files_hold_are_left_out_aloud(
+    tmp_path: Path, save_model: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_model(tmp_path / "hub")
+    path = tmp_path / "hub/model.safetensors"
+    name = "model.layers.0.self_attn.rotary_emb.inv_freq"
+    save_file({**load_file(path), name: torch.ones(6)}, path, metadata={"format": "pt"})
+    imported(tmp_path)
+    assert "left out: 1 tensor of rotary frequencies" in capsys.readouterr().out
+
+
+def test_defaults_that_a_configuration_leaves_out_are_the_familys_own() -> None:
+    shape = {"hidden_size": 256, "intermediate_size": 8, "num_hidden_layers": 1}
+    chosen = settings.load(ImportConfig, None, ["segment=64"])
+    heads = {"num_attention_heads": 64}
+    found = {
+        kind: model_config({"model_type": kind, **shape, **heads}, chosen)
+        for kind in ("llama", "mistral", "qwen2", "qwen3")
+    }
+    shapes = {kind: (model.n_kv_heads, model.d_head) for kind, model in found.items()}
+    # Those of transformers' LlamaConfig(), MistralConfig(), ...
+    assert shapes == {"llama": (64, 4), "mistral": (8, 4), "qwen2": (32, 4), "qwen3": (32, 128)}
+    chosen = settings.load(ImportConfig, None, ["segment=8192"])
+    with pytest.raises(SettingsError, match="sliding_window: 4096 tokens are fewer than the 8192"):
+        model_config({"model_type": "mistral", **shape, **heads}, chosen)
 
 
 def test_tensors_that_are_missing_too_many_or_misshapen_are_named(
@@ -350,7 +457,7 @@ def test_tensors_that_are_missing_too_many_or_misshapen_are_named(
     assert sorted(refused(tmp_path)) == [
         "lm_head.weight: is I8, expected one of F32, BF16, F16",
         "model.layers.0.extra: our model has no such tensor",
-        "model.layers.1.mlp.up_proj.weight: has shape [3, 4], config.json makes [80, 48]",
+        "model.layers.1.mlp.up_proj.weight: has shape [3, 4], the configuration makes [80, 48]",
         "model.norm.weight: missing",
     ]
 
@@ -389,7 +496,8 @@ def test_another_models_tokenizer_is_refused(tmp_path: Path, save_model: Any) ->
 def test_a_directory_without_a_model_is_one_mistake(tmp_path: Path) -> None:
     (tmp_path / "hub").mkdir()
     assert refused(tmp_path) == [
-        f"{tmp_path / 'hub'}: has no config.json; expected a model as save_pretrained writes it"
+        f"{tmp_path / 'hub'}: has no config.json; expected a model as save_pretrained writes it, "
+        "or a GGUF file"
     ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ from data_prep.dataset import settings
 from data_prep.tokenizer import training
 from pretrain.checkpoint.load import Checkpoint
 from pretrain.checkpoint.manifest import read_manifest
-from pretrain.config import Config, ModelConfig, load
+from pretrain.config import Config, MemoryConfig, ModelConfig, RopeScalingConfig, load
 from pretrain.jobs import origin
+from pretrain.trained import configuration_of
 from tests import ranks
 from tests.pretrain.conftest import TEXT
 
@@ -111,6 +113,53 @@ def test_a_directory_without_a_checkpoint_is_reported(tmp_path: Path, data: Path
     assert problems(tmp_path) == [
         f"{where}: the run has no checkpoint yet; let it reach its first one"
     ]
+
+
+def inherited(tmp_path: Path, *more: str) -> ModelConfig:
+    given = [word for word in words(tmp_path, *more) if word.partition("=")[0][6:] not in KEYS]
+    return origin.load(None, [*given, *more]).model
+
+
+KEYS = {word.partition("=")[0] for word in SHAPE}
+
+
+def test_the_shape_that_is_not_given_is_the_sources(tmp_path: Path, write_run: Any) -> None:
+    scaling = RopeScalingConfig(kind="linear", factor=3.0)
+    source = {"qk_norm": True, "norm_eps": 9.999999747378752e-06, "rope_scaling": scaling}
+    write_run(tmp_path / "old", **source, memory=MemoryConfig(kind="none"))
+    found = inherited(tmp_path)
+    assert origin.unknown_shape(origin.load(None, words(tmp_path))) == []
+    old = trained_model(tmp_path / "old")
+    assert replace(old, memory=found.memory, segment=8) == found
+    assert (found.memory.kind, found.qk_norm, found.rope_scaling) == ("linear", True, scaling)
+    # Of what is given nothing is taken from the source, and a contradiction is told as ever.
+    found = inherited(tmp_path, "model.d_ff=64", "model.rope_scaling.factor=5")
+    assert (found.d_ff, found.n_layers, found.rope_scaling.factor) == (64, 2, 5.0)
+    assert (found.rope_scaling.kind, found.segment) == ("linear", 8)
+    given = words(tmp_path, "model.d_ff=64")
+    (text,) = origin.problems(origin.load(None, [word for word in given if "norm" not in word]))
+    assert "model.d_ff is 48 in the source and 64 here" in text
+
+
+def test_a_run_that_has_begun_keeps_its_shape_without_the_source(
+    tmp_path: Path, write_run: Any
+) -> None:
+    write_run(tmp_path / "new", d_ff=80, steps=(3, 7))
+    assert inherited(tmp_path).d_ff == 80
+
+
+def test_without_a_source_that_can_be_read_nothing_is_inherited(tmp_path: Path) -> None:
+    assert inherited(tmp_path).d_ff == ModelConfig().d_ff
+    given = [word for word in words(tmp_path) if word.partition("=")[0][6:] not in KEYS]
+    # Nothing can be counted of it, unless the shape is given.
+    assert origin.unknown_shape(origin.load(None, words(tmp_path))) == []
+    (text,) = origin.unknown_shape(origin.load(None, given))
+    assert text.startswith(f"train.start_from: {tmp_path / 'old'}: there is no such directory")
+
+
+def trained_model(run: Path) -> ModelConfig:
+    with Checkpoint(run / "checkpoints/step-00000007") as checkpoint:
+        return configuration_of(checkpoint).model
 
 
 def test_a_run_with_a_checkpoint_asks_for_no_source(tmp_path: Path, write_run: Any) -> None:

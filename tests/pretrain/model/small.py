@@ -47,6 +47,8 @@ def build(
             "d_head": 6,
             "d_ff": 14,
             "segment": SEGMENT,
+            "qkv_bias": True,
+            "qk_norm": True,
             "memory": memory,
             "local_attention": "sdpa",
             **changes,

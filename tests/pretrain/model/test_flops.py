@@ -129,6 +129,15 @@ def test_parameters_count_tied_embeddings_once(memory: MemoryConfig, tied: bool)
     assert flops.parameters(shape, VOCABULARY) == expected
 
 
+def test_biases_and_norms_count_as_parameters_and_cost_no_products() -> None:
+    memory = MemoryConfig(kind="delta")
+    shape, plain = config(memory, qkv_bias=True, qk_norm=True), config(memory)
+    # A bias of 4 query heads and twice 2 others, of 16 each; a norm of queries and one of keys.
+    more = flops.parameters(shape, VOCABULARY) - flops.parameters(plain, VOCABULARY)
+    assert more == 3 * ((4 + 2 + 2) * 16 + 2 * 16)
+    assert flops.forward_flops(shape, VOCABULARY, 40) == flops.forward_flops(plain, VOCABULARY, 40)
+
+
 def test_peaks_are_dense_and_never_guessed() -> None:
     assert flops.peak_flops("NVIDIA A100-SXM4-80GB", torch.bfloat16) == 312e12
     assert flops.peak_flops("NVIDIA H100 80GB HBM3", torch.bfloat16) == 989e12

@@ -219,8 +219,9 @@ class Bench:
         return {"action": action, "settings": [*words, *settings], **paths}
 
     def of_kind(self, kind: str) -> list[str]:
-        """Settings of a run with a memory of this kind, and with prefaces."""
-        return [*kinds.words(kind), f"data.preface={self.pairs}"]
+        """Settings of a run with a memory of this kind, with prefaces, biases and norms."""
+        more = ("model.qkv_bias=true", "model.qk_norm=true")
+        return [*kinds.words(kind), *more, f"data.preface={self.pairs}"]
 
     def work(self, ranks: int, *jobs: Job) -> None:
         path = self.root / f"jobs-{ranks}.json"

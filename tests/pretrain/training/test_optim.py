@@ -50,8 +50,13 @@ def test_a_run_that_is_all_warm_up_or_all_decay_has_no_edge_to_fall_over() -> No
 
 
 def test_gates_and_vectors_are_not_decayed_and_gates_have_a_rate_of_their_own() -> None:
-    model = Transformer(ModelConfig(d_model=16, n_layers=2, n_heads=2, n_kv_heads=2, d_head=8), 10)
+    shape = ModelConfig(
+        d_model=16, n_layers=2, n_heads=2, n_kv_heads=2, d_head=8, qkv_bias=True, qk_norm=True
+    )
+    model = Transformer(shape, 10)
     named = dict(model.named_parameters())
+    # Biases of queries, keys and values; norms of queries, of keys, before each part, and the last.
+    assert sum(p.ndim == 1 for p in named.values()) == 2 * (3 + 2 + 2 + 1) + 1
     config = OptimConfig(lr=0.5, gate_lr=0.25, weight_decay=0.125)
     groups = parameter_groups(
         ((name, p, p.ndim) for name, p in named.items()), model.gates(), config

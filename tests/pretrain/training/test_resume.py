@@ -124,8 +124,10 @@ def test_a_new_run_starts_with_the_weights_of_another_and_remembers_which(
     source = open_run(name="source")
     take_steps(source, 2)
     path = saved(source, make_saver)
+    (source.attempt.directory / "chat_template.jinja").write_text("{{ messages }}")
     words = [f"train.start_from={source.attempt.directory}", "data.lanes=2", "run.seed=9"]
     run = open_run(*words)
+    assert (run.attempt.directory / "chat_template.jinja").read_text() == "{{ messages }}"
     weights = {p.name: p.values.clone() for p in source.engine.pieces()}
     for piece in run.engine.pieces():
         expected = weights[piece.name] if piece.name.endswith("/param") else None

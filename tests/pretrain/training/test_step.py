@@ -25,6 +25,7 @@ from pretrain.training.step import Stepper, StepResult
 from tests.pretrain import kinds
 
 VOCABULARY = 48
+BIASED = ("model.qkv_bias=true", "model.qk_norm=true")
 Batches = Callable[[Run, int], list[tuple[Batch, Batch | None]]]
 Take = Callable[[Run, int], list[StepResult]]
 
@@ -78,7 +79,7 @@ def step_in_plain_torch(model: Transformer, config: Config, batch: Batch) -> dic
 @pytest.mark.parametrize(
     "words",
     [
-        *((*kinds.words(kind), "train.micro_batch=2") for kind in kinds.KINDS),
+        *((*kinds.words(kind), *BIASED, "train.micro_batch=2") for kind in kinds.KINDS),
         ("train.micro_batch=1",),
         ("zero.stage=0",),
     ],

@@ -86,7 +86,13 @@ class NaiveModel:
     def project(self, name: str, x: Tensor) -> Tensor:
         weight = self.weights.get(f"{name}.weight", self.weights.get(name))
         assert weight is not None
-        return x @ weight.T
+        y = x @ weight.T
+        if (bias := self.weights.get(f"{name}.bias")) is not None:
+            y = y + bias
+        norm = name.replace("_proj", "_norm")
+        if f"{norm}.weight" not in self.weights:
+            return y
+        return self.norm(norm, y.unflatten(-1, (-1, self.config.d_head))).flatten(-2)
 
     def attention(
         self, name: str, x: Tensor, documents: list[int], memory: Any, first: Any
