@@ -8,7 +8,7 @@ from typing import Any
 from data_prep.dataset import settings
 from data_prep.dataset.durable import sha256_of
 from data_prep.dataset.settings import SettingsError
-from data_prep.dataset.shards import DataError, read_manifest
+from data_prep.dataset.shards import DataError
 from data_prep.tokenizer import tokenizer
 from data_prep.tokenizer.contract import TokenizerError
 from pretrain.checkpoint import manifest
@@ -21,6 +21,7 @@ from pretrain.checkpoint.manifest import (
 )
 from pretrain.checkpoint.runs import TrainedError, is_checkpoint, run_directory_of
 from pretrain.config import Config, ModelConfig
+from pretrain.data.files import manifest_of
 
 # Settings of a model that may differ from the source's: its weights keep their meaning. A gate that
 # the source lacks has its initial value; one that the new model lacks is dropped.
@@ -77,7 +78,7 @@ def _other_tokenizer(run_directory: Path, config: Config) -> list[str]:
     own = tokenizer.find(run_directory)
     key, source = next(iter(config.data.sources.items()))
     try:
-        used = read_manifest(Path(source.data)).tokenizer
+        used = manifest_of(source.data).tokenizer
     except DataError:
         return []
     if sha256_of(own) == used.sha256:
