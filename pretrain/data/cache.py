@@ -90,7 +90,8 @@ class FileCache:
             try:
                 self._reserve(name, file, size)
                 self._fill(name, file, path.name, size, fetch)
-                part.replace(path)
+                with self._locked():
+                    part.replace(path)
             except BaseException as error:
                 part.unlink(missing_ok=True)
                 if isinstance(error, OSError) and error.filename is None:
@@ -100,6 +101,7 @@ class FileCache:
                         "data.cache.directory to another place"
                     ) from None
                 raise
+            fcntl.flock(file, fcntl.LOCK_UN)  # a lock on the file at `path`, too: it is the same
             opened = _opened(path)
             if opened is not None:
                 self._checked[path.name] = os.fstat(opened.fileno()).st_ino
@@ -127,17 +129,23 @@ class FileCache:
 
     def _reserve(self, name: str, file: BinaryIO, size: int) -> None:
         """Make room for `size` bytes, and let the `.part` occupy them."""
-        with (self.directory / _LOCK).open("rb") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with self._locked():
             self._make_room(name, size)
             os.posix_fallocate(file.fileno(), 0, size)
 
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        """While files are counted none appears; one may go."""
+        with (self.directory / _LOCK).open("rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
     def _make_room(self, name: str, size: int) -> None:
-        entries = [
-            (entry.stat(), Path(entry.path))
-            for entry in os.scandir(self.directory)
-            if entry.name != _LOCK
-        ]
+        entries = []
+        for path in self.directory.iterdir():
+            with contextlib.suppress(FileNotFoundError):
+                if path.name != _LOCK:
+                    entries.append((path.stat(), path))
         used = sum(found.st_size for found, _ in entries)
         for found, path in sorted(entries, key=lambda entry: entry[0].st_mtime_ns):
             if used + size <= self.capacity:
