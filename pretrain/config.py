@@ -153,6 +153,8 @@ class MemoryTraits(NamedTuple):
     """Whether local attention spans `full.segments` segments instead of one."""
     shares_windows: bool = False
     """Whether ranks can share a window (`parallel.sequence`)."""
+    sizes: tuple[str, ...] = ()
+    """Those of these settings that the shape of a weight depends on."""
     exported_as: str = ""
     """The model type of Hugging Face's that `export` writes; empty: there is none."""
 
@@ -169,10 +171,12 @@ MEMORY_KINDS = {
     "none": MemoryTraits((), remembers=False, shares_windows=True, exported_as="llama"),
     "full": MemoryTraits(("full",), remembers=False, whole_window=True, exported_as="llama"),
     "transformer_xl": MemoryTraits(("transformer_xl",)),
-    "compressive": MemoryTraits(("compressive",)),
+    "compressive": MemoryTraits(("compressive",), sizes=("compressive.rate",)),
     "memorizing": MemoryTraits(("memorizing",)),
-    "rmt": MemoryTraits(("rmt",), recurrent=True),
-    "autocompressor": MemoryTraits(("autocompressor",), recurrent=True),
+    "rmt": MemoryTraits(("rmt",), recurrent=True, sizes=("rmt.vectors",)),
+    "autocompressor": MemoryTraits(
+        ("autocompressor",), recurrent=True, sizes=("autocompressor.vectors",)
+    ),
 }
 
 
@@ -287,6 +291,11 @@ class MemoryConfig:
         """Those of this kind."""
         return MEMORY_KINDS[self.kind]
 
+    @property
+    def asks_for_triton(self) -> bool:
+        """Whether the kind computes with a kernel and is to take Triton's."""
+        return self.kernel == "triton" and "kernel" in self.traits.settings
+
     def problems(self) -> list[str]:
         """Settings of another kind, which would have no effect."""
         found = []
@@ -338,7 +347,7 @@ class ModelConfig:
     d_model: int = setting(256, "width of the residual stream", low=1)
     n_layers: int = setting(4, "blocks", low=1)
     n_heads: int = setting(4, "query heads", low=1)
-    n_kv_heads: int = setting(4, "key/value heads, each with its own memory", low=1)
+    n_kv_heads: int = setting(4, "key/value heads; Infini-attention has a memory for each", low=1)
     d_head: int = setting(64, "size of a head", low=2)
     d_ff: int = setting(688, "hidden size of the SwiGLU feed-forward", low=1)
     segment: int = setting(256, "tokens of a segment N, the reach of local attention", low=1)
@@ -383,7 +392,7 @@ class ModelConfig:
             found.append(
                 f"d_head: rotary embedding needs an even number, found {self.d_head}; choose one"
             )
-        if self.memory.kernel == "triton" and self.d_head > TRITON_MAX_HEAD:
+        if self.memory.asks_for_triton and self.d_head > TRITON_MAX_HEAD:
             found.append(
                 f"memory.kernel: triton holds heads of at most {TRITON_MAX_HEAD}, found "
                 f"d_head={self.d_head}; set it to torch or auto"
@@ -618,12 +627,12 @@ class Config:
             )
         if self.model.local_attention == "flash" and self.launch.device == "cpu":
             found.append("model.local_attention: flash-attn needs a GPU; set it to sdpa or auto")
-        if self.model.memory.kernel == "triton" and self.train.precision != "bf16":
+        if self.model.memory.asks_for_triton and self.train.precision != "bf16":
             found.append(
                 "model.memory.kernel: Triton's kernels compute in bf16; set train.precision=bf16, "
                 "or kernel=torch"
             )
-        if self.model.memory.kernel == "triton" and self.launch.device == "cpu":
+        if self.model.memory.asks_for_triton and self.launch.device == "cpu":
             found.append(
                 "model.memory.kernel: Triton's kernels need a GPU; set it to torch or auto"
             )

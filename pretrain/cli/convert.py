@@ -78,7 +78,7 @@ class Export(Command):
 class Plot(Command):
     """Draw a run's curves.
 
-    Writes PNGs of a run's loss, bits per byte by position, gates and speed.
+    Writes PNGs of a run's loss, speed, memory, gates and bits per byte by position.
     """
 
     path: Path = word("run directory", kind=RUN)

@@ -28,8 +28,8 @@ class Memories(Configured):
     """Compare what the kinds of memory keep and cost.
 
     For every model.memory.kind at the configuration's shape: the numbers kept by the formula of the
-    paper's Table 1, the numbers and bytes of the state, the tokens reached, FLOPs. Settings of all
-    kinds may be given, e.g. model.memory.rmt.vectors=100.
+    paper's Table 1, the numbers and bytes of the state, the tokens reached, FLOPs. The command
+    line may give settings of all kinds, e.g. model.memory.rmt.vectors=100.
     """
 
     length: int = option(32 * 1024, "tokens of a document", kind=TOKENS, low=1)

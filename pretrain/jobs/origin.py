@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from operator import attrgetter
 from pathlib import Path
-from typing import Any
 
 from data_prep.dataset import settings
 from data_prep.dataset.durable import sha256_of
@@ -23,8 +23,8 @@ from pretrain.checkpoint.runs import TrainedError, is_checkpoint, run_directory_
 from pretrain.config import Config, ModelConfig
 from pretrain.data.files import manifest_of
 
-# Settings of a model that may differ from the source's: its weights keep their meaning. A gate that
-# the source lacks has its initial value; one that the new model lacks is dropped.
+# Settings that may differ from the source's: its weights keep their meaning. A memory's parameter
+# that the source lacks has its initial value; one that the new model lacks is dropped.
 _FREE = {"segment", "memory", "local_attention", "init_std"}
 
 
@@ -65,11 +65,14 @@ def _manifest(path: Path) -> Manifest:
 
 
 def _other_shape(theirs: ModelConfig, ours: ModelConfig) -> list[str]:
-    there: dict[str, Any] = settings.to_plain(theirs)
+    keys = [field for field in settings.to_plain(ours) if field not in _FREE]
+    if theirs.memory.traits == ours.memory.traits:
+        keys += [f"memory.{key}" for key in ours.memory.traits.sizes]
+    pairs = [(key, *map(attrgetter(key), (theirs, ours))) for key in keys]
     return [
-        f"model.{key} is {there[key]!r} in the source and {value!r} here; set it to {there[key]!r}"
-        for key, value in settings.to_plain(ours).items()
-        if key not in _FREE and there[key] != value
+        f"model.{key} is {there!r} in the source and {here!r} here; set it to {there!r}"
+        for key, there, here in pairs
+        if there != here
     ]
 
 

@@ -21,7 +21,7 @@ from pretrain.checkpoint.load import Checkpoint, newest_good
 from pretrain.checkpoint.manifest import CHECKPOINTS, CheckpointError
 from pretrain.checkpoint.ranks import Ranks, agreed
 from pretrain.config import Config
-from pretrain.trained import locate
+from pretrain.trained import configuration_of, locate
 from pretrain.training import run_state
 from pretrain.training.data import RunData
 from pretrain.training.engine import Engine
@@ -59,7 +59,9 @@ class Resumer:
         if self.config.train.start_from:
             _, path = locate(Path(self.config.train.start_from), self.ranks)
             with Checkpoint(path) as checkpoint:
-                self.engine.take_weights(checkpoint, self.data.tokenizer.eos_id)
+                theirs = configuration_of(checkpoint).model.memory.traits
+                same_memory = theirs == self.config.model.memory.traits
+                self.engine.take_weights(checkpoint, same_memory, self.data.tokenizer.eos_id)
                 step, digest = checkpoint.step, checkpoint.sha256
             origin = {"path": str(path.resolve()), "step": step, "sha256": digest}
             _log.info("weights of %s, step %d, sha256 of its manifest %s", path, step, digest)

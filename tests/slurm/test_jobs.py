@@ -334,7 +334,7 @@ def test_every_attempt_takes_the_free_nodes_and_the_run_ends_as_on_one(
         leave(*nodes)
         on_cluster("scancel", "--signal=USR1", "--batch", job.number)
         job.restart(count)
-        wait_for(lambda: f"restart {count}, on {len(nodes)} nodes" in job.log(), str(nodes))  # noqa: B023
+        wait_for(lambda: f"restart {count}, on {len(nodes)} node" in job.log(), str(nodes))  # noqa: B023
     wait_for(job.ended, "the end of the run", 300)
     leave("n1", "n2", "n3")
     assert job.state() == "COMPLETED", job.log()

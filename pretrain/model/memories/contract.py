@@ -166,8 +166,9 @@ class Attention(nn.Module, ABC):
         return 0
 
     @classmethod
-    def forward_only_flops(cls, config: ModelConfig, window: int) -> int:
-        """FLOPs among these that have no backward."""
+    def missing_flops(cls, config: ModelConfig, window: int) -> int:
+        """FLOPs that the backward has less than two forwards, since some of its gradients are not
+        computed."""
         return 0
 
     @classmethod

@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 import torch
 
+from data_prep.dataset import settings
 from data_prep.tokenizer import training
 from pretrain.checkpoint.load import Checkpoint
 from pretrain.checkpoint.manifest import read_manifest
-from pretrain.config import Config, load
+from pretrain.config import Config, ModelConfig, load
 from pretrain.jobs import origin
 from tests.pretrain.conftest import TEXT
 
@@ -86,6 +87,25 @@ def test_another_shape_and_another_tokenizer_are_refused_together(
         "train.start_from: model.d_ff is 48 in the source and 64 here",
         "train.start_from: its tokenizer differs from that of data.train",
     ]
+
+
+@pytest.mark.parametrize(
+    ("kind", "size", "other"),
+    [("rmt", "vectors", 4), ("autocompressor", "vectors", 4), ("compressive", "rate", 4)],
+)
+def test_another_size_of_the_memorys_weights_is_refused_and_another_kind_is_not(
+    kind: str, size: str, other: int
+) -> None:
+    def model(*words: str) -> ModelConfig:
+        return settings.load(ModelConfig, None, ["segment=8", *words])
+
+    theirs = model(f"memory.kind={kind}", f"memory.{kind}.{size}=2")
+    ours = model(f"memory.kind={kind}", f"memory.{kind}.{size}={other}")
+    assert origin._other_shape(theirs, ours) == [
+        f"model.memory.{kind}.{size} is 2 in the source and {other} here; set it to 2"
+    ]
+    assert origin._other_shape(theirs, theirs) == []
+    assert origin._other_shape(theirs, model("memory.kind=linear")) == []
 
 
 @pytest.mark.parametrize("path", ["", "checkpoints/step-00000007"])

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pretrain.config import FullConfig, MemoryConfig, ModelConfig
 from pretrain.model.loss import IGNORE
@@ -156,34 +156,6 @@ def test_every_module_runs_once_a_window_whatever_the_data() -> None:
     for places in DOCUMENTS.values():
         calls = calls_of(model, lambda p=places: model(tokens, starts_at(*p), state, tokens))
         assert sorted(calls) == sorted(expected)
-
-
-@pytest.mark.parametrize("tied", [True, False])
-def test_weights_are_read_only_inside_the_module_that_owns_them(tied: bool) -> None:
-    """As under ZeRO-3: outside the forward of its owner, a weight is empty."""
-    model, tokens = build("delta, inclusive", tied_embeddings=tied), random_tokens()
-    starts = starts_at([6], [10])
-    state = model.initial_state(2, "cpu")
-    expected = logits_of(model, tokens, starts, state)
-    streamed, _ = model.extend(tokens, model.open_stream(2, "cpu"))
-
-    full = {parameter: parameter.data for parameter in model.parameters()}
-    for parameter in full:
-        parameter.data = torch.empty(0, dtype=parameter.dtype)
-
-    def gather(module: nn.Module, *_: Any) -> None:
-        for parameter in module.parameters(recurse=False):
-            parameter.data = full[parameter]
-
-    def release(module: nn.Module, *_: Any) -> None:
-        for parameter in module.parameters(recurse=False):
-            parameter.data = torch.empty(0, dtype=parameter.dtype)
-
-    for module in model.modules():
-        module.register_forward_pre_hook(gather)
-        module.register_forward_hook(release)
-    assert torch.equal(logits_of(model, tokens, starts, state), expected)
-    assert torch.equal(model.extend(tokens, model.open_stream(2, "cpu"))[0], streamed)
 
 
 def test_full_checkpointing_computes_each_block_again_in_the_backward() -> None:
