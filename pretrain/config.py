@@ -78,7 +78,7 @@ class CacheConfig:
     @property
     def bytes(self) -> int:
         """The largest size in bytes."""
-        return int(self.gigabytes * 1e9)
+        return round(self.gigabytes * 1e9)
 
 
 @dataclass(frozen=True)

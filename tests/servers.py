@@ -1,4 +1,4 @@
-"""A web server and an S3 server on this machine, and a proxy that puts network faults before them."""
+"""A web server on this machine, and a proxy that puts network faults before a server."""
 
 from __future__ import annotations
 

@@ -85,7 +85,10 @@ class FileCache:
             except BlockingIOError:
                 fcntl.flock(file, fcntl.LOCK_SH)  # until it is there, or its process has died
                 return None
-            if not _is_at(file, part) or path.exists():
+            if not _is_at(file, part):
+                return None
+            if path.exists():
+                part.unlink()
                 return None
             try:
                 self._reserve(name, file, size)

@@ -85,9 +85,8 @@ def test_files_that_are_read_are_not_evicted_and_what_finds_no_room_is_refused(
     source: Source,
 ) -> None:
     with source.held(1), source.held(2):
-        with source.held(3):
-            with pytest.raises(DataError) as refused:
-                source.held(4)
+        with source.held(3), pytest.raises(DataError) as refused:
+            source.held(4)
         with source.held(4):  # in the place of 3
             assert names(source) == {source.path(n).name for n in (1, 2, 4)}
     assert str(refused.value) == (
@@ -134,9 +133,9 @@ def test_what_fails_in_the_middle_leaves_nothing(source: Source) -> None:
         yield b"some"
         raise DataError("the network is gone")
 
-    with pytest.raises(DataError, match="the network is gone"):
-        with source.cache.held("f", hashlib.sha256(b"f").hexdigest(), 1000, cut):
-            pass
+    held = source.cache.held("f", hashlib.sha256(b"f").hexdigest(), 1000, cut)
+    with pytest.raises(DataError, match="the network is gone"), held:
+        pass
     assert names(source) == set()
 
 
@@ -231,5 +230,5 @@ def test_many_threads_in_little_room_read_right_bytes(source: Source) -> None:
 
 def test_a_directory_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(DataError, match="set data.cache.directory to another place"):
+    with pytest.raises(DataError, match=r"set data\.cache\.directory to another place"):
         FileCache(tmp_path / "file", ROOM)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -104,7 +105,7 @@ def test_the_next_shard_is_fetched_before_its_lane_opens_it(web: Web, tmp_path: 
         for _ in range(500):
             if dataset.checked[following]:
                 break
-            storage.time.sleep(0.01)
+            time.sleep(0.01)
         assert dataset.checked[opened] and dataset.checked[following]
 
 
@@ -141,7 +142,7 @@ def test_a_shard_that_is_refused_ends_in_one_sentence(
     dataset = Dataset(url, cache_in(tmp_path))
     for number in range(SHARDS):
         web.statuses[f"books/shard-{number:05d}.tar"] = status
-    with pytest.raises(DataError, match=f"shard-0000.*: cannot be fetched: {cause}; check"):
+    with pytest.raises(DataError, match=rf"shard-0000.*: cannot be fetched: {cause}; check"):
         read(dataset)
 
 
@@ -165,7 +166,7 @@ def test_a_manifest_that_is_not_there_or_not_ours_is_refused(web: Web, directory
     )
     path = directory / "manifest.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "format_version": 9}))
-    with pytest.raises(DataError, match="/books/manifest.json: has format version 9"):
+    with pytest.raises(DataError, match=r"/books/manifest\.json: has format version 9"):
         manifest_of(f"http://127.0.0.1:{web.port}/books")
 
 
@@ -173,7 +174,7 @@ def test_a_tokenizer_of_another_digest_is_refused(
     web: Web, directory: Path, tmp_path: Path
 ) -> None:
     (directory / "tokenizer.model").write_bytes(b"another")
-    with pytest.raises(DataError, match="tokenizer.model: its sha256 is not the manifest's"):
+    with pytest.raises(DataError, match=r"tokenizer\.model: its sha256 is not the manifest's"):
         Dataset(f"http://127.0.0.1:{web.port}/books", cache_in(tmp_path)).files.tokenizer()
 
 
@@ -197,7 +198,9 @@ def test_batches_from_an_s3_server_with_faults_before_it_are_those_of_the_direct
         assert_equal(read(dataset), read(Dataset(directory)))
         assert proxy.done == ["reset", "refuse", "slow"]
         client.delete_object(Bucket="corpora", Key="books/manifest.json")
-        with pytest.raises(DataError, match="s3://corpora/books/manifest.json: cannot be fetched"):
+        with pytest.raises(
+            DataError, match=r"s3://corpora/books/manifest\.json: cannot be fetched"
+        ):
             manifest_of("s3://corpora/books")
     server.stop()
 
