@@ -64,7 +64,7 @@ class CacheConfig:
         50.0,
         "largest size, in 1e9 bytes; it has to hold a shard per lane of the node and source, and "
         "those that are fetched ahead",
-        low=0.001,
+        low=1e-6,
     )
 
     @property

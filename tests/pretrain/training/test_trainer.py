@@ -442,8 +442,8 @@ def test_thirty_kills_while_shards_are_fetched_over_a_bad_network_leave_no_trace
             f"data.train={place}/train",
             f"data.validation={place}/validation",
             f"data.cache.directory={cache}",
-            # A shard for each of the four lanes and one more: some are evicted and fetched again.
-            f"data.cache.gigabytes={5 * max(shards) / 1e9}",
+            # A shard for each lane of both sets and two more: some are evicted and fetched again.
+            f"data.cache.gigabytes={10 * max(shards) / 1e9}",
             "train.max_attempts_without_progress=100",
         ]
         kill_at_random(killed, 30)
