@@ -7,6 +7,7 @@ step consumes one window from each of `data.lanes` lanes, whatever the number of
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -39,7 +40,7 @@ class RunConfig:
 class SourceConfig:
     """A data set of a mix and its share."""
 
-    data: str = setting("", "data set directory (of data-prep)", path=True)
+    data: str = setting("", "data set: the directory that data-prep wrote, or its URL", path=True)
     weight: float = setting(
         1.0, "share of the tokens, relative to the other weights; 0: not read", low=0.0
     )
@@ -51,16 +52,47 @@ class SourceConfig:
 
 
 @dataclass(frozen=True)
+class CacheConfig:
+    """The cache of data sets that are under URLs."""
+
+    directory: str = setting(
+        "",
+        "directory on a disk of the node, which its ranks share; empty: infini-pretrain in the "
+        "user's cache directory",
+        path=True,
+    )
+    gigabytes: float = setting(
+        50.0,
+        "largest size, in 1e9 bytes; it has to hold a shard per lane of the node and source, and "
+        "those that are fetched ahead",
+        low=1e-6,
+    )
+
+    @property
+    def path(self) -> Path:
+        """The directory."""
+        if self.directory:
+            return Path(self.directory)
+        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        return Path(home) / "infini-pretrain"
+
+    @property
+    def bytes(self) -> int:
+        """The largest size in bytes."""
+        return round(self.gigabytes * 1e9)
+
+
+@dataclass(frozen=True)
 class DataConfig:
     """What is read, and how lanes are fed."""
 
-    train: str = setting("", "data set directory (of data-prep) to train on", path=True)
+    train: str = setting(
+        "", "data set to train on: the directory that data-prep wrote, or its URL", path=True
+    )
     mix: list[SourceConfig] = setting(
         [], "in place of `train`, a list of {data, weight, name}: data sets that are read together"
     )
-    validation: str = setting(
-        "", "data set directory to validate on; empty: no validation", path=True
-    )
+    validation: str = setting("", "data set to validate on; empty: no validation", path=True)
     prompt_weight: float = setting(
         0.0,
         "weight in the loss of a prompt's tokens, where documents are a prompt and an answer, "
@@ -70,7 +102,7 @@ class DataConfig:
     )
     preface: str = setting(
         "",
-        "data set directory that each lane reads beside its documents, as many tokens per step, "
+        "data set that each lane reads beside its documents, as many tokens per step, "
         "forward-only: a document starts with the memory of what was read so far; empty: documents "
         "start with an empty memory",
         path=True,
@@ -78,6 +110,7 @@ class DataConfig:
     lanes: int = setting(8, "lanes G: windows in a step, whatever the number of ranks", low=1)
     workers: int = setting(1, "threads of a rank that read shards ahead", low=1)
     prefetch: int = setting(4, "batches that a rank reads ahead", low=1)
+    cache: CacheConfig = group(CacheConfig)
 
     @property
     def sources(self) -> dict[str, SourceConfig]:
@@ -97,13 +130,18 @@ class DataConfig:
             found.append("mix: cannot be combined with data.train; give one of them")
         if self.mix and not any(source.weight for source in self.mix):
             found.append("mix: every weight is 0, so nothing would be read")
-        directories = [Path(source.data).resolve() for source in self.mix if source.data]
-        for path in sorted({path for path in directories if directories.count(path) > 1}):
+        places = [_place(source.data) for source in self.mix if source.data]
+        for path in sorted({path for path in places if places.count(path) > 1}):
             found.append(f"mix: {path} is listed twice; list it once, with the sum of the weights")
         names = [source.name for source in self.sources.values() if source.data]
         for name in sorted({name for name in names if names.count(name) > 1}):
             found.append(f"mix: two data sets have the name {name!r}; give each a different `name`")
         return found
+
+
+def _place(data: str) -> str:
+    """One text for all ways to write the place of a data set."""
+    return data.rstrip("/") if "://" in data else str(Path(data).resolve())
 
 
 class MemoryTraits(NamedTuple):

@@ -8,8 +8,9 @@ from typing import Literal
 
 from data_prep.dataset.command import option
 from data_prep.dataset.settings import SettingsError
-from data_prep.dataset.shards import DataError, read_manifest
+from data_prep.dataset.shards import DataError
 from pretrain.cli.train import OnConfig, OnRun
+from pretrain.data.files import manifest_of
 from pretrain.jobs import job, origin, resumable
 from pretrain.jobs.start_checks import data_problems, directory_problems
 
@@ -44,7 +45,7 @@ class Plan(OnConfig):
         if self.vocab_size is None:
             key, source = next(iter(self.wanted.data.sources.items()))
             try:
-                read_manifest(Path(source.data))
+                manifest_of(source.data)
             except DataError as error:
                 return [f"{key}: {error}; or give --vocab-size, e.g. 128256 for Llama 3's"]
         return []
@@ -53,7 +54,7 @@ class Plan(OnConfig):
         from pretrain.planning import plan
 
         source = next(iter(self.wanted.data.sources.values()))
-        vocab_size = self.vocab_size or read_manifest(Path(source.data)).tokenizer.vocab_size
+        vocab_size = self.vocab_size or manifest_of(source.data).tokenizer.vocab_size
         asked = plan.cluster(self.gpu, self.nodes, self.gpus_per_node, self.peak_share)
         return plan.run(self.wanted, vocab_size, asked, self.simulate_ranks)
 

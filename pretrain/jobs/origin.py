@@ -12,7 +12,7 @@ from typing import Any
 from data_prep.dataset import settings
 from data_prep.dataset.durable import sha256_of
 from data_prep.dataset.settings import SettingsError
-from data_prep.dataset.shards import DataError, read_manifest
+from data_prep.dataset.shards import DataError
 from data_prep.tokenizer import tokenizer
 from data_prep.tokenizer.contract import TokenizerError
 from pretrain.checkpoint import manifest
@@ -25,6 +25,7 @@ from pretrain.checkpoint.manifest import (
 )
 from pretrain.checkpoint.runs import TrainedError, is_checkpoint, run_directory_of
 from pretrain.config import Config, ModelConfig
+from pretrain.data.files import manifest_of
 
 # Settings that may differ from the source's: its weights keep their meaning. A memory's parameter
 # that the source lacks has its initial value; one that the new model lacks is dropped.
@@ -121,7 +122,7 @@ def _other_tokenizer(run_directory: Path, config: Config) -> list[str]:
     own = tokenizer.find(run_directory)
     key, source = next(iter(config.data.sources.items()))
     try:
-        used = read_manifest(Path(source.data)).tokenizer
+        used = manifest_of(source.data).tokenizer
     except DataError:
         return []
     if sha256_of(own) == used.sha256:

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.dataset import settings
-from data_prep.dataset.shards import DataError, read_manifest
+from data_prep.dataset.shards import DataError
 from data_prep.dataset.wording import counted
 from pretrain.checkpoint import manifest
 from pretrain.checkpoint.manifest import CHECKPOINTS, CheckpointError, step_name, steps_in
 from pretrain.config import Config
+from pretrain.data.files import manifest_of
 
 Fingerprints = Mapping[str, Sequence[Sequence[str] | None] | None]
 """The sha256 of every shard of the `sources`, and of the `preface`; None: not known."""
@@ -80,7 +81,7 @@ def _fingerprints(config: Config, made_before: Sequence[Path]) -> Fingerprints:
         if Path(directory).absolute() in later:
             return None
         try:
-            return [shard.sha256 for shard in read_manifest(Path(directory)).shards]
+            return [shard.sha256 for shard in manifest_of(directory).shards]
         except DataError:
             return None  # `data_problems` says so
 

@@ -8,10 +8,11 @@ from pathlib import Path
 
 from data_prep.dataset import durable
 from data_prep.dataset.settings import SettingsError
-from data_prep.dataset.shards import DataError, read_manifest
+from data_prep.dataset.shards import DataError
 from data_prep.dataset.wording import counted
 from pretrain.checkpoint.runs import is_run
 from pretrain.config import CONFIG_FILE, Config
+from pretrain.data.files import manifest_of
 from pretrain.jobs import origin, resumable
 
 
@@ -67,7 +68,7 @@ def data_problems(config: Config, made_before: Sequence[Path] = ()) -> list[str]
         if not directory or Path(directory).absolute() in later:
             continue
         try:
-            manifest = manifests[key] = read_manifest(Path(directory))
+            manifest = manifests[key] = manifest_of(directory)
         except DataError as error:
             problems.append(f"{key}: {error}")
             continue

@@ -75,9 +75,10 @@ def check(directory: Path) -> list[str]:
     cannot be read.
     """
     config = load(directory / CONFIG_FILE)
-    datasets = [Dataset(Path(source.data)) for source in config.data.sources.values()]
-    preface = Mix([Dataset(Path(config.data.preface))]) if config.data.preface else None
-    lanes = [_Replay(index, config, datasets, preface) for index in range(config.data.lanes)]
+    datasets = [Dataset(source.data, config.data.cache) for source in config.data.sources.values()]
+    preface = config.data.preface
+    prefaces = Mix([Dataset(preface, config.data.cache)]) if preface else None
+    lanes = [_Replay(index, config, datasets, prefaces) for index in range(config.data.lanes)]
     problems: list[str] = []
     step = attempt = 0
     for number, (text, line) in enumerate(numbered(directory / LEDGER_FILE), 1):
