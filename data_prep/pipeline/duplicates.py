@@ -16,7 +16,7 @@ import itertools
 import os
 import resource
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -30,8 +30,10 @@ from datatrove.pipeline.dedup import (
 
 from data_prep.config import DuplicatesConfig
 from data_prep.pipeline.cleaning import NGrams
+from data_prep.pipeline.table import grouped
 
-EXACT, NEAR = "exact", "near"
+EXACT, NEAR = 1, 2
+KINDS = {EXACT: "exact", NEAR: "near"}
 
 # N-grams that are hashed at once: those of a book, by each hash function, would need much memory.
 _SHINGLES = 8192
@@ -74,9 +76,9 @@ class Signature:
         """The minimum of each hash function over the n-grams: [buckets, rows], or [0, rows]."""
 
     @property
-    def fingerprint(self) -> str:
-        """A hash that exact duplicates share: 16 bytes in hex; empty where none are looked for."""
-        return self._digest.hexdigest() if self._config.wanted else ""
+    def fingerprint(self) -> bytes:
+        """A hash that exact duplicates share: 16 bytes; empty where none are looked for."""
+        return self._digest.digest() if self._config.wanted else b""
 
     def add(self, passage: str) -> None:
         """Add the next passage of the text."""
@@ -114,33 +116,29 @@ def cluster(directory: Path, config: DuplicatesConfig) -> None:
     step.run(None, 0, 1)
 
 
-def find(
-    fingerprints: Sequence[str], unit_starts: Sequence[int], directory: Path
-) -> dict[int, str]:
-    """EXACT or NEAR for each document to leave out, by its number in the order of the corpus.
+def find(fingerprints: np.ndarray, unit_starts: np.ndarray, directory: Path) -> np.ndarray:
+    """EXACT or NEAR for each document to leave out, 0 for the others: uint8 [documents].
 
-    `fingerprints` are those of all documents; unit n begins with document `unit_starts[n]`.
+    `fingerprints` [documents, 2] are those of all documents in the order of the corpus; unit n
+    begins with document `unit_starts[n]`.
     """
-    found: dict[int, str] = {}
-    first: dict[str, int] = {}
-    for number, fingerprint in enumerate(fingerprints):
-        if first.setdefault(fingerprint, number) != number:
-            found[number] = EXACT
-    kept: dict[int, int] = {}
-    # Sorted by number: a cluster's first document is kept.
-    for number, name in sorted(_clustered(unit_starts, directory / "clusters")):
-        if kept.setdefault(name, number) != number:
-            found.setdefault(number, NEAR)
+    found = np.zeros(len(fingerprints), np.uint8)
+    number, name = np.concatenate(list(_clustered(unit_starts, directory / "clusters"))).T
+    # Of a cluster the first document is kept.
+    order = np.lexsort((number, name))
+    found[number[order[np.diff(name[order], prepend=-1) == 0]]] = NEAR
+    order, again = grouped(fingerprints)
+    found[order[again]] = EXACT
     return found
 
 
-def _clustered(unit_starts: Sequence[int], directory: Path) -> Iterator[tuple[int, int]]:
-    """(number of the document, its cluster)."""
-    for unit, start in enumerate(unit_starts):
+def _clustered(unit_starts: np.ndarray, directory: Path) -> Iterator[np.ndarray]:
+    """The documents of each unit that are in a cluster: [documents, (number, cluster)]."""
+    yield np.empty((0, 2), np.int64)
+    for unit, start in enumerate(unit_starts.tolist()):
         path = directory / f"{unit:06d}.clusters"
         if path.exists():
-            for document, name in np.fromfile(path, "<u4").reshape(-1, 2).tolist():
-                yield start + document, name
+            yield np.fromfile(path, "<u4").reshape(-1, 2) + np.array([start, 0])
 
 
 def _minhash(config: DuplicatesConfig) -> MinhashConfig:

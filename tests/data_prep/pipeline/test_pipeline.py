@@ -692,7 +692,7 @@ def test_documents_in_passages_give_the_same_shards(
     (tmp_path / "c.yaml").write_text(LONG.replace("[exam.jsonl]}", "[exam.jsonl], ngram: 9}"))
     monkeypatch.setattr("data_prep.sources.documents._PASSAGE", 300)
     monkeypatch.setattr("data_prep.tokenizer.sentencepiece.SentencePiece.least_part", 90)
-    monkeypatch.setattr("data_prep.pipeline.stages._BLOCK", 700)
+    monkeypatch.setattr("data_prep.pipeline.writing._BLOCK", 700)
     accounts, found = [], []
     for held in ("100000000", "1000"):
         words = [f"sources[0].max_held_bytes={held}", f"tokenizer.path={made / 'tokenizer.model'}"]
