@@ -195,7 +195,8 @@ def _record(document: Document, line: int) -> RawDocument | Reject:
     if not text:
         return Reject(line, 0, "empty text", str(document.id))
     try:
-        size = len(text.encode())
+        size, id = len(text.encode()), str(document.id)
+        id.encode()
     except UnicodeEncodeError as error:
-        return Reject(line, 0, "lone surrogate", repr(text[error.start]))
-    return RawDocument(str(document.id), line, 0, size, text)
+        return Reject(line, 0, "lone surrogate", repr(error.object[error.start]))
+    return RawDocument(id, line, 0, size, text)

@@ -27,7 +27,6 @@ from data_prep.dataset.shards import InputInfo, Manifest, ShardInfo, TokenizerIn
 from data_prep.dataset.wording import counted
 from data_prep.pipeline import duplicates, order, table, workspace, writing
 from data_prep.pipeline.stages import (
-    ClusterDuplicates,
     DrawSample,
     MatchDuplicates,
     Stage,
@@ -202,8 +201,7 @@ class OrderDocuments(Stage):
         accounts, reasons = _write_rejects(work)
         left_out = np.zeros(len(tables), np.uint8)
         if self.config.duplicates.wanted:
-            prints = tables.column("fingerprint")
-            left_out = duplicates.find(prints, tables.starts, work.directory)
+            left_out = duplicates.find(tables.column("fingerprint"), tables.starts, work.directory)
             _account_for(left_out, work, accounts)
         assert all(account.is_whole() for account in accounts.sources.values())
         durable.write_json(work.output / ACCOUNTS, accounts.plain())
@@ -270,7 +268,7 @@ class WriteManifest(Stage):
 def stages(config: Config) -> list[type[Stage]]:
     """The stages of a run; the units of each are known once the stage before it is done."""
     sample = [] if config.tokenizer.path else [DrawSample]
-    near = [MatchDuplicates, ClusterDuplicates] if config.duplicates.near else []
+    near = [MatchDuplicates] if config.duplicates.near else []
     before = [SurveyFiles, *sample, TrainTokenizer, Tokenize, *near]
     return [*before, OrderDocuments, WriteParts, WriteShards, WriteManifest]
 
@@ -319,9 +317,7 @@ def _write_recipe(config: Config, work: Work, kept: np.ndarray) -> list[tuple[in
     """
     tables, wanted = work.tables, config.shards
     keys = tables.column("key")[kept]
-    ordered, numbers = order.shuffled(
-        keys, config.seed, lambda places: tables.ids(kept[places])
-    )
+    ordered, numbers = order.shuffled(keys, config.seed, lambda places: tables.ids(kept[places]))
     del keys
     documents, numbers = kept[ordered], numbers[ordered]
     del ordered

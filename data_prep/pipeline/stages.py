@@ -374,14 +374,3 @@ class MatchDuplicates(Stage):
 
     def do(self, unit: int) -> Any:
         duplicates.match(unit, self.work.directory, self.config.duplicates)
-
-
-class ClusterDuplicates(Stage):
-    """Join documents that match in any bucket into clusters."""
-
-    name = "cluster"
-    label = "clustering near duplicates"
-    serial = True
-
-    def do(self, unit: int) -> Any:
-        duplicates.cluster(self.work.directory, self.config.duplicates)

@@ -8,6 +8,7 @@ Rows, ids and tokens are read unit by unit for a part or for a block of tokens a
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 from abc import ABC
 from collections.abc import Iterable, Iterator
@@ -24,7 +25,7 @@ from data_prep.pipeline.workspace import Work
 
 # A document by its number in the corpus, and the number that its id ends with; see order.py.
 _ENTRY = np.dtype([("document", "<u8"), ("number", "<u4")])
-# Documents of a part, small enough for a shard of short ones to be shared between workers.
+# Documents of a part at most: few enough for a shard of short ones to be shared between workers.
 _PART = 1 << 15
 # Tokens that are held in memory at a time.
 _BLOCK = 1 << 22
@@ -43,11 +44,12 @@ def write_recipe(work: Work, documents: np.ndarray, numbers: np.ndarray) -> None
 
 def parts(runs: Iterable[range]) -> list[tuple[int, int, int]]:
     """(shard, first document, the one after the last) of each part of shards of these documents."""
-    return [
-        (shard, first, min(first + _PART, run.stop))
-        for shard, run in enumerate(runs)
-        for first in range(run.start, run.stop, _PART)
-    ]
+    found = []
+    for shard, run in enumerate(runs):
+        count = -(-len(run) // _PART)
+        ends = [run.start + len(run) * part // count for part in range(count + 1)]
+        found += [(shard, first, stop) for first, stop in itertools.pairwise(ends)]
+    return found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +63,10 @@ class _Part:
 
 
 class _Writing(Stage, ABC):
-    """What both stages know: `shards`, the parts of each; `shared`, the parts of several."""
+    """What both stages know: `shards`, the parts of each; `shared`, all those of several parts.
+
+    `numbers` are those of each shard in `shared`: none where it is of one part.
+    """
 
     def measure(self) -> list[int]:
         self.shards: list[list[_Part]] = []
@@ -69,7 +74,12 @@ class _Writing(Stage, ABC):
             if shard == len(self.shards):
                 self.shards.append([])
             self.shards[shard].append(_Part(shard, *place))
-        self.shared = [part for own in self.shards if len(own) > 1 for part in own]
+        self.shared: list[_Part] = []
+        self.numbers: list[range] = []
+        for own in self.shards:
+            first = len(self.shared)
+            self.shared += own if len(own) > 1 else []
+            self.numbers.append(range(first, len(self.shared)))
         return []
 
 
@@ -107,13 +117,12 @@ class WriteShards(_Writing):
         """As any stage; parts are removed once the shard is marked as done."""
         for unit in units:
             super().run([unit])
-            for number in self._own(unit):
+            for number in self.numbers[unit]:
                 self.work.part(number).unlink(missing_ok=True)
 
     def do(self, unit: int) -> Any:
         path = self.work.output / shards.shard_name(unit)
-        own = self._own(unit)
-        if own:
+        if own := self.numbers[unit]:
             infos = [ShardInfo(**self.work.read(WriteParts.name, number)) for number in own]
             found = shards.join_parts(path, [self.work.part(number) for number in own], infos)
             progress.count(self.sizes[unit])
@@ -122,10 +131,6 @@ class WriteShards(_Writing):
             (part,) = self.shards[unit]
             found = shards.write_shard(path, _documents(self.work, part, dtype), dtype)
         return dataclasses.asdict(found)
-
-    def _own(self, unit: int) -> list[int]:
-        """The units of WriteParts that make this shard; none where it is written as a whole."""
-        return [number for number, part in enumerate(self.shared) if part.shard == unit]
 
 
 def _documents(work: Work, part: _Part, dtype: str) -> Iterator[Document | StoredDocument]:
@@ -156,11 +161,11 @@ def _look_up(tables: Tables, documents: np.ndarray) -> tuple[np.ndarray, np.ndar
     units, rows = np.empty(len(documents), np.int64), np.empty(len(documents), table.ROW)
     ids = [""] * len(documents)
     by_unit = np.argsort(documents)
-    ascending = documents[by_unit]
+    ascending = documents[by_unit].astype(np.int64)
     for unit, own in tables.split(ascending):
         places = by_unit[own]
         units[places] = unit
-        indices = ascending[own].astype(np.int64) - tables.starts[unit]
+        indices = ascending[own] - tables.starts[unit]
         rows[places], names = table.pick(tables.paths[unit], indices)
         for place, name in zip(places.tolist(), names, strict=True):
             ids[place] = name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Iterator, Sequence
 
@@ -31,7 +32,7 @@ def naive(ids: Sequence[str], seed: int) -> list[tuple[int, str]]:
     for at, id in enumerate(ids):
         number = 1
         name = id
-        while name in names or (number > 1 and name in ids) or id in ids[:at] and number == 1:
+        while name in names or (number > 1 and name in ids) or (id in ids[:at] and number == 1):
             number += 1
             name = f"{id}#{number}"
         names.append(name)
@@ -60,7 +61,7 @@ def test_repeated_ids_are_numbered_in_the_order_of_the_corpus_and_shuffled(diffe
     found = arranged(ids, 3)
     assert found == naive(ids, 3)
     assert len({name for _, name in found}) == len(ids)
-    neighbours = sum(b == a + 1 for (a, _), (b, _) in zip(found, found[1:], strict=False))
+    neighbours = sum(b == a + 1 for (a, _), (b, _) in itertools.pairwise(found))
     assert neighbours < 8
 
 
