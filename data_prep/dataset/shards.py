@@ -348,7 +348,7 @@ class _Tar:
             count, blocks = len(document.tokens), iter([document.tokens])
         else:
             count, blocks = document.tokens, document.blocks
-        meta = {"id": document.id, "source": document.source}
+        meta: dict[str, str | int] = {"id": document.id, "source": document.source}
         meta |= {"bytes": document.bytes, "tokens": count}
         if document.prompt:
             meta["prompt"] = document.prompt
@@ -357,10 +357,12 @@ class _Tar:
         self.write(_member_head(f"{key}.json", len(data)) + data + _padding(len(data)))
         head = _array_head(dtype, count)
         size = len(head) + count * np.dtype(dtype).itemsize
-        self.write(_member_head(f"{key}.tokens.npy", size) + head)
-        where = f"{path}: document {document.id!r}"
+        self.write(_member_head(f"{key}.tokens.npy", size))
+        where, end = f"{path}: document {document.id!r}", self.bytes + size
+        self.write(head)
         for block in blocks:
             self.write(_stored(where, block, dtype).tobytes())
+        assert self.bytes == end, f"{where} has not the tokens that it should have"
         self.write(_padding(size))
         self.documents += 1
         self.tokens += count
