@@ -116,8 +116,9 @@ class InfiniShardWriter(PipelineStep):  # type: ignore[misc]
         work.directory.mkdir(parents=True, exist_ok=True)
         with self.track_time():
             _TokenizeTask(self.config, replace(work, data=data)).run_task(rank, world_size)
-        for key in ("documents", "rejects"):
-            self.stat_update(key, value=len(work.read(Tokenize.name, rank)[key]))
+        mark = work.read(Tokenize.name, rank)
+        self.stat_update("documents", value=mark["documents"])
+        self.stat_update("rejects", value=len(mark["rejects"]))
 
 
 class InfiniShardFinaliser(PipelineStep):  # type: ignore[misc]
@@ -162,7 +163,8 @@ def _work(config: Config, tasks: int) -> _Tasks:
 
 def _identity(config: Config, tasks: int) -> dict[str, Any]:
     tokenizer = durable.sha256_of(Path(config.tokenizer.path))
-    return {"tasks": tasks, "tokenizer": tokenizer, "source": config.sources[0].name}
+    source = config.sources[0].name
+    return {"tasks": tasks, "tokenizer": tokenizer, "source": source, "seed": config.seed}
 
 
 def _refuse_other(work: Work, rank: int, config: Config) -> None:
@@ -193,7 +195,8 @@ def _record(document: Document, line: int) -> RawDocument | Reject:
     if not text:
         return Reject(line, 0, "empty text", str(document.id))
     try:
-        size = len(text.encode())
+        size, id = len(text.encode()), str(document.id)
+        id.encode()
     except UnicodeEncodeError as error:
-        return Reject(line, 0, "lone surrogate", repr(text[error.start]))
-    return RawDocument(str(document.id), line, 0, size, text)
+        return Reject(line, 0, "lone surrogate", repr(error.object[error.start]))
+    return RawDocument(id, line, 0, size, text)

@@ -1,6 +1,6 @@
 """Duplicates over all sources: exact ones by a hash, near ones by MinHash.
 
-MinHash is datatrove's (signatures, buckets, clusters), with this data set's units as its ranks, so
+MinHash is datatrove's (signatures, buckets), with this data set's units as its ranks, so
 the result does not depend on workers or tasks. Two texts whose n-grams overlap by s (Jaccard) match
 in one of the buckets with probability 1 - (1 - s^rows)^buckets: for 20 buckets of 5 rows that is
 1.00 at s = 0.8, 0.88 at s = 0.63 (5 % of the words of one changed) and 0.05 at s = 0.3. FineWeb's
@@ -16,7 +16,7 @@ import itertools
 import os
 import resource
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -24,17 +24,20 @@ from datatrove.data import Document
 from datatrove.pipeline.dedup import (
     MinhashConfig,
     MinhashDedupBuckets,
-    MinhashDedupCluster,
     MinhashDedupSignature,
 )
 
 from data_prep.config import DuplicatesConfig
 from data_prep.pipeline.cleaning import NGrams
+from data_prep.pipeline.table import grouped
 
-EXACT, NEAR = "exact", "near"
+EXACT, NEAR = 1, 2
+KINDS = {EXACT: "exact", NEAR: "near"}
 
 # N-grams that are hashed at once: those of a book, by each hash function, would need much memory.
 _SHINGLES = 8192
+# Pairs that are read at once.
+_PAIRS = 1 << 18
 
 
 class Signer:
@@ -74,9 +77,9 @@ class Signature:
         """The minimum of each hash function over the n-grams: [buckets, rows], or [0, rows]."""
 
     @property
-    def fingerprint(self) -> str:
-        """A hash that exact duplicates share: 16 bytes in hex; empty where none are looked for."""
-        return self._digest.hexdigest() if self._config.wanted else ""
+    def fingerprint(self) -> bytes:
+        """A hash that exact duplicates share: 16 bytes; empty where none are looked for."""
+        return self._digest.digest() if self._config.wanted else b""
 
     def add(self, passage: str) -> None:
         """Add the next passage of the text."""
@@ -102,45 +105,49 @@ def match(bucket: int, directory: Path, config: DuplicatesConfig) -> None:
     step.run(None, rank=bucket, world_size=config.buckets)
 
 
-def cluster(directory: Path, config: DuplicatesConfig) -> None:
-    """Join pairs into clusters: files of (document, cluster), one per unit."""
-    step = MinhashDedupCluster(
-        str(directory / "pairs"),
-        str(directory / "clusters"),
-        config=_minhash(config),
-        save_cluster_id=True,
-        lines_to_buffer=256,
-    )
-    step.run(None, 0, 1)
+def find(fingerprints: np.ndarray, unit_starts: np.ndarray, directory: Path) -> np.ndarray:
+    """EXACT or NEAR for each document to leave out, 0 for the others: uint8 [documents].
 
-
-def find(
-    fingerprints: Sequence[str], unit_starts: Sequence[int], directory: Path
-) -> dict[int, str]:
-    """EXACT or NEAR for each document to leave out, by its number in the order of the corpus.
-
-    `fingerprints` are those of all documents; unit n begins with document `unit_starts[n]`.
+    `fingerprints` [documents, 2] are those of all documents in the order of the corpus; unit n
+    begins with document `unit_starts[n]`. Documents that match in any bucket, also by others
+    between them, are a cluster, of which the first is kept.
     """
-    found: dict[int, str] = {}
-    first: dict[str, int] = {}
-    for number, fingerprint in enumerate(fingerprints):
-        if first.setdefault(fingerprint, number) != number:
-            found[number] = EXACT
-    kept: dict[int, int] = {}
-    # Sorted by number: a cluster's first document is kept.
-    for number, name in sorted(_clustered(unit_starts, directory / "clusters")):
-        if kept.setdefault(name, number) != number:
-            found.setdefault(number, NEAR)
+    found = np.zeros(len(fingerprints), np.uint8)
+    first = _first_of_clusters(unit_starts, directory / "pairs")
+    found[first != np.arange(len(first))] = NEAR
+    order, again = grouped(fingerprints)
+    found[order[again]] = EXACT
     return found
 
 
-def _clustered(unit_starts: Sequence[int], directory: Path) -> Iterator[tuple[int, int]]:
-    """(number of the document, its cluster)."""
-    for unit, start in enumerate(unit_starts):
-        path = directory / f"{unit:06d}.clusters"
-        if path.exists():
-            for document, name in np.fromfile(path, "<u4").reshape(-1, 2).tolist():
-                yield start + document, name
+def _first_of_clusters(unit_starts: np.ndarray, pairs: Path) -> np.ndarray:
+    """For each document the first one of its cluster, itself if it is in none: [documents].
+
+    datatrove's step holds Python objects of each document that matches. Here each round lets both
+    documents of a pair point to the earlier of those that they point to, until these are equal
+    (hooking and pointer jumping: Shiloach and Vishkin 1982, doi:10.1016/0196-6774(82)90008-6).
+    """
+    first, is_done = np.arange(unit_starts[-1]), False
+    while not is_done:
+        is_done = True
+        for one, other in _pairs(unit_starts, pairs):
+            one, other = first[one], first[other]
+            is_done = is_done and bool((one == other).all())
+            earlier = np.minimum(one, other)
+            np.minimum.at(first, one, earlier)
+            np.minimum.at(first, other, earlier)
+        while (first[first] != first).any():
+            first = first[first]
+    return first
+
+
+def _pairs(unit_starts: np.ndarray, pairs: Path) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The numbers of documents that match, some pairs at a time."""
+    for path in sorted(pairs.glob("*.dups")):
+        with path.open("rb") as file:
+            while len(block := np.fromfile(file, "<u4", 4 * _PAIRS)):
+                unit, document, other_unit, other = block.reshape(-1, 4).T
+                yield unit_starts[unit] + document, unit_starts[other_unit] + other
 
 
 def _minhash(config: DuplicatesConfig) -> MinhashConfig:

@@ -23,7 +23,7 @@ from data_prep.config import Config, DuplicatesConfig, SourceConfig
 from data_prep.dataset import shards
 from data_prep.dataset.keyed import keyed
 from data_prep.dataset.wording import counted
-from data_prep.pipeline import order, pipeline, workspace
+from data_prep.pipeline import order, pipeline, table, workspace
 from data_prep.pipeline.stages import DrawSample, Stage, Tokenize, TrainTokenizer, Written
 from data_prep.pipeline.workspace import Record, Work
 from data_prep.sources import compression, inputs, parquet, readers, storage
@@ -222,7 +222,7 @@ def _measure(plan: Estimate, work: Work) -> None:
         if given:
             plan.marks = marks.lines(sample.tokenizer)
         for unit, source in enumerate(plan.sources):
-            _count(source, sample.read(Tokenize.name, unit))
+            _count(source, sample, unit)
     plan.trained = min(least, sum(source.bytes for source in plan.sources))
     if given:
         plan.how = f"measured with {given}"
@@ -240,12 +240,12 @@ def _timed(plan: Estimate, stage: Stage) -> None:
     plan.seconds[stage.name] = time.process_time() - started
 
 
-def _count(source: SourceSample, result: dict[str, Any]) -> None:
+def _count(source: SourceSample, sample: Work, unit: int) -> None:
     """Add the result of Tokenize for the source's records."""
-    for _, _, _, size, tokens, _ in result["documents"]:
-        source.accepted += 1
-        source.bytes += size
-        source.counted += tokens
+    result, rows = sample.read(Tokenize.name, unit), table.read(sample.documents(unit))
+    source.accepted += len(rows)
+    source.bytes += int(rows["bytes"].sum())
+    source.counted += int(rows["tokens"].sum())
     for *_, reason, detail in result["rejects"]:
         kept = f", which {NFC_REMEDY} would keep" * (NFC_REMEDY in detail)
         source.left_out[f"rejected: {reason}{kept}"] += 1

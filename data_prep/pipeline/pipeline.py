@@ -13,9 +13,11 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+
+import numpy as np
 
 from data_prep.accounts import ACCOUNTS, REJECTS, SAMPLE_CHARACTERS, Accounts
 from data_prep.config import Config
@@ -23,21 +25,19 @@ from data_prep.dataset import durable, shards
 from data_prep.dataset.settings import SettingsError
 from data_prep.dataset.shards import InputInfo, Manifest, ShardInfo, TokenizerInfo
 from data_prep.dataset.wording import counted
-from data_prep.pipeline import duplicates, order, workspace
-from data_prep.pipeline.order import Placed
+from data_prep.pipeline import duplicates, order, table, workspace, writing
 from data_prep.pipeline.stages import (
-    ClusterDuplicates,
     DrawSample,
     MatchDuplicates,
     Stage,
     SurveyFiles,
     Tokenize,
     TrainTokenizer,
-    WriteShards,
     given_tokenizer,
 )
 from data_prep.pipeline.workers import Workers
 from data_prep.pipeline.workspace import Work, WorkspaceError
+from data_prep.pipeline.writing import WriteParts, WriteShards
 from data_prep.sources import evaluation, inputs
 from data_prep.tokenizer import tokenizer
 from data_prep.tokenizer.contract import TokenizerError
@@ -188,7 +188,8 @@ def _check_end(config: Config, path: Path) -> None:
 class OrderDocuments(Stage):
     """Leave out duplicates, shuffle, cut into shards; write the accounts and the rejects.
 
-    Returns the counts of all kinds of records, and the bytes of text of each shard.
+    Returns the counts of all kinds of records, and the parts of shards. Holds 50 to 100 bytes a
+    document, in arrays.
     """
 
     name = "order"
@@ -196,26 +197,24 @@ class OrderDocuments(Stage):
     serial = True
 
     def do(self, unit: int) -> Any:
-        found = _Tokenized.of(self.work)
-        documents, accounts = found.documents, found.accounts
-        left_out = {}
+        work, tables = self.work, self.work.tables
+        accounts, reasons = _write_rejects(work)
+        left_out = np.zeros(len(tables), np.uint8)
         if self.config.duplicates.wanted:
-            left_out = duplicates.find(found.fingerprints, found.starts, self.work.directory)
-        _account_for(left_out, self.work, accounts, documents)
+            left_out = duplicates.find(tables.column("fingerprint"), tables.starts, work.directory)
+            _account_for(left_out, work, accounts)
         assert all(account.is_whole() for account in accounts.sources.values())
-        _write_rejects(self.work, found.rejects)
-        durable.write_json(self.work.output / ACCOUNTS, accounts.plain())
-        kept = [document for number, document in enumerate(documents) if number not in left_out]
-        if not kept:
-            reasons = Counter(f"rejected: {reason}" for *_, reason, _ in found.rejects)
+        durable.write_json(work.output / ACCOUNTS, accounts.plain())
+        kept = np.flatnonzero(left_out == 0)
+        if not len(kept):
             for account in accounts.sources.values():
                 reasons.update({f"dropped: {why}": n for why, n in account.dropped.items()})
             more = f" (each is in {REJECTS} or {ACCOUNTS} there)"
-            raise nothing_left(self.work, accounts.total("read"), reasons, more)
-        sizes = _write_recipes(self.config, self.work, order.shuffled(kept, self.config.seed))
+            raise nothing_left(work, accounts.total("read"), reasons, more)
+        prompts = int(tables.column("prompt")[kept].sum())
+        parts = _write_recipe(self.config, work, kept)
         totals = {name: accounts.total(name) for name in ("rejected", "dropped", "duplicates")}
-        prompts = sum(document.prompt for document in kept)
-        return {"documents": len(kept), "prompt_tokens": prompts, **totals, "sizes": sizes}
+        return {"documents": len(kept), "prompt_tokens": prompts, **totals, "parts": parts}
 
 
 def nothing_left(work: Work, read: int, reasons: Counter[str], more: str = "") -> WorkspaceError:
@@ -242,9 +241,10 @@ class WriteManifest(Stage):
 
     def do(self, unit: int) -> Any:
         ordered = self.work.read(OrderDocuments.name, 0)
+        parts = ordered["parts"]
         written = [
             ShardInfo(**self.work.read(WriteShards.name, shard))
-            for shard in range(len(ordered["sizes"]))
+            for shard in range(parts[-1][0] + 1)
         ]
         manifest = Manifest(
             format_version=shards.FORMAT_VERSION,
@@ -255,7 +255,7 @@ class WriteManifest(Stage):
             shards=written,
             documents=sum(info.documents for info in written),
             tokens=sum(info.tokens for info in written),
-            text_bytes=sum(ordered["sizes"]),
+            text_bytes=sum(size for *_, size in parts),
             rejected=ordered["rejected"],
             dropped=ordered["dropped"],
             duplicates=ordered["duplicates"],
@@ -268,83 +268,67 @@ class WriteManifest(Stage):
 def stages(config: Config) -> list[type[Stage]]:
     """The stages of a run; the units of each are known once the stage before it is done."""
     sample = [] if config.tokenizer.path else [DrawSample]
-    near = [MatchDuplicates, ClusterDuplicates] if config.duplicates.near else []
+    near = [MatchDuplicates] if config.duplicates.near else []
     before = [SurveyFiles, *sample, TrainTokenizer, Tokenize, *near]
-    return [*before, OrderDocuments, WriteShards, WriteManifest]
+    return [*before, OrderDocuments, WriteParts, WriteShards, WriteManifest]
 
 
-@dataclass
-class _Tokenized:
-    """The results of all units of Tokenize, in the order of the corpus."""
+def _write_rejects(work: Work) -> tuple[Accounts, Counter[str]]:
+    """Write the rejected records in the order of the corpus; add up the accounts of all units.
 
-    documents: list[Placed] = field(default_factory=list)
-    starts: list[int] = field(default_factory=list)
-    """The number of each unit's first document."""
-    fingerprints: list[str] = field(default_factory=list)
-    rejects: list[tuple[Any, ...]] = field(default_factory=list)
-    accounts: Accounts = field(default_factory=Accounts)
-
-    @classmethod
-    def of(cls, work: Work) -> _Tokenized:
-        """Read the markers of all units."""
-        found = cls()
+    Returns these and the number of rejects by reason.
+    """
+    accounts, reasons = Accounts(), Counter[str]()
+    keys = ("file", "line", "offset", "reason", "detail")
+    with durable.replacing(work.output / REJECTS) as out:
         for unit in range(len(work.units)):
-            marker, first = work.read(Tokenize.name, unit), 0
-            found.starts.append(len(found.documents))
-            for id, file, line, size, tokens, prompt in marker["documents"]:
-                source, name = work.files[file].source, work.files[file].name
-                place = (size, tokens, unit, first, prompt)
-                found.documents.append(Placed(id, source, name, line, *place))
-                first += tokens
-            found.fingerprints += marker["fingerprints"]
-            found.rejects += map(tuple, marker["rejects"])
-            found.accounts.add(marker["accounts"])
-        return found
+            marker = work.read(Tokenize.name, unit)
+            accounts.add(marker["accounts"])
+            # A unit has whole groups, or consecutive records.
+            for file, *rest in sorted(marker["rejects"]):
+                record = dict(zip(keys, (work.files[file].name, *rest), strict=True))
+                reasons[f"rejected: {record['reason']}"] += 1
+                out.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
+    return accounts, reasons
 
 
-def _account_for(
-    left_out: dict[int, str], work: Work, accounts: Accounts, documents: list[Placed]
-) -> None:
+def _account_for(left_out: np.ndarray, work: Work, accounts: Accounts) -> None:
     """Count the documents left out as duplicates, no longer as accepted, and keep samples."""
     model = work.tokenizer
     dtype = shards.dtype_of(model.vocab_size)
-    for number, kind in sorted(left_out.items()):
-        document, reason = documents[number], f"{kind} duplicate"
-        account = accounts.of(document.source)
-        account.accepted -= 1
-        account.duplicates[kind] += 1
-        if accounts.wants_sample(document.source, reason):
-            count = min(document.tokens, SAMPLE_CHARACTERS)
-            text = model.decode(work.read_tokens(document.unit, document.first, count, dtype))
-            place = (document.source, reason, document.id, document.file, document.line)
-            accounts.sample(*place, text)
+    numbers = np.flatnonzero(left_out)
+    for unit, own in work.tables.split(numbers):
+        rows, ids = table.pick(work.tables.paths[unit], numbers[own] - work.tables.starts[unit])
+        for row, id, kind in zip(rows, ids, left_out[numbers[own]].tolist(), strict=True):
+            file = work.files[row["file"]]
+            reason, account = f"{duplicates.KINDS[kind]} duplicate", accounts.of(file.source)
+            account.accepted -= 1
+            account.duplicates[duplicates.KINDS[kind]] += 1
+            if accounts.wants_sample(file.source, reason):
+                count = min(int(row["tokens"]), SAMPLE_CHARACTERS)
+                text = model.decode(work.read_tokens(unit, int(row["first"]), count, dtype))
+                accounts.sample(file.source, reason, id, file.name, int(row["line"]), text)
 
 
-def _write_rejects(work: Work, rejects: list[tuple[Any, ...]]) -> None:
-    """Write the rejected records in the order of the corpus."""
-    keys = ("file", "line", "offset", "reason", "detail")
-    with durable.replacing(work.output / REJECTS) as out:
-        for file, *rest in sorted(rejects):
-            record = dict(zip(keys, (work.files[file].name, *rest), strict=True))
-            out.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
+def _write_recipe(config: Config, work: Work, kept: np.ndarray) -> list[tuple[int, ...]]:
+    """Write the order of the documents `kept`, which are numbers in the corpus.
 
-
-def _write_recipes(config: Config, work: Work, documents: list[Placed]) -> list[int]:
-    """Write which documents each shard holds; returns the bytes of text of each shard."""
-    tokens = [document.tokens for document in documents]
-    wanted = config.shards
-    count = order.shard_count(sum(tokens), len(tokens), wanted.count, wanted.tokens)
-    ids = order.unique_ids(documents)
-    sizes = []
-    for shard, run in enumerate(order.cut(tokens, count)):
-        recipe = []
-        for index in run:
-            document = documents[index]
-            place = (document.unit, document.first, document.tokens)
-            recipe.append((ids[index], document.source, document.bytes, document.prompt, *place))
-        work.finish("recipes", shard, recipe)
-        sizes.append(sum(documents[index].bytes for index in run))
-    return sizes
+    Returns (shard, first document, the one after the last, bytes of text) of each part of a shard.
+    """
+    tables, wanted = work.tables, config.shards
+    keys = tables.column("key")[kept]
+    ordered, numbers = order.shuffled(keys, config.seed, lambda places: tables.ids(kept[places]))
+    del keys
+    documents, numbers = kept[ordered], numbers[ordered]
+    del ordered
+    tokens = tables.column("tokens")[documents]
+    total = int(tokens.sum())
+    count = order.shard_count(total, len(documents), wanted.count, wanted.tokens)
+    parts = writing.parts(order.cut(tokens, count))
+    del tokens
+    writing.write_recipe(work, documents, numbers)
+    sizes = np.add.reduceat(tables.column("bytes")[documents], [first for _, first, _ in parts])
+    return [(*part, size) for part, size in zip(parts, sizes.tolist(), strict=True)]
 
 
 def _tokenizer_info(work: Work) -> TokenizerInfo:

@@ -23,7 +23,7 @@ from datatrove.utils.logging import logger
 from data_prep.config import Config
 from data_prep.dataset import durable
 from data_prep.dataset.settings import SettingsError
-from data_prep.pipeline import pipeline, workers, workspace
+from data_prep.pipeline import pipeline, workspace
 from data_prep.pipeline.stages import Stage
 from data_prep.pipeline.workspace import Work
 
@@ -45,7 +45,6 @@ class StageTask(PipelineStep):  # type: ignore[misc]
         stage = self.stage(self.config, self.work)
         stage.check()
         cpus = 1 if stage.serial else self.config.slurm.cpus_per_task
-        workers.import_webdataset()
         with ProcessPoolExecutor(cpus, multiprocessing.get_context("fork")) as pool:
             ranks = [rank + world_size * cpu for cpu in range(cpus)]
             running = [pool.submit(stage.run_task, own, world_size * cpus) for own in ranks]

@@ -23,10 +23,10 @@ from data_prep.accounts import Account, Accounts
 from data_prep.config import Config
 from data_prep.dataset import durable, shards
 from data_prep.dataset.keyed import keyed
-from data_prep.dataset.shards import Document, StoredDocument
 from data_prep.pipeline import duplicates, progress, workspace
 from data_prep.pipeline.cleaning import Cleaner
 from data_prep.pipeline.duplicates import Signature
+from data_prep.pipeline.table import Rows
 from data_prep.pipeline.workspace import Record, Work, WorkspaceError
 from data_prep.sources import inputs, readers
 from data_prep.sources.documents import BadRecordError, LongDocument, RawDocument, Reject
@@ -40,8 +40,6 @@ _PASSAGE = 16_384
 # more since the number of small samples varies by chance; training takes the first up to the size.
 _MARGIN = 4.0
 _SPARE = 16 * _PASSAGE
-# Tokens of a document that are held in memory at a time while it is written.
-_BLOCK = 1 << 22
 
 
 class Stage(ABC):
@@ -228,11 +226,11 @@ class Written:
 
 @dataclasses.dataclass
 class _Outcome:
-    """What became of a unit's records; `plain` is the result for its marker."""
+    """What became of a unit's records: the rows of its documents; `plain` is for its marker."""
 
     files: list[InputFile]
-    documents: list[list[Any]] = dataclasses.field(default_factory=list)
-    fingerprints: list[str] = dataclasses.field(default_factory=list)
+    seed: int
+    documents: Rows = dataclasses.field(default_factory=Rows)
     rejects: list[list[Any]] = dataclasses.field(default_factory=list)
     accounts: Accounts = dataclasses.field(default_factory=Accounts)
 
@@ -254,20 +252,16 @@ class _Outcome:
 
     def accept(self, file: int, record: RawDocument | LongDocument, written: Written) -> None:
         """Count a document that was written."""
-        size = [written.bytes, written.tokens, written.prompt]
-        self.documents.append([record.id, file, record.line, *size])
-        if fingerprint := written.signature.fingerprint:
-            self.fingerprints.append(fingerprint)
+        size = (written.bytes, written.tokens, written.prompt)
+        key = keyed(self.seed, record.id)
+        place = (file, record.line)
+        self.documents.add(record.id, key, written.signature.fingerprint, place, size)
         self.account(file).accepted += 1
 
     def plain(self) -> dict[str, Any]:
-        """`documents` are [id, file, line, bytes, tokens, tokens of the prompt].
-
-        `rejects` are [file, line, offset, reason, detail].
-        """
+        """`rejects` are [file, line, offset, reason, detail]."""
         return {
-            "documents": self.documents,
-            "fingerprints": self.fingerprints,
+            "documents": len(self.documents),
             "rejects": self.rejects,
             "accounts": self.accounts.plain(),
         }
@@ -280,12 +274,13 @@ class Tokenize(Stage):
     label = "tokenizing"
 
     def do(self, unit: int) -> Any:
-        outcome = _Outcome(self.work.files)
+        outcome = _Outcome(self.work.files, self.config.seed)
         signer = duplicates.Signer(self.work.directory, self.config.duplicates)
         path = self.work.tokens(unit)
         path.parent.mkdir(exist_ok=True)
         with durable.replacing(path) as out:
             signer.write(self._accepted(unit, out, outcome, signer), unit)
+        outcome.documents.write(self.work.documents(unit))
         return outcome.plain()
 
     def _accepted(
@@ -379,45 +374,3 @@ class MatchDuplicates(Stage):
 
     def do(self, unit: int) -> Any:
         duplicates.match(unit, self.work.directory, self.config.duplicates)
-
-
-class ClusterDuplicates(Stage):
-    """Join documents that match in any bucket into clusters."""
-
-    name = "cluster"
-    label = "clustering near duplicates"
-    serial = True
-
-    def do(self, unit: int) -> Any:
-        duplicates.cluster(self.work.directory, self.config.duplicates)
-
-
-class WriteShards(Stage):
-    """Write the shards; a unit is a shard of OrderDocuments, its result the fields of ShardInfo."""
-
-    name = "shards"
-    label = "writing shards"
-
-    def measure(self) -> list[int]:
-        sizes: list[int] = self.work.read("order", 0)["sizes"]
-        return sizes
-
-    def do(self, unit: int) -> Any:
-        model = self.work.tokenizer
-        dtype = shards.dtype_of(model.vocab_size)
-        recipe = self.work.read("recipes", unit)
-        path = self.work.output / shards.shard_name(unit)
-        return dataclasses.asdict(shards.write_shard(path, self._documents(recipe, dtype), dtype))
-
-    def _documents(self, recipe: list[Any], dtype: str) -> Iterator[Document | StoredDocument]:
-        for id, source, size, prompt, unit, first, count in recipe:
-            if count <= _BLOCK:
-                tokens = self.work.read_tokens(unit, first, count, dtype)
-                yield Document(id, source, size, tokens, prompt)
-            else:
-                blocks = (
-                    self.work.read_tokens(unit, start, min(_BLOCK, first + count - start), dtype)
-                    for start in range(first, first + count, _BLOCK)
-                )
-                yield StoredDocument(id, source, size, count, blocks, prompt)
-            progress.count(size, count)

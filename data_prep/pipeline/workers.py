@@ -8,7 +8,6 @@ and leave its workers running when it is killed itself.
 from __future__ import annotations
 
 import ctypes
-import importlib
 import multiprocessing
 import os
 import signal
@@ -134,19 +133,5 @@ def _begin_worker(parent: int, config: Config, work: Work, counters: Any, next_u
     os.dup2(sys.stderr.fileno(), 1)
     os.dup2(sys.stderr.fileno(), 2)
     progress.watch(counters)
-    import_webdataset()
     global _run
     _run = config, work, next_unit
-
-
-def import_webdataset() -> None:
-    """Import webdataset in a process that only prepares data, without torch.
-
-    webdataset imports torch if it can, which takes longer than many stages, and works without.
-    """
-    has_torch = "torch" in sys.modules
-    if not has_torch:
-        sys.modules["torch"] = None  # type: ignore[assignment]
-    importlib.import_module("webdataset")
-    if not has_torch:
-        del sys.modules["torch"]

@@ -26,6 +26,7 @@ from data_prep.config import Config, differences
 from data_prep.dataset import durable, shards
 from data_prep.dataset.settings import MistakeError
 from data_prep.dataset.shards import Manifest
+from data_prep.pipeline.table import Tables
 from data_prep.sources import inputs, readers
 from data_prep.sources.documents import LongDocument, RawDocument, Reject, Survey
 from data_prep.sources.inputs import InputChangedError, InputFile
@@ -47,7 +48,7 @@ _COMPRESSED_PARTS = 8
 # Files are surveyed together up to this size or number, or 1 / _UNITS of the corpus.
 _SURVEY_BYTES = 4 << 20
 _SURVEY_FILES = 128
-_VERSION = 5
+_VERSION = 6
 _LOCK_SECONDS = 10.0
 
 
@@ -119,6 +120,24 @@ class Work:
     def tokens(self, unit: int) -> Path:
         """The file of the tokens of a unit's documents, one after the other."""
         return self.directory / "tokenize" / f"{unit:06d}.tokens"
+
+    def documents(self, unit: int) -> Path:
+        """The file of what is known of a unit's documents, but their tokens (see table.py)."""
+        return self.directory / "tokenize" / f"{unit:06d}.documents"
+
+    @cached_property
+    def tables(self) -> Tables:
+        """The documents of all units; all must be tokenized."""
+        return Tables.of([self.documents(unit) for unit in range(len(self.units))])
+
+    @property
+    def recipe(self) -> Path:
+        """The file of the documents in the order of the shards (see writing.py)."""
+        return self.directory / "order" / "recipe"
+
+    def part(self, part: int) -> Path:
+        """The file of a part of a shard that several workers write."""
+        return self.directory / "parts" / f"{part:06d}.part"
 
     def read_tokens(self, unit: int, first: int, count: int, dtype: str) -> np.ndarray:
         """`count` of a unit's tokens, beginning with token `first`: [count], little-endian."""
@@ -331,7 +350,7 @@ def stale_stages(work: Work, config: Config) -> list[str]:
     stale = []
     if then["shards"] != now["shards"]:
         then["shards"] = now["shards"]
-        stale += ["shards", "recipes", "order"]
+        stale += ["shards", "parts", "order"]
     if then["tokenizer"] != now["tokenizer"] and not work.marker("train", 0).exists():
         then["tokenizer"] = now["tokenizer"]
         stale.append("sample")

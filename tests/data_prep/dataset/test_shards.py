@@ -82,6 +82,38 @@ def test_a_document_in_blocks_is_written_as_a_whole_one(dtype: str, tmp_path: Pa
     assert replace(ours, name="b.tar") == theirs
 
 
+def test_a_shard_joined_from_parts_is_the_one_written_as_a_whole(tmp_path: Path) -> None:
+    whole = shards.write_shard(tmp_path / "a.tar", DOCUMENTS, "uint16")
+    paths = [tmp_path / name for name in ("1.part", "2.part", "3.part")]
+    infos = [
+        shards.write_part(path, DOCUMENTS[first:stop], "uint16", first)
+        for path, (first, stop) in zip(paths, [(0, 2), (2, 3), (3, 4)], strict=True)
+    ]
+    joined = shards.join_parts(tmp_path / "b.tar", paths, infos)
+    assert joined == replace(whole, name="b.tar")
+    assert (tmp_path / "a.tar").read_bytes() == (tmp_path / "b.tar").read_bytes()
+
+
+@pytest.mark.parametrize("size", [0, 1, 511, 12_345_678, 8**11 - 1, 8**11, 1 << 40])
+@pytest.mark.parametrize("name", ["00000000.json", "12345678.tokens.npy", "123456789.json"])
+def test_the_head_of_a_member_is_what_tarfile_writes(name: str, size: int) -> None:
+    member = tarfile.TarInfo(name)
+    member.size, member.mode, member.uname, member.gname = size, 0o444, "data-prep", "data-prep"
+    assert shards._member_head(name, size) == member.tobuf(tarfile.PAX_FORMAT)
+
+
+def test_writing_holds_no_object_for_each_document(tmp_path: Path) -> None:
+    def peak(count: int) -> int:
+        tracemalloc.start()
+        shards.write_shard(tmp_path / "a.tar", (DOCUMENTS[0] for _ in range(count)), "uint16")
+        found = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return found
+
+    peak(10)
+    assert peak(2000) - peak(200) < 20 * 1800
+
+
 def test_shards_hold_nothing_of_the_time_and_machine_that_wrote_them(tmp_path: Path) -> None:
     infos = [shards.write_shard(tmp_path / name, DOCUMENTS, "uint16") for name in "ab"]
     assert infos[0].sha256 == infos[1].sha256

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import random
+import struct
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -34,7 +36,7 @@ def changed(original: list[str], source: random.Random, share: float) -> list[st
     return copy
 
 
-def sign(texts: Iterable[str], unit: int, directory: Path, config: DuplicatesConfig) -> list[str]:
+def sign(texts: Iterable[str], unit: int, directory: Path, config: DuplicatesConfig) -> list[bytes]:
     """Write the signatures of a unit; returns the fingerprints."""
     marks = []
 
@@ -50,15 +52,20 @@ def sign(texts: Iterable[str], unit: int, directory: Path, config: DuplicatesCon
     return marks
 
 
-def found_in(units: list[list[str]], directory: Path, config: DuplicatesConfig) -> dict[int, str]:
+def found_in(units: list[list[str]], directory: Path, config: DuplicatesConfig) -> dict[int, int]:
     marks = [
         mark for unit, texts in enumerate(units) for mark in sign(texts, unit, directory, config)
     ]
     for bucket in range(config.buckets):
         duplicates.match(bucket, directory, config)
-    duplicates.cluster(directory, config)
-    starts = np.cumsum([0, *map(len, units)])[:-1].tolist()
-    return duplicates.find(marks, starts, directory)
+    return left_out(marks, [len(unit) for unit in units], directory)
+
+
+def left_out(marks: list[bytes], sizes: list[int], directory: Path) -> dict[int, int]:
+    """What is found, by number, of units of these sizes."""
+    prints = np.frombuffer(b"".join(marks), ">u8").reshape(-1, 2)
+    found = duplicates.find(prints, np.cumsum([0, *sizes]), directory)
+    return {number: kind for number, kind in enumerate(found.tolist()) if kind}
 
 
 def test_five_percent_of_words_changed_is_found_and_unrelated_texts_are_kept(
@@ -99,7 +106,35 @@ def test_of_equal_and_similar_texts_the_first_stays(tmp_path: Path) -> None:
 def test_exact_duplicates_alone_need_no_signatures(tmp_path: Path) -> None:
     marks = sign(["a", "b", "a"], 0, tmp_path, DuplicatesConfig(exact=True))
     assert len(marks) == 3 and not list(tmp_path.iterdir())
-    assert duplicates.find(marks, [0], tmp_path) == {2: duplicates.EXACT}
+    assert left_out(marks, [3], tmp_path) == {2: duplicates.EXACT}
+
+
+@pytest.mark.parametrize("read_at_once", [3, 1 << 18])
+def test_documents_that_match_by_others_are_one_cluster(
+    read_at_once: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(duplicates, "_PAIRS", read_at_once)
+    source = random.Random(read_at_once)
+    sizes = [40, 0, 160, 100]
+    starts = np.cumsum([0, *sizes])
+    chain = list(range(20, 60))
+    source.shuffle(chain)
+    pairs = [*itertools.pairwise(chain)]
+    pairs += [(source.randrange(60, 300), source.randrange(60, 300)) for _ in range(110)]
+    (tmp_path / "pairs").mkdir()
+    for bucket in range(4):
+        with (tmp_path / "pairs" / f"{bucket:05d}_00.dups").open("wb") as file:
+            for pair in pairs[bucket::4]:
+                for number in sorted(pair):
+                    unit = int(np.searchsorted(starts, number, "right")) - 1
+                    file.write(struct.pack("<2I", unit, number - starts[unit]))
+    clusters = {number: {number} for number in range(300)}
+    for one, other in pairs:
+        for number in (joined := clusters[one] | clusters[other]):
+            clusters[number] = joined
+    found = duplicates._first_of_clusters(starts, tmp_path / "pairs")
+    assert found.tolist() == [min(clusters[number]) for number in range(300)]
+    assert set(found[20:60].tolist()) == {20}
 
 
 @pytest.mark.parametrize("shingles", [700, 1 << 20])

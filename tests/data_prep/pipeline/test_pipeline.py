@@ -17,11 +17,13 @@ import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 from collections import Counter
 from dataclasses import dataclass
 from multiprocessing.context import ForkProcess
 from pathlib import Path
 
+import numpy as np
 import pytest
 import sentencepiece
 import tokenizers
@@ -32,10 +34,12 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 from data_prep import cli, config
 from data_prep.config import Config, SourceConfig
 from data_prep.dataset import shards
+from data_prep.dataset.keyed import keyed
 from data_prep.dataset.settings import SettingsError
 from data_prep.dataset.shards import Document
-from data_prep.pipeline import pipeline, reshard, workspace
+from data_prep.pipeline import pipeline, reshard, workspace, writing
 from data_prep.pipeline.stages import DrawSample, SurveyFiles, TrainTokenizer, _why_lossy
+from data_prep.pipeline.table import Rows
 from data_prep.pipeline.workers import Workers
 from data_prep.pipeline.workspace import WorkspaceError
 from data_prep.sources import extractor, inputs
@@ -197,6 +201,84 @@ def test_a_reject_names_the_place(corpus: Corpus, made: Path) -> None:
             assert data[reject["offset"] :].split(b"\n")[0] in BAD_LINES
 
 
+def byte_level(path: Path) -> Path:
+    """A tokenizer.json of which each byte is a token: the same with any version of its library."""
+    model = tokenizers.Tokenizer(models.BPE())
+    model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    model.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    model.train_from_iterator([], trainers.BpeTrainer(initial_alphabet=alphabet))
+    model.save(str(path))
+    return path
+
+
+def test_data_sets_of_unique_ids_are_to_the_byte_what_they_always_were(tmp_path: Path) -> None:
+    for name in "ab":
+        rows = [
+            {"id": f"{name} {n}", "text": f"text {n} of {name} " * (n % 7 + 1)} for n in range(150)
+        ]
+        lines = [json.dumps(row) for row in rows]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join([*lines, "[]", ""]))
+    sources = "sources=[{name: b, paths: [b.jsonl]}, {name: a, paths: ['a.*']}]"
+    words = [f"root={tmp_path}", f"output={tmp_path / 'set'}", sources, "shards.count=3"]
+    words += [f"tokenizer.path={byte_level(tmp_path / 'bytes.json')}", "workers=1"]
+    manifest = pipeline.run(config.load(None, words)).manifest
+    # Of commit 3ee930f, in which the order was a list of Python objects.
+    assert [info.sha256[:16] for info in manifest.shards] == [
+        *("aa223573b6997dd9", "7422aee39a03b27f", "5a3888b1d7e05b93")
+    ]
+
+
+def test_documents_whose_ids_repeat_are_shuffled_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(20):
+        rows = [{"id": row, "text": f"file {number} row {row}"} for row in range(50)]
+        lines = [json.dumps(row) + "\n" for row in rows]
+        (tmp_path / f"{number:02}.jsonl").write_text("".join(lines))
+    model = byte_level(tmp_path / "bytes.json")
+    words = [f"root={tmp_path}", "sources=[{name: s, paths: ['*.jsonl']}]", "shards.count=2"]
+    words += [f"tokenizer.path={model}"]
+    found = []
+    for name, workers, cut_bytes, part in (("a", 1, 1 << 20, 1 << 15), ("b", 2, 500, 90)):
+        monkeypatch.setattr(workspace, "CUT_BYTES", cut_bytes)
+        monkeypatch.setattr(writing, "_PART", part)
+        pipeline.run(config.load(None, [*words, f"output={tmp_path / name}", f"workers={workers}"]))
+        found.append(hashes(tmp_path / name))
+    assert found[0] == found[1]
+    documents = documents_of(tmp_path / "a")
+    assert len({document.id for document in documents}) == len(documents) == 1000
+    rows_of = [document.id.partition("#")[0] for document in documents]
+    # 20 by chance, where it was 950.
+    assert sum(a == b for a, b in itertools.pairwise(rows_of)) < 45
+    # A row's documents are numbered in the order of the corpus.
+    tokens = {document.id: document.tokens for document in documents}
+    given = tokenizer.load(model)
+    for number in range(20):
+        id = f"7#{number + 1}" if number else "7"
+        assert given.decode(tokens[id]) == f"file {number} row 7"
+
+
+@pytest.mark.parametrize("different", [100_000, 3])
+def test_ordering_holds_less_than_100_bytes_a_document(different: int, tmp_path: Path) -> None:
+    peaks = []
+    for units in (4, 24):
+        work = workspace.Work(tmp_path / str(units), [])
+        work.documents(0).parent.mkdir(parents=True)
+        vars(work)["units"] = [[]] * units
+        for unit in range(units):
+            rows = Rows()
+            for line in range(1000):
+                id = f"document {(line * units + unit) % different}"
+                rows.add(id, keyed(1, id), b"", (0, line), (67, 20, 0))
+            rows.write(work.documents(unit))
+        tracemalloc.start()
+        pipeline._write_recipe(Config(), work, np.arange(1000 * units))
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert (peaks[1] - peaks[0]) / 20_000 < 100
+
+
 @pytest.mark.parametrize(("workers", "cut_bytes"), [(2, 1 << 20), (4, 4000)])
 def test_workers_and_units_change_no_byte(
     workers: int,
@@ -207,6 +289,7 @@ def test_workers_and_units_change_no_byte(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(workspace, "CUT_BYTES", cut_bytes)
+    monkeypatch.setattr(writing, "_PART", cut_bytes // 200)  # 20: each shard is of several parts
     pipeline.run(configured(corpus, tmp_path / "set", f"workers={workers}"))
     assert hashes(tmp_path / "set") == hashes(made)
 
@@ -286,6 +369,7 @@ def start(wanted: Config, cut_bytes: int) -> ForkProcess:
 
 def run(wanted: Config, cut_bytes: int) -> None:
     pytest.MonkeyPatch().setattr(workspace, "CUT_BYTES", cut_bytes)
+    pytest.MonkeyPatch().setattr(writing, "_PART", 20)
     pipeline.run(wanted)
 
 
@@ -431,12 +515,7 @@ def test_the_sample_has_the_stated_size(corpus: Corpus, tmp_path: Path, size: in
 
 
 def test_a_tokenizer_json_is_copied_in_place_of_another(corpus: Corpus, tmp_path: Path) -> None:
-    model = tokenizers.Tokenizer(models.BPE())
-    model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    model.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    model.train_from_iterator([], trainers.BpeTrainer(initial_alphabet=alphabet))
-    model.save(str(tmp_path / "bytes.json"))
+    model = tokenizers.Tokenizer.from_file(str(byte_level(tmp_path / "bytes.json")))
     # What a run that was killed had copied, before its configuration was corrected.
     (tmp_path / "set").mkdir()
     (tmp_path / "set/tokenizer.model").write_bytes(b"stale")
@@ -692,7 +771,7 @@ def test_documents_in_passages_give_the_same_shards(
     (tmp_path / "c.yaml").write_text(LONG.replace("[exam.jsonl]}", "[exam.jsonl], ngram: 9}"))
     monkeypatch.setattr("data_prep.sources.documents._PASSAGE", 300)
     monkeypatch.setattr("data_prep.tokenizer.sentencepiece.SentencePiece.least_part", 90)
-    monkeypatch.setattr("data_prep.pipeline.stages._BLOCK", 700)
+    monkeypatch.setattr("data_prep.pipeline.writing._BLOCK", 700)
     accounts, found = [], []
     for held in ("100000000", "1000"):
         words = [f"sources[0].max_held_bytes={held}", f"tokenizer.path={made / 'tokenizer.model'}"]

@@ -91,8 +91,8 @@ def test_three_tasks_make_the_bytes_of_a_local_run(
     output = tmp_path / "set"
     done = submitted(on_cluster, corpus, output, "slurm.tasks=3", "slurm.cpus_per_task=2")
     assert done.returncode == 0, done.stderr
-    assert [line.split()[0] for line in done.stdout.splitlines()[:7]] == [
-        *("survey", "sample", "train", "tokenize", "order", "shards", "finish")
+    assert [line.split()[0] for line in done.stdout.splitlines()[:8]] == [
+        *("survey", "sample", "train", "tokenize", "order", "parts", "shards", "finish")
     ]
     again = submitted(on_cluster, corpus, output, "slurm.tasks=3")
     assert again.returncode == 2
