@@ -223,7 +223,7 @@ def test_data_sets_of_unique_ids_are_to_the_byte_what_they_always_were(tmp_path:
     words = [f"root={tmp_path}", f"output={tmp_path / 'set'}", sources, "shards.count=3"]
     words += [f"tokenizer.path={byte_level(tmp_path / 'bytes.json')}", "workers=1"]
     manifest = pipeline.run(config.load(None, words)).manifest
-    # Of commit 3ee930f, in which the order was a list of Python objects.
+    # Of commit 8f64b49, in which the order was a list of Python objects.
     assert [info.sha256[:16] for info in manifest.shards] == [
         *("aa223573b6997dd9", "7422aee39a03b27f", "5a3888b1d7e05b93")
     ]
