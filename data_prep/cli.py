@@ -27,13 +27,13 @@ from data_prep.dataset.command import (
     option,
     word,
 )
-from data_prep.dataset.settings import MistakeError, SettingsError
+from data_prep.dataset.settings import EXIT_MISTAKE, MistakeError, SettingsError
 from data_prep.dataset.shards import DataError
 from data_prep.dataset.wording import counted
 from data_prep.pipeline import reshard
 from data_prep.recall import generate, name_pairs, tasks
 from data_prep.report import statistics
-from data_prep.tokenizer import tokenizer
+from data_prep.tokenizer import marks, tokenizer
 
 _EXAMPLES = """examples:
   data-prep run configs/data/stdlib.yaml output=data/stdlib
@@ -109,7 +109,8 @@ class _Tokenizer(_Make):
     def run(self) -> int:
         from data_prep.pipeline import pipeline
 
-        print(f"tokenizer: {pipeline.run_tokenizer(self.wanted)}")
+        made = pipeline.run_tokenizer(self.wanted)
+        print("\n".join([f"tokenizer: {made}", *marks.lines(tokenizer.load(made))]))
         print("next: data-prep shards with the same configuration")
         return 0
 
@@ -360,6 +361,7 @@ _PROGRAM = Program(
 
 # A signal stops them cleanly; the same command continues or starts over.
 _CONTINUE = (_Make, _Reshard, _Drawn)
+_STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -375,19 +377,20 @@ def _run(arguments: Sequence[str] | None, restored: ExitStack) -> int:
         name, chosen = command.parse(_PROGRAM, arguments)
         if isinstance(chosen, _CONTINUE):
             remedy = "; when that is fixed, the same command continues"
-            for number in (signal.SIGTERM, signal.SIGINT):
-                restored.callback(signal.signal, number, signal.signal(number, _stop))
+            for number in _STOPPING:
+                if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup ignores SIGHUP
+                    restored.callback(signal.signal, number, signal.signal(number, _stop))
         code = chosen.run()
         sys.stdout.flush()
         return code
     except CommandError as error:
         print(error, file=sys.stderr)
-        return command.EXIT_MISTAKE
+        return EXIT_MISTAKE
     except SettingsError as error:
         print(command.cannot_run(name, error.problems), file=sys.stderr)
-        return command.EXIT_MISTAKE
+        return EXIT_MISTAKE
     except MistakeError as error:
-        return _failed(str(error), command.EXIT_MISTAKE)
+        return _failed(str(error), EXIT_MISTAKE)
     except DataError as error:
         return _failed(str(error), 1)
     except _StoppedError as stopped:
@@ -409,8 +412,8 @@ def _run(arguments: Sequence[str] | None, restored: ExitStack) -> int:
 
 def _stop(number: int, frame: FrameType | None) -> None:
     # Once: a second one would interrupt the clearing up.
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for each in _STOPPING:
+        signal.signal(each, signal.SIG_IGN)
     raise _StoppedError(number)
 
 

@@ -53,7 +53,8 @@ class CleaningConfig:
     max_words: int = setting(0, "words above which gopher_quality drops; 0: no limit", low=0)
     decontaminate: list[str] = setting(
         [],
-        "evaluation files (of jsonl every string); documents that share an n-gram are dropped",
+        "evaluation files (of json, jsonl, parquet, csv, tsv every string, else the text; also "
+        ".gz, .zst); documents that share an n-gram are dropped",
     )
     ngram: int = setting(13, "words of an n-gram of decontaminate", low=1)
     mask: list[Literal["email", "ip"]] = setting(
@@ -102,7 +103,7 @@ class SourceConfig:
     format: Literal["auto", "text", "jsonl", "parquet", "warc"] = setting(
         "auto",
         "a document is: jsonl: a line; parquet: a row; warc: a page, or a record of plain text "
-        "(WET); text: a file; auto: by suffix",
+        "(WET); text: a file; auto: by suffix, if what the files hold does not contradict it",
     )
     text_field: str = setting("text", "key or column of a jsonl or parquet record's text")
     prompt_field: str = setting(
@@ -135,6 +136,14 @@ class SourceConfig:
     def problems(self) -> list[str]:
         """Missing settings, and those that contradict each other."""
         found = []
+        listed = {"paths": self.paths, "exclude": self.exclude}
+        listed["cleaning.decontaminate"] = self.cleaning.decontaminate
+        for key, paths in listed.items():
+            for index, path in enumerate(paths):
+                try:
+                    settings.at_home(path)  # where files are listed
+                except ValueError as error:
+                    found.append(f"{key}[{index}]: {error}")
         if not self.name:
             found.append("name: not set; documents carry it, e.g. name: novels")
         if not self.paths:
@@ -198,7 +207,12 @@ def _wrong_url(pattern: str) -> list[str]:
 class TokenizerConfig:
     """An existing tokenizer, or how a SentencePiece model is trained on a sample of documents."""
 
-    path: str = setting("", "SentencePiece model or tokenizer.json to use; empty: train one")
+    path: str = setting(
+        "", "SentencePiece model or tokenizer.json to use; empty: train one", path=True
+    )
+    eos_token: str = setting(
+        "", "special token of that tokenizer.json with which documents end; empty: its own EOS"
+    )
     vocab_size: int = setting(8192, "pieces of a trained model", low=300, high=1 << 20)
     sample_bytes: int = setting(
         20_000_000, "UTF-8 bytes of text to train on, drawn over all documents", low=1
@@ -206,6 +220,12 @@ class TokenizerConfig:
     character_coverage: float = setting(
         0.9995, "share of characters that get a piece; others are spelled in bytes", low=0.9, high=1
     )
+
+    def problems(self) -> list[str]:
+        """A setting that would have no effect."""
+        if self.eos_token and not self.path:
+            return ["eos_token: has no effect on a tokenizer that is trained; leave it out"]
+        return []
 
 
 @dataclass(frozen=True)
@@ -247,8 +267,10 @@ class SlurmConfig:
 class Config:
     """All settings of `data-prep run`."""
 
-    output: str = setting("", "directory of the data set; the same command on it continues")
-    root: str = setting("", "directory below which sources lie; empty: the current one")
+    output: str = setting(
+        "", "directory of the data set; the same command on it continues", path=True
+    )
+    root: str = setting("", "directory below which sources lie; empty: the current one", path=True)
     seed: int = setting(1, "seed of the order of documents and of the sample", low=0)
     workers: int = setting(0, "processes; 0: one per core (changes only the speed)", low=0)
     limit: int = setting(
@@ -275,6 +297,9 @@ class Config:
     def identity(self) -> dict[str, Any]:
         """The settings that decide the bytes of the data set; stored in the manifest."""
         plain = settings.to_plain(self)
+        if not self.tokenizer.eos_token:
+            # As for pairs below.
+            del plain["tokenizer"]["eos_token"]
         for source in plain["sources"]:
             for key in ("prompt_field", "answer_field", "question"):
                 # So that a data set without pairs has the identity it had before pairs existed.

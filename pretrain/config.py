@@ -7,6 +7,7 @@ step consumes one window from each of `data.lanes` lanes, whatever the number of
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,7 +30,7 @@ TRITON_MAX_HEAD = 128
 class RunConfig:
     """Where a run lives and what makes it reproducible."""
 
-    directory: str = setting("", "run directory; the same command on it resumes the run")
+    directory: str = setting("", "run directory; the same command on it resumes the run", path=True)
     seed: int = setting(
         1, "seed of initial weights and of the order of shards", low=0, high=2**63 - 1
     )
@@ -39,7 +40,7 @@ class RunConfig:
 class SourceConfig:
     """A data set of a mix and its share."""
 
-    data: str = setting("", "data set directory (of data-prep)")
+    data: str = setting("", "data set: the directory that data-prep wrote, or its URL", path=True)
     weight: float = setting(
         1.0, "share of the tokens, relative to the other weights; 0: not read", low=0.0
     )
@@ -51,14 +52,47 @@ class SourceConfig:
 
 
 @dataclass(frozen=True)
+class CacheConfig:
+    """The cache of data sets that are under URLs."""
+
+    directory: str = setting(
+        "",
+        "directory on a disk of the node, which its ranks share; empty: infini-pretrain in the "
+        "user's cache directory",
+        path=True,
+    )
+    gigabytes: float = setting(
+        50.0,
+        "largest size, in 1e9 bytes; it has to hold a shard per lane of the node and source, and "
+        "those that are fetched ahead",
+        low=1e-6,
+    )
+
+    @property
+    def path(self) -> Path:
+        """The directory."""
+        if self.directory:
+            return Path(self.directory)
+        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        return Path(home) / "infini-pretrain"
+
+    @property
+    def bytes(self) -> int:
+        """The largest size in bytes."""
+        return round(self.gigabytes * 1e9)
+
+
+@dataclass(frozen=True)
 class DataConfig:
     """What is read, and how lanes are fed."""
 
-    train: str = setting("", "data set directory (of data-prep) to train on")
+    train: str = setting(
+        "", "data set to train on: the directory that data-prep wrote, or its URL", path=True
+    )
     mix: list[SourceConfig] = setting(
         [], "in place of `train`, a list of {data, weight, name}: data sets that are read together"
     )
-    validation: str = setting("", "data set directory to validate on; empty: no validation")
+    validation: str = setting("", "data set to validate on; empty: no validation", path=True)
     prompt_weight: float = setting(
         0.0,
         "weight in the loss of a prompt's tokens, where documents are a prompt and an answer, "
@@ -68,13 +102,15 @@ class DataConfig:
     )
     preface: str = setting(
         "",
-        "data set directory that each lane reads beside its documents, as many tokens per step, "
+        "data set that each lane reads beside its documents, as many tokens per step, "
         "forward-only: a document starts with the memory of what was read so far; empty: documents "
         "start with an empty memory",
+        path=True,
     )
     lanes: int = setting(8, "lanes G: windows in a step, whatever the number of ranks", low=1)
     workers: int = setting(1, "threads of a rank that read shards ahead", low=1)
     prefetch: int = setting(4, "batches that a rank reads ahead", low=1)
+    cache: CacheConfig = group(CacheConfig)
 
     @property
     def sources(self) -> dict[str, SourceConfig]:
@@ -94,13 +130,18 @@ class DataConfig:
             found.append("mix: cannot be combined with data.train; give one of them")
         if self.mix and not any(source.weight for source in self.mix):
             found.append("mix: every weight is 0, so nothing would be read")
-        directories = [Path(source.data).resolve() for source in self.mix if source.data]
-        for path in sorted({path for path in directories if directories.count(path) > 1}):
+        places = [_place(source.data) for source in self.mix if source.data]
+        for path in sorted({path for path in places if places.count(path) > 1}):
             found.append(f"mix: {path} is listed twice; list it once, with the sum of the weights")
         names = [source.name for source in self.sources.values() if source.data]
         for name in sorted({name for name in names if names.count(name) > 1}):
             found.append(f"mix: two data sets have the name {name!r}; give each a different `name`")
         return found
+
+
+def _place(data: str) -> str:
+    """One text for all ways to write the place of a data set."""
+    return data.rstrip("/") if "://" in data else str(Path(data).resolve())
 
 
 class MemoryTraits(NamedTuple):
@@ -116,6 +157,8 @@ class MemoryTraits(NamedTuple):
     """Whether local attention spans `full.segments` segments instead of one."""
     shares_windows: bool = False
     """Whether ranks can share a window (`parallel.sequence`)."""
+    sizes: tuple[str, ...] = ()
+    """Those of these settings that the shape of a weight depends on."""
     exported_as: str = ""
     """The model type of Hugging Face's that `export` writes; empty: there is none."""
 
@@ -132,10 +175,12 @@ MEMORY_KINDS = {
     "none": MemoryTraits((), remembers=False, shares_windows=True, exported_as="llama"),
     "full": MemoryTraits(("full",), remembers=False, whole_window=True, exported_as="llama"),
     "transformer_xl": MemoryTraits(("transformer_xl",)),
-    "compressive": MemoryTraits(("compressive",)),
+    "compressive": MemoryTraits(("compressive",), sizes=("compressive.rate",)),
     "memorizing": MemoryTraits(("memorizing",)),
-    "rmt": MemoryTraits(("rmt",), recurrent=True),
-    "autocompressor": MemoryTraits(("autocompressor",), recurrent=True),
+    "rmt": MemoryTraits(("rmt",), recurrent=True, sizes=("rmt.vectors",)),
+    "autocompressor": MemoryTraits(
+        ("autocompressor",), recurrent=True, sizes=("autocompressor.vectors",)
+    ),
 }
 
 
@@ -250,6 +295,11 @@ class MemoryConfig:
         """Those of this kind."""
         return MEMORY_KINDS[self.kind]
 
+    @property
+    def asks_for_triton(self) -> bool:
+        """Whether the kind computes with a kernel and is to take Triton's."""
+        return self.kernel == "triton" and "kernel" in self.traits.settings
+
     def problems(self) -> list[str]:
         """Settings of another kind, which would have no effect."""
         found = []
@@ -319,7 +369,7 @@ class ModelConfig:
     d_model: int = setting(256, "width of the residual stream", low=1)
     n_layers: int = setting(4, "blocks", low=1)
     n_heads: int = setting(4, "query heads", low=1)
-    n_kv_heads: int = setting(4, "key/value heads, each with its own memory", low=1)
+    n_kv_heads: int = setting(4, "key/value heads; Infini-attention has a memory for each", low=1)
     d_head: int = setting(64, "size of a head", low=2)
     d_ff: int = setting(688, "hidden size of the SwiGLU feed-forward", low=1)
     segment: int = setting(256, "tokens of a segment N, the reach of local attention", low=1)
@@ -371,7 +421,7 @@ class ModelConfig:
             found.append(
                 f"d_head: rotary embedding needs an even number, found {self.d_head}; choose one"
             )
-        if self.memory.kernel == "triton" and self.d_head > TRITON_MAX_HEAD:
+        if self.memory.asks_for_triton and self.d_head > TRITON_MAX_HEAD:
             found.append(
                 f"memory.kernel: triton holds heads of at most {TRITON_MAX_HEAD}, found "
                 f"d_head={self.d_head}; set it to torch or auto"
@@ -414,6 +464,7 @@ class TrainConfig:
         "",
         "run directory, checkpoint or imported model whose weights initialize a new run; "
         "optimizer, schedule and data order start fresh",
+        path=True,
     )
     window_segments: int = setting(16, "segments W of a window, the back-propagated length", low=1)
     micro_batch: int = setting(0, "lanes of a rank per forward and backward; 0: all of them", low=0)
@@ -606,12 +657,12 @@ class Config:
             )
         if self.model.local_attention == "flash" and self.launch.device == "cpu":
             found.append("model.local_attention: flash-attn needs a GPU; set it to sdpa or auto")
-        if self.model.memory.kernel == "triton" and self.train.precision != "bf16":
+        if self.model.memory.asks_for_triton and self.train.precision != "bf16":
             found.append(
                 "model.memory.kernel: Triton's kernels compute in bf16; set train.precision=bf16, "
                 "or kernel=torch"
             )
-        if self.model.memory.kernel == "triton" and self.launch.device == "cpu":
+        if self.model.memory.asks_for_triton and self.launch.device == "cpu":
             found.append(
                 "model.memory.kernel: Triton's kernels need a GPU; set it to torch or auto"
             )

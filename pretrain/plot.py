@@ -32,6 +32,8 @@ _COLUMNS = {
     NO_MEMORY: ("model without memory", _GREY, "o"),
 }
 
+_AUXILIARY = "auxiliary_loss"
+
 _log = logging.getLogger("pretrain.plot")
 
 Records = list[dict[str, Any]]
@@ -44,13 +46,14 @@ class PlotError(MistakeError):
 def plot(run_directory: Path) -> list[Path]:
     """Draw what the run has into its `plots/`; the files written.
 
-    loss.png: loss and learning rates; speed.png: tokens/s; gates.png: gates by layer; positions.png
-    bits per byte by position, of the newest step's evaluation (of several the one written last).
+    loss.png: loss and learning rates; speed.png: tokens/s; memory.png: what the memory reports, and
+    its auxiliary loss; gates.png: gates by layer; positions.png: bits per byte by position, of the
+    newest step's evaluation (of several the one written last).
     What the run has no numbers for is skipped, and logged. Raises PlotError for a run without a
     training record, or where a plot cannot be written.
     """
     records = read_records(run_directory / METRICS_FILE)
-    train = [record for record in records if record["kind"] == "train"]
+    train = [record for record in records if record.get("kind") == "train"]
     if not train:
         raise PlotError(
             f"{run_directory}: no training record in {METRICS_FILE}; expected the directory of a "
@@ -58,10 +61,11 @@ def plot(run_directory: Path) -> list[Path]:
         )
     if reason := durable.obstacle(run_directory / PLOTS, directory=True):
         raise PlotError(reason)
-    validation = [record for record in records if record["kind"] == "validation"]
+    validation = [record for record in records if record.get("kind") == "validation"]
     figures = {
         "loss.png": _loss(train, validation),
         "speed.png": _speed(train),
+        "memory.png": _memory(train),
         "gates.png": _gates(train[-1]),
         "positions.png": _positions(run_directory),
     }
@@ -105,6 +109,30 @@ def _speed(train: Records) -> Figure:
     return figure
 
 
+def _memory(records: Records) -> Figure | None:
+    """The memory's numbers, means over the layers that report them, and its auxiliary loss."""
+    metrics = [key for key, x in records[-1].items() if key != "gates" and isinstance(x, list)]
+    names = metrics + [_AUXILIARY] * (_AUXILIARY in records[-1])
+    if not names:
+        _log.warning("memory.png is skipped: the model has no memory")
+        return None
+    figure = Figure(figsize=(8, 1.5 + 2.5 * len(names)), layout="constrained")
+    panels = figure.subplots(len(names), 1, sharex=True, squeeze=False)[:, 0]
+    for axes, name in zip(panels, names, strict=True):
+        means = [{"step": record["step"], name: _mean(record.get(name))} for record in records]
+        _draw(axes, means, name, _BLUE, name)
+        unit = "mean of lanes and layers" if name in metrics else "per token"
+        _finish(axes, name.replace("_", " ").capitalize(), unit)
+    _count_steps(panels[-1])
+    return figure
+
+
+def _mean(values: float | list[float | None] | None) -> float:
+    """Of a number, or one per layer; NaN if one is missing or was not finite."""
+    of_layers = values if isinstance(values, list) else [values]
+    return float(np.mean([math.nan if value is None else value for value in of_layers]))
+
+
 def _gates(record: dict[str, Any]) -> Figure | None:
     """The paper's Figure 3: each head between local attention and memory."""
     layers: list[list[float]] = record["gates"]
@@ -113,22 +141,22 @@ def _gates(record: dict[str, Any]) -> Figure | None:
         return None
     figure = Figure(figsize=(max(7.0, 3.5 + 0.3 * len(layers)), 4.5), layout="constrained")
     axes, shares = figure.subplots(1, 2, sharey=True, width_ratios=[4, 1])
-    for layer, gates in enumerate(layers):
+    for layer, gates in enumerate(layers, 1):
         # By height, side by side, so that equal heads do not hide each other.
         ordered = np.sort(gates)
-        across = np.linspace(-0.3, 0.3, len(ordered)) if len(ordered) > 1 else np.zeros(1)
+        across = np.zeros(1) if len(ordered) == 1 else np.linspace(-0.3, 0.3, len(ordered))
         axes.axvspan(layer - 0.4, layer + 0.4, color=_GREY, alpha=0.08, linewidth=0)
         axes.scatter(
             layer + across, ordered, s=22, c=ordered, cmap="viridis", vmin=0, vmax=1, zorder=3
         )
     axes.axhline(0.5, color=_GREY, linestyle=":", linewidth=1)
     axes.set_ylim(-0.03, 1.03)
-    axes.set_xlim(-0.7, len(layers) - 0.3)
+    axes.set_xlim(0.3, len(layers) + 0.7)
     axes.set_yticks(
         [0, 0.25, 0.5, 0.75, 1], ["local only  0", "0.25", "mixer  0.5", "0.75", "memory only  1"]
     )
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_xlabel("layer (a dot per head)")
+    axes.set_xlabel("layer, from 1 (a dot per head)")
     _finish(axes, f"Gates by layer after step {record['step']}", "sigmoid(β), share of the memory")
     every = np.concatenate([np.asarray(gates) for gates in layers])
     shares.hist(every, bins=20, range=(0, 1), orientation="horizontal", color=_GREY)

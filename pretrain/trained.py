@@ -23,7 +23,7 @@ from pretrain.checkpoint.ranks import Ranks, SoloRanks
 from pretrain.checkpoint.runs import TrainedError, ends, is_checkpoint, run_directory_of
 from pretrain.checkpoint.verify import verify
 from pretrain.config import Config, ModelConfig
-from pretrain.model.transformer import Transformer
+from pretrain.model.transformer import Transformer, on_meta
 
 PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16}
 """What `train.precision` names."""
@@ -137,8 +137,7 @@ def _model(
         # Weights do not depend on kernels: a run that used flash-attn can be read here.
         memory = replace(config.memory, kernel="auto")
         config = replace(config, local_attention="auto", memory=memory)
-    with torch.device("meta"):
-        model = Transformer(config, vocab_size)
+    model = on_meta(config, vocab_size)
     loaded = {}
     for name, parameter in model.named_parameters():
         weight = checkpoint.tensor(f"{name}/param")

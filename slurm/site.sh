@@ -8,6 +8,8 @@ site_setup() { :; }
 [ -z "$CONTAINER_IMAGE" ] || SRUN_OPTIONS+=("--container-image=$CONTAINER_IMAGE")
 [ -z "$CONTAINER_MOUNTS" ] || SRUN_OPTIONS+=("--container-mounts=$CONTAINER_MOUNTS")
 # The source tree takes precedence over an installed copy: a job runs the code it was submitted from.
+# In no step, under torchrun either, does `python -m` import from the directory of the submission.
+export PYTHONSAFEPATH=1
 export PYTHONPATH=$PROJECT${PYTHONPATH:+:$PYTHONPATH}
 
 say() { printf '%s %s\n' "$(date '+%F %T')" "$*"; }

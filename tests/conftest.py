@@ -46,6 +46,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items.sort(key=lambda item: first.get(item.path, len(first)))
 
 
+def pytest_make_parametrize_id(val: object) -> str | None:
+    """Bytes are named by their number: those of gzip hold the time, which workers do not share."""
+    return f"{len(val)}_bytes" if isinstance(val, bytes) else None
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """After the run, say how many tests were skipped for want of a program, and how to get it."""
     skipped = terminalreporter.stats.get("skipped", [])

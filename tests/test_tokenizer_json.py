@@ -8,11 +8,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import tokenizers
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 
 from data_prep.dataset.shards import read_manifest
 from data_prep.tokenizer import tokenizer
+from pretrain.cli.main import main
 
 TEXT = "The segment reads the memory, \U0001f600 and then the segment writes <|eot|> to it.\n" * 9
 TRAINING = (
@@ -37,7 +39,18 @@ def typed(module: str, *words: str) -> str:
     return ended.stdout
 
 
-def test_a_model_is_trained_evaluated_and_sampled_with_it(tmp_path: Path) -> None:
+def here(capfd: pytest.CaptureFixture[str], *words: str) -> None:
+    """`pretrain` with these words, without a process of its own, whose imports take longest."""
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    told = capfd.readouterr()
+    assert ended.value.code == 0, told.out + told.err
+    assert "parallelism" not in told.err
+
+
+def test_a_model_is_trained_evaluated_and_sampled_with_it(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     model = tokenizers.Tokenizer(models.BPE())
     model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     model.decoder = decoders.ByteLevel()
@@ -82,11 +95,11 @@ def test_a_model_is_trained_evaluated_and_sampled_with_it(tmp_path: Path) -> Non
     kept = tokenizer.load(tokenizer.find(run))
     assert kept.path == run / "tokenizer.json" and kept.eos_id == eot
     assert kept.path.read_bytes() == (data / "tokenizer.json").read_bytes()
-    typed("pretrain.cli", "eval", "perplexity", str(run), "--data", str(tmp_path / "more"))
+    here(capfd, "eval", "perplexity", str(run), "--data", str(tmp_path / "more"))
     (report,) = run.glob("eval-*.json")
     measured = json.loads(report.read_text())
     # The first token is no target without a BOS, so its bytes are not counted by position.
     first = len(kept.pieces[int(kept.encode(TEXT)[0])])
     assert measured["text_bytes"] == 6 * len(TEXT.encode())
     assert sum(row["bytes"] for row in measured["positions"]) == 6 * (len(TEXT.encode()) - first)
-    typed("pretrain.cli", "generate", str(run), "--prompt", "The \U0001f600", "--max-tokens", "5")
+    here(capfd, "generate", str(run), "--prompt", "The \U0001f600", "--max-tokens", "5")

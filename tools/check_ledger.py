@@ -20,7 +20,7 @@ def main() -> None:
     directory = Path(sys.argv[1])
     try:
         problems = ledger.check(directory)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"{directory}: cannot be checked: {error}")
     if problems:
         sys.exit("\n".join(problems))

@@ -25,10 +25,9 @@ from types import NoneType
 from typing import Any, Literal, NamedTuple, NoReturn, get_args, get_origin, get_type_hints
 
 from data_prep.dataset import durable, shards
-from data_prep.dataset.settings import MistakeError, SettingsError
+from data_prep.dataset.settings import MistakeError, SettingsError, at_home
 from data_prep.dataset.wording import meant
 
-EXIT_MISTAKE = 2
 EXIT_CLOSED_PIPE = 141  # 128 + SIGPIPE, as a shell gives it
 
 
@@ -82,9 +81,13 @@ def _short(tokens: int) -> str:
     return next(fitting, str(tokens))
 
 
+def _path(text: str) -> Path:
+    return Path(at_home(text))  # a shell leaves the ~ in --output=~/x as it is
+
+
 def path_kind(refusal: Callable[[Path], str]) -> Kind:
     """The kind of a path that `refusal` has no reason to refuse."""
-    return Kind("a path", Path, refusal=refusal)
+    return Kind("a path", _path, refusal=refusal)
 
 
 DIRECTORY = path_kind(shards.no_directory)
@@ -95,7 +98,7 @@ _KINDS = {
     int: Kind("a whole number", int),
     float: Kind("a number", _finite, "{:g}".format),
     str: Kind("text", str),
-    Path: Kind("a path", Path),
+    Path: Kind("a path", _path),
 }
 
 

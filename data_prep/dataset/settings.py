@@ -24,11 +24,15 @@ T = TypeVar("T")
 
 # As messages name keys: train.steps, sources[0].paths.
 _KEY = re.compile(r"\w+(\[\d+\])?(\.\w+(\[\d+\])?)*")
+_QUOTED = re.compile(r"""'(?:[^']|'')*'|"(?:[^"\\]|\\.)*\"""", re.DOTALL)
 _RESOLVER = re.compile(r"\$\{\s*[\w.]+\s*:")
 
 
+EXIT_MISTAKE = 2
+
+
 class MistakeError(ValueError):
-    """A mistake of the user, who can correct it; a command that ends with it has exit code 2."""
+    """A mistake of the user, who can correct it; a command ends with EXIT_MISTAKE."""
 
 
 class SettingsError(MistakeError):
@@ -43,9 +47,19 @@ class SettingsError(MistakeError):
         return type(self), (self.problems,)
 
 
-def setting(default: Any, doc: str, *, low: float | None = None, high: float | None = None) -> Any:
-    """A dataclass field: its default (a list or dict is copied), unit, meaning, closed bounds."""
-    metadata = {"doc": doc, "low": low, "high": high}
+def setting(
+    default: Any,
+    doc: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    path: bool = False,
+) -> Any:
+    """A dataclass field: its default (a list or dict is copied), unit, meaning, closed bounds.
+
+    In a `path` a leading `~` stands for a home directory.
+    """
+    metadata = {"doc": doc, "low": low, "high": high, "path": path}
     if isinstance(default, list | dict):
         return dataclasses.field(default_factory=lambda: type(default)(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -56,6 +70,23 @@ def group(schema: type[T]) -> T:
     return dataclasses.field(default_factory=schema)
 
 
+def at_home(path: str) -> str:
+    """The path with a leading `~` or `~user` replaced by the home directory, as a shell does it.
+
+    Raises ValueError where there is no such home.
+    """
+    if not path.startswith("~"):
+        return path
+    try:
+        return str(Path(path).expanduser())
+    except RuntimeError:
+        home = path.partition("/")[0]
+        raise ValueError(
+            f"there is no home directory {home}; give the whole path, or ./{path} where that is "
+            "its name"
+        ) from None
+
+
 def load(
     schema: type[T],
     path: Path | None,
@@ -64,11 +95,13 @@ def load(
 ) -> T:
     """The configuration of the YAML at `path` with `key=value` overrides on top.
 
+    The value of an override is the text behind `=`, whatever is in it; where the setting is no
+    text it is read as one YAML value, lists and groups in brackets. Quotes around it are taken off.
     What `inherited` gives of the configuration without it takes the place of defaults.
     Raises SettingsError with every unknown key, wrong type, value out of bounds, and with each
     sentence that a dataclass's own `problems()` returns. Those sentences start with the key.
     """
-    raw, problems = _read(path, overrides)
+    raw, problems = _read(schema, path, overrides)
     if inherited is not None:
         raw = _over(inherited(_build(schema, raw, "", [])), raw)
     built = _build(schema, raw, "", problems)
@@ -129,59 +162,153 @@ def _over(inherited: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, A
     return {**inherited, **given, **groups}
 
 
-def _read(path: Path | None, overrides: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+def _read(
+    schema: type[Any], path: Path | None, overrides: Sequence[str]
+) -> tuple[dict[str, Any], list[str]]:
     import yaml
-    from omegaconf import DictConfig, OmegaConf
+    from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
     problems: list[str] = []
-    merged: Any = OmegaConf.create({})
-    if path is not None:
-        try:
-            text = path.read_text(encoding="utf-8")
-            merged = OmegaConf.create(text)
-            if isinstance(yaml.safe_load(text), str):  # OmegaConf takes it for a key
-                raise SettingsError([f"{path}: expected keys with values, found one value"])
-            if not isinstance(merged, DictConfig):
-                raise SettingsError([f"{path}: expected keys with values, found a list"])
-        except OSError as error:
-            raise SettingsError([f"{path}: cannot be read ({error.strerror})"]) from None
-        except UnicodeDecodeError:
-            raise SettingsError([f"{path}: is not UTF-8 text"]) from None
-        except AssertionError:  # OmegaConf's, for a file that holds a number
-            raise SettingsError([f"{path}: expected keys with values, found one value"]) from None
-        except (yaml.YAMLError, OmegaConfBaseException) as error:
-            raise SettingsError([f"{path}: is not valid YAML: {error}"]) from None
+    merged: Any = OmegaConf.create({}) if path is None else _from_file(path)
     for word in overrides:
         key, equals, given = word.partition("=")
         if not equals or not _KEY.fullmatch(key):
             problems.append(f"{word!r}: expected key=value, for example train.steps=100")
             continue
         try:
-            # Interpolations are resolved once all keys are known.
-            parsed: Any = OmegaConf.to_container(OmegaConf.from_dotlist([f"_={given}"]))
+            value = _given(_kind_of(schema, key), given)
+            OmegaConf.create({"_": value})  # a ${ without its end
         except (yaml.YAMLError, OmegaConfBaseException, ValueError) as error:
-            problems.append(f"{word!r}: the value is not valid YAML: {error}")
+            problems.append(f"{word!r}: the value cannot be read: {str(error).splitlines()[0]}")
             continue
         try:
-            OmegaConf.update(merged, key, parsed["_"], merge=True, force_add=True)
+            # Interpolations are resolved once all keys are known.
+            OmegaConf.update(merged, key, value, merge=True, force_add=True)
         except (OmegaConfBaseException, ValueError):
             problems.append(f"{word!r}: there is no {key} whose value could be set")
-    return _resolved(merged, problems), problems
+    return _resolved(schema, merged, problems), problems
 
 
-def _resolved(merged: Any, problems: list[str]) -> dict[str, Any]:
+def _from_file(path: Path) -> Any:
+    """A file's keys and values. Raises SettingsError."""
+    import yaml
+    from omegaconf import DictConfig, OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        text = path.read_text(encoding="utf-8")
+        found = OmegaConf.create(text)
+        if isinstance(yaml.safe_load(text), str):  # OmegaConf takes it for a key
+            raise SettingsError([f"{path}: expected keys with values, found one value"])
+        if not isinstance(found, DictConfig):
+            raise SettingsError([f"{path}: expected keys with values, found a list"])
+    except OSError as error:
+        raise SettingsError([f"{path}: cannot be read ({error.strerror})"]) from None
+    except UnicodeDecodeError:
+        raise SettingsError([f"{path}: is not UTF-8 text"]) from None
+    except AssertionError:  # OmegaConf's, for a file that holds a number
+        raise SettingsError([f"{path}: expected keys with values, found one value"]) from None
+    except (yaml.YAMLError, OmegaConfBaseException) as error:
+        raise SettingsError([f"{path}: is not valid YAML: {error}"]) from None
+    return found
+
+
+def _kind_of(schema: Any, key: str) -> Any:
+    """The type of the setting `key`; None where there is none."""
+    kind = schema
+    for name in re.findall(r"\w+", key):
+        if dataclasses.is_dataclass(kind):
+            fields = _fields(kind)  # type: ignore[arg-type]
+            kind = fields[name][0] if name in fields else None
+        else:
+            kind = get_args(kind)[0] if get_origin(kind) is list and name.isdecimal() else None
+    return kind
+
+
+def _given(kind: Any, text: str) -> Any:
+    """What the text of an override means for a setting of type `kind`. Raises yaml's errors.
+
+    Never a document of YAML: in one, ` #` begins a comment, and `a: b` is a key with a value.
+    """
+    import yaml
+
+    if _QUOTED.fullmatch(text.strip()):
+        return yaml.safe_load(text)
+    choices = get_args(kind) if get_origin(kind) is Literal else ()
+    if kind is str or (choices and all(isinstance(choice, str) for choice in choices)):
+        return text
+    bare = text.strip()
+    if bare.startswith(("[", "{")):
+        return _in_brackets(bare)
+    if re.fullmatch(r"[+-]?\d+", bare):
+        return int(bare)  # YAML reads 010 as 8
+    loader: Any = yaml.SafeLoader("")
+    tag = loader.resolve(yaml.ScalarNode, bare, (True, False))
+    value = loader.construct_object(yaml.ScalarNode(tag, bare))
+    return value if isinstance(value, int | float | None) and ":" not in bare else bare
+
+
+def _in_brackets(text: str) -> Any:
+    """A list or group in YAML's flow style. Raises yaml's errors, and ValueError."""
+    import yaml
+    from omegaconf import OmegaConf
+
+    node: Any = yaml.compose(text)
+    if rest := text[node.end_mark.index :]:
+        raise ValueError(f"found {rest.strip()!r} behind its last bracket")
+    plain: Any = OmegaConf.to_container(OmegaConf.from_dotlist([f"_={text}"]))
+    return plain["_"]
+
+
+def _resolved(schema: type[Any], merged: Any, problems: list[str]) -> dict[str, Any]:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
     try:
         plain = OmegaConf.to_container(merged, resolve=False)
-        allowed = OmegaConf.create(_without_resolvers(plain, "", problems))
-        resolved = OmegaConf.to_container(allowed, resolve=True)
+        given = _without_resolvers(plain, "", problems)
+        # An interpolation may name a key that nobody has set.
+        whole = OmegaConf.create(_with_defaults(schema, given))
+        resolved = _only(given, OmegaConf.to_container(whole, resolve=True))
     except OmegaConfBaseException as error:
         raise SettingsError([*problems, str(error).splitlines()[0]]) from None
     assert isinstance(resolved, dict)
     return {str(key): value for key, value in resolved.items()}
+
+
+def _with_defaults(kind: Any, given: Any) -> Any:
+    """What was given for a setting of type `kind`, with the defaults of all that was not."""
+    if get_origin(kind) is list and isinstance(given, list):
+        return [_with_defaults(get_args(kind)[0], item) for item in given]
+    if not dataclasses.is_dataclass(kind) or not isinstance(given, dict):
+        return given
+    whole = dict(given)
+    for name, (of, _, is_needed) in _fields(kind).items():  # type: ignore[arg-type]
+        if name in given:
+            whole[name] = _with_defaults(of, given[name])
+        elif not is_needed:
+            whole[name] = _default(kind, name)
+    return whole
+
+
+def _default(schema: Any, name: str) -> Any:
+    """The default of a field, as plain values."""
+    (field,) = (one for one in dataclasses.fields(schema) if one.name == name)
+    if field.default is not dataclasses.MISSING:
+        return field.default
+    assert field.default_factory is not dataclasses.MISSING
+    value = field.default_factory()
+    return to_plain(value) if dataclasses.is_dataclass(value) else value
+
+
+def _only(given: Any, whole: Any) -> Any:
+    """Of `whole` the keys that were given."""
+    if isinstance(given, dict) and isinstance(whole, dict):
+        return {key: _only(value, whole[key]) for key, value in given.items()}
+    if isinstance(given, list) and isinstance(whole, list):
+        return [_only(item, one) for item, one in zip(given, whole, strict=True)]
+    return whole
 
 
 def _without_resolvers(value: Any, key: str, problems: list[str]) -> Any:
@@ -298,6 +425,11 @@ def _scalar(
         _wrong(f"{key}: expected {names[kind]}, found {raw!r}", problems)
     if kind is float and not math.isfinite(raw):
         _wrong(f"{key}: expected a finite number, found {raw!r}", problems)
+    if bounds.get("path"):
+        try:
+            raw = at_home(raw)
+        except ValueError as error:
+            _wrong(f"{key}: {error}", problems)
     low, high = bounds.get("low"), bounds.get("high")
     if (low is not None and raw < low) or (high is not None and raw > high):
         wanted = f"at least {low}" if high is None else f"{low} to {high}"

@@ -242,13 +242,24 @@ def no_directory(path: Path) -> str:
 
 def read_manifest(directory: Path) -> Manifest:
     """The manifest of a data set. Raises DataError where there is none or it is not ours."""
+    return parsed_manifest(str(directory / MANIFEST), manifest_bytes(directory))
+
+
+def manifest_bytes(directory: Path) -> bytes:
+    """The manifest's file. Raises DataError where the directory is no data set."""
     if reason := no_data_set(directory):
         raise DataError(reason)
     path = directory / MANIFEST
     try:
-        plain = json.loads(path.read_bytes())
+        return path.read_bytes()
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def parsed_manifest(path: str, data: bytes) -> Manifest:
+    """The manifest in `data`, the bytes of the file at `path`. Raises DataError."""
+    try:
+        plain = json.loads(data)
     except ValueError:
         raise DataError(f"{path}: is not JSON; prepare the data set again") from None
     version = plain.get("format_version") if isinstance(plain, dict) else None
@@ -398,7 +409,7 @@ def _check_file(path: Path, sha256: str, size: int | None = None) -> None:
         raise DataError(f"{path}: cannot be read ({error.strerror}); {_REMEDY}") from None
 
 
-def _check_manifest(path: Path, manifest: Manifest) -> None:
+def _check_manifest(path: str, manifest: Manifest) -> None:
     names = [manifest.tokenizer.file, *(info.name for info in manifest.shards)]
     for name in names:
         if name != Path(name).name:

@@ -8,9 +8,7 @@ package. Nothing is downloaded.
 from __future__ import annotations
 
 import functools
-import json
 import unicodedata
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -27,9 +25,10 @@ from datatrove.pipeline.filters import (
 )
 from datatrove.pipeline.formatters import FTFYFormatter, PIIFormatter
 from datatrove.utils.hashes.xxhash import xxhash64
-from datatrove.utils.text import simplify_text
+from datatrove.utils.text import TextNormConfig, simplify_text
 
 from data_prep.config import CleaningConfig
+from data_prep.sources import evaluation
 
 # The language is identified by the first characters; more would only take time.
 _LANGUAGE_CHARACTERS = 4096
@@ -42,6 +41,8 @@ _NOTHING = "nothing left"
 # Characters that are simplified at a time, and where a text may be cut for that.
 _SIMPLIFIED = 1 << 20
 _BREAK = regex.compile(r"\s")
+# With every number taken for the same, tables of other numbers would be duplicates.
+_SIMPLE = TextNormConfig(norm_numbers=False)
 
 
 @dataclass
@@ -149,8 +150,8 @@ _RULES: dict[str, Callable[[CleaningConfig], Any]] = {
 
 
 def words(text: str) -> list[str]:
-    """Words for comparing texts, without case, punctuation and diacritics; digits become 0."""
-    found: list[str] = _WORD.findall(simplify_text(text))
+    """Words for comparing texts, without case, punctuation and diacritics."""
+    found: list[str] = _WORD.findall(simplify_text(text, _SIMPLE))
     return found
 
 
@@ -178,35 +179,5 @@ class NGrams:
 @functools.cache
 def evaluation_grams(paths: tuple[Path, ...], size: int) -> frozenset[int]:
     """Hashes of all n-grams of the evaluation files, computed once per process."""
-    texts = (text for path in paths for text in _texts(path))
+    texts = (text for path in paths for text in evaluation.texts(path))
     return frozenset(xxhash64(gram) for text in texts for gram in NGrams(size)(text))
-
-
-def evaluation_problem(path: Path) -> str | None:
-    """Why the evaluation file cannot be read; None if it can."""
-    try:
-        deque(_texts(path), maxlen=0)
-    except OSError as error:
-        return f"{path}: cannot be read ({error.strerror})"
-    except ValueError as error:
-        return f"{path}: is not UTF-8 {'jsonl' if path.suffix == '.jsonl' else 'text'} ({error})"
-    return None
-
-
-def _texts(path: Path) -> Iterator[str]:
-    """Every string in any field of a jsonl file's records; the whole text of another file."""
-    text = path.read_text(encoding="utf-8")
-    if path.suffix != ".jsonl":
-        yield text
-        return
-    for line in text.split("\n"):
-        if line.strip():
-            yield from _strings(json.loads(line))
-
-
-def _strings(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict | list):
-        for item in value.values() if isinstance(value, dict) else value:
-            yield from _strings(item)

@@ -27,10 +27,11 @@ from data_prep.pipeline import order, pipeline, workspace
 from data_prep.pipeline.stages import DrawSample, Stage, Tokenize, TrainTokenizer, Written
 from data_prep.pipeline.workspace import Record, Work
 from data_prep.sources import compression, inputs, parquet, readers, storage
+from data_prep.sources.compression import UNSUPPORTED, UnsupportedError
 from data_prep.sources.documents import BadRecordError, LongDocument, RawDocument, Reject, Survey
 from data_prep.sources.inputs import InputFile
-from data_prep.tokenizer import tokenizer
-from data_prep.tokenizer.contract import TokenizerError
+from data_prep.tokenizer import marks, tokenizer
+from data_prep.tokenizer.contract import NFC_REMEDY, TokenizerError
 
 # Bytes that are read of the corpus after decompression, and of those that a tokenizer is trained
 # on: this takes seconds.
@@ -97,6 +98,8 @@ class Estimate:
     sources: list[SourceSample] = field(default_factory=list)
     seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     how: str = ""
+    marks: list[str] = field(default_factory=list)
+    """What begins and ends a text for the tokenizer, if there is one."""
     trained: int = 0
     """Bytes of text that the sample's tokenizer was trained on."""
 
@@ -162,6 +165,10 @@ def estimate(config: Config) -> Estimate:
     plan.sources = [_sampled(plan, source, work.files) for source in config.sources]
     _measure(plan, work)
     if plan.whole:
+        if not plan.documents:
+            left_out: Counter[str] = sum((source.left_out for source in plan.sources), Counter())
+            read = sum(len(source.records) for source in plan.sources)
+            raise pipeline.nothing_left(work, read, left_out)
         _ = plan.shard_count
     return plan
 
@@ -212,6 +219,8 @@ def _measure(plan: Estimate, work: Work) -> None:
             plan.how = f"assumed: {_ASSUMED} bytes per token, since of the sample {error}"
             tokenize = _CountBytes
         _timed(plan, tokenize(config, sample))
+        if given:
+            plan.marks = marks.lines(sample.tokenizer)
         for unit, source in enumerate(plan.sources):
             _count(source, sample.read(Tokenize.name, unit))
     plan.trained = min(least, sum(source.bytes for source in plan.sources))
@@ -237,7 +246,9 @@ def _count(source: SourceSample, result: dict[str, Any]) -> None:
         source.accepted += 1
         source.bytes += size
         source.counted += tokens
-    source.left_out.update(f"rejected: {reason}" for *_, reason, _ in result["rejects"])
+    for *_, reason, detail in result["rejects"]:
+        kept = f", which {NFC_REMEDY} would keep" * (NFC_REMEDY in detail)
+        source.left_out[f"rejected: {reason}{kept}"] += 1
     for account in result["accounts"]["sources"].values():
         for reason, count in account["dropped"].items():
             source.left_out[f"dropped: {reason}"] += count
@@ -271,9 +282,9 @@ def _records(seed: int, files: list[InputFile], limit: int) -> tuple[list[Record
     They are the first ones, or in plain lines those from a place drawn by key.
     """
     file, covered, start = files[0], float(sum(file.listed.bytes for file in files)), (0, 1)
-    found = _survey(file)
+    found = _survey(file, limit)
     if file.group:
-        surveys = [found, *map(_survey, files[1:])]
+        surveys = [found, *(_survey(member, limit) for member in files[1:])]
         records: Iterator[Record] = (record for _, record in readers.group(files, surveys))
     else:
         if file.format == "jsonl" and not file.compression and covered > 2 * limit:
@@ -317,14 +328,19 @@ def _beginning(document: LongDocument, limit: int) -> RawDocument | Reject:
     return RawDocument(document.id, *place, read, "".join(texts))
 
 
-def _survey(file: InputFile) -> Survey:
-    """What reading needs to know of a file, without reading all of one that has many records."""
-    if file.format == "text":
+def _survey(file: InputFile, limit: int) -> Survey:
+    """What reading needs to know of a file; one of many records is not read to its end for that."""
+    if file.format == "text" or file.listed.bytes <= limit:
         return readers.survey(file, _END)
-    status, size, damage = storage.status(file.path), _END, ""
+    status, size, damage, detail = storage.status(file.path), _END, "", ""
     if file.format == "parquet":
-        size, _, _, damage = parquet.survey(file, _END)
-    return Survey(status.bytes, status.version, "", size, [(0, 1)], damage, 1)
+        size, _, _, damage, detail = parquet.survey(file, _END)
+    with storage.open_binary(file.path) as raw:
+        try:
+            compression.check_head(raw, file.compression)
+        except UnsupportedError as error:
+            damage, detail = UNSUPPORTED, str(error)
+    return Survey(status.bytes, status.version, "", size, [(0, 1)], damage, 1, detail)
 
 
 def _expansion(file: InputFile, found: Survey, limit: int) -> float:
@@ -354,6 +370,7 @@ def lines(plan: Estimate) -> list[str]:
         "",
         f"stages     {'; '.join(plan.stages)}",
         f"tokenizer  {f'taken from {wanted.path}' if wanted.path else made}",
+        *(f"{'':9}  {line}" for line in plan.marks),
         "",
         *_figure_lines(plan),
         *_left_out_lines(plan),
@@ -408,6 +425,11 @@ def _left_out_lines(plan: Estimate) -> list[str]:
         f"{source.name}: {count:,} of {counted(len(source.records), 'sampled record')} {reason}"
         for source in plan.sources
         for reason, count in source.left_out.most_common()
+    ]
+    found += [
+        f"{source.name}: no record was found in {counted(source.files, 'file')}"
+        for source in plan.sources
+        if not source.records and source.covered >= source.disk
     ]
     if plan.config.duplicates.wanted:
         found.append("duplicates are not estimated: documents, text and tokens include them")

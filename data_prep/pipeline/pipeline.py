@@ -11,6 +11,7 @@ import json
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +24,6 @@ from data_prep.dataset.settings import SettingsError
 from data_prep.dataset.shards import InputInfo, Manifest, ShardInfo, TokenizerInfo
 from data_prep.dataset.wording import counted
 from data_prep.pipeline import duplicates, order, workspace
-from data_prep.pipeline.cleaning import evaluation_problem
 from data_prep.pipeline.order import Placed
 from data_prep.pipeline.stages import (
     ClusterDuplicates,
@@ -38,7 +38,7 @@ from data_prep.pipeline.stages import (
 )
 from data_prep.pipeline.workers import Workers
 from data_prep.pipeline.workspace import Work, WorkspaceError
-from data_prep.sources import inputs
+from data_prep.sources import evaluation, inputs
 from data_prep.tokenizer import tokenizer
 from data_prep.tokenizer.contract import TokenizerError
 
@@ -108,7 +108,7 @@ def open_work(config: Config) -> Work:
     if problems:
         raise SettingsError(problems)
     if config.tokenizer.path:
-        check_lossless(model)
+        check_lossless(model, config.tokenizer.eos_token)
         _check_end(config, model)
     return Work(output, files, evaluation, config.limit)
 
@@ -117,12 +117,11 @@ def _evaluation(config: Config, problems: list[str]) -> dict[str, Path]:
     """The evaluation files of all sources, by name; adds what is wrong to `problems`."""
     found: dict[str, Path] = {}
     for index, source in enumerate(config.sources):
-        files = inputs.evaluation_files(config, source)
-        key = f"sources[{index}].cleaning.decontaminate"
-        if source.cleaning.decontaminate and not files:
-            problems.append(f"{key}: no file matches {source.cleaning.decontaminate}")
+        key, wrong = f"sources[{index}].cleaning.decontaminate", list[str]()
+        files = inputs.evaluation_files(config, source, wrong)
+        problems += [f"{key}: {problem}" for problem in wrong]
         problems += [
-            f"{key}: {why}" for path in files.values() if (why := evaluation_problem(path))
+            f"{key}: {why}" for path in files.values() if (why := evaluation.problem(path))
         ]
         found |= files
     return found
@@ -164,9 +163,9 @@ def finished(config: Config, work: Work) -> Manifest | None:
     return manifest
 
 
-def check_lossless(path: Path) -> None:
-    """Raise TokenizerError where the model changes white space."""
-    model = tokenizer.load(path)
+def check_lossless(path: Path, eos_token: str = "") -> None:
+    """Raise TokenizerError where the model changes white space, or has no such token."""
+    model = tokenizer.load(path, eos_token)
     if any(model.decode(model.encode(probe)) != probe for probe in _PROBES):
         raise TokenizerError(
             f"tokenizer.path: {path} changes white space, so texts cannot be restored from their "
@@ -178,7 +177,7 @@ def check_lossless(path: Path) -> None:
 def _check_end(config: Config, path: Path) -> None:
     """Raise TokenizerError where answers would have no end-of-text token to learn."""
     pairs = [source.name for source in config.sources if source.has_pairs]
-    if pairs and tokenizer.load(path).eos_id is None:
+    if pairs and tokenizer.load(path, config.tokenizer.eos_token).eos_id is None:
         raise TokenizerError(
             f"tokenizer.path: {path} has no end-of-text token, which has to end the answers of "
             f"{', '.join(pairs)}; give a tokenizer that names one (eos_token), or leave it empty "
@@ -208,15 +207,30 @@ class OrderDocuments(Stage):
         durable.write_json(self.work.output / ACCOUNTS, accounts.plain())
         kept = [document for number, document in enumerate(documents) if number not in left_out]
         if not kept:
-            raise WorkspaceError(
-                f"{self.work.output}: no document is left of "
-                f"{counted(accounts.total('read'), 'record')}; the reasons are in {REJECTS} and "
-                f"{ACCOUNTS} there"
-            )
+            reasons = Counter(f"rejected: {reason}" for *_, reason, _ in found.rejects)
+            for account in accounts.sources.values():
+                reasons.update({f"dropped: {why}": n for why, n in account.dropped.items()})
+            more = f" (each is in {REJECTS} or {ACCOUNTS} there)"
+            raise nothing_left(self.work, accounts.total("read"), reasons, more)
         sizes = _write_recipes(self.config, self.work, order.shuffled(kept, self.config.seed))
         totals = {name: accounts.total(name) for name in ("rejected", "dropped", "duplicates")}
         prompts = sum(document.prompt for document in kept)
         return {"documents": len(kept), "prompt_tokens": prompts, **totals, "sizes": sizes}
+
+
+def nothing_left(work: Work, read: int, reasons: Counter[str], more: str = "") -> WorkspaceError:
+    """Why there is no data set to make of `read` records, by the number of each reason."""
+    if read:
+        why = ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common(5))
+        return WorkspaceError(
+            f"{work.output}: no document is left of {counted(read, 'record')}: {why}{more}"
+        )
+    formats = sorted({file.format for file in work.files})
+    warc = "; of WARC, responses and conversions are records" * ("warc" in formats)
+    return WorkspaceError(
+        f"{work.output}: no record was found in {counted(len(work.files), 'input file')} of format "
+        f"{', '.join(formats)}, such as {work.files[0].path}{warc}; check `paths` and `format`"
+    )
 
 
 class WriteManifest(Stage):

@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import hashlib
 import itertools
+import unicodedata
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -31,6 +32,7 @@ from data_prep.sources import inputs, readers
 from data_prep.sources.documents import BadRecordError, LongDocument, RawDocument, Reject
 from data_prep.sources.inputs import InputFile
 from data_prep.tokenizer import contract, tokenizer, training
+from data_prep.tokenizer.contract import NFC_REMEDY
 
 # Characters of a passage: long documents are sampled in passages, not as a whole.
 _PASSAGE = 16_384
@@ -107,7 +109,7 @@ class SurveyFiles(Stage):
         found = []
         for index in self.work.survey_units[unit]:
             survey = readers.survey(self.work.files[index], workspace.CUT_BYTES)
-            found.append(vars(survey))
+            found.append(dataclasses.asdict(survey))
             progress.count(survey.bytes)
         return found
 
@@ -150,7 +152,8 @@ class DrawSample(Stage):
 
 def given_tokenizer(config: Config) -> tuple[str, bytes]:
     """Name and bytes of the tokenizer that the configuration gives. Raises TokenizerError."""
-    return tokenizer.standalone(Path(config.tokenizer.path).expanduser())
+    wanted = config.tokenizer
+    return tokenizer.standalone(Path(wanted.path).expanduser(), wanted.eos_token)
 
 
 class TrainTokenizer(Stage):
@@ -339,14 +342,30 @@ class Tokenize(Stage):
         dtype = np.dtype(shards.dtype_of(model.vocab_size)).newbyteorder("<")
         for part, ids in model.encode_parts(texts, inside=written.bytes > 0):
             data = part.encode()
-            if model.decode_bytes(ids, inside=written.bytes > 0) != data:
-                detail = "the tokenizer does not give this text back exactly"
-                raise BadRecordError("not lossless", detail)
+            restored = model.decode_bytes(ids, inside=written.bytes > 0)
+            if restored != data:
+                raise BadRecordError("not lossless", _why_lossy(part, restored))
             written.out.write(ids.astype(dtype).tobytes())
             written.signature.add(part)
             written.bytes += len(data)
             written.tokens += len(ids)
             progress.count(len(data), len(ids))
+
+
+def _why_lossy(text: str, restored: bytes) -> str:
+    """What a tokenizer changes in a text, and what keeps it."""
+    found = restored.decode(errors="replace")
+    if found == unicodedata.normalize("NFC", text):
+        return (
+            f"the tokenizer composes characters (Unicode NFC); {NFC_REMEDY} does so before and "
+            "keeps the text (prompts and answers: compose them beforehand)"
+        )
+    pairs = enumerate(zip(text, found, strict=False))
+    at = next((n for n, (a, b) in pairs if a != b), min(len(text), len(found)))
+    return (
+        "the tokenizer does not give this text back exactly: "
+        f"{text[at : at + 8]!r} becomes {found[at : at + 8]!r}"
+    )
 
 
 class MatchDuplicates(Stage):

@@ -20,12 +20,12 @@ from types import TracebackType
 from typing import Any, Self
 
 from data_prep.config import Config
+from data_prep.dataset import children
 from data_prep.pipeline import progress
 from data_prep.pipeline.progress import Progress
 from data_prep.pipeline.stages import Stage
 from data_prep.pipeline.workspace import Work
 
-_PR_SET_PDEATHSIG = 1
 _POLL_SECONDS = 0.2
 
 
@@ -124,12 +124,10 @@ def _taken(next_unit: Any, units: int) -> Iterator[int]:
 
 
 def _begin_worker(parent: int, config: Config, work: Work, counters: Any, next_unit: Any) -> None:
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(1)
-    # The parent alone handles an interrupt.
+    children.end_with(parent)
+    # The parent alone handles what a terminal sends to all.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     # datatrove's logger writes to sys.stderr, libraries in C to its descriptor.
     sys.stdout = sys.stderr = (work.directory / "workers.log").open("a", buffering=1)

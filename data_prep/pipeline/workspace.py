@@ -47,7 +47,7 @@ _COMPRESSED_PARTS = 8
 # Files are surveyed together up to this size or number, or 1 / _UNITS of the corpus.
 _SURVEY_BYTES = 4 << 20
 _SURVEY_FILES = 128
-_VERSION = 4
+_VERSION = 5
 _LOCK_SECONDS = 10.0
 
 
@@ -144,7 +144,7 @@ class Work:
     def surveys(self) -> list[Survey]:
         """The survey of each input file; the survey stage must be done."""
         return [
-            Survey(**{**fields, "cuts": [(offset, line) for offset, line in fields["cuts"]]})
+            Survey.of(fields)
             for unit in range(len(self.survey_units))
             for fields in self.read("survey", unit)
         ]

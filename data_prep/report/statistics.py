@@ -15,7 +15,8 @@ from data_prep.accounts import ACCOUNTS, REJECTS
 from data_prep.dataset import shards
 from data_prep.dataset.shards import Manifest
 from data_prep.dataset.wording import counted
-from data_prep.tokenizer import tokenizer
+from data_prep.tokenizer import marks, tokenizer
+from data_prep.tokenizer.contract import NFC_REMEDY
 
 _PERCENTILES = (0, 10, 50, 90, 99, 100)
 _LONGEST = 20
@@ -153,21 +154,22 @@ def closing(directory: Path, manifest: Manifest, seconds: float) -> list[str]:
     total = manifest.documents + sum(left_out.values())
     parts = [f"{count:,} {what}" for what, count in left_out.items() if count or what == "rejected"]
     rejected = accounts.rejected_by_reason(directory, manifest.rejected)
-    ids = {"BOS": manifest.tokenizer.bos_id, "EOS": manifest.tokenizer.eos_id}
-    marks = [f"no {name}" if id is None else f"{name} is {id}" for name, id in ids.items()]
+    ids, *more = marks.lines(tokenizer.load(directory / manifest.tokenizer.file))
     shown = [
         f"{counted(total, 'record')} in: {counted(manifest.documents, 'document')} out, "
         f"{', '.join(parts)}",
         f"{counted(manifest.tokens, 'token')} in {counted(len(manifest.shards), 'shard')}, "
         f"{manifest.text_bytes / manifest.tokens:.3f} bytes per token, vocabulary "
         f"{manifest.tokenizer.vocab_size:,}",
-        f"tokenizer: {manifest.tokenizer.file}, {', '.join(marks)}",
+        f"tokenizer: {manifest.tokenizer.file}, {ids}",
+        *more,
     ]
     if seconds:
         rate = manifest.text_bytes / 1e6 / seconds
         shown.append(f"{seconds:,.1f} s, {rate:,.2f} MB/s of text")
     for reason, count in rejected.items():
         shown.append(f"rejected: {count:,} x {reason} (each in {directory / REJECTS})")
+    shown += _hints(directory, manifest)
     if manifest.dropped or manifest.duplicates:
         shown.append(f"why, by source, with samples: {directory / ACCOUNTS}")
     shown.append(f"data set: {directory}")
@@ -175,3 +177,16 @@ def closing(directory: Path, manifest: Manifest, seconds: float) -> list[str]:
         f"next: data-prep report {directory}, or pretrain train with data.train={directory}"
     )
     return shown
+
+
+def _hints(directory: Path, manifest: Manifest) -> list[str]:
+    """What the user may have meant otherwise, and what to set."""
+    composed = sum(NFC_REMEDY in reject.text for reject in accounts.rejects(directory))
+    hints = [f"{composed:,} of these would be kept with {NFC_REMEDY}"] if composed else []
+    read = accounts.load(directory).sources if (directory / ACCOUNTS).exists() else {}
+    names = [source["name"] for source in manifest.configuration.get("sources", [])]
+    return hints + [
+        f"no record was found in the files of source {name}; check its paths and format"
+        for name in names
+        if read and name not in read
+    ]

@@ -12,14 +12,15 @@ import contextlib
 import io
 import itertools
 import json
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, BinaryIO, ClassVar
 
 from data_prep.dataset.blocks import BlockReader
-from data_prep.sources import compression, storage
-from data_prep.sources.compression import DamageError
+from data_prep.sources import compression, contents, storage
+from data_prep.sources.compression import DamageError, Gap
 from data_prep.sources.inputs import InputChangedError, InputFile
 from data_prep.sources.storage import Status
 from data_prep.tokenizer.parts import cut
@@ -85,8 +86,9 @@ class Survey:
 
     `bytes`, `version` and `sha256` are of the file as it is stored, `size` counts its bytes after
     decompression. `cuts` are (offset, line) of records at which reading can begin, the first of
-    them (0, 1); `damage` is "", "truncated file" or "damaged file". `records` is how many there
-    are at least: of a WARC file that is not known before it is read.
+    them (0, 1); `damage` is "", "truncated file", or why nothing of it is used ("damaged file",
+    "unsupported file"), with its `detail`. `gaps` are left out of its compressed data. `records` is
+    how many there are at least: of a WARC file that is not known before it is read.
     """
 
     bytes: int
@@ -96,6 +98,20 @@ class Survey:
     cuts: list[tuple[int, int]]
     damage: str
     records: int
+    detail: str = ""
+    gaps: list[Gap] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, plain: dict[str, Any]) -> Survey:
+        """The survey that `dataclasses.asdict` made plain, also by way of JSON."""
+        cuts = [(offset, line) for offset, line in plain["cuts"]]
+        gaps = [Gap(**gap) for gap in plain["gaps"]]
+        return cls(**{**plain, "cuts": cuts, "gaps": gaps})
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether nothing of the file can be used."""
+        return self.damage not in ("", "truncated file")
 
     @property
     def status(self) -> Status:
@@ -118,18 +134,38 @@ def records(
     file: InputFile, found: Survey, start: tuple[int, int], stop: int
 ) -> Iterator[RawDocument | LongDocument | Reject]:
     """The records of a text or jsonl file that begin at offsets from `start` up to `stop`."""
-    is_long = file.config.max_held_bytes < found.size <= file.config.max_record_bytes
-    if file.format == "text" and is_long and not found.damage:
-        yield LongDocument(file.relative, 1, 0, found.size, partial(text_of, file, found))
+    lost = next((gap for gap in found.gaps if gap.is_loss), None)
+    if file.format == "text" and lost:
+        yield Reject(1, 0, "damaged file", lost.why, found.size)
         return
     offset, line = start
-    cut_short = bool(found.damage) and stop == found.size
+    gaps = deque(gap for gap in found.gaps if offset <= gap.offset)
+    is_long = file.config.max_held_bytes < found.size <= file.config.max_record_bytes
+    if file.format == "text" and is_long and not found.damage:
+        yield from (_gap(gap, 0, 1) for gap in gaps)
+        yield LongDocument(file.relative, 1, 0, found.size, partial(text_of, file, found))
+        return
     for data, size in _lines(file, found, offset, stop):
-        yield _record(file, data, size, line, offset)
+        is_torn = False
+        while gaps and gaps[0].offset < offset + size:
+            is_torn = is_torn or (gaps[0].is_loss and gaps[0].offset > offset)
+            yield _gap(gaps.popleft(), offset, line)
+        if is_torn:
+            # What is joined across a gap could read as a text that never was.
+            yield Reject(line, offset, "damaged file", "a part of the record is left out", size)
+        else:
+            yield _record(file, data, size, line, offset)
         offset, line = offset + size, line + 1
-    if cut_short:
+    if stop == found.size:
+        yield from (_gap(gap, offset, line) for gap in gaps)
+    if found.damage and stop == found.size:
         detail = "the compressed file ends here, inside its data; the rest is lost"
         yield Reject(line, offset, found.damage, detail, found.size - offset)
+
+
+def _gap(gap: Gap, offset: int, line: int) -> Reject:
+    """What a gap of the compressed data costs, before this record."""
+    return Reject(line, offset, "damaged file", gap.why)
 
 
 def text_of(file: InputFile, found: Survey) -> Iterator[str]:
@@ -142,7 +178,8 @@ def text_of(file: InputFile, found: Survey) -> Iterator[str]:
     decoder = codecs.getincrementaldecoder("utf-8")()
     offset = 0
     with storage.open_binary(file.path) as raw:
-        for block in itertools.chain(compression.blocks(raw.read, file.compression), [b""]):
+        blocks = compression.blocks(raw, file.compression, found.gaps)
+        for block in itertools.chain(blocks, [b""]):
             # The first bytes of a character wait for its last.
             waiting, _ = decoder.getstate()
             try:
@@ -179,6 +216,7 @@ def _record(
     try:
         check_size(file, size)
         if file.format == "text":
+            _check_text(file, data)
             id, text, answer = file.relative, utf8(data), ""
             if not text:
                 raise BadRecordError("empty text")
@@ -187,6 +225,16 @@ def _record(
     except BadRecordError as bad:
         return bad.at(line, offset, size)
     return RawDocument(id, line, offset, size, text, answer)
+
+
+def _check_text(file: InputFile, data: bytes) -> None:
+    """Raise BadRecordError where a text file is plainly one of another format."""
+    if found := contents.binary(data[: contents.HEAD_BYTES]):
+        raise BadRecordError(compression.UNSUPPORTED, f"it is {found}, not text")
+    is_sure = file.config.format == "text" or file.config.group_by != "file"
+    if not is_sure and contents.is_json_lines(data[: contents.HEAD_BYTES], file.config.text_field):
+        detail = "it is JSON lines; set format: jsonl, or format: text to take it as text"
+        raise BadRecordError(compression.UNSUPPORTED, detail)
 
 
 def _json(file: InputFile, data: bytes, line: int) -> tuple[str, str, str]:
@@ -255,7 +303,7 @@ def _lines(file: InputFile, found: Survey, start: int, stop: int) -> Iterator[tu
     """
     block = min(max(stop - start, _LEAST_BLOCK), storage.BLOCK_BYTES)
     with storage.open_binary(file.path, block) as raw, contextlib.suppress(DamageError):
-        blocks = _from(raw, file, start)
+        blocks = _from(raw, file, found, start)
         if file.format == "text":
             if not found.damage:
                 yield b"".join(blocks) if found.size <= file.held_bytes else b"", found.size
@@ -271,14 +319,14 @@ def _lines(file: InputFile, found: Survey, start: int, stop: int) -> Iterator[tu
             start += size
 
 
-def _from(raw: BinaryIO, file: InputFile, start: int) -> Iterator[bytes]:
+def _from(raw: BinaryIO, file: InputFile, found: Survey, start: int) -> Iterator[bytes]:
     """Decompressed blocks from the offset `start` on."""
     if file.compression is None:
         raw.seek(start)
-        yield from compression.blocks(raw.read, None)
+        yield from compression.blocks(raw, None)
         return
     skip = start
-    for block in compression.blocks(raw.read, file.compression):
+    for block in compression.blocks(raw, file.compression, found.gaps):
         if skip < len(block):
             yield block[skip:]
         skip = max(0, skip - len(block))

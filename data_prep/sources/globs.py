@@ -6,11 +6,12 @@ name and does not match the dot of a hidden one, `**` crosses directories.
 
 from __future__ import annotations
 
-import contextlib
+import errno
 import fnmatch
 import glob
 import itertools
 import os
+import stat
 import sysconfig
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +21,7 @@ from data_prep.sources import storage
 from data_prep.sources.storage import Listed, Status
 
 Names = tuple[str, ...]
+_Place = tuple[int, int]
 
 _STDLIB = "{stdlib}/"
 # Servers that are asked about files at once.
@@ -102,9 +104,11 @@ def matches(root: str, patterns: Sequence[str], excluded: Excluded) -> list[list
         try:
             if not storage.is_url(base):
                 return _local(base.rstrip("/"), _names(rest), excluded)
-            return [one for one in storage.listing(base + rest) if not excluded.holds(one.path)]
+            found = [storage.page(base + rest)] if storage.is_web(base) else _remote(base, rest)
+            return [one for one in found if not excluded.holds(one.path)]
         except OSError as error:
-            return f"{error.filename or base}: {error.strerror or error}"
+            remedy = "" if storage.is_url(base) else "; repair it, make it readable, or exclude it"
+            return f"{error.filename or base}: {error.strerror or error}{remedy}"
         except ValueError as error:
             return f"{base}{rest}: {error}"
 
@@ -132,11 +136,29 @@ def _after(name: str, pattern: Names) -> set[Names]:
     return {*left, pattern} if rest else {(), pattern}
 
 
+def _remote(base: str, pattern: str) -> list[Listed]:
+    """The files below a URL that match the pattern. Raises as `storage.entries` does."""
+    found, open_ = [], [(base, "", {_names(pattern)})]
+    while open_:
+        url, relative, left = open_.pop()
+        crosses = any(names[0] == "**" for names in left)
+        for path, name, status in storage.entries(url, below=crosses):
+            *directories, last = name.split("/")
+            after = left
+            for step in [*directories, last]:
+                after = {rest for names in after for rest in _after(step, names)}
+            if status is not None and () in after:
+                found.append(Listed(path, relative + name, status))
+            elif status is None and after - {()}:
+                open_.append((path, f"{relative}{name}/", after - {()}))
+    return sorted(found, key=lambda one: one.path)
+
+
 def _local(base: str, names: Names, excluded: Excluded) -> list[Listed]:
     # Patterns for hidden names may match some that no `**` leaves out.
     pruned = None if any(name.startswith(".") for name in names) else excluded
     found = []
-    for path in sorted(_walk(base, {names}, pruned)):
+    for path in sorted(_walk(base, {names}, pruned, ())):
         if excluded.holds(path):
             continue
         try:
@@ -149,33 +171,79 @@ def _local(base: str, names: Names, excluded: Excluded) -> list[Listed]:
     return found
 
 
-def _walk(directory: str, left: set[Names], pruned: Excluded | None) -> Iterator[str]:
+def _walk(
+    directory: str, left: set[Names], pruned: Excluded | None, above: tuple[_Place, ...]
+) -> Iterator[str]:
     """What is no directory and matches one of `left`, except in directories that are left out.
 
-    glob itself would walk through all that is left out, and look for files in each file.
+    glob itself would walk through all that is left out, and look for files in each file. `above`
+    are the directories on the way: `**` does not follow a link back to one of them.
     """
     if pruned and pruned.holds_all_below(directory):
         return
+    way = (*above, here) if (here := _place(directory)) else above
     for name, is_directory in _entries(directory, left):
         path = f"{directory}/{name}"
         after = {rest for names in left for rest in _after(name, names)}
         if not is_directory and () in after:
             yield path
         elif is_directory and after - {()}:
-            yield from _walk(path, after - {()}, pruned)
+            if _place(path) in way:
+                after = {
+                    rest for names in left if names[:1] != ("**",) for rest in _after(name, names)
+                }
+            if after - {()}:
+                yield from _walk(path, after - {()}, pruned, way)
+
+
+def _place(directory: str) -> _Place | None:
+    """What tells a directory from others, whatever its path; None where it is missing."""
+    try:
+        found = os.stat(directory or "/")  # noqa: PTH116
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _entries(directory: str, left: set[Names]) -> list[tuple[str, bool]]:
-    """Names in a directory and whether each is one; none where it cannot be listed, as in glob."""
+    """Names in a directory and whether each is one; none where there is no such directory.
+
+    Raises OSError where it cannot be listed: what it holds would be missing in silence.
+    """
     first = {names[0] for names in left}
     if not any(map(glob.has_magic, first)):
-        paths = {name: f"{directory}/{name}" for name in first if name}
-        return [(name, os.path.isdir(at)) for name, at in paths.items() if os.path.lexists(at)]  # noqa: PTH112
-    found = []
-    with contextlib.suppress(OSError), os.scandir(directory or "/") as entries:
-        for entry in entries:
-            is_directory = False
-            with contextlib.suppress(OSError):
-                is_directory = entry.is_dir()
-            found.append((entry.name, is_directory))
-    return found
+        names = [name for name in first if name]
+        return [
+            (name, kind) for name in names if (kind := _kind(f"{directory}/{name}")) is not None
+        ]
+    try:
+        with os.scandir(directory or "/") as entries:
+            return [(entry.name, _is_directory(entry)) for entry in entries]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def _is_directory(entry: os.DirEntry[str]) -> bool:
+    """Whether it is one, also by way of a link; a link that leads nowhere or to itself is not."""
+    try:
+        return entry.is_dir()
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        return False
+
+
+def _kind(path: str) -> bool | None:
+    """Whether the path is a directory; None where there is nothing."""
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    try:
+        return stat.S_ISDIR(os.stat(path).st_mode)  # noqa: PTH116
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        return False

@@ -1,91 +1,287 @@
 """The text of a web page, out of the HTTP response that a crawler stored.
 
+The archive says how long the response is; what its HTTP header says of length and encoding is
+hearsay, since many crawlers store the decoded body beside the original header. So what the body is
+is read from the body, and the header decides only where that says nothing.
+
 trafilatura takes the main text out of HTML, as it did for FineWeb: menus, comments and footers are
 left out. It remembers nothing from page to page, so a text depends on its page alone.
 """
 
 from __future__ import annotations
 
-import io
-import logging
+import codecs
+import contextlib
+import re
 import zlib
-from http.client import HTTPException, HTTPResponse
-from types import SimpleNamespace
-from typing import Any
+from collections.abc import Callable, Iterator
+
+import zstandard
 
 from data_prep.sources.documents import BadRecordError
 
 LARGEST = 4 << 20
 """Bytes of a response, and of its page after decompression: larger ones take minutes."""
 
+Extract = Callable[[str | bytes], str]
+"""Gives a page's main text, empty if it has none. Raises BadRecordError."""
+
 _PAGES = ("text/html", "application/xhtml+xml")
-# zlib's window sizes for gzip or zlib headers, and for none.
-_WINDOWS = {"gzip": (47,), "x-gzip": (47,), "deflate": (47, -15)}
+_HEAD_END = re.compile(rb"\n[ \t\r]*\n")
+_STATUS = re.compile(rb"\s*(?:HTTP|ICY)\S*[ \t]+(\d{3})", re.IGNORECASE)
+_CHUNK = re.compile(rb"\s*([0-9a-fA-F]{1,8})[ \t]*(?:;[^\n]*)?\r?\n")
+_CUT_CHUNK = re.compile(rb"\s*[0-9a-fA-F]{0,8}[ \t]*(?:;[^\n]*)?\r?")
+_MARKUP = re.compile(rb"<\0{0,3}[a-zA-Z!?/]")
+# Text has none of these; UTF-16 has NULs.
+_CONTROLS = re.compile(rb"[\x01-\x08\x0e-\x1a\x1c-\x1f]")
+_LOOKED_AT = 1024
+_GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
+# zlib's window sizes: with a header, without.
+_ZLIB, _RAW = 15, -15
+_MOST_LAYERS = 3
+_CHARSET = re.compile(r"charset\s*=\s*[\"']?\s*([^\s\"';,]+)", re.IGNORECASE)
+_META = re.compile(
+    rb"<meta[^>]{0,400}?charset\s*=\s*[\"']?\s*([^\s\"'/>;]+)"
+    rb"|<\?xml[^>]{0,200}?encoding\s*=\s*[\"']([^\"']+)",
+    re.IGNORECASE,
+)
+_META_BYTES = 1 << 14
+_MARKS = (
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+# What pages mean by a name is often more than it says (encoding.spec.whatwg.org).
+_MEANT = {
+    **dict.fromkeys(("ascii", "iso8859-1"), "cp1252"),
+    **{"gb2312": "gb18030", "gbk": "gb18030", "shift_jis": "cp932", "euc_kr": "cp949"},
+    **{"big5": "big5hkscs", "iso8859-9": "cp1254", "tis-620": "cp874", "iso8859-11": "cp874"},
+}
+_ALIASES = {"windows-874": "cp874", "iso-8859-8-i": "iso8859-8", "sjis": "cp932"}
+# Names of codecs of Python that are no encodings of pages.
+_NO_CHARSETS = ("idna", "punycode", "unicode_escape", "raw_unicode_escape", "undefined")
+# Continuation bytes from which on valid UTF-8 is no accident: of pairs of GBK 8 in 100 are valid.
+_SURE_UTF8 = 8
 
 
-def text_of(response: bytes, kind: str = "") -> str:
+def text_of(response: bytes, extract: Extract, kind: str = "") -> str:
     """The page's main text. `kind` is its media type, if that is known better than from HTTP.
 
     Raises BadRecordError, saying why there is none.
     """
-    try:
-        # In place of the socket that it would read from.
-        socket: Any = SimpleNamespace(makefile=lambda mode: io.BytesIO(response))
-        head = HTTPResponse(socket)
-        head.begin()
-    except (HTTPException, OSError, ValueError) as error:
-        raise BadRecordError("not a page", f"its HTTP header: {type(error).__name__}") from None
-    kind = kind or (head.headers.get_content_type() if "Content-Type" in head.headers else "")
-    if kind.lower() not in _PAGES:
+    status, fields, body = _divided(response)
+    said = fields.get("content-type", "")
+    kind = (kind or re.split("[;,]", said)[0]).strip().lower()
+    if kind not in _PAGES:
         raise BadRecordError("not plain text", f"a response of type {kind or 'unknown'}")
-    if head.status != 200:
-        raise BadRecordError("not a page", f"its HTTP status is {head.status}")
-    page = _decoded(_body(head, response), head.headers.get("Content-Encoding", "identity"))
-    text = _extracted(page)
+    if status != 200:
+        raise BadRecordError("not a page", f"its HTTP status is {status}")
+    page = _decoded(_dechunked(body, fields), fields.get("content-encoding", ""))
+    text = extract(in_charset(page, said))
     if not text:
         raise BadRecordError("no text in the page")
     # HTML can write lone surrogates by their number.
     return text.encode(errors="replace").decode()
 
 
-def _body(head: HTTPResponse, response: bytes) -> bytes:
-    try:
-        return head.read()
-    except (HTTPException, ValueError):
-        # Many crawlers store the decoded or cut body beside the original header.
-        first, _, rest = response.partition(b"\r\n\r\n")
-        return rest or first.partition(b"\n\n")[2]
+def _divided(response: bytes) -> tuple[int, dict[str, str], bytes]:
+    """(HTTP status, fields by their names in lower case, body) of a response."""
+    status = 100
+    while 100 <= status < 200:
+        match = _STATUS.match(response)
+        if match is None:
+            found = f"begins with {response[:20]!r}" if response.strip() else "is empty"
+            raise BadRecordError("not a page", f"its HTTP response {found}, which is no status")
+        status = int(match[1])
+        end = _HEAD_END.search(response)
+        head, response = (
+            (response[: end.start()], response[end.end() :]) if end else (response, b"")
+        )
+    fields: dict[str, str] = {}
+    for line in head.split(b"\n")[1:]:
+        name, _, value = line.decode("latin-1").partition(":")
+        key = name.strip().lower()
+        fields[key] = f"{fields[key]}, {value.strip()}" if key in fields else value.strip()
+    return status, fields, response
 
 
-def _decoded(page: bytes, encoding: str) -> bytes:
-    encoding = encoding.strip().lower()
-    if encoding in _WINDOWS and page[:1] != b"<":
-        page = _inflated(page, _WINDOWS[encoding])
-    elif encoding not in (*_WINDOWS, "identity", "utf-8", ""):
-        raise BadRecordError("not a page", f"its Content-Encoding is {encoding}")
+def _dechunked(body: bytes, fields: dict[str, str]) -> bytes:
+    """The body without the chunk sizes of HTTP, if it has them; it may end early."""
+    is_said = "chunked" in fields.get("transfer-encoding", "").lower()
+    first = _CHUNK.match(body)
+    if first is None:
+        return body
+    size, end = int(first[1], 16), first.end() + int(first[1], 16)
+    is_cut = end >= len(body) and is_said
+    if not (body[end : end + 1] in (b"\r", b"\n") or is_cut) or not (size or is_said):
+        return body
+    return b"".join(_chunks(body))
+
+
+def _chunks(body: bytes) -> Iterator[bytes]:
+    at = 0
+    while match := _CHUNK.match(body, at):
+        at = match.end() + int(match[1], 16)
+        if at == match.end():
+            return
+        yield body[match.end() : at]
+    if not _CUT_CHUNK.fullmatch(body, min(at, len(body))):
+        raise BadRecordError("not a page", f"no chunk of HTTP begins at byte {at + 1} of its body")
+
+
+def _decoded(page: bytes, said: str) -> bytes:
+    """The page after decompression. `said`: the Content-Encoding."""
+    for _ in range(_MOST_LAYERS):
+        if page.startswith(_GZIP):
+            page = b"".join(_inflated(page, 31))
+        elif page.startswith(_ZSTD):
+            page = _unzstd(page)
+        else:
+            break
+    if not _is_plain(page) and "deflate" in said.lower():
+        page = _undeflated(page)
     if len(page) > LARGEST:
         raise BadRecordError("record too large", f"a page of more than {LARGEST} bytes")
+    names = [name for name in re.split(r"[\s,]+", said.lower()) if name not in ("", "identity")]
+    if names and page and not _is_plain(page):
+        _refuse(names)
     return page
 
 
-def _inflated(page: bytes, windows: tuple[int, ...]) -> bytes:
-    for window in windows:
+def _refuse(names: list[str]) -> None:
+    if not {"gzip", "x-gzip", "deflate", "zstd"} & set(names):
+        detail = f"its Content-Encoding is {', '.join(names)}, which is not read"
+        raise BadRecordError("not a page", detail)
+    # After deflate anything could be meant to be a page.
+    if "deflate" not in names:
+        detail = f"its body is damaged: neither {', '.join(names)} data nor a page"
+        raise BadRecordError("not a page", detail)
+
+
+def _is_plain(page: bytes) -> bool:
+    """Whether it begins as a page does, and not as compressed data."""
+    head = page[:_LOOKED_AT]
+    return bool(_MARKUP.search(head)) and not _CONTROLS.search(head)
+
+
+def _inflated(page: bytes, window: int) -> Iterator[bytes]:
+    """What all members hold, up to LARGEST bytes and one more."""
+    size = 0
+    while size <= LARGEST:
+        decoder = zlib.decompressobj(window)
         try:
-            return zlib.decompressobj(window).decompress(page, LARGEST + 1)
+            block = decoder.decompress(page, LARGEST + 1 - size)
         except zlib.error:
-            continue
-    raise BadRecordError("not a page", "its compressed data are damaged")
+            raise BadRecordError("not a page", "its compressed data are damaged") from None
+        size += len(block)
+        yield block
+        if not decoder.eof and size <= LARGEST:
+            raise BadRecordError("not a page", "its compressed data end early")
+        # NULs are padding.
+        page = decoder.unused_data.lstrip(b"\0")
+        if not page.startswith(_GZIP):
+            if page.strip() and size <= LARGEST:
+                detail = f"{len(page)} bytes of something else follow its compressed data"
+                raise BadRecordError("not a page", detail)
+            return
 
 
-def _extracted(page: bytes) -> str:
-    import trafilatura
+def _undeflated(page: bytes) -> bytes:
+    # The standard says zlib's format; many servers sent bare deflate data.
+    with contextlib.suppress(zlib.error):
+        zlib.decompressobj(_ZLIB).decompress(page, 1)
+        return b"".join(_inflated(page, _ZLIB))
+    return b"".join(_inflated(page, _RAW))
 
-    # Its messages about a page are in the reject.
-    logging.getLogger("trafilatura").setLevel(logging.CRITICAL)
+
+def _unzstd(page: bytes) -> bytes:
+    found = b""
+    while page.startswith(_ZSTD) and len(found) <= LARGEST:
+        decoder = zstandard.ZstdDecompressor(max_window_size=LARGEST * 2)
+        reader = decoder.decompressobj()
+        try:
+            # Bounded by blocks: each small part gives 128 KiB at most.
+            for first in range(0, len(page), 512):
+                found += reader.decompress(page[first : first + 512])
+                if reader.eof or len(found) > LARGEST:
+                    break
+        except zstandard.ZstdError:
+            raise BadRecordError("not a page", "its compressed data are damaged") from None
+        if not reader.eof and len(found) <= LARGEST:
+            raise BadRecordError("not a page", "its compressed data end early")
+        page = (reader.unused_data + page[first + 512 :]).lstrip(b"\0")
+    if page.strip() and len(found) <= LARGEST:
+        detail = f"{len(page)} bytes of something else follow its compressed data"
+        raise BadRecordError("not a page", detail)
+    return found
+
+
+def in_charset(page: bytes, said: str) -> str | bytes:
+    """The page as text: by its byte order mark, by what HTTP's Content-Type or the page says.
+
+    Else it is in UTF-8, or of unknown encoding: then its bytes. Many pages in UTF-8 are called
+    something else, so valid UTF-8 goes before what was said, unless there is little of it.
+    """
+    for mark, name in _MARKS:
+        if page.startswith(mark):
+            return page.decode(name, errors="replace")
+    names = [*_CHARSET.findall(said)[:1], *_of_page(page)]
     try:
-        text = trafilatura.extract(
-            page, favor_precision=True, include_comments=False, deduplicate=False
-        )
-    except Exception as error:  # a page that cannot be parsed is no reason to lose more
-        raise BadRecordError("no text in the page", type(error).__name__) from None
-    return text or ""
+        text = page.decode()
+        wide = len(page) - len(text)
+        if wide >= _SURE_UTF8 or (wide and any(_codec(name) == "utf-8" for name in names)):
+            return text
+    except UnicodeDecodeError:
+        text = None
+    found = (_in(page, name) for name in names)
+    return next((one for one in found if one is not None), page if text is None else text)
+
+
+def said_text(data: bytes, said: str) -> str | None:
+    """The text in the encoding that a Content-Type names; None where it names none, or UTF-8.
+
+    Raises BadRecordError where the text is not in it.
+    """
+    name = next(iter(_CHARSET.findall(said)), "")
+    codec = _codec(name)
+    if not name or codec == "utf-8":
+        return None
+    if codec is None:
+        raise BadRecordError("unknown encoding", f"its Content-Type says charset={name}")
+    try:
+        return data.decode(codec)
+    except ValueError:
+        raise BadRecordError("not in its encoding", f"its Content-Type says {name}") from None
+
+
+def _of_page(page: bytes) -> Iterator[str]:
+    """The encodings that the page itself shows, most reliable first."""
+    for groups in _META.findall(page[:_META_BYTES])[:1]:
+        name = next(filter(None, groups)).decode("latin-1")
+        # It could not be read if it were.
+        yield "utf-8" if name.lower().startswith("utf-16") else name
+    if b"\x1b$" in page:
+        yield "iso-2022-jp"
+
+
+def _codec(name: str) -> str | None:
+    name = name.strip().lower().removeprefix("x-")
+    try:
+        found = codecs.lookup(_ALIASES.get(name, name)).name
+    except (LookupError, ValueError):
+        return None
+    return None if found in _NO_CHARSETS else _MEANT.get(found, found)
+
+
+def _in(page: bytes, name: str) -> str | None:
+    """The page in this encoding; None where it is unknown, or the page is plainly in another."""
+    codec = _codec(name)
+    if codec is None or (codec.startswith(("utf-16", "utf-32")) and b"\0" not in page):
+        return None
+    try:
+        text = page.decode(codec, errors="replace")
+    except (LookupError, ValueError):
+        return None
+    wrong = text.count("\ufffd")
+    others = len(text) - len(text.encode("ascii", errors="ignore"))
+    return None if wrong * 4 > others else text

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import itertools
 import os
 import re
@@ -14,18 +13,26 @@ from typing import Literal
 
 from data_prep.config import Config, SourceConfig
 from data_prep.dataset.settings import MistakeError
-from data_prep.sources import globs, storage
-from data_prep.sources.compression import Compression
+from data_prep.dataset.wording import counted
+from data_prep.sources import compression, contents, globs, storage
+from data_prep.sources.compression import Compression, DamageError
 from data_prep.sources.storage import Listed, Status
 
 Format = Literal["text", "jsonl", "parquet", "warc"]
 
-_COMPRESSIONS: dict[str, Compression] = {".gz": "gzip", ".zst": "zstd"}
+_COMPRESSIONS: dict[str, Compression] = {
+    **dict.fromkeys((".gz", ".gzip", ".bgz"), "gzip"),
+    **dict.fromkeys((".zst", ".zstd"), "zstd"),
+}
 _FORMATS: dict[str, Format] = {
-    **dict.fromkeys((".jsonl", ".ndjson"), "jsonl"),
+    **dict.fromkeys((".jsonl", ".ndjson", ".jsonlines"), "jsonl"),
+    # JSON lines, as those of C4 and Dolma: `_contradictions` refuses others.
+    ".json": "jsonl",
     **dict.fromkeys((".warc", ".wet", ".wat"), "warc"),
     ".parquet": "parquet",
 }
+# Files of each suffix that are looked into before the run, locally and from a server.
+_LOOKED_INTO, _ASKED_FOR = 16, 3
 
 
 @dataclass(frozen=True)
@@ -124,10 +131,14 @@ def _of_source(
     inside = [path for path in found if path.startswith(output)]
     if inside:
         problems.append(f"{key}.paths: matches {inside[0]}, which is in the output directory")
-    problems += [f"{key}.paths: {wrong}" for path in found if (wrong := _unreadable(path))]
+    unreadable = {path: wrong for path in found if (wrong := _unreadable(path))}
+    problems += [f"{key}.paths: {wrong}" for wrong in unreadable.values()]
     problems += _repeated(key, found)
     files = [_input(source, listed) for listed in found.values()]
     problems += _misfits(key, source, files)
+    # To open a pipe would be to wait.
+    sound = [file for file in files if file.path not in unreadable]
+    problems += [f"{key}.paths: {wrong}" for wrong in _contradictions(source, sound)]
     return files
 
 
@@ -165,6 +176,84 @@ def _misfits(key: str, source: SourceConfig, files: list[InputFile]) -> list[str
     return found
 
 
+def _contradictions(source: SourceConfig, files: list[InputFile]) -> list[str]:
+    """What names or contents say against reading the files in their format, once for a suffix."""
+    by_suffix: dict[str, list[InputFile]] = {}
+    for file in files:
+        by_suffix.setdefault(_suffix(file), []).append(file)
+    found = []
+    for suffix, those in sorted(by_suffix.items()):
+        if wrong := _refused(source, suffix) or _contradicted(those):
+            more = f" and {counted(len(those) - 1, 'other')}" if len(those) > 1 else ""
+            found.append(f"{those[0].path}{more}: {wrong}")
+    return found
+
+
+def _suffix(file: InputFile) -> str:
+    """The suffix that tells the format; that of a compression counts where it is not read."""
+    stem, suffix = os.path.splitext(file.relative.lower())  # noqa: PTH122
+    return os.path.splitext(stem)[1] if suffix in _COMPRESSIONS else suffix  # noqa: PTH122
+
+
+def _refused(source: SourceConfig, suffix: str) -> str:
+    """Why files of this suffix are not read, or ""."""
+    if source.group_by != "file":
+        return ""  # they are members of a directory of text, where each is rejected by its name
+    if remedy := contents.REFUSED.get(suffix):
+        return f"*{suffix} files are not read; {remedy}, or exclude ['**/*{suffix}']"
+    if source.format == "auto" and (remedy := contents.TABLES.get(suffix)):
+        return (
+            f"*{suffix} files are no plain text; {remedy}, exclude ['**/*{suffix}'], or set "
+            "format: text to take each as a text"
+        )
+    return ""
+
+
+def _contradicted(files: list[InputFile]) -> str:
+    """Why the contents of some of these files do not fit their format, or ""."""
+    most = _ASKED_FOR if storage.is_url(files[0].path) else _LOOKED_INTO
+    for file in files[:: max(len(files) // most, 1)][:most]:
+        if wrong := _misread(file):
+            return f"{wrong} (found in {file.path})" if file is not files[0] else wrong
+    return ""
+
+
+def _misread(file: InputFile) -> str:
+    """Why the beginning of the file does not fit its format, or ""."""
+    try:
+        head = _head(file)
+    except (OSError, DamageError):
+        return ""  # which is told where it is read
+    expected = {"parquet": "a parquet table", "warc": "a WARC archive"}.get(file.format, "")
+    other = contents.binary(head)
+    if other and other != expected and file.config.group_by == "file":
+        return f"it is {other}, not {file.format}; rename it, set `format`, or exclude it"
+    if file.config.format != "auto" or file.config.group_by != "file" or not head.strip():
+        return ""
+    is_lines = contents.is_json_lines(head, file.config.text_field)
+    if file.format == "text" and is_lines:
+        return "it is JSON lines; set format: jsonl, or format: text to take it as text"
+    if _suffix(file) == ".json" and not is_lines:
+        return (
+            "it is no JSON lines (an object a line); convert it (jq -c '.[]'), set format: text to "
+            "take it as text, or exclude it"
+        )
+    return ""
+
+
+def _head(file: InputFile) -> bytes:
+    """The first bytes of a file, after decompression. Raises OSError, DamageError."""
+    head = b""
+    with storage.open_binary(file.path, contents.HEAD_BYTES) as raw:
+        if file.compression is None:
+            return raw.read(contents.HEAD_BYTES)
+        for block in compression.blocks(raw, file.compression):
+            head += block
+            if len(head) >= contents.HEAD_BYTES:
+                break
+    return head
+
+
 def _repeated(key: str, found: dict[str, Listed]) -> list[str]:
     seen: dict[str, str] = {}
     problems = []
@@ -181,12 +270,14 @@ def _repeated(key: str, found: dict[str, Listed]) -> list[str]:
 def _input(source: SourceConfig, listed: Listed) -> InputFile:
     # Not by pathlib: there may be very many files.
     stem, suffix = os.path.splitext(listed.relative.lower())  # noqa: PTH122
-    compression = _COMPRESSIONS.get(suffix)
-    if compression:
+    packed = _COMPRESSIONS.get(suffix)
+    if packed:
         _, suffix = os.path.splitext(stem)  # noqa: PTH122
     kind = _FORMATS.get(suffix, "text") if source.format == "auto" else source.format
     group = _group(source, listed.relative)
-    return InputFile(source, listed.path, listed.relative, kind, compression, listed.status, group)
+    if source.group_by != "file" and suffix == ".json":
+        kind = "text"  # a member of a directory of texts, as in a repository
+    return InputFile(source, listed.path, listed.relative, kind, packed, listed.status, group)
 
 
 def _group(source: SourceConfig, relative: str) -> str:
@@ -197,12 +288,26 @@ def _group(source: SourceConfig, relative: str) -> str:
     return directory.partition("/")[0] if source.group_by == "top" else ""
 
 
-def evaluation_files(config: Config, source: SourceConfig) -> dict[str, Path]:
-    """The files that `source` must share no text with, by the name that the manifest gives them."""
-    root = Path(config.root).expanduser().absolute()
-    found = {}
-    for pattern in source.cleaning.decontaminate:
-        whole = str(root / Path(pattern).expanduser())
-        for name in sorted(glob.glob(whole, recursive=True)):  # noqa: PTH207
-            found[f"evaluation/{os.path.relpath(name, root)}"] = Path(name)
+def evaluation_files(
+    config: Config, source: SourceConfig, problems: list[str] | None = None
+) -> dict[str, Path]:
+    """The files that `source` must share no text with, by the name that the manifest gives them.
+
+    Adds to `problems` what is wrong with the patterns.
+    """
+    root = str(Path(config.root).expanduser().absolute())
+    patterns = source.cleaning.decontaminate
+    found: dict[str, Path] = {}
+    wrong = [] if problems is None else problems
+    nothing = globs.Excluded(root, [])
+    for pattern, matched in zip(patterns, globs.matches(root, patterns, nothing), strict=True):
+        if isinstance(matched, str):
+            wrong.append(matched)
+        elif storage.is_url(pattern):
+            wrong.append(f"{pattern}: evaluation files are read from local paths; copy it")
+        elif not matched:
+            wrong.append(f"no file matches {pattern!r} below {root}")
+        else:
+            for one in matched:
+                found[f"evaluation/{os.path.relpath(one.path, root)}"] = Path(one.path)
     return found

@@ -15,15 +15,18 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_prep.sources import documents, storage
-from data_prep.sources.compression import DamageError
+from data_prep.sources import contents, documents, storage
+from data_prep.sources.compression import UNSUPPORTED, DamageError, UnsupportedError
 from data_prep.sources.documents import BadRecordError, RawDocument, Reject
 from data_prep.sources.inputs import InputFile
 
-_MAGIC = b"PAR1"
+_MAGIC, _ENCRYPTED = b"PAR1", b"PARE"
+_START_BYTES = 512
 _BUFFER_BYTES = 4 << 20
 _BATCH_BYTES = 256 << 20
 _BATCH_ROWS = 1024
+# The values of a dictionary in Arrow have 31 bits of length together.
+_MOST_SHARED = 1 << 31
 
 
 class _Group(NamedTuple):
@@ -36,58 +39,85 @@ class _Group(NamedTuple):
     rows: int
 
 
-def survey(file: InputFile, cut_bytes: int) -> tuple[int, int, list[tuple[int, int]], str]:
-    """The size, number of records, cuts and damage of documents.Survey."""
+def survey(file: InputFile, cut_bytes: int) -> tuple[int, int, list[tuple[int, int]], str, str]:
+    """The size, number of records, cuts, damage and detail of documents.Survey."""
     try:
-        with _opened(file) as (_, groups, bad):
-            pass
-    except DamageError:
-        with storage.open_binary(file.path, len(_MAGIC)) as raw:
-            size = storage.status(file.path).bytes
-            raw.seek(max(size - len(_MAGIC), 0))
-            ended = size > 2 * len(_MAGIC) and raw.read(len(_MAGIC)) == _MAGIC
-        return size, 1, [(0, 1)], "damaged file" if ended else "truncated file"
+        with _opened(file) as opened:
+            groups, bad = opened.groups, opened.bad
+    except DamageError as error:
+        size = storage.status(file.path).bytes
+        return size, 1, [(0, 1)], *_why_lost(file, size, error)
     cuts = [(0, 1)]
     for group in groups if bad is None else ():
         if group.offset - cuts[-1][0] >= cut_bytes:
             cuts.append((group.offset, group.line))
     rows = sum(group.rows for group in groups) if bad is None else 1
-    return sum(group.span for group in groups), rows, cuts, ""
+    return sum(group.span for group in groups), rows, cuts, "", ""
+
+
+def _why_lost(file: InputFile, size: int, error: DamageError) -> tuple[str, str]:
+    """Damage and detail of a file that Arrow cannot open."""
+    with storage.open_binary(file.path, _START_BYTES) as raw:
+        head = raw.read(_START_BYTES)
+        raw.seek(max(size - len(_MAGIC), 0))
+        tail = raw.read(len(_MAGIC)) if size > 2 * len(_MAGIC) else b""
+    if _ENCRYPTED in (head[: len(_MAGIC)], tail):
+        return UNSUPPORTED, "it is encrypted, which is not read; write it anew without encryption"
+    other = contents.binary(head)
+    if other and head[: len(_MAGIC)] != _MAGIC:
+        return UNSUPPORTED, f"it is {other}, not parquet as its name or `format` says; rename it"
+    if isinstance(error, UnsupportedError):
+        return UNSUPPORTED, f"Arrow does not read it: {error}"
+    damage = "damaged file" if tail == _MAGIC else "truncated file"
+    return damage, f"its footer cannot be read, so none of it is used: {error}"
 
 
 def records(file: InputFile, start: int, stop: int) -> Iterator[RawDocument | Reject]:
     """The rows of the row groups that begin at offsets from `start` up to `stop`."""
     try:
-        with _opened(file) as (opened, groups, bad):
-            if bad is not None:
-                yield bad.at(1, 0, stop)
+        with _opened(file) as opened:
+            if opened.bad is not None:
+                yield opened.bad.at(1, 0, stop)
                 return
-            for group in groups:
+            for group in opened.groups:
                 if start <= group.offset < stop:
                     yield from _rows(file, opened, group)
     except DamageError as error:
-        yield Reject(1, 0, "damaged file", str(error), stop)
+        yield Reject(1, 0, _reason(error), str(error), stop)
+
+
+class _Opened(NamedTuple):
+    """A file, its row groups, and why its schema holds no texts.
+
+    `shared` holds a value that is repeated once, whatever rows are read together; `plain` each of
+    them, in the encodings that Arrow cannot read in the other way.
+    """
+
+    plain: pq.ParquetFile
+    shared: pq.ParquetFile
+    groups: list[_Group]
+    bad: BadRecordError | None
 
 
 @contextlib.contextmanager
-def _opened(
-    file: InputFile,
-) -> Iterator[tuple[pq.ParquetFile, list[_Group], BadRecordError | None]]:
-    """The file, its row groups, and why its schema holds no texts. Raises DamageError."""
+def _opened(file: InputFile) -> Iterator[_Opened]:
+    """The file as it can be read. Raises DamageError."""
     # Arrow reads local files by itself; of remote ones every read of its buffer is one request.
     source = storage.open_binary(file.path, 0) if storage.is_url(file.path) else str(file.path)
+    options: dict[str, Any] = {
+        "pre_buffer": False,
+        "buffer_size": _BUFFER_BYTES,
+        "page_checksum_verification": True,
+    }
     with contextlib.ExitStack() as stack:
         with _damage():
-            opened = stack.enter_context(
-                pq.ParquetFile(
-                    source,
-                    pre_buffer=False,
-                    buffer_size=_BUFFER_BYTES,
-                    page_checksum_verification=True,
-                )
-            )
-            groups, bad = _groups(opened), _bad_schema(file, opened)
-        yield opened, groups, bad
+            plain = stack.enter_context(pq.ParquetFile(source, **options))
+            names = {file.config.text_field, file.config.id_field}
+            texts = [name for name in names if _is_text(_type(plain, name))]
+            options |= {"metadata": plain.metadata, "read_dictionary": texts}
+            shared = stack.enter_context(pq.ParquetFile(source, **options))
+            groups, bad = _groups(plain), _bad_schema(file, plain)
+        yield _Opened(plain, shared, groups, bad)
 
 
 @contextlib.contextmanager
@@ -99,7 +129,9 @@ def _damage() -> Iterator[None]:
         # Errors of the system and the network have a number, Arrow's own have none.
         if isinstance(error, OSError) and error.errno:
             raise
-        raise DamageError(" ".join(str(error).split())[:200]) from None
+        said = " ".join(str(error).split())[:200]
+        missing = isinstance(error, NotImplementedError) or "not yet implemented" in said.lower()
+        raise (UnsupportedError if missing else DamageError)(said) from None
 
 
 def _groups(opened: pq.ParquetFile) -> list[_Group]:
@@ -135,13 +167,13 @@ def _type(opened: pq.ParquetFile, name: str) -> pa.DataType | None:
     return kind.value_type if pa.types.is_dictionary(kind) else kind
 
 
-def _is_text(kind: pa.DataType) -> bool:
-    return bool(
+def _is_text(kind: pa.DataType | None) -> bool:
+    return kind is not None and bool(
         pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
     )
 
 
-def _rows(file: InputFile, opened: pq.ParquetFile, group: _Group) -> Iterator[RawDocument | Reject]:
+def _rows(file: InputFile, opened: _Opened, group: _Group) -> Iterator[RawDocument | Reject]:
     done = read = 0
     try:
         for text, id in _values(file, opened, group):
@@ -151,17 +183,35 @@ def _rows(file: InputFile, opened: pq.ParquetFile, group: _Group) -> Iterator[Ra
         if done == group.rows:
             return
         cause = "it ends early"
+        reason = "damaged file"
     except DamageError as error:
-        cause = str(error)
+        cause, reason = str(error), _reason(error)
     detail = f"{group.rows - done} rows of row group {group.number} are lost: {cause}"
-    line = group.line + done
-    yield Reject(line, group.offset, "damaged file", detail, group.span - read)
+    for line in range(group.line + done, group.line + group.rows):
+        # Each is a record, so each counts.
+        yield Reject(line, group.offset, reason, detail, group.span - read)
+        read = group.span
 
 
-def _values(
+def _reason(error: DamageError) -> str:
+    return UNSUPPORTED if isinstance(error, UnsupportedError) else "damaged file"
+
+
+def _values(file: InputFile, opened: _Opened, group: _Group) -> Iterator[tuple[bytes | None, Any]]:
+    """(text, id) of each row, texts as they are stored. Raises DamageError."""
+    done = 0
+    try:
+        for value in _read(file, opened.shared, group):
+            yield value
+            done += 1
+    except UnsupportedError:
+        # Such as the DELTA encodings, from whichever page on.
+        yield from itertools.islice(_read(file, opened.plain, group), done, None)
+
+
+def _read(
     file: InputFile, opened: pq.ParquetFile, group: _Group
 ) -> Iterator[tuple[bytes | None, Any]]:
-    """(text, id) of each row, texts as they are stored. Raises DamageError."""
     with _damage():
         id_type = _type(opened, file.config.id_field)
         has_id = id_type is not None and (_is_text(id_type) or pa.types.is_integer(id_type))
@@ -179,20 +229,27 @@ def _values(
 
 
 def _batch_rows(opened: pq.ParquetFile, group: _Group, columns: list[str]) -> int:
-    """So few that they fit even if each of them has all the bytes of the group."""
-    # Values of a dictionary are not repeated in memory, and each batch has the whole dictionary.
+    """Rows to read at a time: together they hold no more than the group, or _BATCH_BYTES."""
     kinds = (opened.schema_arrow.field(name).type for name in columns)
-    if all(pa.types.is_dictionary(kind) or pa.types.is_integer(kind) for kind in kinds):
+    is_shared = all(pa.types.is_dictionary(kind) or pa.types.is_integer(kind) for kind in kinds)
+    if is_shared and group.span < _MOST_SHARED:
         return _BATCH_ROWS
-    # Not by the sizes of columns: reading broken ones ends the process in Arrow.
+    # So few that they fit even if each of them has all the bytes of the group. Not by the sizes of
+    # columns: reading broken ones ends the process in Arrow.
     return min(max(_BATCH_BYTES // group.span, 1), _BATCH_ROWS)
 
 
 def _plain(column: pa.Array) -> Iterator[Any]:
     if pa.types.is_dictionary(column.type):
-        values = _as_bytes(column.dictionary)
-        for index in column.indices:
-            yield values[index.as_py()].as_py() if index.is_valid else None
+        values, places = _as_bytes(column.dictionary), column.indices.to_pylist()
+        # Arrow does not check them.
+        if any(at is not None and not 0 <= at < len(values) for at in places):
+            raise DamageError("a row has a value that its dictionary lacks")
+        if len(values) <= len(column):
+            plain = values.to_pylist()
+            yield from (None if at is None else plain[at] for at in places)
+        else:
+            yield from (None if at is None else values[at].as_py() for at in places)
         return
     for value in _as_bytes(column):
         yield value.as_py()

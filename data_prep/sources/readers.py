@@ -10,49 +10,99 @@ import hashlib
 from collections import deque
 from collections.abc import Iterator, Sequence
 from functools import partial
+from typing import Any, BinaryIO
 
-from data_prep.sources import compression, documents, parquet, storage, warc
-from data_prep.sources.compression import DamageError
+from data_prep.sources import compression, contents, documents, parquet, storage, warc
+from data_prep.sources.compression import UNSUPPORTED, DamageError, Gap, UnsupportedError
 from data_prep.sources.documents import BadRecordError, LongDocument, RawDocument, Reject, Survey
 from data_prep.sources.inputs import InputChangedError, InputFile
+
+
+class _Counted:
+    """Counts the data of a file, and finds cuts about every `cut_bytes` where they are lines."""
+
+    def __init__(self, file: InputFile, cut_bytes: int) -> None:
+        self._is_lines, self._cut_bytes = file.format == "jsonl", cut_bytes
+        self.size, self.line, self.cuts, self.last = 0, 1, [(0, 1)], b"\n"
+        self._marked = (0, 1, 1, b"\n")
+
+    @property
+    def records(self) -> int:
+        """Lines, where they are records."""
+        return self.line - (self.last == b"\n") if self._is_lines else 1
+
+    def mark(self) -> tuple[int, int]:
+        self._marked = (self.size, self.line, len(self.cuts), self.last)
+        return self.size, self.line
+
+    def undo(self) -> None:
+        self.size, self.line, count, self.last = self._marked
+        del self.cuts[count:]
+
+    def add(self, block: bytes) -> None:
+        if self._is_lines:
+            while (target := self.cuts[-1][0] + self._cut_bytes) < self.size + len(block):
+                newline = block.find(b"\n", max(target - self.size, 0))
+                if newline < 0:
+                    break
+                before = block.count(b"\n", 0, newline + 1)
+                self.cuts.append((self.size + newline + 1, self.line + before))
+            self.line += block.count(b"\n")
+        self.size, self.last = self.size + len(block), block[-1:]
+
+
+class _Hashed:
+    """A file whose bytes are hashed, each once, as far as it is read."""
+
+    def __init__(self, raw: BinaryIO) -> None:
+        self._raw, self._done, self.digest = raw, 0, hashlib.sha256()
+        self.seek, self.tell = raw.seek, raw.tell
+
+    def read(self, most: int) -> bytes:
+        block = self._raw.read(most)
+        if (new := self.tell() - self._done) > 0:
+            self.digest.update(block[-new:])
+            self._done += new
+        return block
+
+    def finish(self) -> str:
+        """The hash of the whole file."""
+        self.seek(self._done)
+        while self.read(compression.BLOCK_BYTES):
+            pass
+        return self.digest.hexdigest()
 
 
 def survey(file: InputFile, cut_bytes: int) -> Survey:
     """Hash the file, measure it, find cuts about every `cut_bytes` of decompressed data."""
     status = storage.status(file.path)
-    digest = hashlib.sha256()
-    size, line, damage, last = 0, 1, "", b"\n"
-    cuts = [(0, 1)]
+    counted, damage, detail = _Counted(file, cut_bytes), "", ""
+    gaps: list[Gap] = []
     with storage.open_binary(file.path) as raw:
-
-        def read(most: int) -> bytes:
-            block = raw.read(most)
-            digest.update(block)
-            return block
-
+        read: Any = _Hashed(raw)
         try:
-            for block in compression.blocks(read, file.compression):
-                if file.format == "jsonl":
-                    while (target := cuts[-1][0] + cut_bytes) < size + len(block):
-                        newline = block.find(b"\n", max(target - size, 0))
-                        if newline < 0:
-                            break
-                        before = block.count(b"\n", 0, newline + 1)
-                        cuts.append((size + newline + 1, line + before))
-                    line += block.count(b"\n")
-                size, last = size + len(block), block[-1:]
+            if file.compression:
+                gaps, damage = compression.scan(read, file.compression, counted)
+            else:
+                for block in compression.blocks(read, None):
+                    counted.add(block)
+        except UnsupportedError as error:
+            damage, detail = UNSUPPORTED, str(error)
         except DamageError as error:
             damage = str(error)
-        while read(compression.BLOCK_BYTES):
-            pass
-    records = line - (last == b"\n") if file.format == "jsonl" else 1
+            raw.seek(0)
+            head = raw.read(contents.HEAD_BYTES)
+            detail = compression.why_damaged(head, file.compression or "gzip")
+        digest = read.finish()
+    size, records, cuts = counted.size, counted.records, counted.cuts
     if file.format == "parquet":
-        size, records, cuts, damage = parquet.survey(file, cut_bytes)
-    if damage == "damaged file":
-        cuts = cuts[:1]
+        size, records, cuts, damage, detail = parquet.survey(file, cut_bytes)
+    elif damage in ("damaged file", UNSUPPORTED):
+        size, cuts = status.bytes, cuts[:1]
     if cuts[-1][0] >= size and len(cuts) > 1:
         cuts.pop()
-    return Survey(status.bytes, status.version, digest.hexdigest(), size, cuts, damage, records)
+    place = (status.bytes, status.version, digest)
+    return Survey(*place, size, cuts, damage, records, detail, gaps)
 
 
 def records(
@@ -65,11 +115,9 @@ def records(
     """
     if storage.status(file.path) != found.status:
         raise InputChangedError(file.path)
-    is_parquet = file.format == "parquet"
-    if found.damage == "damaged file" or (is_parquet and found.damage):
-        what = "footer cannot be read" if is_parquet else "compressed data fail their check"
-        yield Reject(1, 0, found.damage, f"its {what}, so none of it is used", found.size)
-    elif is_parquet:
+    if found.is_lost or (file.format == "parquet" and found.damage):
+        yield Reject(1, 0, found.damage, found.detail, found.size)
+    elif file.format == "parquet":
         yield from parquet.records(file, start[0], stop)
     elif file.format == "warc":
         yield from warc.records(file, found)

@@ -9,7 +9,6 @@ fsspec has a thread and connections for each process: nothing of it is passed to
 from __future__ import annotations
 
 import errno
-import glob
 import io
 import os
 import re
@@ -95,27 +94,44 @@ def _range(fetch: Callable[[int, int], bytes], start: int, stop: int) -> bytes:
     return data
 
 
-def listing(url: str) -> list[Listed]:
-    """The files of a URL: on the web that one, elsewhere all that match it as a glob.
+def is_web(url: str) -> bool:
+    """Whether it is a file on the web, which lists no others."""
+    return urlsplit(url).scheme in _WEB
 
+
+def page(url: str) -> Listed:
+    """The file at a URL of the web. Raises OSError with the cause."""
+    return Listed(url, unquote(urlsplit(url).path).lstrip("/"), status(url))
+
+
+def entries(url: str, *, below: bool = False) -> list[tuple[str, str, Status | None]]:
+    """(URL, path below this one, status) of what is in a directory; of directories no status.
+
+    `below`: of all files below it, if the server can list them at once; else of these alone.
     Raises OSError with the cause where its server gives no answer, ValueError where fsspec or the
-    package for this kind of URL is missing.
+    package for this kind of URL is missing. Not fsspec's own glob, which takes every error for an
+    empty directory.
     """
-    parts = urlsplit(url)
-    if parts.scheme in _WEB:
-        return [Listed(url, unquote(parts.path).lstrip("/"), status(url))]
-    system, pattern = _system(url)
-    fixed, rest = [], pattern.split("/")
-    while len(rest) > 1 and not glob.has_magic(rest[0]):
-        fixed.append(rest.pop(0))
-    found = _asked(url, lambda: system.glob(pattern, detail=True))
-    listed = []
-    for name, info in sorted(found.items()):
-        if info["type"] == "file":
-            path = system.unstrip_protocol(name)
-            relative = "/".join(name.split("/")[len(fixed) :])
-            listed.append(Listed(path, relative, _status(path, info)))
-    return listed
+    system, directory = _system(url)
+    directory = directory.rstrip("/")
+
+    def ask() -> list[dict[str, Any]]:
+        system.invalidate_cache()
+        try:
+            if below and "s3" in system.protocol:
+                return list(system.find(directory, detail=True).values())
+            return list(system.ls(directory, detail=True))
+        except FileNotFoundError:
+            return []
+
+    found = []
+    for info in _asked(url, ask):
+        name = info["name"].rstrip("/")
+        path = system.unstrip_protocol(name)
+        if name != directory:
+            state = None if info["type"] == "directory" else _status(path, info)
+            found.append((path, name[len(directory) :].lstrip("/"), state))
+    return found
 
 
 def _status(url: str, info: dict[str, Any]) -> Status:

@@ -19,6 +19,10 @@ FILES = ("tokenizer.model", "tokenizer.json")
 """Names of the SentencePiece model or tokenizer.json in a data set or a run."""
 
 
+NFC_REMEDY = "cleaning.nfc: true"
+"""What keeps texts that a tokenizer would only give back with composed characters."""
+
+
 class TokenizerError(MistakeError):
     """A tokenizer that cannot be read, or cannot be trained as requested."""
 
@@ -39,6 +43,10 @@ class Tokenizer(ABC):
     unk_id: int | None
     least_part: int
     """Characters of a part of a text, at least: parts are encoded one by one."""
+
+    @abstractmethod
+    def name(self, id: int) -> str:
+        """How the file writes the token, e.g. `</s>`."""
 
     @property
     @abstractmethod

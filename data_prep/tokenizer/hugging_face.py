@@ -26,7 +26,7 @@ class HuggingFace(Tokenizer):
     # The library takes 100 bytes of memory for each character.
     least_part = 1 << 14
 
-    def __init__(self, path: Path, data: bytes) -> None:
+    def __init__(self, path: Path, data: bytes, eos_token: str = "") -> None:
         self.path = path
         try:
             # The library raises no narrower exception.
@@ -44,11 +44,16 @@ class HuggingFace(Tokenizer):
             self.special_tokens = tokenizer_json.special_tokens(path, self._plain, self._model)
         except ValueError as error:
             raise TokenizerError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from None
+        if eos_token:
+            self.special_tokens["eos_token"] = self._chosen(eos_token)
         self.vocab_size = len(self._pieces)
         self.bos_id = self._special_id("bos_token")
         self.eos_id = self._special_id("eos_token")
         self.pad_id = self._special_id("pad_token")
         self.unk_id = tokenizer_json.unknown(self._plain, self._model)
+
+    def name(self, id: int) -> str:
+        return self._model.id_to_token(id) or ""
 
     @property
     def pieces(self) -> list[bytes]:
@@ -97,6 +102,20 @@ class HuggingFace(Tokenizer):
     @cached_property
     def _cut(self) -> re.Pattern[str] | None:
         return tokenizer_json.cut(self._plain)
+
+    def _chosen(self, token: str) -> str:
+        """The token, if it is a special one of the file. Raises TokenizerError."""
+        names = {one.content for one in self._added if one.special}
+        if token not in names:
+            there = ", ".join(one.content for one in self._added if one.special) or "none"
+            raise TokenizerError(
+                f"tokenizer.eos_token: {self.path} has no special token {token!r}; it has {there}"
+            )
+        return token
+
+    @property
+    def _added(self) -> list[tokenizers.AddedToken]:
+        return list(self._model.get_added_tokens_decoder().values())
 
     def _special_id(self, role: str) -> int | None:
         token = self.special_tokens[role]

@@ -32,7 +32,7 @@ class SentencePiece(Tokenizer):
     # SentencePiece takes 60 bytes of memory for each character.
     least_part = 1 << 17
 
-    def __init__(self, path: Path, data: bytes) -> None:
+    def __init__(self, path: Path, data: bytes, eos_token: str = "") -> None:
         self.path = path
         try:
             if not data:
@@ -48,6 +48,15 @@ class SentencePiece(Tokenizer):
         self.eos_id = _known(self._model.eos_id())
         self.pad_id = _known(self._model.pad_id())
         self.unk_id = _known(self._model.unk_id())
+        own = "" if self.eos_id is None else self.name(self.eos_id)
+        if eos_token not in ("", own):
+            raise TokenizerError(
+                f"tokenizer.eos_token: {path} is a SentencePiece model, whose end of text is "
+                f"{own or 'not set'} and cannot be chosen; leave it out"
+            )
+
+    def name(self, id: int) -> str:
+        return str(self._model.id_to_piece(id))
 
     def _encode_part(self, part: str, inside: bool) -> np.ndarray:
         if inside and self.strips_first_space:

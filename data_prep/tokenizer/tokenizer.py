@@ -13,13 +13,17 @@ from data_prep.tokenizer.hugging_face import HuggingFace
 from data_prep.tokenizer.sentencepiece import SentencePiece
 
 
-def load(path: Path) -> Tokenizer:
-    """The tokenizer in a file of either kind. Raises TokenizerError."""
+def load(path: Path, eos_token: str = "") -> Tokenizer:
+    """The tokenizer in a file of either kind; `eos_token`: in place of its own.
+
+    Raises TokenizerError.
+    """
     try:
         data = path.read_bytes()
     except OSError as error:
         raise TokenizerError(f"{path}: the tokenizer cannot be read ({error.strerror})") from None
-    return HuggingFace(path, data) if data.startswith(b"{") else SentencePiece(path, data)
+    kind = HuggingFace if data.startswith(b"{") else SentencePiece
+    return kind(path, data, eos_token)
 
 
 def find(directory: Path) -> Path:
@@ -33,12 +37,12 @@ def find(directory: Path) -> Path:
     return there[0]
 
 
-def standalone(path: Path) -> tuple[str, bytes]:
-    """Name and bytes of a copy of the tokenizer that needs no file beside it.
+def standalone(path: Path, eos_token: str = "") -> tuple[str, bytes]:
+    """Name and bytes of a copy of the tokenizer that needs no file beside it, with this EOS.
 
     Copies of copies are equal. Raises TokenizerError.
     """
-    model = load(path)
+    model = load(path, eos_token)
     if isinstance(model, HuggingFace):
         return FILES[1], model.standalone
     return FILES[0], path.read_bytes()

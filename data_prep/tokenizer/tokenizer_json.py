@@ -86,12 +86,12 @@ def special_tokens(
 def standalone(
     plain: dict[str, Any], found: dict[str, str | None], model: tokenizers.Tokenizer
 ) -> dict[str, Any] | None:
-    """The file with `found` in it, so that it needs no companions; None where it has them.
+    """The file with `found` in it, so that it needs no companions; None where it has just them.
 
     They are written as the special tokens of a template that adds nothing, before the file's own
     post-processor: other programs read the file and encode as before.
     """
-    if _embedded(plain) is not None:
+    if _embedded(plain) == found:
         return None
     tokens = {
         role: {
@@ -108,6 +108,7 @@ def standalone(
         "special_tokens": tokens,
     }
     own = _steps(plain.get("post_processor"), "processors")
+    own = [step for step in own if not _WELL_KNOWN.keys() <= step.get("special_tokens", {}).keys()]
     return {**plain, "post_processor": {"type": "Sequence", "processors": [template, *own]}}
 
 

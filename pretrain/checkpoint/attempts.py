@@ -1,6 +1,7 @@
 """Attempts at a run: each launch, numbered in the run directory. The newest alone may write.
 
     attempts/000007.json    claimed by rank 0 as it starts; created exclusively, never changed
+    attempts/000007.mistake that attempt ended with a mistake of the user's: it was no try
     exit.json               how the newest attempt ended; torchrun would flatten its exit code
 
 A rank that was left over on a node that was cut off finds a newer number than its own before it
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.dataset import durable
+from data_prep.dataset.settings import EXIT_MISTAKE
 from data_prep.dataset.wording import counted
 from pretrain.checkpoint.manifest import CHECKPOINTS, CheckpointError, steps_in
 
@@ -93,14 +95,16 @@ class Attempt:
             step = committed_step(self.directory)
             ending = {"attempt": self.number, "code": code, "step": step, "why": why}
             durable.write_json(self.directory / EXIT_FILE, ending)
+            if code == EXIT_MISTAKE:
+                _mistake(self.directory, self.number).touch()
 
 
 def claim(directory: Path, ranks: int, steps: int, most_without_progress: int | None) -> Attempt:
     """Take the next number, for an attempt of `ranks` ranks at a run of `steps` steps.
 
     The attempt is futile if `most_without_progress` in a row started from the step that is still
-    the last committed one; None: never. The attempt after a futile one is not:
-    the count begins again.
+    the last committed one; None: never. Those that ended with a mistake of the user's do not
+    count. The attempt after a futile one is not: the count begins again.
     Raises RunDirectoryError.
     """
     try:
@@ -170,7 +174,7 @@ def _without_progress(directory: Path, step: int) -> list[int]:
     found = []
     for number in sorted(_numbers(directory), reverse=True):
         record = _record(directory, number)
-        if record is None:
+        if record is None or _mistake(directory, number).exists():
             continue
         if record["step"] != step or not record["counts"]:
             break
@@ -204,9 +208,11 @@ def _numbers(directory: Path) -> list[int]:
 def _record(directory: Path, number: int) -> dict[str, Any] | None:
     """What the claimer wrote; None where it was killed before that reached the disk."""
     try:
-        record: dict[str, Any] = json.loads(
-            (directory / ATTEMPTS / f"{number:06d}.json").read_bytes()
-        )
+        record = json.loads((directory / ATTEMPTS / f"{number:06d}.json").read_bytes())
     except ValueError:
         return None
-    return record
+    return record if isinstance(record, dict) and {"step", "counts"} <= record.keys() else None
+
+
+def _mistake(directory: Path, number: int) -> Path:
+    return directory / ATTEMPTS / f"{number:06d}.mistake"

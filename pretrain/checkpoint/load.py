@@ -18,6 +18,7 @@ from torch import Tensor
 from pretrain.checkpoint.manifest import (
     CheckpointError,
     layout_file,
+    none_good,
     read_manifest,
     step_name,
     steps_in,
@@ -52,11 +53,7 @@ def newest_good(root: Path, ranks: Ranks) -> Found:
             return Found(root / name, tuple(passed_over))
         passed_over.append((name, reason))
     if passed_over:
-        reasons = "".join(f"\n  {name}: {reason}" for name, reason in passed_over)
-        raise CheckpointError(
-            f"{root} holds checkpoints, but none is good:{reasons}\n"
-            "Put a good copy in place, or move them away to start from step 0."
-        )
+        raise CheckpointError(none_good(root, passed_over))
     return Found(None, ())
 
 

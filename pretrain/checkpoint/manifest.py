@@ -11,7 +11,7 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,6 +78,15 @@ def steps_in(root: Path) -> list[int]:
     """The steps of the checkpoints under `root`, good or damaged, newest first."""
     names = [entry.name for entry in root.iterdir()] if root.is_dir() else []
     return sorted((step for name in names if (step := step_of(name)) is not None), reverse=True)
+
+
+def none_good(root: Path, reasons: Iterable[tuple[str, str]]) -> str:
+    """What is wrong where `root` holds checkpoints, each with its reason, and none is good."""
+    listed = "".join(f"\n  {name}: {reason}" for name, reason in reasons)
+    return (
+        f"{root} holds checkpoints, but none is good:{listed}\n"
+        "Put a good copy in place, or move them away to start from step 0."
+    )
 
 
 def layout_file(rank: int, ranks: int) -> str:

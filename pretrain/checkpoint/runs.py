@@ -30,6 +30,11 @@ def is_checkpoint(path: Path) -> bool:
     return step_of(path.resolve().name) is not None or (path / CHECKSUM).is_file()
 
 
+def is_run(path: Path) -> bool:
+    """Whether the directory is that of a run."""
+    return (path / CHECKPOINTS).is_dir() or (path / ATTEMPTS).is_dir()
+
+
 def no_run(path: Path) -> str:
     """Why `path` is neither a run directory nor a checkpoint in one; empty: it is one of them."""
     if reason := shards.no_directory(path):
@@ -42,7 +47,7 @@ def no_run(path: Path) -> str:
             f"{path}: is not in a run's {CHECKPOINTS}/, and the run's tokenizer is needed too; "
             f"give RUN/{CHECKPOINTS}/{resolved.name}"
         )
-    if (path / CHECKPOINTS).is_dir() or (path / ATTEMPTS).is_dir():
+    if is_run(path):
         return ""
     if (path / shards.MANIFEST).is_file():
         return f"{path}: is a data set; {_EXPECTED}"

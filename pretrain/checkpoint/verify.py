@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import stat
 from pathlib import Path
 
@@ -21,6 +22,8 @@ from pretrain.checkpoint.ranks import Ranks, agreed
 # committed itself: (directory, sha256 of its manifest). Hashing all of them again at each save, to
 # know what may be pruned, would cost more than the save.
 _known: set[tuple[Path, str]] = set()
+
+_log = logging.getLogger(__name__)
 
 
 def verify(directory: Path, ranks: Ranks) -> str | None:
@@ -63,7 +66,10 @@ def _inspect(directory: Path, ranks: Ranks) -> str:
     if not directory.is_dir():
         raise CheckpointError("is not a directory")
     manifest, digest = read_manifest(directory)
-    _check_sizes(directory, manifest)
+    extra = _check_sizes(directory, manifest)
+    if extra and ranks.rank == 0:
+        names = ", ".join(extra)
+        _log.warning("checkpoint %s: not part of it, and not read: %s", directory.name, names)
     # By size, so that the many bytes are spread evenly and not the many names.
     by_size = sorted(manifest.files, key=lambda name: (-manifest.files[name].bytes, name))
     for name in by_size[ranks.rank :: ranks.size]:
@@ -72,18 +78,21 @@ def _inspect(directory: Path, ranks: Ranks) -> str:
     return digest
 
 
-def _check_sizes(directory: Path, manifest: Manifest) -> None:
+def _check_sizes(directory: Path, manifest: Manifest) -> list[str]:
+    """Raise CheckpointError unless all files are there and whole; the names of what else is there.
+
+    File managers, network file systems and backups lay files of their own into any directory.
+    """
     expected = files_of(manifest.ranks)
     if set(manifest.files) != expected:
         raise CheckpointError(
             f"{MANIFEST} does not list the files of {counted(manifest.ranks, 'rank')}"
         )
     present = {entry.name: entry.lstat() for entry in directory.iterdir()}
+    extra = sorted(set(present) - expected - {MANIFEST, CHECKSUM})
     if missing := sorted(expected - set(present)):
         raise CheckpointError(f"{', '.join(missing)}: missing")
-    if extra := sorted(set(present) - expected - {MANIFEST, CHECKSUM}):
-        raise CheckpointError(f"{', '.join(extra)}: not part of the checkpoint")
-    for name in sorted(present):
+    for name in sorted(set(present) - set(extra)):
         if not stat.S_ISREG(present[name].st_mode):
             raise CheckpointError(f"{name} is not a regular file")
     for name, info in manifest.files.items():
@@ -91,3 +100,4 @@ def _check_sizes(directory: Path, manifest: Manifest) -> None:
             raise CheckpointError(
                 f"{name} has {present[name].st_size} bytes, expected {info.bytes}"
             )
+    return extra

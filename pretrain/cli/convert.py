@@ -21,8 +21,15 @@ def _taken(path: Path) -> str:
 
 
 def _no_model(path: Path) -> str:
-    """Why this path is neither a directory nor a file."""
-    return "" if path.is_file() else shards.no_directory(path)
+    """Why this path is neither a directory nor a GGUF file."""
+    if not path.is_file():
+        return shards.no_directory(path)
+    try:
+        with path.open("rb") as file:
+            begins = file.read(4)
+    except OSError as error:
+        return f"{path}: cannot be read ({error.strerror})"
+    return "" if begins == b"GGUF" else f"{path}: is neither a directory nor a GGUF file"
 
 
 _NEW_DIRECTORY = path_kind(_taken)
@@ -84,7 +91,7 @@ class Export(Command):
 class Plot(Command):
     """Draw a run's curves.
 
-    Writes PNGs of a run's loss, bits per byte by position, gates and speed.
+    Writes PNGs of a run's loss, speed, memory, gates and bits per byte by position.
     """
 
     path: Path = word("run directory", kind=RUN)

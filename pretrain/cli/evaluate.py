@@ -14,18 +14,27 @@ from data_prep.dataset.command import (
     DIRECTORY,
     TOKENS,
     Command,
+    Kind,
     one_of,
     option,
     path_kind,
     word,
 )
+from data_prep.dataset.settings import at_home
+from data_prep.dataset.shards import no_data_set
 from data_prep.recall.tasks import PASSKEY, TASKS
+from data_prep.sources.storage import is_url
 from pretrain.checkpoint.runs import no_run
 from pretrain.evaluate import pairs
 from pretrain.evaluate.pairs import Fields, Pair
 from pretrain.evaluate.questions import Questions, Sampling
 
 RUN = path_kind(no_run)
+_LOCATION = Kind(
+    "a directory or a URL",
+    str,
+    refusal=lambda location: "" if is_url(location) else no_data_set(Path(location)),
+)
 _NEEDLES = [task for task in TASKS if task != PASSKEY]
 _TRAINED_ON = "as in the pairs that the run was trained on"
 
@@ -42,7 +51,9 @@ class Perplexity(OnModel):
     Streams whole documents through a model and reports how well it predicts them.
     """
 
-    data: Path = option(MISSING, "data set directory of data-prep", kind=DATA_SET)
+    data: str = option(
+        MISSING, "data set: the directory that data-prep wrote, or its URL", kind=_LOCATION
+    )
     documents: int | None = option(None, "evaluate only the first N", low=1, otherwise="all")
     batch: int = option(8, "documents per batch", low=1)
     window_segments: int | None = option(None, "segments per window", low=1, otherwise="the run's")
@@ -201,7 +212,9 @@ class Generate(OnModel):
     Continues a prompt of any length in constant memory; the text goes to stdout.
     """
 
-    prompt_file: str | None = option(None, "file with the prompt; - is stdin", metavar="FILE")
+    prompt_file: str | None = option(
+        None, "file with the prompt; - is stdin", kind=Kind("a path", at_home), metavar="FILE"
+    )
     prompt: str | None = option(
         None, "the prompt", otherwise="empty: the start of a document", instead_of="prompt_file"
     )

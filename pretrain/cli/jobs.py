@@ -8,9 +8,10 @@ from typing import Literal
 
 from data_prep.dataset.command import option
 from data_prep.dataset.settings import SettingsError
-from data_prep.dataset.shards import DataError, read_manifest
-from pretrain.cli.train import OnConfig
-from pretrain.jobs import job, origin
+from data_prep.dataset.shards import DataError
+from pretrain.cli.train import OnConfig, OnRun
+from pretrain.data.files import manifest_of
+from pretrain.jobs import job, origin, resumable
 from pretrain.jobs.start_checks import data_problems, directory_problems
 
 
@@ -44,7 +45,7 @@ class Plan(OnConfig):
         if self.vocab_size is None:
             key, source = next(iter(self.wanted.data.sources.items()))
             try:
-                read_manifest(Path(source.data))
+                manifest_of(source.data)
             except DataError as error:
                 return [f"{key}: {error}; or give --vocab-size, e.g. 128256 for Llama 3's"]
         return []
@@ -53,12 +54,12 @@ class Plan(OnConfig):
         from pretrain.planning import plan
 
         source = next(iter(self.wanted.data.sources.values()))
-        vocab_size = self.vocab_size or read_manifest(Path(source.data)).tokenizer.vocab_size
+        vocab_size = self.vocab_size or manifest_of(source.data).tokenizer.vocab_size
         asked = plan.cluster(self.gpu, self.nodes, self.gpus_per_node, self.peak_share)
         return plan.run(self.wanted, vocab_size, asked, self.simulate_ranks)
 
 
-class Check(OnConfig):
+class Check(OnRun):
     """Report every mistake that would end a training job.
 
     Checks a configuration for a job on several nodes before it is submitted, and prints what the
@@ -77,7 +78,7 @@ class Check(OnConfig):
     def run(self) -> int:
         config = self.wanted
         problems = directory_problems(config) + data_problems(config, self.made_before)
-        problems += origin.problems(config)
+        problems += origin.problems(config) + resumable.problems(config, self.made_before)
         try:
             ranks = job.ranks_per_node(config, self.nodes, self.gpus_per_node)
         except SettingsError as error:

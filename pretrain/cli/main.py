@@ -11,6 +11,7 @@ from typing import NoReturn
 
 from data_prep.dataset import command
 from data_prep.dataset.command import CommandError, Program
+from data_prep.dataset.settings import EXIT_MISTAKE
 from pretrain.cli import convert, evaluate, jobs, memories, outcome, train
 
 _PROGRAM = Program(
@@ -45,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         name, chosen = command.parse(_PROGRAM, arguments)
     except CommandError as error:
         print(error, file=sys.stderr)
-        sys.exit(command.EXIT_MISTAKE)
+        sys.exit(EXIT_MISTAKE)
 
     def flushed() -> int:
         code = chosen.run()

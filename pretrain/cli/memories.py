@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import NamedTuple
 
-from data_prep.dataset import settings
-from data_prep.dataset.command import TOKENS, Configured, option
+from data_prep.dataset import durable, settings
+from data_prep.dataset.command import TOKENS, Configured, option, path_kind
 from data_prep.dataset.settings import SettingsError
 from pretrain.config import MEMORY_KINDS, Config, MemoryConfig, ModelConfig
 from pretrain.jobs import origin
@@ -28,12 +28,16 @@ class Memories(Configured):
     """Compare what the kinds of memory keep and cost.
 
     For every model.memory.kind at the configuration's shape: the numbers kept by the formula of the
-    paper's Table 1, the numbers and bytes of the state, the tokens reached, FLOPs. Settings of all
-    kinds may be given, e.g. model.memory.rmt.vectors=100.
+    paper's Table 1, the numbers and bytes of the state, the tokens reached, FLOPs. The command
+    line may give settings of all kinds, e.g. model.memory.rmt.vectors=100.
     """
 
     length: int = option(32 * 1024, "tokens of a document", kind=TOKENS, low=1)
-    out: Path | None = option(None, "directory to write memories.md and memories.json to")
+    out: Path | None = option(
+        None,
+        "directory to write memories.md and memories.json to",
+        kind=path_kind(partial(durable.obstacle, directory=True)),
+    )
 
     @cached_property
     def wanted(self) -> Compared:

@@ -18,7 +18,8 @@ EXIT_CODES = """exit codes, also in exit.json of the run directory:
       checkpoint
   2   a mistake in the command, the configuration or the data set; or a newer attempt of the same
       run has taken over
-  75  a signal (SIGTERM, SIGINT, SIGUSR1) stopped it after a checkpoint; the same command resumes
+  75  a signal (SIGTERM, SIGINT, SIGHUP, SIGQUIT, SIGXCPU, SIGUSR1) stopped it after a checkpoint;
+      the same command resumes
   78  train.max_attempts_without_progress attempts in a row committed no checkpoint
 """
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from functools import cached_property
 
 from data_prep.dataset.command import Configured
@@ -11,7 +10,8 @@ from pretrain import config as configuration
 from pretrain.cli import outcome
 from pretrain.config import Config
 from pretrain.jobs import launch, origin
-from pretrain.jobs.start_checks import check_start
+from pretrain.jobs.interpreter import python_module
+from pretrain.jobs.start_checks import check_start, moved_problems
 from pretrain.training import rank
 
 
@@ -24,7 +24,17 @@ class OnConfig(Configured):
         return origin.load(self.config, self.overrides)
 
 
-class Train(OnConfig):
+class OnRun(OnConfig):
+    """A command on the run that a configuration is of."""
+
+    def problems(self) -> list[str]:
+        """Every mistake in the configuration; else whether it names another run than its own."""
+        if found := super().problems():
+            return found
+        return moved_problems(self.config, self.overrides, self.wanted)
+
+
+class Train(OnRun):
     """Train a model, or resume a run.
 
     Trains with a configuration; a run directory that has checkpoints is resumed.
@@ -41,5 +51,5 @@ class Train(OnConfig):
             launch.leave(outcome.code("pretrain train", lambda: rank.run(self.wanted, place)))
         ranks = self.wanted.launch.ranks or launch.default_ranks(self.wanted)
         check_start(self.wanted, ranks)
-        command = [sys.executable, "-m", "pretrain.cli", "train", str(self.config)]
+        command = [*python_module("pretrain.cli"), "train", str(self.config)]
         return launch.start_ranks([*command, *self.overrides], ranks)

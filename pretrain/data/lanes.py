@@ -8,6 +8,7 @@ a few integers.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import threading
 from bisect import bisect_right
@@ -21,6 +22,8 @@ import numpy as np
 from data_prep.dataset import shards
 from data_prep.dataset.shards import DataError, Document
 from data_prep.dataset.wording import counted
+from pretrain.config import CacheConfig
+from pretrain.data.files import files_of
 from pretrain.data.packing import LaidOut, Packer, Window
 
 
@@ -63,16 +66,17 @@ class LanePlace:
 
 
 class Dataset:
-    """The data set in a directory. Safe to share between threads.
+    """The data set in a directory or under a URL. Safe to share between threads.
 
     A shard's size and sha256 are checked before its first use, once in the life of this object;
-    `checked` says for each shard whether they were.
-    Raises DataError where the directory is no data set or holds no tokens.
+    `checked` says for each shard whether they were. Shards under a URL are fetched into `cache`.
+    Raises DataError where there is no data set or it holds no tokens.
     """
 
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        self.manifest = shards.read_manifest(directory)
+    def __init__(self, location: Path | str, cache: CacheConfig | None = None) -> None:
+        self.files = files_of(location, cache or CacheConfig())
+        self.location = self.files.location
+        self.manifest = self.files.manifest
         info = self.manifest.tokenizer
         self._head = np.array([] if info.bos_id is None else [info.bos_id], np.int64)
         self._tail = np.array([] if info.eos_id is None else [info.eos_id], np.int64)
@@ -80,24 +84,30 @@ class Dataset:
         marks = len(self._head) + len(self._tail)
         laid_out = self.manifest.tokens + self.manifest.documents * marks
         if laid_out == 0:
-            raise DataError(f"{directory}: the data set holds no tokens; prepare it from more text")
+            raise DataError(f"{location}: the data set holds no tokens; prepare it from more text")
         self.mean_length = laid_out / self.manifest.documents  # tokens of a laid-out document
         self._locks = [threading.Lock() for _ in self.manifest.shards]
         self.checked = [False for _ in self.manifest.shards]
 
     def check(self, shard: int) -> None:
-        """Check the shard with this index unless that was done. Raises DataError."""
-        info = self.manifest.shards[shard]
-        with self._locks[shard]:
-            if not self.checked[shard]:
-                shards.check_shard(self.directory / info.name, info)
-                self.checked[shard] = True
+        """Have the shard with this index here, checked. Raises DataError."""
+        with self._held(shard):
+            pass
 
     def read(self, shard: int, skip: int = 0) -> Iterator[Document]:
         """The documents of a shard, after the first `skip`, streamed. Raises DataError."""
-        self.check(shard)
+        with self._held(shard) as path:
+            yield from shards.read_shard(path, self.manifest.shards[shard], skip)
+
+    @contextlib.contextmanager
+    def _held(self, shard: int) -> Iterator[Path]:
+        """The shard as a local file, which stays there in this block."""
         info = self.manifest.shards[shard]
-        yield from shards.read_shard(self.directory / info.name, info, skip)
+        with contextlib.ExitStack() as stack:
+            with self._locks[shard]:
+                path = stack.enter_context(self.files.shard(info, self.checked[shard]))
+                self.checked[shard] = True
+            yield path
 
     def documents(self) -> Iterator[Document]:
         """Every document once, in the order of the manifest's shards. Raises DataError."""
@@ -179,7 +189,7 @@ class _Stream:
         count = len(dataset.manifest.shards)
         if count < lanes:
             raise DataError(
-                f"{dataset.directory}: {counted(count, 'shard')} cannot feed "
+                f"{dataset.location}: {counted(count, 'shard')} cannot feed "
                 f"{counted(lanes, 'lane')}, each of which reads its own; set data.lanes to {count} "
                 "or less, or cut the data set into more shards (data-prep reshard, or its "
                 "shards.count or a smaller shards.tokens)"
@@ -303,7 +313,7 @@ class Lane(Packer):
 
     def _foreign_place(self, dataset: Dataset, place: LanePlace) -> DataError:
         return DataError(
-            f"{dataset.directory}: lane {self._index} of {self._lanes} has no {place}; it was "
+            f"{dataset.location}: lane {self._index} of {self._lanes} has no {place}; it was "
             "saved with other data sets, another seed or number of lanes: use those it was saved "
             "with"
         )

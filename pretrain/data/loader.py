@@ -148,9 +148,10 @@ class _Team:
         try:
             while not self._stopped:
                 part = [(lane.window(self._length), lane.place) for lane in lanes]
-                for shard in {shard for lane in lanes for shard in lane.next_shards} - announced:
+                upcoming = {shard for lane in lanes for shard in lane.next_shards}
+                for shard in upcoming - announced:
                     self._upcoming.put(shard)
-                    announced.add(shard)
+                announced = upcoming
                 self._hand_over(part, ready)
         except BaseException as error:
             self._hand_over(error, ready)

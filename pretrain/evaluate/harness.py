@@ -6,14 +6,18 @@ harness may name functions of their own, which run as code.
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Mapping, Sequence
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from lm_eval.api.model import TemplateLM
+from lm_eval.api.task import Task
 from lm_eval.models.utils import normalize_gen_kwargs
 
 from pretrain.evaluate import results
@@ -21,6 +25,23 @@ from pretrain.evaluate.generate import extended, generate
 from pretrain.evaluate.questions import EvaluationError, Sampling
 from pretrain.trained import Trained
 
+# Options of a task's generation, and values of others that change nothing.
+_UNDERSTOOD = (
+    *("until", "max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens"),
+    *("do_sample", "temperature", "top_p"),
+)
+_WITHOUT_EFFECT = {
+    "num_beams": (1,),
+    "num_return_sequences": (1,),
+    "num_beam_groups": (1,),
+    "top_k": (0, -1),
+    "typical_p": (1,),
+    "repetition_penalty": (1,),
+    "length_penalty": (1,),
+    "no_repeat_ngram_size": (0,),
+    "early_stopping": (False,),
+    "use_cache": (True,),
+}
 _MEASURED = ("results", "versions", "n-shot", "n-samples", "higher_is_better")
 
 
@@ -43,21 +64,27 @@ def run(
     from lm_eval import simple_evaluate
     from lm_eval.utils import make_table
 
-    manager, names = _tasks(tasks_directory, tasks)
+    with _its_errors_as_ours(tasks_directory):
+        manager, names = _tasks(tasks_directory, tasks)
+        loaded = manager.load(names)
+    _check_asked(tasks_directory, loaded["tasks"], shots)
     trained = results.open_model(path)
-    found = simple_evaluate(
-        Streamed(trained),
-        tasks=names,
-        num_fewshot=shots,
-        limit=limit,
-        task_manager=manager,
-        bootstrap_iters=1000,
-        log_samples=False,
-    )
+    manager.load = lambda _: loaded  # else it would read every data set again
+    with _its_errors_as_ours(tasks_directory):
+        found = simple_evaluate(
+            Streamed(trained),
+            tasks=names,
+            num_fewshot=shots,
+            limit=limit,
+            task_manager=manager,
+            bootstrap_iters=1000,
+            log_samples=False,
+        )
     report = {
         **results.of_model(trained),
         "tasks": names,
         "tasks_directory": tasks_directory.resolve().name,
+        "tasks_sha256": _sha256(tasks_directory),
         "shots": shots,
         "limit": limit,
         **{key: _plain(found[key]) for key in _MEASURED if key in found},
@@ -85,6 +112,94 @@ def _tasks(directory: Path, asked: Sequence[str]) -> tuple[Any, list[str]]:
             f"{directory}: no task file in it; expected task files (YAML) of the harness"
         )
     return manager, sorted(asked) or there
+
+
+@contextmanager
+def _its_errors_as_ours(directory: Path) -> Iterator[None]:
+    """A block in which the harness runs: what it raises is one sentence that names the task.
+
+    Raises EvaluationError. What our model raises for the harness stays as it is.
+    """
+    try:
+        yield
+    except EvaluationError:
+        raise
+    except Exception as error:
+        frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+        own = f"{Streamed.__qualname__}."
+        if any(frame.f_code.co_qualname.startswith(own) for frame in frames):
+            raise
+        tasks = [one for frame in frames if isinstance(one := frame.f_locals.get("self"), Task)]
+        running = [task.config.task for task in tasks if task.config is not None]
+        name = f"task {running[-1]}" if running else "a task file"
+        said = str(error).strip().partition("\n")[0]
+        if said in ("", "None"):
+            said = "see what the harness printed before"
+        raise EvaluationError(
+            f"{directory}: {name} cannot be run by the harness: {type(error).__name__}: {said}"
+        ) from error
+
+
+def _check_asked(directory: Path, tasks: Mapping[str, Any], shots: int | None) -> None:
+    """Raise EvaluationError with all that is asked and would be left out without a word."""
+    problems = []
+    for name, task in sorted(tasks.items()):
+        if task.get_config("output_type") == "generate_until":
+            options = task.get_config("generation_kwargs") or {}
+            problems += [f"task {name}: {problem}" for problem in _generation_problems(options)]
+        if shots and task.get_config("num_fewshot") == 0:
+            problems.append(
+                f"task {name}: its file sets num_fewshot: 0, which --shots {shots} does not "
+                "change; leave --shots out, or edit the file"
+            )
+        problems += [
+            f"task {name}: {key} is set, and the model reads text alone"
+            for key in ("doc_to_image", "doc_to_audio")
+            if task.get_config(key)
+        ]
+    if problems:
+        raise EvaluationError("; ".join([f"{directory}: {problems[0]}", *problems[1:]]))
+
+
+def _generation_problems(options: Mapping[str, Any]) -> list[str]:
+    """Which options of a task's generation cannot be followed."""
+    unknown = sorted(
+        f"{key}: {value!r}"
+        for key, value in options.items()
+        if key not in _UNDERSTOOD
+        and value is not None
+        and value not in _WITHOUT_EFFECT.get(key, ())
+    )
+    if unknown:
+        return [
+            f"generation_kwargs {{{', '.join(unknown)}}} cannot be followed; expected some of "
+            f"{', '.join(_UNDERSTOOD)}"
+        ]
+    try:
+        _asked(options)
+    except (TypeError, ValueError) as error:
+        return [f"generation_kwargs {dict(options)} cannot be followed: {error}"]
+    return []
+
+
+def _asked(options: Mapping[str, Any]) -> tuple[list[str], Sampling]:
+    """Where a continuation ends, and how it is sampled. Raises TypeError and ValueError."""
+    asked = normalize_gen_kwargs(dict(options))
+    ends = [end for end in asked["until"] if end]
+    if wrong := [end for end in ends if not isinstance(end, str)]:
+        raise TypeError(f"until: expected texts, found {wrong}")
+    temperature = asked.get("temperature", 1.0 if asked.get("do_sample") else 0.0)
+    return ends, Sampling(asked["max_gen_toks"], temperature, asked.get("top_p") or 1.0)
+
+
+def _sha256(directory: Path) -> str:
+    """Of the names and bytes of the task files in a directory, and of the code beside them."""
+    digest = hashlib.sha256()
+    for path in sorted(directory.rglob("*")):
+        if path.suffix in (".yaml", ".yml", ".py") and path.is_file():
+            digest.update(f"{path.relative_to(directory)}\0{path.stat().st_size}\0".encode())
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 class Streamed(TemplateLM):
@@ -145,13 +260,7 @@ class Streamed(TemplateLM):
         return total, greedy
 
     def _continuation(self, context: str, options: Mapping[str, Any]) -> str:
-        asked = normalize_gen_kwargs(dict(options))
-        ends = [end for end in asked["until"] if end]
-        sampling = Sampling(
-            asked["max_gen_toks"],
-            asked.get("temperature", 1.0 if asked.get("do_sample") else 0.0),
-            asked.get("top_p", 1.0),
-        )
+        ends, sampling = _asked(options)
         ids, text = self._tokenizer.encode(context), ""
         for piece in generate(self._trained, ids, sampling, lambda line: None):
             text += piece

@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.dataset.settings import SettingsError
-from data_prep.dataset.shards import DataError, read_manifest
+from data_prep.dataset.shards import DataError
 from data_prep.dataset.wording import counted
 from pretrain import config as configuration
 from pretrain.config import CONFIG_FILE
+from pretrain.data.files import manifest_of
 
 _REPORTED = 10  # lines of a file whose mistakes are reported one by one
 
@@ -72,7 +73,7 @@ def _trained_with(path: Path) -> Fields | None:
         run = resolved if (resolved / CONFIG_FILE).is_file() else resolved.parent.parent
         config = configuration.load(run / CONFIG_FILE, [])
         for data in config.data.sources.values():
-            sources += read_manifest(Path(data.data)).configuration.get("sources", [])
+            sources += manifest_of(data.data).configuration.get("sources", [])
     except (SettingsError, DataError):
         return None
     found = {

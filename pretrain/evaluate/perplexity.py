@@ -24,10 +24,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from data_prep.dataset import durable, shards
+from data_prep.dataset import durable
 from data_prep.dataset.shards import Document
 from data_prep.dataset.wording import counted
 from data_prep.tokenizer.contract import Tokenizer
+from pretrain.data.files import name_of
 from pretrain.data.lanes import Dataset
 from pretrain.data.packing import IGNORE, LaidOut, Packer, Span, Window
 from pretrain.evaluate import results
@@ -48,7 +49,7 @@ _HEADINGS = {MEMORY: "with memory", MASKED: "masked", NO_MEMORY: "no memory"}
 
 def run(
     path: Path,
-    data_directory: Path,
+    location: str | Path,
     *,
     window_segments: int | None = None,
     max_documents: int | None = None,
@@ -61,7 +62,7 @@ def run(
     trained = results.open_model(path)
     report = evaluate(
         trained,
-        data_directory,
+        location,
         window_segments=window_segments,
         max_documents=max_documents,
         batch=batch,
@@ -74,7 +75,7 @@ def run(
 
 def evaluate(
     trained: Trained,
-    data_directory: Path,
+    location: str | Path,
     *,
     window_segments: int | None,
     max_documents: int | None,
@@ -96,7 +97,7 @@ def evaluate(
     """
     if window_segments is None:
         window_segments = trained.config.train.window_segments
-    data = Dataset(data_directory)
+    data = Dataset(location, trained.config.data.cache)
     _check_tokenizer(trained, data)
     count = min(data.manifest.documents, max_documents or data.manifest.documents)
     progress = TokenProgress("evaluate", round(count * data.mean_length), report)
@@ -111,11 +112,11 @@ def evaluate(
         progress.add(sum(span.tokens for _, spans in windows for span in spans))
     found = score.report(queue.text_bytes)
     if not (found["positions"] and queue.text_bytes):
-        raise EvaluationError(f"{data_directory}: the documents asked for have no text to predict")
+        raise EvaluationError(f"{location}: the documents asked for have no text to predict")
     return {
         **results.of_model(trained),
-        "data": data_directory.resolve().name,
-        "data_sha256": durable.sha256_of(data_directory / shards.MANIFEST),
+        "data": name_of(location),
+        "data_sha256": data.files.manifest_sha256,
         "tokenizer_sha256": data.manifest.tokenizer.sha256,
         "window_segments": window_segments,
         "documents": queue.documents,
@@ -354,7 +355,7 @@ def _check_tokenizer(trained: Trained, data: Dataset) -> None:
     own = durable.sha256_of(trained.tokenizer.path)
     if own != data.manifest.tokenizer.sha256:
         raise EvaluationError(
-            f"{data.directory}: was prepared with another tokenizer than the run's, so its tokens "
+            f"{data.location}: was prepared with another tokenizer than the run's, so its tokens "
             "mean other texts; prepare it again with data-prep's "
             f"tokenizer.path={trained.tokenizer.path}"
         )

@@ -20,15 +20,19 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from data_prep.dataset.settings import MistakeError, SettingsError
+from data_prep.dataset.settings import EXIT_MISTAKE, MistakeError, SettingsError
 from pretrain.checkpoint.attempts import NoProgressError, SupersededError
 from pretrain.config import Config
 
-EXIT_MISTAKE = 2
 EXIT_STOPPED = 75  # EX_TEMPFAIL
 EXIT_NO_PROGRESS = 78  # EX_CONFIG: not to be started again automatically
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+# What ends a job, a terminal or a session. SIGHUP: it is closed; SIGQUIT: Ctrl-\; SIGXCPU: the CPU
+# time of `ulimit -t` or of a batch system is used up.
+_STOPPING = (
+    *(signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT),
+    *(signal.SIGXCPU, signal.SIGUSR1),
+)
 
 # After one rank has failed, its peers sit in a collective that will not end: they get this long to
 # print their own errors before they are killed.
@@ -90,15 +94,23 @@ def default_ranks(config: Config) -> int:
     return max(1, torch.cuda.device_count())
 
 
+def stop_signals() -> list[signal.Signals]:
+    """The signals after which a run saves and ends. Under nohup SIGHUP is not one of them."""
+    hang_up = signal.SIGHUP
+    ignored = signal.getsignal(hang_up) is signal.SIG_IGN
+    return [number for number in _STOPPING if number != hang_up or not ignored]
+
+
 class StopFlag:
     """Records that a stop signal came, so that the step in flight can be finished first."""
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
-        for number in STOP_SIGNALS:
+        numbers = stop_signals()
+        for number in numbers:
             signal.signal(number, self._remember)
         # `start_ranks` blocked them: what came before there was a handler arrives now.
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
         self.signal = signal.Signals(number)
@@ -133,6 +145,7 @@ def start_ranks(command: Sequence[str], ranks: int) -> int:
     code is returned. Ranks die with this process, even when it is killed with SIGKILL.
     """
     processes: list[subprocess.Popen[bytes]] = []
+    numbers = stop_signals()
 
     def forward(number: int, frame: FrameType | None) -> None:
         for process in processes:
@@ -142,13 +155,13 @@ def start_ranks(command: Sequence[str], ranks: int) -> int:
     with tempfile.TemporaryDirectory(prefix="pretrain-") as directory:
         # Inherited blocked: one that arrives while a rank starts waits for its StopFlag instead of
         # killing it.
-        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-        previous = {number: signal.signal(number, forward) for number in STOP_SIGNALS}
+        signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+        previous = {number: signal.signal(number, forward) for number in numbers}
         try:
             for rank in range(ranks):
                 environment = _environment(rank, ranks, Path(directory) / "store")
                 processes.append(_start(command, environment))
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
             return _wait(processes)
         finally:
             for process in processes:
@@ -156,7 +169,7 @@ def start_ranks(command: Sequence[str], ranks: int) -> int:
                 process.wait()
             for number, handler in previous.items():
                 signal.signal(number, handler)
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
 
 
 def _start(command: Sequence[str], environment: Mapping[str, str]) -> subprocess.Popen[bytes]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 from data_prep.dataset import settings
 from data_prep.dataset.durable import sha256_of
 from data_prep.dataset.settings import SettingsError
-from data_prep.dataset.shards import DataError, read_manifest
+from data_prep.dataset.shards import DataError
 from data_prep.tokenizer import tokenizer
 from data_prep.tokenizer.contract import TokenizerError
 from pretrain.checkpoint import manifest
@@ -24,9 +25,10 @@ from pretrain.checkpoint.manifest import (
 )
 from pretrain.checkpoint.runs import TrainedError, is_checkpoint, run_directory_of
 from pretrain.config import Config, ModelConfig
+from pretrain.data.files import manifest_of
 
-# Settings of a model that may differ from the source's: its weights keep their meaning. A gate that
-# the source lacks has its initial value; one that the new model lacks is dropped.
+# Settings that may differ from the source's: its weights keep their meaning. A memory's parameter
+# that the source lacks has its initial value; one that the new model lacks is dropped.
 _FREE = {"segment", "memory", "local_attention", "init_std"}
 # Settings that are not the source's where they are not given: init_std is, for what is new.
 _NOT_INHERITED = _FREE - {"init_std"}
@@ -104,11 +106,14 @@ def _manifest(path: Path) -> Manifest:
 
 
 def _other_shape(theirs: ModelConfig, ours: ModelConfig) -> list[str]:
-    there: dict[str, Any] = settings.to_plain(theirs)
+    keys = [field for field in settings.to_plain(ours) if field not in _FREE]
+    if theirs.memory.traits == ours.memory.traits:
+        keys += [f"memory.{key}" for key in ours.memory.traits.sizes]
+    pairs = [(key, *map(attrgetter(key), (theirs, ours))) for key in keys]
     return [
-        f"model.{key} is {there[key]!r} in the source and {value!r} here; set it to {there[key]!r}"
-        for key, value in settings.to_plain(ours).items()
-        if key not in _FREE and there[key] != value
+        f"model.{key} is {there!r} in the source and {here!r} here; set it to {there!r}"
+        for key, there, here in pairs
+        if there != here
     ]
 
 
@@ -117,7 +122,7 @@ def _other_tokenizer(run_directory: Path, config: Config) -> list[str]:
     own = tokenizer.find(run_directory)
     key, source = next(iter(config.data.sources.items()))
     try:
-        used = read_manifest(Path(source.data)).tokenizer
+        used = manifest_of(source.data).tokenizer
     except DataError:
         return []
     if sha256_of(own) == used.sha256:

@@ -33,9 +33,10 @@ import torch.distributed as dist
 from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
 from data_prep.dataset import durable
-from data_prep.dataset.shards import DataError, read_manifest
+from data_prep.dataset.shards import DataError
 from data_prep.dataset.wording import counted
 from pretrain.config import Config
+from pretrain.data.files import manifest_of
 from pretrain.model import flops
 
 RECORDS = "preflight.jsonl"
@@ -225,7 +226,7 @@ def _checkpoint_bytes(config: Config) -> int:
     """
     source = next(iter(config.data.sources.values()))
     try:
-        vocabulary = read_manifest(Path(source.data)).tokenizer.vocab_size
+        vocabulary = manifest_of(source.data).tokenizer.vocab_size
     except DataError:
         return 0  # the trainer says why
     return 12 * flops.parameters(config.model, vocabulary)
@@ -432,8 +433,12 @@ def _record(
         "run_directory": shared,
     }
     try:
-        with (directory / RECORDS).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        with (directory / RECORDS).open("ab+") as file:
+            if file.tell():
+                file.seek(-1, os.SEEK_END)
+                # A line that a kill cut must not swallow this one.
+                file.write(b"" if file.read() == b"\n" else b"\n")
+            file.write(json.dumps(record).encode() + b"\n")
     except OSError as error:
         print(f"preflight: {directory / RECORDS} cannot be written: {error.strerror}", flush=True)
 

@@ -8,10 +8,12 @@ from pathlib import Path
 
 from data_prep.dataset import durable
 from data_prep.dataset.settings import SettingsError
-from data_prep.dataset.shards import DataError, read_manifest
+from data_prep.dataset.shards import DataError
 from data_prep.dataset.wording import counted
-from pretrain.config import Config
-from pretrain.jobs import origin
+from pretrain.checkpoint.runs import is_run
+from pretrain.config import CONFIG_FILE, Config
+from pretrain.data.files import manifest_of
+from pretrain.jobs import origin, resumable
 
 
 def check_start(config: Config, ranks: int) -> None:
@@ -22,7 +24,8 @@ def check_start(config: Config, ranks: int) -> None:
             "model.local_attention: flash-attn is not installed; install the extra `gpu` (README), "
             "or set it to auto or sdpa"
         )
-    problems += directory_problems(config) + data_problems(config) + origin.problems(config)
+    problems += directory_problems(config) + data_problems(config)
+    problems += origin.problems(config) + resumable.problems(config)
     if problems:
         raise SettingsError(problems)
 
@@ -31,6 +34,25 @@ def directory_problems(config: Config) -> list[str]:
     """Why no run can be in `run.directory`."""
     reason = durable.obstacle(Path(config.run.directory), directory=True)
     return [f"run.directory: {reason}"] if reason else []
+
+
+def moved_problems(path: Path, overrides: Sequence[str], config: Config) -> list[str]:
+    """Why a run's own configuration at `path` does not name the run that it lies in.
+
+    A run that was moved, copied, or is named from another directory would else go on, or begin
+    again, elsewhere without a word. An override of `run.directory` says what is meant.
+    """
+    run, named = path.parent, config.run.directory
+    said = any(word.startswith(("run.directory=", "run=")) for word in overrides)
+    if said or path.name != CONFIG_FILE or not is_run(run):
+        return []
+    if Path(named).is_dir() and run.samefile(named):
+        return []
+    return [
+        f"run.directory: {path} is the configuration of the run in {run}, but names {named}: the "
+        f"run was moved or copied, or {named} is not seen from here; give run.directory={run} to "
+        f"continue the run in {run}, or run.directory={named}"
+    ]
 
 
 def data_problems(config: Config, made_before: Sequence[Path] = ()) -> list[str]:
@@ -46,7 +68,7 @@ def data_problems(config: Config, made_before: Sequence[Path] = ()) -> list[str]
         if not directory or Path(directory).absolute() in later:
             continue
         try:
-            manifest = manifests[key] = read_manifest(Path(directory))
+            manifest = manifests[key] = manifest_of(directory)
         except DataError as error:
             problems.append(f"{key}: {error}")
             continue

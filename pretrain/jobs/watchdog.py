@@ -32,12 +32,16 @@ from pathlib import Path
 from typing import Literal
 
 from pretrain.checkpoint.attempts import STACKS, Attempt, note
+from pretrain.jobs.interpreter import python_module
 
 Phase = Literal["start", "step", "save"]
 
 _DUMP_SIGNAL = signal.SIGUSR2
 # Signals that a launcher may send to every process of a job: the rank decides what to do.
-_IGNORED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+_IGNORED = (
+    *(signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGXCPU),
+    *(signal.SIGUSR1, signal.SIGUSR2),
+)
 _MOMENT = 2.0  # seconds for a rank to write its stacks, and for the file system to take a file
 
 
@@ -62,7 +66,7 @@ class Watchdog:
         arguments = json.dumps([str(directory.absolute()), rank, dict(limits), beats, stacks])
         places = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "pretrain.jobs.watchdog", arguments],
+            [*python_module("pretrain.jobs.watchdog"), arguments],
             pass_fds=(beats, stacks),
             env={name: value for name, value in os.environ.items() if name not in places},
             stdin=subprocess.DEVNULL,

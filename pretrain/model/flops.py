@@ -2,7 +2,8 @@
 
 A multiply-add is 2 FLOPs. Matrix products are counted, elementwise work is not; the softmax's
 causal square counts in full, as in PaLM's definition of MFU and in torch's counter. A backward
-counts as two forwards; recomputation by activation checkpointing and the loss is not useful work.
+counts as two forwards, less the gradients that are not computed; recomputation by activation
+checkpointing and the loss is not useful work.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ def _stack_flops(config: ModelConfig, places: int) -> dict[str, int]:
 def training_flops_per_token(config: ModelConfig, vocab_size: int, window: int) -> float:
     """Useful FLOPs of forward and backward, per token of a window."""
     whole = sum(forward_flops(config, vocab_size, window).values())
-    return (3 * whole - _without_backward(config, window)) / window
+    return (3 * whole - attention_of(config.memory).missing_flops(config, window)) / window
 
 
 def computed_flops_per_token(
@@ -79,17 +80,13 @@ def computed_flops_per_token(
     """
     parts = forward_flops(config, vocab_size, window)
     whole = sum(parts.values())
-    again = attention_of(config.memory).recomputed_flops(config, window)
+    memory = attention_of(config.memory)
+    again = memory.recomputed_flops(config, window)
     if checkpointing == "selective":
         again += parts["feed_forward"] * 2 // 3
     if checkpointing == "full":
         again += whole - parts["output_head"] - parts["feed_forward"] // 3
-    return (3 * whole + again - _without_backward(config, window)) / window
-
-
-def _without_backward(config: ModelConfig, window: int) -> int:
-    """FLOPs of the backward that products without a gradient do not have."""
-    return 2 * attention_of(config.memory).forward_only_flops(config, window)
+    return (3 * whole + again - memory.missing_flops(config, window)) / window
 
 
 def passing_flops(

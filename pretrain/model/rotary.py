@@ -1,4 +1,7 @@
-"""Rotary position embedding, for the local attention only: the memory uses no positions."""
+"""Rotary position embedding, for the local attention and what it sees of earlier segments.
+
+Infini-attention's memory and the store of Memorizing Transformers use no positions.
+"""
 
 from __future__ import annotations
 

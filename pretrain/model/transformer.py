@@ -2,24 +2,25 @@
 
 Depends only on tensors and its configuration: no ranks, no files, no engine. As ZeRO-3 requires,
 every parameter is read inside the forward of the module that owns it, and every module runs once
-per forward (or once per chunk of a very long window), whatever the data. The memory is an argument
-and a result, never a buffer.
+per forward (or once per chunk of a very long window, or once per segment of a recurrence over the
+whole stack), whatever the data. The memory is an argument and a result, never a buffer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
 from pretrain.config import Checkpointing, ModelConfig
 from pretrain.model import local_attention
 from pretrain.model.feed_forward import FeedForward
 from pretrain.model.loss import OutputHead
-from pretrain.model.memories.contract import Attended, Attention, Carried
+from pretrain.model.memories.contract import Attended, Carried
 from pretrain.model.memories.kinds import attention_of, recurrence_of
 from pretrain.model.pointwise import RMSNorm
 from pretrain.model.state import ModelState, overwrite
@@ -181,14 +182,14 @@ class Transformer(nn.Module):
                 found.setdefault(name, []).append(float(value))
         return found
 
-    def gates(self) -> frozenset[str]:
-        """The names of the parameters that are gates; see `Attention.gates`."""
-        return frozenset(
-            f"{name}.{gate}"
-            for name, module in self.named_modules()
-            if isinstance(module, Attention)
-            for gate in module.gates
-        )
+    def gates(self) -> dict[str, int]:
+        """The names of the parameters that are gates, each with its layer, from 0; see
+        `Attention.gates`."""
+        return {
+            f"layers.{layer}.attention.{gate}": layer
+            for layer, block in enumerate(self.layers.blocks())
+            for gate in block.attention.gates
+        }
 
     def begins_as_eos(self) -> tuple[str, ...]:
         """The names of the parameters that begin as the embedding of EOS in a model whose other
@@ -214,7 +215,7 @@ class Transformer(nn.Module):
         tokens [B, T] int64, of any length T, begin at a segment boundary; starts [B, T] bool is
         True at each document's first token; state is the memory before the window. With targets
         [B, T] int64 the output has losses instead of logits, multiplied by `weights` [B, T],
-        float32, if given. With `read_memory` False every retrieval reads 0, but the memory is still
+        float32, if given. With `read_memory` False nothing is read, but the memory is still
         written. With `parts`, the tokens are this rank's part of the window, in whole segments,
         while `state` and the returned state are those before and after the whole window. `initial`
         is the memory, a constant, with which documents that start in the window begin; they read
@@ -318,7 +319,7 @@ class Transformer(nn.Module):
         """The logits of whole segments; the memory is updated in place."""
         layers, recurrence = stream.layers, stream.recurrence
         state = tuple(layer.memory for layer in layers) if recurrence is None else (recurrence,)
-        # An empty memory reads as 0, so the document's start need not be marked.
+        # A stream begins with the empty memory, so the document's start need not be marked.
         output: Output = self(tokens, torch.zeros_like(tokens, dtype=torch.bool), state)
         if self.recurrence is None or recurrence is None:
             for layer, segment, after in zip(
@@ -375,8 +376,27 @@ class Transformer(nn.Module):
 
 def on_meta(config: ModelConfig, vocab_size: int) -> Transformer:
     """The model on the meta device: names, shapes and sizes without data."""
-    with torch.device("meta"):
+    with torch.device("meta"), _Undrawn():
         return Transformer(config, vocab_size)
+
+
+class _Undrawn(TorchFunctionMode):
+    """Leaves out `nn.init.normal_`, which changes nothing on the meta device.
+
+    torch imports its compiler to run it there: 1.5 s.
+    """
+
+    def __torch_function__(
+        self,
+        function: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        named = kwargs or {}
+        if function is nn.init.normal_:
+            return named["tensor"]
+        return function(*args, **named)
 
 
 def _sum(losses: Sequence[Tensor | None]) -> Tensor | None:

@@ -252,8 +252,8 @@ def run(
 
 def _short(count: float, gap: str = "") -> str:
     """Three digits: 50.3M; `gap` is put before the letter."""
-    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if count >= size:
+    for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if count >= 0.9995 * size:  # which is rounded to it
             return f"{count / size:.3g}{gap}{unit}"
     return f"{count:.3g}{gap}"
 

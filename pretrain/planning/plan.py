@@ -158,8 +158,8 @@ class Plan:
 def make(config: Config, vocab_size: int, gpus: Cluster, simulated: bool) -> Plan:
     """The plan of a run. Raises SettingsError where it cannot start on so many ranks."""
     ranks = gpus.ranks
-    counted = f"; ranks are --nodes {gpus.nodes} times --gpus-per-node {gpus.gpus_per_node}"
-    problems = [text + counted for text in config.rank_problems(ranks)]
+    product = f"; ranks are --nodes {gpus.nodes} times --gpus-per-node {gpus.gpus_per_node}"
+    problems = [text + product for text in config.rank_problems(ranks)]
     if config.zero.stage != 3:
         problems.append(f"zero.stage: the plan counts ZeRO-3, found {config.zero.stage}; set it 3")
     if problems:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 
 from data_prep.dataset.shards import TokenizerInfo
 from pretrain.config import Config
@@ -19,13 +18,13 @@ class RunData:
     def __init__(self, config: Config) -> None:
         data, self._config = config.data, config
         self.mix = Mix(
-            [Dataset(Path(source.data)) for source in data.sources.values()],
+            [Dataset(source.data, data.cache) for source in data.sources.values()],
             [source.weight for source in data.sources.values()],
             data.prompt_weight,
         )
-        self.prefaces = Mix([Dataset(Path(data.preface))]) if data.preface else None
+        self.prefaces = Mix([Dataset(data.preface, data.cache)]) if data.preface else None
         self.validation = (
-            Mix([Dataset(Path(data.validation))], prompt_weight=data.prompt_weight)
+            Mix([Dataset(data.validation, data.cache)], prompt_weight=data.prompt_weight)
             if data.validation
             else None
         )
@@ -35,10 +34,9 @@ class RunData:
         """The tokenizer of all its data sets."""
         return self.mix.datasets[0].manifest.tokenizer
 
-    @property
-    def tokenizer_path(self) -> Path:
+    def tokenizer_bytes(self) -> bytes:
         """The tokenizer's file."""
-        return self.mix.datasets[0].directory / self.tokenizer.file
+        return self.mix.datasets[0].files.tokenizer()
 
     def fingerprints(self) -> dict[str, list[list[str]] | None]:
         """The sha256 of every shard of the mix's data sets (`sources`) and of the `preface`'s."""

@@ -31,7 +31,9 @@ from pretrain.model.memories.kinds import is_of_memory
 from pretrain.model.state import ModelState
 from pretrain.model.transformer import Output, Transformer
 from pretrain.training.optim import parameter_groups
+from pretrain.training.run_state import TrainingError
 
+_BUILD_LOCK = "build.lock"
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 _KINDS = ("param", *_MOMENTS)
 # At most this many elements per reduction; DeepSpeed allocates a buffer of this size.
@@ -44,13 +46,26 @@ PREFETCH_ELEMENTS = 50_000_000
 
 
 def cache_directory() -> Path:
-    """Directory of compiled operators: in `.cache` of the source tree, else in the user's cache."""
+    """Directory of compiled operators: in `.cache` of the source tree, else in the user's cache.
+
+    An installation that another user owns is only read. Raises TrainingError where neither can be
+    written.
+    """
     root = Path(__file__).resolve().parents[2]
-    inside = (root / "pyproject.toml").exists()
-    base = root / ".cache" if inside else Path.home() / ".cache" / "infini-pretrain"
     # Else two environments would rebuild each other's operators in turn.
     packages = "-".join(f"{name}{metadata.version(name)}" for name in ("torch", "deepspeed"))
-    return base / "torch_extensions" / f"{sys.implementation.cache_tag}-{packages}"
+    name = f"torch_extensions/{sys.implementation.cache_tag}-{packages}"
+    inside = [root / ".cache"] if (root / "pyproject.toml").exists() else []
+    tried = [base / name for base in (*inside, Path.home() / ".cache" / "infini-pretrain")]
+    for directory in tried:
+        with contextlib.suppress(OSError):
+            directory.mkdir(parents=True, exist_ok=True)
+            (directory / _BUILD_LOCK).open("a").close()
+            return directory
+    raise TrainingError(
+        f"DeepSpeed's operator for CPU ranks cannot be compiled: {' and '.join(map(str, tried))} "
+        "cannot be written; set TORCH_EXTENSIONS_DIR to a directory of yours"
+    )
 
 
 def build_ops(report: Callable[[str], None] = print) -> None:
@@ -60,12 +75,13 @@ def build_ops(report: Callable[[str], None] = print) -> None:
     torch found while holding it was therefore left by a killed build and would make every later
     launch wait forever, so it is reported and removed.
     """
-    os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(cache_directory()))
+    if not os.environ.get("TORCH_EXTENSIONS_DIR"):
+        os.environ["TORCH_EXTENSIONS_DIR"] = str(cache_directory())
     # torch looks for ninja on the PATH, which need not name this interpreter's environment.
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     directory = Path(os.environ["TORCH_EXTENSIONS_DIR"])
     directory.mkdir(parents=True, exist_ok=True)
-    with (directory / "build.lock").open("w") as guard:
+    with (directory / _BUILD_LOCK).open("w") as guard:
         fcntl.flock(guard, fcntl.LOCK_EX)
         for stale in directory.rglob("lock"):
             report(f"removed {stale}: this lock was left by a build that was killed")
@@ -248,14 +264,14 @@ class Engine:
         }
 
     def gates(self) -> list[Tensor]:
-        """The gates' float32 masters, one tensor [heads] per layer; call it on all ranks."""
+        """The gates' float32 masters, [heads] or [0] for each layer; call it on all ranks."""
         from deepspeed.utils import safe_get_full_fp32_param
 
-        found = []
-        for name, parameter in self._parameters.items():
-            if name in self._gates:
-                whole = safe_get_full_fp32_param(parameter) if self._stage else parameter
-                found.append(whole.detach().float().cpu())
+        found = [torch.zeros(0)] * len(self.module.layers) if self._gates else []
+        for name, layer in self._gates.items():
+            parameter = self._parameters[name]
+            whole = safe_get_full_fp32_param(parameter) if self._stage else parameter
+            found[layer] = whole.detach().float().cpu()
         return found
 
     def pieces(self) -> Iterator[Piece]:
@@ -285,14 +301,14 @@ class Engine:
         for state in self._adamw.state.values():
             state["step"].fill_(optimizer_steps)
 
-    def take_weights(self, checkpoint: Checkpoint, eos_id: int | None) -> None:
+    def take_weights(self, checkpoint: Checkpoint, same_memory: bool, eos_id: int | None) -> None:
         """Load this rank's part of the weights only; a memory's may be missing on either side.
 
-        Those that the checkpoint lacks keep their initial values, except for learned vectors that
-        begin as the embedding of the token `eos_id`, if there is one. Raises CheckpointError if
-        its other weights do not match this model's.
+        Without `same_memory` a memory's are not taken: kinds share names, but not their meaning.
+        Those not taken keep their initial values; learned vectors may begin as the embedding of the
+        token `eos_id` instead. Raises CheckpointError if the others do not match this model's.
         """
-        taken = _shared_weights(self._shapes, checkpoint)
+        taken = _shared_weights(self._shapes, checkpoint, same_memory)
         self._set(taken, ("param",), checkpoint.read)
         begun = [name for name in self.module.begins_as_eos() if name not in taken]
         if eos_id is not None and begun:
@@ -394,20 +410,26 @@ def _shape(parameter: nn.Parameter) -> torch.Size:
     return shape
 
 
-def _shared_weights(shapes: Mapping[str, torch.Size], checkpoint: Checkpoint) -> list[str]:
-    """The parameters of `shapes` that the checkpoint has; a memory's may be missing on either side.
+def _shared_weights(
+    shapes: Mapping[str, torch.Size], checkpoint: Checkpoint, same_memory: bool
+) -> list[str]:
+    """The parameters of `shapes` to take from the checkpoint, see `Engine.take_weights`.
 
-    Raises CheckpointError if the others do not match.
+    Raises CheckpointError if they do not match.
     """
     stored = checkpoint.names()
-    own = {f"{name}/param": tuple(shape) for name, shape in shapes.items()}
-    taken = [name for name in shapes if f"{name}/param" in stored or not is_of_memory(name)]
+    taken = [
+        name
+        for name in shapes
+        if not is_of_memory(name) or (same_memory and f"{name}/param" in stored)
+    ]
+    own = {f"{name}/param": tuple(shapes[name]) for name in taken}
     others = {
         name: shape
         for name, shape in stored.items()
-        if name not in own and (not name.endswith("/param") or is_of_memory(name.split("/")[0]))
+        if not name.endswith("/param") or is_of_memory(name.split("/")[0])
     }
-    checkpoint.expect({f"{name}/param": own[f"{name}/param"] for name in taken} | others)
+    checkpoint.expect(others | own)
     return taken
 
 

@@ -24,7 +24,7 @@ from pretrain.checkpoint.load import Checkpoint
 from pretrain.checkpoint.manifest import CHECKPOINTS, step_name
 from pretrain.config import CONFIG_FILE, Config, load
 from pretrain.data.lanes import Dataset, Lane, LanePlace, Mix
-from pretrain.training.metrics import read_records, reopened
+from pretrain.training.metrics import numbered, reopened
 from pretrain.training.run_state import place_record
 
 LEDGER_FILE = "ledger.jsonl"
@@ -75,12 +75,16 @@ def check(directory: Path) -> list[str]:
     cannot be read.
     """
     config = load(directory / CONFIG_FILE)
-    datasets = [Dataset(Path(source.data)) for source in config.data.sources.values()]
-    preface = Mix([Dataset(Path(config.data.preface))]) if config.data.preface else None
-    lanes = [_Replay(index, config, datasets, preface) for index in range(config.data.lanes)]
+    datasets = [Dataset(source.data, config.data.cache) for source in config.data.sources.values()]
+    preface = config.data.preface
+    prefaces = Mix([Dataset(preface, config.data.cache)]) if preface else None
+    lanes = [_Replay(index, config, datasets, prefaces) for index in range(config.data.lanes)]
     problems: list[str] = []
     step = attempt = 0
-    for line in read_records(directory / LEDGER_FILE):
+    for number, (text, line) in enumerate(numbered(directory / LEDGER_FILE), 1):
+        if line is None:
+            problems += [f"{LEDGER_FILE}: line {number} cannot be read"] if text.strip() else []
+            continue
         if line["step"] <= step or line["attempt"] < attempt:
             problems.append(
                 f"step {line['step']} of attempt {line['attempt']} comes after step {step} of "

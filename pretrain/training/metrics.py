@@ -33,9 +33,18 @@ class TrackingError(ValueError):
     """wandb could not be started; the message says why and what to do."""
 
 
+class _Stream(logging.StreamHandler[TextIO]):
+    """A log to a terminal or a pipe, which may be gone while the run goes on."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
+        """Say nothing where the stream is closed or its disk is full: log.txt has every line."""
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
+
+
 def configure_logging(rank: int, directory: Path) -> None:
     """Rank 0 logs to the terminal and the run's log file; other ranks log only warnings."""
-    stream = logging.StreamHandler(sys.stdout if rank == 0 else sys.stderr)
+    stream = _Stream(sys.stdout if rank == 0 else sys.stderr)
     handlers: list[logging.Handler] = [stream]
     if rank == 0:
         handlers.append(logging.FileHandler(directory / LOG_FILE, encoding="utf-8"))
@@ -177,21 +186,42 @@ class Recorder:
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
-    """The records of a JSON lines file, up to a line left incomplete by a kill or power loss."""
-    records: list[dict[str, Any]] = []
-    if path.exists():
-        for line in path.read_bytes().split(b"\n")[:-1]:
-            try:
-                records.append(json.loads(line))
-            except ValueError:
-                break
-    return records
+    """The records of a JSON lines file; what is no record, as a blank line, is passed over."""
+    return [record for _, record in numbered(path) if record is not None]
+
+
+def numbered(path: Path) -> list[tuple[bytes, dict[str, Any] | None]]:
+    """The lines of a JSON lines file without their ends, each with its record of a step.
+
+    The record is None where a line cannot be read. A last line that a kill or a power loss left
+    incomplete is left out.
+    """
+    lines = path.read_bytes().split(b"\n") if path.exists() else []
+    found = [(line, _record(line)) for line in lines]
+    return found if not found or found[-1][1] is not None else found[:-1]
+
+
+def _record(line: bytes) -> dict[str, Any] | None:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    step = record.get("step") if isinstance(record, dict) else None
+    return record if isinstance(step, int) else None
 
 
 def reopened(path: Path, resumed_step: int) -> TextIO:
-    """A JSON lines file opened for appending, without lines of steps after `resumed_step`."""
-    kept = [line for line in read_records(path) if line["step"] <= resumed_step]
-    durable.write_bytes(path, "".join(_json_line(line) for line in kept).encode())
+    """A JSON lines file opened for appending, without lines of steps after `resumed_step`.
+
+    Lines that cannot be read are kept as they are, and logged unless they are blank.
+    """
+    kept = []
+    for number, (line, record) in enumerate(numbered(path), 1):
+        if record is None and line.strip():
+            _log.warning("%s: line %d cannot be read; it is kept as it is", path, number)
+        if record is None or record["step"] <= resumed_step:
+            kept.append(line + b"\n")
+    durable.write_bytes(path, b"".join(kept))
     return path.open("a", encoding="utf-8")
 
 
@@ -224,13 +254,35 @@ def _flat(values: Mapping[str, Any]) -> list[tuple[str, float]]:
     return found
 
 
-def run_identity(directory: Path) -> str:
-    """The run's id, created once, with which wandb continues a resumed run's curves."""
-    path = directory / _IDENTITY_FILE
-    if not path.exists():
-        durable.write_json(path, {"id": uuid.uuid4().hex[:12]})
-    identity: str = json.loads(path.read_text(encoding="utf-8"))["id"]
+def run_identity(directory: Path) -> dict[str, str]:
+    """The run's `id`, with which wandb continues a resumed run's curves, and its `directory`.
+
+    A copy of a run that is still where it was gets an id of its own, and has the other's as
+    `copied_from`: two runs must not write to one curve. A run that was moved keeps its id.
+    """
+    path, place = directory / _IDENTITY_FILE, str(directory.resolve())
+    known = _identity(path)
+    before = Path(known.get("directory", place)) / _IDENTITY_FILE
+    if not known:
+        identity = {"id": uuid.uuid4().hex[:12]}
+    elif _identity(before).get("id") == known["id"] and not before.samefile(path):
+        identity = {"id": uuid.uuid4().hex[:12], "copied_from": known["id"]}
+        _log.info("a copy of %s, so wandb's id is another: %s", before.parent, identity["id"])
+    else:
+        identity = known
+    identity = {**identity, "directory": place}
+    if identity != known:
+        durable.write_json(path, identity)
     return identity
+
+
+def _identity(path: Path) -> dict[str, str]:
+    """What is stored of a run; empty where that cannot be read."""
+    try:
+        stored = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return stored if isinstance(stored, dict) and isinstance(stored.get("id"), str) else {}
 
 
 def _end_wandb(run: Any) -> None:
@@ -250,16 +302,18 @@ def _start_wandb(directory: Path, config: Config) -> Any:
     os.environ.setdefault("WANDB_SILENT", "true")
     import wandb
 
+    identity = run_identity(directory)
+    link = {key: value for key, value in identity.items() if key == "copied_from"}
     try:
         return wandb.init(
             project=config.wandb.project,
             entity=config.wandb.entity or None,
             name=config.wandb.name or directory.name,
-            id=run_identity(directory),
+            id=identity["id"],
             resume="allow",
             mode=config.wandb.mode,
             dir=str(directory),
-            config=settings.to_plain(config),
+            config={**settings.to_plain(config), **link},
             settings=wandb.Settings(
                 console="off",
                 disable_code=True,

@@ -25,7 +25,7 @@ class Records:
     ) -> None:
         directory = attempt.directory
         durable.write_bytes(directory / CONFIG_FILE, settings.to_yaml(config).encode())
-        tokenizer.write(directory, data.tokenizer.file, data.tokenizer_path.read_bytes())
+        tokenizer.write(directory, data.tokenizer.file, data.tokenizer_bytes())
         self._ledger = Ledger(attempt, ranks, config, resumed_step)
         self._recorder = Recorder(directory, config, resumed_step)
 

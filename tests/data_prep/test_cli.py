@@ -237,7 +237,7 @@ def test_a_command_restores_the_handlers_of_signals(home: Path, tmp_path: Path) 
             signal.signal(number, former)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_with_one_line_and_the_command_continues(
     number: signal.Signals, home: Path, tmp_path: Path
 ) -> None:

@@ -34,6 +34,18 @@ def test_missing_settings_are_reported_at_once() -> None:
     ]
 
 
+def test_a_home_directory_that_is_not_there_is_named_wherever_it_is_asked_for() -> None:
+    source = "{name: s, paths: ['~nobody-here/*.txt'], exclude: [x, '~nobody-here/y'], "
+    source += "cleaning: {decontaminate: ['~nobody-here/z']}}"
+    with pytest.raises(SettingsError) as caught:
+        config.load(None, [f"sources=[{source}]", "output=~nobody-here/out"])
+    assert [problem.partition(": there is no home directory ~nobody-here;")[0]
+            for problem in caught.value.problems] == [
+        "output", "sources[0].paths[0]", "sources[0].exclude[1]",
+        "sources[0].cleaning.decontaminate[0]",
+    ]  # fmt: skip
+
+
 def test_place_and_speed_are_no_part_of_the_identity() -> None:
     one = config.load(None, [SOURCE, "output=a"])
     other = config.load(None, [SOURCE, "output=b", "workers=7", "root=/elsewhere"])

@@ -124,7 +124,7 @@ def test_the_resolved_configuration_reads_back_as_itself(tmp_path: Path) -> None
             "model.memory.kernel: triton holds heads of at most 128, found d_head=160",
         ),
         (
-            ["model.memory.kernel=triton", "train.precision=bf16", "model.memory.kind=none"],
+            ["model.memory.kernel=triton", "launch.device=cpu", "model.memory.kind=none"],
             "model.memory.kernel: has no effect with memory.kind=none; remove it, or set",
         ),
         (

@@ -31,7 +31,7 @@ LAYERS = 4
 SETTINGS = (
     *("data.lanes=2", "data.train=none", "run.directory=none", "launch.device=cpu"),
     *("model.d_model=384", f"model.n_layers={LAYERS}", "model.n_heads=6", "model.n_kv_heads=6"),
-    *("model.d_ff=512", "model.segment=8", "train.window_segments=16"),
+    *("model.d_ff=512", "model.segment=8", "train.window_segments=4"),
     "model.tied_embeddings=false",
 )
 BLOCK = 4 * 384 * 384 + 3 * 384 * 512  # weights, but for those that stay gathered
@@ -107,7 +107,7 @@ def gathered(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, in
 def test_each_layers_weights_are_gathered_once_a_window_and_pass(
     gathered: dict[str, dict[str, int]], kind: str
 ) -> None:
-    # 16 segments, of which a loop over the model would gather each.
+    # 4 segments, of which a loop over the model would gather each.
     own = gathered[kind]["own"]
     assert gathered[kind]["forward"] == LAYERS * BLOCK + 2 * OUTSIDE + own
     # The output projection is still there when the backward begins.

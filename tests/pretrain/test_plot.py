@@ -17,10 +17,10 @@ from pretrain import plot
 from pretrain.plot import PlotError
 
 
-def test_a_run_gives_four_images_that_are_not_blank(tmp_path: Path) -> None:
+def test_a_run_gives_five_images_that_are_not_blank(tmp_path: Path) -> None:
     _write_run(tmp_path)
     paths = plot.plot(tmp_path)
-    names = ["loss.png", "speed.png", "gates.png", "positions.png"]
+    names = ["loss.png", "speed.png", "memory.png", "gates.png", "positions.png"]
     assert paths == [tmp_path / "plots" / name for name in names]
     for path in paths:
         image = imread(path)
@@ -42,12 +42,28 @@ def test_losses_and_rates_are_drawn_at_their_steps() -> None:
     assert lower.get_xlabel() == "optimizer step" and "nats" in upper.get_ylabel()
 
 
-def test_each_head_is_a_dot_in_its_layer() -> None:
-    figure = plot._gates(_train(10, gates=[[0.9, 0.1, 0.5], [0.2, 0.2, 0.7]]))
+def test_what_the_memory_reports_is_drawn_as_the_mean_of_its_layers() -> None:
+    records = [_train(step, memory_norm=[1.0, step]) for step in (10, 20, 30)]
+    records[1]["memory_norm"] = [1.0, None]
+    records[2]["auxiliary_loss"] = 0.25
+    figure = plot._memory(records)
+    assert figure is not None
+    norm, auxiliary = figure.axes
+    assert (norm.get_title("left"), auxiliary.get_title("left")) == (
+        "Memory norm",
+        "Auxiliary loss",
+    )
+    assert _lines(norm.get_lines()) == {"memory_norm": [(10, 5.5), (20, None), (30, 15.5)]}
+    assert _lines(auxiliary.get_lines()) == {"auxiliary_loss": [(10, None), (20, None), (30, 0.25)]}
+
+
+def test_each_head_is_a_dot_in_its_layer_counted_from_1() -> None:
+    figure = plot._gates(_train(10, gates=[[0.9, 0.1, 0.5], [], [0.2, 0.2, 0.7]]))
     assert figure is not None
     dots = [np.asarray(dots.get_offsets()) for dots in figure.axes[0].collections]
-    assert [sorted(layer[:, 1].tolist()) for layer in dots] == [[0.1, 0.5, 0.9], [0.2, 0.2, 0.7]]
-    assert [np.round(layer[:, 0]).tolist() for layer in dots] == [[0] * 3, [1] * 3]
+    heights = [sorted(layer[:, 1].tolist()) for layer in dots]
+    assert heights == [[0.1, 0.5, 0.9], [], [0.2, 0.2, 0.7]]
+    assert [np.round(layer[:, 0]).tolist() for layer in dots] == [[1] * 3, [], [3] * 3]
     heights = [bar.get_width() for bar in figure.axes[1].patches]
     assert sum(heights) == 6 and heights[4] == 2
 
@@ -78,11 +94,14 @@ def test_the_newest_evaluation_is_of_the_highest_step(tmp_path: Path) -> None:
 def test_what_there_is_nothing_of_is_skipped_and_logged(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    _write_records(tmp_path, [_train(10, gates=[])])
+    without = _train(10, gates=[])
+    del without["memory_norm"]
+    _write_records(tmp_path, [without])
     with caplog.at_level(logging.WARNING, logger="pretrain.plot"):
         paths = plot.plot(tmp_path)
     assert [path.name for path in paths] == ["loss.png", "speed.png"]
-    assert "gates.png is skipped" in caplog.text and "pretrain eval" in caplog.text
+    assert "gates.png is skipped" in caplog.text and "memory.png is skipped" in caplog.text
+    assert "pretrain eval" in caplog.text
 
 
 def test_a_model_without_memory_has_one_curve(tmp_path: Path) -> None:
@@ -128,6 +147,7 @@ def _train(step: int, **given: Any) -> dict[str, Any]:
         "gate_lr": 1e-3 * step,
         "tokens_per_second": 1000.0 + step,
         "gates": [[0.1, 0.9], [0.5, 0.6]],
+        "memory_norm": [3.0, 4.0],
         **given,
     }
 

@@ -466,7 +466,7 @@ def test_a_run_ends_as_undisturbed_on_whatever_number_of_ranks_it_comes_back(
             due = ELASTIC_STEPS * (index + 1) // (len(ELASTIC) + 2)
             wait_for(lambda: watch.reached >= due, f"step {due}", PATIENCE)  # noqa: B023
             campaign.strike(kind, inject, ends=True, moment="step")
-            (*_, count) = re.findall(r"restart \d+, on (\d) nodes", job.log())
+            (*_, count) = re.findall(r"restart \d+, on (\d) nodes?", job.log())
             assert int(count) == nodes, job.log()
         wait_for(job.ended, "the end of the run", PATIENCE)
     assert job.state() == "COMPLETED" and job.log().endswith(" finished\n"), job.log()

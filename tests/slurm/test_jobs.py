@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 import time
@@ -108,6 +109,7 @@ def test_the_exit_code_that_the_trainer_recorded_decides(jobs: dict[str, Job]) -
     wait_for(job.ended, "the end")
     assert job.state() == "FAILED"
     assert "stopped: an error in the configuration" in job.log().splitlines()[-1], job.log()
+    assert not list((job.run / "slurm" / "starts").iterdir())  # it does not count as an attempt
 
 
 def test_the_exit_code_of_an_older_attempt_is_ignored(jobs: dict[str, Job]) -> None:
@@ -164,6 +166,9 @@ def test_a_run_has_one_job_at_a_time(submit: Submit, on_cluster: Run, place: Pat
     again = on_cluster(*line, "--", "run.directory=single", cwd=place)
     assert again.returncode == 2
     assert f"only one may be; first scancel {job.number}" in again.stderr
+    # A copy of the run has the list of its jobs, and none of them.
+    shutil.copytree(place / "single", place / "copied")
+    assert submit("copied", "--nodes=1", "--hold").number != job.number
 
 
 def trained_alone(place: Path, name: str, *overrides: str) -> subprocess.Popen[bytes]:
@@ -257,7 +262,7 @@ _REFUSED = [
     (("--", "run.directory=a%j"), "goes into the names of Slurm's logs"),
     (("--", "wandb.name=${oc.env:HOME}"), "uses a resolver"),
     (("--", "--wandb.name=x"), "--wandb.name=x: unknown option"),
-    (("--", "wandb.name=!!python/object/apply:os.system ['touch canary']"), "is not valid YAML"),
+    (("--", "data.mix=[!!python/object/apply:os.system ['touch canary']]"), "cannot be read"),
     (("--", "$(touch canary)"), "'$(touch canary)': expected key=value"),
 ]
 
@@ -334,7 +339,7 @@ def test_every_attempt_takes_the_free_nodes_and_the_run_ends_as_on_one(
         leave(*nodes)
         on_cluster("scancel", "--signal=USR1", "--batch", job.number)
         job.restart(count)
-        wait_for(lambda: f"restart {count}, on {len(nodes)} nodes" in job.log(), str(nodes))  # noqa: B023
+        wait_for(lambda: f"restart {count}, on {len(nodes)} node" in job.log(), str(nodes))  # noqa: B023
     wait_for(job.ended, "the end of the run", 300)
     leave("n1", "n2", "n3")
     assert job.state() == "COMPLETED", job.log()

@@ -42,6 +42,26 @@ def test_a_dry_run_shows_the_plan_the_command_and_the_script(dry: Submit, place:
     assert not (place / "run").exists()
 
 
+def test_no_file_of_the_user_is_imported_in_place_of_ours(dry: Submit, place: Path) -> None:
+    files = [place / f"{name}.py" for name in ("pretrain", "data_prep", "yaml", "queue")]
+    for file in files:
+        file.write_text("raise SystemExit('a file of the user')")
+    try:
+        assert sbatch_words(dry("train", "c.yaml", "--nodes=1-4"))
+    finally:
+        for file in files:
+            file.unlink()
+
+
+def test_a_path_behind_an_equals_sign_may_begin_at_home(
+    dry: Submit, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(place))
+    words = ["--nodes=1-4", "--site=~/site.env", "--", "run.directory=~/at home #2"]
+    ((*_, site, run, _, _, _, _),) = sbatch_words(dry("train", "~/c.yaml", *words))
+    assert (site, run) == (str(place / "site.env"), str(place / "at home #2"))
+
+
 def test_lanes_must_divide_evenly_over_every_number_of_nodes(dry: Submit) -> None:
     assert mistakes(dry("train", "c.yaml", "--nodes", "4-6", "--", "launch.ranks=1")) == [
         "nodes: 12 lanes (data.lanes) cannot be shared evenly by 5 nodes of 1 rank; choose "
@@ -143,7 +163,7 @@ def test_a_site_file_and_slurm_are_required(place: Path, tmp_path: Path) -> None
 def test_the_example_of_a_site_file_sets_what_the_launchers_read() -> None:
     example = (ROOT / "slurm/site.env.example").read_text()
     defaults = (ROOT / "slurm/site.sh").read_text()
-    names = set(re.findall(r"\b([A-Z_]+)=", defaults)) - {"PYTHONPATH"}
+    names = set(re.findall(r"\b([A-Z_]+)=", defaults)) - {"PYTHONPATH", "PYTHONSAFEPATH"}
     assert names == set(re.findall(r"^([A-Z_]+)=", example, re.MULTILINE))
 
 

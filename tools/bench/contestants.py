@@ -203,11 +203,8 @@ def _infini_transformer_pytorch(given: dict[str, Any]) -> tuple[Step, dict[str, 
 
     shape = given["shape"]
     model = InfiniTransformer(
-        num_tokens=given["vocab_size"],
-        dim=shape["d_model"],
-        depth=shape["n_layers"],
+        **_sizes(given),
         dim_head=shape["d_head"],
-        heads=shape["n_heads"],
         use_mem_delta_rule=given["memory"] == "delta",
     )
     segments, memories = _segments(given), []
@@ -237,11 +234,8 @@ def _compressive_transformer_pytorch(given: dict[str, Any]) -> tuple[Step, dict[
 
     shape, memory = given["shape"], given["of_peer"]
     model = CompressiveTransformer(
-        num_tokens=given["vocab_size"],
-        dim=shape["d_model"],
+        **_sizes(given),
         seq_len=shape["segment"],
-        depth=shape["n_layers"],
-        heads=shape["n_heads"],
         mem_len=memory["cache"],
         cmem_len=memory["compressed"],
         cmem_ratio=memory["rate"],
@@ -272,11 +266,8 @@ def _memorizing_transformers_pytorch(given: dict[str, Any]) -> tuple[Step, dict[
     shape, memory = given["shape"], given["of_peer"]
     directory = tempfile.TemporaryDirectory()
     model = MemorizingTransformer(
-        num_tokens=given["vocab_size"],
-        dim=shape["d_model"],
+        **_sizes(given),
         dim_head=shape["d_head"],
-        depth=shape["n_layers"],
-        heads=shape["n_heads"],
         memorizing_layers=(memory["layer"],),
         max_knn_memories=memory["capacity"],
         num_retrieved_memories=memory["neighbours"],
@@ -307,11 +298,8 @@ def _recurrent_memory_transformer_pytorch(given: dict[str, Any]) -> tuple[Step, 
 
     shape = given["shape"]
     model = RecurrentMemoryTransformer(
-        num_tokens=given["vocab_size"],
-        dim=shape["d_model"],
-        depth=shape["n_layers"],
+        **_sizes(given),
         dim_head=shape["d_head"],
-        heads=shape["n_heads"],
         num_memory_tokens=given["of_peer"]["vectors"],
         seq_len=shape["segment"],
         abs_pos_emb=False,
@@ -336,6 +324,17 @@ def _recurrent_memory_transformer_pytorch(given: dict[str, Any]) -> tuple[Step, 
 def _nats(logits: Tensor, targets: Tensor) -> Tensor:
     """The summed loss of logits [1, N, V] and targets [1, N]."""
     return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
+
+
+def _sizes(given: dict[str, Any]) -> dict[str, int]:
+    """Sizes under the names that all peers for memories give them."""
+    shape = given["shape"]
+    return {
+        "num_tokens": given["vocab_size"],
+        "dim": shape["d_model"],
+        "depth": shape["n_layers"],
+        "heads": shape["n_heads"],
+    }
 
 
 def _of_peer(given: dict[str, Any], model: nn.Module) -> dict[str, Any]:

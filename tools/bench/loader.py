@@ -2,8 +2,9 @@
 
     python tools/bench/loader.py data/stdlib --json out.json
 
-Each round measures, for one rank with `data.workers` threads: the loader while it verifies each
-shard at first use; the loader once all shards are verified; the ledger's hash of the same windows;
+Each round measures, for one rank with `data.workers` threads: the loader while it fetches each
+shard from a web server on this machine; the loader while it verifies each shard at first use; the
+loader once all shards are verified; the ledger's hash of the same windows;
 and a training step of a small model on them. The rate is also compared with the tokens/s of a GPU
 that trains the 1B recipe.
 """
@@ -11,9 +12,13 @@ that trains the 1B recipe.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import statistics
+import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +26,7 @@ import machine
 import torch
 
 from pretrain import config as configuration
-from pretrain.config import Config
+from pretrain.config import CacheConfig, Config
 from pretrain.data.lanes import Dataset, Mix
 from pretrain.data.loader import Batch, Loader
 from pretrain.model import flops
@@ -39,6 +44,20 @@ SETTINGS = (
 # MFU of the 1B recipe that is assumed, of an H100's dense bf16 peak.
 _SHARE = 0.5
 _VOCABULARY = 128_256
+# A process of its own: its work is not the loader's. Its port is what it prints.
+_SERVER = """
+import asyncio, sys
+from aiohttp import web
+async def serve():
+    app = web.Application()
+    app.router.add_static("/", sys.argv[1])
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    print(runner.addresses[0][1], flush=True)
+    await asyncio.Event().wait()
+asyncio.run(serve())
+"""
 
 
 def main() -> None:
@@ -83,6 +102,8 @@ def _round(
     mix = Mix([Dataset(parsed.data)])
     size = config.data.lanes * config.window
     epoch = max(1, mix.datasets[0].manifest.tokens // size)
+    with _served(parsed.data) as url, tempfile.TemporaryDirectory() as cache:
+        fetched, _ = _read(Mix([Dataset(url, CacheConfig(cache))]), config, epoch)
     first, _ = _read(mix, config, epoch)
     for shard in range(len(mix.datasets[0].manifest.shards)):
         mix.datasets[0].check(shard)
@@ -92,11 +113,22 @@ def _round(
         extended("", tokens.numpy(), starts.numpy())
     hashed = time.perf_counter() - began
     return {
+        "loader, shards fetched on the way": epoch * size / fetched,
         "loader, shards checked on the way": epoch * size / first,
         "loader": parsed.batches * size / seconds,
         "ledger's hash": size / hashed,
         "training step": _step_rate(batch, model, optimizer),
     }
+
+
+@contextlib.contextmanager
+def _served(directory: Path) -> Iterator[str]:
+    """A URL of the data set."""
+    command = [sys.executable, "-c", _SERVER, str(directory)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        yield f"http://127.0.0.1:{int(server.stdout.readline())}"
+        server.kill()
 
 
 def _read(mix: Mix, config: Config, batches: int) -> tuple[float, Batch]:

@@ -223,9 +223,13 @@ class CompressiveAttention(PastAttention):
         }
 
     @classmethod
-    def forward_only_flops(cls, config: ModelConfig, window: int) -> int:
-        """The attention that is to be reconstructed."""
-        return config.n_layers * slot_flops(config, window, config.segment)
+    def missing_flops(cls, config: ModelConfig, window: int) -> int:
+        """See `Attention.missing_flops`: what leaves the cache, the attention that is to be
+        reconstructed, and the queries of the other one are constants."""
+        sizes = Sizes.of(config)
+        wanted = 2 * slot_flops(config, window, sizes.segment)
+        of_queries = slot_flops(config, window, sizes.blocks) // 2
+        return config.n_layers * (_compression_flops(config, window) + wanted + of_queries)
 
     @classmethod
     def flops(cls, config: ModelConfig, window: int) -> dict[str, int]:
@@ -236,11 +240,16 @@ class CompressiveAttention(PastAttention):
         projection = 2 * projected * config.d_model * 2 * config.n_kv_heads * config.d_head
         parts = {
             "slots": slot_flops(config, window, slots) + projection,
-            "compression": 2 * segments * config.segment * config.d_model**2,
+            "compression": _compression_flops(config, window),
             "reconstruction": slot_flops(config, window, sizes.segment + sizes.blocks),
         }
         counted = {name: config.n_layers * part for name, part in parts.items()}
         return super().flops(config, window) | counted
+
+
+def _compression_flops(config: ModelConfig, window: int) -> int:
+    """FLOPs of a layer's compression of as many inputs as the window's whole segments have."""
+    return 2 * -(-window // config.segment) * config.segment * config.d_model**2
 
 
 def laid_out(window: Window, sizes: Sizes, memories: Sequence[CompressiveState]) -> Layout:

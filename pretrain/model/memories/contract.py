@@ -95,8 +95,10 @@ class Attention(nn.Module, ABC):
 
     def projected(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries [B, T, H, D], keys and values [B, T, K, D] of x [B, T, d_model]."""
-        values = torch.unflatten(self.v_proj(x), 2, (-1, self.config.d_head))
-        return self.projected_queries(x), self.projected_keys(x), values
+        # In this order, in which autograd adds up the three gradients of x: runs of before the
+        # other memories go on to the bit.
+        queries, keys = self.projected_queries(x), self.projected_keys(x)
+        return queries, keys, torch.unflatten(self.v_proj(x), 2, (-1, self.config.d_head))
 
     def projected_queries(self, x: Tensor) -> Tensor:
         """Queries [B, T, H, D] of x [B, T, d_model], after their norm if there is one."""
@@ -169,8 +171,9 @@ class Attention(nn.Module, ABC):
         return 0
 
     @classmethod
-    def forward_only_flops(cls, config: ModelConfig, window: int) -> int:
-        """FLOPs among these that have no backward."""
+    def missing_flops(cls, config: ModelConfig, window: int) -> int:
+        """FLOPs that the backward has less than two forwards, since some of its gradients are not
+        computed."""
         return 0
 
     @classmethod

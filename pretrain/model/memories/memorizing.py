@@ -165,19 +165,23 @@ class MemorizingAttention(CachedAttention):
         """See `Attention.flops`; for a full store."""
         memory, width = config.memory.memorizing, config.n_heads * config.d_head
         return super().flops(config, window) | {
-            "store_search": cls.forward_only_flops(config, window),
+            "store_search": _search_flops(config, window),
             "store_read": 2 * window * min(memory.neighbours, memory.capacity) * width,
         }
 
     @classmethod
-    def forward_only_flops(cls, config: ModelConfig, window: int) -> int:
-        """The search."""
-        return 2 * window * config.memory.memorizing.capacity * config.n_heads * config.d_head
+    def missing_flops(cls, config: ModelConfig, window: int) -> int:
+        """See `Attention.missing_flops`: the search has no backward."""
+        return 2 * _search_flops(config, window)
 
 
 def store_layer(config: ModelConfig) -> int:
     """The layer with the store, from 0."""
     return (config.memory.memorizing.layer or math.ceil(config.n_layers * 3 / 4)) - 1
+
+
+def _search_flops(config: ModelConfig, window: int) -> int:
+    return 2 * window * config.memory.memorizing.capacity * config.n_heads * config.d_head
 
 
 def unit(x: Tensor) -> Tensor:

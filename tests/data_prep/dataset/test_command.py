@@ -228,3 +228,14 @@ def test_an_error_of_another_pipe_is_no_closed_stdout() -> None:
     assert command.explained(PermissionError(13, "Permission denied", "/a")) == (
         "/a: Permission denied"
     )
+
+
+def test_a_path_may_begin_at_a_home_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert made("~/x").source == tmp_path / "x"  # as in --where=~/x, which a shell leaves alone
+    _, found = command.parse(PROGRAM, ["ask", "cup", "--where=~/", "--thing", "hat"])
+    assert isinstance(found, Ask) and found.where == tmp_path
+    (problem,) = mistakes("make", "~nobody-here/x")
+    assert problem == "source: expected a path, found '~nobody-here/x'"

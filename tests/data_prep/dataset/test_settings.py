@@ -129,6 +129,91 @@ def test_other_keys_are_interpolated() -> None:
     assert (loaded.label, loaded.inner.limit) == ("run-7", 7)
 
 
+def test_an_interpolated_key_may_have_its_default(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(
+        "label: ${inner.kind}-${count}\nitems: [{name: one}, {name: '${items[0].sizes}'}]"
+    )
+    (problem,) = problems_of(["inner.limit=${enabled}"], path)[1:]
+    assert problem == "items[1].name: expected text, found []"
+    loaded = settings.load(Outer, path, ["items[1].name=${items[0].name}", "count=9"])
+    assert (loaded.label, loaded.items[1].name) == ("a-9", "one")
+    # What nobody has set is still the default, not a setting that was given.
+    assert settings.load(Outer, None, ["label=${inner.kind}"]).label == "a"
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["runs/try #2", "a: b", "- a", "[a", "{a", "2024", "0.5", "null", "yes", "*a", "&a b", "!a b",
+     "%a", "@a", "`a", "|", ">", "?", "a\tb", " a ", "", "'it's'", "a 'b'", '"a" # "b"', "---"],
+)  # fmt: skip
+def test_a_text_is_what_was_given_whatever_it_would_mean_in_yaml(text: str) -> None:
+    words = [f"label={text}", "items=[{}]", f"items[0].name=n{text}"]
+    loaded = settings.load(Outer, None, words)
+    assert (loaded.label, loaded.items[0].name) == (text, f"n{text}")
+
+
+def test_quotes_around_a_text_are_taken_off() -> None:
+    for word, label in (("'a  b'", "a  b"), ('"a\\nb"', "a\nb"), ("'it''s'", "it's"), ("''", "")):
+        assert settings.load(Outer, None, [f"label={word}"]).label == label
+
+
+@pytest.mark.parametrize(
+    ("word", "problem"),
+    [
+        ("count=5 # or 6", "count: expected a whole number, found '5 # or 6'"),
+        ("count=5: 6", "count: expected a whole number, found '5: 6'"),
+        ("count=1:30", "count: expected a whole number, found '1:30'"),
+        ("count=2024-01-01", "count: expected a whole number, found '2024-01-01'"),
+        ("inner.rate=0.5 #", "inner.rate: expected a number, found '0.5 #'"),
+        ("enabled=true # no", "enabled: expected true or false, found 'true # no'"),
+        ("inner.kind=a # b", "inner.kind: expected one of a, b, 3; found 'a # b'"),
+        (
+            "items=[{name: a}] # [b]",
+            "'items=[{name: a}] # [b]': the value cannot be read: found '# [b]' behind its last "
+            "bracket",
+        ),
+        (
+            "items=[{name: a #2}]",
+            "'items=[{name: a #2}]': the value cannot be read: while parsing a flow mapping",
+        ),
+    ],
+)
+def test_nothing_of_a_word_is_taken_for_a_comment(word: str, problem: str) -> None:
+    assert problems_of([word]) == [problem]
+
+
+def test_a_number_with_zeros_before_it_is_decimal() -> None:
+    assert settings.load(Outer, None, ["count=010", "items=[{name: a, sizes: [8]}]"]).count == 10
+
+
+def test_an_interpolation_without_an_end_is_named() -> None:
+    (problem,) = problems_of(["label=runs/${count"])
+    assert problem.startswith("'label=runs/${count': the value cannot be read: ")
+
+
+@dataclass(frozen=True)
+class Places:
+    directory: str = setting("", "a directory", path=True)
+    others: list[str] = setting([], "more", path=True)
+    label: str = setting("", "a text")
+
+
+def test_a_path_may_begin_at_a_home_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    words = ["directory=~/runs/x", "others=[~/, a/~, s3://~/b, ./~/c]", "label=~/x"]
+    assert settings.load(Places, None, words) == Places(
+        str(tmp_path / "runs/x"), [str(tmp_path), "a/~", "s3://~/b", "./~/c"], "~/x"
+    )
+    file = tmp_path / "c.yaml"
+    file.write_text("directory: ~/runs/y\nlabel: ${directory}/z\n")
+    assert settings.load(Places, file).directory == str(tmp_path / "runs/y")
+    with pytest.raises(SettingsError, match=r"directory: there is no home directory ~nobody-here;"):
+        settings.load(Places, None, ["directory=~nobody-here/x"])
+
+
 def test_resolvers_are_refused_and_read_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOME_KEY", "very-secret")
     for word in (
@@ -196,8 +281,8 @@ def test_a_default_list_is_not_shared() -> None:
 
 
 def test_an_unknown_key_or_wrong_value_does_not_hide_what_cannot_work_together() -> None:
-    assert problems_of(["count=13", "inner.oops=1", "label=3"]) == [
-        "label: expected text, found 3",
+    assert problems_of(["count=13", "inner.oops=1", "enabled=3"]) == [
+        "enabled: expected true or false, found 3",
         "inner.oops: unknown key; known: rate, kind, limit",
         "count: 13 brings bad luck",
     ]

@@ -25,19 +25,20 @@ from pathlib import Path
 import pytest
 import sentencepiece
 import tokenizers
+import trafilatura
 import zstandard
-from tokenizers import decoders, models, pre_tokenizers, trainers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
-from data_prep import config
+from data_prep import cli, config
 from data_prep.config import Config, SourceConfig
 from data_prep.dataset import shards
 from data_prep.dataset.settings import SettingsError
 from data_prep.dataset.shards import Document
 from data_prep.pipeline import pipeline, reshard, workspace
-from data_prep.pipeline.stages import DrawSample, SurveyFiles, TrainTokenizer
+from data_prep.pipeline.stages import DrawSample, SurveyFiles, TrainTokenizer, _why_lossy
 from data_prep.pipeline.workers import Workers
 from data_prep.pipeline.workspace import WorkspaceError
-from data_prep.sources import inputs
+from data_prep.sources import extractor, inputs
 from data_prep.sources.documents import Survey
 from data_prep.sources.inputs import InputChangedError, InputFile
 from data_prep.sources.storage import Status
@@ -885,3 +886,156 @@ def test_answers_without_an_end_are_refused(tmp_path: Path) -> None:
         TokenizerError, match="no end-of-text token, which has to end the answers of pairs"
     ):
         pipeline.run(config.load(None, [*words, f"output={tmp_path / 'out'}"]))
+
+
+DECOMPOSED = [
+    "Tie\u0302\u0301ng Vie\u0323\u0302t",
+    "\u1f00\u0301\u03bd\u03b8\u03c1\u03c9\u03c0\u03bf\u03c2",
+    "plain text",
+]
+
+
+@pytest.fixture
+def chat_tokenizer(tmp_path: Path) -> Path:
+    """A byte-level tokenizer.json as Qwen's: it composes characters, its EOS ends a turn."""
+    model = tokenizers.Tokenizer(models.BPE())
+    model.normalizer = normalizers.NFC()
+    model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    model.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=256, initial_alphabet=alphabet, show_progress=False)
+    model.train_from_iterator(["text"], trainer)
+    model.add_special_tokens(["<|endoftext|>", "<|im_end|>"])
+    (tmp_path / "hub").mkdir()
+    model.save(str(tmp_path / "hub/tokenizer.json"))
+    (tmp_path / "hub/tokenizer_config.json").write_text('{"eos_token": "<|im_end|>"}')
+    return tmp_path / "hub/tokenizer.json"
+
+
+def test_a_tokenizer_that_composes_characters_names_the_remedy(
+    chat_tokenizer: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = [json.dumps({"text": text}) for text in [*DECOMPOSED, "nothing of it"]]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    (tmp_path / "c.yaml").write_text("{}\n")
+    sources = "sources=[{{name: s, paths: ['a.jsonl'], cleaning: {{nfc: {}}}}}]"
+    words = [
+        "run",
+        str(tmp_path / "c.yaml"),
+        f"root={tmp_path}",
+        f"tokenizer.path={chat_tokenizer}",
+    ]
+    words += ["shards.count=1", "workers=1", f"output={tmp_path / 'set'}"]
+    turn = "this EOS is a chat model's end of turn; tokenizer.eos_token='<|endoftext|>' ends"
+    assert cli.main([*words, sources.format("false"), "--dry-run"]) == 0
+    told = capsys.readouterr().out
+    assert (
+        "2 of 4 sampled records rejected: not lossless, which cleaning.nfc: true would keep" in told
+    )
+    assert "no BOS, EOS is 257 <|im_end|>" in told and turn in told
+    assert cli.main([*words, sources.format("false")]) == 0
+    told = capsys.readouterr().out
+    assert "2 of these would be kept with cleaning.nfc: true" in told
+    assert "tokenizer.json, no BOS, EOS is 257 <|im_end|>" in told and turn in told
+    rejects = [json.loads(line) for line in (tmp_path / "set/rejects.jsonl").open()]
+    assert [reject["line"] for reject in rejects] == [1, 2]
+    assert all("cleaning.nfc: true does so before" in reject["detail"] for reject in rejects)
+    words[-1] = f"output={tmp_path / 'composed'}"
+    assert cli.main([*words, sources.format("true"), "tokenizer.eos_token='<|endoftext|>'"]) == 0
+    told = capsys.readouterr().out
+    assert "EOS is 256 <|endoftext|>" in told and "chat model" not in told
+    manifest = shards.read_manifest(tmp_path / "composed")
+    assert (manifest.documents, manifest.tokenizer.eos_id) == (4, 256)
+    assert cli.main([*words, sources.format("true"), "tokenizer.eos_token='<x>'"]) == 2
+
+
+def test_what_else_a_tokenizer_changes_is_shown(tmp_path: Path) -> None:
+    assert (
+        _why_lossy("abc", b"abx")
+        == "the tokenizer does not give this text back exactly: 'c' becomes 'x'"
+    )
+
+
+def test_a_run_that_finds_nothing_says_so_and_a_dry_run_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    request = b"WARC/1.0\r\nWARC-Type: request\r\nContent-Length: 1\r\n\r\nx\r\n\r\n"
+    for name, data, problem in (
+        ("a.warc", request * 3, "no record was found in 1 input file of format warc, such as "),
+        ("b.jsonl", b"", "no record was found in 1 input file of format jsonl, such as "),
+        (
+            "c.jsonl",
+            b"[]\n[]\n{\n",
+            "no document is left of 3 records: 2 rejected: not an object, 1 ",
+        ),
+        ("d.jsonl.zst", b"\x27\xb5\x2f\xfdxxxx", "left of 1 record: 1 rejected: unsupported file"),
+    ):
+        (tmp_path / name).write_bytes(data)
+        (tmp_path / "c.yaml").write_text("{}\n")
+        words = ["run", str(tmp_path / "c.yaml"), f"root={tmp_path}", "workers=1"]
+        words += [f"sources=[{{name: s, paths: [{name}]}}]", f"output={tmp_path / name}.set"]
+        for more in (["--dry-run"], []):
+            assert cli.main([*words, *more, "tokenizer.path=" + str(small_model(tmp_path))]) == 2
+            told = capsys.readouterr().err
+            assert problem in told
+            assert ("rejects.jsonl" in told) == (not more and name[0] in "cd")
+
+
+def test_a_source_without_records_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.txt").write_text("some text")
+    (tmp_path / "b.jsonl").write_text("")
+    (tmp_path / "c.yaml").write_text("{}\n")
+    words = ["run", str(tmp_path / "c.yaml"), f"root={tmp_path}", "workers=1", "shards.count=1"]
+    words += ["sources=[{name: s, paths: [a.txt]}, {name: other, paths: [b.jsonl]}]"]
+    words += [f"output={tmp_path / 'set'}", f"tokenizer.path={small_model(tmp_path)}"]
+    assert cli.main([*words, "--dry-run"]) == 0
+    assert "other: no record was found in 1 file" in capsys.readouterr().out
+    assert cli.main(words) == 0
+    assert "no record was found in the files of source other" in capsys.readouterr().out
+
+
+def small_model(directory: Path) -> Path:
+    """A SentencePiece model of single characters and bytes."""
+    if not (directory / "m.model").exists():
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(["some text", "abc"]),
+            model_prefix=str(directory / "m"),
+            vocab_size=275,
+            byte_fallback=True,
+            hard_vocab_limit=False,
+            normalization_rule_name="identity",
+            remove_extra_whitespaces=False,
+            minloglevel=2,
+        )
+    return directory / "m.model"
+
+
+def slow(page: str, **options: object) -> str:
+    """In place of the extractor: does not end on some pages."""
+    while "slow" in page:
+        time.sleep(60)
+    return page
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_page_on_which_the_extractor_hangs_is_rejected_by_the_workers(
+    workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trafilatura, "extract", slow)
+    monkeypatch.setattr(extractor, "SECONDS", 2.0)
+    for number in range(2):
+        pages = [f"<p>page {number}.{n}{' slow' * (n == 1)}" for n in range(3)]
+        bodies = [f"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\n\r\n{page}" for page in pages]
+        head = "WARC/1.0\r\nWARC-Type: response\r\nContent-Length: {}\r\n\r\n{}\r\n\r\n"
+        archive = "".join(head.format(len(body), body) for body in bodies)
+        (tmp_path / f"{number}.warc").write_text(archive, newline="")
+    words = [f"root={tmp_path}", f"output={tmp_path / 'set'}", f"workers={workers}"]
+    words += ["sources=[{name: s, paths: ['*.warc']}]", f"tokenizer.path={small_model(tmp_path)}"]
+    manifest = pipeline.run(config.load(None, [*words, "shards.count=1"])).manifest
+    assert (manifest.documents, manifest.rejected) == (4, 2)
+    rejects = [json.loads(line) for line in (tmp_path / "set/rejects.jsonl").open()]
+    assert [reject["line"] for reject in rejects] == [2, 2]
+    assert {reject["detail"] for reject in rejects} == {"the extractor did not end within 2 s"}
+    assert multiprocessing.active_children() == []

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import itertools
+import os
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from data_prep.sources import globs
+from data_prep import config
+from data_prep.sources import globs, inputs
 
 
 def find(root: Path, pattern: str, *exclude: str) -> list[str] | str:
@@ -69,3 +74,73 @@ def test_a_pattern_is_divided_at_its_first_wildcard(tmp_path: Path) -> None:
         ("/r/[x]", "a/*", "/r/[x]/a", "*"),
     ):
         assert globs.anchored(root, pattern) == (base, rest)
+
+
+def test_a_link_that_leads_back_is_not_followed_for_ever(tmp_path: Path) -> None:
+    make(tmp_path, "a/x.txt", "b/y.txt")
+    (tmp_path / "a/loop").symlink_to(".")
+    (tmp_path / "a/again").symlink_to(".")
+    (tmp_path / "a/b").symlink_to("../b")
+    (tmp_path / "b/a").symlink_to("../a")
+    (tmp_path / "b/up").symlink_to("..")
+    names = [path.removeprefix(f"{tmp_path}/") for path in find(tmp_path, "**/*.txt")]
+    assert names == ["a/b/y.txt", "a/x.txt", "b/a/x.txt", "b/y.txt"]
+    # What is named is found, as by glob itself.
+    assert find(tmp_path, "a/loop/*/x.txt") == [
+        str(tmp_path / f"a/loop/{name}/x.txt") for name in ("again", "loop")
+    ]
+    evaluation = "cleaning: {decontaminate: ['a/**/*.txt']}"
+    words = [f"root={tmp_path}", f"sources=[{{name: s, paths: [x], {evaluation}}}]", "output=/x"]
+    loaded = config.load(None, words)
+    assert [*inputs.evaluation_files(loaded, loaded.sources[0])] == [
+        "evaluation/a/b/y.txt",
+        "evaluation/a/x.txt",
+    ]
+
+
+@contextlib.contextmanager
+def as_anybody() -> Iterator[None]:
+    """With the rights of a user that owns nothing here, where this one may read all."""
+    own = os.geteuid()
+    if own == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(own)
+
+
+@pytest.fixture
+def shared() -> Iterator[Path]:
+    """A directory that every user may enter."""
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
+
+
+@pytest.mark.parametrize("rights", [0o000, 0o444, 0o111])
+@pytest.mark.parametrize("pattern", ["**/*.txt", "*/*.txt", "shut/in/*.txt", "shut/in/1.txt"])
+def test_a_directory_that_cannot_be_read_is_no_empty_one(
+    pattern: str, rights: int, shared: Path
+) -> None:
+    make(shared, "open/1.txt", "shut/in/1.txt", "shut/2.txt")
+    (shared / "shut").chmod(rights)
+    with as_anybody():
+        found, without = find(shared, pattern), find(shared, pattern, "shut/**")
+    (shared / "shut").chmod(0o755)
+    if rights == 0o111 and pattern.startswith("shut"):
+        assert found == [str(shared / "shut/in/1.txt")]
+    else:
+        assert isinstance(found, str)
+        assert f"{shared}/shut" in found and "Permission denied; repair it" in found
+    assert isinstance(without, list) or pattern.startswith("shut")
+
+
+def test_a_link_into_a_directory_that_cannot_be_read_is_told(shared: Path) -> None:
+    make(shared, "shut/in/1.txt", "open/2.txt")
+    (shared / "open/link").symlink_to("../shut/in")
+    (shared / "shut").chmod(0)
+    with as_anybody():
+        found = find(shared, "open/**/*.txt")
+    (shared / "shut").chmod(0o755)
+    assert isinstance(found, str) and "open/link" in found

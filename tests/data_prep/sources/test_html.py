@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import gzip
 import zlib
+from collections.abc import Callable, Iterator
 
 import pytest
+import zstandard
 
 from data_prep.sources import html
 from data_prep.sources.documents import BadRecordError
+from data_prep.sources.extractor import Extractor
 
 TEXT = "The main text of a page, which has caf\u00e9 in it, goes on for some sentences. " * 6
 PAGE = (
@@ -17,13 +20,24 @@ PAGE = (
 )
 
 
+@pytest.fixture(scope="module")
+def extract() -> Iterator[html.Extract]:
+    with Extractor() as found:
+        yield found
+
+
 def response(page: bytes, *fields: str, status: str = "200 OK", kind: str = "text/html") -> bytes:
     head = "\r\n".join([f"HTTP/1.1 {status}", f"Content-Type: {kind}", *fields])
     return head.encode() + b"\r\n\r\n" + page
 
 
-def chunked(page: bytes) -> bytes:
-    return b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in (page[:99], page[99:], b""))
+def chunked(page: bytes, *, closed: bool = True) -> bytes:
+    parts = [page[at : at + 99] for at in range(0, len(page), 99)] + [b""] * closed
+    return b"".join(b"%x;name=value\r\n%s\r\n" % (len(part), part) for part in parts)
+
+
+def halves(page: bytes, pack: Callable[[bytes], bytes]) -> bytes:
+    return pack(page[:300]) + pack(page[300:])
 
 
 def deflated(page: bytes) -> bytes:
@@ -45,23 +59,146 @@ def deflated(page: bytes) -> bytes:
         response(PAGE.encode(), "Transfer-Encoding: chunked"),
         response(PAGE.encode(), "Content-Encoding: gzip"),
         response(PAGE.encode(), "Content-Length: 9999"),
+        response(b" \n" + PAGE.encode(), "Content-Encoding: gzip"),
+        response(PAGE.encode("utf-16"), "Content-Encoding: gzip"),
+        response(PAGE.encode(), "Content-Encoding: br"),
+        response(PAGE.encode(), "Content-Encoding: utf-8"),
+        response(PAGE.encode(), "Content-Length: 99"),
+        response(PAGE.encode(), "Content-Length: 99", "Content-Length: 7"),
+        # What says nothing of how it is packed, and what is packed in several ways.
+        response(gzip.compress(PAGE.encode())),
+        response(chunked(gzip.compress(PAGE.encode())), "Transfer-Encoding: gzip, chunked"),
+        response(gzip.compress(gzip.compress(PAGE.encode())), "Content-Encoding: gzip, gzip"),
+        response(chunked(PAGE.encode())),
+        response(zstandard.compress(PAGE.encode()), "Content-Encoding: zstd"),
+        # Members, and their padding.
+        response(halves(PAGE.encode(), gzip.compress), "Content-Encoding: gzip"),
+        response(halves(PAGE.encode(), gzip.compress) + bytes(9), "Content-Encoding: gzip"),
+        response(halves(PAGE.encode(), zstandard.compress), "Content-Encoding: zstd"),
+        # Chunks whose end is not there.
+        response(chunked(PAGE.encode(), closed=False), "Transfer-Encoding: chunked"),
+        response(chunked(PAGE.encode(), closed=False) + b"6", "Transfer-Encoding: chunked"),
+        # Heads that are odd.
+        response(PAGE.encode()).replace(b"HTTP/1.1 200 OK", b"HTTP/2 200"),
+        response(PAGE.encode()).replace(b"HTTP/1.1 200 OK", b"HTTP/1.x  200"),
+        response(PAGE.encode()).replace(b"HTTP/1.1 200 OK", b"\r\nhttp/1.0 200 \xff"),
+        response(PAGE.encode(), *(f"X-{n}: {n}" for n in range(200))),
+        response(PAGE.encode(), "X: " + "y" * 70_000),
+        response(PAGE.encode(), "no colon", " folded", ": no name", "caf\u00e9: \u00e9"),
+        response(PAGE.encode()).replace(b"\r\n", b"\n"),
+        b"HTTP/1.1 100 Continue\r\n\r\n" + response(PAGE.encode()),
     ],
 )
-def test_the_main_text_of_a_page_comes_out(stored: bytes) -> None:
-    assert html.text_of(stored) == TEXT.strip()
+def test_the_main_text_of_a_page_comes_out(stored: bytes, extract: html.Extract) -> None:
+    assert html.text_of(stored, extract) == TEXT.strip()
+
+
+POLISH = (
+    "Prom dwa razy dziennie przep\u0142ywa\u0142 zatok\u0119, \u017c\u00f3\u0142ta "
+    "\u0142\u00f3d\u017a \u015bpi. "
+)
+JAPANESE = "\u65e5\u672c\u8a9e\u306e\u30da\u30fc\u30b8\u3067\u3059\u3002" * 9
+CHINESE = (
+    "\u8fd9\u662f\u4e00\u4e2a\u4e2d\u6587\u7f51\u9875\uff0c\u5199\u4e86\u5f88\u591a\u5b57\u3002" * 9
+)
+
+
+@pytest.mark.parametrize("place", ["HTTP", "meta", "XML"])
+@pytest.mark.parametrize(
+    ("text", "name", "codec"),
+    [
+        (POLISH * 3, "iso-8859-2", "iso8859-2"),
+        (POLISH * 3, "windows-1250", "cp1250"),
+        ("caf\u00e9 \u2014 \u201cnow\u201d. " * 9, "iso-8859-1", "cp1252"),
+        (JAPANESE, "iso-2022-jp", "iso2022_jp"),
+        (JAPANESE, "x-sjis", "cp932"),
+        (JAPANESE, "EUC-JP", "euc_jp"),
+        (CHINESE, "gb2312", "gb18030"),
+        (CHINESE, "hz-gb-2312", "hz"),
+        (CHINESE, "big5", "big5"),
+        ("\uc548\ub155\ud558\uc138\uc694 \ub611\ubc29. " * 9, "ks_c_5601-1987", "cp949"),
+        ("\u041f\u0440\u0438\u0432\u0435\u0442, \u043c\u0438\u0440. " * 9, "koi8-r", "koi8_r"),
+    ],
+)
+def test_a_page_is_read_in_the_encoding_that_is_said(
+    place: str, text: str, name: str, codec: str, extract: html.Extract
+) -> None:
+    text = "".join(text if codec != "big5" else "\u9019\u662f\u7db2\u9801\u3002" * 20)
+    page = f"<html><head><meta name='a' content='b'></head><body><p>{text}</p></body></html>"
+    if place == "meta":
+        page = page.replace(
+            "<head>", f'<head><meta http-equiv=x content="text/html; charset={name}">'
+        )
+    elif place == "XML":
+        page = f'<?xml version="1.0" encoding="{name}"?>\n{page}'
+    kind = f'text/html; charset="{name}"' if place == "HTTP" else "text/html"
+    assert html.text_of(response(page.encode(codec), kind=kind), extract) == text.strip()
+
+
+def test_what_is_said_of_an_encoding_yields_to_what_the_bytes_are() -> None:
+    for said, page, text in (
+        # UTF-8 that a server calls something else, and the other way round.
+        ("charset=iso-8859-1", POLISH.encode(), POLISH),
+        ("charset=utf-8", b"<meta charset=iso-8859-2>" + POLISH.encode("iso8859-2"), POLISH),
+        ("charset=utf-16", PAGE.encode(), PAGE),
+        ("charset=iso-8859-1", POLISH.encode("utf-16"), POLISH),
+        ("charset=utf-7", b"\xef\xbb\xbf" + POLISH.encode(), POLISH),
+        ("charset=utf-8", (POLISH * 3).encode() + b"\xff", POLISH * 3 + "\ufffd"),
+        # Two characters of GBK that are also valid UTF-8.
+        ("charset=gbk", "<p>\u4e00\u8bf4".encode("gbk"), "<p>\u4e00\u8bf4"),
+        ("", b"<p>\x1b$B%F%9%H\x1b(B", "<p>\u30c6\u30b9\u30c8"),
+        ("charset=base64", b"<p>YWJj", "<p>YWJj"),
+        ("charset=unknown-8bit", b"<p>abc", "<p>abc"),
+    ):
+        found = html.in_charset(page, said)
+        assert isinstance(found, str) and found.endswith(text), said
+    # Nothing fits: it is left to trafilatura's guess.
+    latin = b"<p>caf\xe9"
+    assert html.in_charset(latin, "charset=utf-8") == latin
 
 
 @pytest.mark.parametrize(
     ("stored", "reason", "detail"),
     [
-        (b"", "not a page", "RemoteDisconnected"),
-        (b"junk\r\n\r\n" + PAGE.encode(), "not a page", "BadStatusLine"),
-        (b"HTTP/1.1 200 OK\r\n" + b"a: b\r\n" * 999 + b"\r\n", "not a page", "HTTPException"),
+        (b"", "not a page", "its HTTP response is empty"),
+        (b"junk\r\n\r\n" + PAGE.encode(), "not a page", "begins with b'junk"),
+        (b"HTTP/1.1 200 OK\r\n" + b"a: b\r\n" * 999 + b"\r\n", "not plain text", "unknown"),
         (response(PAGE.encode(), status="404 Not Found"), "not a page", "its HTTP status is 404"),
         (response(b"{}", kind="application/json"), "not plain text", "of type application/json"),
         (b"HTTP/1.1 200 OK\r\n\r\n" + PAGE.encode(), "not plain text", "of type unknown"),
-        (response(b"x", "Content-Encoding: br"), "not a page", "its Content-Encoding is br"),
-        (response(b"junk", "Content-Encoding: gzip"), "not a page", "damaged"),
+        (
+            response(b"\x0b\x05\x80<html>\x03", "Content-Encoding: br"),
+            "not a page",
+            "its Content-Encoding is br, which is not read",
+        ),
+        (response(b"junk", "Content-Encoding: gzip"), "not a page", "neither gzip data nor a page"),
+        (
+            response(gzip.compress(PAGE.encode())[:-9], "Content-Encoding: gzip"),
+            "not a page",
+            "its compressed data end early",
+        ),
+        (
+            response(gzip.compress(PAGE.encode()) + b"junk", "Content-Encoding: gzip"),
+            "not a page",
+            "4 bytes of something else follow",
+        ),
+        (
+            response(zstandard.compress(PAGE.encode())[:-3], "Content-Encoding: zstd"),
+            "not a page",
+            "its compressed data end early",
+        ),
+        (
+            response(deflated(PAGE.encode())[:-9], "Content-Encoding: deflate"),
+            "not a page",
+            "its compressed data end early",
+        ),
+        (
+            response(
+                chunked(PAGE.encode(), closed=False) + b"junk\r\n", "Transfer-Encoding: chunked"
+            ),
+            "not a page",
+            "no chunk of HTTP begins at byte",
+        ),
         (
             response(gzip.compress(b"<p>" + bytes(html.LARGEST)), "Content-Encoding: gzip"),
             "record too large",
@@ -72,23 +209,25 @@ def test_the_main_text_of_a_page_comes_out(stored: bytes) -> None:
         (response(b"<div>" * 50_000 + b"x" * 500), "no text in the page", ""),
     ],
 )
-def test_what_is_no_page_says_why(stored: bytes, reason: str, detail: str) -> None:
+def test_what_is_no_page_says_why(
+    stored: bytes, reason: str, detail: str, extract: html.Extract
+) -> None:
     with pytest.raises(BadRecordError) as caught:
-        html.text_of(stored)
+        html.text_of(stored, extract)
     assert caught.value.reason == reason
     assert detail in caught.value.detail
 
 
-def test_the_type_that_the_archive_states_goes_first() -> None:
+def test_the_type_that_the_archive_states_goes_first(extract: html.Extract) -> None:
     stored = response(PAGE.encode(), kind="text/plain")
-    assert html.text_of(stored, "text/html") == TEXT.strip()
+    assert html.text_of(stored, extract, "text/html") == TEXT.strip()
 
 
-def test_a_page_gives_the_same_text_whatever_was_read_before() -> None:
+def test_a_page_gives_the_same_text_whatever_was_read_before(extract: html.Extract) -> None:
     for _ in range(9):  # trafilatura's own counts of repeated passages would drop it by now
-        assert html.text_of(response(PAGE.encode())) == TEXT.strip()
+        assert html.text_of(response(PAGE.encode()), extract) == TEXT.strip()
 
 
-def test_a_lone_surrogate_in_a_page_does_not_reach_the_text() -> None:
+def test_a_lone_surrogate_in_a_page_does_not_reach_the_text(extract: html.Extract) -> None:
     page = PAGE.replace("caf\u00e9", "caf&#xD800;e")
-    html.text_of(response(page.encode())).encode()
+    html.text_of(response(page.encode()), extract).encode()

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import gzip
 import sysconfig
 from pathlib import Path
 
+import pytest
+import zstandard
+
 from data_prep import config
-from data_prep.sources import inputs
+from data_prep.sources import inputs, readers
+from data_prep.sources.documents import Reject
 from data_prep.sources.inputs import InputFile
 
 
@@ -121,3 +126,103 @@ def test_members_of_a_group_are_in_natural_order_and_together(tmp_path: Path) ->
     assert [file.group for file in files] == ["a", "a", "a", "a", "a-1", "a/b"]
     files, _ = find(tmp_path, "[{name: s, paths: ['**/*.txt']}]")
     assert inputs.groups(files) == [range(n, n + 1) for n in range(6)]
+
+
+ROWS = b"".join(b'{"id": "%d", "text": "row %d"}\n' % (n, n) for n in range(9))
+
+
+def problems_of(root: Path, name: str, data: bytes, more: str = "") -> list[str]:
+    (root / name).write_bytes(data)
+    _, problems = find(root, f"[{{name: s, paths: ['{name}']{more}}}]")
+    (root / name).unlink()
+    return problems
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "problem"),
+    [
+        ("a.csv", b"id,text\n1,hello\n", "*.csv files are no plain text; convert the texts"),
+        ("a.tsv.gz", gzip.compress(b"id\ttext\n"), "*.tsv files are no plain text"),
+        ("a.xlsx", b"PK\3\4", "*.xlsx files are no plain text"),
+        ("a.pdf", b"%PDF-1.7", "*.pdf files are no plain text"),
+        ("a.arrow", b"ARROW1\0\0", "*.arrow files are no plain text"),
+        ("a.zip", b"PK\3\4", "*.zip files are not read; unpack"),
+        ("a.tar.gz", gzip.compress(bytes(999)), "*.tar files are not read; unpack"),
+        ("a.jsonl.xz", b"\xfd7zXZ\0", "*.xz files are not read; decompress"),
+        ("a.txt.bz2", b"BZh91AY&SY", "*.bz2 files are not read; decompress"),
+        (
+            "a.arc.gz",
+            gzip.compress(b"filedesc://a"),
+            "*.arc files are not read; convert them to WARC",
+        ),
+        ("rows", ROWS, "it is JSON lines; set format: jsonl, or format: text"),
+        ("a.txt", ROWS, "it is JSON lines; set format: jsonl"),
+        ("a.txt.zst", zstandard.compress(ROWS), "it is JSON lines; set format: jsonl"),
+        ("a.data", ROWS[:29], "it is JSON lines; set format: jsonl"),
+        ("a.log", b'{"text": "' + b"x" * 100_000, "it is JSON lines; set format: jsonl"),
+        ("a.json", b'[{"text": "a"}, {"text": "b"}]', "it is no JSON lines (an object a line)"),
+        ("a.json", b'{\n "text": "a"\n}\n', "it is no JSON lines (an object a line)"),
+        ("a.json.gz", gzip.compress(b'"text"'), "it is no JSON lines (an object a line)"),
+        ("a.txt", gzip.compress(b"text"), "it is gzip data, not text; rename it"),
+        ("a.jsonl", zstandard.compress(ROWS), "it is zstd data, not jsonl; rename it"),
+        ("a.parquet", b"PK\3\4", "it is a zip archive or office document, not parquet"),
+        ("a", b"PAR1\x15\x04\x15", "it is a parquet table, not text"),
+        ("a", b"WARC/1.0\r\nWARC-Type: x\r\n", "it is a WARC archive, not text"),
+    ],
+)
+def test_what_a_file_holds_contradicts_how_it_would_be_read(
+    name: str, data: bytes, problem: str, tmp_path: Path
+) -> None:
+    (found,) = problems_of(tmp_path, name, data)
+    assert found.startswith(f"sources[0].paths: {tmp_path}/{name}: {problem}")
+
+
+def test_json_lines_of_any_name_are_jsonl_and_what_is_set_goes_first(tmp_path: Path) -> None:
+    for name, data in (
+        ("c4.json.gz", gzip.compress(ROWS)),
+        ("a.json", ROWS),
+        ("b.JSONLINES", ROWS),
+        ("c.json", b'\xef\xbb\xbf{"text": "one"}'),
+    ):
+        assert problems_of(tmp_path, name, data) == []
+        (tmp_path / name).write_bytes(data)
+    files, _ = find(tmp_path, "[{name: s, paths: ['*']}]")
+    assert {file.format for file in files} == {"jsonl"}
+    for name, data in (("a.csv", b"a,b\n"), ("a.json", b"[1]"), ("a.txt", ROWS), ("rows", ROWS)):
+        assert problems_of(tmp_path, name, data, ", format: text") == []
+        assert problems_of(tmp_path, name, data, ", group_by: top") == []
+    for name, data in (
+        ("a.txt", b"PARIS is a text\n"),
+        ("b.txt", b"ORC, a word\n"),
+        ("c.txt", b"{a} is\n{b}\n"),
+        ("d.txt", b"[1] A footnote.\n"),
+        ("e.txt", b""),
+        ("f.txt", b'{"a": 1}\nis one line of JSON\n'),
+        ("g.txt", b"\xe9\xff"),
+        ("h.jsonl", b"[1]\n"),
+        ("i.json", b""),
+    ):
+        assert problems_of(tmp_path, name, data) == [], name
+
+
+def test_files_of_one_suffix_are_one_problem(tmp_path: Path) -> None:
+    make(tmp_path, "d/a.csv", "d/b.csv", "e/c.CSV", "e/d.txt")
+    _, problems = find(tmp_path, "[{name: s, paths: ['**/*']}]")
+    (problem,) = problems
+    assert problem.startswith(f"sources[0].paths: {tmp_path}/d/a.csv and 2 others: *.csv files")
+    _, problems = find(tmp_path, "[{name: s, paths: ['**/*'], exclude: ['**/*.csv', '**/*.CSV']}]")
+    assert problems == []
+
+
+def test_a_text_that_was_not_looked_into_is_rejected_where_it_is_read(tmp_path: Path) -> None:
+    for number in range(200):
+        (tmp_path / f"{number:03}.txt").write_bytes(b"text")
+    odd = {"001.txt": ROWS, "003.txt": b"PK\3\4"}
+    for name, data in odd.items():
+        (tmp_path / name).write_bytes(data)
+    files, problems = find(tmp_path, "[{name: s, paths: ['*.txt']}]")
+    assert problems == []
+    for file in files[1], files[3]:
+        found = readers.survey(file, 1 << 20)
+        (reject,) = readers.records(file, found, (0, 1), found.size)
+        assert isinstance(reject, Reject) and reject.reason == "unsupported file"

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_prep.config import SourceConfig
-from data_prep.sources import readers
+from data_prep.sources import parquet, readers
 from data_prep.sources.documents import RawDocument, Reject
 from data_prep.sources.inputs import InputFile
 
@@ -131,9 +131,11 @@ def test_a_flipped_bit_in_a_page_costs_its_row_group_alone(tmp_path: Path) -> No
     data[start + column.total_compressed_size // 2] ^= 4
     Path(file.path).write_bytes(data)
     made = read(file, 1)
-    (reject,) = [record for record in made if isinstance(record, Reject)]
-    assert (reject.line, reject.reason) == (31, "damaged file")
-    assert "30 rows of row group 1 are lost" in reject.detail
+    rejects = [record for record in made if isinstance(record, Reject)]
+    # Each row is a record, and counts as one.
+    assert [reject.line for reject in rejects] == [*range(31, 61)]
+    assert {reject.reason for reject in rejects} == {"damaged file"}
+    assert "30 rows of row group 1 are lost" in rejects[0].detail
     texts = [record.text for record in made if isinstance(record, RawDocument)]
     assert texts == TEXTS[:30] + TEXTS[60:]
 
@@ -148,3 +150,36 @@ def test_no_flipped_bit_of_the_footer_ends_the_process(tmp_path: Path) -> None:
         data[at] ^= 1 << at % 8
         Path(file.path).write_bytes(data)
         assert len(read(file, 1)) in (1, 10), at
+
+
+@pytest.mark.parametrize("encoding", ["DELTA_BYTE_ARRAY", "DELTA_LENGTH_BYTE_ARRAY", "PLAIN"])
+def test_encodings_that_arrow_reads_in_one_way_only_are_read(encoding: str, tmp_path: Path) -> None:
+    options = {"use_dictionary": False, "column_encoding": {"text": encoding}}
+    file = write(tmp_path / "a.parquet", {"text": TEXTS, "n": range(100)}, **options)
+    assert [record.text for record in read(file) if isinstance(record, RawDocument)] == TEXTS
+
+
+def test_a_large_group_is_read_in_batches_and_a_repeated_value_held_once(tmp_path: Path) -> None:
+    texts = [f"{n} " + "x" * 300_000 for n in range(900)]
+    path, options = tmp_path / "a.parquet", {"row_group_size": 1000, "compression": "zstd"}
+    file = write(path, {"text": texts, "more": range(900)}, **options)
+    with parquet._opened(file) as opened:
+        (group,) = opened.groups
+        assert group.span > parquet._BATCH_BYTES
+        assert parquet._batch_rows(opened.shared, group, ["text"]) == 1024
+        assert parquet._batch_rows(opened.plain, group, ["text"]) == 1
+    assert [record.text for record in read(file) if isinstance(record, RawDocument)] == texts
+
+
+def test_what_is_encrypted_or_of_another_format_is_not_damaged(tmp_path: Path) -> None:
+    file = write(tmp_path / "a.parquet", {"text": TEXTS})
+    whole = Path(file.path).read_bytes()
+    for data, detail in (
+        (whole[:-4] + b"PARE", "it is encrypted"),
+        (b"PARE" + whole[4:-4] + b"PARE", "it is encrypted"),
+        (b"PK\3\4" + bytes(99), "it is a zip archive"),
+    ):
+        Path(file.path).write_bytes(data)
+        (reject,) = read(file, 1)
+        assert isinstance(reject, Reject)
+        assert reject.reason == "unsupported file" and detail in reject.detail

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 
 import boto3
 import pyarrow as pa
@@ -20,7 +21,7 @@ from moto.server import ThreadedMotoServer
 from data_prep import cli, config
 from data_prep.dataset import shards
 from data_prep.pipeline import pipeline
-from data_prep.sources import inputs, storage
+from data_prep.sources import globs, inputs, storage
 
 
 class Web(ThreadingHTTPServer):
@@ -134,7 +135,7 @@ def words(output: Path, *paths: str) -> list[str]:
 def test_the_web_gives_what_is_at_a_url(web: Web) -> None:
     url = web.url("d/a%20b.jsonl")
     web.files["d/a%20b.jsonl"] = data = lines(2000, "web")
-    (listed,) = storage.listing(url)
+    listed = storage.page(url)
     assert (listed.path, listed.relative, listed.status.bytes) == (url, "d/a b.jsonl", len(data))
     assert listed.status == storage.status(url)
     with storage.open_binary(url, 10_000) as file:
@@ -285,3 +286,62 @@ def test_secrets_and_wildcards_are_refused_in_urls() -> None:
         "paths[1]: holds credentials, w",
         "paths[2]: the web cannot list ",
     ]
+
+
+def test_a_listing_on_a_server_finds_what_a_local_one_finds(s3: str) -> None:
+    for key in ("list/a/1.txt", "list/a/b/2.txt", "list/3.md", "list/.h/4.txt"):
+        put(key, b"text")
+    root = "s3://corpus/list"
+    for pattern, names in (
+        ("**/*.txt", ["a/1.txt", "a/b/2.txt"]),
+        ("*/*.txt", ["a/1.txt"]),
+        ("*", ["3.md"]),
+        ("a/**", ["1.txt", "b/2.txt"]),
+        ("*/b/**/2*", ["a/b/2.txt"]),
+        ("none/*", []),
+        ("a/1.txt", ["1.txt"]),
+    ):
+        (found,) = globs.matches(root, [pattern], globs.Excluded(root, []))
+        assert isinstance(found, list)
+        assert [one.relative for one in found] == names, pattern
+
+
+class _Refusing(BaseHTTPRequestHandler):
+    """As an S3 server that lists two directories, of which it refuses to list the second."""
+
+    def log_message(self, *words: object) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        asked = parse_qs(urlsplit(self.path).query)
+        prefix, flat = asked.get("prefix", [""])[0], "delimiter" not in asked
+        refused = flat or prefix == "list/b/"
+        names = "".join(
+            f"<CommonPrefixes><Prefix>list/{n}/</Prefix></CommonPrefixes>" for n in "ab"
+        )
+        if prefix == "list/a/":
+            names = "<Contents><Key>list/a/1.txt</Key><Size>4</Size><ETag>x</ETag></Contents>"
+        body = f"<ListBucketResult>{names}</ListBucketResult>"
+        if refused:
+            body = "<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"
+        self.send_response(403 if refused else 200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body.encode())
+
+
+def test_a_listing_that_a_server_refuses_is_no_empty_one(
+    s3: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import s3fs
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Refusing) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
+        s3fs.S3FileSystem.clear_instance_cache()
+        root = "s3://corpus/list"
+        for pattern in ("**/*.txt", "*/*.txt"):
+            (found,) = globs.matches(root, [pattern], globs.Excluded(root, []))
+            assert isinstance(found, str) and "Access Denied" in found
+        server.shutdown()
+    s3fs.S3FileSystem.clear_instance_cache()

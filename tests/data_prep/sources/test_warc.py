@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import io
+import itertools
+import re
 from pathlib import Path
 
 import pytest
@@ -138,24 +141,162 @@ def test_a_cut_archive_keeps_what_came_before(gzip: bool, tmp_path: Path) -> Non
         assert [doc.text for doc in kept if isinstance(doc, RawDocument)] == TEXTS[: len(kept)]
 
 
+def packed(data: bytes, how: str) -> bytes:
+    """The archive as it may be stored: each record is a member, all are one, or neither."""
+    if how == "plain":
+        return data
+    parts = [data]
+    if how.startswith("each"):
+        heads = [match.start() for match in re.finditer(rb"(?<!page )(WARC/1\.0|JUNK)\r\n", data)]
+        parts = [data[at:to] for at, to in itertools.pairwise([*heads, len(data)])]
+    pack = zstandard.compress if how.endswith("zstd") else gzip.compress
+    return b"".join(map(pack, parts))
+
+
+WAYS = ["plain", "each gzip", "each zstd", "all gzip", "all zstd"]
+
+
+@pytest.mark.parametrize("how", WAYS)
 @pytest.mark.parametrize(
     ("old", "new", "cause"),
     [
         (b"Content-Length: ", b"Content-Length: 1", "does not end where its Content-Length"),
+        (b"Content-Length: ", b"Content-Length: 99999", "the file ends before the record does"),
         (b"Content-Length: ", b"Content-Length: -", "Content-Length is '-"),
         (b"Content-Length: ", b"Content-Size: ", "Content-Length is ''"),
         (b"WARC/1.0\r\n", b"WARC/1.0\r\nX: " + b"y" * 70_000, "a header is too long"),
         (b"WARC/1.0\r\n", b"JUNK\r\n", "a WARC record should begin here"),
+        (b"page 20", b"page twenty", "does not end where its Content-Length"),
+        (b"page 20", b"page WARC/1.0\r\nWARC-Type: conversion\r\nContent-Length: 1", "not end"),
+        (b"w\xc3\xb6rd \r\n\r\nWARC/1.0", b"WARC/1.0", "does not end where its"),
     ],
 )
-def test_a_broken_record_ends_the_file_at_its_place(
-    old: bytes, new: bytes, cause: str, tmp_path: Path
+def test_a_record_at_fault_costs_that_record(
+    old: bytes, new: bytes, cause: str, how: str, tmp_path: Path
 ) -> None:
     data = archive(gzip=False)
     at = data.index(b"<urn:20>")
-    at = data.index(b"Content-Length", at) if b"Content" in old else data.rindex(b"WARC/1.0", 0, at)
-    (tmp_path / "a").write_bytes(data[:at] + data[at:].replace(old, new, 1))
-    *kept, last = read(input_file(tmp_path / "a", None))
-    assert [doc.text for doc in kept if isinstance(doc, RawDocument)] == TEXTS[:20]
-    assert isinstance(last, Reject)
-    assert cause in last.detail
+    at = data.index(old, at) if not old.startswith(b"WARC") else data.rindex(old, 0, at)
+    (tmp_path / "a").write_bytes(packed(data[:at] + data[at:].replace(old, new, 1), how))
+    made = read(
+        input_file(tmp_path / "a", (None, "gzip", "zstd")[("gzip" in how) + 2 * ("zstd" in how)])
+    )
+    rejects = [one for one in made if isinstance(one, Reject)]
+    assert [doc.text for doc in made if isinstance(doc, RawDocument)] == TEXTS[:20] + TEXTS[21:]
+    # What looks like a head inside of the record is told from one by members alone.
+    assert len(rejects) == 1 + ("WARC-Type" in str(new) and not how.startswith("each"))
+    assert (rejects[0].line, rejects[0].reason) == (22, "damaged file")
+    assert cause in rejects[0].detail and "record 22 is lost" in rejects[0].detail
+
+
+@pytest.mark.parametrize("how", WAYS)
+def test_a_fault_in_a_record_that_is_no_document_costs_no_document(
+    how: str, tmp_path: Path
+) -> None:
+    data = archive(gzip=False).replace(b"WARC-Type: warcinfo", b"WARC-Type: request", 1)
+    at = data.index(b"Content-Length: ")
+    for new in (b"Content-Length: 9", b"Content-Length: 99999", b"Content-Length: -"):
+        (tmp_path / "a").write_bytes(
+            packed(data[:at] + data[at:].replace(b"Content-Length: ", new, 1), how)
+        )
+        kind = (None, "gzip", "zstd")[("gzip" in how) + 2 * ("zstd" in how)]
+        first, *made = read(input_file(tmp_path / "a", kind))
+        assert isinstance(first, Reject) and (first.line, first.offset) == (1, 0)
+        assert [doc.text for doc in made if isinstance(doc, RawDocument)] == TEXTS
+
+
+@pytest.mark.parametrize("kind", ["gzip", "zstd"])
+def test_a_damaged_member_costs_its_records(kind: Compression, tmp_path: Path) -> None:
+    data = archive(gzip=False)
+    heads = [match.start() for match in re.finditer(rb"WARC/1\.0\r\n", data)]
+    records = [data[at:to] for at, to in itertools.pairwise([*heads, len(data)])]
+    checked = zstandard.ZstdCompressor(write_checksum=True).compress
+    members = [gzip.compress(r, mtime=0) if kind == "gzip" else checked(r) for r in records]
+    for number in (1, 20, 40):
+        for change in (lambda m: m[:-6] + bytes([m[-6] ^ 1]) + m[-5:], lambda m: m[: len(m) // 2]):
+            if number == 40 and len(change(members[40])) < len(members[40]):
+                continue  # a truncated file
+            stored = [change(m) if n == number else m for n, m in enumerate(members)]
+            (tmp_path / "a").write_bytes(b"".join(stored))
+            made = read(input_file(tmp_path / "a", kind))
+            texts = [doc.text for doc in made if isinstance(doc, RawDocument)]
+            assert texts == TEXTS[: number - 1] + TEXTS[number:]
+            (reject,) = [one for one in made if isinstance(one, Reject)]
+            assert (reject.line, reject.reason) == (number + 1, "damaged file")
+            begin = sum(map(len, stored[:number]))
+            assert f"bytes {begin:,} to {begin + len(stored[number]):,}" in reject.detail
+
+
+def test_a_text_never_reaches_across_a_member_that_is_left_out(tmp_path: Path) -> None:
+    record = b"WARC/1.0\r\nWARC-Type: conversion\r\nContent-Length: %d\r\n\r\n%s\r\n\r\n"
+    whole = record % (40, b"0123456789" * 4)
+    lost = gzip.compress(b"0123456789")
+    parts = [gzip.compress(whole[:-34]), lost[:-5] + b"x" + lost[-4:], gzip.compress(whole[-34:])]
+    (tmp_path / "a").write_bytes(b"".join([*parts, gzip.compress(record % (4, b"kept"))]))
+    made = read(input_file(tmp_path / "a", "gzip"))
+    assert [doc.text for doc in made if isinstance(doc, RawDocument)] == ["kept"]
+    assert {one.reason for one in made if isinstance(one, Reject)} == {"damaged file"}
+
+
+def test_a_conversion_is_read_in_the_encoding_that_it_states(tmp_path: Path) -> None:
+    out = io.BytesIO()
+    writer = WARCWriter(out, gzip=True)
+    add(
+        writer,
+        "conversion",
+        "\u0142\u00f3d\u017a".encode("iso8859-2"),
+        "text/plain; charset=iso-8859-2",
+        1,
+    )
+    add(
+        writer,
+        "conversion",
+        "\u65e5\u672c".encode("iso2022_jp"),
+        "text/plain; charset=ISO-2022-JP",
+        2,
+    )
+    add(writer, "conversion", "caf\u00e9".encode(), 'text/plain;charset="utf-8"', 3)
+    add(writer, "conversion", b"caf\xe9", "text/plain; charset=utf-8", 4)
+    add(writer, "conversion", b"caf\xe9", "text/plain; charset=iso-2022-jp", 5)
+    add(writer, "conversion", b"cafe", "text/plain; charset=klingon", 6)
+    (tmp_path / "a").write_bytes(out.getvalue())
+    made = read(input_file(tmp_path / "a", "gzip"))
+    assert [one.text if isinstance(one, RawDocument) else one.reason for one in made] == [
+        *("\u0142\u00f3d\u017a", "\u65e5\u672c", "caf\u00e9"),
+        *("invalid UTF-8", "not in its encoding", "unknown encoding"),
+    ]
+
+
+def test_what_is_not_read_says_so(tmp_path: Path) -> None:
+    record = b"WARC/1.0\r\nWARC-Type: response\r\n%sContent-Length: 4\r\n\r\nabcd\r\n\r\n"
+    for data, reason, detail in (
+        (
+            b"WARC/0.9 12 response x 2006 text/plain urn\r\n",
+            "unsupported file",
+            "WARC/0.9, is not read",
+        ),
+        (b"filedesc://a.arc 0.0.0.0 20060101 text/plain 9\n", "unsupported file", "an ARC archive"),
+        (record % b"WARC-Segment-Number: 1\r\n", "unsupported record", "several segments"),
+        (record % b"Content-Type: text/dns\r\n", "not plain text", "a response of type text/dns"),
+    ):
+        (tmp_path / "a").write_bytes(data)
+        (reject,) = read(input_file(tmp_path / "a", None))
+        assert isinstance(reject, Reject)
+        assert reject.reason == reason and detail in reject.detail
+    for version in (b"WARC/0.18", b"WARC/1.1"):
+        data = record.replace(b"WARC/1.0", version).replace(b"response", b"conversion") % b""
+        (tmp_path / "a").write_bytes(data.replace(b"\r\n", b"\n") * 2)
+        assert [
+            doc.text
+            for doc in read(input_file(tmp_path / "a", None))
+            if isinstance(doc, RawDocument)
+        ] == ["abcd"] * 2
+
+
+def test_a_file_of_nothing_but_faults_is_read_in_bounded_time(tmp_path: Path) -> None:
+    record = b"WARC/1.0\r\nWARC-Type: conversion\r\nContent-Length: 900000000\r\n\r\n" + b"x" * 9000
+    (tmp_path / "a").write_bytes(gzip.compress(record * 3000))
+    rejects = read(input_file(tmp_path / "a", "gzip"))
+    assert all(isinstance(one, Reject) for one in rejects)
+    assert 1 <= len(rejects) < 3000
+    assert isinstance(rejects[-1], Reject) and "no record is found behind it" in rejects[-1].detail

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from data_prep.dataset.settings import EXIT_MISTAKE, SettingsError
 from pretrain.checkpoint.attempts import (
     Attempt,
     RunDirectoryError,
@@ -105,6 +106,31 @@ def test_an_attempt_that_was_killed_while_it_claimed_is_passed_over(tmp_path: Pa
     (tmp_path / "attempts" / "000003.json").write_text('{"attempt": 3, "time"')
     assert claims(tmp_path, 2) == [False, True]
     assert record(tmp_path, 4)["attempt"] == 4
+
+
+def test_attempts_that_end_with_a_mistake_of_the_user_are_no_tries(tmp_path: Path) -> None:
+    for _ in range(5):
+        attempt = claim(tmp_path, 2, STEPS, 3)
+        assert attempt.futile == ""
+        with (
+            pytest.raises(SettingsError),
+            failures_recorded(attempt, lambda error: EXIT_MISTAKE),
+        ):
+            raise SettingsError(["model.segment: 256 -> 16"])
+    # Nor do they hide those around them.
+    assert claims(tmp_path, 2) == [False] * 2
+    claim(tmp_path, 2, STEPS, 3).end(EXIT_MISTAKE, "a mistake")
+    assert claims(tmp_path, 2) == [False, True]
+
+
+@pytest.mark.parametrize("text", ["", "[]", "7", '{"attempt": 2}', "\0\0"])
+def test_a_record_of_an_attempt_that_cannot_be_read_costs_nothing(
+    tmp_path: Path, text: str
+) -> None:
+    assert claims(tmp_path, 2) == [False] * 2
+    (tmp_path / "attempts" / "000002.json").write_text(text)
+    assert claims(tmp_path, 3) == [False, False, True]
+    assert Attempt(tmp_path, 1).superseded() is not None
 
 
 def test_a_newer_attempt_supersedes_and_is_named(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import logging
 import os
 import random
 import shutil
@@ -15,9 +16,9 @@ from typing import Any
 import pytest
 
 from pretrain.checkpoint import load, manifest
-from pretrain.checkpoint.load import Checkpoint, newest_good
+from pretrain.checkpoint.load import Checkpoint, Found, newest_good
 from pretrain.checkpoint.ranks import Ranks, SoloRanks
-from pretrain.checkpoint.verify import verify
+from pretrain.checkpoint.verify import still_good, verify
 
 TENSORS = ["rank-00000-of-00002.safetensors", "rank-00001-of-00002.safetensors"]
 LAYOUTS = ["rank-00000-of-00002.json", "rank-00001-of-00002.json"]
@@ -71,10 +72,6 @@ def take_from_older(*names: str) -> Damage:
     return lambda newest, older: [shutil.copy(older / n, newest / n) for n in names] and None
 
 
-def add(make: Callable[[Path], object]) -> Damage:
-    return lambda newest, older: make(newest) and None
-
-
 def link(name: str) -> Damage:
     def damage(newest: Path, older: Path) -> None:
         elsewhere = newest.parent / "elsewhere"
@@ -120,16 +117,21 @@ def silent_damages() -> Iterator[tuple[str, Damage]]:
         yield f"{one} and {other} swapped", swap(one, other)
     yield "manifest and checksum of the older", take_from_older(*SEALS)
     yield "all files missing", remove(*FILES)
-    extras: dict[str, Callable[[Path], object]] = {
-        "file": lambda newest: (newest / "notes.txt").write_text("mine"),
-        "hidden file": lambda newest: (newest / ".nfs0001").write_bytes(b""),
-        "third rank": lambda newest: (newest / "rank-00002-of-00003.json").write_text("{}"),
-        "temporary": lambda newest: (newest / "manifest.json.tmp").write_text("{}"),
-        "directory": lambda newest: (newest / "more").mkdir(),
-        "pickle": lambda newest: (newest / "state.pt").write_bytes(b"\x80\x04."),
-        "pipe": lambda newest: os.mkfifo(newest / "pipe"),
-    }
-    yield from ((f"extra {kind}", add(make)) for kind, make in extras.items())
+
+
+FOREIGN: dict[str, Callable[[Path], object]] = {
+    ".DS_Store": lambda path: path.write_bytes(bytes(4)),
+    "._manifest.json": lambda path: path.write_bytes(bytes(4)),
+    "Thumbs.db": lambda path: path.write_text("small"),
+    ".nfs0001": lambda path: path.write_bytes(b""),
+    "notes.txt": lambda path: path.write_text("mine"),
+    "rank-00002-of-00003.json": lambda path: path.write_text("{}"),
+    "manifest.json.tmp": lambda path: path.write_text("{}"),
+    "@eaDir": lambda path: path.mkdir(),
+    ".snapshot": lambda path: path.symlink_to("/nowhere"),
+    "state.pt": lambda path: path.write_bytes(b"\x80\x04."),
+    "pipe": os.mkfifo,
+}
 
 
 def forged_manifests() -> Iterator[tuple[str, Damage]]:
@@ -215,6 +217,21 @@ def test_a_sealed_manifest_that_is_not_of_this_checkpoint_is_refused(
     assert_refused(root, FORGED[kind], monkeypatch)
 
 
+@pytest.mark.parametrize("name", FOREIGN)
+def test_what_a_system_laid_beside_the_files_is_said_and_makes_nothing_bad(
+    root: Path, name: str, tensors: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    newest = root / "step-00000002"
+    FOREIGN[name](newest / name)
+    with caplog.at_level(logging.WARNING):
+        found = newest_good(root, SoloRanks())
+    assert found == Found(newest, ())
+    assert caplog.messages == [f"checkpoint {newest.name}: not part of it, and not read: {name}"]
+    assert still_good(newest)
+    with Checkpoint(newest) as checkpoint:
+        assert checkpoint.tensor("random").equal(tensors(2)["random"])
+
+
 def test_the_older_one_is_whole_after_the_fall_back(root: Path, tensors: Any) -> None:
     flip(TENSORS[1], 5)(root / "step-00000002", root)
     found = newest_good(root, SoloRanks())
@@ -255,7 +272,4 @@ def test_the_reason_names_the_file_and_what_is_wrong_with_it(root: Path) -> None
     assert verify(newest, SoloRanks()) == f"{TENSORS[0]} has 0 bytes, expected {size}"
     (newest / TENSORS[0]).unlink()
     assert verify(newest, SoloRanks()) == f"{TENSORS[0]}: missing"
-    (newest / "notes").touch()
-    (newest / TENSORS[0]).touch()
-    assert verify(newest, SoloRanks()) == "notes: not part of the checkpoint"
     assert verify(root / "step-00000009", SoloRanks()) == "is not a directory"

@@ -16,7 +16,7 @@ EXPECTED_RUN = "expected a run directory, or a checkpoint in its checkpoints/"
     ("words", "problem"),
     [
         ("import nowhere out", "source: nowhere: there is no such directory"),
-        ("import c.yaml out", "source: c.yaml: is not a directory"),
+        ("import c.yaml out", "source: c.yaml: is neither a directory nor a GGUF file"),
         ("import empty out segment=abc", "segment: expected a whole number, found 'abc'"),
         ("import empty out segmnt=3", "segmnt: unknown key; did you mean segment?"),
         ("import empty empty", "out: empty already exists; choose a new directory"),

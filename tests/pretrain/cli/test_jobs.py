@@ -7,6 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import get_args, get_type_hints
 
+from data_prep.dataset import settings
+from data_prep.dataset.shards import read_manifest
+from pretrain import config
+from pretrain.checkpoint.manifest import Manifest, write_manifest
 from pretrain.cli.jobs import Plan
 from pretrain.planning.plan import GPUS
 
@@ -46,6 +50,32 @@ def test_a_check_reports_all_that_a_job_would_end_with(
     made = pretrain(*words, "--made-before", str(later), f"--made-before={data['few']}")
     starts = [line.removeprefix("  - ").split(":")[0] for line in made.stderr.splitlines()[1:]]
     assert starts == ["nodes", "train.start_from"]
+
+
+def test_a_check_knows_what_a_resume_needs(
+    pretrain: Run, data: dict[str, Path], tmp_path: Path
+) -> None:
+    words = ["run.directory=run", f"data.train={data['train']}"]
+    plain = settings.to_plain(config.load(None, words))
+    shards = [shard.sha256 for shard in read_manifest(data["train"]).shards]
+    trainer = {"optimizer_steps": 4, "configuration": plain, "sources": [shards]}
+    path = tmp_path / "run/checkpoints/step-00000004"
+    path.mkdir()
+    write_manifest(path, Manifest(4, 1, {}, {}, {}, trainer))
+    assert pretrain("check", "c.yaml", *words).returncode == 0
+    for command in ("check", "train"):
+        ended = pretrain(command, "c.yaml", *words, "model.segment=16")
+        assert (ended.returncode, ended.stdout) == (2, "")
+        assert (
+            "  - model.segment: 256 -> 16: the run's checkpoint needs the former;" in ended.stderr
+        )
+    # Its own configuration, after the run was moved.
+    (tmp_path / "run/config.yaml").write_text(settings.to_yaml(config.load(None, words)))
+    (tmp_path / "run").rename(tmp_path / "other")
+    for command in ("check", "train"):
+        ended = pretrain(command, "other/config.yaml")
+        assert ended.returncode == 2 and "give run.directory=other to continue" in ended.stderr
+    assert pretrain("check", "other/config.yaml", "run.directory=other").returncode == 0
 
 
 def test_a_node_of_a_preflight_is_one_of_the_nodes(pretrain: Run) -> None:

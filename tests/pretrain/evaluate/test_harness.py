@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -153,3 +154,94 @@ def test_a_task_that_is_not_there_is_refused_with_those_that_are(
         harness.run(tmp_path / "run", tasks, tasks=["chioce"], shots=None, limit=None)
     with pytest.raises(EvaluationError, match="no task file in it"):
         harness.run(tmp_path / "run", tmp_path / "run", tasks=[], shots=None, limit=None)
+
+
+def test_tasks_of_another_directory_of_the_same_name_are_another_question(
+    model: Trained, tasks: Path, tmp_path: Path
+) -> None:
+    def asked(directory: Path) -> None:
+        assert harness.run(tmp_path / "run", directory, tasks=["rolling"], shots=None, limit=1) == 0
+
+    asked(tasks)
+    copied = Path(shutil.copytree(tasks, tmp_path / "elsewhere" / "tasks"))
+    asked(copied)  # the same tasks: the same question
+    assert [path.name for path in (tmp_path / "run").glob("harness*")] == ["harness-7.json"]
+    with (copied / "rolling.yaml").open("a") as file:
+        file.write("metadata: {version: 2}\n")
+    asked(copied)
+    assert len(list((tmp_path / "run").glob("harness*"))) == 2
+
+
+def refusal(run: Path, tasks: Path, *names: str) -> str:
+    """Why the tasks are refused, before a model is loaded."""
+    shutil.rmtree(run / "checkpoints", ignore_errors=True)
+    with pytest.raises(EvaluationError) as caught:
+        harness.run(run, tasks, tasks=names, shots=None, limit=None)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("max_gen_toks: 9", "num_beams: 4",
+         "generation_kwargs {num_beams: 4} cannot be followed; expected some of until, max_gen"),
+        ("max_gen_toks: 9", "top_k: 5, min_p: 0.1", "{min_p: 0.1, top_k: 5}"),
+        ("max_gen_toks: 9", "max_gen_toks: many", "invalid literal for int()"),
+        ("until: [e]", "until: [5]", "until: expected texts, found [5]"),
+        ("max_gen_toks: 9", "top_p: 7", "cannot be followed: "),
+        ("task: continue", "task: continue\nno_such_key: 1", "no_such_key"),
+        ("output_type: generate_until", "output_type: guess", "task continue cannot be run by the "
+         "harness: ValueError: Got invalid output_type 'guess'"),
+        ("questions.jsonl", "nothing.jsonl", "FileNotFoundError"),
+        ("metric: exact_match", "metric: luck", "see what the harness printed before"),
+    ],
+)  # fmt: skip
+def test_what_a_task_asks_and_we_or_the_harness_cannot_do_is_one_sentence_before_any_work(
+    model: Trained, tasks: Path, tmp_path: Path, old: str, new: str, said: str
+) -> None:
+    path = tasks / "continue.yaml"
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+    assert said in (found := refusal(tmp_path / "run", tasks, "continue")), found
+    assert found.startswith(f"{tasks}: ")
+
+
+def test_shots_that_a_task_would_not_take_are_refused(
+    model: Trained, tasks: Path, tmp_path: Path
+) -> None:
+    with (tasks / "choice.yaml").open("a") as file:
+        file.write("num_fewshot: 0\n")
+    with pytest.raises(
+        EvaluationError, match="choice: its file sets num_fewshot: 0, which --shots"
+    ):
+        harness.run(tmp_path / "run", tasks, tasks=["choice"], shots=2, limit=1)
+
+
+def test_options_without_an_effect_are_taken(model: Trained, tasks: Path, tmp_path: Path) -> None:
+    path = tasks / "continue.yaml"
+    options = "num_beams: 1, repetition_penalty: 1.0, top_k: null, do_sample: false"
+    path.write_text(path.read_text().replace("max_gen_toks: 9", f"max_new_tokens: 2, {options}"))
+    assert harness.run(tmp_path / "run", tasks, tasks=["continue"], shots=None, limit=1) == 0
+
+
+def test_a_field_that_the_documents_lack_is_one_sentence_and_names_its_task(
+    model: Trained, tasks: Path, tmp_path: Path
+) -> None:
+    path = tasks / "rolling.yaml"
+    path.write_text(path.read_text().replace("{{question}}", "{{nowhere}}"))
+    with pytest.raises(EvaluationError) as caught:
+        harness.run(tmp_path / "run", tasks, tasks=["rolling"], shots=None, limit=1)
+    assert str(caught.value).startswith(
+        f"{tasks}: task rolling cannot be run by the harness: UndefinedError: "
+    )
+    assert "'nowhere' is undefined" in str(caught.value)
+
+
+def test_a_fault_of_ours_is_not_the_tasks(
+    model: Trained, tasks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Streamed, "_score", lambda self, *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        harness.run(tmp_path / "run", tasks, tasks=["rolling"], shots=None, limit=1)

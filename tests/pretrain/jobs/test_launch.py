@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 
@@ -213,7 +214,11 @@ def test_ranks_die_when_starting_them_fails_in_the_launcher(tmp_path: Path) -> N
 # Signals.
 
 
-@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+STOPPING = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGXCPU,
+            signal.SIGUSR1]  # fmt: skip
+
+
+@pytest.mark.parametrize("sent", STOPPING)
 def test_a_stop_signal_is_handed_on_to_every_rank(tmp_path: Path, sent: signal.Signals) -> None:
     process = launcher(tmp_path, WAITING)
     wait_for(tmp_path / "0", tmp_path / "1")
@@ -221,6 +226,34 @@ def test_a_stop_signal_is_handed_on_to_every_rank(tmp_path: Path, sent: signal.S
     output, _ = process.communicate(timeout=60)
     assert (process.returncode, output) == (75, "")
     assert wait_for(tmp_path / "signal-0", tmp_path / "signal-1") == [sent.name] * 2
+
+
+def test_under_nohup_a_run_goes_on_when_the_terminal_is_closed(tmp_path: Path) -> None:
+    words = ["nohup", sys.executable, "-c", LAUNCHER, "2", WAITING]
+    process = subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    ranks = [int(text) for text in wait_for(tmp_path / "0", tmp_path / "1")]
+    for one in (process.pid, *ranks):
+        os.kill(one, signal.SIGHUP)
+    time.sleep(0.3)
+    assert not list(tmp_path.glob("signal-*"))
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert wait_for(tmp_path / "signal-0", tmp_path / "signal-1") == ["SIGTERM"] * 2
+
+
+def test_a_terminal_that_is_closed_ends_a_run_as_any_signal(tmp_path: Path) -> None:
+    # The launcher leads the session of a terminal of its own, which then goes.
+    terminal, own = os.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-c", f"import fcntl; fcntl.ioctl(0, {termios.TIOCSCTTY}, 0); {LAUNCHER}",
+         "2", WAITING],
+        cwd=tmp_path, stdin=own, stdout=own, stderr=own, start_new_session=True,
+    )  # fmt: skip
+    os.close(own)
+    wait_for(tmp_path / "0", tmp_path / "1")
+    os.close(terminal)
+    assert process.wait(60) == 75
+    assert wait_for(tmp_path / "signal-0", tmp_path / "signal-1") == ["SIGHUP"] * 2
 
 
 def test_a_signal_that_comes_while_a_rank_imports_waits_for_its_flag(tmp_path: Path) -> None:
@@ -260,10 +293,10 @@ def test_a_rank_leaves_with_its_output_and_nothing_of_its_interpreters_end() -> 
 
 
 def test_signals_are_as_before_when_the_ranks_have_ended(tmp_path: Path) -> None:
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.getsignal(number) for number in STOPPING}
     assert start_ranks([sys.executable, "-c", ""], 1) == 0
     assert {number: signal.getsignal(number) for number in before} == before
-    assert not signal.pthread_sigmask(signal.SIG_BLOCK, ()) & {signal.SIGTERM, signal.SIGINT}
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, ()) & set(STOPPING)
 
 
 def test_a_terminals_interrupt_reaches_the_launcher_alone(tmp_path: Path) -> None:

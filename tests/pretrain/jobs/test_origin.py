@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,12 +10,14 @@ import numpy as np
 import pytest
 import torch
 
+from data_prep.dataset import settings
 from data_prep.tokenizer import training
 from pretrain.checkpoint.load import Checkpoint
 from pretrain.checkpoint.manifest import read_manifest
 from pretrain.config import Config, MemoryConfig, ModelConfig, RopeScalingConfig, load
 from pretrain.jobs import origin
 from pretrain.trained import configuration_of
+from tests import ranks
 from tests.pretrain.conftest import TEXT
 
 SHAPE = ("d_model=32", "n_layers=2", "n_heads=4", "n_kv_heads=2", "d_head=8", "d_ff=48")
@@ -43,17 +42,6 @@ def words(tmp_path: Path, *more: str) -> list[str]:
     ]  # fmt: skip
 
 
-def train(tmp_path: Path, *more: str) -> subprocess.CompletedProcess[str]:
-    (tmp_path / "empty.yaml").write_text("{}\n")
-    command = [sys.executable, "-m", "pretrain.cli", "train", str(tmp_path / "empty.yaml")]
-    return subprocess.run(
-        [*command, *words(tmp_path, *more)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
-
-
 def problems(tmp_path: Path, *more: str) -> list[str]:
     config: Config = load(None, words(tmp_path, *more))
     return origin.problems(config)
@@ -65,8 +53,8 @@ def test_two_zero3_ranks_begin_with_the_weights_and_nothing_else_of_another_run(
     # The source has delta memory and other segments: its weights mean the same under linear.
     old = dict(write_run(tmp_path / "old").named_parameters())
     digest = read_manifest(tmp_path / "old/checkpoints/step-00000007")[1]
-    ended = train(tmp_path)
-    assert ended.returncode == 0, ended.stdout + ended.stderr
+    (tmp_path / "empty.yaml").write_text("{}\n")
+    ranks.train(2, tmp_path / "empty.yaml", *words(tmp_path))
     with Checkpoint(tmp_path / "new/checkpoints/step-00000002") as new:
         for name, weight in old.items():
             assert torch.equal(new.tensor(f"{name}/param"), weight.detach()), name
@@ -88,6 +76,25 @@ def test_another_shape_and_another_tokenizer_are_refused_together(
         "train.start_from: model.d_ff is 48 in the source and 64 here",
         "train.start_from: its tokenizer differs from that of data.train",
     ]
+
+
+@pytest.mark.parametrize(
+    ("kind", "size", "other"),
+    [("rmt", "vectors", 4), ("autocompressor", "vectors", 4), ("compressive", "rate", 4)],
+)
+def test_another_size_of_the_memorys_weights_is_refused_and_another_kind_is_not(
+    kind: str, size: str, other: int
+) -> None:
+    def model(*words: str) -> ModelConfig:
+        return settings.load(ModelConfig, None, ["segment=8", *words])
+
+    theirs = model(f"memory.kind={kind}", f"memory.{kind}.{size}=2")
+    ours = model(f"memory.kind={kind}", f"memory.{kind}.{size}={other}")
+    assert origin._other_shape(theirs, ours) == [
+        f"model.memory.{kind}.{size} is 2 in the source and {other} here; set it to 2"
+    ]
+    assert origin._other_shape(theirs, theirs) == []
+    assert origin._other_shape(theirs, model("memory.kind=linear")) == []
 
 
 @pytest.mark.parametrize("path", ["", "checkpoints/step-00000007"])

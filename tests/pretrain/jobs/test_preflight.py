@@ -215,6 +215,17 @@ def test_a_node_that_never_comes_is_named_by_the_first_and_the_first_by_the_othe
     assert alone[1].endswith(" (y)\n")
 
 
+def test_a_record_that_a_kill_cut_swallows_no_later_one(tmp_path: Path) -> None:
+    path = tmp_path / "preflight.jsonl"
+    for _ in range(2):
+        preflight._record(tmp_path, nodes(GOOD), {}, [])
+    whole = path.read_text().splitlines()
+    path.write_text(f"{whole[0]}\n{whole[1][:20]}")
+    preflight._record(tmp_path, nodes(GOOD), {}, [])
+    first, cut, last = path.read_text().splitlines()
+    assert (first, cut) == (whole[0], whole[1][:20]) and json.loads(last)["bad"] == {}
+
+
 def test_no_secret_of_the_environment_is_recorded(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text("run: {directory: run}\ndata: {train: nowhere}\n")
     done = subprocess.run(

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pretrain.config import MemoryConfig, ModelConfig
 from pretrain.model.state import ModelState, mapped
@@ -112,3 +112,22 @@ def calls_of(model: Transformer, run: Callable[[], Any]) -> list[str]:
     for hook in hooks:
         hook.remove()
     return calls
+
+
+def empty_weights_outside_their_modules(model: Transformer) -> None:
+    """As under ZeRO-3: from now on a weight is empty outside the forward of the module that owns
+    it."""
+    full = {parameter: parameter.data for parameter in model.parameters()}
+
+    def gather(module: nn.Module, *_: Any) -> None:
+        for parameter in module.parameters(recurse=False):
+            parameter.data = full[parameter]
+
+    def release(module: nn.Module, *_: Any) -> None:
+        for parameter in module.parameters(recurse=False):
+            parameter.data = torch.empty(0, dtype=parameter.dtype)
+
+    for module in model.modules():
+        release(module)
+        module.register_forward_pre_hook(gather)
+        module.register_forward_hook(release)

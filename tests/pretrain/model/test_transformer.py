@@ -6,13 +6,14 @@ from typing import Any, Literal
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pretrain.config import FullConfig, MemoryConfig, ModelConfig
 from pretrain.model.loss import IGNORE
 from pretrain.model.memories.infini import MemoryState
 from pretrain.model.state import ModelState
-from pretrain.model.transformer import Transformer
+from pretrain.model.transformer import Transformer, on_meta
 from tests.pretrain.model import small
 from tests.pretrain.model.naive.block import NaiveModel, assert_equals_naive
 from tests.pretrain.model.naive.infini import Naive
@@ -158,34 +159,6 @@ def test_every_module_runs_once_a_window_whatever_the_data() -> None:
         assert sorted(calls) == sorted(expected)
 
 
-@pytest.mark.parametrize("tied", [True, False])
-def test_weights_are_read_only_inside_the_module_that_owns_them(tied: bool) -> None:
-    """As under ZeRO-3: outside the forward of its owner, a weight is empty."""
-    model, tokens = build("delta, inclusive", tied_embeddings=tied), random_tokens()
-    starts = starts_at([6], [10])
-    state = model.initial_state(2, "cpu")
-    expected = logits_of(model, tokens, starts, state)
-    streamed, _ = model.extend(tokens, model.open_stream(2, "cpu"))
-
-    full = {parameter: parameter.data for parameter in model.parameters()}
-    for parameter in full:
-        parameter.data = torch.empty(0, dtype=parameter.dtype)
-
-    def gather(module: nn.Module, *_: Any) -> None:
-        for parameter in module.parameters(recurse=False):
-            parameter.data = full[parameter]
-
-    def release(module: nn.Module, *_: Any) -> None:
-        for parameter in module.parameters(recurse=False):
-            parameter.data = torch.empty(0, dtype=parameter.dtype)
-
-    for module in model.modules():
-        module.register_forward_pre_hook(gather)
-        module.register_forward_hook(release)
-    assert torch.equal(logits_of(model, tokens, starts, state), expected)
-    assert torch.equal(model.extend(tokens, model.open_stream(2, "cpu"))[0], streamed)
-
-
 def test_full_checkpointing_computes_each_block_again_in_the_backward() -> None:
     tokens, starts = random_tokens(), starts_at([6], [10])
 
@@ -243,3 +216,22 @@ def test_a_bf16_model_keeps_its_memory_in_float32() -> None:
             ours.copy_(theirs)
     expected = exact(tokens, starts_at([6], []), exact.initial_state(2, "cpu"), tokens)
     assert output.losses.mean().item() == pytest.approx(expected.losses.mean().item(), rel=0.02)
+
+
+def test_a_model_without_data_has_the_shapes_of_one_with_it_and_draws_no_weights() -> None:
+    called = []
+
+    class Noting(TorchDispatchMode):
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            called.append(func.name())
+            return func(*args, **(kwargs or {}))
+
+    model = build("delta, inclusive")
+    with Noting():
+        empty = on_meta(model.config, VOCABULARY)
+    assert called and not [name for name in called if "normal" in name]
+    shapes = {name: weight.shape for name, weight in model.named_parameters()}
+    assert {name: weight.shape for name, weight in empty.named_parameters()} == shapes
+    assert all(weight.is_meta for weight in empty.parameters())

@@ -180,3 +180,9 @@ def test_the_table_is_printed_and_written_as_markdown_and_json(
     assert found["transformer_xl"]["published_numbers"] == 2 * 6 * 2 * 6 * 3
     assert found["transformer_xl"]["settings"] == {"transformer_xl": {"cache": 6}}
     assert found["linear"]["numbers"] == 6 * 7 * 2 * 3
+
+
+def test_counts_have_three_digits_and_the_unit_of_what_they_round_to() -> None:
+    counts = (0, 999, 999.6, 1_234, 999_499, 999_500, 25_165_824, 2e9, 1.5e12)
+    shown = [memory_table._short(count) for count in counts]
+    assert shown == ["0", "999", "1k", "1.23k", "999k", "1M", "25.2M", "2G", "1.5T"]

@@ -7,7 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,9 @@ from pretrain import config as configuration
 from pretrain.cli.main import main
 from pretrain.config import Config
 from pretrain.model import flops
+from pretrain.planning import plan as planning
 from pretrain.planning.plan import GPUS, Cluster, Plan, cluster, lines, make, summary, warnings
+from pretrain.planning.simulate import Activations, activations
 
 ROOT = Path(__file__).parents[3]
 RECIPES = sorted(
@@ -28,6 +30,23 @@ RECIPES = sorted(
     for path in (ROOT / "configs").glob("*.yaml")
     if "pretrain plan" in path.read_text(encoding="utf-8")
 )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def activations_are_found_once() -> Iterator[None]:
+    """Once for all that they depend on: they take most of a plan's time."""
+    found: dict[str, Activations] = {}
+
+    def once(config: Config, vocab_size: int, lanes: int) -> Activations:
+        train = config.train.precision, config.train.activation_checkpointing
+        same = repr((config.model, train, config.part, config.parallel, vocab_size, lanes))
+        if same not in found:
+            found[same] = activations(config, vocab_size, lanes)
+        return found[same]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(planning, "activations", once)
+        yield
 
 
 def header(path: Path) -> str:

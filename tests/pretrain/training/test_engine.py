@@ -37,10 +37,11 @@ from pretrain.jobs.watchdog import Watchdog
 from pretrain.model.memories.infini import MemoryState
 from pretrain.model.transformer import Transformer
 from pretrain.planning import plan
-from pretrain.training import ledger
+from pretrain.training import engine, ledger
 from pretrain.training.engine import Engine, build_ops, deepspeed_settings
 from pretrain.training.metrics import configure_logging, read_records
 from pretrain.training.run import Run
+from pretrain.training.run_state import TrainingError
 from pretrain.training.saver import Saver, reserved
 from pretrain.training.step import StepResult
 from pretrain.training.trainer import Trainer
@@ -87,6 +88,7 @@ def _rank(jobs: Path) -> None:
     dist.init_process_group(
         "gloo", init_method=place.init_method, rank=place.rank, world_size=place.size
     )
+    watchdog = Watchdog(jobs.parent, place.rank, {"start": 600, "step": 600, "save": 600})
     for job in json.loads(jobs.read_text()):
         config = load(None, job["settings"])
         directory = Path(config.run.directory)
@@ -98,7 +100,6 @@ def _rank(jobs: Path) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         dist.barrier()
         configure_logging(place.rank, directory)
-        watchdog = Watchdog(directory, place.rank, {"start": 600, "step": 600, "save": 600})
         run = Run(config, Attempt(directory, 1), torch.device("cpu"))
         copy = reserved(run.engine, run.share.owned, run.state)
         (directory / f"host-copy-{place.rank}").write_text(str(copy.bytes))
@@ -719,6 +720,25 @@ def test_a_lock_that_a_killed_build_left_is_reported_and_removed(
     build_ops(told.append)
     assert len(told) == 1 and str(stale) in told[0]
     assert not stale.exists()
+
+
+def test_an_installation_of_another_user_is_only_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree, home = tmp_path / "tree", tmp_path / "home"
+    (tree / "pretrain" / "training").mkdir(parents=True)
+    (tree / "pyproject.toml").touch()
+    home.mkdir()
+    monkeypatch.setattr(engine, "__file__", str(tree / "pretrain" / "training" / "engine.py"))
+    monkeypatch.setenv("HOME", str(home))
+    assert tree / ".cache" in engine.cache_directory().parents
+    shutil.rmtree(tree / ".cache")
+    (tree / ".cache").touch()  # where no mode would stop root
+    assert home / ".cache" / "infini-pretrain" in engine.cache_directory().parents
+    shutil.rmtree(home)
+    home.touch()
+    with pytest.raises(TrainingError, match="set TORCH_EXTENSIONS_DIR to a directory of yours"):
+        engine.cache_directory()
 
 
 def test_a_first_launch_says_that_it_compiles(

@@ -156,6 +156,17 @@ def test_a_checkpoint_that_is_not_at_the_ledgers_end_is_found(run: Run) -> None:
     ]
 
 
+def test_a_line_of_the_ledger_that_cannot_be_read_is_found_and_kept(run: Run) -> None:
+    path = run.directory / "ledger.jsonl"
+    first, last = path.read_text().splitlines(keepends=True)
+    path.write_text(first + "\n" + last)
+    assert check(run.directory) == []
+    path.write_text(first + "{cut\n" + last)
+    assert check(run.directory) == ["ledger.jsonl: line 2 cannot be read"]
+    Ledger(Attempt(run.directory, 2), 1, run.config, 9).close()
+    assert path.read_text() == first + "{cut\n" + last
+
+
 def test_uncommitted_lines_are_dropped_on_a_resume(run: Run) -> None:
     run.ledger.add(12, run.histories)
     with (run.directory / "ledger.jsonl").open("a") as file:

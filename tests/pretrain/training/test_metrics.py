@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
 import os
+import shutil
 import struct
 import subprocess
 import sys
@@ -28,6 +30,7 @@ from pretrain.training.metrics import (
     read_records,
     run_identity,
 )
+from tests import ranks
 
 UNTRACKED = Config(wandb=WandbConfig(mode="disabled"))
 # Of the form that wandb accepts, and one that nothing should ever look at.
@@ -41,15 +44,43 @@ def lines(path: Path) -> list[tuple[str, int]]:
 def test_the_half_line_of_a_killed_writer_is_left_out(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     assert read_records(path) == []
-    for half in ("", "{", '{"kind": "train", "st', '{"kind": "train", "step": 3}'):
+    for half in ("", "{", '{"kind": "train", "st', '{"kind": "train", "step": 3'):
         path.write_text('{"kind": "train", "step": 1}\n{"kind": "train", "step": 2}\n' + half)
         assert lines(path) == [("train", 1), ("train", 2)]
+    path.write_text('{"kind": "train", "step": 3}')  # an editor's, which ends a file without \n
+    assert lines(path) == [("train", 3)]
 
 
-def test_what_a_power_loss_left_in_place_of_the_last_lines_is_left_out(tmp_path: Path) -> None:
+# Of a hand, of two writers, of a power loss, and of no step.
+UNREADABLE = [
+    b"",
+    b"  ",
+    b'{"kind": "tr{"kind"',
+    bytes(40),
+    b"\xff",
+    b"[1]",
+    b'{"kind": "x"}',
+    b"7",
+]
+
+
+def test_a_line_that_cannot_be_read_costs_no_other(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     path = tmp_path / "metrics.jsonl"
-    path.write_bytes(b'{"kind": "train", "step": 1}\n' + bytes(40) + b'\n{"step": 3}\n')
-    assert lines(path) == [("train", 1)]
+    readable = [b'{"kind":"train",  "step": %d}' % step for step in range(1, 20)]
+    readable[4] += b"\r"
+    mixed = [*readable[:3], *UNREADABLE, *readable[3:9], b"", *readable[9:]]
+    path.write_bytes(b"\n".join([*mixed, b'{"kind": "train", "st']))
+    assert lines(path) == [("train", step) for step in range(1, 20)]
+    with caplog.at_level("WARNING"):
+        Recorder(tmp_path, UNTRACKED, 15).close()
+    # To the byte, but for the steps that are repeated and the line that was cut.
+    assert path.read_bytes() == b"\n".join([*mixed[:-4], b""])
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == 6 and said[0] == f"{path}: line 6 cannot be read; it is kept as it is"
+    Recorder(tmp_path, UNTRACKED, 15).close()
+    assert path.read_bytes() == b"\n".join([*mixed[:-4], b""])
 
 
 def test_a_resumed_run_drops_what_was_recorded_after_its_checkpoint(tmp_path: Path) -> None:
@@ -91,7 +122,28 @@ def test_a_run_keeps_the_identity_it_was_given_first(tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     identity = run_identity(tmp_path)
     assert run_identity(tmp_path) == identity
-    assert run_identity(tmp_path / "other") != identity
+    assert run_identity(tmp_path / "other")["id"] != identity["id"]
+    # Of a version that did not store the directory.
+    (tmp_path / "run.json").write_text(json.dumps({"id": "old"}))
+    assert run_identity(tmp_path) == {"id": "old", "directory": str(tmp_path)}
+
+
+def test_a_copied_run_has_an_identity_of_its_own_and_a_moved_one_keeps_it(tmp_path: Path) -> None:
+    first, copy, moved = (tmp_path / name for name in ("a", "b", "c"))
+    first.mkdir()
+    identity = run_identity(first)["id"]
+    shutil.copytree(first, copy)
+    own = run_identity(copy)
+    assert own["id"] != identity and own["copied_from"] == identity
+    assert run_identity(copy) == own
+    assert run_identity(first)["id"] == identity
+    first.rename(moved)
+    assert run_identity(moved) == {"id": identity, "directory": str(moved)}
+    # Another way to the same directory is no copy of it.
+    first.symlink_to(moved)
+    assert run_identity(first) == run_identity(moved)
+    (copy / "run.json").write_text("{")
+    assert run_identity(copy)["id"] not in (identity, own["id"])
 
 
 def test_rates_are_those_of_the_interval() -> None:
@@ -184,6 +236,24 @@ def restored_logging() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("restored_logging")
+def test_a_log_that_nobody_reads_any_more_costs_no_line_and_says_nothing(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w", buffering=1) as gone:
+        monkeypatch.setattr(sys, "stdout", gone)
+        configure_logging(0, tmp_path)
+        for line in ("one", "two"):
+            logging.getLogger("pretrain.somewhere").info(line)
+        monkeypatch.undo()
+        with contextlib.suppress(BrokenPipeError):
+            gone.close()
+    assert capfd.readouterr() == ("", "")
+    assert [line.split()[1] for line in (tmp_path / "log.txt").open()] == ["one", "two"]
+
+
+@pytest.mark.usefixtures("restored_logging")
 def test_rank_0_logs_everything_and_the_others_their_warnings(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -208,26 +278,35 @@ def tracked(tmp_path_factory: pytest.TempPathFactory, write_data_set: Callable[.
     root = tmp_path_factory.mktemp("tracked")
     rng = np.random.default_rng(2)
     write_data_set(root / "data", [rng.integers(3, 40, size=50) for _ in range(8)], 2, 48)
-    for steps in (2, 4):
-        ended = _train(root, f"train.steps={steps}")
-        assert ended.returncode == 0, ended.stdout
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith("WANDB_")]:
+            patch.delenv(name)
+        for name, secret in SECRETS.items():
+            patch.setenv(name, secret)
+        for steps in (2, 4):
+            ranks.train(1, _configuration(root), f"train.steps={steps}")
     return root / "run"
 
 
-def _train(root: Path, *settings: str) -> subprocess.CompletedProcess[str]:
+def _configuration(root: Path) -> Path:
+    """The file of a run in `root`."""
     (root / "c.yaml").write_text(
         f"run: {{directory: {root / 'run'}}}\n"
         f"data: {{train: {root / 'data'}, validation: {root / 'data'}, lanes: 2}}\n"
-        "model: {d_model: 16, n_layers: 2, n_heads: 2, n_kv_heads: 2, d_head: 8, d_ff: 16}\n"
+        "model: {d_model: 16, n_layers: 2, n_heads: 2, n_kv_heads: 2, d_head: 8, d_ff: 16,"
+        " segment: 8}\n"
         "train: {window_segments: 2, log_every: 1, validate_every: 2, validation_windows: 1}\n"
         "optim: {warmup_steps: 1}\n"
         "launch: {device: cpu}\n"
     )
+    return root / "c.yaml"
+
+
+def _refused(root: Path, *settings: str) -> subprocess.CompletedProcess[str]:
     environment = {k: v for k, v in os.environ.items() if not k.startswith("WANDB_")}
     return subprocess.run(
-        [sys.executable, "-m", "pretrain.cli", "train", str(root / "c.yaml"),
-         "model.segment=8", *settings],
-        env={**environment, **SECRETS, "OMP_NUM_THREADS": "1"},
+        [sys.executable, "-m", "pretrain.cli", "train", str(_configuration(root)), *settings],
+        env={**environment, **SECRETS},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -336,7 +415,7 @@ def test_a_secret_that_a_setting_asks_for_is_refused_and_stored_nowhere(
 ) -> None:
     (tmp_path / "data").symlink_to(tracked.parent / "data")
     for key in ("HF_TOKEN", "WANDB_API_KEY"):
-        ended = _train(tmp_path, f"wandb.name=${{oc.env:{key}}}")
+        ended = _refused(tmp_path, f"wandb.name=${{oc.env:{key}}}")
         assert ended.returncode == 2
         assert "wandb.name" in ended.stdout and SECRETS[key] not in ended.stdout
     assert not (tmp_path / "run").exists()

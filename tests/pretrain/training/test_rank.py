@@ -34,6 +34,6 @@ def test_attempts_without_progress_are_counted_unless_the_batch_script_does(
     counted = rank_of_three(PRETRAIN_STARTS_COUNTED="1")
     assert counted.returncode == 2 and "cannot be shared evenly by 3 ranks" in counted.stderr
     assert json.loads((tmp_path / "r" / "exit.json").read_text())["code"] == 2
-    ended = rank_of_three()
-    assert ended.returncode == 78 and "no progress: attempts 1 to 2 " in ended.stderr
+    ended = rank_of_three()  # attempt 2 was a mistake, and no try
+    assert ended.returncode == 78 and "no progress: attempts 1 to 1 " in ended.stderr
     assert json.loads((tmp_path / "r" / "exit.json").read_text())["code"] == 78

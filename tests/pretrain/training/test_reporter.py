@@ -135,7 +135,11 @@ def test_the_numbers_of_every_memory_are_recorded_by_layer_logged_and_plotted(
         assert f"| {name.replace('_', ' ')} " in caplog.text
     assert bool(record["gates"]) == bool(run.engine.module.gates())
     drawn = {path.name for path in plot.plot(run.attempt.directory)}
-    assert drawn == {"loss.png", "speed.png"} | ({"gates.png"} if record["gates"] else set())
+    by_name = {"memory.png": bool(sums), "gates.png": bool(record["gates"])}
+    assert drawn == {"loss.png", "speed.png"} | {name for name, some in by_name.items() if some}
+    of_layers = [len(gates) for gates in record["gates"]]
+    heads = run.config.model.n_heads
+    assert kind != "memorizing" or of_layers == [heads, *[0] * (run.config.model.n_layers - 1)]
 
 
 def test_rates_are_those_since_the_last_report(run: Run) -> None:

@@ -19,6 +19,8 @@ from pretrain.checkpoint.load import Checkpoint
 from pretrain.checkpoint.manifest import CheckpointError, step_name
 from pretrain.checkpoint.pieces import Piece
 from pretrain.checkpoint.ranks import SoloRanks
+from pretrain.config import MEMORY_KINDS
+from pretrain.model.memories.kinds import is_of_memory
 from pretrain.training import ledger
 from pretrain.training.records import Records
 from pretrain.training.resume import check_resumable
@@ -200,6 +202,29 @@ def test_learned_vectors_of_the_source_are_taken(
     assert torch.equal(run.engine.module.recurrence.learned(), stored)
     plain = open_run(f"train.start_from={path}", "model.memory.kind=none", name="plain")
     assert not any("recurrence" in piece.name for piece in plain.engine.pieces())
+
+
+@pytest.mark.parametrize(
+    ("there", "here"),
+    [("rmt", "autocompressor"), ("linear", "memorizing"), ("memorizing", "delta")],
+)
+def test_weights_of_another_kind_of_memory_are_not_taken_for_its_own(
+    open_run: Any, take_steps: Take, make_saver: Make, there: str, here: str
+) -> None:
+    """Although they have the same names and shapes."""
+    of_source, own = (
+        [*kinds.words(kind), *[f"model.memory.{kind}.vectors=3"] * MEMORY_KINDS[kind].recurrent]
+        for kind in (there, here)
+    )
+    source = open_run(*of_source, name="source")
+    take_steps(source, 2)
+    run = open_run(f"train.start_from={saved(source, make_saver)}", *own, name="new")
+    learned, initial = (
+        {p.name: p.values for p in of.engine.pieces() if p.name.endswith("/param")}
+        for of in (source, run)
+    )
+    shared = [name for name in learned if name in initial and is_of_memory(name.split("/")[0])]
+    assert shared and not any(torch.equal(learned[name], initial[name]) for name in shared)
 
 
 # Damaged and left over.

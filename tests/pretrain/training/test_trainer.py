@@ -34,6 +34,8 @@ from pretrain.data.lanes import Dataset, Lane, Mix
 from pretrain.model.transformer import Transformer
 from pretrain.training import ledger
 from pretrain.training.metrics import read_records
+from tests.ranks import train
+from tests.servers import Web, faulty
 
 VOCABULARY = 48
 STEPS = 24
@@ -396,26 +398,59 @@ def test_twelve_kills_at_random_moments_leave_no_trace(
     for run in (whole, killed):
         run.words += settings
     assert whole.run().code == 0
+    kill_at_random(killed, 12)
+    ended = killed.run()
+    assert ended.code == 0, ended.output
+    assert_as_uninterrupted(killed, whole)
+
+
+def kill_at_random(run: Command, count: int) -> None:
+    """Start the run again and again, and kill one of its processes so many times."""
     seed = random.randrange(1 << 32)
     print(f"seed {seed}")
     moments = random.Random(seed)
     kills = 0
-    while kills < 12:
-        before = last_step(killed)
-        process = killed.start()
+    while kills < count:
+        before = last_step(run)
+        process = run.start()
         # From the first import to well into the steps; some kills come before the first step.
         deadline = time.monotonic() + moments.uniform(0, 20)
         goal = before + moments.randint(1, 3)
-        while time.monotonic() < deadline and last_step(killed) < min(goal, STEPS - 1):
+        while time.monotonic() < deadline and last_step(run) < min(goal, STEPS - 1):
             time.sleep(0.01)
-        victims = [process.pid, *killed.processes(rank=0), *killed.processes(rank=1)]
+        victims = [process.pid, *run.processes(rank=0), *run.processes(rank=1)]
         # The run may have ended by now; its last kills then strike it while it says so.
         with contextlib.suppress(ProcessLookupError):
             os.kill(moments.choice(victims), signal.SIGKILL)
             kills += 1
-        assert killed.end(process).orphans == []
-    ended = killed.run()
+        assert run.end(process).orphans == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_thirty_kills_while_shards_are_fetched_over_a_bad_network_leave_no_trace(
+    new_run: Callable[[], Command], data: dict[str, Path], tmp_path: Path
+) -> None:
+    whole, killed = new_run(), new_run()
+    assert whole.run().code == 0
+    shards = [path.stat().st_size for path in data["train"].glob("*.tar")]
+    cache = tmp_path / "cache"
+    chance = random.Random(1)
+    with Web(data["train"].parent) as web, faulty(web.port) as proxy:
+        proxy.faults.extend(chance.choices([None, "reset", "refuse", "slow"], [7, 1, 1, 1], k=9999))
+        place = f"http://127.0.0.1:{proxy.port}"
+        killed.words += [
+            f"data.train={place}/train",
+            f"data.validation={place}/validation",
+            f"data.cache.directory={cache}",
+            # A shard for each lane of both sets and two more: some are evicted and fetched again.
+            f"data.cache.gigabytes={10 * max(shards) / 1e9}",
+            "train.max_attempts_without_progress=100",
+        ]
+        kill_at_random(killed, 30)
+        ended = killed.run()
     assert ended.code == 0, ended.output
+    assert {"reset", "refuse", "slow"} == set(proxy.done)
     assert_as_uninterrupted(killed, whole)
 
 
@@ -753,7 +788,8 @@ def test_a_document_begins_with_the_memory_of_what_its_lane_has_read_of_the_pref
     # Weights that stay as they are: what two ranks carried is what the model reads at once.
     run = new_run()
     still = ("optim.lr=0", "optim.gate_lr=0", "train.steps=6")
-    assert run.run(f"data.preface={data['other']}", *still, "optim.decay_steps=0").code == 0
+    preface = f"data.preface={data['other']}"
+    train(2, run.config, *run.words, preface, *still, "optim.decay_steps=0")
     assert ledger.check(run.directory) == []
     state = checkpoint_state(run.checkpoint(6))
     model = Transformer(load(run.directory / "config.yaml").model, VOCABULARY)

@@ -15,6 +15,7 @@ from pretrain.model.memories.contract import Attended
 from pretrain.model.state import ModelState, detached, mapped
 from pretrain.model.transformer import Transformer
 from tests.pretrain.model import small
+from tests.pretrain.model.naive.block import assert_equals_naive
 from tests.pretrain.model.naive.compressive import NaiveCompressive
 from tests.pretrain.model.small import (
     TOKENS,
@@ -99,41 +100,12 @@ class Results:
         self.auxiliary = torch.stack(losses).sum()
 
 
-def assert_equals_naive(
-    model: Transformer,
-    starts: Tensor,
-    state: ModelState,
-    read_memory: bool = True,
-    initial: ModelState | None = None,
-) -> None:
-    """Logits, auxiliary loss, final state and every gradient."""
-    model.zero_grad()
-    carried = with_gradient(state)
-    ours = Results(model, starts, carried, read_memory=read_memory, initial=initial)
-    (weighted_sum(ours.logits) + 0.3 * ours.auxiliary).backward()
-    naive = NaiveCompressive(model, read_memory, initial)
-    logits, states = naive(random_tokens(len(starts), starts.shape[1]), starts, state)
-    (weighted_sum(logits) + 0.3 * naive.auxiliary).backward()
-
-    assert_close(ours.logits, logits, "logits")
-    assert_close(ours.auxiliary, naive.auxiliary, "auxiliary loss")
-    for layer, memory in enumerate(ours.state):
-        for part, (name, found) in enumerate(zip(memory._fields, memory, strict=True)):
-            assert_close(found, torch.stack([lane[layer][part] for lane in states]), name)
-    for name, parameter in model.named_parameters():
-        expected = naive.weights[name].grad
-        zero = torch.zeros_like(parameter)
-        assert_close(parameter.grad, zero if expected is None else expected, name)
-    inputs = torch.stack([x.grad for x in naive.embedded])
-    assert_close(ours.embedded[0].grad, inputs, "input embeddings")
-    assert all(part.grad is None for layer in carried for part in layer)
-
-
 @pytest.mark.parametrize("documents", DOCUMENTS)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_parallel_window_equals_the_loop_over_segments(shape: str, documents: str) -> None:
     model = build(SHAPES[shape], n_layers=2 if SHAPES[shape] == USUAL else 1)
-    assert_equals_naive(model, starts_at(*DOCUMENTS[documents]), random_state(model))
+    starts = starts_at(*DOCUMENTS[documents])
+    assert_equals_naive(model, NaiveCompressive(model), starts, random_state(model))
 
 
 @pytest.mark.parametrize("documents", DOCUMENTS)
@@ -141,25 +113,28 @@ def test_the_parallel_window_equals_the_loop_over_segments(shape: str, documents
 def test_documents_begin_with_the_initial_memory(shape: str, documents: str) -> None:
     model = build(SHAPES[shape], n_layers=2 if SHAPES[shape] == USUAL else 1)
     initial = random_state(model, seed=6)
-    assert_equals_naive(model, starts_at(*DOCUMENTS[documents]), random_state(model), True, initial)
+    naive = NaiveCompressive(model, initial=initial)
+    assert_equals_naive(model, naive, starts_at(*DOCUMENTS[documents]), random_state(model))
 
 
 @pytest.mark.parametrize("heads", [(3, 3), (4, 1), (6, 2)])
 def test_query_heads_share_key_value_heads_in_order(heads: tuple[int, int]) -> None:
     model = build(heads=heads)
-    assert_equals_naive(model, starts_at(*DOCUMENTS["random places"]), random_state(model))
+    starts = starts_at(*DOCUMENTS["random places"])
+    assert_equals_naive(model, NaiveCompressive(model), starts, random_state(model))
 
 
 def test_an_empty_memory_and_one_that_fills() -> None:
     model = build()
     starts = starts_at(*DOCUMENTS["one document, carried in"])
-    assert_equals_naive(model, starts, model.initial_state(2, "cpu"))
+    assert_equals_naive(model, NaiveCompressive(model), starts, model.initial_state(2, "cpu"))
 
 
 def test_a_masked_read_equals_the_loop_that_reads_nothing() -> None:
     model = build()
     starts = starts_at(*DOCUMENTS["random places"])
-    assert_equals_naive(model, starts, random_state(model), read_memory=False)
+    naive = NaiveCompressive(model, read_memory=False)
+    assert_equals_naive(model, naive, starts, random_state(model))
 
 
 @pytest.mark.parametrize("length", [1, 3, 4, 5])
@@ -167,7 +142,8 @@ def test_a_masked_read_equals_the_loop_that_reads_nothing() -> None:
 def test_a_window_may_be_shorter_than_a_segment(shape: str, length: int) -> None:
     model = build(SHAPES[shape], n_layers=1)
     for places in ([], []), ([length - 1], [0]):
-        assert_equals_naive(model, starts_at(*places, length=length), random_state(model))
+        starts = starts_at(*places, length=length)
+        assert_equals_naive(model, NaiveCompressive(model), starts, random_state(model))
 
 
 def gradients(model: Transformer, loss: Tensor) -> dict[str, Tensor | None]:

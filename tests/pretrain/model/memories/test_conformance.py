@@ -31,6 +31,7 @@ from tests.pretrain.model.small import (
     assert_close,
     build,
     calls_of,
+    empty_weights_outside_their_modules,
     random_tokens,
     starts_at,
     weighted_sum,
@@ -271,6 +272,24 @@ def test_a_long_window_is_computed_again_in_chunks_with_the_same_gradients(
     assert calls.count("layers.1.attention.q_proj") == 2 * 2
 
 
+@pytest.mark.parametrize("tied", [True, False])
+@of_every_kind
+def test_weights_are_read_only_inside_the_module_that_owns_them(
+    memory: MemoryConfig, tied: bool
+) -> None:
+    model, tokens = build(memory, tied_embeddings=tied), random_tokens()
+    starts, before = starts_at([6], [10]), used_state(model)
+
+    def computed() -> list[Tensor]:
+        streamed, _ = model.extend(tokens, model.open_stream(2, "cpu"))
+        return [logits_of(model, tokens, starts, before), streamed]
+
+    expected = computed()
+    empty_weights_outside_their_modules(model)
+    for ours, theirs in zip(computed(), expected, strict=True):
+        assert torch.equal(ours, theirs)
+
+
 @of_every_kind
 def test_lanes_apart_are_the_lanes_together(memory: MemoryConfig) -> None:
     model, tokens, starts = build(memory), random_tokens(3), starts_at([4], [], [11, 12])
@@ -333,6 +352,6 @@ def test_gates_are_float32_parameters_of_the_layers_attention(memory: MemoryConf
     named = dict(model.named_parameters())
     own = attention_of(memory).gates
     in_attention = {name for name in named if ".attention." in name}
-    assert model.gates() == {name for name in in_attention if name.rpartition(".")[2] in own}
+    assert set(model.gates()) == {name for name in in_attention if name.rpartition(".")[2] in own}
     assert all(named[name].dtype == torch.float32 for name in model.gates())
     assert bool(model.gates()) == bool(attention_of(memory).gates)

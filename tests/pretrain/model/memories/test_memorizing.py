@@ -21,6 +21,7 @@ from tests.pretrain.model import small
 from tests.pretrain.model.naive.block import assert_equals_naive
 from tests.pretrain.model.naive.memorizing import Naive
 from tests.pretrain.model.small import (
+    DOCUMENTS,
     SEGMENT,
     TOKENS,
     VOCABULARY,
@@ -32,15 +33,6 @@ from tests.pretrain.model.small import (
     with_gradient,
 )
 
-DOCUMENTS: dict[str, tuple[list[int], list[int]]] = {
-    "one document, carried in": ([], []),
-    "first tokens of a window and of segments": ([0], [5, 20]),
-    "last tokens of segments and of the window": ([4, 14], [9, 22]),
-    "several in a segment": ([6, 7, 9], [0, 1, 2, 3, 4, 21]),
-    "every token": (list(range(23)), [12]),
-    "random places": ([2, 11, 18], [7, 8, 16]),
-    "other random places": ([13], [3, 10, 11, 19]),
-}
 SETTINGS = {
     "a store of two segments in the last layer": MemorizingConfig(2, 10, 3),
     "a store of the window in the first layer": MemorizingConfig(1, 25, 4),
@@ -201,7 +193,7 @@ def test_one_layer_has_the_store_by_default_at_three_quarters(
     kinds = [type(memory) for memory in model.initial_state(1, "cpu")]
     assert store_layer(model.config) == expected
     assert kinds == [StoreState if at == expected else CacheState for at in range(layers)]
-    assert model.gates() == {f"layers.{expected}.attention.gate"}
+    assert model.gates() == {f"layers.{expected}.attention.gate": expected}
     for memory in model.initial_state(3, "cpu"):
         assert memory[0].shape == (3, 7, model.config.d_model)
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pretrain.config import AutoCompressorConfig, MemoryConfig, OptimConfig, RMTConfig
 from pretrain.model.memories.recurrence import VectorState
@@ -15,17 +15,17 @@ from pretrain.model.transformer import Transformer
 from pretrain.training.optim import parameter_groups
 from tests.pretrain.model import small
 from tests.pretrain.model.naive.autocompressor import NaiveAutoCompressor
+from tests.pretrain.model.naive.block import assert_equals_naive
 from tests.pretrain.model.naive.recurrence import NaiveRecurrence
 from tests.pretrain.model.naive.rmt import NaiveRMT
 from tests.pretrain.model.small import (
+    DOCUMENTS,
     SEGMENT,
     TOKENS,
     assert_close,
     calls_of,
     random_tokens,
     starts_at,
-    weighted_sum,
-    with_gradient,
 )
 
 SUMMARIES = AutoCompressorConfig(vectors=2, capacity=3)
@@ -35,14 +35,6 @@ KINDS: dict[str, tuple[MemoryConfig, type[NaiveRecurrence]]] = {
         MemoryConfig(kind="autocompressor", autocompressor=SUMMARIES),
         NaiveAutoCompressor,
     ),
-}
-DOCUMENTS: dict[str, tuple[list[int], list[int]]] = {
-    "one document, carried in": ([], []),
-    "first tokens of a window and of segments": ([0], [5, 20]),
-    "last tokens of segments and of the window": ([4, 14], [9, 22]),
-    "several in a segment": ([6, 7, 9], [0, 1, 2, 3, 4, 21]),
-    "every token": (list(range(23)), [12]),
-    "random places": ([2, 11, 18], [7, 8, 16]),
 }
 of_both = pytest.mark.parametrize("kind", KINDS)
 
@@ -64,62 +56,22 @@ def random_state(model: Transformer, held: tuple[int, ...], seed: int = 5) -> Mo
     return (VectorState(vectors * holds.repeat_interleave(share, 1)[..., None], holds),)
 
 
-def assert_equals_naive(
+def assert_equals(
     model: Transformer,
     starts: Tensor,
     state: ModelState,
     read_memory: bool = True,
     initial: ModelState | None = None,
 ) -> None:
-    """Logits, final state and every gradient, those of the carried state and embeddings too."""
-    tokens = random_tokens()
-    embedded: list[Tensor] = []
-
-    def keep(module: nn.Module, inputs: Any, output: Tensor) -> None:
-        output.retain_grad()
-        embedded.append(output)
-
-    hook = model.embedding.register_forward_hook(keep)
-    carried = with_gradient(state)
-    output = model(tokens, starts, carried, read_memory=read_memory, initial=initial)
-    hook.remove()
-    weighted_sum(output.logits, output.state[0].vectors).backward()
-
-    naive = KINDS[model.config.memory.kind][1](model, read_memory, initial)
-    naive_carried = with_gradient(state)
-    logits, vectors = naive(tokens, starts, naive_carried)
-    final, held = output.state[0]
-    share = final.shape[1] // held.shape[1]
-    assert [len(rows) for rows in vectors] == (held.sum(1) * share).tolist()
-    naive_final = torch.stack(
-        [
-            torch.cat((own.new_zeros(final.shape[1] - len(own), own.shape[1]), own))
-            for own in map(torch.stack, vectors)
-        ]
-    )
-    weighted_sum(logits, naive_final).backward()
-
-    assert_close(output.logits, logits, "logits")
-    assert_close(final, naive_final, "final state")
-    for name, parameter in model.named_parameters():
-        expected = naive.weights[name].grad
-        # Where the naive loop never read a learned vector, ours chose another.
-        zeros = torch.zeros_like(parameter)
-        assert_close(parameter.grad, zeros if expected is None else expected, name)
-    expected_inputs = torch.stack([x.grad for x in naive.embedded])
-    assert_close(embedded[0].grad, expected_inputs, "input embeddings")
-    ours, theirs = (
-        torch.zeros_like(memory.vectors) if memory.vectors.grad is None else memory.vectors.grad
-        for (memory,) in (carried, naive_carried)
-    )
-    assert_close(ours, theirs, "carried state")
+    _, naive = KINDS[model.config.memory.kind]
+    assert_equals_naive(model, naive(model, read_memory, initial), starts, state)
 
 
 @pytest.mark.parametrize("documents", DOCUMENTS)
 @of_both
 def test_a_window_equals_the_naive_loop(kind: str, documents: str) -> None:
     model = build(kind)
-    assert_equals_naive(model, starts_at(*DOCUMENTS[documents]), random_state(model, (3, 1)))
+    assert_equals(model, starts_at(*DOCUMENTS[documents]), random_state(model, (3, 1)))
 
 
 @pytest.mark.parametrize("documents", DOCUMENTS)
@@ -127,7 +79,7 @@ def test_a_window_equals_the_naive_loop(kind: str, documents: str) -> None:
 def test_documents_begin_with_the_initial_memory(kind: str, documents: str) -> None:
     model = build(kind)
     carried, initial = random_state(model, (1, 3)), random_state(model, (0, 2), seed=6)
-    assert_equals_naive(model, starts_at(*DOCUMENTS[documents]), carried, True, initial)
+    assert_equals(model, starts_at(*DOCUMENTS[documents]), carried, True, initial)
 
 
 @pytest.mark.parametrize("heads", [(3, 3), (4, 1), (6, 2)])
@@ -135,21 +87,21 @@ def test_documents_begin_with_the_initial_memory(kind: str, documents: str) -> N
 def test_query_heads_share_key_value_heads_in_order(kind: str, heads: tuple[int, int]) -> None:
     model = build(kind, heads)
     starts = starts_at(*DOCUMENTS["random places"])
-    assert_equals_naive(model, starts, random_state(model, (2, 3)))
+    assert_equals(model, starts, random_state(model, (2, 3)))
 
 
 @pytest.mark.parametrize("held", [(0, 0), (0, 2)])
 @of_both
 def test_an_empty_memory_takes_no_part_in_attention(kind: str, held: tuple[int, int]) -> None:
     model = build(kind)
-    assert_equals_naive(model, starts_at([], []), random_state(model, held))
+    assert_equals(model, starts_at([], []), random_state(model, held))
 
 
 @of_both
 def test_a_masked_read_equals_the_loop_that_reads_nothing(kind: str) -> None:
     model = build(kind)
     starts = starts_at(*DOCUMENTS["random places"])
-    assert_equals_naive(model, starts, random_state(model, (3, 1)), read_memory=False)
+    assert_equals(model, starts, random_state(model, (3, 1)), read_memory=False)
 
 
 @of_both
@@ -167,33 +119,6 @@ def test_every_module_runs_once_a_segment_whatever_the_data(kind: str) -> None:
             state = random_state(model, held)
             calls = calls_of(model, lambda p=places, s=state: model(tokens, starts_at(*p), s))
             assert {name: calls.count(name) for name in calls} == expected
-
-
-@of_both
-def test_weights_are_read_only_inside_the_module_that_owns_them(kind: str) -> None:
-    """As under ZeRO-3: outside the forward of its owner, a weight is empty."""
-    model, tokens, starts = build(kind), random_tokens(), starts_at([6], [10])
-    state = random_state(model, (1, 2))
-    expected = model(tokens, starts, state).logits
-    streamed, _ = model.extend(tokens, model.open_stream(2, "cpu"))
-    full = {parameter: parameter.data for parameter in model.parameters()}
-    for parameter in full:
-        parameter.data = torch.empty(0, dtype=parameter.dtype)
-
-    def gather(module: nn.Module, *_: Any) -> None:
-        for parameter in module.parameters(recurse=False):
-            parameter.data = full[parameter]
-
-    def release(module: nn.Module, *_: Any) -> None:
-        for parameter in module.parameters(recurse=False):
-            parameter.data = torch.empty(0, dtype=parameter.dtype)
-
-    for module in model.modules():
-        module.register_forward_pre_hook(gather)
-        module.register_forward_hook(release)
-    with torch.no_grad():
-        assert torch.equal(model(tokens, starts, state).logits, expected)
-    assert torch.equal(model.extend(tokens, model.open_stream(2, "cpu"))[0], streamed)
 
 
 @of_both

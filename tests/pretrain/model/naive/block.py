@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from pretrain.model.memories.contract import Attended
 from pretrain.model.state import ModelState
 from pretrain.model.transformer import Transformer
 from tests.pretrain.model.small import assert_close, random_tokens, weighted_sum, with_gradient
@@ -38,6 +39,8 @@ class NaiveModel:
         }
         self.read_memory = read_memory
         self.embedded: list[Tensor] = []
+        self.auxiliary = torch.zeros((), dtype=torch.float64)
+        """The sum of all layers' auxiliary losses so far."""
 
     def __call__(
         self, tokens: Tensor, starts: Tensor, state: ModelState
@@ -142,22 +145,31 @@ def assert_equals_naive(
     starts: Tensor,
     state: ModelState,
 ) -> None:
-    """Logits, final state and every gradient, those of the carried state and embeddings too."""
+    """Logits, auxiliary loss, final state and every gradient, those of the carried state and
+    embeddings too."""
     tokens = random_tokens(*starts.shape)
     model.zero_grad()
     embedded: list[Tensor] = []
+    auxiliary = [torch.zeros((), dtype=torch.float64)]
 
     def keep(module: nn.Module, inputs: Any, output: Tensor) -> None:
         output.retain_grad()
         embedded.append(output)
 
-    hook = model.embedding.register_forward_hook(keep)
+    def keep_loss(module: nn.Module, inputs: Any, output: Attended) -> None:
+        if output.auxiliary is not None:
+            auxiliary.append(output.auxiliary)
+
+    hooks = [model.embedding.register_forward_hook(keep)]
+    hooks += [layer.register_forward_hook(keep_loss) for layer in model.layers]
     carried = with_gradient(state)
     output = model(tokens, starts, carried, read_memory=naive.read_memory, initial=naive.initial)
-    hook.remove()
+    for hook in hooks:
+        hook.remove()
     final = [part for memory in output.state for part in memory]
     assert output.logits is not None and output.losses is None
-    weighted_sum(output.logits, *final).backward()
+    found_loss = torch.stack(auxiliary).sum()
+    (weighted_sum(output.logits, *final) + 0.3 * found_loss).backward()
 
     naive_carried = with_gradient(state)
     logits, states = naive(tokens, starts, naive_carried)
@@ -166,14 +178,15 @@ def assert_equals_naive(
         for layer, memory in enumerate(state)
         for part in range(len(memory))
     ]
-    weighted_sum(logits, *naive_final).backward()
+    (weighted_sum(logits, *naive_final) + 0.3 * naive.auxiliary).backward()
 
     assert_close(output.logits, logits, "logits")
+    assert_close(found_loss, naive.auxiliary, "auxiliary loss")
     for ours, theirs in zip(final, naive_final, strict=True):
         assert_close(ours, theirs, "final state")
     for name, parameter in model.named_parameters():
-        # A gate that the naive loop never read, ours multiplied by 0.
-        assert_close(parameter.grad, _gradient(naive.weights[name]), name)
+        # A weight that the naive loop never read, ours multiplied by 0 or masked.
+        assert_close(_gradient(parameter), _gradient(naive.weights[name]), name)
     expected = torch.stack([x.grad for x in naive.embedded])
     assert_close(embedded[0].grad, expected, "input embeddings")
     for before, naive_before in zip(carried, naive_carried, strict=True):

@@ -8,8 +8,6 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from pretrain.model.state import ModelState
-from pretrain.model.transformer import Transformer
 from tests.pretrain.model.naive.block import NaiveModel, Seen
 
 Slot: TypeAlias = Tensor | None
@@ -18,13 +16,7 @@ Memory: TypeAlias = tuple[list[Slot], list[Slot]]
 
 
 class NaiveCompressive(NaiveModel):
-    """A model whose layers have this memory; `auxiliary` sums the losses of all layers."""
-
-    def __init__(
-        self, model: Transformer, read_memory: bool = True, initial: ModelState | None = None
-    ) -> None:
-        super().__init__(model, read_memory, initial)
-        self.auxiliary = torch.zeros((), dtype=torch.float64)
+    """A model whose layers have this memory."""
 
     def attention(
         self, name: str, x: Tensor, documents: list[int], memory: Any, first: Any

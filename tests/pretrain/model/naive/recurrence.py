@@ -5,42 +5,35 @@ What the two published recurrences differ in is in rmt.py and autocompressor.py.
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from pretrain.model.memories.recurrence import VectorState
 from pretrain.model.state import ModelState
-from pretrain.model.transformer import Transformer
-from tests.pretrain.model.naive.block import NaiveModel
+from tests.pretrain.model.naive.block import NaiveModel, Seen
 
 
 class NaiveRecurrence(NaiveModel):
     """Which place sees which is written out for every place; vectors are lists of rows."""
 
-    def __init__(
-        self, model: Transformer, read_memory: bool = True, initial: ModelState | None = None
-    ) -> None:
-        super().__init__(model, read_memory)
-        self.initial_state = initial
-
-    def __call__(  # type: ignore[override]  # the state is the model's, not the layers'
+    def __call__(
         self, tokens: Tensor, starts: Tensor, state: ModelState
-    ) -> tuple[Tensor, list[list[Tensor]]]:
-        """Logits [B, T, V], and the vectors that each lane holds after the window."""
+    ) -> tuple[Tensor, list[list[tuple[Tensor, ...]]]]:
+        """Logits [B, T, V], and the model's one memory of each lane."""
         logits, after = [], []
         for lane in range(len(tokens)):
             documents = [int(starts[lane, : t + 1].sum()) for t in range(tokens.shape[1])]
             x = self.weights["embedding.weight"][tokens[lane]]
             x.retain_grad()
             self.embedded.append(x)
-            first = [] if self.initial_state is None else held(self.initial_state, lane)
+            first = [] if self.initial is None else held(self.initial, lane)
             outputs, vectors = self.lane(x, documents, held(state, lane), first)
             head = self.weights.get("lm_head.weight", self.weights["embedding.weight"])
             logits.append(torch.stack(outputs) @ head.T)
-            after.append(vectors)
+            after.append([as_tensors(vectors, state, lane)])
         return torch.stack(logits), after
 
     def lane(
@@ -83,32 +76,19 @@ class NaiveRecurrence(NaiveModel):
 
     def stack(self, x: Tensor, seen: list[list[int]]) -> Tensor:
         for layer in range(self.config.n_layers):
-            name = f"layers.{layer}"
-            x = x + self.heads(f"{name}.attention", self.norm(f"{name}.attention_norm", x), seen)
-            y = self.norm(f"{name}.feed_forward_norm", x)
-            gate, up, down = (
-                self.weights[f"{name}.feed_forward.{part}_proj"] for part in ("gate", "up", "down")
-            )
-            opened = y @ gate.T
-            x = x + (opened * opened.sigmoid() * (y @ up.T)) @ down.T
+            x, _ = self.block(f"layers.{layer}", x, [], seen, None)
         return self.norm("norm", x)
 
-    def heads(self, name: str, x: Tensor, seen: list[list[int]]) -> Tensor:
-        size, group = self.config.d_head, self.config.n_heads // self.config.n_kv_heads
+    def attention(
+        self, name: str, x: Tensor, documents: list[int], memory: Any, first: Any
+    ) -> tuple[Tensor, Any]:
+        """The heads of all places x [places, d_model]; `memory`: the places that each sees."""
         q, k, v = (self.project(f"{name}.{part}_proj", x) for part in "qkv")
-        outputs = []
-        for head in range(self.config.n_heads):
-            own = slice(head * size, (head + 1) * size)
-            shared = slice(head // group * size, (head // group + 1) * size)
-            places = list(range(len(x)))
-            queries, keys = self.turn(q[:, own], places), self.turn(k[:, shared], places)
-            rows = []
-            for place, others in enumerate(seen):
-                scores = torch.stack([queries[place] @ keys[other] for other in others])
-                weights = torch.exp(scores / math.sqrt(size))
-                rows.append(weights / weights.sum() @ v[others, shared])
-            outputs.append(torch.stack(rows))
-        return torch.cat(outputs, dim=-1) @ self.weights[f"{name}.o_proj.weight"].T
+        rows = [
+            self.attended(q[place], place, [Seen(other, k[other], v[other]) for other in others])
+            for place, others in enumerate(memory)
+        ]
+        return torch.stack(rows), ()
 
     def carried(self, vectors: list[Tensor], index: int) -> list[Tensor]:
         """The vectors that the window's segment `index` reads."""
@@ -131,3 +111,11 @@ def held(state: ModelState, lane: int) -> list[Tensor]:
     rows = memory.vectors[lane]
     share = len(rows) // memory.held.shape[1]
     return [row for place, row in enumerate(rows) if memory.held[lane, place // share]]
+
+
+def as_tensors(vectors: list[Tensor], like: ModelState, lane: int) -> tuple[Tensor, Tensor]:
+    """The inverse of `held`: right-aligned, 0 where nothing is held."""
+    rows, flags = (torch.zeros_like(part[lane]) for part in like[0])
+    missing = len(rows) - len(vectors)
+    share = len(rows) // len(flags)
+    return torch.stack([*rows[:missing], *vectors]), torch.arange(len(flags)) * share >= missing

@@ -1,0 +1,81 @@
+"""What a file's name and first bytes say of its format, where it is not read as it seems."""
+
+from __future__ import annotations
+
+import json
+import re
+
+HEAD_BYTES = 1 << 16
+"""Bytes at the beginning of a file, after decompression, by which it is judged."""
+
+# How files of formats that are no text begin. Those of letters alone have more than a word of them.
+_BINARY = (
+    (rb"\x1f\x8b\x08", "gzip data"),
+    (rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18", "zstd data"),
+    (rb"BZh[1-9]1AY&SY", "bzip2 data"),
+    (rb"\xfd7zXZ\0", "xz data"),
+    (rb"\x04\x22\x4d\x18", "lz4 data"),
+    (rb"\x1f[\x9d\xa0]", "data of compress"),
+    (rb"\xff\x06\0\0sNaPpY", "snappy data"),
+    (rb"PK(\x03\x04|\x05\x06)", "a zip archive or office document"),
+    (rb"7z\xbc\xaf\x27\x1c", "a 7z archive"),
+    (rb"Rar!\x1a\x07", "a rar archive"),
+    (rb".{257}ustar", "a tar archive"),
+    (rb"PAR[1E](?=.{0,60}[\0-\x08])", "a parquet table"),
+    (rb"ARROW1\0|FEA1\0", "an Arrow table"),
+    (rb"ORC(?=.{0,60}[\0-\x08])", "an ORC table"),
+    (rb"Obj\x01", "an Avro table"),
+    (rb"SQLite format 3\0", "an SQLite database"),
+    (rb"\x89HDF\r\n", "an HDF5 file"),
+    (rb"\x93NUMPY", "a NumPy array"),
+    (rb"\x80[\x02-\x05][\x8a\x95}\]]", "a pickle"),
+    (rb"%PDF-\d", "a PDF document"),
+    (rb"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "an office document"),
+    (rb"WARC/\d\.\d+\r?\n", "a WARC archive"),
+    (rb"filedesc://", "an ARC archive"),
+)
+_KINDS = [(re.compile(pattern, re.DOTALL), name) for pattern, name in _BINARY]
+
+_UNPACK, _CONVERT = "unpack", "convert the texts to jsonl or parquet"
+_COMPRESS = "decompress, or compress anew as .gz or .zst"
+REFUSED = {
+    **dict.fromkeys((".bz2", ".xz", ".lzma", ".lz4", ".lz", ".br", ".z", ".sz"), _COMPRESS),
+    **dict.fromkeys((".snappy", ".lzo"), _COMPRESS),
+    **dict.fromkeys((".zip", ".tar", ".tgz", ".tbz2", ".txz", ".7z", ".rar", ".jar"), _UNPACK),
+    ".arc": "convert them to WARC (warcio recompress)",
+}
+"""What to do with files of these suffixes, which are read in no format."""
+TABLES = {
+    **dict.fromkeys((".csv", ".tsv", ".arrow", ".feather", ".orc", ".avro"), _CONVERT),
+    **dict.fromkeys((".xls", ".xlsx", ".ods", ".sqlite", ".db", ".h5", ".hdf5"), _CONVERT),
+    **dict.fromkeys((".npy", ".npz", ".pkl", ".pickle", ".pt", ".safetensors"), _CONVERT),
+    **dict.fromkeys((".pdf", ".doc", ".docx", ".odt", ".epub", ".mobi", ".djvu"), _CONVERT),
+}
+"""The same, of suffixes that are no plain text, unless a configuration says that they are."""
+
+
+def binary(head: bytes) -> str:
+    """The format that is no text, by its first bytes; empty where none is known."""
+    return next((name for pattern, name in _KINDS if pattern.match(head)), "")
+
+
+def is_json_lines(head: bytes, text_field: str) -> bool:
+    """Whether the beginning of a file is JSON objects, one a line; of a single one, with a text."""
+    first, *rest = [
+        line for line in head.removeprefix(b"\xef\xbb\xbf").split(b"\n") if line.strip()
+    ] or [b""]
+    if not first.lstrip().startswith(b"{"):
+        return False
+    if not rest:
+        # Whole, or as far as the head reaches.
+        return bool(re.match(rb'\s*\{\s*"', first)) and json.dumps(text_field).encode() in first
+    # The last line may be cut.
+    whole = [first, *rest[: max(len(rest) - 1, 1)]][:4] if len(rest) > 1 else [first]
+    return all(isinstance(_value(line), dict) for line in whole) and rest[0].lstrip()[:1] == b"{"
+
+
+def _value(line: bytes) -> object:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError):
+        return None

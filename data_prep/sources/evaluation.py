@@ -1,0 +1,98 @@
+"""The texts of evaluation files, which training data must not share: every string in any field."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data_prep.sources import compression, contents
+from data_prep.sources.compression import Compression, DamageError
+
+_TABLES = {".csv": ",", ".tsv": "\t"}
+_JSON = {".json", ".jsonl", ".ndjson"}
+_PACKED: dict[str, Compression] = {"gzip data": "gzip", "zstd data": "zstd"}
+
+
+def texts(path: Path) -> Iterator[str]:
+    """The strings of JSON, JSON lines, parquet, CSV and TSV; the whole text of another file.
+
+    JSON is told by its content, so that no escape is taken for text. Raises OSError, and ValueError
+    where the file cannot be read as what it is.
+    """
+    with path.open("rb") as raw:
+        head = raw.read(contents.HEAD_BYTES)
+        raw.seek(0)
+        kind = contents.binary(head)
+        if kind == "a parquet table":
+            yield from _of_parquet(path)
+            return
+        data = _data(raw, _PACKED.get(kind))
+    if other := contents.binary(data[: contents.HEAD_BYTES]):
+        raise ValueError(f"it is {other}, which is not read here")
+    text = data.decode("utf-8-sig")
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    if text.lstrip()[:1] in ("{", "[") or _JSON & set(suffixes):
+        yield from _of_json(text, is_sure=bool(_JSON & set(suffixes)))
+    elif separators := [_TABLES[suffix] for suffix in suffixes if suffix in _TABLES]:
+        for row in csv.reader(io.StringIO(text, newline=""), delimiter=separators[0], strict=True):
+            yield from row
+    else:
+        yield text
+
+
+def problem(path: Path) -> str | None:
+    """Why the evaluation file cannot be read; None if it can."""
+    try:
+        deque(texts(path), maxlen=0)
+    except OSError as error:
+        return f"{path}: cannot be read ({error.strerror or error})"
+    except (ValueError, DamageError, csv.Error, RecursionError) as error:
+        is_json = bool(_JSON & {suffix.lower() for suffix in path.suffixes})
+        what = f"UTF-8 {path.suffix[1:]}" if is_json else "what can be read as evaluation texts"
+        return f"{path}: is not {what} ({error})"
+    return None
+
+
+def _data(raw: BinaryIO, kind: Compression) -> bytes:
+    return b"".join(compression.blocks(raw, kind))
+
+
+def _of_json(text: str, *, is_sure: bool) -> Iterator[str]:
+    """The strings of one JSON value or of one a line; the text itself if that is not JSON."""
+    try:
+        values = [json.loads(text)]
+    except ValueError:
+        try:
+            values = [json.loads(line) for line in text.split("\n") if line.strip()]
+        except ValueError:
+            if is_sure:
+                raise
+            yield text
+            return
+    for value in values:
+        yield from _strings(value)
+
+
+def _of_parquet(path: Path) -> Iterator[str]:
+    try:
+        for batch in pq.ParquetFile(path).iter_batches(1024):
+            for row in batch.to_pylist():
+                yield from _strings(row)
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(" ".join(str(error).split())[:200]) from None
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _strings(item)

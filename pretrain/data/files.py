@@ -1,0 +1,125 @@
+"""Where the files of a data set are: in a directory, or under a URL, fetched as they are needed.
+
+No torch here: a configuration is checked against the manifest before a rank is launched.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+from data_prep.dataset import shards
+from data_prep.dataset.shards import MANIFEST, DataError, Manifest, ShardInfo
+from data_prep.sources import storage
+from pretrain.config import CacheConfig
+from pretrain.data.cache import FileCache
+
+_BLOCK_BYTES = 1 << 20
+
+
+class Files(ABC):
+    """The files of a data set at `location`, a directory or a URL."""
+
+    def __init__(self, location: str, manifest: bytes) -> None:
+        self.location = location
+        self.manifest = shards.parsed_manifest(f"{location}/{MANIFEST}", manifest)
+        self.manifest_sha256 = hashlib.sha256(manifest).hexdigest()
+
+    @abstractmethod
+    def shard(self, info: ShardInfo, checked: bool) -> contextlib.AbstractContextManager[Path]:
+        """A local file with the shard's bytes, which stays there in this block.
+
+        Its size and sha256 are checked unless they were `checked` before. Raises DataError.
+        """
+
+    @abstractmethod
+    def tokenizer(self) -> bytes:
+        """The bytes of the tokenizer's file. Raises DataError."""
+
+
+class LocalFiles(Files):
+    """A data set in a directory."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        super().__init__(str(directory), shards.manifest_bytes(directory))
+
+    def shard(self, info: ShardInfo, checked: bool) -> contextlib.AbstractContextManager[Path]:
+        """See `Files.shard`."""
+        path = self._directory / info.name
+        if not checked:
+            shards.check_shard(path, info)
+        return contextlib.nullcontext(path)
+
+    def tokenizer(self) -> bytes:
+        """See `Files.tokenizer`."""
+        path = self._directory / self.manifest.tokenizer.file
+        try:
+            return path.read_bytes()
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+class RemoteFiles(Files):
+    """A data set under a URL; its shards are fetched into a cache, which evicts them again."""
+
+    def __init__(self, url: str, cache: CacheConfig) -> None:
+        self._url = url.rstrip("/")
+        super().__init__(self._url, _fetched(f"{self._url}/{MANIFEST}"))
+        self._cache = FileCache(cache.path, cache.bytes)
+
+    def shard(self, info: ShardInfo, checked: bool) -> contextlib.AbstractContextManager[Path]:
+        """See `Files.shard`; the cache knows itself what it has checked."""
+        name = f"{self._url}/{info.name}"
+        return self._cache.held(name, info.sha256, info.bytes, partial(_blocks, name))
+
+    def tokenizer(self) -> bytes:
+        """See `Files.tokenizer`."""
+        info = self.manifest.tokenizer
+        name = f"{self._url}/{info.file}"
+        data = _fetched(name)
+        if hashlib.sha256(data).hexdigest() != info.sha256:
+            raise DataError(f"{name}: its sha256 is not the manifest's; copy the data set again")
+        return data
+
+
+def files_of(location: str | Path, cache: CacheConfig) -> Files:
+    """The files of the data set in a directory or under a URL. Raises DataError."""
+    if storage.is_url(location):
+        return RemoteFiles(str(location), cache)
+    return LocalFiles(Path(location))
+
+
+def name_of(location: str | Path) -> str:
+    """The last part of a directory's path or of a URL."""
+    text = str(location).rstrip("/")
+    return text.rpartition("/")[2] if storage.is_url(text) else Path(text).resolve().name
+
+
+def manifest_of(location: str | Path) -> Manifest:
+    """The manifest of the data set in a directory or under a URL. Raises DataError."""
+    if not storage.is_url(location):
+        return shards.read_manifest(Path(location))
+    name = f"{str(location).rstrip('/')}/{MANIFEST}"
+    return shards.parsed_manifest(name, _fetched(name))
+
+
+def _fetched(url: str) -> bytes:
+    return b"".join(_blocks(url))
+
+
+def _blocks(url: str) -> Iterator[bytes]:
+    """The bytes under a URL. Raises DataError with the cause."""
+    try:
+        with storage.open_binary(url) as file:
+            while block := file.read(_BLOCK_BYTES):
+                yield block
+    except (OSError, ValueError) as error:
+        cause = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise DataError(
+            f"{url}: cannot be fetched: {cause}; check the URL, the credentials and the network"
+        ) from None
