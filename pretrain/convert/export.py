@@ -200,9 +200,7 @@ def _tokenizer_config(own: Tokenizer) -> dict[str, Any]:
     if own.pad_id is None:
         # What no text has serves where texts of several lengths are laid side by side.
         ids["pad"] = own.unk_id
-    tokens = {
-        f"{role}_token": own.name(id) for role, id in ids.items() if id is not None
-    }
+    tokens = {f"{role}_token": own.name(id) for role, id in ids.items() if id is not None}
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "add_bos_token": own.bos_id is not None,

@@ -139,8 +139,6 @@ class Block(NamedTuple):
     """[B, n], where its key is kept: its place; w for padding, which is behind what is kept."""
     held: Tensor
     """[B, n]: it has a memory to read."""
-    visible: Tensor
-    """[B, 1, n, w]: it attends to that place."""
     full: Tensor
     """[B]: its segment is full after this."""
     holding: Tensor
@@ -151,6 +149,14 @@ class Block(NamedTuple):
     """w after full segments have been written to the memory."""
     written: str
     """"all", "some" or "none" of the texts are full."""
+
+    @property
+    def visible(self) -> Tensor:
+        """[B, 1, n, w]: it attends to that place. Padding sees what is at place 0, so that its
+        outputs are numbers."""
+        return (torch.arange(self.width, device=self.places.device) <= self.places[..., None])[
+            :, None
+        ]
 
     def to(self, device: torch.device) -> Block:
         """The same on a device."""
@@ -213,14 +219,15 @@ def laid_out(real: Tensor, positions: Tensor | None, seen: list[int], segment: i
     several. Raises ValueError for others. All tensors are of the CPU: no token is looked at.
     """
     row, column = real.nonzero(as_tuple=True)
-    text, seen = _texts(real, positions, seen)
+    text, packed = _texts(row, column, positions, seen)
+    seen = [0] * (int(text[-1]) + 1) if packed else seen
     before, counts = torch.tensor(seen), torch.bincount(text, minlength=len(seen))
     index = torch.arange(len(text)) - (counts.cumsum(0) - counts)[text]
     room = segment - before % segment
     # All texts are at a segment's start after the first block.
     first = max(int(torch.minimum(room, counts).max()), 1)
     at = torch.where(index < room[text], index, first + index - room[text])
-    width = max([first, *(at + 1).tolist()]) if len(at) else first
+    width = max(first, int(at.max()) + 1) if len(at) else first
     source = torch.zeros(len(seen), width, dtype=torch.long)
     numbers = torch.full((len(seen), width), -1)
     source[text, at], numbers[text, at] = row * real.shape[1] + column, before[text] + index
@@ -235,28 +242,28 @@ def laid_out(real: Tensor, positions: Tensor | None, seen: list[int], segment: i
         text=texts.gather(1, nearest),
         numbers=numbers,
         seen=(before + counts).tolist(),
-        packed=len(seen) != len(real),
-        plain=len(seen) == len(real) and bool(real.all()) and len(set(seen)) == 1,
+        packed=packed,
+        plain=not packed and bool(real.all()) and len(set(seen)) == 1,
     )
 
 
-def _texts(real: Tensor, positions: Tensor | None, seen: list[int]) -> tuple[Tensor, list[int]]:
-    """The text of each real token, and the tokens seen of each text. See `laid_out`."""
-    row, column = real.nonzero(as_tuple=True)
+def _texts(
+    row: Tensor, column: Tensor, positions: Tensor | None, seen: list[int]
+) -> tuple[Tensor, bool]:
+    """The text of each real token, and whether a row holds several. See `laid_out`."""
     if positions is None or len(row) < 2:
-        return row, seen
-    place = positions.expand(len(real), -1)[row, column]
+        return row, False
+    place = positions[row if len(positions) > 1 else 0, column]
     other_row = row[1:] != row[:-1]
     odd = (place[1:] != place[:-1] + 1) & ~other_row
     if not bool(odd.any()):
-        return row, seen
+        return row, False
     if any(seen) or bool(place[1:][odd].any()):
         raise ValueError(
             "position_ids: expected positions that count on by one, or, without a cache, begin "
             "again at 0 where another text does; a memory knows no other order"
         )
-    text = F.pad((odd | other_row).cumsum(0), (1, 0))
-    return text, [0] * (int(text[-1]) + 1)
+    return F.pad((odd | other_row).cumsum(0), (1, 0)), True
 
 
 def _blocks(
@@ -279,8 +286,6 @@ def _blocks(
                 places=places,
                 slots=places.masked_fill(~real, width),
                 held=held,
-                # Padding sees what is at place 0, so that its outputs are numbers.
-                visible=(torch.arange(width) <= places[..., None])[:, None],
                 full=full,
                 holding=held.any(1),
                 width=width,
@@ -543,7 +548,9 @@ class InfiniLlamaModel(InfiniLlamaPreTrainedModel):
         keeps = bool(use_cache) or cache is not None
         cache = _opened(cache, len(given))
         real = _real(attention_mask, given)
-        places = None if position_ids is None else position_ids[..., -real.shape[1] :].cpu()
+        places = None
+        if position_ids is not None and real.shape[1] > 1:
+            places = position_ids[..., -real.shape[1] :].reshape(-1, real.shape[1]).cpu()
         layout = laid_out(real, places, cache.seen, self.config.infini["segment"])
         hidden, weights = _asked(others, self.config)
         first = int(layout.back[:, -last:].min()) if last and not hidden else 0
