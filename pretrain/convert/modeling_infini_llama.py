@@ -553,26 +553,28 @@ class InfiniLlamaModel(InfiniLlamaPreTrainedModel):
             places = position_ids[..., -real.shape[1] :].reshape(-1, real.shape[1]).cpu()
         layout = laid_out(real, places, cache.seen, self.config.infini["segment"])
         hidden, weights = _asked(others, self.config)
-        first = int(layout.back[:, -last:].min()) if last and not hidden else 0
+        last = 0 if hidden else last
+        first = int(layout.back[:, -last:].min()) if last else 0
         columns = None
         if weights:
             columns = _columns(attention_mask, real, cache, layout).to(given.device)
         computed = self._computed(given, layout, cache, Asked(hidden, weights, first))
         cache.seen, cache.columns = layout.seen, cache.columns + real.shape[1]
-        output = BaseModelOutputWithPast(
-            last_hidden_state=self.norm(layout.returned(computed.last, first, last)),
+        after = self.norm(layout.returned(computed.last, first, last))
+        between = {level: layout.returned(one) for level, one in computed.hidden.items() if one}
+        levels = (between | {len(self.layers): after}).get
+        return BaseModelOutputWithPast(
+            last_hidden_state=after,
             cache=cache if keeps and not layout.packed else None,
+            hidden_states=tuple(
+                levels(level) if level in hidden else None for level in range(len(self.layers) + 1)
+            )
+            if hidden
+            else None,
+            attentions=None
+            if columns is None
+            else tuple(layout.spread(one, columns) for one in computed.weights),
         )
-        if hidden:
-            levels: list[Tensor | None] = [None] * (len(self.layers) + 1)
-            for level in hidden:
-                levels[level] = output.last_hidden_state
-                if level < len(self.layers):
-                    levels[level] = layout.returned(computed.hidden[level])
-            output.hidden_states = tuple(levels)
-        if columns is not None:
-            output.attentions = tuple(layout.spread(one, columns) for one in computed.weights)
-        return output
 
     def _computed(
         self, given: Tensor, layout: Layout, cache: InfiniCache, asked: Asked
@@ -647,6 +649,7 @@ class InfiniLlamaForCausalLM(InfiniLlamaPreTrainedModel, GenerationMixin):
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             last=logits_to_keep if isinstance(logits_to_keep, int) else 0,
+            return_dict=True,
             **others,
         )
         logits = self.lm_head(slice_logits_to_keep(output.last_hidden_state, logits_to_keep))
