@@ -312,9 +312,9 @@ def planted(model: Any, fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if fault == "rotary embedding in the memory":
         written = module.InfiniAttention._written
 
-        def turned(self: Any, now: Any) -> Any:
-            now.keys = now.turned_keys
-            return written(self, now)
+        def turned(self: Any, keys: Tensor, *others: Any) -> Any:
+            table = module._rotary(self.config, torch.arange(keys.shape[1])[None], keys)
+            return written(self, module._turned(keys, *table), *others)
 
         monkeypatch.setattr(module.InfiniAttention, "_written", turned)
     elif fault == "interleaved rotary embedding":
