@@ -192,9 +192,9 @@ class Layout:
     def returned(self, blocks: list[Tensor], first: int = 0, last: int = 0) -> Tensor:
         """What was computed of the columns from `first` on, [R, n, ...] of each block -> [B, T or
         `last`, ...]."""
-        whole = torch.cat(blocks, dim=1)
+        whole = blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=1)
         if self.plain:
-            return whole[:, -last:]
+            return whole[:, -last:] if last else whole
         text, back = (index[:, -last:].to(whole.device) for index in (self.text, self.back))
         return whole[text, back - first]
 
@@ -256,14 +256,17 @@ def _texts(
     place = positions[row if len(positions) > 1 else 0, column]
     other_row = row[1:] != row[:-1]
     odd = (place[1:] != place[:-1] + 1) & ~other_row
-    if not bool(odd.any()):
-        return row, False
-    if any(seen) or bool(place[1:][odd].any()):
+    again = odd & (place[1:] == 0)
+    # `generate` counts on from the 0 that it gives to padding.
+    wrong = odd & ~again & (column[1:] == column[:-1] + 1)
+    if bool(wrong.any()) or (any(seen) and bool(again.any())):
         raise ValueError(
             "position_ids: expected positions that count on by one, or, without a cache, begin "
             "again at 0 where another text does; a memory knows no other order"
         )
-    return F.pad((odd | other_row).cumsum(0), (1, 0)), True
+    if not bool(again.any()):
+        return row, False
+    return F.pad((again | other_row).cumsum(0), (1, 0)), True
 
 
 def _blocks(

@@ -126,6 +126,8 @@ def test_padded_texts_go_on_as_alone(side: str) -> None:
     ids, mask = padded(texts, side)
     options = {"max_new_tokens": 12, "do_sample": False, "eos_token_id": None}
     found = model.generate(ids, attention_mask=mask, **options)[:, ids.shape[1] :]
+    without = model.generate(ids, attention_mask=mask, use_cache=False, **options)
+    assert torch.equal(without[:, ids.shape[1] :], found)
     beams = {"num_beams": 3, "num_return_sequences": 2, **options}
     by_beams = model.generate(ids, attention_mask=mask, **beams)[:, ids.shape[1] :]
     for row, text in enumerate(texts):
