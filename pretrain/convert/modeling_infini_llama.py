@@ -29,6 +29,8 @@ from transformers.modeling_utils import slice_logits_to_keep
 from transformers.utils import can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 
+_ROPES = ("default", "linear", "llama3", "yarn")
+
 
 class InfiniLlamaConfig(PreTrainedConfig):
     """Llama's configuration; `infini` holds the segment and the memory's settings.
@@ -371,10 +373,11 @@ class InfiniAttention(nn.Module):
         # Autocast would round the memory.
         with torch.autocast(x.device.type, enabled=False):
             heads = self._gated(local, queries, block, state)
-            memory = state[3:]
+            memory = state.matrix, state.normaliser
             if block.written != "none":
                 memory = self._written(kept[0], kept[2], block, state)
-        now = LayerState(*(part[:, : block.left] for part in kept), *memory)
+        left = [part[:, : block.left] for part in kept]
+        now = LayerState(left[0], left[1], left[2], *memory)
         return self.o_proj(heads.flatten(2)), weights, now
 
     def _local(
@@ -478,6 +481,10 @@ class InfiniLlamaPreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
     _is_stateful = True  # so that nothing asks to take tokens back
 
+    @classmethod
+    def _can_set_attn_implementation(cls) -> bool:
+        return True  # `eager` or `sdpa`, as the configuration says at each call
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, nn.Linear | nn.Embedding):
@@ -518,6 +525,9 @@ class InfiniLlamaModel(InfiniLlamaPreTrainedModel):
 
     def __init__(self, config: InfiniLlamaConfig) -> None:
         super().__init__(config)
+        kind = config.rope_parameters.get("rope_type", "default")
+        if kind not in _ROPES:
+            raise ValueError(f"rope_parameters: rope_type {kind!r}, expected one of {_ROPES}")
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(
             InfiniDecoderLayer(config) for _ in range(config.num_hidden_layers)
@@ -741,7 +751,15 @@ def _features(x: Tensor) -> Tensor:
 
 def _rotary(config: InfiniLlamaConfig, places: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
     """Cosines and sines [B, n, 1, D / 2] of places [B, n] in a segment."""
-    rope = config.rope_parameters
+    # What transformers take for yarn's keys that are not there.
+    rope = {
+        "rope_type": "default",
+        "original_max_position_embeddings": config.max_position_embeddings,
+        "beta_fast": 32.0,
+        "beta_slow": 1.0,
+        "truncate": True,
+        **config.rope_parameters,
+    }
     exponents = torch.arange(0, config.head_dim, 2, device=places.device).float() / config.head_dim
     powers = rope["rope_theta"] ** exponents
     frequencies, scale = 1.0 / powers, 1.0

@@ -26,8 +26,8 @@ of_every_memory = pytest.mark.parametrize("memory", MEMORIES.values(), ids=MEMOR
 on_each_side = pytest.mark.parametrize("side", ["left", "right"])
 
 
-def random_model(**memory: str) -> InfiniLlamaForCausalLM:
-    """Two layers, segments of 5 tokens, gates that are not all 0."""
+def random_model(segment: int = SEGMENT, **memory: str) -> InfiniLlamaForCausalLM:
+    """Two layers, and gates that are not all 0."""
     settings = {"kind": "delta", "normaliser": "inclusive", "when_empty": "zero", **memory}
     torch.manual_seed(0)
     config = InfiniLlamaConfig(
@@ -39,12 +39,12 @@ def random_model(**memory: str) -> InfiniLlamaForCausalLM:
         num_key_value_heads=2,
         head_dim=8,
         initializer_range=0.3,
-        infini={"segment": SEGMENT, "memory": settings},
+        infini={"segment": segment, "memory": settings},
         bos_token_id=1,
         eos_token_id=2,
         pad_token_id=0,
     )
-    model = InfiniLlamaForCausalLM(config).eval()
+    model: InfiniLlamaForCausalLM = InfiniLlamaForCausalLM(config).eval()
     with torch.no_grad():
         for layer in model.model.layers:
             layer.self_attn.gate.normal_()
@@ -92,7 +92,8 @@ def tokenizer_of(hub: Path) -> Any:
 def test_a_text_in_a_batch_is_computed_as_alone(memory: dict[str, str], side: str) -> None:
     model, texts = random_model(**memory), random_texts()
     ids, mask = padded(texts, side)
-    cache, parts = None, []
+    cache: Any = None
+    parts = []
     for first, end in ((0, 3), (3, 9), (9, 10), (10, 13)):
         output = model(ids[:, first:end], attention_mask=mask[:, :end], cache=cache, use_cache=True)
         cache = output.cache
@@ -260,6 +261,9 @@ def test_checkpointing_gives_the_same_gradients_also_through_the_memory(reentran
 def test_what_has_no_meaning_is_refused() -> None:
     from transformers import DynamicCache
 
+    dynamic = {"rope_type": "dynamic", "rope_theta": 100.0, "factor": 2.0}
+    with pytest.raises(ValueError, match="rope_parameters: rope_type 'dynamic', expected one of"):
+        InfiniLlamaForCausalLM(InfiniLlamaConfig(rope_parameters=dynamic))
     model, text = random_model(), random_texts()[0][None]
     with pytest.raises(ValueError, match="cache: is a DynamicCache, expected what an earlier call"):
         model(text, cache=DynamicCache())
@@ -316,6 +320,28 @@ def test_generate_stops_at_strings_and_pipelines_take_batches(hub: Path) -> None
     assert found == alone
 
 
+def test_the_harness_scores_texts_of_a_batch_as_alone(hub: Path) -> None:
+    pytest.importorskip("accelerate", reason="lm-eval's models of transformers need accelerate")
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.huggingface import HFLM
+
+    pairs = [("It is", " a truth universally acknowledged"), ("a good fortune must be", " in"),
+             ("want of a wife", " however little known the feelings"), ("a", " b")]  # fmt: skip
+    found = []
+    for batch in (1, 4):
+        tested = HFLM(loaded(hub), tokenizer=tokenizer_of(hub), batch_size=batch, device="cpu")
+        asked = [Instance("loglikelihood", {}, pair, index) for index, pair in enumerate(pairs)]
+        scores = [score for score, _ in tested.loglikelihood(asked, disable_tqdm=True)]
+        options = {"until": ["\n\n"], "max_gen_toks": 20, "do_sample": False}
+        until = [
+            Instance("generate_until", {}, (context, dict(options)), index)
+            for index, (context, _) in enumerate(pairs)
+        ]
+        found.append((scores, tested.generate_until(until, disable_tqdm=True)))
+    assert found[1][0] == pytest.approx(found[0][0], abs=1e-4)
+    assert found[1][1] == found[0][1]
+
+
 def trained_losses(model: Any, directory: Path, batch: int) -> list[float]:
     """Losses of two steps of Trainer over texts with 250, 10, 120 and 4 labels."""
     from transformers import Trainer, TrainingArguments
@@ -339,7 +365,7 @@ def trained_losses(model: Any, directory: Path, batch: int) -> list[float]:
 
 def test_trainer_gives_one_loss_however_a_batch_is_divided(tmp_path: Path) -> None:
     pytest.importorskip("accelerate", reason="transformers' Trainer needs accelerate")
-    model = random_model()
+    model = random_model(65)
     whole = trained_losses(copy.deepcopy(model), tmp_path, 4)
     parts = trained_losses(copy.deepcopy(model), tmp_path, 1)
     assert len(whole) == 2
