@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,11 @@ of_every_memory = pytest.mark.parametrize("memory", MEMORIES.values(), ids=MEMOR
 on_each_side = pytest.mark.parametrize("side", ["left", "right"])
 
 
-def random_model(segment: int = SEGMENT, **memory: str) -> InfiniLlamaForCausalLM:
+def random_model(
+    memory: Mapping[str, str] | None = None, segment: int = SEGMENT
+) -> InfiniLlamaForCausalLM:
     """Two layers, and gates that are not all 0."""
-    settings = {"kind": "delta", "normaliser": "inclusive", "when_empty": "zero", **memory}
+    settings = {"kind": "delta", "normaliser": "inclusive", "when_empty": "zero", **(memory or {})}
     torch.manual_seed(0)
     config = InfiniLlamaConfig(
         vocab_size=99,
@@ -46,7 +49,8 @@ def random_model(segment: int = SEGMENT, **memory: str) -> InfiniLlamaForCausalL
     )
     model: InfiniLlamaForCausalLM = InfiniLlamaForCausalLM(config).eval()
     with torch.no_grad():
-        for layer in model.model.layers:
+        layers: Any = model.model.layers
+        for layer in layers:
             layer.self_attn.gate.normal_()
             layer.self_attn.q_proj.weight *= 2
     return model
@@ -90,7 +94,7 @@ def tokenizer_of(hub: Path) -> Any:
 @on_each_side
 @torch.no_grad()
 def test_a_text_in_a_batch_is_computed_as_alone(memory: dict[str, str], side: str) -> None:
-    model, texts = random_model(**memory), random_texts()
+    model, texts = random_model(memory), random_texts()
     ids, mask = padded(texts, side)
     cache: Any = None
     parts = []
@@ -365,7 +369,7 @@ def trained_losses(model: Any, directory: Path, batch: int) -> list[float]:
 
 def test_trainer_gives_one_loss_however_a_batch_is_divided(tmp_path: Path) -> None:
     pytest.importorskip("accelerate", reason="transformers' Trainer needs accelerate")
-    model = random_model(65)
+    model = random_model(segment=65)
     whole = trained_losses(copy.deepcopy(model), tmp_path, 4)
     parts = trained_losses(copy.deepcopy(model), tmp_path, 1)
     assert len(whole) == 2
