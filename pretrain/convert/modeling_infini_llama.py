@@ -151,6 +151,8 @@ class Block(NamedTuple):
     """w after full segments have been written to the memory."""
     written: str
     """"all", "some" or "none" of the texts are full."""
+    even: bool
+    """All texts are at the same place, without padding."""
 
     @property
     def visible(self) -> Tensor:
@@ -237,15 +239,16 @@ def laid_out(real: Tensor, positions: Tensor | None, seen: list[int], segment: i
     nearest = nearest.cummax(1).values
     back, texts = torch.zeros(2, *real.shape, dtype=torch.long)
     back[row, column], texts[row, column] = at, text
+    plain = not packed and bool(real.all()) and len(set(seen)) == 1
     return Layout(
-        blocks=list(_blocks(numbers, before % segment, first, segment)),
+        blocks=list(_blocks(numbers, before % segment, first, segment, plain)),
         source=source,
         back=back.gather(1, nearest),
         text=texts.gather(1, nearest),
         numbers=numbers,
         seen=(before + counts).tolist(),
         packed=packed,
-        plain=not packed and bool(real.all()) and len(set(seen)) == 1,
+        plain=plain,
     )
 
 
@@ -272,7 +275,7 @@ def _texts(
 
 
 def _blocks(
-    numbers: Tensor, filled: Tensor, first: int, segment: int
+    numbers: Tensor, filled: Tensor, first: int, segment: int, even: bool
 ) -> Iterator[tuple[slice, Block]]:
     """The blocks, of which the first has `first` columns of `numbers` [R, L] (see `Layout`), after
     `filled` [R] tokens of each text's open segment."""
@@ -296,6 +299,7 @@ def _blocks(
                 width=width,
                 left=int(filled.max()),
                 written="all" if bool(full.all()) else "some" if bool(full.any()) else "none",
+                even=even,
             ),
         )
 
@@ -739,6 +743,8 @@ def _extended(kept: Tensor | None, new: Tensor, block: Block) -> Tensor:
     """What is kept [B, w before, K, D] with `new` [B, n, K, D] in its slots: [B, w, K, D]."""
     if kept is None:
         kept = new[:, :0]
+    if block.even:
+        return torch.cat((kept.to(new.dtype), new), dim=1)
     room = F.pad(kept.to(new.dtype), (0, 0, 0, 0, 0, block.width + 1 - kept.shape[1]))
     return room.scatter(1, block.slots[..., None, None].expand_as(new), new)[:, : block.width]
 
