@@ -4,7 +4,7 @@ OUT/config.json, generation_config.json
 OUT/chat_template.jinja            if the run began with an imported model that has one
 OUT/model.safetensors, or parts of it and their index
 OUT/modeling_infini_llama.py       the model, unless it has no memory and is a plain Llama
-OUT/tokenizer.model or tokenizer.json
+OUT/tokenizer.model or tokenizer.json, and tokenizer_config.json
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ from data_prep.dataset.settings import SettingsError
 from data_prep.dataset.wording import counted
 from data_prep.tokenizer import tokenizer
 from data_prep.tokenizer.contract import Tokenizer
-from data_prep.tokenizer.hugging_face import HuggingFace
 from pretrain.checkpoint.load import Checkpoint
 from pretrain.checkpoint.manifest import CheckpointError, TensorInfo
 from pretrain.checkpoint.pieces import DTYPES, dtype_name, stream_tensors
@@ -190,12 +189,26 @@ def _write_configuration(directory: Path, source: Source, own: Tokenizer) -> Non
 
 
 def _write_tokenizer(directory: Path, own: Tokenizer) -> None:
-    """The run's own file; for a tokenizer.json what AutoTokenizer reads beside it, too."""
+    """The run's own file, and what AutoTokenizer reads beside it: it lays BOS, as training did,
+    before each text, and no EOS after it."""
     tokenizer.write(directory, own.path.name, own.path.read_bytes())
-    if isinstance(own, HuggingFace):
-        settings: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
-        settings |= {role: token for role, token in own.special_tokens.items() if token is not None}
-        durable.write_json(directory / "tokenizer_config.json", settings)
+    durable.write_json(directory / "tokenizer_config.json", _tokenizer_config(own))
+
+
+def _tokenizer_config(own: Tokenizer) -> dict[str, Any]:
+    ids = {"bos": own.bos_id, "eos": own.eos_id, "unk": own.unk_id, "pad": own.pad_id}
+    if own.pad_id is None:
+        # What no text has serves where texts of several lengths are laid side by side.
+        ids["pad"] = own.unk_id
+    tokens = {f"{role}_token": own.name(id) for role, id in ids.items() if id is not None}
+    return {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "add_bos_token": own.bos_id is not None,
+        "add_eos_token": False,
+        "clean_up_tokenization_spaces": False,
+        "padding_side": "left",
+        **tokens,
+    }
 
 
 def _modeling() -> bytes:

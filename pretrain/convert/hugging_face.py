@@ -151,6 +151,7 @@ def config_json(
         "architectures": ["InfiniLlamaForCausalLM"],
         "auto_map": {
             "AutoConfig": f"{module}.InfiniLlamaConfig",
+            "AutoModel": f"{module}.InfiniLlamaModel",
             "AutoModelForCausalLM": f"{module}.InfiniLlamaForCausalLM",
         },
         "infini": {

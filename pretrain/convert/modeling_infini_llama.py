@@ -4,21 +4,32 @@ Needs torch and transformers (5.24 or later) alone. Texts are computed segment b
 space stays constant at any length: the cache holds a memory of fixed size, and keys and values of
 the segment that is not yet full. Infini-attention: arXiv 2404.07143, equations 4 to 11.
 
-Shapes: B texts, n tokens of a chunk, N of a segment, H query heads, K key/value heads, G = H / K
-query heads that share one, D size of a head.
+Padding takes no part: the real tokens of each text are laid out in blocks, of which each is one
+segment, or the rest of one, of every text; afterwards their outputs go back to where they came
+from. So a text of a batch is computed as it is alone, wherever its padding is.
+
+Shapes: B texts, T tokens of a call, n of a block, N of a segment, w places of a segment that are
+taken, H query heads, K key/value heads, G = H / K query heads that share one, D size of a head.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
-from transformers.utils import ModelOutput
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.modeling_utils import slice_logits_to_keep
+from transformers.utils import can_return_tuple
+from transformers.utils.generic import merge_with_config_defaults
+
+_ROPES = ("default", "linear", "llama3", "yarn")
 
 
 class InfiniLlamaConfig(PreTrainedConfig):
@@ -29,6 +40,7 @@ class InfiniLlamaConfig(PreTrainedConfig):
     """
 
     model_type = "infini_llama"
+    keys_to_ignore_at_inference = ["cache"]  # noqa: RUF012
 
     def __init__(
         self,
@@ -68,17 +80,16 @@ class InfiniLlamaConfig(PreTrainedConfig):
         super().__init__(**others)
 
 
-@dataclass
-class LayerCache:
+class LayerState(NamedTuple):
     """What a layer keeps; its tensors are replaced, never written."""
 
-    keys: Tensor
-    """[B, filled, K, D] without positions, for the memory."""
-    turned_keys: Tensor
+    keys: Tensor | None = None
+    """[B, w, K, D] without positions, for the memory; a text has its own number of them."""
+    turned_keys: Tensor | None = None
     """The same with positions, for the local attention."""
-    values: Tensor
+    values: Tensor | None = None
     matrix: Tensor | None = None
-    """M [B, K, D, D] in float32; None before the first segment is full."""
+    """M [B, K, D, D] in float32, 0 for a text without a full segment; None before any has one."""
     normaliser: Tensor | None = None
     """z [B, K, D] in float32."""
 
@@ -92,29 +103,205 @@ class InfiniCache:
     is_linear = (False,)
 
     def __init__(self) -> None:
-        self.layers: list[LayerCache] = []
-        self.seen = 0
-        """Tokens of each text so far."""
+        self.layers: list[LayerState] = []
+        self.seen: list[int] = []
+        """Tokens of each text so far, without padding."""
+        self.columns = 0
+        """Tokens so far, padding included."""
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Tokens of each text so far."""
-        return self.seen
+        """Tokens so far, padding included."""
+        return self.columns
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Let text i continue from what text beam_idx[i] was."""
-        for layer in self.layers:
-            for name, value in vars(layer).items():
-                if value is not None:
-                    setattr(layer, name, value.index_select(0, beam_idx.to(value.device)))
+        self.batch_select_indices(beam_idx)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep the texts `indices`, in that order."""
+        self.seen = [self.seen[index] for index in indices.tolist()]
+        self.layers = [
+            LayerState(
+                *(x if x is None else x.index_select(0, indices.to(x.device)) for x in layer)
+            )
+            for layer in self.layers
+        ]
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Have each text `repeats` times."""
+        self.batch_select_indices(torch.arange(len(self.seen)).repeat_interleave(repeats))
+
+
+class Block(NamedTuple):
+    """Tokens that are computed at once, of each text those of one segment or of a part of it."""
+
+    places: Tensor
+    """[B, n], of a token in its segment; 0 for padding."""
+    slots: Tensor
+    """[B, n], where its key is kept: its place; w for padding, which is behind what is kept."""
+    held: Tensor
+    """[B, n]: it has a memory to read."""
+    full: Tensor
+    """[B]: its segment is full after this."""
+    holding: Tensor
+    """[B]: it has a memory."""
+    width: int
+    """w, with the tokens of this block."""
+    left: int
+    """w after full segments have been written to the memory."""
+    written: str
+    """"all", "some" or "none" of the texts are full."""
+    even: bool
+    """All texts are at the same place, without padding."""
+
+    @property
+    def visible(self) -> Tensor:
+        """[B, 1, n, w]: it attends to that place. Padding sees what is at place 0, so that its
+        outputs are numbers."""
+        return (torch.arange(self.width, device=self.places.device) <= self.places[..., None])[
+            :, None
+        ]
+
+    def to(self, device: torch.device) -> Block:
+        """The same on a device."""
+        moved = (x.to(device) if isinstance(x, Tensor) else x for x in self)
+        return Block(*moved)  # type: ignore[arg-type]
 
 
 @dataclass
-class InfiniOutput(ModelOutput):
-    """Logits [B, T, V], a loss where labels were given, and the cache after the last token."""
+class Layout:
+    """Where the tokens of a call [B, T] are computed: in L columns of each of R texts."""
 
-    loss: Tensor | None = None
-    logits: Tensor | None = None
-    cache: InfiniCache | None = None
+    blocks: list[tuple[slice, Block]]
+    """Of those columns each block's."""
+    source: Tensor
+    """[R, L]: which of the B * T tokens is there."""
+    back: Tensor
+    """[B, T]: the column of a token; that of the token before for padding."""
+    text: Tensor
+    """[B, T]: its text."""
+    numbers: Tensor
+    """[R, L]: a token's number in its text; -1 where there is none."""
+    seen: list[int]
+    """Tokens of each text after this call."""
+    packed: bool
+    """Rows held several texts, so that R is not B."""
+    plain: bool
+    """The columns of the layout are those of the call."""
+
+    def arranged(self, given: Tensor) -> Tensor:
+        """[B, T, ...] -> [R, L, ...]."""
+        return given if self.plain else given.flatten(0, 1)[self.source.to(given.device)]
+
+    def returned(self, blocks: list[Tensor], first: int = 0, last: int = 0) -> Tensor:
+        """What was computed of the columns from `first` on, [R, n, ...] of each block -> [B, T or
+        `last`, ...]."""
+        whole = blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=1)
+        if self.plain:
+            return whole[:, -last:] if last else whole
+        text, back = (index[:, -last:].to(whole.device) for index in (self.text, self.back))
+        return whole[text, back - first]
+
+    def spread(self, weights: list[Tensor], columns: Tensor) -> Tensor:
+        """Weights [R, n, H, w] of each block -> [B, H, T, tokens so far]; `columns` of those."""
+        found = []
+        for (own, block), weight in zip(self.blocks, weights, strict=True):
+            start = (self.numbers[:, own] - block.places).clamp(min=0).to(columns.device)
+            index = (start[..., None] + torch.arange(block.width, device=columns.device)).clamp(
+                max=columns.shape[1] - 1
+            )
+            index = columns.gather(1, index.flatten(1)).view_as(index)[:, :, None]
+            room = weight.new_zeros(*weight.shape[:3], columns.shape[1])
+            found.append(room.scatter_add(3, index.expand_as(weight), weight))
+        return self.returned(found).transpose(1, 2)
+
+
+def laid_out(real: Tensor, positions: Tensor | None, seen: list[int], segment: int) -> Layout:
+    """Lay out the tokens `real` [B, T] that follow `seen` ones of each text.
+
+    Positions [B or 1, T] count on by one; where they begin again at 0, so does a text, in rows of
+    several. Raises ValueError for others. All tensors are of the CPU: no token is looked at.
+    """
+    row, column = real.nonzero(as_tuple=True)
+    text, packed = _texts(row, column, positions, seen)
+    seen = [0] * (int(text[-1]) + 1) if packed else seen
+    before, counts = torch.tensor(seen), torch.bincount(text, minlength=len(seen))
+    index = torch.arange(len(text)) - (counts.cumsum(0) - counts)[text]
+    room = segment - before % segment
+    # All texts are at a segment's start after the first block.
+    first = max(int(torch.minimum(room, counts).max()), 1)
+    at = torch.where(index < room[text], index, first + index - room[text])
+    width = max(first, int(at.max()) + 1) if len(at) else first
+    source = torch.zeros(len(seen), width, dtype=torch.long)
+    numbers = torch.full((len(seen), width), -1)
+    source[text, at], numbers[text, at] = row * real.shape[1] + column, before[text] + index
+    nearest = torch.arange(real.shape[1]).where(real, real.int().argmax(1, keepdim=True))
+    nearest = nearest.cummax(1).values
+    back, texts = torch.zeros(2, *real.shape, dtype=torch.long)
+    back[row, column], texts[row, column] = at, text
+    plain = not packed and bool(real.all()) and len(set(seen)) == 1
+    return Layout(
+        blocks=list(_blocks(numbers, before % segment, first, segment, plain)),
+        source=source,
+        back=back.gather(1, nearest),
+        text=texts.gather(1, nearest),
+        numbers=numbers,
+        seen=(before + counts).tolist(),
+        packed=packed,
+        plain=plain,
+    )
+
+
+def _texts(
+    row: Tensor, column: Tensor, positions: Tensor | None, seen: list[int]
+) -> tuple[Tensor, bool]:
+    """The text of each real token, and whether a row holds several. See `laid_out`."""
+    if positions is None or len(row) < 2:
+        return row, False
+    place = positions[row if len(positions) > 1 else 0, column]
+    other_row = row[1:] != row[:-1]
+    odd = (place[1:] != place[:-1] + 1) & ~other_row
+    again = odd & (place[1:] == 0)
+    # `generate` counts on from the 0 that it gives to padding.
+    wrong = odd & ~again & (column[1:] == column[:-1] + 1)
+    if bool(wrong.any()) or (any(seen) and bool(again.any())):
+        raise ValueError(
+            "position_ids: expected positions that count on by one, or, without a cache, begin "
+            "again at 0 where another text does; a memory knows no other order"
+        )
+    if not bool(again.any()):
+        return row, False
+    return F.pad((again | other_row).cumsum(0), (1, 0)), True
+
+
+def _blocks(
+    numbers: Tensor, filled: Tensor, first: int, segment: int, even: bool
+) -> Iterator[tuple[slice, Block]]:
+    """The blocks, of which the first has `first` columns of `numbers` [R, L] (see `Layout`), after
+    `filled` [R] tokens of each text's open segment."""
+    starts = [0, *range(first, numbers.shape[1], segment)]
+    for start, end in zip(starts, [*starts[1:], numbers.shape[1]], strict=True):
+        number = numbers[:, start:end]
+        real = number >= 0
+        filled = filled + real.sum(1)
+        places = number.clamp(min=0) % segment
+        width, full = max(int(filled.max()), 1), filled == segment
+        filled = filled.masked_fill(full, 0)
+        held = number >= segment
+        yield (
+            slice(start, end),
+            Block(
+                places=places,
+                slots=places.masked_fill(~real, width),
+                held=held,
+                full=full,
+                holding=held.any(1),
+                width=width,
+                left=int(filled.max()),
+                written="all" if bool(full.all()) else "some" if bool(full.any()) else "none",
+                even=even,
+            ),
+        )
 
 
 class InfiniRMSNorm(nn.Module):
@@ -164,68 +351,98 @@ class InfiniAttention(nn.Module):
             self.q_norm = InfiniRMSNorm(config.head_dim, config.rms_norm_eps)
             self.k_norm = InfiniRMSNorm(config.head_dim, config.rms_norm_eps)
 
-    def forward(self, x: Tensor, cache: LayerCache | None) -> tuple[Tensor, LayerCache]:
-        """x [B, n, hidden], tokens of one segment -> the same shape, and what is kept then."""
+    def forward(
+        self,
+        x: Tensor,
+        block: Block,
+        turns: tuple[Tensor, Tensor],
+        weighed: bool,
+        state: LayerState,
+    ) -> tuple[Tensor, Tensor | None, LayerState]:
+        """x [B, n, hidden] -> the same shape, the local attention's weights [B, H, n, w] where
+        they are asked for (`weighed`), and what is kept then."""
         queries, keys, values = (
             projection(x).unflatten(2, (-1, self.config.head_dim))
             for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
         if self.config.qk_norm:
             queries, keys = self.q_norm(queries), self.k_norm(keys)
-        filled = 0 if cache is None else cache.keys.shape[1]
-        table = _rotary(self.config, filled, keys.shape[1], x)
-        now = LayerCache(keys, _turned(keys, *table), values)
-        if cache is not None:
-            now.matrix, now.normaliser = cache.matrix, cache.normaliser
-            for name in ("keys", "turned_keys", "values"):
-                whole = torch.cat((getattr(cache, name), getattr(now, name)), dim=1)
-                setattr(now, name, whole)
-        visible = torch.ones(keys.shape[1], now.keys.shape[1], dtype=torch.bool, device=x.device)
-        local = F.scaled_dot_product_attention(
-            _turned(queries, *table).transpose(1, 2),
-            now.turned_keys.transpose(1, 2),
-            now.values.transpose(1, 2),
-            attn_mask=visible.tril(filled),
-            enable_gqa=True,
-        ).transpose(1, 2)
-        heads = self._gated(local, queries, now)
-        if now.keys.shape[1] == self.config.infini["segment"]:
-            now = self._written(now)
-        return self.o_proj(heads.flatten(2)), now
+        turned, turned_keys = (_turned(part, *turns).to(values.dtype) for part in (queries, keys))
+        kept = [
+            _extended(old, new, block)
+            for old, new in zip(state[:3], (keys, turned_keys, values), strict=True)
+        ]
+        weighed = weighed or self.config._attn_implementation == "eager"
+        local, weights = self._local(turned, kept[1], kept[2], block, weighed)
+        # Autocast would round the memory.
+        with torch.autocast(x.device.type, enabled=False):
+            heads = self._gated(local, queries, block, state)
+            memory = state.matrix, state.normaliser
+            if block.written != "none":
+                memory = self._written(kept[0], kept[2], block, state)
+        left = [part[:, : block.left] for part in kept]
+        now = LayerState(left[0], left[1], left[2], *memory)
+        return self.o_proj(heads.flatten(2)), weights, now
 
-    def _gated(self, local: Tensor, queries: Tensor, now: LayerCache) -> Tensor:
+    def _local(
+        self, queries: Tensor, keys: Tensor, values: Tensor, block: Block, weighed: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """Heads [B, n, H, D] of what is visible, and the weights [B, H, n, w] of a plain softmax
+        where it is asked for."""
+        queries, keys, values = (part.transpose(1, 2) for part in (queries, keys, values))
+        if not weighed:
+            heads = F.scaled_dot_product_attention(
+                queries, keys, values, attn_mask=block.visible, enable_gqa=True
+            )
+            return heads.transpose(1, 2), None
+        groups = queries.shape[1] // keys.shape[1]
+        keys, values = (part.repeat_interleave(groups, dim=1) for part in (keys, values))
+        scores = queries @ keys.transpose(2, 3) / math.sqrt(self.config.head_dim)
+        scores = scores.float().masked_fill(~block.visible, -math.inf)
+        weights = scores.softmax(dim=-1).to(queries.dtype)
+        return (weights @ values).transpose(1, 2), weights
+
+    def _gated(self, local: Tensor, queries: Tensor, block: Block, state: LayerState) -> Tensor:
         """Equations 7 and 10; local, queries [B, n, H, D]."""
         share = self.gate.float().sigmoid()[:, None]
-        if now.matrix is None or now.normaliser is None:
-            if self.config.infini["memory"]["when_empty"] == "local":
-                return local
-            return ((1 - share) * local.float()).to(local.dtype)
+        only_local = self.config.infini["memory"]["when_empty"] == "local"
+        if state.matrix is None or state.normaliser is None:
+            return local if only_local else ((1 - share) * local.float()).to(local.dtype)
         groups = (self.config.num_key_value_heads, -1)
         features = torch.unflatten(_features(queries), 2, groups)
-        denominator = torch.einsum("bnkgd,bkd->bnkg", features, now.normaliser)
-        read = torch.einsum("bnkgd,bkde->bnkge", features, now.matrix) / denominator[..., None]
-        return torch.lerp(local.float(), read.flatten(2, 3), share).to(local.dtype)
+        denominator = torch.einsum("bnkgd,bkd->bnkg", features, state.normaliser)
+        denominator = denominator.where(block.held[..., None, None], 1)
+        read = torch.einsum("bnkgd,bkde->bnkge", features, state.matrix) / denominator[..., None]
+        mixed = torch.lerp(local.float(), read.flatten(2, 3), share).to(local.dtype)
+        return mixed.where(block.held[..., None, None], local) if only_local else mixed
 
-    def _written(self, now: LayerCache) -> LayerCache:
-        """The memory after a full segment, equations 8 and 9, and an empty segment."""
+    def _written(
+        self, keys: Tensor, values: Tensor, block: Block, state: LayerState
+    ) -> tuple[Tensor, Tensor]:
+        """M and z after the full segments, equations 8 and 9; keys, values [B, N, K, D]."""
         memory = self.config.infini["memory"]
-        features, values = _features(now.keys), now.values.float()
+        features, values = _features(keys), values.float()
         normaliser = features.sum(dim=1)
-        if now.normaliser is not None:
-            normaliser = normaliser + now.normaliser
-        if memory["kind"] == "delta" and now.matrix is not None:
-            divisor = normaliser if memory["normaliser"] == "inclusive" else now.normaliser
+        if state.normaliser is not None:
+            normaliser = normaliser + state.normaliser
+        if memory["kind"] == "delta" and state.matrix is not None:
+            divisor = normaliser if memory["normaliser"] == "inclusive" else state.normaliser
             denominator = torch.einsum("bnkd,bkd->bnk", features, divisor)
-            held = torch.einsum("bnkd,bkde->bnke", features, now.matrix)
+            denominator = denominator.where(block.holding[:, None, None], 1)
+            held = torch.einsum("bnkd,bkde->bnke", features, state.matrix)
             values = values - held / denominator[..., None]
         matrix = torch.einsum("bnkd,bnke->bkde", features, values)
-        if now.matrix is not None:
-            matrix = matrix + now.matrix
-        keys, turned_keys, values = (x[:, :0] for x in (now.keys, now.turned_keys, now.values))
-        return LayerCache(keys, turned_keys, values, matrix, normaliser)
+        if state.matrix is not None:
+            matrix = matrix + state.matrix
+        if block.written == "some":
+            full = block.full[:, None, None]
+            matrix = matrix.where(full[..., None], 0 if state.matrix is None else state.matrix)
+            before = 0 if state.normaliser is None else state.normaliser
+            normaliser = normaliser.where(full, before)
+        return matrix, normaliser
 
 
-class InfiniDecoderLayer(nn.Module):
+class InfiniDecoderLayer(GradientCheckpointingLayer):
     """Infini-attention and feed-forward, each added to the residual stream after RMSNorm."""
 
     def __init__(self, config: InfiniLlamaConfig) -> None:
@@ -235,11 +452,26 @@ class InfiniDecoderLayer(nn.Module):
         self.input_layernorm = InfiniRMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = InfiniRMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def forward(self, x: Tensor, cache: LayerCache | None) -> tuple[Tensor, LayerCache]:
-        """x [B, n, hidden] -> the same shape, and what the attention keeps then."""
-        attended, cache = self.self_attn(self.input_layernorm(x), cache)
+    def forward(
+        self,
+        x: Tensor,
+        block: Block,
+        cosine: Tensor,
+        sine: Tensor,
+        weighed: bool,
+        *state: Tensor | None,
+    ) -> tuple[Tensor | None, ...]:
+        """x [B, n, hidden] -> the same shape, the local attention's weights where they are asked
+        for (`weighed`), and what the attention keeps then.
+
+        `state` is laid open, since only arguments that are tensors have gradients under every kind
+        of checkpointing.
+        """
+        attended, weights, now = self.self_attn(
+            self.input_layernorm(x), block, (cosine, sine), weighed, LayerState(*state)
+        )
         x = x + attended
-        return x + self.mlp(self.post_attention_layernorm(x)), cache
+        return x + self.mlp(self.post_attention_layernorm(x)), weights, *now
 
 
 class InfiniLlamaPreTrainedModel(PreTrainedModel):
@@ -247,8 +479,15 @@ class InfiniLlamaPreTrainedModel(PreTrainedModel):
 
     config_class = InfiniLlamaConfig
     base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["InfiniDecoderLayer"]  # noqa: RUF012
+    _keep_in_fp32_modules_strict = ["self_attn.gate"]  # noqa: RUF012
     _supports_sdpa = True
     _is_stateful = True  # so that nothing asks to take tokens back
+
+    @classmethod
+    def _can_set_attn_implementation(cls) -> bool:
+        return True  # `eager` or `sdpa`, as the configuration says at each call
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -262,34 +501,122 @@ class InfiniLlamaPreTrainedModel(PreTrainedModel):
             nn.init.constant_(module.gate, self.config.infini["memory"].get("initial_gate", 0.0))
 
 
+class Asked(NamedTuple):
+    """What a caller wants besides the last hidden states."""
+
+    hidden: set[int]
+    """Hidden states after so many layers, 0 for the embedding."""
+    weights: bool
+    """Those of the local attention."""
+    first: int
+    """Of the layout's columns, the first that is wanted after the last layer."""
+
+
+@dataclass
+class Computed:
+    """What came of the blocks, each in columns of the layout."""
+
+    last: list[Tensor]
+    """After the last layer [R, n, hidden] of each block, from `Asked.first` on."""
+    hidden: dict[int, list[Tensor]]
+    """The same of other layers."""
+    weights: list[list[Tensor]]
+    """For each layer [R, n, H, w] of each block."""
+
+
 class InfiniLlamaModel(InfiniLlamaPreTrainedModel):
     """The blocks between embedding and output head."""
 
     def __init__(self, config: InfiniLlamaConfig) -> None:
         super().__init__(config)
+        kind = config.rope_parameters.get("rope_type", "default")
+        if kind not in _ROPES:
+            raise ValueError(f"rope_parameters: rope_type {kind!r}, expected one of {_ROPES}")
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(
             InfiniDecoderLayer(config) for _ in range(config.num_hidden_layers)
         )
         self.norm = InfiniRMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.gradient_checkpointing = False
         self.post_init()
 
-    def forward(self, input_ids: Tensor, cache: InfiniCache, keep: int) -> Tensor:
-        """input_ids [B, T] -> hidden states of the last `keep` tokens; `cache` is updated."""
-        segment = self.config.infini["segment"]
-        kept: list[Tensor] = []
-        while input_ids.shape[1]:
-            chunk = input_ids[:, : segment - cache.seen % segment]
-            input_ids = input_ids[:, chunk.shape[1] :]
-            x = self.embed_tokens(chunk)
+    @can_return_tuple
+    @merge_with_config_defaults
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        cache: InfiniCache | None = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        last: int = 0,
+        **others: Any,
+    ) -> BaseModelOutputWithPast:
+        """Hidden states of tokens [B, T]; see `InfiniLlamaForCausalLM.forward`.
+
+        `last`: the last so many tokens' alone, 0 for all.
+        """
+        given = inputs_embeds if input_ids is None else input_ids
+        if given is None or (input_ids is not None and inputs_embeds is not None):
+            raise ValueError("expected input_ids or inputs_embeds, one of the two")
+        if cache is None:
+            cache = others.get("past_key_values")
+        keeps = bool(use_cache) or cache is not None
+        cache = _opened(cache, len(given))
+        real = _real(attention_mask, given)
+        places = None
+        if position_ids is not None and real.shape[1] > 1:
+            places = position_ids[..., -real.shape[1] :].reshape(-1, real.shape[1]).cpu()
+        layout = laid_out(real, places, cache.seen, self.config.infini["segment"])
+        hidden, weights = _asked(others, self.config)
+        last = 0 if hidden else last
+        first = int(layout.back[:, -last:].min()) if last else 0
+        columns = None
+        if weights:
+            columns = _columns(attention_mask, real, cache, layout).to(given.device)
+        computed = self._computed(given, layout, cache, Asked(hidden, weights, first))
+        cache.seen, cache.columns = layout.seen, cache.columns + real.shape[1]
+        after = self.norm(layout.returned(computed.last, first, last))
+        between = {level: layout.returned(one) for level, one in computed.hidden.items() if one}
+        levels = (between | {len(self.layers): after}).get
+        return BaseModelOutputWithPast(
+            last_hidden_state=after,
+            cache=cache if keeps and not layout.packed else None,
+            hidden_states=tuple(
+                levels(level) if level in hidden else None for level in range(len(self.layers) + 1)
+            )
+            if hidden
+            else None,
+            attentions=None
+            if columns is None
+            else tuple(layout.spread(one, columns) for one in computed.weights),
+        )
+
+    def _computed(
+        self, given: Tensor, layout: Layout, cache: InfiniCache, asked: Asked
+    ) -> Computed:
+        """Compute the tokens or embeddings `given`, block by block; `cache.layers` are replaced."""
+        tokens = layout.arranged(given)
+        states = cache.layers or [LayerState()] * len(self.layers)
+        found = Computed([], {level: [] for level in asked.hidden}, [[] for _ in self.layers])
+        for columns, own in layout.blocks:
+            x = tokens[:, columns] if given.dim() == 3 else self.embed_tokens(tokens[:, columns])
+            block = own.to(x.device)
+            turns = _rotary(self.config, block.places, x)
             after = []
-            for index, layer in enumerate(self.layers):
-                x, state = layer(x, cache.layers[index] if cache.layers else None)
-                after.append(state)
-            cache.layers, cache.seen = after, cache.seen + chunk.shape[1]
-            if input_ids.shape[1] < keep:
-                kept.append(self.norm(x)[:, -max(keep - input_ids.shape[1], 0) :])
-        return torch.cat(kept, dim=1)
+            for level, (layer, state) in enumerate(zip(self.layers, states, strict=True)):
+                if level in asked.hidden:
+                    found.hidden[level].append(x)
+                x, weights, *kept = layer(x, block, *turns, asked.weights, *state)
+                after.append(LayerState(*kept))
+                if asked.weights:
+                    found.weights[level].append(weights.transpose(1, 2))
+            states = after
+            if columns.stop > asked.first:
+                found.last.append(x[:, max(asked.first - columns.start, 0) :])
+        cache.layers = states
+        return found
 
 
 class InfiniLlamaForCausalLM(InfiniLlamaPreTrainedModel, GenerationMixin):
@@ -307,37 +634,119 @@ class InfiniLlamaForCausalLM(InfiniLlamaPreTrainedModel, GenerationMixin):
     def _supports_default_dynamic_cache(cls) -> bool:
         return False
 
+    @can_return_tuple
     def forward(
         self,
-        input_ids: Tensor,
+        input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
         cache: InfiniCache | None = None,
+        inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
-        logits_to_keep: int = 0,
-        return_dict: bool | None = None,
-    ) -> Any:
-        """Logits after each of `input_ids` [B, T], which continue the text that `cache` holds.
+        logits_to_keep: int | Tensor = 0,
+        **others: Any,
+    ) -> CausalLMOutputWithPast:
+        """Logits after each of the tokens [B, T], which continue the texts that `cache` holds.
 
-        All texts of a batch have their tokens at the same places: padding would be written to the
-        memory, so an attention mask with a 0 in it raises ValueError. `logits_to_keep` asks for
-        the logits of the last so many tokens, 0 for all.
+        `attention_mask` [B, T or more], of which the last T count: a 0 marks padding, which is
+        neither remembered nor counted; its outputs are those of the token before. `position_ids`
+        [B or 1, T] count on by one; they say no more than where texts begin, if a row holds several
+        (without a cache). `labels` [B, T]: the loss is transformers' own, divided by
+        `num_items_in_batch` where that is given. `logits_to_keep` asks for those of the last so
+        many tokens, 0 for all, or of the places in a tensor. `output_attentions`: weights [B, H, T,
+        tokens so far] of the local attention, without the memory's share; `others` else are what
+        transformers pass to every model. Raises ValueError for what has no meaning here.
         """
-        if cache is None and attention_mask is not None and not bool(attention_mask.all()):
-            raise ValueError(
-                "an Infini-Transformer takes no padding: it would be remembered; give texts of "
-                "one length, or one text at a time"
-            )
-        cache = InfiniCache() if cache is None else cache
-        hidden = self.model(input_ids, cache, logits_to_keep or input_ids.shape[1])
-        logits = self.lm_head(hidden)
+        output = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            cache=cache,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            last=logits_to_keep if isinstance(logits_to_keep, int) else 0,
+            return_dict=True,
+            **others,
+        )
+        logits = self.lm_head(slice_logits_to_keep(output.last_hidden_state, logits_to_keep))
         loss = None
         if labels is not None:
-            predicted = logits[:, :-1].float().flatten(0, 1)
-            loss = F.cross_entropy(predicted, labels[:, 1:].flatten(), ignore_index=-100)
-        keeps = self.config.use_cache if use_cache is None else use_cache
-        output = InfiniOutput(loss=loss, logits=logits, cache=cache if keeps else None)
-        return output if return_dict or return_dict is None else output.to_tuple()
+            loss = self.loss_function(
+                logits=logits, labels=labels, vocab_size=self.config.vocab_size, **others
+            )
+        return CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            cache=output.cache,
+            hidden_states=output.hidden_states,
+            attentions=output.attentions,
+        )
+
+
+def _opened(cache: Any, batch: int) -> InfiniCache:
+    """The cache to continue from, a new one without any. Raises ValueError for another's."""
+    cache = InfiniCache() if cache is None else cache
+    if not isinstance(cache, InfiniCache):
+        raise ValueError(
+            f"cache: is a {type(cache).__name__}, expected what an earlier call returned; keys and "
+            "values of all tokens, as of other models, cannot stand for a memory"
+        )
+    cache.seen = cache.seen or [0] * batch
+    if len(cache.seen) != batch:
+        raise ValueError(f"cache: holds {len(cache.seen)} texts, expected {batch} as in the input")
+    return cache
+
+
+def _real(mask: Any, given: Tensor) -> Tensor:
+    """Which of the tokens [B, T] are no padding, on the CPU."""
+    batch, length = given.shape[:2]
+    if mask is None:
+        return torch.ones(batch, length, dtype=torch.bool)
+    if not isinstance(mask, Tensor) or mask.dim() != 2 or mask.shape[1] < length:
+        raise ValueError(
+            f"attention_mask: expected [{batch}, {length} or more], 1 for tokens and 0 for "
+            "padding; a memory has no other masks"
+        )
+    return mask[:, -length:].bool().cpu().expand(batch, -1)
+
+
+def _asked(options: dict[str, Any], config: InfiniLlamaConfig) -> tuple[set[int], bool]:
+    """Of which layers hidden states are wanted, and whether attentions are."""
+    hidden, attentions = (
+        getattr(config, name) if options.get(name) is None else options[name]
+        for name in ("output_hidden_states", "output_attentions")
+    )
+    levels = config.num_hidden_layers + 1
+    if isinstance(hidden, bool) or hidden is None:
+        return set(range(levels)) if hidden else set(), bool(attentions)
+    numbers = [hidden] if isinstance(hidden, int) else hidden
+    return {one % levels for one in numbers if -levels <= one < levels}, bool(attentions)
+
+
+def _columns(mask: Tensor | None, real: Tensor, cache: InfiniCache, layout: Layout) -> Tensor:
+    """The column [B, tokens so far] of each text's first, second, ... token among all that it was
+    given, padding included."""
+    total = cache.columns + real.shape[1]
+    whole = F.pad(real, (cache.columns, 0), value=True)
+    if mask is not None and mask.shape[1] == total:
+        whole = mask.bool().cpu()
+    if layout.packed or not torch.equal(whole.sum(1), torch.tensor(layout.seen)):
+        raise ValueError(
+            "output_attentions: expected one text in a row, and with padding before an "
+            "attention_mask of all tokens so far"
+        )
+    return (~whole).int().argsort(dim=1, stable=True)
+
+
+def _extended(kept: Tensor | None, new: Tensor, block: Block) -> Tensor:
+    """What is kept [B, w before, K, D] with `new` [B, n, K, D] in its slots: [B, w, K, D]."""
+    if kept is None:
+        kept = new[:, :0]
+    if block.even:
+        return torch.cat((kept.to(new.dtype), new), dim=1)
+    room = F.pad(kept.to(new.dtype), (0, 0, 0, 0, 0, block.width + 1 - kept.shape[1]))
+    return room.scatter(1, block.slots[..., None, None].expand_as(new), new)[:, : block.width]
 
 
 def _features(x: Tensor) -> Tensor:
@@ -346,10 +755,18 @@ def _features(x: Tensor) -> Tensor:
     return x.clamp(max=0).exp() + x.clamp(min=0)
 
 
-def _rotary(config: InfiniLlamaConfig, first: int, length: int, like: Tensor) -> list[Tensor]:
-    """Cosines and sines [length, 1, D / 2] of the places first, first + 1, ... of a segment."""
-    rope = config.rope_parameters
-    exponents = torch.arange(0, config.head_dim, 2, device=like.device).float() / config.head_dim
+def _rotary(config: InfiniLlamaConfig, places: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosines and sines [B, n, 1, D / 2] of places [B, n] in a segment."""
+    # What transformers take for yarn's keys that are not there.
+    rope = {
+        "rope_type": "default",
+        "original_max_position_embeddings": config.max_position_embeddings,
+        "beta_fast": 32.0,
+        "beta_slow": 1.0,
+        "truncate": True,
+        **config.rope_parameters,
+    }
+    exponents = torch.arange(0, config.head_dim, 2, device=places.device).float() / config.head_dim
     powers = rope["rope_theta"] ** exponents
     frequencies, scale = 1.0 / powers, 1.0
     if rope["rope_type"] == "linear":
@@ -363,9 +780,8 @@ def _rotary(config: InfiniLlamaConfig, first: int, length: int, like: Tensor) ->
         kept = 1 - _ramp(rope, config.head_dim, powers)
         frequencies = 1.0 / (rope["factor"] * powers) * (1 - kept) + frequencies * kept
         scale = rope.get("attention_factor") or 0.1 * math.log(rope["factor"]) + 1.0
-    places = torch.arange(first, first + length, device=like.device).float()
-    angles = (places[:, None] * frequencies)[:, None, :]
-    return [(angles.cos() * scale).to(like.dtype), (angles.sin() * scale).to(like.dtype)]
+    angles = (places[..., None].float() * frequencies)[:, :, None, :]
+    return (angles.cos() * scale).to(like.dtype), (angles.sin() * scale).to(like.dtype)
 
 
 def _ramp(rope: dict[str, Any], size: int, like: Tensor) -> Tensor:

@@ -105,14 +105,6 @@ def test_generate_continues_as_ours_does(tmp_path: Path, write_run: Any) -> None
     assert torch.equal(with_cache, without)
 
 
-def test_padding_is_refused(tmp_path: Path, write_run: Any) -> None:
-    write_run(tmp_path / "run")
-    mask = torch.ones(2, 9)
-    mask[0, :2] = 0
-    with pytest.raises(ValueError, match="takes no padding: it would be remembered"):
-        exported(tmp_path)(random_tokens(9), attention_mask=mask)
-
-
 def test_a_loss_and_its_gradient_reach_every_weight(tmp_path: Path, write_run: Any) -> None:
     ours = write_run(tmp_path / "run")
     theirs, tokens = exported(tmp_path), random_tokens(2 * SEGMENT + 3)
@@ -320,9 +312,9 @@ def planted(model: Any, fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if fault == "rotary embedding in the memory":
         written = module.InfiniAttention._written
 
-        def turned(self: Any, now: Any) -> Any:
-            now.keys = now.turned_keys
-            return written(self, now)
+        def turned(self: Any, keys: Tensor, *others: Any) -> Any:
+            table = module._rotary(self.config, torch.arange(keys.shape[1])[None], keys)
+            return written(self, module._turned(keys, *table), *others)
 
         monkeypatch.setattr(module.InfiniAttention, "_written", turned)
     elif fault == "interleaved rotary embedding":
