@@ -27,8 +27,9 @@ from data_prep.sources import evaluation
 # The language is identified by the first characters; more would only take time.
 _LANGUAGE_CHARACTERS = 4096
 _EMAIL, _ADDRESS = "email@example.com", "22.214.171.124"
-# Texts of nothing else are left as they are by ftfy.
+# Lines of nothing else are left as they are by ftfy.
 _PLAIN = re.compile(r"[\t\n -%'-~]*")
+_LINE = re.compile(r"[^\n]*\n|[^\n]+")
 # What each address to be masked holds: looking for it first takes a fraction of the time.
 _MASKED = {"email": re.compile("@"), "ip": re.compile(r"[0-9]\.[0-9]{1,3}\.[0-9]")}
 _NOTHING = "nothing left"
@@ -54,7 +55,7 @@ class Cleaner:
         self._masks = {f"mask {name}": _mask(name) for name in config.mask}
         self._repairs: dict[str, Callable[[str], str]] = {}
         if config.repair:
-            self._repairs["repair"] = _repair(FTFYFormatter().format)
+            self._repairs["repair"] = _repair()
         if config.nfc:
             self._repairs["nfc"] = partial(unicodedata.normalize, "NFC")
 
@@ -148,8 +149,22 @@ def _mask(name: str) -> Callable[[str], str]:
     return lambda text: mask(text) if held.search(text) else text
 
 
-def _repair(repair: Callable[[str], str]) -> Callable[[str], str]:
-    return lambda text: text if _PLAIN.fullmatch(text) else repair(text)
+def _repair() -> Callable[[str], str]:
+    """ftfy, which treats lines one by one, for those that are not plain."""
+    # It takes entities for text from the first line on that looks like HTML.
+    outside, inside = FTFYFormatter().format, FTFYFormatter(unescape_html=False).format
+
+    def repair(text: str) -> str:
+        if _PLAIN.fullmatch(text):
+            return text
+        done, fix = [], outside
+        for line in _LINE.findall(text):
+            if "<" in line:
+                fix = inside
+            done.append(line if _PLAIN.fullmatch(line) else fix(line))
+        return "".join(done)
+
+    return repair
 
 
 @functools.cache

@@ -7,7 +7,7 @@ something fast; datatrove's own filter decides where the bound does not.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import numpy as np
@@ -83,7 +83,10 @@ class Repetition(GopherRepetitionFilter):  # type: ignore[misc]
 
     def __init__(self, language: WordTokenizer) -> None:
         super().__init__(language=language)
-        self._limits = {"top_n_grams": self.top_n_grams, "dup_n_grams": self.dup_n_grams}
+        self._limits: dict[str, dict[int, float]] = {
+            "top_n_grams": dict(self.top_n_grams),
+            "dup_n_grams": dict(self.dup_n_grams),
+        }
 
     def filter(self, doc: Document) -> Verdict:
         """The verdict of Gopher's rule."""
@@ -91,14 +94,15 @@ class Repetition(GopherRepetitionFilter):  # type: ignore[misc]
         verdict: Verdict = super().filter(doc)
         if verdict is not True:
             return verdict
-        for kind, wanted in self._limits.items():
-            bounds = _BOUNDS[kind](split_into_words(doc.text, self.language), dict(wanted))
-            doubtful = [n for n, most in bounds if most / len(doc.text) > dict(wanted)[n]]
-            setattr(self, kind, tuple((n, dict(wanted)[n]) for n in doubtful))
+        words = split_into_words(doc.text, self.language)
+        for kind, limits in self._limits.items():
+            bounds = _BOUNDS[kind](words, limits)
+            doubtful = [n for n, most in bounds if most / len(doc.text) > limits[n]]
+            setattr(self, kind, tuple((n, limits[n]) for n in doubtful))
         return super().filter(doc) if self.top_n_grams or self.dup_n_grams else True
 
 
-def most_frequent(words: list[str], sizes: Any) -> Iterator[tuple[int, int]]:
+def most_frequent(words: list[str], sizes: Collection[int]) -> Iterator[tuple[int, int]]:
     """For each n at least the characters of the most frequent n-gram, times its count."""
     for n, hashes, lengths in _grams(words, sizes):
         order, starts = _equal(hashes)
@@ -108,7 +112,7 @@ def most_frequent(words: list[str], sizes: Any) -> Iterator[tuple[int, int]]:
         yield n, int((counts * longest).max())
 
 
-def repeated(words: list[str], sizes: Any) -> Iterator[tuple[int, int]]:
+def repeated(words: list[str], sizes: Collection[int]) -> Iterator[tuple[int, int]]:
     """For each n at least the characters of n-grams seen before, none overlapping another."""
     word_lengths = np.fromiter(map(len, words), np.int64, len(words))
     for n, hashes, _ in _grams(words, sizes):
@@ -124,13 +128,15 @@ def repeated(words: list[str], sizes: Any) -> Iterator[tuple[int, int]]:
         yield n, int(word_lengths[np.cumsum(steps[:-1]) > 0].sum())
 
 
-_BOUNDS: dict[str, Callable[[list[str], Any], Iterator[tuple[int, int]]]] = {
+_BOUNDS: dict[str, Callable[[list[str], Collection[int]], Iterator[tuple[int, int]]]] = {
     "top_n_grams": most_frequent,
     "dup_n_grams": repeated,
 }
 
 
-def _grams(words: list[str], sizes: Any) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+def _grams(
+    words: list[str], sizes: Collection[int]
+) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
     """(n, hashes, lengths) of the strings [words - n + 1] that n words make without spaces.
 
     Equal strings have equal hashes, whatever their words.

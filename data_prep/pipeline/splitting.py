@@ -4,13 +4,13 @@ spaCy's tokenizer treats each run of characters without white space by itself, s
 run are split once and looked up afterwards. One step of it does not: special cases such as ":))"
 are also sought over the white space between runs, and of matches that overlap the longest wins. So
 "so:) )" is not split as "so:)" is. That can only change a run whose words depend on that step, and
-only if a special case may reach over its border; such texts are split by spaCy as a whole.
+only if a special case may reach over its border; such lines are split by spaCy as a whole.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from functools import cached_property
 from typing import Any
 
@@ -48,7 +48,11 @@ class EnglishWords(SpaCyTokenizer):  # type: ignore[misc]
                 return self._by_spacy(text)
             found = self._looked_up(runs)
         if self._fragile and self._reached_over(text, runs):
-            return self._by_spacy(text)
+            if "\n" not in text:
+                return self._by_spacy(text)
+            # No special case reaches over a new line.
+            lines = map(self.word_tokenize, text.split("\n"))
+            return list(itertools.chain.from_iterable(lines))
         return found
 
     def span_tokenize(self, text: str) -> list[tuple[int, int]]:
@@ -109,15 +113,14 @@ class EnglishWords(SpaCyTokenizer):  # type: ignore[misc]
         return True
 
     def _add(self, runs: list[str]) -> None:
-        nlp, text = self.tokenizer, "\n".join(runs)
+        # Every special case of the last step holds punctuation.
+        uneven = [run for run in runs if not run.isalnum()]
         without = self._without_special_cases  # made outside of the zone, which is forgotten
-        with nlp.memory_zone():
-            whole = list(_by_line(token.text for token in nlp.tokenizer(text)))
-            parts = list(_by_line(token.text for token in without(text)))
-        for run, words, pieces in zip(runs, whole, parts, strict=True):
-            self._words[run] = words
-            if words != pieces:
-                self._fragile[run] = pieces[0], pieces[-1]
+        with self.tokenizer.memory_zone():
+            self._words.update(zip(runs, _split(self.tokenizer.tokenizer, runs), strict=True))
+            for run, pieces in zip(uneven, _split(without, uneven), strict=True):
+                if self._words[run] != pieces:
+                    self._fragile[run] = pieces[0], pieces[-1]
 
     @cached_property
     def _without_special_cases(self) -> _Pieces:
@@ -182,8 +185,9 @@ def _patterns(whole: Tokenizer) -> tuple[Any, ...]:
     )
 
 
-def _by_line(tokens: Iterable[str]) -> Iterator[tuple[str, ...]]:
-    """The tokens between those that are a new line."""
-    for line, group in itertools.groupby(tokens, "\n".__ne__):
-        if line:
+def _split(tokenizer: Tokenizer, runs: list[str]) -> Iterator[tuple[str, ...]]:
+    """The tokens of each run."""
+    tokens = (token.text for token in tokenizer("\n".join(runs)))
+    for within, group in itertools.groupby(tokens, "\n".__ne__):
+        if within:
             yield tuple(group)

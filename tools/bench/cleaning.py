@@ -1,10 +1,11 @@
 """What cleaning and MinHash cost by step, beside datatrove's filters, and whether decisions agree.
 
-Texts: passages of novels (jsonl.gz files of CORPUS with a `text` field), Python's standard library,
-and generated pages (web_pages.py). Contestants take turns in one process on one core; times are CPU
-time of this process. `before` calls datatrove's filters and formatters as data-prep did at commit
-3ee930f; `datatrove` runs the same steps as a pipeline of its own. The language is identified by
-fastText in all of them. --compare N compares the decisions, reasons and texts of N documents.
+Texts: passages of novels (jsonl.gz files of CORPUS with a `text` field) and of Python's standard
+library, and generated pages (web_pages.py). Contestants take turns in one process on one core;
+times are CPU time of this process. `before` calls datatrove's filters and formatters as data-prep
+did at commit 3ee930f; `datatrove` runs the same steps as a pipeline of its own. The language is
+identified by fastText in all of them. --compare N compares the decisions, reasons and texts of N
+documents: two fifths novels, two fifths standard library, one fifth pages.
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ import gzip
 import itertools
 import json
 import statistics
+import sys
 import sysconfig
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,13 +53,12 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "fineweb": {"rules": ["fineweb"]},
     "mask": {"mask": ["email", "ip"]},
 }
-ALL = {
+ALL: dict[str, Any] = {
     "repair": True,
     "languages": ["en"],
     "rules": ["gopher_quality", "gopher_repetition", "c4", "fineweb"],
     "mask": ["email", "ip"],
 }
-_PASSAGE = 6000
 _WORD = regex.compile(
     r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]|[\p{L}\p{M}\p{N}]+"
 )
@@ -67,9 +69,9 @@ def main() -> None:
     """Measure, print the table and the comparison, write the JSON."""
     parsed = _parser().parse_args()
     rows = []
-    for name, texts in _texts(parsed.corpus).items():
+    for name, texts in _texts(parsed).items():
         size = int(parsed.megabytes * 1e6)
-        rows += _measure(name, list(_up_to(texts, size)), parsed.rounds)
+        rows += _measure(name, list(_up_to(texts, size)), parsed.rounds) if size else []
     found = {"machine": machine.described(), "rows": rows}
     if parsed.compare:
         found["compared"] = _compare(parsed)
@@ -80,30 +82,36 @@ def _parser() -> argparse.ArgumentParser:
     parser = machine.parser(__doc__)
     parser.add_argument("corpus", type=Path, help="directory of *.jsonl.gz with a `text` field")
     parser.add_argument("--megabytes", type=float, default=1.0, help="of each kind of text")
+    parser.add_argument("--passage", type=int, default=6000, help="characters of a passage")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--compare", type=int, default=0, help="documents compared (default: none)")
     return parser
 
 
-def _texts(corpus: Path) -> dict[str, Iterator[str]]:
+def _texts(parsed: argparse.Namespace) -> dict[str, Iterator[str]]:
+    cut = partial(_passages, size=parsed.passage)
     return {
-        "novels": _novels(corpus),
-        "standard library": _library(),
+        "novels": itertools.chain.from_iterable(map(cut, _novels(parsed.corpus))),
+        "standard library": itertools.chain.from_iterable(map(cut, _library())),
         "web-like pages": map(web_pages.page, itertools.count()),
     }
 
 
+def _passages(text: str, size: int) -> Iterator[str]:
+    """The text cut at blank lines into passages of `size` characters or more."""
+    start = 0
+    while start < len(text):
+        blank = text.find("\n\n", start + size)
+        stop = blank + 2 if blank >= 0 else len(text)
+        yield text[start:stop]
+        start = stop
+
+
 def _novels(corpus: Path) -> Iterator[str]:
-    """Passages of all books in turn, cut at blank lines."""
     for path in sorted(corpus.glob("*.jsonl.gz")):
         with gzip.open(path, "rt", encoding="utf-8", newline="\n") as lines:
             for line in lines:
-                text, start = json.loads(line)["text"], 0
-                while start < len(text):
-                    blank = text.find("\n\n", start + _PASSAGE)
-                    stop = blank + 2 if blank >= 0 else len(text)
-                    yield text[start:stop]
-                    start = stop
+                yield json.loads(line)["text"]
 
 
 def _library() -> Iterator[str]:
@@ -189,7 +197,8 @@ def _before_minhash(norm: TextNormConfig = DEF_TEXT_NORM_CONFIG) -> Callable[[st
     step = MinhashDedupSignature("memory://bench", config=duplicates._minhash(config))
 
     def sign(text: str) -> np.ndarray:
-        found, least = _WORD.findall(simplify_text(text, norm)), np.empty((0, config.rows))
+        found = _WORD.findall(simplify_text(text, norm))
+        least: np.ndarray = np.empty((0, config.rows), np.uint64)
         grams = (
             step._hash_func(" ".join(found[n : n + config.ngram]))
             for n in range(len(found) - config.ngram + 1)
@@ -244,7 +253,7 @@ def _measure(name: str, texts: list[str], rounds: int) -> list[dict[str, Any]]:
         "before": _each(_before_minhash()),
         "datatrove": _each(_datatrove_minhash()),
     }
-    rows = []
+    rows: list[dict[str, Any]] = []
     for step, acts in contestants.items():
         seconds: dict[str, list[float]] = {who: [] for who in acts}
         for act in acts.values():
@@ -264,10 +273,9 @@ def _compare(parsed: argparse.Namespace) -> dict[str, Counter[str]]:
     cases = [(rule, SETTINGS[rule]) for rule in ALL["rules"]] + [("all together", ALL)]
     pairs = [(step, Cleaner(CleaningConfig(**words)), reference(words)) for step, words in cases]
     now, before = _minhash(), _before_minhash(TextNormConfig(norm_numbers=False))
-    kinds = _texts(parsed.corpus)
-    for kind, texts in kinds.items():
+    for (kind, texts), fifths in zip(_texts(parsed).items(), (2, 2, 1), strict=True):
         found = counts.setdefault(kind, Counter())
-        for text in itertools.islice(texts, -(-parsed.compare // len(kinds))):
+        for text in itertools.islice(texts, parsed.compare * fifths // 5):
             found["documents"] += 1
             for step, ours, theirs in pairs:
                 done, (left, reason) = ours(text), theirs(text)
@@ -276,6 +284,8 @@ def _compare(parsed: argparse.Namespace) -> dict[str, Counter[str]]:
                 found[f"{step}: dropped"] += bool(reason)
             same = np.array_equal(now(text), before(text))
             found[f"MinHash: {'equal' if same else 'NOT EQUAL'}"] += 1
+            if found["documents"] % 500 == 0:
+                print(kind, dict(found), file=sys.stderr, flush=True)
     return counts
 
 

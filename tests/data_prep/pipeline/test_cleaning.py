@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import socket
 import subprocess
 import sys
@@ -188,7 +189,9 @@ def test_the_language_model_is_only_imported_where_languages_are_asked_for() -> 
 def test_plain_texts_and_texts_without_addresses_are_left_as_ftfy_and_masks_leave_them() -> None:
     repair = FTFYFormatter()
     masks = PIIFormatter(email_replacement="email@example.com", ip_replacement="22.214.171.124")
-    for text in ODD:
+    lines = random.Random(3)
+    texts = ["\n".join(lines.choices(ODD, k=6)) for _ in range(200)]
+    for text in [*ODD, *texts]:
         assert cleaned(text, repair=True).text == repair.format(text), text
         assert cleaned(text, mask=["email", "ip"]).text == masks.format(text), text
 
