@@ -201,6 +201,7 @@ ODD = [
     *(f"a{chr(code)}b" for code in range(256)),
     "a &amp; b &eacute;",
     "a < b &amp; c",
+    "a &amp; b\nc < d\ne &amp; f\n",
     "\x1b[31mred\x1b[0m",
     "line\r\nline",
     "donâ€™t",
