@@ -8,6 +8,7 @@ package. Nothing is downloaded.
 from __future__ import annotations
 
 import functools
+import re
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -15,34 +16,23 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-import regex
+import numpy as np
 from datatrove.data import Document
-from datatrove.pipeline.filters import (
-    C4QualityFilter,
-    FineWebQualityFilter,
-    GopherQualityFilter,
-    GopherRepetitionFilter,
-)
 from datatrove.pipeline.formatters import FTFYFormatter, PIIFormatter
-from datatrove.utils.hashes.xxhash import xxhash64
-from datatrove.utils.text import TextNormConfig, simplify_text
 
 from data_prep.config import CleaningConfig
+from data_prep.pipeline.ngrams import NGrams
 from data_prep.sources import evaluation
 
 # The language is identified by the first characters; more would only take time.
 _LANGUAGE_CHARACTERS = 4096
 _EMAIL, _ADDRESS = "email@example.com", "22.214.171.124"
-# Scripts without spaces between words are split into characters.
-_WORD = regex.compile(
-    r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]|[\p{L}\p{M}\p{N}]+"
-)
+# Lines of nothing else are left as they are by ftfy.
+_PLAIN = re.compile(r"[\t\n -%'-~]*")
+_LINE = re.compile(r"[^\n]*\n|[^\n]+")
+# What each address to be masked holds: looking for it first takes a fraction of the time.
+_MASKED = {"email": re.compile("@"), "ip": re.compile(r"[0-9]\.[0-9]{1,3}\.[0-9]")}
 _NOTHING = "nothing left"
-# Characters that are simplified at a time, and where a text may be cut for that.
-_SIMPLIFIED = 1 << 20
-_BREAK = regex.compile(r"\s")
-# With every number taken for the same, tables of other numbers would be duplicates.
-_SIMPLE = TextNormConfig(norm_numbers=False)
 
 
 @dataclass
@@ -61,11 +51,11 @@ class Cleaner:
     def __init__(self, config: CleaningConfig, evaluation: tuple[Path, ...] = ()) -> None:
         self.config = config
         self._evaluation = evaluation_grams(evaluation, config.ngram)
-        self._rules = {name: _RULES[name](config) for name in config.rules}
-        self._masks = {f"mask {name}": _MASKS[name]().format for name in config.mask}
+        self._rules = _rules(config)
+        self._masks = {f"mask {name}": _mask(name) for name in config.mask}
         self._repairs: dict[str, Callable[[str], str]] = {}
         if config.repair:
-            self._repairs["repair"] = FTFYFormatter().format
+            self._repairs["repair"] = _repair()
         if config.nfc:
             self._repairs["nfc"] = partial(unicodedata.normalize, "NFC")
 
@@ -88,8 +78,7 @@ class Cleaner:
                 self._change(done, name, repair(done.text))
             done.dropped = ("" if number else self._language(done.text)) or self._rule(done)
             # After GPT-3's appendix C (arXiv 2005.14165): one shared n-gram of words, n about 13.
-            seen = self._evaluation
-            if not done.dropped and seen and any(xxhash64(g) in seen for g in grams(done.text)):
+            if not done.dropped and self._contaminated(grams(done.text)):
                 done.dropped = "contaminated"
             for name, mask in self._masks.items():
                 if not done.dropped:
@@ -100,6 +89,10 @@ class Cleaner:
                 return
         if not left:
             yield Cleaned("", dropped=_NOTHING)
+
+    def _contaminated(self, grams: Iterator[np.ndarray]) -> bool:
+        seen = self._evaluation
+        return bool(seen) and not all(seen.isdisjoint(hashes.tolist()) for hashes in grams)
 
     def _change(self, done: Cleaned, name: str, text: str) -> None:
         if text != done.text:
@@ -140,44 +133,43 @@ _MASKS: dict[str, Callable[[], Any]] = {
     "email": lambda: PIIFormatter(remove_ips=False, email_replacement=_EMAIL),
     "ip": lambda: PIIFormatter(remove_emails=False, ip_replacement=_ADDRESS),
 }
-_RULES: dict[str, Callable[[CleaningConfig], Any]] = {
-    # Its own limit of 100,000 words drops books.
-    "gopher_quality": lambda config: GopherQualityFilter(max_doc_words=config.max_words or None),
-    "gopher_repetition": lambda config: GopherRepetitionFilter(),
-    "c4": lambda config: C4QualityFilter(),
-    "fineweb": lambda config: FineWebQualityFilter(),
-}
 
 
-def words(text: str) -> list[str]:
-    """Words for comparing texts, without case, punctuation and diacritics."""
-    found: list[str] = _WORD.findall(simplify_text(text, _SIMPLE))
-    return found
+def _rules(config: CleaningConfig) -> dict[str, Any]:
+    if not config.rules:
+        return {}
+    # Imported where rules are wanted: spaCy takes a second.
+    from data_prep.pipeline import rules
+
+    return {name: rules.rule(name, config) for name in config.rules}
 
 
-class NGrams:
-    """The n-grams of `size` words of a document that comes in passages."""
+def _mask(name: str) -> Callable[[str], str]:
+    held, mask = _MASKED[name], _MASKS[name]().format
+    return lambda text: mask(text) if held.search(text) else text
 
-    def __init__(self, size: int) -> None:
-        self._size = size
-        self._open: list[str] = []
 
-    def __call__(self, passage: str) -> Iterator[str]:
-        """The n-grams that end in this passage, in bounded memory."""
-        start = 0
-        while start < len(passage):
-            space = _BREAK.search(passage, start + _SIMPLIFIED)
-            stop = space.end() if space else len(passage)
-            found = self._open + words(passage[start:stop])
-            ends = max(len(found) - self._size + 1, 0)
-            for first in range(ends):
-                yield " ".join(found[first : first + self._size])
-            self._open = found[ends:]
-            start = stop
+def _repair() -> Callable[[str], str]:
+    """ftfy, which treats lines one by one, for those that are not plain."""
+    # It takes entities for text from the first line on that looks like HTML.
+    outside, inside = FTFYFormatter().format, FTFYFormatter(unescape_html=False).format
+
+    def repair(text: str) -> str:
+        if _PLAIN.fullmatch(text):
+            return text
+        done, fix = [], outside
+        for line in _LINE.findall(text):
+            if "<" in line:
+                fix = inside
+            done.append(line if _PLAIN.fullmatch(line) else fix(line))
+        return "".join(done)
+
+    return repair
 
 
 @functools.cache
 def evaluation_grams(paths: tuple[Path, ...], size: int) -> frozenset[int]:
     """Hashes of all n-grams of the evaluation files, computed once per process."""
     texts = (text for path in paths for text in evaluation.texts(path))
-    return frozenset(xxhash64(gram) for text in texts for gram in NGrams(size)(text))
+    hashes = (found for text in texts for found in NGrams(size)(text))
+    return frozenset(gram for found in hashes for gram in found.tolist())

@@ -12,7 +12,6 @@ Of documents that are duplicates of one another the first in the order of the co
 from __future__ import annotations
 
 import hashlib
-import itertools
 import os
 import resource
 from collections import deque
@@ -28,14 +27,16 @@ from datatrove.pipeline.dedup import (
 )
 
 from data_prep.config import DuplicatesConfig
-from data_prep.pipeline.cleaning import NGrams
+from data_prep.pipeline.ngrams import NGrams
 from data_prep.pipeline.table import grouped
 
 EXACT, NEAR = 1, 2
 KINDS = {EXACT: "exact", NEAR: "near"}
 
-# N-grams that are hashed at once: those of a book, by each hash function, would need much memory.
-_SHINGLES = 8192
+# N-grams that all hash functions take at once: their products then stay in the processor's cache.
+_SHINGLES = 512
+# 2^61 - 1: datatrove's hash functions are (a x + b) modulo 2^64 modulo this prime.
+_PRIME = np.uint64((1 << 61) - 1)
 # Pairs that are read at once.
 _PAIRS = 1 << 18
 
@@ -87,9 +88,8 @@ class Signature:
             self._digest.update(passage.encode())
         if self._minhash is None:
             return
-        hashes = map(self._minhash.hash, self._grams(passage))
-        while len(block := np.fromiter(itertools.islice(hashes, _SHINGLES), np.uint64)):
-            least = self._minhash.least(block)
+        for hashes in self._grams(passage):
+            least = self._minhash.least(hashes)
             self.least = np.minimum(self.least, least) if len(self.least) else least
 
 
@@ -159,14 +159,24 @@ def _minhash(config: DuplicatesConfig) -> MinhashConfig:
 class _Signatures(MinhashDedupSignature):  # type: ignore[misc]
     """datatrove's step over signatures computed in bounded memory, from words of any script."""
 
-    def hash(self, gram: str) -> int:
-        """The hash of an n-gram from which all hash functions are derived."""
-        hashed: int = self._hash_func(gram)
-        return hashed
-
     def least(self, hashes: np.ndarray) -> np.ndarray:
-        """The minimum of each hash function over n-grams' hashes [n]: uint64 [buckets, rows]."""
-        return np.array(super().get_signature(hashes.reshape(-1, 1)), np.uint64)
+        """The minimum of each hash function over n-grams' hashes [n]: uint64 [buckets, rows].
+
+        As datatrove's `get_signature`, without a division: x modulo 2^61 - 1 is
+        (x modulo 2^61) + (x / 2^61), less the prime where that reaches it.
+        """
+        factors, terms = (numbers.reshape(-1, 1) for numbers in self.parameters)
+        least = np.full(len(factors), _PRIME)
+        for start in range(0, len(hashes), _SHINGLES):
+            found = hashes[start : start + _SHINGLES] * factors
+            found += terms
+            high = found >> np.uint64(61)
+            found &= _PRIME
+            found += high
+            if (found.max(axis=1) >= _PRIME).any():
+                found[found >= _PRIME] -= _PRIME
+            np.minimum(least, found.min(axis=1), out=least)
+        return least.reshape(self.config.num_buckets, self.config.hashes_per_bucket)
 
     def get_shingles(self, text: Signature) -> np.ndarray:
         return text.least  # in place of its n-grams

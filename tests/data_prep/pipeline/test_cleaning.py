@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import socket
 import subprocess
 import sys
@@ -9,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from datatrove.pipeline.formatters import FTFYFormatter, PIIFormatter
 
 from data_prep.config import CleaningConfig
-from data_prep.pipeline.cleaning import Cleaner, NGrams, words
+from data_prep.pipeline.cleaning import Cleaner
 
 PROSE = (
     "It was a bright cold day in April, and the clocks were striking thirteen. The man who had "
@@ -158,11 +160,6 @@ def test_a_long_document_is_dropped_where_a_rule_drops_a_passage_or_nothing_is_l
     assert last.dropped == "nothing left"
 
 
-def test_words_are_simple_and_of_any_script() -> None:
-    assert words("Don't STOP, café 1,234!") == ["don", "t", "stop", "cafe", "1", "234"]
-    assert words("春の海 abc") == ["春", "の", "海", "abc"]
-
-
 def test_a_text_of_which_nothing_is_left_is_dropped() -> None:
     assert cleaned("\x1b[31m\x07", repair=True).dropped == "nothing left"
 
@@ -189,13 +186,30 @@ def test_the_language_model_is_only_imported_where_languages_are_asked_for() -> 
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_numbers_tell_texts_apart() -> None:
-    one, other = (set(NGrams(5)(table)) for table in TABLES)
-    assert not one & other
-    assert words("the 1st of 25 ships") == ["the", "1st", "of", "25", "ships"]
+def test_plain_texts_and_texts_without_addresses_are_left_as_ftfy_and_masks_leave_them() -> None:
+    repair = FTFYFormatter()
+    masks = PIIFormatter(email_replacement="email@example.com", ip_replacement="22.214.171.124")
+    lines = random.Random(3)
+    texts = ["\n".join(lines.choices(ODD, k=6)) for _ in range(200)]
+    for text in [*ODD, *texts]:
+        assert cleaned(text, repair=True).text == repair.format(text), text
+        assert cleaned(text, mask=["email", "ip"]).text == masks.format(text), text
 
 
-TABLES = [
-    "\n".join(f"{n * step % 997},{n * step % 991},{n * step % 983 / 7:.4f}" for n in range(60))
-    for step in (7919, 104729)
+# Every character of ASCII and Latin-1, entities, escapes, and what looks like an address.
+ODD = [
+    *(f"a{chr(code)}b" for code in range(256)),
+    "a &amp; b &eacute;",
+    "a < b &amp; c",
+    "a &amp; b\nc < d\ne &amp; f\n",
+    "\x1b[31mred\x1b[0m",
+    "line\r\nline",
+    "donâ€™t",
+    "a@b.org",
+    "a@b",
+    "8.8.8.8",
+    "1.2.3",
+    "v8.8.8.80.1",
+    "300.8.8.8.8",
+    "8.8. 8.8",
 ]

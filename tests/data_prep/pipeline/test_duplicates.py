@@ -13,8 +13,7 @@ import pytest
 from datatrove.pipeline.dedup import MinhashDedupSignature
 
 from data_prep.config import DuplicatesConfig
-from data_prep.pipeline import cleaning, duplicates
-from data_prep.pipeline.cleaning import NGrams, words
+from data_prep.pipeline import duplicates, ngrams
 from data_prep.pipeline.duplicates import Signature
 
 WANTED = DuplicatesConfig(near=True)
@@ -142,7 +141,7 @@ def test_a_signature_is_datatroves_of_the_whole_text_however_it_comes(
     shingles: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(duplicates, "_SHINGLES", shingles)
-    monkeypatch.setattr(cleaning, "_SIMPLIFIED", 900)
+    monkeypatch.setattr(ngrams, "_SIMPLIFIED", 900)
     words_of = text(random.Random(6), 5000)
     peer = MinhashDedupSignature("memory://peer", config=duplicates._minhash(WANTED))
     grams = [" ".join(words_of[first : first + 5]) for first in range(len(words_of) - 4)]
@@ -153,11 +152,3 @@ def test_a_signature_is_datatroves_of_the_whole_text_however_it_comes(
         parts.add(" ".join(words_of[first : first + 3]) + ("\n" if first % 2 else " "))
     assert whole.least.tolist() == parts.least.tolist() == peer.get_signature(hashes)
     assert whole.least.shape == (20, 5)
-
-
-def test_n_grams_go_across_passages_and_are_none_of_a_short_text() -> None:
-    grams = NGrams(3)
-    assert list(grams("A b,")) == []
-    assert list(grams(" c\n")) == ["a b c"]
-    assert list(grams("d e")) == ["b c d", "c d e"]
-    assert list(NGrams(1)("a b")) == words("a b")

@@ -1,0 +1,193 @@
+"""English words and sentences as datatrove splits them, with spaCy's words kept in a table.
+
+spaCy's tokenizer treats each run of characters without white space by itself, so the words of a
+run are split once and looked up afterwards. One step of it does not: special cases such as ":))"
+are also sought over the white space between runs, and of matches that overlap the longest wins. So
+"so:) )" is not split as "so:)" is. That can only change a run whose words depend on that step, and
+only if a special case may reach over its border; such lines are split by spaCy as a whole.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from functools import cached_property
+from typing import Any
+
+import regex
+from datatrove.utils.word_tokenizers import SpaCyTokenizer
+from spacy.lang.lex_attrs import is_punct
+from spacy.tokenizer import Tokenizer
+
+# Characters of the runs in the table: some 200,000 runs, 60 MB.
+_HELD = 1_500_000
+# spaCy takes this name for one of its own; datatrove then leaves it out of the text.
+BREAKS_SPACY = "IS_ALPHA"
+_PIECE = regex.compile(r"\s+|\S+")
+
+
+class EnglishWords(SpaCyTokenizer):  # type: ignore[misc]
+    """datatrove's English tokenizer; its filters take it as their `language`."""
+
+    def __init__(self) -> None:
+        super().__init__("en")
+        self._words: dict[str, tuple[str, ...]] = {}
+        self._held = 0
+        # Runs whose words depend on special cases sought over runs: their outermost pieces.
+        self._fragile: dict[str, tuple[str, str]] = {}
+
+    def word_tokenize(self, text: str) -> list[str]:
+        """What spaCy gives, without white space."""
+        runs = text.split()
+        if BREAKS_SPACY in text:
+            return self._by_spacy(text)
+        try:
+            found = self._looked_up(runs)
+        except KeyError:
+            if not self._learn(set(runs)):
+                return self._by_spacy(text)
+            found = self._looked_up(runs)
+        if self._fragile and self._reached_over(text, runs):
+            if "\n" not in text:
+                return self._by_spacy(text)
+            # No special case reaches over a new line.
+            lines = map(self.word_tokenize, text.split("\n"))
+            return list(itertools.chain.from_iterable(lines))
+        return found
+
+    def span_tokenize(self, text: str) -> list[tuple[int, int]]:
+        """The spans of spaCy's sentencizer: one begins at a word behind a full stop.
+
+        datatrove takes the last one to the end of the text, wherever it ends here.
+        """
+        if BREAKS_SPACY in text:
+            spans: list[tuple[int, int]] = super().span_tokenize(text)
+            return spans
+        starts, ends, ended, place = [0], [], False, 0
+        for word in self._pieces(text):
+            end = place
+            place = text.index(word, place)
+            stop = word in self._stops
+            if ended and not stop and not is_punct(word):
+                starts.append(place)
+                ends.append(end)
+            ended = stop or (ended and is_punct(word))
+            place += len(word)
+        return list(zip(starts, [*ends, place], strict=True)) if text else []
+
+    def _by_spacy(self, text: str) -> list[str]:
+        found: list[str] = super().word_tokenize(text)
+        return found
+
+    def _pieces(self, text: str) -> Iterator[str]:
+        """spaCy's tokens: words and white space but for single spaces behind words."""
+        words = iter(self.word_tokenize(text))
+        for place, piece in enumerate(_PIECE.findall(text)):
+            if not piece.isspace():
+                length = len(piece)
+                while length:
+                    yield (word := next(words))
+                    length -= len(word)
+            elif space := piece[place > 0 and piece[0] == " " :]:
+                yield space
+
+    @cached_property
+    def _stops(self) -> frozenset[str]:
+        return frozenset(self.tokenizer.get_pipe("sentencizer").punct_chars)
+
+    def _looked_up(self, runs: list[str]) -> list[str]:
+        return list(itertools.chain.from_iterable(map(self._words.__getitem__, runs)))
+
+    def _learn(self, runs: set[str]) -> bool:
+        """Split the runs that are not in the table; false if there is no room for them."""
+        missing = [run for run in runs if run not in self._words]
+        if self._held + sum(map(len, missing)) > _HELD:
+            self._words.clear()
+            self._fragile.clear()
+            self._held, missing = 0, list(runs)
+        size = sum(map(len, missing))
+        if size > _HELD:
+            return False
+        self._add(missing)
+        self._held += size
+        return True
+
+    def _add(self, runs: list[str]) -> None:
+        # Every special case of the last step holds punctuation.
+        uneven = [run for run in runs if not run.isalnum()]
+        without = self._without_special_cases  # made outside of the zone, which is forgotten
+        with self.tokenizer.memory_zone():
+            self._words.update(zip(runs, _split(self.tokenizer.tokenizer, runs), strict=True))
+            for run, pieces in zip(uneven, _split(without, uneven), strict=True):
+                if self._words[run] != pieces:
+                    self._fragile[run] = pieces[0], pieces[-1]
+
+    @cached_property
+    def _without_special_cases(self) -> _Pieces:
+        return _Pieces(self.tokenizer.tokenizer)
+
+    @cached_property
+    def _adjacent(self) -> frozenset[tuple[str, str]]:
+        """Pieces that stand next to each other in a special case that is sought over runs."""
+        spacy = self.tokenizer.tokenizer
+        plain = Tokenizer(spacy.vocab, {}, *_patterns(spacy))
+        return frozenset(
+            pair
+            for case in spacy.rules
+            for pair in itertools.pairwise(token.text for token in plain(case))
+        )
+
+    def _reached_over(self, text: str, runs: list[str]) -> bool:
+        """Whether a special case may reach over the border of a run that depends on them."""
+        fragile = self._fragile.keys()
+        if fragile.isdisjoint(runs):
+            return False
+        for one, other in itertools.pairwise(runs):
+            if one in fragile or other in fragile:
+                pair = self._ends(one)[1], self._ends(other)[0]
+                # Other white space is a piece of its own, which no special case has inside.
+                if pair in self._adjacent and f"{one} {other}" in text:
+                    return True
+        return False
+
+    def _ends(self, run: str) -> tuple[str, str]:
+        words = self._words[run]
+        return self._fragile.get(run) or (words[0], words[-1])
+
+
+class _Pieces(Tokenizer):  # type: ignore[misc]
+    """spaCy's tokenizer without its last step: it knows of no special cases with punctuation."""
+
+    _made = False
+
+    def __init__(self, whole: Tokenizer) -> None:
+        super().__init__(whole.vocab, whole.rules, *_patterns(whole))
+        self._made = True
+
+    # spaCy asks these whether a special case is one for the last step.
+    def find_prefix(self, string: str) -> int:
+        return super().find_prefix(string) if self._made else 0
+
+    def find_suffix(self, string: str) -> int:
+        return super().find_suffix(string) if self._made else 0
+
+    def find_infix(self, string: str) -> Any:
+        return super().find_infix(string) if self._made else 0
+
+
+def _patterns(whole: Tokenizer) -> tuple[Any, ...]:
+    return (
+        whole.prefix_search,
+        whole.suffix_search,
+        whole.infix_finditer,
+        whole.token_match,
+        whole.url_match,
+    )
+
+
+def _split(tokenizer: Tokenizer, runs: list[str]) -> Iterator[tuple[str, ...]]:
+    """The tokens of each run."""
+    tokens = (token.text for token in tokenizer("\n".join(runs)))
+    for within, group in itertools.groupby(tokens, "\n".__ne__):
+        if within:
+            yield tuple(group)

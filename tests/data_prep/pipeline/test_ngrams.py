@@ -1,0 +1,80 @@
+"""Words and n-grams as datatrove's simplified texts and a naive loop give them."""
+
+from __future__ import annotations
+
+import random
+import unicodedata
+
+import numpy as np
+import pytest
+import regex
+from datatrove.utils.hashes.xxhash import xxhash64
+from datatrove.utils.text import TextNormConfig, simplify_text
+
+from data_prep.pipeline import ngrams
+from data_prep.pipeline.ngrams import NGrams, words
+
+TABLES = [
+    "\n".join(f"{n * step % 997},{n * step % 991},{n * step % 983 / 7:.4f}" for n in range(60))
+    for step in (7919, 104729)
+]
+NAIVE = regex.compile(
+    r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]|[\p{L}\p{M}\p{N}]+"
+)
+
+
+def naive(text: str) -> list[str]:
+    found: list[str] = NAIVE.findall(simplify_text(text, TextNormConfig(norm_numbers=False)))
+    return found
+
+
+def hashes(size: int, *passages: str) -> list[int]:
+    grams = NGrams(size)
+    return [gram for text in passages for found in grams(text) for gram in found.tolist()]
+
+
+def naive_hashes(size: int, text: str) -> list[int]:
+    found = naive(text)
+    return [xxhash64(" ".join(found[n : n + size])) for n in range(len(found) - size + 1)]
+
+
+def test_words_are_simple_and_of_any_script() -> None:
+    assert words("Don't STOP, café 1,234!") == ["don", "t", "stop", "cafe", "1", "234"]
+    assert words("春の海 abc") == ["春", "の", "海", "abc"]
+
+
+def test_every_character_is_treated_as_in_datatroves_simplified_text() -> None:
+    codes = [code for code in range(0x110000) if unicodedata.category(chr(code)) not in "Cs Cn Co"]
+    for first in range(0, len(codes), 997):
+        text = "".join(f"a{chr(code)}b {chr(code)}" for code in codes[first : first + 997])
+        assert words(text) == naive(text), hex(codes[first])
+
+
+def test_any_mixture_of_characters_has_the_words_of_the_simplified_text() -> None:
+    source = random.Random(5)
+    some = "aZ9 \u00e9\u0301\u0338\u03a3\u03c3\u0130\u0131\u00df\uff21\uff11;\u037e_-\n\t\u2000\xa0"
+    some += "\u6625\u0e44\u0e34\u302e\ud55c\u20dd\u00b2\u00bd\u2019\ufb01\u0903\u0930"
+    for _ in range(500):
+        text = "".join(source.choices(some, k=30))
+        assert words(text) == naive(text), ascii(text)
+
+
+def test_n_grams_go_across_passages_and_are_none_of_a_short_text() -> None:
+    assert hashes(3, "A b,") == []
+    assert hashes(3, "A b,", " c\n", "d e") == [xxhash64(g) for g in ("a b c", "b c d", "c d e")]
+    assert hashes(1, "a b") == [xxhash64("a"), xxhash64("b")]
+
+
+def test_n_grams_are_those_of_a_naive_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "Ça, the naïve café of 春の海 costs 12.50 \u2013 3 or “four” a day. " * 20
+    for size in (1, 5, 13):
+        assert hashes(size, text) == naive_hashes(size, text)
+    monkeypatch.setattr(ngrams, "_SIMPLIFIED", 50)
+    assert hashes(5, text) == naive_hashes(5, text)
+    assert all(found.dtype == np.uint64 for found in NGrams(5)(text))
+
+
+def test_numbers_tell_texts_apart() -> None:
+    one, other = (set(hashes(5, table)) for table in TABLES)
+    assert one and not one & other
+    assert words("the 1st of 25 ships") == ["the", "1st", "of", "25", "ships"]
