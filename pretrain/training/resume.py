@@ -97,7 +97,8 @@ def check_resumable(trainer: Mapping[str, Any], config: Config, data: RunData) -
 
     Raises SettingsError with all changes that its state does not allow.
     """
-    before = dict(_leaves(trainer["configuration"]))
+    # A version that had no other optimizer did not say which.
+    before = {"optim.name": "adamw", **dict(_leaves(trainer["configuration"]))}
     now = dict(_leaves(settings.to_plain(config)))
     changes = {
         key: f"{key}: {before[key]!r} -> {value!r}"
@@ -158,4 +159,4 @@ def _is_fixed(key: str) -> bool:
     """Whether a checkpoint cannot be resumed with another value of this setting."""
     kernels = ("model.local_attention", "model.memory.kernel")
     model = key.startswith("model.") and key not in kernels
-    return model or key in ("data.lanes", "run.seed", "train.start_from")
+    return model or key in ("data.lanes", "run.seed", "train.start_from", "optim.name")

@@ -204,6 +204,8 @@ WORDS = [
     # States with flags, and a loop over the stack; activations of every kind are compared above.
     tuple(kinds.words("compressive")),
     ("model.memory.kind=rmt", "zero.live_parameters=1", "model.d_ff=1000"),
+    ("optim.name=adafactor", "train.activation_checkpointing=full"),
+    ("optim.name=muon", "train.precision=bf16"),
 ]
 CASES = pytest.mark.parametrize("case", range(len(WORDS)), ids=[" ".join(w) for w in WORDS])
 
