@@ -33,6 +33,7 @@ from pretrain.model.state import ModelState
 from pretrain.model.transformer import Output, Transformer
 from pretrain.training import optim
 from pretrain.training.partitions import Partition
+from pretrain.training.states import Place, States
 
 # At most this many elements per reduction; DeepSpeed allocates a buffer of this size.
 BUCKET_ELEMENTS = 200_000_000
@@ -175,9 +176,7 @@ class Engine:
         )
         names = {parameter: name for name, parameter in model.named_parameters()}
         in_group = {names[p]: i for i, group in enumerate(groups) for p in group["params"]}
-        self._kept = {
-            name: optim.kept(groups[index], tuple(shapes[name])) for name, index in in_group.items()
-        }
+        kept = {n: optim.kept(groups[i], tuple(shapes[n])) for n, i in in_group.items()}
         on_gpu = device.type == "cuda"
         dtype = torch.bfloat16 if config.train.precision == "bf16" else torch.float32
         self._optimizer = optim.make(groups, config.optim, dtype, fused=on_gpu)
@@ -187,11 +186,11 @@ class Engine:
         self._shapes = shapes
         self.module: Transformer = self._deepspeed.module
         self._parameters = dict(self.module.named_parameters())
-        self._partitions = {
-            name: self._partition(name, parameter, in_group[name])
+        places = {
+            name: Place(self._partition(name, parameter, in_group[name]), kept[name])
             for name, parameter in self._parameters.items()
         }
-        optim.begin(self._optimizer, self._partitions, self._kept, device if on_gpu else None)
+        self._states = States(self._optimizer, places, device if on_gpu else None)
 
     def empty_memory(self, lanes: int) -> ModelState:
         """The empty memory of `lanes` lanes, on the engine's device."""
@@ -236,7 +235,7 @@ class Engine:
     @property
     def optimizer_steps(self) -> int:
         """The number of steps that the optimizer has applied."""
-        return int(next(iter(self._optimizer.state.values()))["step"])
+        return self._states.steps
 
     def held(self) -> dict[str, int]:
         """Bytes of ZeRO-3's state on this rank, by part.
@@ -245,19 +244,13 @@ class Engine:
         """
         assert self._stage == 3
         masters = self._zero.fp32_partitioned_groups_flat
-        states = [
-            tensor
-            for of in (*self._optimizer.state.values(), *optim.factors(self._optimizer).values())
-            for kind, tensor in of.items()
-            if kind != "step"
-        ]
         parameters = self._parameters.values()
         return {
             "weights": sum(p.ds_tensor.nbytes for p in parameters),
             "persistent": sum(p.nbytes for p in parameters),  # empty while they are not gathered
             "gradients": self._zero.grad_partitions_flat_buffer.nbytes,
             "bucket": sum(bucket.buffer.nbytes for bucket in self._zero.ipg_buckets.values()),
-            "optimizer": sum(tensor.nbytes for tensor in [*masters, *states]),
+            "optimizer": sum(flat.nbytes for flat in masters) + self._states.nbytes,
         }
 
     def gates(self) -> list[Tensor]:
@@ -277,41 +270,18 @@ class Engine:
         The pieces of all ranks cover each tensor exactly once. They are views, which the next
         step overwrites.
         """
-        rank, ranks = dist.get_rank(), dist.get_world_size()
-        for name, partition in self._partitions.items():
-            offset, views = partition.own.start, self._local(name)
-            if self._stage == 0:
-                share = _share(partition.numel, rank, ranks)
-                offset, views = share.start, {kind: v[share] for kind, v in views.items()}
-            for kind, view in views.items():
-                yield Piece(f"{name}/{kind}", partition.shape, offset, view.detach())
-        for name, factors in optim.factors(self._optimizer).items():
-            for kind, whole in factors.items():
-                share = _share(whole.numel(), rank, ranks)
-                yield Piece(f"{name}/{kind}", tuple(whole.shape), share.start, whole[share])
+        return self._states.pieces(dist.get_rank(), dist.get_world_size())
 
     def restore(self, checkpoint: Checkpoint, optimizer_steps: int) -> None:
         """Load this rank's part of everything from a checkpoint of any number of ranks and stage.
 
         Raises CheckpointError if a tensor is missing from the checkpoint or has another shape.
         """
-        expected = {
-            f"{name}/{kind}": tuple(self._shapes[name])
-            for name, states in self._kept.items()
-            for kind in ("param", *states.moments)
-        }
-        factors = {
-            f"{name}/{kind}": whole
-            for name, of in optim.factors(self._optimizer).items()
-            for kind, whole in of.items()
-        }
-        shapes = {name: tuple(whole.shape) for name, whole in factors.items()}
-        checkpoint.expect(expected | shapes)
+        checkpoint.expect(self._states.shapes())
         self._set(list(self._parameters), checkpoint.read, states=True)
-        for name, whole in factors.items():
-            whole.copy_(checkpoint.read(name, 0, whole.numel()))
-        for state in self._optimizer.state.values():
-            state["step"].fill_(optimizer_steps)
+        for name, whole in self._states.factors.items():
+            whole.copy_(checkpoint.read(name, 0, whole.numel()).view(whole.shape))
+        self._states.steps = optimizer_steps
 
     def take_weights(self, checkpoint: Checkpoint, same_memory: bool, eos_id: int | None) -> None:
         """Load this rank's part of the weights only; a memory's may be missing on either side.
@@ -344,7 +314,7 @@ class Engine:
             self._zero.checkpoint_event_prologue()
         for name in names:
             parameter = self._parameters[name]
-            offset, views = self._partitions[name].own.start, self._local(name)
+            offset, views = self._states.own(name)
             for kind, view in views.items():
                 if states or kind == "param":
                     view.copy_(read(f"{name}/{kind}", offset, view.numel()))
@@ -357,15 +327,6 @@ class Engine:
                 parameter.data.copy_(read(f"{name}/param", 0, shape.numel()).view(shape))
         if self._stage == 3:
             self._zero.checkpoint_event_epilogue()
-
-    def _local(self, name: str) -> dict[str, Tensor]:
-        """This rank's part of the flattened parameter and its moments, by kind: writable views."""
-        partition = self._partitions[name]
-        state = self._optimizer.state[partition.flat]
-        return {
-            "param": partition.of(partition.flat.data),
-            **{moment: partition.of(state[moment]) for moment in self._kept[name].moments},
-        }
 
     def _partition(self, name: str, parameter: nn.Parameter, group: int) -> Partition:
         """Where the parameter, of this group of the optimizer, lies.
@@ -451,11 +412,6 @@ def _shared_weights(
 def _repeated(row: Tensor, _: str, offset: int, length: int) -> Tensor:
     """Elements from `offset` on of a matrix whose rows are all `row`; see `Engine._set`."""
     return row[torch.arange(offset, offset + length) % len(row)]
-
-
-def _share(length: int, rank: int, ranks: int) -> slice:
-    """The part of `length` elements that `rank` writes if every rank has all of them."""
-    return slice(length * rank // ranks, length * (rank + 1) // ranks)
 
 
 if __name__ == "__main__":

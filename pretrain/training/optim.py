@@ -10,16 +10,15 @@ factors, of groups that are `factored`, are whole on every rank. All are float32
 from __future__ import annotations
 
 import math
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Container, Iterable
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from pretrain.config import OptimConfig
 from pretrain.training.adafactor import Adafactor
 from pretrain.training.muon import Muon
-from pretrain.training.partitions import Partition
 
 Group: TypeAlias = dict[str, Any]
 """A parameter group: torch's keys, `peak`, `moments`, and its optimizer's own."""
@@ -100,33 +99,6 @@ def make(
         return Muon(groups, config, dtype, fused)
     betas = (config.beta1, config.beta2)
     return torch.optim.AdamW(groups, betas=betas, eps=config.eps, fused=fused)
-
-
-def begin(
-    optimizer: torch.optim.Optimizer,
-    partitions: Mapping[str, Partition],
-    states: Mapping[str, Kept],
-    step_device: torch.device | None,
-) -> None:
-    """Make every state, zero, before the first step: for the parameters where they lie.
-
-    DeepSpeed would make them in the first step, too late to restore them.
-    """
-    for name, one in partitions.items():
-        if one.flat not in optimizer.state:
-            optimizer.state[one.flat] = {
-                "step": torch.zeros((), dtype=torch.float32, device=step_device),
-                **{moment: torch.zeros_like(one.flat.data) for moment in states[name].moments},
-            }
-    if isinstance(optimizer, Adafactor):
-        optimizer.place(partitions.values(), [name for name in states if states[name].factors])
-    elif isinstance(optimizer, Muon):
-        optimizer.place(partitions.values())
-
-
-def factors(optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Tensor]]:
-    """By parameter and name: the states that are whole on every rank."""
-    return optimizer.factors if isinstance(optimizer, Adafactor) else {}
 
 
 def rate_fraction(config: OptimConfig, steps: int, step: int) -> float:

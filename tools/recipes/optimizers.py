@@ -2,11 +2,11 @@
 
     python tools/recipes/optimizers.py CORPUS OUT [--seeds 3] [--budget 0.7] [key=value ...]
 
-CORPUS holds novels as configs/data/novels_train.yaml and novels_val.yaml name them. Each optimizer is
-trained by configs/novels_cpu.yaml at each rate of a small grid with seed 1, and at the rate of the
-lowest final validation loss with the other seeds. AdamW's final loss, averaged over seeds, is the
-target. The others are also trained for a part of the steps (--budget), with the schedule fitted to
-them, since a schedule that still has to fall tells less. After an interruption, the same command
+CORPUS holds novels as configs/data/novels_train.yaml and novels_val.yaml name them. Each optimizer
+is trained by configs/novels_cpu.yaml at each rate of a small grid with seed 1, and at the rate of
+the lowest final validation loss with the other seeds. AdamW's final loss, averaged over seeds, is
+the target. The others are also trained for a part of the steps (--budget), with the schedule fitted
+to them, since a schedule that still has to fall tells less. After an interruption, the same command
 continues with what is not finished. Use a new OUT for other settings.
 """
 

@@ -25,10 +25,10 @@ import torch.distributed as dist
 import torch.nn.functional as F
 
 from data_prep.dataset.shards import Document
+from pretrain import config as configuration
 from pretrain.checkpoint.attempts import Attempt
 from pretrain.checkpoint.load import Checkpoint
 from pretrain.checkpoint.manifest import step_name
-from pretrain import config as configuration
 from pretrain.config import Config, load
 from pretrain.data.lanes import Dataset, Lane, Mix
 from pretrain.data.loader import Batch
@@ -226,7 +226,7 @@ class Bench:
         return [*kinds.words(kind), f"data.preface={self.pairs}"]
 
     def of_optimizer(self, name: str) -> list[Job]:
-        """Every stage, resumed, from stage to stage, in bf16, one step, and a bad one; at 2 ranks."""
+        """On two ranks: each stage, resumed, from stage to stage, in bf16, one step, a bad one."""
         own, bf16 = f"optim.name={name}", ("train.precision=bf16", "zero.stage=1")
         begun = ("train.steps=1", "optim.schedule=wsd", "optim.warmup_steps=0",
                  "optim.decay_steps=0", "optim.weight_decay=0")  # fmt: skip
@@ -373,7 +373,7 @@ def two_ranks(bench: Bench) -> Bench:
 def reference(
     config: Config, corpus: Path, steps: int
 ) -> tuple[dict[int, tuple[float, float]], Any]:
-    """One process, one batch of all lanes, a naive optimizer, torch's clipping, a schedule spelt out.
+    """One process, one batch of all lanes, a naive optimizer, torch's clipping, the schedule.
 
     Returns the loss and gradient norm of each step, and the model.
     """

@@ -20,8 +20,8 @@ def test_singular_values_are_brought_near_one_and_directions_stay(shape: tuple[i
     found = muon.orthogonal(matrix)
     left, _, right = torch.linalg.svd(matrix, full_matrices=False)
     values = (left.mT @ found @ right.mT).diagonal()
-    assert float(values.median()) == pytest.approx(0.95, abs=0.25)
-    assert float(values.max()) < 1.25
+    # Jordan's coefficients end between 0.68 and 1.2.
+    assert float(values.median()) > 0.65 and float(values.max()) < 1.25
     rest = left.mT @ found @ right.mT - torch.diag(values)
     assert float(rest.abs().max()) < 1e-3
 
@@ -33,7 +33,7 @@ def test_a_gradient_of_zeros_moves_nothing() -> None:
 def test_hidden_matrices_step_as_torchs_muon_and_the_rest_as_adamw() -> None:
     config = OptimConfig(name="muon", lr=0.02, weight_decay=0.1, gate_lr=0.03)
     ours, theirs = parameters(), parameters()
-    optimizer, placed = optimizer_of(config, ours)
+    optimizer, states = optimizer_of(config, ours)
     peer = torch.optim.Muon(
         [theirs[HIDDEN]], lr=0.02, weight_decay=0.1, momentum=0.95, adjust_lr_fn="match_rms_adamw"
     )
@@ -56,8 +56,10 @@ def test_hidden_matrices_step_as_torchs_muon_and_the_rest_as_adamw() -> None:
         torch.testing.assert_close(ours[name], theirs[name], rtol=1e-6, atol=1e-8)
     # Theirs iterates in bf16: of seven updates of 0.02 * 0.2, a few parts in a hundred.
     assert float((ours[HIDDEN] - theirs[HIDDEN]).abs().max()) < 7 * 0.02 * 0.2 * 0.1
-    mine = optimizer.state[placed[HIDDEN].flat]["momentum"]
-    torch.testing.assert_close(mine, peer.state[theirs[HIDDEN]]["momentum_buffer"])
+    _, mine = states.own(HIDDEN)
+    torch.testing.assert_close(
+        mine["momentum"].view(6, 4), peer.state[theirs[HIDDEN]]["momentum_buffer"]
+    )
 
 
 def test_iterations_are_torchs_to_the_bit_in_bf16() -> None:
