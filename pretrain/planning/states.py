@@ -30,13 +30,13 @@ def sent_bytes(config: Config, model: Transformer, ranks: int) -> float:
     Adafactor's sums of rows, columns, weights and updates; the matrices that Muon exchanges, both
     ways, as if all of what is sent or received, the larger, were another rank's.
     """
-    shapes = [
+    shapes: list[tuple[optim.Group, tuple[int, ...]]] = [
         (group, tuple(parameter.shape))
         for group in _groups(config, model)
         for parameter in group["params"]
     ]
     if config.optim.name == "adafactor":
-        sums = sum(2 + sum(shape) * group["factored"] for group, shape in shapes)
+        sums = sum(2 + (sum(shape) if group["factored"] else 0) for group, shape in shapes)
         return 2 * 4 * sums * (ranks - 1) / ranks
     if config.optim.name == "muon":
         matrices = [shape for group, shape in shapes if group["orthogonal"]]
@@ -45,7 +45,7 @@ def sent_bytes(config: Config, model: Transformer, ranks: int) -> float:
         whole = sum(
             math.prod(matrix) for matrix, rank in zip(matrices, owned, strict=True) if rank == 0
         )
-        width = PRECISIONS[config.train.precision].itemsize
+        width: int = PRECISIONS[config.train.precision].itemsize
         return 2 * max(own, whole) * width * (ranks - 1) / ranks
     return 0.0
 

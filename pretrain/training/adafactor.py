@@ -51,7 +51,7 @@ class Adafactor(torch.optim.Optimizer):
                 self.factors[partition.name] = {"row": zeros(rows), "column": zeros(columns)}
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """Step the groups' tensors; their gradients become the updates."""
         for group in self.param_groups:
             placed = [one for flat in group["params"] for one in self._placed[flat]]
@@ -83,7 +83,7 @@ class Adafactor(torch.optim.Optimizer):
         for one in partitions:
             found += [*_sums(one), _square_sum(one.of(one.flat.data))]
         lengths = [tensor.numel() for tensor in found]
-        sums = iter(_whole(found, partitions).split(lengths))
+        sums = iter(torch.split(_whole(found, partitions), lengths))
         sizes = []
         for one in partitions:
             row, column = self.factors[one.name]["row"], self.factors[one.name]["column"]

@@ -89,7 +89,7 @@ def orthogonal(matrix: Tensor) -> Tensor:
     """U S V^T of [n, m] with all singular values S brought near 1, by Newton-Schulz iterations."""
     a, b, c = _COEFFICIENTS
     wide = matrix.mT if matrix.shape[0] > matrix.shape[1] else matrix
-    found = wide / wide.norm().clamp(min=1e-7)
+    found: Tensor = wide / wide.norm().clamp(min=1e-7)
     for _ in range(_STEPS):
         gram = found @ found.mT
         found = torch.addmm(found, torch.addmm(gram, gram, gram, beta=b, alpha=c), found, beta=a)
@@ -157,5 +157,5 @@ def _exchanged(
         received = like.new_empty(sum(map(sum, lengths)))
         sizes = [sum(tensor.numel() for tensor in to) for to in outgoing]
         dist.all_to_all_single(received, sent, [sum(each) for each in lengths], sizes)
-    pieces = iter(received.split([length for each in lengths for length in each]))
+    pieces = iter(torch.split(received, [length for each in lengths for length in each]))
     return [[next(pieces) for _ in each] for each in lengths]
