@@ -8,7 +8,7 @@ step consumes one window from each of `data.lanes` lanes, whatever the number of
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeAlias
@@ -302,16 +302,8 @@ class MemoryConfig:
 
     def problems(self) -> list[str]:
         """Settings of another kind, which would have no effect."""
-        found = []
-        for name, default in vars(MemoryConfig()).items():
-            if name in ("kind", *self.traits.settings) or getattr(self, name) == default:
-                continue
-            kinds = [kind for kind, traits in MEMORY_KINDS.items() if name in traits.settings]
-            found.append(
-                f"{name}: has no effect with memory.kind={self.kind}; remove it, or set "
-                f"memory.kind={any_of(kinds)}"
-            )
-        return found
+        read_by = {kind: traits.settings for kind, traits in MEMORY_KINDS.items()}
+        return _without_effect(vars(self), vars(MemoryConfig()), "memory.kind", read_by)
 
 
 @dataclass(frozen=True)
@@ -500,15 +492,65 @@ class TrainConfig:
     )
 
 
+class OptimizerTraits(NamedTuple):
+    """What sets an optimizer apart before torch is imported."""
+
+    settings: tuple[str, ...]
+    """The settings and groups of `optim` that this optimizer alone, or with some others, reads."""
+    lr: float
+    """Its peak learning rate where none is set."""
+
+
+_ADAM = ("beta1", "beta2", "eps")
+
+OPTIMIZERS = {
+    "adamw": OptimizerTraits(_ADAM, lr=1e-3),
+    "adafactor": OptimizerTraits(("adafactor",), lr=0.01),
+    "muon": OptimizerTraits((*_ADAM, "muon"), lr=1e-3),
+}
+
+
+@dataclass(frozen=True)
+class AdafactorConfig:
+    """Adafactor, by its publication's names and values."""
+
+    clip: float = setting(1.0, "d: root mean square that an update is clipped to", low=1e-6)
+    decay: float = setting(0.8, "the second moments' decay at step t is 1 - t^-decay", low=0.0)
+    eps1: float = setting(1e-30, "added to squared gradients", low=0.0)
+    eps2: float = setting(1e-3, "least size of a parameter, by which its rate is scaled", low=0.0)
+
+
+@dataclass(frozen=True)
+class MuonConfig:
+    """Muon, for the blocks' matrices; the rest is AdamW's, by its settings."""
+
+    momentum: float = setting(0.95, "decay of the momentum (Nesterov's)", low=0.0, high=1.0)
+    rms: float = setting(
+        0.2,
+        "root mean square of a matrix's update, in units of the learning rate; 0.2 is about that "
+        "of AdamW, so that both take the same rate and decay",
+        low=0.0,
+    )
+
+
 @dataclass(frozen=True)
 class OptimConfig:
-    """AdamW and its schedule; rates are per optimizer step."""
+    """The optimizer and its schedule; rates are per optimizer step."""
 
-    lr: float = setting(1e-3, "peak learning rate", low=0.0)
+    name: Literal["adamw", "adafactor", "muon"] = setting(
+        "adamw",
+        "adamw; adafactor: row and column means in place of second moments; muon: orthogonalised "
+        "momentum for the blocks' matrices, AdamW for the rest",
+    )
+    lr: float | None = setting(
+        None, "peak learning rate; none: 0.001, adafactor 0.01 (of a parameter's size)", low=0.0
+    )
     gate_lr: float = setting(0.01, "peak learning rate of the gates, which have no decay", low=0.0)
-    beta1: float = setting(0.9, "decay of the first moment", low=0.0, high=1.0)
-    beta2: float = setting(0.95, "decay of the second moment", low=0.0, high=1.0)
-    eps: float = setting(1e-8, "epsilon of AdamW", low=0.0)
+    beta1: float = setting(0.9, "AdamW: decay of the first moment", low=0.0, high=1.0)
+    beta2: float = setting(0.95, "AdamW: decay of the second moment", low=0.0, high=1.0)
+    eps: float = setting(1e-8, "AdamW: epsilon", low=0.0)
+    adafactor: AdafactorConfig = group(AdafactorConfig)
+    muon: MuonConfig = group(MuonConfig)
     weight_decay: float = setting(0.1, "decoupled decay of the matrices", low=0.0)
     schedule: Literal["cosine", "wsd"] = setting(
         "cosine", "after warm-up: cosine, or stable and then linear decay (wsd)"
@@ -516,6 +558,16 @@ class OptimConfig:
     warmup_steps: int = setting(100, "steps of linear warm-up", low=0)
     decay_steps: int = setting(200, "last steps over which wsd decays", low=0)
     final_fraction: float = setting(0.1, "last rate as a fraction of the peak", low=0.0, high=1.0)
+
+    @property
+    def peak(self) -> float:
+        """The peak learning rate: `lr`, or the optimizer's own."""
+        return OPTIMIZERS[self.name].lr if self.lr is None else self.lr
+
+    def problems(self) -> list[str]:
+        """Settings of another optimizer, which would have no effect."""
+        read_by = {name: traits.settings for name, traits in OPTIMIZERS.items()}
+        return _without_effect(vars(self), vars(OptimConfig()), "optim.name", read_by)
 
 
 @dataclass(frozen=True)
@@ -743,6 +795,27 @@ class ImportConfig:
         """Combinations that cannot work."""
         model = ModelConfig(segment=self.segment, memory=self.memory)
         return model.span_problems("window_segments", self.window_segments)
+
+
+def _without_effect(
+    chosen: Mapping[str, object],
+    defaults: Mapping[str, object],
+    key: str,
+    read_by: Mapping[str, Sequence[str]],
+) -> list[str]:
+    """Settings that are not their default and that only other choices of `key` read.
+
+    `read_by` says which settings a choice reads beside those that all of them do.
+    """
+    own = chosen[key.rpartition(".")[2]]
+    found = []
+    for name in dict.fromkeys(name for names in read_by.values() for name in names):
+        readers = [choice for choice, names in read_by.items() if name in names]
+        if own not in readers and chosen[name] != defaults[name]:
+            found.append(
+                f"{name}: has no effect with {key}={own}; remove it, or set {key}={any_of(readers)}"
+            )
+    return found
 
 
 def any_of(choices: Sequence[object]) -> str:

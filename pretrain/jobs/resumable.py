@@ -65,7 +65,8 @@ def refused(trainer: Mapping[str, Any], config: Config, fingerprints: Fingerprin
 
 def changes(trainer: Mapping[str, Any], config: Config) -> dict[str, str]:
     """The settings that have changed since the checkpoint that holds `trainer`, by their keys."""
-    before = dict(_leaves(trainer["configuration"]))
+    # A version that had no other optimizer did not say which.
+    before = {"optim.name": "adamw", **dict(_leaves(trainer["configuration"]))}
     now = dict(_leaves(settings.to_plain(config)))
     return {
         key: f"{key}: {before[key]!r} -> {value!r}"
@@ -134,4 +135,4 @@ def _is_fixed(key: str) -> bool:
     """Whether a checkpoint cannot be resumed with another value of this setting."""
     kernels = ("model.local_attention", "model.memory.kernel")
     model = key.startswith("model.") and key not in kernels
-    return model or key in ("data.lanes", "run.seed", "train.start_from")
+    return model or key in ("data.lanes", "run.seed", "train.start_from", "optim.name")

@@ -17,6 +17,7 @@ from pretrain.config import Config
 from pretrain.model import flops
 from pretrain.model.memories.kinds import attention_of
 from pretrain.model.transformer import on_meta
+from pretrain.planning import states
 from pretrain.planning.simulate import Activations, Simulation, activations, simulate
 from pretrain.trained import PRECISIONS
 from pretrain.training.engine import BUCKET_ELEMENTS, PERSISTENT_ELEMENTS, PREFETCH_ELEMENTS
@@ -24,6 +25,11 @@ from pretrain.training.engine import BUCKET_ELEMENTS, PERSISTENT_ELEMENTS, PREFE
 # Not counted: CUDA's context, NCCL's buffers, what the allocator cannot use between tensors.
 _FILLED = 0.9
 _LINK_SHARE = 0.7
+_KEPT = {
+    "adamw": "AdamW's moments",
+    "adafactor": "Adafactor's means of rows and columns",
+    "muon": "Muon's momentum, AdamW's moments",
+}
 
 
 @dataclass(frozen=True)
@@ -88,6 +94,9 @@ class Memory:
     activations: Activations
     states: int
     """The lanes' memories, before the step and after it."""
+    stored: int
+    """What a rank writes of its masters and the optimizer's states into a checkpoint; no part of
+    `total`."""
 
     @property
     def total(self) -> int:
@@ -124,7 +133,12 @@ class Plan:
     @property
     def host_copy(self) -> int:
         """Bytes of host memory from which a rank writes its part of a checkpoint."""
-        return self.memory.held["optimizer"] + self.memory.states // 2
+        return self.memory.stored + self.memory.states // 2
+
+    @property
+    def checkpoint(self) -> int:
+        """Bytes of a checkpoint beside the lanes' memories."""
+        return states.stored_bytes(self.config, on_meta(self.config.model, self.vocab_size), 1)
 
     @property
     def tokens(self) -> int:
@@ -215,11 +229,12 @@ def memory(config: Config, vocab_size: int, ranks: int) -> Memory:
             "persistent": sum(size for size in sizes if size <= PERSISTENT_ELEMENTS) * width,
             "gradients": share * 4,
             "bucket": min(BUCKET_ELEMENTS, whole) * width,
-            "optimizer": share * 3 * 4,
+            "optimizer": states.held_bytes(config, model, ranks),
         },
         (gathered + copied) * width,
         activations(config, vocab_size, _micro_batch(config, ranks)),
         (4 if config.data.preface else 2) * _state_bytes(config, ranks),
+        states.stored_bytes(config, model, ranks),
     )
 
 
@@ -227,7 +242,8 @@ def sent_bytes(config: Config, vocab_size: int, ranks: int) -> float:
     """Bytes that a rank sends in a step for ZeRO-3, at most, if collectives go round a ring.
 
     A micro-batch gathers weights for the forward and again for the backward (once, if all of them
-    may stay in between) and reduces every gradient; a step gathers the small parameters once. A
+    may stay in between) and reduces every gradient; a step gathers the small parameters once, and
+    sends what its optimizer does. A
     preface's forward gathers the weights once more. A recurrence over the whole stack gathers the
     blocks for each segment, see `block_gathers`.
     """
@@ -244,7 +260,8 @@ def sent_bytes(config: Config, vocab_size: int, ranks: int) -> float:
     more = (block_gathers(config, vocab_size) - 1) * blocks
     elements = micro_batches * (gathers * (large + more) + large + small) + small
     width = PRECISIONS[config.train.precision].itemsize
-    return elements * width * (ranks - 1) / ranks
+    own = states.sent_bytes(config, model, ranks)
+    return elements * width * (ranks - 1) / ranks + own
 
 
 def block_gathers(config: Config, vocab_size: int) -> int:
@@ -362,7 +379,7 @@ def _shape_lines(plan: Plan) -> list[str]:
         f"a step: {counted(config.data.lanes, 'lane')} of {config.window:,} tokens, "
         f"{plan.tokens:,} in all; a rank takes {plan.micro_batches} x {micro_batch} of "
         f"them{shared}{beside}",
-        f"a checkpoint: {_size(plan.parameters * 12)}, and the lanes' memories; it is written from "
+        f"a checkpoint: {_size(plan.checkpoint)}, and the lanes' memories; it is written from "
         f"a copy, {_size(plan.host_copy)} of host memory a rank",
     ]
 
@@ -370,6 +387,7 @@ def _shape_lines(plan: Plan) -> list[str]:
 def _memory_lines(plan: Plan) -> list[str]:
     held, running = plan.memory.held, plan.memory.activations
     again = "full" in plan.config.train.activation_checkpointing
+    kept = _KEPT[plan.config.optim.name]
     rows = [
         ("weights", held["weights"], "a rank's share"),
         ("small weights", held["persistent"], "whole, they stay gathered"),
@@ -380,7 +398,7 @@ def _memory_lines(plan: Plan) -> list[str]:
         ),
         ("gradients", held["gradients"], "float32, a rank's share"),
         ("gradient bucket", held["bucket"], "being reduced"),
-        ("optimizer", held["optimizer"], "float32 masters and AdamW's moments, a rank's share"),
+        ("optimizer", held["optimizer"], f"float32 masters and {kept}, a rank's share"),
         ("activations", running.kept, "each block's input" if again else "each block's"),
         ("one block", running.block, "at work" + (", computed again" if again else "")),
         ("loss", running.loss, "in chunks; not while a block is at work: the larger one counts"),

@@ -48,7 +48,13 @@ _GIVEN = (
 
 # How often a ring sends the whole tensor, but for a rank's share. By broadcasts ranks agree on the
 # order of parameters, in their first steps alone.
-_ROUNDS = {"allgather_base": 1, "reduce_scatter_base": 1, "allreduce": 2, "broadcast": 0}
+_ROUNDS = {
+    "allgather_base": 1,
+    "reduce_scatter_base": 1,
+    "alltoall_base": 1,
+    "allreduce": 2,
+    "broadcast": 0,
+}
 
 
 class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]

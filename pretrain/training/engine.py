@@ -1,8 +1,9 @@
 """The one module that knows DeepSpeed: ZeRO stages 0 to 3 behind a forward, a step and pieces.
 
 A *piece* is a slice of a flattened tensor, named by its parameter and kind: the float32 master
-(`param`) and AdamW's moments (`exp_avg`, `exp_avg_sq`). Every rank writes the pieces it owns and
-can read any others, so checkpoints do not depend on the number of ranks or the ZeRO stage.
+(`param`) and the optimizer's states (AdamW's `exp_avg` and `exp_avg_sq`). Every rank writes the
+pieces it owns and can read any others, so checkpoints do not depend on the number of ranks or the
+ZeRO stage.
 """
 
 from __future__ import annotations
@@ -30,12 +31,12 @@ from pretrain.config import Config
 from pretrain.model.memories.kinds import is_of_memory
 from pretrain.model.state import ModelState
 from pretrain.model.transformer import Output, Transformer
-from pretrain.training.optim import parameter_groups
+from pretrain.training import optim
+from pretrain.training.partitions import Partition
 from pretrain.training.run_state import TrainingError
+from pretrain.training.states import Place, States
 
 _BUILD_LOCK = "build.lock"
-_MOMENTS = ("exp_avg", "exp_avg_sq")
-_KINDS = ("param", *_MOMENTS)
 # At most this many elements per reduction; DeepSpeed allocates a buffer of this size.
 BUCKET_ELEMENTS = 200_000_000
 # ZeRO-3: parameters of at most this many elements stay gathered after their first use.
@@ -145,6 +146,7 @@ def deepspeed_settings(config: Config, ranks: int, parameters: int) -> dict[str,
             "stage3_max_reuse_distance": config.zero.live_parameters,
         },
         "steps_per_print": None,
+        "zero_allow_untested_optimizer": True,  # ours are tested with it
     }
     if config.train.precision == "bf16":
         settings["bf16"] = {"enabled": True}
@@ -183,23 +185,28 @@ class Engine:
             model = build()
         shapes = {name: _shape(parameter) for name, parameter in model.named_parameters()}
         self._gates = model.gates()
-        self._adamw = torch.optim.AdamW(
-            parameter_groups(
-                ((name, p, len(shapes[name])) for name, p in model.named_parameters()),
-                self._gates,
-                config.optim,
-            ),
-            betas=(config.optim.beta1, config.optim.beta2),
-            eps=config.optim.eps,
-            fused=device.type == "cuda",
+        groups = optim.parameter_groups(
+            ((name, p, len(shapes[name])) for name, p in model.named_parameters()),
+            self._gates,
+            config.optim,
         )
+        names = {parameter: name for name, parameter in model.named_parameters()}
+        in_group = {names[p]: i for i, group in enumerate(groups) for p in group["params"]}
+        kept = {n: optim.kept(groups[i], tuple(shapes[n])) for n, i in in_group.items()}
+        on_gpu = device.type == "cuda"
+        dtype = torch.bfloat16 if config.train.precision == "bf16" else torch.float32
+        self._optimizer = optim.make(groups, config.optim, dtype, fused=on_gpu)
         self._deepspeed, self._zero, _, _ = deepspeed.initialize(
-            model=model, optimizer=self._adamw, config=settings
+            model=model, optimizer=self._optimizer, config=settings
         )
         self._shapes = shapes
         self.module: Transformer = self._deepspeed.module
         self._parameters = dict(self.module.named_parameters())
-        self._make_optimizer_state()
+        places = {
+            name: Place(self._partition(name, parameter, in_group[name]), kept[name])
+            for name, parameter in self._parameters.items()
+        }
+        self._states = States(self._optimizer, places, device if on_gpu else None)
 
     def empty_memory(self, lanes: int) -> ModelState:
         """The empty memory of `lanes` lanes, on the engine's device."""
@@ -231,7 +238,7 @@ class Engine:
         `rate_fraction` multiplies each group's peak learning rate. Call it once, after the
         backward of the last micro-batch. Either all ranks apply the step or none does.
         """
-        for group in self._adamw.param_groups:
+        for group in self._optimizer.param_groups:
             group["lr"] = group["peak"] * rate_fraction
         if self._stage == 0:
             norm = self._clip_whole_gradients()
@@ -243,8 +250,8 @@ class Engine:
 
     @property
     def optimizer_steps(self) -> int:
-        """The number of steps that AdamW has applied."""
-        return int(next(iter(self._adamw.state.values()))["step"])
+        """The number of steps that the optimizer has applied."""
+        return self._states.steps
 
     def held(self) -> dict[str, int]:
         """Bytes of ZeRO-3's state on this rank, by part.
@@ -253,14 +260,13 @@ class Engine:
         """
         assert self._stage == 3
         masters = self._zero.fp32_partitioned_groups_flat
-        moments = [state[kind] for state in self._adamw.state.values() for kind in _MOMENTS]
         parameters = self._parameters.values()
         return {
             "weights": sum(p.ds_tensor.nbytes for p in parameters),
             "persistent": sum(p.nbytes for p in parameters),  # empty while they are not gathered
             "gradients": self._zero.grad_partitions_flat_buffer.nbytes,
             "bucket": sum(bucket.buffer.nbytes for bucket in self._zero.ipg_buckets.values()),
-            "optimizer": sum(tensor.nbytes for tensor in [*masters, *moments]),
+            "optimizer": sum(flat.nbytes for flat in masters) + self._states.nbytes,
         }
 
     def gates(self) -> list[Tensor]:
@@ -275,31 +281,23 @@ class Engine:
         return found
 
     def pieces(self) -> Iterator[Piece]:
-        """This rank's part of every parameter's master and moments, without copying.
+        """This rank's part of every parameter's master and optimizer states, without copying.
 
         The pieces of all ranks cover each tensor exactly once. They are views, which the next
         step overwrites.
         """
-        for name, parameter in self._parameters.items():
-            offset, views = self._local(parameter)
-            shape = self._shapes[name]
-            if self._stage == 0:
-                share = _share(shape.numel(), dist.get_rank(), dist.get_world_size())
-                offset, views = share.start, {kind: v[share] for kind, v in views.items()}
-            for kind, view in views.items():
-                yield Piece(f"{name}/{kind}", tuple(shape), offset, view.detach())
+        return self._states.pieces(dist.get_rank(), dist.get_world_size())
 
     def restore(self, checkpoint: Checkpoint, optimizer_steps: int) -> None:
         """Load this rank's part of everything from a checkpoint of any number of ranks and stage.
 
         Raises CheckpointError if a tensor is missing from the checkpoint or has another shape.
         """
-        checkpoint.expect(
-            {f"{n}/{kind}": tuple(s) for n, s in self._shapes.items() for kind in _KINDS}
-        )
-        self._set(list(self._parameters), _KINDS, checkpoint.read)
-        for state in self._adamw.state.values():
-            state["step"].fill_(optimizer_steps)
+        checkpoint.expect(self._states.shapes())
+        self._set(list(self._parameters), checkpoint.read, states=True)
+        for name, whole in self._states.factors.items():
+            whole.copy_(checkpoint.read(name, 0, whole.numel()).view(whole.shape))
+        self._states.steps = optimizer_steps
 
     def take_weights(self, checkpoint: Checkpoint, same_memory: bool, eos_id: int | None) -> None:
         """Load this rank's part of the weights only; a memory's may be missing on either side.
@@ -309,31 +307,33 @@ class Engine:
         token `eos_id` instead. Raises CheckpointError if the others do not match this model's.
         """
         taken = _shared_weights(self._shapes, checkpoint, same_memory)
-        self._set(taken, ("param",), checkpoint.read)
+        self._set(taken, checkpoint.read)
         begun = [name for name in self.module.begins_as_eos() if name not in taken]
         if eos_id is not None and begun:
             width = self._config.model.d_model
             row = checkpoint.read("embedding.weight/param", eos_id * width, width)
-            self._set(begun, ("param",), functools.partial(_repeated, row))
+            self._set(begun, functools.partial(_repeated, row))
 
     def _set(
         self,
         names: Sequence[str],
-        kinds: Sequence[str],
         read: Callable[[str, int, int], Tensor],
+        states: bool = False,
     ) -> None:
         """Set this rank's part of parameters, in the masters and the weights of the forward.
 
-        `read` returns the elements of NAME/KIND from an offset on, a number of them.
+        And, with `states`, of their moments. `read` returns the elements of NAME/KIND from an
+        offset on, a number of them.
         """
         if self._stage == 3:
             # After a step small parameters stay gathered: release them, then gather them again.
             self._zero.checkpoint_event_prologue()
         for name in names:
             parameter = self._parameters[name]
-            offset, views = self._local(parameter)
-            for kind in kinds:
-                views[kind].copy_(read(f"{name}/{kind}", offset, views[kind].numel()))
+            offset, views = self._states.own(name)
+            for kind, view in views.items():
+                if states or kind == "param":
+                    view.copy_(read(f"{name}/{kind}", offset, view.numel()))
             if self._stage == 3:
                 # The forward gathers a separate tensor, not the master that was just set.
                 master = views["param"]
@@ -344,45 +344,29 @@ class Engine:
         if self._stage == 3:
             self._zero.checkpoint_event_epilogue()
 
-    def _local(self, parameter: nn.Parameter) -> tuple[int, dict[str, Tensor]]:
-        """The offset of this rank's part of the flattened parameter, and writable flat views of it.
+    def _partition(self, name: str, parameter: nn.Parameter, group: int) -> Partition:
+        """Where the parameter, of this group of the optimizer, lies.
 
         Without ZeRO every rank has all of it; from stage 1 on the parts are disjoint.
         """
-        if self._stage == 0:
-            flat = parameter
-            start, length, offset = 0, parameter.numel(), 0
-        elif self._stage == 3:
-            group, start, padded = self._zero.grad_position[self._zero.get_param_id(parameter)]
-            flat = self._zero.fp32_partitioned_groups_flat[group]
-            total = parameter.ds_numel  # type: ignore[attr-defined]
-            offset = min(dist.get_rank() * padded, total)
-            length = min(padded, total - offset)
-        else:
-            fragment = parameter._hp_mapping  # type: ignore[attr-defined]
-            if fragment is None:
-                return 0, {kind: torch.empty(0) for kind in _KINDS}
-            (flat,) = self._adamw.param_groups[fragment.param_group_index]["params"]
-            start, length = fragment.hp_fragment_address.start, fragment.hp_fragment_address.numel
-            offset = fragment.lp_fragment_address.start
-        state = self._adamw.state[flat]
-        whole = {"param": flat.data, **{moment: state[moment] for moment in _MOMENTS}}
-        return offset, {
-            kind: tensor.view(-1)[start : start + length] for kind, tensor in whole.items()
-        }
-
-    def _make_optimizer_state(self) -> None:
-        """AdamW's zeros, made now: DeepSpeed makes them in the first step, too late to restore."""
+        total, ranks = self._shapes[name].numel(), dist.get_world_size()
+        flat: Tensor = parameter
+        start, parts = 0, [range(total)] * ranks
         if self._stage == 3:
-            flats = self._zero.fp32_partitioned_groups_flat
-        else:
-            flats = [flat for group in self._adamw.param_groups for flat in group["params"]]
-        for flat in flats:
-            step_device = flat.device if self._device.type == "cuda" else "cpu"
-            self._adamw.state[flat] = {
-                "step": torch.zeros((), dtype=torch.float32, device=step_device),
-                **{moment: torch.zeros_like(flat.data) for moment in _MOMENTS},
-            }
+            flats, start, padded = self._zero.grad_position[self._zero.get_param_id(parameter)]
+            flat = self._zero.fp32_partitioned_groups_flat[flats]
+            ends = [min(rank * padded, total) for rank in range(ranks + 1)]
+            parts = [range(*ends[rank : rank + 2]) for rank in range(ranks)]
+        elif self._stage:
+            (flat,) = self._optimizer.param_groups[group]["params"]
+            fragment = parameter._hp_mapping  # type: ignore[attr-defined]
+            own = range(0)
+            if fragment is not None:
+                place, first = fragment.hp_fragment_address, fragment.lp_fragment_address.start
+                start, own = place.start, range(first, first + place.numel)
+            parts = _of_all_ranks(own, self._device)
+        shape, rank = tuple(self._shapes[name]), dist.get_rank()
+        return Partition(name, shape, flat, start, tuple(parts), rank)
 
     def _clip_whole_gradients(self) -> float:
         """Stage 0: clip to the global norm; drop the gradients if it is not finite.
@@ -408,6 +392,14 @@ def _shape(parameter: nn.Parameter) -> torch.Size:
     """The parameter's full shape, even if ZeRO-3 has partitioned it."""
     shape: torch.Size = getattr(parameter, "ds_shape", parameter.shape)
     return shape
+
+
+def _of_all_ranks(own: range, device: torch.device) -> list[range]:
+    """Every rank's `own`, by rank."""
+    bounds = torch.tensor([own.start, own.stop], device=device)
+    found = [torch.empty_like(bounds) for _ in range(dist.get_world_size())]
+    dist.all_gather(found, bounds)
+    return [range(*pair.tolist()) for pair in found]
 
 
 def _shared_weights(
@@ -436,11 +428,6 @@ def _shared_weights(
 def _repeated(row: Tensor, _: str, offset: int, length: int) -> Tensor:
     """Elements from `offset` on of a matrix whose rows are all `row`; see `Engine._set`."""
     return row[torch.arange(offset, offset + length) % len(row)]
-
-
-def _share(length: int, rank: int, ranks: int) -> slice:
-    """The part of `length` elements that `rank` writes if every rank has all of them."""
-    return slice(length * rank // ranks, length * (rank + 1) // ranks)
 
 
 if __name__ == "__main__":

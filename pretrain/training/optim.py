@@ -1,41 +1,104 @@
-"""Parameter groups of AdamW and the learning rate as a pure function of the step.
+"""Optimizers, their parameter groups and states, and the learning rate as a function of the step.
 
-There is no state to save: a resumed run computes the rate of step k from k.
+There is no state of the schedule to save: a resumed run computes the rate of step k from k.
+
+An optimizer is one of torch's interface whose groups say what it keeps of a parameter: `moments`
+have a number for every element and are partitioned as the masters are, under the names here;
+factors, of groups that are `factored`, are whole on every rank. All are float32.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Container, Iterable
-from typing import Any
+from typing import Any, NamedTuple, TypeAlias
 
+import torch
 from torch import nn
 
 from pretrain.config import OptimConfig
+from pretrain.training.adafactor import Adafactor
+from pretrain.training.muon import Muon
+
+Group: TypeAlias = dict[str, Any]
+"""A parameter group: torch's keys, `peak`, `moments`, and its optimizer's own."""
+
+_ADAMW: Group = {"moments": ("exp_avg", "exp_avg_sq")}
+
+
+class Kept(NamedTuple):
+    """The states of a parameter, by name."""
+
+    moments: tuple[str, ...]
+    """Of the parameter's shape."""
+    factors: dict[str, tuple[int, ...]]
+    """The shapes of the others."""
 
 
 def parameter_groups(
     parameters: Iterable[tuple[str, nn.Parameter, int]], gates: Container[str], config: OptimConfig
-) -> list[dict[str, Any]]:
-    """AdamW's groups: decayed matrices, undecayed vectors, undecayed gates with their own rate.
+) -> list[Group]:
+    """The groups: decayed matrices, undecayed vectors, undecayed gates with their own rate.
 
-    `parameters` yields name, parameter and number of dimensions (which a flattened ZeRO-3 parameter
-    does not have); `gates` holds the names of the gates. Empty groups are left out. Every group's
-    `peak` is its peak rate. The gates have a separate rate, because with the model's they hardly
-    leave their initial value.
+    Muon's matrices are two groups, of which it orthogonalises that of the blocks'. `parameters`
+    yields name, parameter and number of dimensions (which a flattened ZeRO-3 parameter does not
+    have); `gates` holds the names of the gates. Empty groups are left out. Every group's `peak` is
+    its peak rate. The gates have a separate rate, because with the model's they hardly leave their
+    initial value.
     """
-    decayed: list[nn.Parameter] = []
+    hidden: list[nn.Parameter] = []
+    matrices: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
     gated: list[nn.Parameter] = []
     for name, parameter, dimensions in parameters:
-        group = gated if name in gates else decayed if dimensions >= 2 else plain
-        group.append(parameter)
+        if name in gates:
+            gated.append(parameter)
+        elif dimensions < 2:
+            plain.append(parameter)
+        elif config.name == "muon" and name.startswith("layers."):
+            hidden.append(parameter)
+        else:
+            matrices.append(parameter)
+    decayed = {"peak": config.peak, "weight_decay": config.weight_decay}
+    of_matrices, of_vectors, of_gates = _kept_of(config)
     groups = [
-        {"params": decayed, "peak": config.lr, "weight_decay": config.weight_decay},
-        {"params": plain, "peak": config.lr, "weight_decay": 0.0},
-        {"params": gated, "peak": config.gate_lr, "weight_decay": 0.0},
+        {"params": hidden, **decayed, "moments": ("momentum",), "orthogonal": True},
+        {"params": matrices, **decayed, **of_matrices},
+        {"params": plain, **decayed, "weight_decay": 0.0, **of_vectors},
+        {"params": gated, "peak": config.gate_lr, "weight_decay": 0.0, **of_gates},
     ]
     return [{**group, "lr": 0.0} for group in groups if group["params"]]
+
+
+def _kept_of(config: OptimConfig) -> tuple[Group, Group, Group]:
+    """What the groups of matrices, vectors and gates have of their optimizer's own."""
+    if config.name == "adafactor":
+        matrix = {"moments": (), "factored": True, "scaled": True}
+        vector = {"moments": ("exp_avg_sq",), "factored": False, "scaled": True}
+        return matrix, vector, {**vector, "scaled": False}
+    own = {**_ADAMW, "orthogonal": False} if config.name == "muon" else _ADAMW
+    return own, own, own
+
+
+def kept(group: Group, shape: tuple[int, ...]) -> Kept:
+    """What the optimizer keeps of a parameter of this shape in this group."""
+    factors = {"row": shape[:1], "column": shape[1:]} if group.get("factored") else {}
+    return Kept(group["moments"], factors)
+
+
+def make(
+    groups: list[Group], config: OptimConfig, dtype: torch.dtype, fused: bool
+) -> torch.optim.Optimizer:
+    """The optimizer of the configuration; `dtype` is that of activations.
+
+    `fused` takes torch's fused AdamW.
+    """
+    if config.name == "adafactor":
+        return Adafactor(groups, config.adafactor)
+    if config.name == "muon":
+        return Muon(groups, config, dtype, fused)
+    betas = (config.beta1, config.beta2)
+    return torch.optim.AdamW(groups, betas=betas, eps=config.eps, fused=fused)
 
 
 def rate_fraction(config: OptimConfig, steps: int, step: int) -> float:

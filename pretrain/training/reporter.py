@@ -76,7 +76,7 @@ class Reporter:
             "step": run.step,
             "loss": result.loss,
             "grad_norm": result.grad_norm,
-            "lr": optim.lr * fraction,
+            "lr": optim.peak * fraction,
             "gate_lr": optim.gate_lr * fraction,
             **rates,
             "memory_bytes": peak_memory(self._share.device),

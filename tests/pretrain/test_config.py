@@ -139,6 +139,16 @@ def test_the_resolved_configuration_reads_back_as_itself(tmp_path: Path) -> None
             ["model.memory.compressive.rate=4"],
             "model.memory.compressive: has no effect with memory.kind=delta; remove it, or set",
         ),
+        (
+            ["optim.muon.rms=0.4"],
+            "optim.muon: has no effect with optim.name=adamw; remove it, or set optim.name=muon",
+        ),
+        (
+            ["optim.name=adafactor", "optim.beta2=0.9"],
+            "optim.beta2: has no effect with optim.name=adafactor; remove it, or set "
+            "optim.name=adamw or muon",
+        ),
+        (["optim.name=lion"], "optim.name: expected one of adamw, adafactor, muon; found 'lion'"),
         (["data.mix=[{data: a}]"], "data.mix: cannot be combined with data.train; give"),
         (["data.train=''", "data.mix=[]"], "data.train: not set; give the directory"),
         (["data.train=''", "data.mix=[{weight: 2}]"], "data.mix[0].data: not set"),
@@ -181,6 +191,13 @@ def test_ranks_share_windows_and_documents_have_prefaces_where_a_memory_can(kind
 def test_the_settings_of_a_kind_are_those_of_a_group_or_of_infini_attention() -> None:
     names = {field.name for field in fields(MemoryConfig)} - {"kind"}
     assert names == {name for traits in MEMORY_KINDS.values() for name in traits.settings}
+
+
+@pytest.mark.parametrize(("name", "rate"), [("adamw", 1e-3), ("adafactor", 0.01), ("muon", 1e-3)])
+def test_an_optimizer_has_its_own_rate_unless_one_is_set(name: str, rate: float) -> None:
+    words = [*MINIMUM, f"optim.name={name}"]
+    assert load(None, words).optim.peak == rate
+    assert load(None, [*words, "optim.lr=0"]).optim.peak == 0.0
 
 
 def test_mistakes_are_said_all_at_once() -> None:

@@ -212,6 +212,8 @@ WORDS = [
         "zero.live_parameters=1",
         "model.d_ff=1000",
     ),
+    ("optim.name=adafactor", "train.activation_checkpointing=full"),
+    ("optim.name=muon", "train.precision=bf16"),
 ]
 CASES = pytest.mark.parametrize("case", range(len(WORDS)), ids=[" ".join(w) for w in WORDS])
 

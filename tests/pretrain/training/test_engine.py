@@ -25,6 +25,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 
 from data_prep.dataset.shards import Document
+from pretrain import config as configuration
 from pretrain.checkpoint.attempts import Attempt
 from pretrain.checkpoint.load import Checkpoint
 from pretrain.checkpoint.manifest import step_name
@@ -46,10 +47,13 @@ from pretrain.training.saver import Saver, reserved
 from pretrain.training.step import StepResult
 from pretrain.training.trainer import Trainer
 from tests.pretrain import kinds
+from tests.pretrain.training import naive_optimizers
 from tests.ranks import work
 
 # Beside delta, the memory of most jobs, and linear, that of some.
 KINDS = [kind for kind in kinds.REMEMBERING if kind not in ("delta", "linear")]
+# Beside adamw, the optimizer of all other jobs.
+OPTIMIZERS = [name for name in configuration.OPTIMIZERS if name != "adamw"]
 VOCABULARY = 48
 LANES = 12  # divisible by 1, 2, 3 and 4 ranks
 STEPS = 8
@@ -223,6 +227,28 @@ class Bench:
         more = ("model.qkv_bias=true", "model.qk_norm=true")
         return [*kinds.words(kind), *more, f"data.preface={self.pairs}"]
 
+    def of_optimizer(self, name: str) -> list[Job]:
+        """On two ranks: each stage, resumed, from stage to stage, in bf16, one step, a bad one."""
+        own, bf16 = f"optim.name={name}", ("train.precision=bf16", "zero.stage=1")
+        begun = ("train.steps=1", "optim.schedule=wsd", "optim.warmup_steps=0",
+                 "optim.decay_steps=0", "optim.weight_decay=0")  # fmt: skip
+        return [
+            self.job(name, own),
+            *(self.job(f"{name}-{stage}", own, f"zero.stage={stage}") for stage in (0, 1, 2)),
+            self.job(f"{name}-on", own, start_from=name),
+            self.job(f"{name}-a", own, "zero.stage=1", action="save", start_from=name,
+                     to=f"{name}-b"),
+            self.job(f"{name}-b", own, "zero.stage=0", action="save", to=f"{name}-c"),
+            self.job(f"{name}-c", own, "zero.stage=2", action="save", to=f"{name}-d"),
+            self.job(f"{name}-d", own, "zero.stage=2"),
+            self.job(f"{name}-bf16", own, *bf16),
+            self.job(f"{name}-bf16-on", own, *bf16, start_from=f"{name}-bf16"),
+            *(self.job(f"{name}-one-{stage}", own, *begun, f"zero.stage={stage}")
+              for stage in range(4)),
+            *(self.job(f"{name}-bad-{stage}", own, f"zero.stage={stage}", action="poison",
+                       start_from=name) for stage in (0, 3)),
+        ]  # fmt: skip
+
     def work(self, ranks: int, *jobs: Job) -> None:
         path = self.root / f"jobs-{ranks}.json"
         path.write_text(json.dumps(jobs))
@@ -333,6 +359,7 @@ def two_ranks(bench: Bench) -> Bench:
             bench.job(f"bad-{n}", f"zero.stage={n}", action="poison", start_from="base")
             for n in (3, 1, 0)
         ),
+        *(job for name in OPTIMIZERS for job in bench.of_optimizer(name)),
         bench.job(
             "gates", "train.steps=1", "optim.schedule=wsd", "optim.warmup_steps=0",
             "optim.decay_steps=0", "optim.gate_lr=0.03", "model.memory.initial_gate=1.0",
@@ -348,7 +375,7 @@ def two_ranks(bench: Bench) -> Bench:
 def reference(
     config: Config, corpus: Path, steps: int
 ) -> tuple[dict[int, tuple[float, float]], Any]:
-    """One process, one batch of all lanes, torch's own AdamW and clipping, the schedule spelt out.
+    """One process, one batch of all lanes, a naive optimizer, torch's clipping, the schedule.
 
     Returns the loss and gradient norm of each step, and the model.
     """
@@ -357,19 +384,7 @@ def reference(
     torch.manual_seed(config.run.seed)
     model = Transformer(config.model, VOCABULARY)
     named = dict(model.named_parameters())
-    gates = [p for name, p in named.items() if name.endswith(".gate")]
-    vectors = [p for n, p in named.items() if p.ndim == 1 and not n.endswith(".gate")]
-    matrices = [p for p in named.values() if p.ndim == 2]
-    assert len(gates) + len(vectors) + len(matrices) == len(named)
-    adamw = torch.optim.AdamW(
-        [
-            {"params": matrices, "peak": 0.01, "weight_decay": 0.1},
-            {"params": vectors, "peak": 0.01, "weight_decay": 0.0},
-            {"params": gates, "peak": config.optim.gate_lr, "weight_decay": 0.0},
-        ],
-        betas=(0.9, 0.95),
-        eps=1e-8,
-    )
+    update = naive_optimizers.stepper(named, config.optim, 0.01)
     state = model.initial_state(LANES, "cpu")
     curve = {}
     for step in range(1, steps + 1):
@@ -389,14 +404,12 @@ def reference(
             curve[step] = (0.0, 0.0)
             continue
         loss = (losses.double() * weights).sum() / weights.sum()
-        adamw.zero_grad()
+        model.zero_grad()
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
         cosine = 0.5 * (1 + math.cos(math.pi * (step - 3) / (STEPS - 3)))
         rate = step / 3 if step <= 3 else 0.1 + 0.9 * cosine
-        for group in adamw.param_groups:
-            group["lr"] = group["peak"] * rate
-        adamw.step()
+        update(rate)
         curve[step] = (loss.item(), norm.item())
     return curve, model
 
@@ -478,6 +491,13 @@ def other_ranks(request: pytest.FixtureRequest, two_ranks: Bench) -> tuple[Bench
         jobs += [
             bench.job(f"{kind}-{ranks}", *own, action="save", start_from=kind, to=on),
             *([bench.job(on, *own)] if ranks == 3 else []),
+        ]
+    for name in OPTIMIZERS if ranks != 4 else ():
+        own, on = f"optim.name={name}", f"{name}-on-{ranks}"
+        jobs += [
+            *(bench.job(f"{name}-{ranks}-{n}", own, f"zero.stage={n}") for n in range(4)),
+            bench.job(f"{name}-load-{ranks}", own, action="save", start_from=name, to=on),
+            bench.job(on, own),
         ]
     if ranks == 4:
         jobs += [
@@ -612,11 +632,15 @@ def test_bf16_goes_from_stage_3_to_2_unchanged(two_ranks: Bench) -> None:
     assert_near(two_ranks.curve("bf16-2"), base, tolerance=1e-2)
 
 
-@pytest.mark.parametrize(("name", "precision"), [("base", "float32"), ("bf16", "bf16")])
+@pytest.mark.parametrize(
+    ("name", "own"),
+    [("base", "train.precision=float32"), ("bf16", "train.precision=bf16")]
+    + [(name, f"optim.name={name}") for name in OPTIMIZERS],
+)
 def test_a_rank_copies_as_much_to_host_memory_as_was_planned(
-    two_ranks: Bench, name: str, precision: str
+    two_ranks: Bench, name: str, own: str
 ) -> None:
-    config = load(None, two_ranks.job(name, f"train.precision={precision}")["settings"])
+    config = load(None, two_ranks.job(name, own)["settings"])
     planned = plan.make(config, VOCABULARY, plan.cluster("h100", 1, 2, 0.4), False).host_copy
     tensors = 3 * len(two_ranks.state(name, STEPS)) + 2 * 2 * LANES
     for rank in (0, 1):
@@ -626,14 +650,111 @@ def test_a_rank_copies_as_much_to_host_memory_as_was_planned(
         assert planned > 64 * tensors
 
 
+# Other optimizers.
+
+
+def assert_trained_as(bench: Bench, run: str, name: str) -> None:
+    """The run's losses, gradient norms and final weights are those of the naive optimizer."""
+    config = load(None, bench.job(name, f"optim.name={name}")["settings"])
+    curve, model = reference(config, bench.corpus, STEPS)
+    assert list(bench.curve(run)) == list(range(1, STEPS + 1))
+    assert_near(bench.curve(run), curve, tolerance=5e-5)
+    final = bench.state(run, STEPS)
+    for parameter, value in model.named_parameters():
+        torch.testing.assert_close(final[f"{parameter}/param"], value.detach(), atol=5e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("stage", range(4))
+def test_an_optimizer_steps_whole_matrices_at_every_stage(
+    two_ranks: Bench, name: str, stage: int
+) -> None:
+    assert_trained_as(two_ranks, name if stage == 3 else f"{name}-{stage}", name)
+
+
+@pytest.mark.parametrize("other_ranks", [1, 3], indirect=True)
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_an_optimizer_is_the_same_on_other_ranks_and_goes_on_there(
+    other_ranks: tuple[Bench, int], name: str
+) -> None:
+    bench, ranks = other_ranks
+    for stage in range(4):
+        assert_trained_as(bench, f"{name}-{ranks}-{stage}", name)
+    on = f"{name}-on-{ranks}"
+    assert differences(bench.state(on, SAVED), bench.state(name, SAVED)) == []
+    assert list(bench.curve(on)) == list(range(SAVED + 1, STEPS + 1))
+    assert_near(bench.curve(on), bench.curve(name), tolerance=5e-5)
+
+
+@pytest.mark.parametrize("name", [*OPTIMIZERS, *(f"{name}-bf16" for name in OPTIMIZERS)])
+def test_a_resume_of_an_optimizer_is_exact_to_the_bit(two_ranks: Bench, name: str) -> None:
+    resumed, whole = two_ranks.curve(f"{name}-on"), two_ranks.curve(name)
+    assert resumed == {step: whole[step] for step in range(SAVED + 1, STEPS + 1)}
+    end = two_ranks.state(f"{name}-on", STEPS)
+    assert differences(end, two_ranks.state(name, STEPS)) == []
+    assert {value.dtype for key, value in end.items() if key.startswith("layers.0.")} == {
+        torch.float32
+    }
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_the_states_of_an_optimizer_go_from_stage_to_stage_unchanged(
+    two_ranks: Bench, name: str
+) -> None:
+    for stop in "bcd":
+        there = two_ranks.state(f"{name}-{stop}", SAVED)
+        assert differences(there, two_ranks.state(name, SAVED)) == [], stop
+    assert_near(two_ranks.curve(f"{name}-d"), two_ranks.curve(name), tolerance=5e-5)
+
+
+def test_adafactor_keeps_a_row_and_a_column_of_matrices_and_no_moments(two_ranks: Bench) -> None:
+    state = two_ranks.state("adafactor", STEPS)
+    weight = "layers.0.feed_forward.up_proj"
+    assert state[f"{weight}/row"].shape == (48,) and state[f"{weight}/column"].shape == (32,)
+    kinds = {key.split("/")[1] for key in state if key.startswith(weight)}
+    assert kinds == {"param", "row", "column"}
+    assert state["norm.weight/exp_avg_sq"].shape == (32,)
+
+
+@pytest.mark.parametrize("stage", range(4))
+def test_muon_orthogonalises_hidden_matrices_and_no_others(two_ranks: Bench, stage: int) -> None:
+    settings = two_ranks.job("muon")["settings"]
+    config = load(None, settings)
+    torch.manual_seed(config.run.seed)
+    model = Transformer(config.model, VOCABULARY)
+    state = two_ranks.state(f"muon-one-{stage}", 1)
+    for name, before in model.named_parameters():
+        moved = state[f"{name}/param"] - before.detach()
+        if not (name.startswith("layers.") and before.ndim == 2):
+            # AdamW's first step is the rate, wherever there is a gradient.
+            assert float(moved.abs().max()) == pytest.approx(0.01, rel=1e-3)
+            continue
+        values = torch.linalg.svdvals(moved) / (0.01 * 0.2 * math.sqrt(max(before.shape)))
+        # A gradient itself spreads its singular values over several powers of ten.
+        assert 0.6 < float(values.median()) < 1.25 and float(values.max()) < 1.3, name
+        assert float((values > 0.3).float().mean()) > 0.75, name
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_gates_keep_their_own_rate_with_every_optimizer(two_ranks: Bench, name: str) -> None:
+    for stage in range(4):
+        state = two_ranks.state(f"{name}-one-{stage}", 1)
+        gates = [tensor for key, tensor in state.items() if key.endswith("gate/param")]
+        assert len(gates) == 2
+        for tensor in gates:
+            assert tensor.abs().tolist() == pytest.approx([0.01] * 2, rel=1e-3)
+
+
 # A step that must not happen.
 
 
-@pytest.mark.parametrize("stage", [3, 1, 0])
+@pytest.mark.parametrize(
+    "bad", ["bad-3", "bad-1", "bad-0", *(f"{name}-bad-{n}" for name in OPTIMIZERS for n in (0, 3))]
+)
 def test_one_lane_that_is_not_finite_skips_the_step_on_all_ranks(
-    two_ranks: Bench, stage: int
+    two_ranks: Bench, bad: str
 ) -> None:
-    directory = two_ranks.root / f"bad-{stage}"
+    directory = two_ranks.root / bad
     ranks = [torch.load(directory / f"rank-{rank}.pt", weights_only=True) for rank in (0, 1)]
     for rank in ranks:
         assert rank["skipped"] == (False, math.inf, 1)

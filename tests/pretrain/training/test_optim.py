@@ -84,4 +84,7 @@ def test_gates_and_vectors_are_not_decayed_and_gates_have_a_rate_of_their_own() 
 def test_groups_that_would_be_empty_are_left_out() -> None:
     parameter = torch.nn.Parameter(torch.zeros(2))
     (group,) = parameter_groups([("norm.weight", parameter, 1)], (), OptimConfig(lr=0.5))
-    assert group == {"params": [parameter], "peak": 0.5, "weight_decay": 0.0, "lr": 0.0}
+    assert group == {
+        "params": [parameter], "peak": 0.5, "weight_decay": 0.0, "lr": 0.0,
+        "moments": ("exp_avg", "exp_avg_sq"),
+    }  # fmt: skip

@@ -328,18 +328,23 @@ def test_a_changed_model_lanes_seed_start_or_data_set_is_refused_with_all_that_c
     before = open_run()
     after = open_run(
         "model.d_ff=64", "model.memory.kind=linear", "data.lanes=2", "run.seed=7",
-        f"data.train={data_sets['other']}", "optim.lr=0.5", name="other",
+        f"data.train={data_sets['other']}", "optim.lr=0.5", "optim.name=muon", name="other",
     )  # fmt: skip
     assert sorted(refused(stored(before), after)) == [
         "data.lanes: 4 -> 2",
         "data.train: the data set's shards differ from the checkpoint's",
         "model.d_ff: 48 -> 64",
         "model.memory.kind: 'delta' -> 'linear'",
+        "optim.name: 'adamw' -> 'muon'",
         "run.seed: 1 -> 7",
     ]
     trainer = stored(before)
     trainer["configuration"]["train"]["start_from"] = "elsewhere"
     assert refused(trainer, before) == ["train.start_from: 'elsewhere' -> ''"]
+    trainer = stored(before)
+    del trainer["configuration"]["optim"]["name"]  # as versions before it wrote
+    assert refused(trainer, before) == []
+    assert "optim.name: 'adamw' -> 'muon'" in refused(trainer, after)
 
 
 def test_other_settings_may_change_and_are_logged(

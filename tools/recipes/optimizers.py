@@ -1,0 +1,167 @@
+"""Optimizers by the steps and seconds in which they reach AdamW's final loss on novels.
+
+    python tools/recipes/optimizers.py CORPUS OUT [--seeds 3] [--budget 0.7] [key=value ...]
+
+CORPUS holds novels as configs/data/novels_train.yaml and novels_val.yaml name them. Each optimizer
+is trained by configs/novels_cpu.yaml at each rate of a small grid with seed 1, and at the rate of
+the lowest final validation loss with the other seeds. AdamW's final loss, averaged over seeds, is
+the target. The others are also trained for a part of the steps (--budget), with the schedule fitted
+to them, since a schedule that still has to fall tells less. After an interruption, the same command
+continues with what is not finished. Use a new OUT for other settings.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import mean
+
+import commands
+
+from data_prep.dataset.settings import SettingsError
+from pretrain import config as configuration
+from pretrain.training.metrics import METRICS_FILE, read_records
+
+CONFIG = commands.CONFIGS / "novels_cpu.yaml"
+# Peak rates; the middle one of AdamW is the recipe's.
+GRID: Mapping[str, tuple[float, ...]] = {
+    "adamw": (1e-3, 2e-3, 4e-3),
+    "muon": (2e-3, 4e-3, 8e-3),
+    "adafactor": (0.005, 0.01, 0.02),
+}
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A run's validation losses, by step, and its mean seconds per step of training."""
+
+    losses: dict[int, float]
+    seconds_per_step: float
+
+    @property
+    def final(self) -> float:
+        """The loss after the last step."""
+        return self.losses[max(self.losses)]
+
+    def reaches(self, loss: float) -> float | None:
+        """The step at which the loss is first as low, linear between validations; None: never."""
+        before: tuple[int, float] | None = None
+        for step, found in sorted(self.losses.items()):
+            if found <= loss:
+                if before is None or found == before[1]:
+                    return float(step)
+                return before[0] + (step - before[0]) * (before[1] - loss) / (before[1] - found)
+            before = step, found
+        return None
+
+
+@dataclass(frozen=True)
+class Result:
+    """What an optimizer did at its best rate, by seed."""
+
+    name: str
+    rate: float
+    curves: list[Curve]
+    shorter: list[Curve]
+    """With a part of the steps; empty for AdamW."""
+
+
+def row(result: Result, target: float) -> dict[str, str]:
+    """The optimizer's cells of the table; averages are of the seeds that reached the target."""
+    reached = [(curve.reaches(target), curve.seconds_per_step) for curve in result.curves]
+    steps = [step for step, _ in reached if step is not None]
+    seconds = [step * each for step, each in reached if step is not None]
+    missed = "" if len(steps) == len(reached) else f" ({len(steps)} of {len(reached)} seeds)"
+    return {
+        "optimizer": result.name,
+        "peak rate": f"{result.rate:g}",
+        "final loss": f"{mean(curve.final for curve in result.curves):.4f}",
+        "by seed": ", ".join(f"{curve.final:.4f}" for curve in result.curves),
+        "steps to the target": f"{mean(steps):.0f}{missed}" if steps else "not reached",
+        "seconds to it": f"{mean(seconds):.0f}" if seconds else "",
+        "final loss of the shorter runs": ", ".join(f"{one.final:.4f}" for one in result.shorter),
+    }
+
+
+def table(results: Sequence[Result], steps: int, budget: float) -> str:
+    """The comparison in Markdown; the first result is the baseline."""
+    target = mean(curve.final for curve in results[0].curves)
+    rows = [row(result, target) for result in results]
+    lines = [
+        f"Target: {results[0].name}'s final validation loss, {target:.4f} nats a token, after "
+        f"{steps} steps; {len(results[0].curves)} seeds; shorter runs: {round(steps * budget)} "
+        "steps",
+        "",
+        f"| {' | '.join(rows[0])} |",
+        "|" + "---|" * len(rows[0]),
+        *(f"| {' | '.join(cells.values())} |" for cells in rows),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+class Trainer:
+    """Trains what is missing under `out`; `words` are settings of all runs."""
+
+    def __init__(self, out: Path, config: Path, words: Sequence[str]) -> None:
+        self._out, self._config, self._words = out, config, list(words)
+
+    def curve(self, name: str, rate: float, seed: int, steps: int) -> Curve:
+        """The run's curve."""
+        run = self._out / "runs" / f"{name}-{rate:g}-{seed}-{steps}"
+        own = [f"optim.name={name}", f"optim.lr={rate:g}", f"run.seed={seed}",
+               f"train.steps={steps}", f"run.directory={run}"]  # fmt: skip
+        commands.run("pretrain", "train", self._config, *self._words, *own)
+        records = list(read_records(run / METRICS_FILE))
+        losses = {r["step"]: r["loss"] for r in records if r["kind"] == "validation"}
+        times = [r["seconds_per_step"] for r in records if r["kind"] == "train"]
+        return Curve(losses, mean(times))
+
+    def result(self, name: str, rates: Sequence[float], seeds: int, steps: int, budget: float
+               ) -> Result:  # fmt: skip
+        """The optimizer at its best rate with every seed, and with fewer steps where asked."""
+        tried = {rate: self.curve(name, rate, 1, steps) for rate in rates}
+        best = min(tried, key=lambda rate: tried[rate].final)
+        curves = [self.curve(name, best, seed, steps) for seed in range(1, seeds + 1)]
+        fewer = round(steps * budget)
+        shorter = [] if name == "adamw" or fewer == steps else [
+            self.curve(name, best, seed, fewer) for seed in range(1, seeds + 1)
+        ]  # fmt: skip
+        return Result(name, best, curves, shorter)
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Prepare and train whatever is missing, then write the table."""
+    parser = commands.parser(
+        __doc__,
+        ("corpus", "directory of the novels"),
+        ("out", "directory of data, runs and the table"),
+        of="all runs",
+    )
+    parser.add_argument("--config", type=Path, default=CONFIG, help="recipe of the model")
+    parser.add_argument("--seeds", type=int, default=3, help="runs at the best rate")
+    parser.add_argument("--budget", type=float, default=0.7, help="part of the steps; 1: none")
+    parser.add_argument("--rates", type=int, default=0, help="first rates of a grid; 0: all")
+    parsed = parser.parse_intermixed_args(words)
+    out: Path = parsed.out
+    sets = [f"data.{part}={out / 'data' / f'novels_{name}'}"
+            for part, name in (("train", "train"), ("validation", "val"))]  # fmt: skip
+    settings = [*sets, "train.validate_every=25", "wandb.mode=disabled", *parsed.settings]
+    try:
+        config = configuration.load(parsed.config, [*settings, f"run.directory={out / 'runs'}"])
+    except SettingsError as error:
+        sys.exit(str(error))
+    commands.prepare_novels(parsed.corpus, out / "data")
+    trainer, results = Trainer(out, parsed.config, settings), []
+    for name, grid in GRID.items():
+        rates = grid[: parsed.rates or None]
+        steps = config.train.steps
+        results.append(trainer.result(name, rates, parsed.seeds, steps, parsed.budget))
+        # After each, so that a comparison that is stopped early has a table already.
+        text = table(results, steps, parsed.budget)
+        commands.conclude(out / "optimizers", text, [asdict(result) for result in results])
+
+
+if __name__ == "__main__":
+    main()
