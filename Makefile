@@ -5,8 +5,8 @@
 PYTHON ?= python3
 # A package index for torch only; empty: the same as for the other packages.
 TORCH_INDEX ?=
-# Worker processes of `make test` and `make test-slow`.
-WORKERS ?= 2
+# Worker processes of `make test` and `make test-slow`: one more than cores, since tests also wait.
+WORKERS ?= 3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed

@@ -104,6 +104,10 @@ def _rank(jobs: Path) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         dist.barrier()
         configure_logging(place.rank, directory)
+<<<<<<< HEAD
+=======
+        watchdog = Watchdog(directory, place.rank, {"start": 3600, "step": 3600, "save": 3600})
+>>>>>>> optim
         run = Run(config, Attempt(directory, 1), torch.device("cpu"))
         copy = reserved(run.engine, run.share.owned, run.state)
         (directory / f"host-copy-{place.rank}").write_text(str(copy.bytes))
