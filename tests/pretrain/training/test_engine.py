@@ -92,7 +92,8 @@ def _rank(jobs: Path) -> None:
     dist.init_process_group(
         "gloo", init_method=place.init_method, rank=place.rank, world_size=place.size
     )
-    watchdog = Watchdog(jobs.parent, place.rank, {"start": 600, "step": 600, "save": 600})
+    limits = {"start": 3600, "step": 3600, "save": 3600}  # of all jobs together
+    watchdog = Watchdog(jobs.parent, place.rank, limits)
     for job in json.loads(jobs.read_text()):
         config = load(None, job["settings"])
         directory = Path(config.run.directory)
@@ -104,10 +105,6 @@ def _rank(jobs: Path) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         dist.barrier()
         configure_logging(place.rank, directory)
-<<<<<<< HEAD
-=======
-        watchdog = Watchdog(directory, place.rank, {"start": 3600, "step": 3600, "save": 3600})
->>>>>>> optim
         run = Run(config, Attempt(directory, 1), torch.device("cpu"))
         copy = reserved(run.engine, run.share.owned, run.state)
         (directory / f"host-copy-{place.rank}").write_text(str(copy.bytes))
