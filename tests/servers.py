@@ -122,7 +122,7 @@ class Proxy:
 
 
 def _reset(connection: socket.socket) -> None:
-    """Close it so that the other side is told at once (RST)."""
+    """Close it so that the other side notices at once (RST)."""
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     with contextlib.suppress(OSError):
         connection.shutdown(socket.SHUT_RD)

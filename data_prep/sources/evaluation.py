@@ -24,8 +24,8 @@ _PACKED: dict[str, Compression] = {"gzip data": "gzip", "zstd data": "zstd"}
 def texts(path: Path) -> Iterator[str]:
     """The strings of JSON, JSON lines, parquet, CSV and TSV; the whole text of another file.
 
-    JSON is told by its content, so that no escape is taken for text. Raises OSError, and ValueError
-    where the file cannot be read as what it is.
+    JSON is recognised by its content, so that no escape is taken for text. Raises OSError, and
+    ValueError where the file cannot be read as what it is.
     """
     with path.open("rb") as raw:
         head = raw.read(contents.HEAD_BYTES)

@@ -223,7 +223,7 @@ def _misread(file: InputFile) -> str:
     try:
         head = _head(file)
     except (OSError, DamageError):
-        return ""  # which is told where it is read
+        return ""  # reported where it is read
     expected = {"parquet": "a parquet table", "warc": "a WARC archive"}.get(file.format, "")
     other = contents.binary(head)
     if other and other != expected and file.config.group_by == "file":

@@ -1,4 +1,4 @@
-"""What stands beside a model's weights: chat templates, and what `generate` does by default.
+"""Files beside a model's weights: chat templates, and what `generate` does by default.
 
 An import keeps these files, a run that starts from it takes them over (`train.start_from`), and
 `export` writes them: `pretrain/checkpoint/runs.py` names them.

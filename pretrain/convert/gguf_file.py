@@ -202,7 +202,9 @@ def _scaling(
     if own.get("rope.scaling.type", "none") == "none":
         return {} if factors is None else _llama3(path, _dense(factors), theta)
     if factors is not None:
-        raise SettingsError([f"{path.name}: {_FACTORS}: stands beside another scaling"])
+        raise SettingsError(
+            [f"{path.name}: {_FACTORS}: cannot be combined with another scaling of positions"]
+        )
     return {theirs: own[key] for key, theirs in _SCALING.items() if key in own}
 
 

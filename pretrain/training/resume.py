@@ -56,7 +56,7 @@ class Resumer:
     def start(self, directory: Path) -> RunState:
         """Step 0, with new weights or the weights of `train.start_from`.
 
-        What stands beside these, as a chat template, is copied into the run's `directory`.
+        Files beside these, such as a chat template, are copied into the run's `directory`.
         """
         origin = None
         if self.config.train.start_from:

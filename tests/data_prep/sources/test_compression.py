@@ -1,4 +1,4 @@
-"""Members of compressed files: each that is sound is read, and what is left out is told."""
+"""Members of compressed files: each that is sound is read, and what is left out is reported."""
 
 from __future__ import annotations
 

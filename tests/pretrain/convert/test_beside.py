@@ -1,4 +1,4 @@
-"""What stands beside a model's weights on the way in."""
+"""Files beside a model's weights, on import."""
 
 from __future__ import annotations
 

@@ -132,7 +132,7 @@ def test_the_shape_that_is_not_given_is_the_sources(tmp_path: Path, write_run: A
     old = trained_model(tmp_path / "old")
     assert replace(old, memory=found.memory, segment=8) == found
     assert (found.memory.kind, found.qk_norm, found.rope_scaling) == ("linear", True, scaling)
-    # Of what is given nothing is taken from the source, and a contradiction is told as ever.
+    # Of what is given nothing is taken from the source, and a contradiction is still refused.
     found = inherited(tmp_path, "model.d_ff=64", "model.rope_scaling.factor=5")
     assert (found.d_ff, found.n_layers, found.rope_scaling.factor) == (64, 2, 5.0)
     assert (found.rope_scaling.kind, found.segment) == ("linear", 8)
