@@ -130,6 +130,7 @@ def _damage() -> Iterator[None]:
         if isinstance(error, OSError) and error.errno:
             raise
         said = " ".join(str(error).split())[:200]
+        # Arrow raises another class for some of the encodings that it lacks, in these words.
         missing = isinstance(error, NotImplementedError) or "not yet implemented" in said.lower()
         raise (UnsupportedError if missing else DamageError)(said) from None
 
