@@ -31,7 +31,7 @@ from pretrain.config import Config
 from pretrain.model.memories.kinds import is_of_memory
 from pretrain.model.state import ModelState
 from pretrain.model.transformer import Output, Transformer
-from pretrain.training import optim
+from pretrain.training import optim, uncompiled
 from pretrain.training.partitions import Partition
 from pretrain.training.run_state import TrainingError
 from pretrain.training.states import Place, States
@@ -103,11 +103,13 @@ def _import_deepspeed(device_type: str) -> Any:
     os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "error")
     # Importing DeepSpeed makes a CUDA build of torch look for nvcc, even without a GPU.
     logging.getLogger("torch.utils.cpp_extension").addFilter(_says_more_than_no_gpu)
-    import deepspeed
-    from deepspeed.runtime import compiler
+    with uncompiled.without_compiler(triton=device_type != "cpu"):
+        import deepspeed
+        from deepspeed.runtime import compiler
 
     # Else ZeRO imports its Muon, which no run uses, and with it torch's compiler: 1 s per rank.
     compiler.compile = lambda: compiler.dummy_decorator
+    uncompiled.call_optimizers_as_they_are()
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     return deepspeed
 
@@ -196,9 +198,10 @@ class Engine:
         on_gpu = device.type == "cuda"
         dtype = torch.bfloat16 if config.train.precision == "bf16" else torch.float32
         self._optimizer = optim.make(groups, config.optim, dtype, fused=on_gpu)
-        self._deepspeed, self._zero, _, _ = deepspeed.initialize(
-            model=model, optimizer=self._optimizer, config=settings
-        )
+        with uncompiled.without_compiler(triton=on_gpu):
+            self._deepspeed, self._zero, _, _ = deepspeed.initialize(
+                model=model, optimizer=self._optimizer, config=settings
+            )
         self._shapes = shapes
         self.module: Transformer = self._deepspeed.module
         self._parameters = dict(self.module.named_parameters())

@@ -19,6 +19,7 @@ from torch import nn
 from pretrain.config import OptimConfig
 from pretrain.training.adafactor import Adafactor
 from pretrain.training.muon import Muon
+from pretrain.training.uncompiled import AdamW
 
 Group: TypeAlias = dict[str, Any]
 """A parameter group: torch's keys, `peak`, `moments`, and its optimizer's own."""
@@ -98,7 +99,7 @@ def make(
     if config.name == "muon":
         return Muon(groups, config, dtype, fused)
     betas = (config.beta1, config.beta2)
-    return torch.optim.AdamW(groups, betas=betas, eps=config.eps, fused=fused)
+    return AdamW(groups, betas=betas, eps=config.eps, fused=fused)
 
 
 def rate_fraction(config: OptimConfig, steps: int, step: int) -> float:
