@@ -178,7 +178,8 @@ def _read(
             continue
         try:
             value = _given(_kind_of(schema, key), given)
-            OmegaConf.create({"_": value})  # a ${ without its end
+            if "${" in given:
+                OmegaConf.create({"_": value})  # it may have no end
         except (yaml.YAMLError, OmegaConfBaseException, ValueError) as error:
             problems.append(f"{word!r}: the value cannot be read: {str(error).splitlines()[0]}")
             continue
@@ -267,10 +268,11 @@ def _resolved(schema: type[Any], merged: Any, problems: list[str]) -> dict[str, 
 
     try:
         plain = OmegaConf.to_container(merged, resolve=False)
-        given = _without_resolvers(plain, "", problems)
-        # An interpolation may name a key that nobody has set.
-        whole = OmegaConf.create(_with_defaults(schema, given))
-        resolved = _only(given, OmegaConf.to_container(whole, resolve=True))
+        resolved = given = _without_resolvers(plain, "", problems)
+        if "${" in repr(given):  # else to resolve nothing would take longer than all the rest
+            # An interpolation may name a key that nobody has set.
+            whole = OmegaConf.create(_with_defaults(schema, given))
+            resolved = _only(given, OmegaConf.to_container(whole, resolve=True))
     except OmegaConfBaseException as error:
         raise SettingsError([*problems, str(error).splitlines()[0]]) from None
     assert isinstance(resolved, dict)

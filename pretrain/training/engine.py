@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import functools
+import gc
 import io
 import logging
 import os
@@ -103,6 +104,7 @@ def _import_deepspeed(device_type: str) -> Any:
     os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "error")
     # Importing DeepSpeed makes a CUDA build of torch look for nvcc, even without a GPU.
     logging.getLogger("torch.utils.cpp_extension").addFilter(_says_more_than_no_gpu)
+    first = "deepspeed" not in sys.modules
     with uncompiled.without_compiler(triton=device_type != "cpu"):
         import deepspeed
         from deepspeed.runtime import compiler
@@ -110,6 +112,8 @@ def _import_deepspeed(device_type: str) -> Any:
     # Else ZeRO imports its Muon, which no run uses, and with it torch's compiler: 1 s per rank.
     compiler.compile = lambda: compiler.dummy_decorator
     uncompiled.call_optimizers_as_they_are()
+    if first:
+        gc.freeze()  # ZeRO-3 collects garbage, which need not be looked for among modules
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     return deepspeed
 

@@ -51,11 +51,10 @@ def run(config: Config, place: Place) -> int:
 
 def _train(config: Config, place: Place, watchdog: Watchdog, attempt: int) -> int:
     check_start(config, place.size)
-    # All of the million objects that this makes stay: looking among them for garbage, again and
-    # again as they become more, is a fifth of the time.
+    # All that this makes stays: to look for garbage among it, again and again as it becomes more,
+    # would take a fifth of the time. What is there when DeepSpeed is imported is never looked at.
     gc.disable()
     from pretrain.training import trainer
 
-    gc.freeze()
     gc.enable()
     return trainer.train(config, place, watchdog, attempt)
