@@ -6,6 +6,7 @@ import gc
 import hashlib
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -57,6 +58,14 @@ def pytest_collection_finish() -> None:
     """From here on, garbage is looked for among what tests make."""
     gc.freeze()
     gc.enable()
+
+
+def pytest_configure() -> None:
+    """Undo what nohup and a shell's & set: programs that tests start would ignore signals too."""
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
