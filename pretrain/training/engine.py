@@ -99,6 +99,8 @@ def build_ops(report: Callable[[str], None] = print) -> None:
 def _import_deepspeed(device_type: str) -> Any:
     if device_type == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"
+        # Else ZeRO-3 starts `numactl --hardware` for each bucket and step, to count NUMA nodes.
+        os.environ.setdefault("LOCAL_SIZE", "1")
     for renamed in ("all_gather_into_tensor", "reduce_scatter_tensor"):
         warnings.filterwarnings("ignore", message=f".*{renamed}.*", category=FutureWarning)
     os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "error")
