@@ -15,13 +15,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, TextIO
-
-import torch
+from typing import TYPE_CHECKING, Any, TextIO
 
 from data_prep.dataset import durable, settings
 from pretrain.checkpoint.attempts import LOG_FILE
 from pretrain.config import Config
+
+if TYPE_CHECKING:
+    import torch
 
 METRICS_FILE = "metrics.jsonl"
 _IDENTITY_FILE = "run.json"
@@ -118,6 +119,8 @@ class Meter:
 def peak_memory(device: torch.device) -> int:
     """Bytes: the device's peak allocation, or on a CPU this process's peak resident set."""
     if device.type == "cuda":
+        import torch  # records are read without it
+
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 

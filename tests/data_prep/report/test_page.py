@@ -33,7 +33,7 @@ PROBE = """<script>addEventListener("load", () => {
     return a.left < b.right && b.left < a.right && a.top < b.bottom - 1 && b.top < a.bottom - 1;
   };
   document.documentElement.setAttribute("data-probe", JSON.stringify({
-    charts: [...document.querySelectorAll(".bars, .histogram")].map(size),
+    charts: [...document.querySelectorAll(".bars, .plot")].map(size),
     bars: [...document.querySelectorAll(".bars svg")].map(size),
     texts: texts.map(node => node.textContent),
     overlaps: texts.flatMap((a, n) => texts.slice(n + 1).filter(b => overlap(a, b))
