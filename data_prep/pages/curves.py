@@ -1,4 +1,4 @@
-"""Line charts for a page without scripts: scales, ticks, thinned paths, and the figures beside them.
+"""Line charts for a page without scripts: scales, ticks, thinned paths, figures beside them.
 
 A path is drawn in units of a box of WIDTH x HEIGHT, which the template stretches over the chart.
 """
