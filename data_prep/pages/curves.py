@@ -237,7 +237,7 @@ def _path(places: np.ndarray, values: np.ndarray, y: Scale, buckets: int) -> str
 
 
 def _dots(curve: Curve, places: np.ndarray, y: Scale) -> Iterator[Dot]:
-    for n in np.flatnonzero(np.isfinite(curve.y)):
+    for n in np.flatnonzero(np.isfinite(curve.y)).tolist():
         down = (1 - float(y.places(curve.y[n : n + 1])[0])) * HEIGHT
         title = f"{curve.name}: {number(curve.y[n])} at {_place(curve.x[n])}"
         path = f"M{places[n] * WIDTH:.0f} {down:.0f}h0"
@@ -250,8 +250,8 @@ def _row(curve: Curve, finite: np.ndarray) -> Row:
     if not len(y):
         return Row("\N{EN DASH}", "\N{EN DASH}", "\N{EN DASH}", lost)
     least, greatest = y.argmin(), y.argmax()
-    last = number(curve.y[-1])
-    return Row(last, *(f"{number(y[at])} @ {_place(x[at])}" for at in (least, greatest)), lost)
+    ends = [f"{number(y[at])} @ {_place(x[at])}" for at in (least, greatest)]
+    return Row(number(curve.y[-1]), ends[0], ends[1], lost)
 
 
 def _place(x: float) -> str:

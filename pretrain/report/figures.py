@@ -225,8 +225,8 @@ class _Figures:
                 curves.append(_curve(style, x, y, marks=True))
         if curves:
             last = max(float(curve.x.max()) for curve in curves)
-            x = Scale(0.3, round(last) + 0.7, whole=True)
-            chart = drawn(curves, x, Scale.around(curves))
+            layers = Scale(0.3, round(last) + 0.7, whole=True)
+            chart = drawn(curves, layers, Scale.around(curves))
             note = "A dot per head, after the last record."
             yield Figure("Gates of all heads by layer", chart, note, "layer")
 

@@ -141,4 +141,7 @@ def _value(column: Mapping[str, Any], key: str) -> str:
 
 
 def _yaml(configuration: Mapping[str, Any]) -> str:
+    """As in config.yaml; empty where nothing could be read."""
+    if not configuration:
+        return ""
     return yaml.safe_dump(dict(configuration), sort_keys=False, allow_unicode=True)[:50_000]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -116,8 +117,9 @@ def _row(row: Mapping[str, Any], name: str) -> Iterator[tuple[str, float]]:
 
 
 def _mean(value: Any) -> float:
-    if type(value) is float and math.isfinite(value):
-        return value
+    if isinstance(value, list) and value:
+        with contextlib.suppress(TypeError, OverflowError):  # the usual case, of numbers alone
+            return _float(sum(value) / len(value))
     found = [number for _, number in numbers(value)]
     return sum(found) / len(found) if found else math.nan
 

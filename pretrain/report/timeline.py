@@ -55,8 +55,8 @@ def progress(runs: Sequence[Run], shown: Sequence[Style]) -> list[Figure]:
             curves.append(Curve(style.name, x, y, style.colour, style.dash))
     for kind, name in KINDS.items():
         curves += _marks(kind, name, runs, shown, begins, size)
-    x = Scale(0.0, max(1e-9, longest / size))
-    chart = drawn(curves, x, Scale.around(curves, from_zero=True))
+    span = Scale(0.0, longest / size)
+    chart = drawn(curves, span, Scale.around(curves, from_zero=True))
     note = "Where the line falls, an attempt began from the last checkpoint and repeated steps."
     return [Figure("Steps over time", chart, note, f"{unit} since the run's first attempt")]
 
