@@ -101,14 +101,16 @@ class Scale:
     """Ticks at whole numbers only."""
 
     @staticmethod
-    def around(curves: Iterable[Curve], *, from_zero: bool = False) -> Scale:
-        """A scale with room for all finite values; logarithmic where they span much."""
+    def around(curves: Iterable[Curve], *, from_zero: bool = False, linear: bool = False) -> Scale:
+        """A scale with room for all finite values; logarithmic where they span much, unless it is
+        to be linear or to begin at zero.
+        """
         values = np.concatenate([np.zeros(0), *(curve.y for curve in curves)])
         values = values[np.isfinite(values)]
         if not values.size:
             return Scale(0.0, 1.0)
         low, high = float(values.min()), float(values.max())
-        if low > 0 and high / low > _RATIO and not from_zero:
+        if low > 0 and high / low > _RATIO and not (from_zero or linear):
             return Scale(low / 1.15, high * 1.15, logarithmic=True)
         low = min(low, 0.0) if from_zero else low
         # Of equal values, so that they are drawn half way up.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -51,6 +51,11 @@ class _Known(NamedTuple):
     title: str
     unit: str
     from_zero: bool = False
+    linear: bool = False
+
+    def scale(self, curves: Iterable[Curve]) -> Scale:
+        """The y axis of these curves."""
+        return Scale.around(curves, from_zero=self.from_zero, linear=self.linear)
 
 
 _KNOWN = {
@@ -64,7 +69,10 @@ _KNOWN = {
         OPTIMIZATION, "Skipped steps", "Since the run's first step.", from_zero=True
     ),
     ("train", "gates"): _Known(
-        MEMORY, "Gates", "Sigmoid of β, the memory's share: 0 local attention only, 1 memory only."
+        MEMORY,
+        "Gates",
+        "Sigmoid of β, the memory's share: 0 local attention only, 1 memory only.",
+        linear=True,
     ),
     ("train", "tokens_per_second"): _Known(
         SPEED, "Tokens per second", "All ranks together.", from_zero=True
@@ -168,7 +176,7 @@ class _Figures:
             yield self._figure(f"{known.title}, mean of the layers", known, means)
         curves = [_of_layers(one) if one.layers else _of_names(one) for one, _ in own]
         # One scale, so that the runs' charts can be compared.
-        y = Scale.around(itertools.chain(*curves), from_zero=known.from_zero)
+        y = known.scale(itertools.chain(*curves))
         for (_, style), of_run in zip(own, curves, strict=True):
             name = f" \N{MIDDLE DOT} {style.name}" if len(self.runs) > 1 else ""
             yield self._figure(f"{known.title}{name}", known, of_run, y)
@@ -192,8 +200,7 @@ class _Figures:
     def _figure(
         self, title: str, known: _Known, curves: Sequence[Curve], y: Scale | None = None
     ) -> Figure:
-        y = y or Scale.around(curves, from_zero=known.from_zero)
-        chart = drawn(curves, self.x, y)
+        chart = drawn(curves, self.x, y or known.scale(curves))
         return Figure(title, chart, known.unit, folded=len(curves) > 6)
 
     def _of_runs(self) -> Iterator[tuple[dict[tuple[str, str], Family], Style]]:
@@ -226,7 +233,7 @@ class _Figures:
         if curves:
             last = max(float(curve.x.max()) for curve in curves)
             layers = Scale(0.3, round(last) + 0.7, whole=True)
-            chart = drawn(curves, layers, Scale.around(curves))
+            chart = drawn(curves, layers, Scale.around(curves, linear=True))
             note = "A dot per head, after the last record."
             yield Figure("Gates of all heads by layer", chart, note, "layer")
 
