@@ -93,12 +93,12 @@ class _Reader:
         self._advance(line.seconds)
         if begun := _ATTEMPT.match(line.text):
             self._attempt, self._time = int(begun[1]), _moment(begun[2])
-            self._reach(int(begun[3]))
+            self._start(int(begun[3]))
         elif reported := _STEP.match(line.text):
             self._reach(int(reported[1]))
         elif not _ROUTINE.match(line.text):
             if resumed := _RESUMED.match(line.text):
-                self._step = int(resumed[1])
+                self._start(int(resumed[1]))
             about = (self._time, line.clock, self._attempt, self._step)
             self.log.events.append(Event(_kind(line.text), *about, _shown(line.text)))
 
@@ -111,6 +111,11 @@ class _Reader:
             passed = timedelta(seconds=seconds - self._before)
             self._time += passed if passed > -_DAY / 2 else passed + _DAY
         self._before = seconds
+
+    def _start(self, step: int) -> None:
+        """An attempt starts from the newest checkpoint, and from an older one if it is damaged."""
+        self.log.reached.pop(self._attempt, None)
+        self._reach(step)
 
     def _reach(self, step: int) -> None:
         self._step = step

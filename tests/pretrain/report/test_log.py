@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from pathlib import Path
 
+from pretrain.checkpoint import attempts
 from pretrain.report import log
 from tests.pretrain.report.directories import LOG
 
@@ -22,10 +23,20 @@ def test_steps_have_times_over_midnight_and_attempts_the_step_that_they_reached(
     # The log's clock is an hour ahead of UTC; the second attempt goes on after midnight.
     assert times == [
         *("01 06:00:00", "01 06:00:30", "01 06:01:00", "01 06:01:30"),
-        *("01 22:59:50", "01 23:00:20"),
+        *("01 22:59:50", "01 23:00:10", "01 23:00:20"),
     ]
-    assert [step for _, step in found.progress] == [0, 10, 20, 30, 20, 30]
+    assert [step for _, step in found.progress] == [0, 10, 20, 30, 20, 20, 30]
     assert found.reached == {1: 30, 2: 30}
+
+
+def test_an_attempt_that_resumes_from_an_older_checkpoint_has_not_reached_the_newer(
+    tmp_path: Path,
+) -> None:
+    text = LOG.replace("from step 20", "from step 40").replace("step 20", "step 15")
+    found = read(tmp_path, text.replace("step 30/100 | loss 3.6", "step 25/100 | loss 3.6"))
+    assert [step for _, step in found.progress][-3:] == [40, 15, 25]
+    assert found.reached[2] == 25
+    assert [event.step for event in found.events][-2:] == [40, 15]
 
 
 def test_lines_that_are_not_routine_are_events_of_a_kind_an_attempt_and_a_step(
@@ -42,6 +53,17 @@ def test_lines_that_are_not_routine_are_events_of_a_kind_an_attempt_and_a_step(
     assert fault.time == datetime(2026, 11, 1, 6, 1, 31, tzinfo=UTC)
     assert fault.text.startswith("rank 1 failed\nTraceback") and "[hidden]@host" in fault.text
     assert "hunter2" not in fault.text
+
+
+def test_what_a_launch_writes_is_what_is_read(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints/step-00000040").mkdir(parents=True)
+    for number in (1, 2):
+        assert attempts.claim(tmp_path, 2, 100, None).number == number
+    found = log.read(tmp_path)
+    assert found.reached == {1: 40, 2: 40} and found.events == []
+    (first, _), (second, _) = found.progress
+    assert 0 <= (second - first).total_seconds() < 60
+    assert abs((datetime.now(UTC) - second).total_seconds()) < 60
 
 
 def test_a_log_of_an_older_version_has_events_without_times(tmp_path: Path) -> None:
