@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from data_prep.dataset import settings
+from data_prep.dataset import credentials, settings
 from data_prep.dataset.settings import group, setting
 
 # The bytes of the data set do not depend on these.
@@ -21,7 +21,6 @@ _DECIDED = {
     *("partition", "time", "cpus-per-task", "mem-per-cpu", "mem", "job-name", "output", "error"),
 }
 _SEPARATOR = "\n\n"
-_SECRET = re.compile(r"://[^/]*@|[?&][^=]*(signature|sig|token|key|secret|credential)[^=]*=", re.I)
 
 # The languages of fastText's lid.176.
 _LANGUAGES = (
@@ -193,7 +192,7 @@ def _wrong_url(pattern: str) -> list[str]:
     if "://" not in pattern:
         return []
     found = []
-    if _SECRET.search(pattern):
+    if credentials.in_url(pattern):
         found.append(
             "holds credentials, which would be stored in the manifest; give them in the "
             "environment (AWS_ACCESS_KEY_ID, AWS_PROFILE, ~/.netrc)"

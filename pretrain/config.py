@@ -641,6 +641,15 @@ class WandbConfig:
 
 
 @dataclass(frozen=True)
+class TensorBoardConfig:
+    """Tracking with TensorBoard, of the same numbers under the same names."""
+
+    enabled: bool = setting(
+        False, "event files in the run directory's tensorboard/; needs the extra tensorboard"
+    )
+
+
+@dataclass(frozen=True)
 class Config:
     """Everything that `pretrain train` needs to know."""
 
@@ -655,6 +664,7 @@ class Config:
     launch: LaunchConfig = group(LaunchConfig)
     watchdog: WatchdogConfig = group(WatchdogConfig)
     wandb: WandbConfig = group(WandbConfig)
+    tensorboard: TensorBoardConfig = group(TensorBoardConfig)
 
     @property
     def window(self) -> int:

@@ -26,10 +26,12 @@ FLOORS = {
     "pretrain.planning": 5,
     "pretrain.convert": 5,
     "pretrain.plot": 5,
+    "pretrain.report": 5,
     "pretrain.cli": 6,
     "data_prep.dataset": 1,
     "data_prep.accounts": 2,
     "data_prep.config": 2,
+    "data_prep.pages": 2,
     "data_prep.tokenizer": 2,
     "data_prep.recall": 3,
     "data_prep.report": 3,
@@ -39,8 +41,9 @@ FLOORS = {
     "data_prep.cli": 5,
 }
 # What pretrain takes from data_prep: the contract of data sets, the tokenizer, the tasks of recall,
-# which training and evaluation must word alike, and the reader of URLs.
-SHARED = {"dataset", "tokenizer", "recall"}
+# which training and evaluation must word alike, the frame and charts of reports, and the reader of
+# URLs.
+SHARED = {"dataset", "tokenizer", "recall", "pages"}
 READER = "data_prep.sources.storage"
 # What a model may import: no ranks, no files, no engine.
 OF_A_MODEL = {"pretrain.config", "pretrain.model", "torch", "flash_attn", "triton"} | {

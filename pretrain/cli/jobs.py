@@ -12,7 +12,7 @@ from data_prep.dataset.shards import DataError
 from pretrain.cli.train import OnConfig, OnRun
 from pretrain.data.files import manifest_of
 from pretrain.jobs import job, origin, resumable
-from pretrain.jobs.start_checks import data_problems, directory_problems
+from pretrain.jobs.start_checks import data_problems, directory_problems, tracking_problems
 
 
 class Plan(OnConfig):
@@ -77,7 +77,8 @@ class Check(OnRun):
 
     def run(self) -> int:
         config = self.wanted
-        problems = directory_problems(config) + data_problems(config, self.made_before)
+        problems = tracking_problems(config) + directory_problems(config)
+        problems += data_problems(config, self.made_before)
         problems += origin.problems(config) + resumable.problems(config, self.made_before)
         try:
             ranks = job.ranks_per_node(config, self.nodes, self.gpus_per_node)

@@ -1,4 +1,4 @@
-"""`pretrain`: plan, memories, train, evaluate, generate, plot; import, export; check, preflight.
+"""`pretrain`: plan, memories, train, evaluate, generate, plot, report, import, export, check, ...
 
 Commands that need torch import it after the configuration was checked.
 """
@@ -30,6 +30,7 @@ _PROGRAM = Program(
         "import": convert.Import,
         "export": convert.Export,
         "plot": convert.Plot,
+        "report": convert.Report,
         "check": jobs.Check,
         "preflight": jobs.Preflight,
     },

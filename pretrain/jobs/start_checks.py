@@ -24,10 +24,21 @@ def check_start(config: Config, ranks: int) -> None:
             "model.local_attention: flash-attn is not installed; install the extra `gpu` (README), "
             "or set it to auto or sdpa"
         )
+    problems += tracking_problems(config)
     problems += directory_problems(config) + data_problems(config)
     problems += origin.problems(config) + resumable.problems(config)
     if problems:
         raise SettingsError(problems)
+
+
+def tracking_problems(config: Config) -> list[str]:
+    """Why TensorBoard's files cannot be written."""
+    if not config.tensorboard.enabled or importlib.util.find_spec("tensorboard"):
+        return []
+    return [
+        "tensorboard.enabled: tensorboard is not installed; install the extra `tensorboard` "
+        "(README), or set it to false"
+    ]
 
 
 def directory_problems(config: Config) -> list[str]:

@@ -15,7 +15,7 @@ from pretrain.training.metrics import Recorder
 
 
 class Records:
-    """`metrics.jsonl`, wandb's run and the ledger, open from `resumed_step` on.
+    """`metrics.jsonl`, trackers and the ledger, open from `resumed_step` on.
 
     The constructor also writes the configuration and the tokenizer. Raises TrackingError.
     """
@@ -42,6 +42,6 @@ class Records:
         self._ledger.add(step, histories)
 
     def close(self) -> None:
-        """Close the files and end wandb's run."""
+        """Close the files and end the trackers."""
         self._recorder.close()
         self._ledger.close()

@@ -28,8 +28,8 @@ from pretrain.training.metrics import (
     log_line,
     peak_memory,
     read_records,
-    run_identity,
 )
+from pretrain.training.trackers import run_identity
 from tests import ranks
 
 UNTRACKED = Config(wandb=WandbConfig(mode="disabled"))
@@ -425,7 +425,8 @@ def test_online_tracking_without_a_key_is_refused_with_what_to_do(tmp_path: Path
     script = (
         "from pathlib import Path\n"
         "from pretrain.config import Config, WandbConfig\n"
-        "from pretrain.training.metrics import Recorder, TrackingError\n"
+        "from pretrain.training.metrics import Recorder\n"
+        "from pretrain.training.trackers import TrackingError\n"
         "try: Recorder(Path('run'), Config(wandb=WandbConfig(mode='online')), 0)\n"
         "except TrackingError as error: print(error)\n"
     )
