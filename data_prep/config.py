@@ -21,7 +21,6 @@ _DECIDED = {
     *("partition", "time", "cpus-per-task", "mem-per-cpu", "mem", "job-name", "output", "error"),
 }
 _SEPARATOR = "\n\n"
-_SECRET = re.compile(r"://[^/]*@|[?&][^=]*(signature|sig|token|key|secret|credential)[^=]*=", re.I)
 
 # The languages of fastText's lid.176.
 _LANGUAGES = (
@@ -192,12 +191,7 @@ class SourceConfig:
 def _wrong_url(pattern: str) -> list[str]:
     if "://" not in pattern:
         return []
-    found = []
-    if _SECRET.search(pattern):
-        found.append(
-            "holds credentials, which would be stored in the manifest; give them in the "
-            "environment (AWS_ACCESS_KEY_ID, AWS_PROFILE, ~/.netrc)"
-        )
+    found = [wrong] if (wrong := settings.credentials_in(pattern)) else []
     if pattern.startswith("http") and re.search(r"[*\[]", pattern):
         found.append("the web cannot list files; give each URL, without wildcards")
     return found

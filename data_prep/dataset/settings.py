@@ -25,6 +25,8 @@ T = TypeVar("T")
 # As messages name keys: train.steps, sources[0].paths.
 _KEY = re.compile(r"\w+(\[\d+\])?(\.\w+(\[\d+\])?)*")
 _QUOTED = re.compile(r"""'(?:[^']|'')*'|"(?:[^"\\]|\\.)*\"""", re.DOTALL)
+# In a URL: a password, or a key of its query.
+_SECRET = re.compile(r"://[^/]*@|[?&][^=]*(signature|sig|token|key|secret|credential)[^=]*=", re.I)
 _RESOLVER = re.compile(r"\$\{\s*[\w.]+\s*:")
 
 
@@ -85,6 +87,16 @@ def at_home(path: str) -> str:
             f"there is no home directory {home}; give the whole path, or ./{path} where that is "
             "its name"
         ) from None
+
+
+def credentials_in(url: str) -> str:
+    """Why this URL, which files and jobs repeat, cannot be given; empty: it holds no secret."""
+    if not _SECRET.search(url):
+        return ""
+    return (
+        "holds credentials, which would be stored with the configuration; give them in the "
+        "environment (AWS_ACCESS_KEY_ID, AWS_PROFILE, ~/.netrc)"
+    )
 
 
 def load(
@@ -430,6 +442,8 @@ def _scalar(
             raw = at_home(raw)
         except ValueError as error:
             _wrong(f"{key}: {error}", problems)
+        if "://" in raw and (wrong := credentials_in(raw)):
+            _wrong(f"{key}: {wrong}", problems)
     low, high = bounds.get("low"), bounds.get("high")
     if (low is not None and raw < low) or (high is not None and raw > high):
         wanted = f"at least {low}" if high is None else f"{low} to {high}"

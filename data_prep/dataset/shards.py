@@ -18,6 +18,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import tarfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -39,6 +40,12 @@ FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 # What a checkpoint of pretrain's has beside its manifest.json, and a run's directory.
 _OF_A_CHECKPOINT, _OF_A_RUN = "manifest.sha256", "checkpoints"
+
+# The manifest's first key, and what stands in its place while the sha256 is taken.
+_SEAL, _NO_DIGEST = "checksum", "0" * 64
+_SEALED = re.compile(rb'\{\n "checksum": "([0-9a-f]{64})",\n')
+# With one byte of the above changed.
+_DIGEST_AT_THE_START = re.compile(rb".{0,54}[0-9a-f]{31}", re.DOTALL)
 
 _UINT16_IDS = 1 << 16
 _OWNER = "data-prep"
@@ -226,11 +233,16 @@ def check_shard(path: Path, info: ShardInfo) -> None:
 
 
 def write_manifest(directory: Path, manifest: Manifest) -> None:
-    """Make the directory a data set: the manifest is written last."""
+    """Make the directory a data set: the manifest is written last.
+
+    Its first key is the sha256 of its own bytes, with zeros in the place of that sha256.
+    """
     plain = dataclasses.asdict(manifest)
     if not manifest.prompt_tokens:
         del plain["prompt_tokens"]
-    durable.write_json(directory / MANIFEST, plain)
+    data = durable.json_bytes({_SEAL: _NO_DIGEST, **plain})
+    digest = hashlib.sha256(data).hexdigest()
+    durable.write_bytes(directory / MANIFEST, data.replace(_NO_DIGEST.encode(), digest.encode(), 1))
 
 
 def no_data_set(directory: Path) -> str:
@@ -280,6 +292,7 @@ def manifest_bytes(directory: Path) -> bytes:
 
 def parsed_manifest(path: str, data: bytes) -> Manifest:
     """The manifest in `data`, the bytes of the file at `path`. Raises DataError."""
+    _check_seal(path, data)
     try:
         plain = json.loads(data)
     except ValueError:
@@ -291,6 +304,7 @@ def parsed_manifest(path: str, data: bytes) -> Manifest:
             "prepare the data set with this version of data-prep"
         )
     try:
+        plain.pop(_SEAL, None)
         manifest = settings.from_plain(Manifest, plain)
     except SettingsError as error:
         raise DataError(f"{path}: {error.problems[0]}; prepare the data set again") from None
@@ -483,6 +497,22 @@ def _check_file(path: Path, sha256: str, size: int | None = None) -> None:
         raise DataError(f"{path}: is missing; {_REMEDY}") from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); {_REMEDY}") from None
+
+
+def _check_seal(path: str, data: bytes) -> None:
+    """Raise DataError where a byte of the manifest differs from those that were written.
+
+    Manifests of earlier versions have no checksum.
+    """
+    if found := _SEALED.match(data):
+        start, stop = found.span(1)
+        if hashlib.sha256(
+            data[:start] + _NO_DIGEST.encode() + data[stop:]
+        ).digest() == bytes.fromhex(found[1].decode()):
+            return
+    elif not _DIGEST_AT_THE_START.match(data):
+        return
+    raise DataError(f"{path}: differs from its own checksum: damaged or edited; {_REMEDY}")
 
 
 def _check_manifest(path: str, manifest: Manifest) -> None:

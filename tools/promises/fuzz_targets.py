@@ -1,0 +1,250 @@
+"""The parsers that read what others wrote, each as a function of bytes.
+
+What a parser may raise is its own refusal; anything else is a bug. Run as a script, this is a
+fuzzer of one target under atheris: fuzz_targets.py TARGET [libFuzzer's options and corpora].
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import os
+import sys
+import tempfile
+from collections import deque
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+if __name__ == "__main__":
+    # The modules beside this file are found by their package, and never stand before others' names.
+    sys.path[0] = str(ROOT)
+
+from data_prep.config import SourceConfig  # noqa: E402
+from data_prep.config import load as load_data_prep  # noqa: E402
+from data_prep.dataset import shards  # noqa: E402
+from data_prep.dataset.settings import SettingsError  # noqa: E402
+from data_prep.dataset.shards import DataError, Document, ShardInfo  # noqa: E402
+from data_prep.sources import html, readers  # noqa: E402
+from data_prep.sources.compression import Compression  # noqa: E402
+from data_prep.sources.documents import BadRecordError  # noqa: E402
+from data_prep.sources.inputs import Format, InputFile  # noqa: E402
+
+Target = Callable[[bytes], None]
+
+_MOST_BYTES = 1 << 16  # of a record that a reader holds
+_SCRATCH = Path(os.environ.get("FUZZ_SCRATCH", "/dev/shm"))
+
+
+def _file(data: bytes) -> Path:
+    """A file of this process with these bytes."""
+    path = _SCRATCH / f"fuzz-{os.getpid()}"
+    path.write_bytes(data)
+    return path
+
+
+def data_set_manifest(data: bytes) -> None:
+    """The manifest of a data set."""
+    try:
+        shards.parsed_manifest("m", data)
+    except DataError:
+        pass
+
+
+def checkpoint_manifest(data: bytes) -> None:
+    """The manifest of a checkpoint, whose checksum holds."""
+    from pretrain.checkpoint import manifest
+
+    try:
+        manifest._parse(data)
+    except manifest.CheckpointError:
+        pass
+
+
+def shard(data: bytes) -> None:
+    """A shard whose checksum holds: tar, JSON, arrays."""
+    path = _file(data)
+    try:
+        deque(shards.read_shard(path, ShardInfo("s", len(data), "", 3, 6)), maxlen=0)
+    except DataError:
+        pass
+
+
+def _records(data: bytes, form: Format, compression: Compression = None) -> None:
+    config = SourceConfig("s", max_record_bytes=_MOST_BYTES, max_held_bytes=_MOST_BYTES)
+    file = InputFile(config, str(_file(data)), "f", form, compression)
+    found = readers.survey(file, 1 << 12)
+    stops = [*(offset for offset, _ in found.cuts[1:]), found.size]
+    for start, stop in zip(found.cuts, stops, strict=True):
+        deque(readers.records(file, found, start, stop), maxlen=0)
+
+
+def jsonl(data: bytes) -> None:
+    """JSON lines."""
+    _records(data, "jsonl")
+
+
+def jsonl_gzip(data: bytes) -> None:
+    """Compressed JSON lines."""
+    _records(data, "jsonl", "gzip")
+
+
+def jsonl_zstd(data: bytes) -> None:
+    """Compressed JSON lines."""
+    _records(data, "jsonl", "zstd")
+
+
+def warc(data: bytes) -> None:
+    """WARC and WET."""
+    _records(data, "warc")
+
+
+def warc_gzip(data: bytes) -> None:
+    """WARC of compressed members."""
+    _records(data, "warc", "gzip")
+
+
+def http(data: bytes) -> None:
+    """The HTTP response of a page; what extracts its text is another's."""
+    try:
+        html.text_of(data, lambda page: str(page)[:100])
+    except BadRecordError:
+        pass
+
+
+def settings(data: bytes) -> None:
+    """A YAML file of settings of data-prep."""
+    try:
+        load_data_prep(_file(data))
+    except SettingsError:
+        pass
+
+
+def run_settings(data: bytes) -> None:
+    """A YAML file of settings of a run, and a word of a command line."""
+    from pretrain.config import load
+
+    text, _, word = data.partition(b"\0")
+    try:
+        load(_file(text), [word.decode(errors="replace")] if word else [])
+    except SettingsError:
+        pass
+
+
+def safetensors(data: bytes) -> None:
+    """A model's file of weights."""
+    from pretrain.convert import source
+
+    try:
+        for stored in source._listed(_file(data)).values():
+            assert stored.info.shape is not None
+    except SettingsError:
+        pass
+
+
+def gguf(data: bytes) -> None:
+    """A GGUF file."""
+    from pretrain.convert import gguf_file
+
+    try:
+        gguf_file.of_file(_file(data), None)
+    except SettingsError:
+        pass
+
+
+def ledger(data: bytes) -> None:
+    """Records of steps: metrics and ledger."""
+    from pretrain.training.metrics import read_records
+
+    read_records(_file(data))
+
+
+TARGETS: Mapping[str, Target] = {
+    target.__name__.replace("_", "-"): target
+    for target in (
+        data_set_manifest, checkpoint_manifest, shard, jsonl, jsonl_gzip, jsonl_zstd, warc,
+        warc_gzip, http, settings, run_settings, safetensors, ledger,
+    )
+}  # fmt: skip
+
+
+def seeds(name: str) -> list[bytes]:
+    """Sound inputs from which a fuzzer of the target starts."""
+    record = (
+        b"WARC/1.0\r\nWARC-Type: conversion\r\nWARC-Record-ID: <urn:1>\r\n"
+        b"Content-Type: text/plain; charset=utf-8\r\nContent-Length: 4\r\n\r\ntext\r\n\r\n"
+    )
+    page = (
+        b"HTTP/1.1 200 OK\r\nContent-Type: text/html; charset=utf-8\r\n"
+        b"Transfer-Encoding: chunked\r\n\r\n13\r\n<html><p>Text</p>\r\n\r\n0\r\n\r\n"
+    )
+    packed = b"HTTP/1.0 200 OK\r\nContent-Type: text/html\r\nContent-Encoding: gzip\r\n\r\n"
+    packed += gzip.compress(b"<html><p>Text", mtime=0)
+    response = (
+        b"WARC/1.1\r\nWARC-Type: response\r\nContent-Type: application/http\r\n"
+        b"Content-Length: %d\r\n\r\n%b\r\n\r\n" % (len(page), page)
+    )
+    lines = b'{"text": "a", "id": 1}\n{"text": "\\ud83d"}\n\n{"text": "b", "id": "x"}\n'
+    given = {
+        "warc": [record, record + response],
+        "warc-gzip": [gzip.compress(record, mtime=0) + gzip.compress(response, mtime=0)],
+        "http": [page, packed],
+        "jsonl": [lines],
+        "jsonl-gzip": [gzip.compress(lines, mtime=0)],
+        "settings": [b"output: o\nsources:\n- {name: s, paths: ['*.txt']}\nseed: 1\n"],
+        "run-settings": [b"data: {train: d}\noptim: {lr: 1e-3}\nmodel: {segment: 64}\0train.steps=9"],
+        "ledger": [b'{"kind": "train", "step": 1, "loss": 2.5}\n{"step": 2}\n'],
+    }
+    return given[name] if name in given else _written(name)
+
+
+def _written(name: str) -> list[bytes]:
+    """Sound inputs that our own writers make."""
+    import numpy as np
+
+    with tempfile.TemporaryDirectory() as place:
+        path = Path(place)
+        if name == "jsonl-zstd":
+            import zstandard
+
+            return [zstandard.ZstdCompressor().compress(b'{"text": "a"}\n')]
+        if name == "shard":
+            documents = [Document(f"d{n}", "s", 2, np.arange(2), n % 2) for n in range(3)]
+            shards.write_shard(path / "s.tar", documents, "uint16")
+            return [(path / "s.tar").read_bytes()]
+        if name == "data-set-manifest":
+            from tools.promises import data_sets
+
+            data_sets.small(path, seed=1, documents=2, count=1)
+            data = (path / "manifest.json").read_bytes()
+            plain = json.loads(data)
+            del plain["checksum"]
+            return [data, json.dumps(plain).encode()]
+        import torch
+
+        from pretrain.checkpoint.ranks import SoloRanks
+        from pretrain.checkpoint.pieces import write_tensors
+        from tools.promises import kills
+
+        if name == "safetensors":
+            write_tensors(path / "w", {"a": torch.ones(2, 3), "b": torch.zeros(1)})
+            return [(path / "w").read_bytes()]
+        kills.save_step(path / "checkpoints", 1, SoloRanks())
+        return [(path / "checkpoints" / "step-00000001" / "manifest.json").read_bytes()]
+
+
+def main() -> None:
+    """Fuzz the target of the command line under atheris; it never returns."""
+    import atheris
+
+    name, *options = sys.argv[1:]
+    for module in ("shards", "settings", "wording"):
+        atheris.instrument_func  # noqa: B018  (the library's instrumentation is below)
+    _instrument(atheris)
+    atheris.Setup([sys.argv[0], *options], TARGETS[name])
+    atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    main()
