@@ -21,6 +21,7 @@ import os
 import re
 import shutil
 import tarfile
+import tokenize
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from data_prep.dataset import durable, settings
+from data_prep.dataset.parsing import json_value
 from data_prep.dataset.settings import SettingsError
 from data_prep.dataset.wording import counted
 
@@ -49,6 +51,9 @@ _DIGEST_AT_THE_START = re.compile(rb".{0,54}[0-9a-f]{31}", re.DOTALL)
 
 _UINT16_IDS = 1 << 16
 _OWNER = "data-prep"
+# What reading the members of a damaged document raises; NumPy the last ones, for an array's head.
+_UNREADABLE = (KeyError, TypeError, AttributeError, ValueError, EOFError, SyntaxError,
+               tokenize.TokenError, OverflowError, MemoryError, RecursionError)  # fmt: skip
 _BUFFER_BYTES = 1 << 20
 # Above, a member's size takes a block of its own.
 _PLAIN_SIZE = 8**11 - 1
@@ -294,7 +299,7 @@ def parsed_manifest(path: str, data: bytes) -> Manifest:
     """The manifest in `data`, the bytes of the file at `path`. Raises DataError."""
     _check_seal(path, data)
     try:
-        plain = json.loads(data)
+        plain = json_value(data)
     except ValueError:
         raise DataError(f"{path}: is not JSON; prepare the data set again") from None
     version = plain.get("format_version") if isinstance(plain, dict) else None
@@ -469,13 +474,13 @@ def _samples(path: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
 
 def _document(path: Path, key: str, members: dict[str, bytes]) -> Document:
     try:
-        meta = json.loads(members["json"])
+        meta = json_value(members["json"])
         tokens = np.load(io.BytesIO(members["tokens.npy"]), allow_pickle=False)
         prompt = meta.get("prompt", 0)
         document = Document(meta["id"], meta["source"], meta["bytes"], tokens, prompt)
         sound = tokens.ndim == 1 and tokens.dtype.kind == "u" and meta["tokens"] == len(tokens)
         sound = sound and 0 <= prompt <= len(tokens)
-    except (KeyError, TypeError, AttributeError, ValueError, EOFError):
+    except _UNREADABLE:
         sound = False
     if not sound:
         raise DataError(f"{path}: document {key} is incomplete or not of this format; {_REMEDY}")

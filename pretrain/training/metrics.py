@@ -20,6 +20,7 @@ from typing import Any, TextIO
 import torch
 
 from data_prep.dataset import durable, settings
+from data_prep.dataset.parsing import json_value
 from pretrain.checkpoint.attempts import LOG_FILE
 from pretrain.config import Config
 
@@ -203,8 +204,8 @@ def numbered(path: Path) -> list[tuple[bytes, dict[str, Any] | None]]:
 
 def _record(line: bytes) -> dict[str, Any] | None:
     try:
-        record = json.loads(line)
-    except (ValueError, RecursionError):
+        record = json_value(line)
+    except ValueError:
         return None
     step = record.get("step") if isinstance(record, dict) else None
     return record if isinstance(step, int) else None
@@ -279,7 +280,7 @@ def run_identity(directory: Path) -> dict[str, str]:
 def _identity(path: Path) -> dict[str, str]:
     """What is stored of a run; empty where that cannot be read."""
     try:
-        stored = json.loads(path.read_bytes())
+        stored = json_value(path.read_bytes())
     except (OSError, ValueError):
         return {}
     return stored if isinstance(stored, dict) and isinstance(stored.get("id"), str) else {}

@@ -58,10 +58,14 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("names", nargs="*", metavar="NAME", help="promises; without any, all")
     made.add_argument("--cases", type=int, help="cases of each; without it, as many as wanted")
     made.add_argument("--seed", type=int, help="one case, again")
-    made.add_argument("--output", type=Path, default=ROOT / "runs" / "promises",
-                      help="folder of results and of what failures leave (%(default)s)")  # fmt: skip
-    made.add_argument("--page", type=Path, default=ROOT / "docs" / "promises.md",
-                      help="page to write, with .json beside it (%(default)s)")  # fmt: skip
+    made.add_argument(
+        "--output", type=Path, default=ROOT / "runs" / "promises",
+        help="folder of results and of what failures leave (%(default)s)",
+    )  # fmt: skip
+    made.add_argument(
+        "--page", type=Path, default=ROOT / "docs" / "promises.md",
+        help="page to write, with .json beside it (%(default)s)",
+    )  # fmt: skip
     return made
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from tools.promises import checkpoints
+from tools.promises import checkpoints, fuzzing, shard_damage
 from tools.promises.campaign import Promise
 
 PROMISES: tuple[Promise, ...] = tuple(
-    sorted([*checkpoints.PROMISES], key=lambda promise: promise.number)
+    sorted(
+        [*checkpoints.PROMISES, *shard_damage.PROMISES, *fuzzing.PROMISES],
+        key=lambda promise: promise.number,
+    )
 )

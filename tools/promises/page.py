@@ -11,10 +11,10 @@ from tools.promises.campaign import Promise, Result
 
 _HEAD = """# What a user may rely on
 
-Written by `tools/promises` from the cases that it ran; a line that was not run, or not in full, says
-so. Every case is known by its seed: `python tools/promises NAME --seed SEED` repeats one, and leaves
-its directory in `runs/promises/NAME/` where it fails. `python tools/promises NAME` runs a line, or
-goes on with it, and `python tools/promises` all of them: hours.
+Written by `tools/promises` from the cases that it ran; a line that was not run, or not in full,
+says so. Every case is known by its seed: `python tools/promises NAME --seed SEED` repeats one, and
+leaves its directory in `runs/promises/NAME/` where it fails. `python tools/promises NAME` runs a
+line, or goes on with it, and `python tools/promises` all of them: hours.
 
 """
 
@@ -80,10 +80,8 @@ def write(
         for one in line["failures"]
     ]
     how = [f"- **{promise.name}**: {promise.how}" for promise, _ in found if promise.how]
-    parts = [_HEAD + "\n".join(rows), f"Run at: {described}.", "## How each is tried", *how]
-    if failures:
-        parts += ["## Failures", *failures]
-    text = "\n\n".join(parts[:3]) + "\n\n" + "\n".join(how) + "\n"
+    text = f"{_HEAD}{chr(10).join(rows)}\n\nRun at: {described}.\n\n## How each is tried\n\n"
+    text += "\n".join(how) + "\n"
     if failures:
         text += "\n## Failures\n\n" + "\n".join(failures) + "\n"
     page.write_text(text, encoding="utf-8")
