@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import re
 
+from data_prep.dataset.parsing import json_value
+
 HEAD_BYTES = 1 << 16
 """Bytes at the beginning of a file, after decompression, by which it is judged."""
 
-from data_prep.dataset.parsing import json_value
-
 # How files of formats that are no text begin. Those of letters alone have more than a word of them.
-
 _BINARY = (
     (rb"\x1f\x8b\x08", "gzip data"),
     (rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18", "zstd data"),

@@ -28,12 +28,12 @@ from data_prep.sources.inputs import Format, InputFile
 Target = Callable[[bytes], None]
 
 _MOST_BYTES = 1 << 16  # of a record that a reader holds
-_SCRATCH = Path(os.environ.get("FUZZ_SCRATCH", "/dev/shm"))
+_SCRATCH = Path(os.environ.get("FUZZ_SCRATCH", tempfile.gettempdir()))
 
 
 def _file(data: bytes) -> Path:
     """A file of this process with these bytes."""
-    path = _SCRATCH / f"fuzz-{os.getpid()}"
+    path = _SCRATCH / f"fuzzed.{os.getpid()}"
     path.write_bytes(data)
     return path
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import random
 import re
 import subprocess
@@ -17,7 +18,7 @@ from tools.promises.campaign import BrokenError, Promise, Room, UnavailableError
 INPUTS = 10_000  # of a case
 _SECONDS = 10  # of an input
 _MEGABYTES = 2048  # of the process, torch included
-_LONGEST = 4096  # bytes of an input
+_LONGEST = 1 << 14  # bytes of an input
 _PROGRAM = Path(__file__).with_name("fuzz_one.py")
 
 
@@ -34,11 +35,12 @@ def parses(seed: int, room: Room) -> dict[str, Any]:
     ]  # fmt: skip
     done = subprocess.run(
         [sys.executable, str(_PROGRAM), name, *options, str(corpus)],
+        env={**os.environ, "FUZZ_SCRATCH": str(room.here)},
         capture_output=True, text=True, errors="replace",
     )  # fmt: skip
     said = done.stdout + done.stderr
-    counted = re.findall(r"#(\d+)\s+(?:DONE|pulse|REDUCE|NEW)", said)
-    if done.returncode or not counted:
+    # What happens while the interpreter is taken apart afterwards is of no interest.
+    if f"Done {INPUTS} in " not in said or list(room.here.glob("*-*")) != []:
         (room.here / "output.txt").write_text(said)
         raise BrokenError(f"{name}: {_cause(said)}; output.txt and the input lie in {room.here}")
     covered = re.findall(r"cov: (\d+)", said)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from tools.promises import checkpoints, fuzzing, shard_damage
+from tools.promises import canaries, checkpoints, fuzzing, malformed, resumes, shard_damage
 from tools.promises.campaign import Promise
 
-PROMISES: tuple[Promise, ...] = tuple(
-    sorted(
-        [*checkpoints.PROMISES, *shard_damage.PROMISES, *fuzzing.PROMISES],
-        key=lambda promise: promise.number,
-    )
+_ALL = (
+    *(*checkpoints.PROMISES, *resumes.PROMISES, *shard_damage.PROMISES, *malformed.PROMISES),
+    *(*canaries.PROMISES, *fuzzing.PROMISES),
 )
+PROMISES: tuple[Promise, ...] = tuple(sorted(_ALL, key=lambda promise: promise.number))
