@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[0] = str(ROOT)
 
 from tools.bench.machine import described  # noqa: E402
-from tools.promises import campaign, page  # noqa: E402
+from tools.promises import campaign, ledgers, page  # noqa: E402
 from tools.promises.campaign import Promise, Result  # noqa: E402
 from tools.promises.listed import PROMISES  # noqa: E402
 
@@ -30,14 +30,18 @@ def main() -> None:
     commit = machine["commit"]
     for name in options.names or by_name:
         promise = by_name[name]
+        if promise.case is None:
+            continue
         count = promise.cases if options.cases is None else options.cases
         seeds = range(count) if options.seed is None else [options.seed]
         again = options.seed is not None
         for result in campaign.run(options.output, promise, seeds, commit, again=again):
             _say(options.output, promise, result)
-    found = [(one, campaign.results(options.output, one, commit)) for one in PROMISES]
-    print("\n".join(page.write(options.page, machine, found)))
-    sys.exit(any(result.failure for _, results in found for result in results))
+    found = {one: campaign.results(options.output, one, commit) for one in PROMISES}
+    for one in (one for one in PROMISES if one.case is None):
+        found[one] = ledgers.counted(found.values())
+    print("\n".join(page.write(options.page, machine, [*found.items()])))
+    sys.exit(any(result.failure for results in found.values() for result in results))
 
 
 def _say(output: Path, promise: Promise, result: Result) -> None:

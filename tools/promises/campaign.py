@@ -58,7 +58,8 @@ class Promise:
 
     `case(seed, room)` tries once (`each` inputs, faults, ...) and returns what it did, plain JSON;
     it raises BrokenError, or anything else, where the promise does not hold. `ledgers` in what it
-    returns counts runs whose ledgers it has proven. `limit` are seconds that a case may take.
+    returns counts runs whose ledgers it has proven. Without a case the line is counted from others.
+    `limit` are seconds that a case may take.
     """
 
     number: int
@@ -66,7 +67,7 @@ class Promise:
     sentence: str
     cases: int
     unit: str
-    case: Callable[[int, Room], dict[str, Any]]
+    case: Callable[[int, Room], dict[str, Any]] | None
     each: int = 1
     limit: float = 120.0
     how: str = ""
@@ -185,6 +186,7 @@ def _case(output: Path, promise: Promise, seed: int, commit: str) -> Result:
     shutil.rmtree(here, ignore_errors=True)
     here.mkdir(parents=True)
     shared.mkdir(exist_ok=True)
+    assert promise.case is not None
     failure, did = "", {}
     began = time.monotonic()
     try:

@@ -2,11 +2,41 @@
 
 from __future__ import annotations
 
-from tools.promises import canaries, checkpoints, fuzzing, malformed, resumes, shard_damage
+from itertools import chain
+
+from tools.promises import (
+    canaries,
+    checkpoints,
+    clusters,
+    fuzzing,
+    hangs,
+    ledgers,
+    malformed,
+    on_ranks,
+    pairs_of_starts,
+    planted_secrets,
+    resumes,
+    shard_damage,
+)
 from tools.promises.campaign import Promise
 
-_ALL = (
-    *(*checkpoints.PROMISES, *resumes.PROMISES, *shard_damage.PROMISES, *malformed.PROMISES),
-    *(*canaries.PROMISES, *fuzzing.PROMISES),
+_MODULES = (
+    canaries,
+    checkpoints,
+    clusters,
+    fuzzing,
+    hangs,
+    ledgers,
+    malformed,
+    on_ranks,
+    pairs_of_starts,
+    planted_secrets,
+    resumes,
+    shard_damage,
 )
-PROMISES: tuple[Promise, ...] = tuple(sorted(_ALL, key=lambda promise: promise.number))
+PROMISES: tuple[Promise, ...] = tuple(
+    sorted(
+        chain.from_iterable(module.PROMISES for module in _MODULES),
+        key=lambda promise: promise.number,
+    )
+)

@@ -1,20 +1,22 @@
-"""Runs of one rank in this process: a real engine and data, no launcher."""
+"""Runs with a real engine and data, without launcher and loop: of this process, or on its ranks."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
-from pretrain.checkpoint.attempts import claim
-from pretrain.checkpoint.ranks import SoloRanks
+from pretrain.checkpoint.attempts import Attempt, claim
+from pretrain.checkpoint.ranks import GroupRanks
 from pretrain.config import load
+from pretrain.data.loader import Batch
 from pretrain.training.records import Records
 from pretrain.training.run import Run
 from pretrain.training.saver import Saver, reserved
+from pretrain.training.step import StepResult
 
 SETTINGS = (
     "data.lanes=4",
@@ -37,7 +39,10 @@ SETTINGS = (
 
 
 class SmallRun:
-    """A run of one rank in the directory, from its newest checkpoint or from scratch."""
+    """A run in the directory, from its newest checkpoint or from scratch.
+
+    Without a process group this process becomes the only rank; with one, every rank must open it.
+    """
 
     def __init__(self, directory: Path, data: Path | str, words: Sequence[str] = ()) -> None:
         if not dist.is_initialized():
@@ -45,35 +50,54 @@ class SmallRun:
             dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
         given = [*SETTINGS, f"data.train={data}", f"run.directory={directory}", *words]
         self.config = load(None, given)
-        attempt = claim(directory, 1, 24, None)
+        ranks = GroupRanks()
+        own = claim(directory, ranks.size, 24, None).number if ranks.rank == 0 else 0
+        attempt = Attempt(directory, ranks.gather(own)[0])
         self.run = Run(self.config, attempt, torch.device("cpu"))
-        self.records = Records(attempt, 1, self.config, self.run.data, self.run.state.step)
+        self.records = self._opened() if ranks.rank == 0 else None
+
+    def _opened(self) -> Records:
+        run = self.run
+        return Records(run.attempt, run.ranks.size, self.config, run.data, run.state.step)
 
     def take(self, steps: int) -> list[tuple[float, float]]:
         """Take so many steps; loss and gradient norm of each."""
+        return [(result.loss, result.grad_norm) for result in self.results(steps)]
+
+    def results(
+        self, steps: int, before: Callable[[int, Batch], None] = lambda index, batch: None
+    ) -> list[StepResult]:
+        """Take so many steps, each after `before(index, batch)`; what each did."""
         run, told = self.run, []
         lanes = run.share.lanes
         with (
             run.data.loader(lanes, run.state) as loader,
             run.data.preface_loader(lanes, run.state) as prefaces,
         ):
-            for _ in range(steps):
+            for index in range(steps):
                 batch = next(loader)
                 preface = None if prefaces is None else next(prefaces)
-                weight = run.stepper.own_weight(batch)
+                before(index, batch)
+                (weight,) = run.ranks.sum([run.stepper.own_weight(batch)])
                 run.state, result = run.stepper.step(run.state, batch, weight, preface)
-                told.append((result.loss, result.grad_norm))
+                told.append(result)
         return told
 
-    def save(self) -> None:
-        """Commit a checkpoint of the last step, and end the records of this attempt."""
+    def save(self, elsewhere: Path | None = None) -> None:
+        """Commit a checkpoint of the last step and end the records of this attempt.
+
+        One that goes `elsewhere`, to another run directory, has no records.
+        """
         run = self.run
+        attempt = run.attempt if elsewhere is None else Attempt(elsewhere, 1)
+        records = self.records if elsewhere is None else None
         copy = reserved(run.engine, run.share.owned, run.state)
         Saver(
-            run.engine, run.share.owned, copy, run.attempt, run.config.checkpoint, run.described,
-            SoloRanks(), lambda step: None, lambda step: None, self.records,
+            run.engine, run.share.owned, copy, attempt, run.config.checkpoint, run.described,
+            run.ranks, lambda step: None, lambda step: None, records,
         ).save(run.state, finish=True)  # fmt: skip
-        self.records.close()
+        if records is not None:
+            records.close()
 
     def state(self) -> dict[str, torch.Tensor]:
         """Copies of weights, moments and memories, by name."""
