@@ -114,7 +114,10 @@ def run(
     output.mkdir(parents=True, exist_ok=True)
     done = set() if again else {one.seed for one in results(output, promise, commit)}
     left = [seed for seed in seeds if seed not in done]
-    with (output / f"{promise.name}.jsonl").open("a") as file:
+    path = output / f"{promise.name}.jsonl"
+    with path.open("a") as file:
+        if path.stat().st_size and not path.read_bytes().endswith(b"\n"):
+            file.write("\n")  # a kill has cut the last line
         while left:
             for result in _in_a_child(output, promise, tuple(left), commit):
                 file.write(json.dumps(vars(result)) + "\n")

@@ -16,16 +16,14 @@ from tools.promises.campaign import BrokenError, Promise, Room, UnavailableError
 
 ROOT = Path(__file__).resolve().parents[2]
 FAULTS = 50
+TEST = "tests/slurm/test_campaign.py::test_a_run_ends_in_the_same_weights_whatever_happens_to_it"
 
 
 def ends_in_the_same_weights(seed: int, room: Room) -> dict[str, Any]:
     """The whole campaign, of faults of every kind in an order that its own seed draws."""
     environment = {**os.environ, "CAMPAIGN_FAULTS": str(FAULTS), "CAMPAIGN_RESULTS": str(room.here)}
-    test = (
-        "tests/slurm/test_campaign.py::test_a_run_ends_in_the_same_weights_whatever_happens_to_it"
-    )
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-m", "slow", "--timeout", "14400", test],
+        [sys.executable, "-m", "pytest", "-m", "slow", "--timeout", "14400", TEST],
         cwd=ROOT, env=environment, capture_output=True, text=True,
     )  # fmt: skip
     (room.here / "output.txt").write_text(done.stdout + done.stderr)

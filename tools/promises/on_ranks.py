@@ -32,6 +32,9 @@ POISONS = 10  # of a case
 _WORDS = (f"data.lanes={LANES}", "model.n_heads=2", "model.n_kv_heads=1", "model.d_head=16")
 _TOLERANCE = 1e-5  # relative, of losses
 
+PROGRAM = __file__
+"""What every rank runs."""
+
 Job = dict[str, Any]
 
 
@@ -39,7 +42,7 @@ def work(action: str, ranks: int, job: Job, here: Path) -> list[Any]:
     """Run an action of this module on so many ranks; what each rank says."""
     path = here / f"{action}.json"
     path.write_text(json.dumps(job))
-    command = [sys.executable, "-P", __file__, action, str(path)]
+    command = [sys.executable, "-P", PROGRAM, action, str(path)]
     code = start_ranks(command, ranks)
     check(code == 0, f"{action} on {ranks} ranks ended with {code}")
     said = [here / f"{action}-{rank}.json" for rank in range(ranks)]
@@ -203,7 +206,7 @@ def keeps_bad_gradients_out(seed: int, room: Room) -> dict[str, Any]:
     return {"stage": stage, "optimizer": optimizer}
 
 
-def _rank(action: str, path: Path) -> None:
+def be_a_rank(action: str, path: Path) -> None:
     """A rank's life; it never returns."""
     place = place_in(os.environ)
     if place is None:
@@ -236,4 +239,4 @@ PROMISES = (
 
 
 if __name__ == "__main__":
-    _rank(sys.argv[1], Path(sys.argv[2]))
+    be_a_rank(sys.argv[1], Path(sys.argv[2]))

@@ -29,7 +29,8 @@ launch: {{device: cpu, ranks: 1}}
 
 
 def _start(config: Path, data: Path, run: Path) -> subprocess.Popen[str]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     words = ["train", str(config), f"data.train={data}", f"run.directory={run}"]
     return subprocess.Popen(
         [sys.executable, "-m", "pretrain.cli", *words], env=environment, text=True,
