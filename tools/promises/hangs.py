@@ -104,7 +104,7 @@ KINDS = (
     *("hangs_in_python", "hangs_in_c_with_the_interpreters_lock", "waits_in_vain_beside_saves"),
     *("hangs_where_no_signal_reaches_it", "saves_for_ever_while_steps_go_on", "stopped"),
 )
-_START = 1.0  # seconds that a process may take to be ended and waited for
+_SLACK = 3.0  # seconds that a busy machine may take to end processes and tell of it
 
 
 def ends_in_time(seed: int, room: Room) -> dict[str, Any]:
@@ -133,7 +133,7 @@ def ends_in_time(seed: int, room: Room) -> dict[str, Any]:
     check(codes == [-signal.SIGKILL] * 2, f"{kind}: the ranks ended with {ended}")
     stacks = room.here / "run" / "stacks" / "attempt-000007"
     check((stacks / "why.txt").exists(), f"{kind}: nothing says which rank hung")
-    check(seconds < limit + _START, f"{kind}: {seconds:.2f} s of {limit:g}")
+    check(seconds < limit + _SLACK, f"{kind}: {seconds:.2f} s of {limit:g}")
     return {"kind": kind, "limit": limit, "ended_after": round(seconds, 2)}
 
 
