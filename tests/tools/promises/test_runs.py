@@ -30,10 +30,12 @@ def test_a_watchdog_that_is_late_is_found(tmp_path: Path, monkeypatch: pytest.Mo
     assert "s of" in failures(tmp_path, "hangs", [0])[0]
 
 
+@pytest.mark.slow
 def test_a_copied_run_goes_on_as_the_first_one(tmp_path: Path) -> None:
     assert failures(tmp_path, "places", [COPIED_RUN]) == {}
 
 
+@pytest.mark.slow
 def test_a_memory_that_is_lost_in_a_resume_is_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -48,6 +50,7 @@ def test_a_memory_that_is_lost_in_a_resume_is_found(
     assert "differ at first: ['memory 0 0'" in found[3]
 
 
+@pytest.mark.slow
 def test_a_ledger_that_does_not_prove_its_run_is_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -118,6 +121,7 @@ def test_two_starts_are_one_run_and_an_older_one_that_goes_on_is_found(
     assert failures(tmp_path, "one-run", [1])
 
 
+@pytest.mark.slow
 def test_a_campaign_on_slurm_that_fails_or_is_skipped_is_no_success(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
