@@ -10,7 +10,6 @@ import io
 import json
 import os
 import pickle
-import random
 import subprocess
 import sys
 import tarfile
@@ -246,7 +245,7 @@ def runs_nothing(seed: int, room: Room) -> dict[str, Any]:
     canary = Canary(mark)
     place = PLACES[seed % len(PLACES)]
     texts = canary.texts()
-    text = texts[seed // len(PLACES) % len(texts)] if seed < 1000 else random.choice(texts)
+    text = texts[seed // len(PLACES) % len(texts)]
     os.chdir(room.here)
     refused = ""
     try:

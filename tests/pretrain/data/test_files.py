@@ -178,6 +178,10 @@ def test_a_tokenizer_of_another_digest_is_refused(
     (directory / "tokenizer.model").write_bytes(b"another")
     with pytest.raises(DataError, match=r"tokenizer\.model: its sha256 is not the manifest's"):
         Dataset(f"http://127.0.0.1:{web.port}/books", cache_in(tmp_path)).files.tokenizer()
+    with pytest.raises(
+        DataError, match=r"books/tokenizer\.model: its sha256 is not the manifest's"
+    ):
+        Dataset(directory).files.tokenizer()
 
 
 def test_batches_from_an_s3_server_with_faults_before_it_are_those_of_the_directory(
