@@ -143,6 +143,8 @@ class SourceConfig:
                     settings.at_home(path)  # where files are listed
                 except ValueError as error:
                     found.append(f"{key}[{index}]: {error}")
+                if wrong := credentials.refusal(path):
+                    found.append(f"{key}[{index}]: {wrong}")
         if not self.name:
             found.append("name: not set; documents carry it, e.g. name: novels")
         if not self.paths:
@@ -189,17 +191,9 @@ class SourceConfig:
 
 
 def _wrong_url(pattern: str) -> list[str]:
-    if "://" not in pattern:
-        return []
-    found = []
-    if credentials.in_url(pattern):
-        found.append(
-            "holds credentials, which would be stored in the manifest; give them in the "
-            "environment (AWS_ACCESS_KEY_ID, AWS_PROFILE, ~/.netrc)"
-        )
-    if pattern.startswith("http") and re.search(r"[*\[]", pattern):
-        found.append("the web cannot list files; give each URL, without wildcards")
-    return found
+    if re.match(r"https?://.*[*\[]", pattern, re.DOTALL):
+        return ["the web cannot list files; give each URL, without wildcards"]
+    return []
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,10 @@ from typing import Any, Protocol
 import numpy as np
 import pytest
 
-from data_prep.dataset import shards
 from data_prep.dataset.shards import Document, Manifest, TokenizerInfo
 from tests import programs
 from tests.cluster import running_cluster
+from tools.promises import data_sets
 
 # Read when torch is imported: for tensors as small as the tests', threads cost more than
 # they save, and those that wait for others spin. Processes that tests start inherit it.
@@ -156,7 +156,9 @@ def write_data_set() -> WriteDataSet:
             pad_id=None,
             unk_id=0,
         )
-        return _write(directory, [_document(*pair) for pair in enumerate(documents)], shards, info)
+        return data_sets.write(
+            directory, [_document(*pair) for pair in enumerate(documents)], shards, info
+        )
 
     return write
 
@@ -166,35 +168,3 @@ def _document(number: int, given: Any) -> Document:
         return given
     tokens = np.asarray(given, dtype=np.int64)
     return Document(f"document-{number}", "test", len(tokens), tokens)
-
-
-def _write(
-    directory: Path, documents: list[Document], count: int, tokenizer: TokenizerInfo
-) -> Manifest:
-    dtype = shards.dtype_of(tokenizer.vocab_size)
-    edges = [len(documents) * index // count for index in range(count + 1)]
-    infos = [
-        shards.write_shard(
-            directory / shards.shard_name(index),
-            documents[edges[index] : edges[index + 1]],
-            dtype,
-        )
-        for index in range(count)
-    ]
-    manifest = Manifest(
-        format_version=shards.FORMAT_VERSION,
-        tokenizer=tokenizer,
-        dtype=dtype,
-        configuration={},
-        inputs=[],
-        shards=infos,
-        documents=len(documents),
-        tokens=sum(info.tokens for info in infos),
-        text_bytes=sum(document.bytes for document in documents),
-        rejected=0,
-        dropped=0,
-        duplicates=0,
-        prompt_tokens=sum(document.prompt for document in documents),
-    )
-    shards.write_manifest(directory, manifest)
-    return manifest

@@ -26,6 +26,16 @@ def in_url(url: str) -> bool:
     return bool(_IN_URL.search(url))
 
 
+def refusal(url: str) -> str:
+    """Why this URL, which files and jobs repeat, cannot be given; empty: it holds no secret."""
+    if not in_url(url):
+        return ""
+    return (
+        "holds credentials, which would be stored with the configuration; give them in the "
+        "environment (AWS_ACCESS_KEY_ID, AWS_PROFILE, ~/.netrc)"
+    )
+
+
 def redacted(value: Any) -> Any:
     """A text, or JSON-able value, with HIDDEN in place of credentials, also under their names."""
     if isinstance(value, dict):

@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
+from data_prep.dataset import credentials
 from data_prep.dataset.wording import meant
 
 T = TypeVar("T")
@@ -183,6 +184,9 @@ def _read(
         except (yaml.YAMLError, OmegaConfBaseException, ValueError) as error:
             problems.append(f"{word!r}: the value cannot be read: {str(error).splitlines()[0]}")
             continue
+        except RecursionError:
+            problems.append(f"{key}: the value is nested too deeply")
+            continue
         try:
             # Interpolations are resolved once all keys are known.
             OmegaConf.update(merged, key, value, merge=True, force_add=True)
@@ -204,13 +208,17 @@ def _from_file(path: Path) -> Any:
             raise SettingsError([f"{path}: expected keys with values, found one value"])
         if not isinstance(found, DictConfig):
             raise SettingsError([f"{path}: expected keys with values, found a list"])
+    except SettingsError:
+        raise
     except OSError as error:
         raise SettingsError([f"{path}: cannot be read ({error.strerror})"]) from None
     except UnicodeDecodeError:
         raise SettingsError([f"{path}: is not UTF-8 text"]) from None
     except AssertionError:  # OmegaConf's, for a file that holds a number
         raise SettingsError([f"{path}: expected keys with values, found one value"]) from None
-    except (yaml.YAMLError, OmegaConfBaseException) as error:
+    except RecursionError:
+        raise SettingsError([f"{path}: is nested too deeply"]) from None
+    except (yaml.YAMLError, OmegaConfBaseException, ValueError) as error:
         raise SettingsError([f"{path}: is not valid YAML: {error}"]) from None
     return found
 
@@ -432,6 +440,8 @@ def _scalar(
             raw = at_home(raw)
         except ValueError as error:
             _wrong(f"{key}: {error}", problems)
+        if "://" in raw and (wrong := credentials.refusal(raw)):
+            _wrong(f"{key}: {wrong}", problems)
     low, high = bounds.get("low"), bounds.get("high")
     if (low is not None and raw < low) or (high is not None and raw > high):
         wanted = f"at least {low}" if high is None else f"{low} to {high}"

@@ -19,6 +19,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from data_prep.dataset import durable
+from data_prep.dataset.parsing import json_value
 from pretrain.checkpoint.runs import run_directory_of
 from pretrain.evaluate.questions import EvaluationError, ResultError
 from pretrain.trained import Trained, default_device, load
@@ -121,7 +122,7 @@ def _free(directory: Path, name: str, report: Report, found: Collection[str]) ->
 def _read(path: Path) -> Report:
     """The report in a file; one of nothing where it cannot be read."""
     try:
-        report = json.loads(path.read_bytes())
+        report = json_value(path.read_bytes())
     except (OSError, ValueError):
         return {}
     return report if isinstance(report, dict) else {}

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from data_prep.dataset import durable
+from data_prep.dataset.parsing import json_value
 from pretrain.checkpoint.attempts import LOG_FILE
 from pretrain.config import Config
 from pretrain.training.trackers import Tracker, started
@@ -201,8 +202,8 @@ def numbered(path: Path) -> list[tuple[bytes, dict[str, Any] | None]]:
 
 def _record(line: bytes) -> dict[str, Any] | None:
     try:
-        record = json.loads(line)
-    except (ValueError, RecursionError):
+        record = json_value(line)
+    except ValueError:
         return None
     step = record.get("step") if isinstance(record, dict) else None
     return record if isinstance(step, int) else None

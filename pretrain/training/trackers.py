@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import uuid
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from data_prep.dataset import durable, settings
+from data_prep.dataset.parsing import json_value
 from pretrain.config import Config
 
 TENSORBOARD = "tensorboard"
@@ -157,7 +157,7 @@ def run_identity(directory: Path) -> dict[str, str]:
 def _identity(path: Path) -> dict[str, str]:
     """What is stored of a run; empty where that cannot be read."""
     try:
-        stored = json.loads(path.read_bytes())
+        stored = json_value(path.read_bytes())
     except (OSError, ValueError):
         return {}
     return stored if isinstance(stored, dict) and isinstance(stored.get("id"), str) else {}

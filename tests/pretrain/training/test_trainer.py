@@ -35,7 +35,7 @@ from pretrain.model.transformer import Transformer
 from pretrain.training import ledger
 from pretrain.training.metrics import read_records
 from tests.ranks import train
-from tests.servers import Web, faulty
+from tools.promises.servers import Web, faulty
 
 VOCABULARY = 48
 STEPS = 24
