@@ -105,14 +105,7 @@ def save(
             ranks, lambda: _commit(writing, final, manifest, attempt) if ranks.rank == 0 else ""
         )
     except CheckpointError as error:
-        if ranks.rank == 0:
-            shutil.rmtree(writing, ignore_errors=True)
-        try:
-            _refuse_superseded(attempt, ranks)
-        except SupersededError:
-            raise
-        except CheckpointError:
-            pass  # where the disk fails, too; the first error says more
+        _give_up(writing, attempt, ranks)
         raise CheckpointError(
             f"{final} could not be saved: {error}; earlier checkpoints are untouched"
         ) from error
@@ -122,6 +115,18 @@ def save(
     if reason is not None:
         raise SupersededError(reason)
     return final
+
+
+def _give_up(writing: Path, attempt: Attempt, ranks: Ranks) -> None:
+    """Remove what was being written. Raises SupersededError if that is why it came to nothing."""
+    if ranks.rank == 0:
+        shutil.rmtree(writing, ignore_errors=True)
+    try:
+        _refuse_superseded(attempt, ranks)
+    except SupersededError:
+        raise
+    except CheckpointError:
+        pass  # where the disk fails, too; the error of the save says more
 
 
 def take_over(root: Path, attempt: Attempt) -> None:
