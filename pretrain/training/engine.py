@@ -13,10 +13,11 @@ import fcntl
 import functools
 import io
 import logging
+import math
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,6 +36,8 @@ from pretrain.training import optim
 from pretrain.training.partitions import Partition
 from pretrain.training.run_state import TrainingError
 from pretrain.training.states import Place, States
+
+_log = logging.getLogger("pretrain.training.engine")
 
 _BUILD_LOCK = "build.lock"
 # At most this many elements per reduction; DeepSpeed allocates a buffer of this size.
@@ -121,7 +124,7 @@ class OptimizerStep(NamedTuple):
 
     applied: bool
     grad_norm: float
-    """Global L2 norm before clipping; inf if the step was skipped."""
+    """Global L2 norm before clipping; inf if a gradient was not finite."""
 
 
 def deepspeed_settings(config: Config, ranks: int, parameters: int) -> dict[str, Any]:
@@ -207,6 +210,8 @@ class Engine:
             for name, parameter in self._parameters.items()
         }
         self._states = States(self._optimizer, places, device if on_gpu else None)
+        self._norm = _BoundedNorm(self._zero, self._stage)
+        self._begin_average()
 
     def empty_memory(self, lanes: int) -> ModelState:
         """The empty memory of `lanes` lanes, on the engine's device."""
@@ -232,21 +237,25 @@ class Engine:
         if not self._deepspeed.is_gradient_accumulation_boundary():
             self._deepspeed.step()
 
-    def step(self, rate_fraction: float) -> OptimizerStep:
-        """Clip and apply the gradients; if any is not finite, nothing changes.
+    def step(self, rate_fraction: float, largest_norm: float = math.inf) -> OptimizerStep:
+        """Clip and apply the gradients; if any is not finite, or their norm is larger than
+        `largest_norm`, nothing changes.
 
         `rate_fraction` multiplies each group's peak learning rate. Call it once, after the
         backward of the last micro-batch. Either all ranks apply the step or none does.
         """
         for group in self._optimizer.param_groups:
             group["lr"] = group["peak"] * rate_fraction
+        self._norm.expect(largest_norm)
         if self._stage == 0:
-            norm = self._clip_whole_gradients()
+            applied = self._clip_whole_gradients()
             self._deepspeed.step()
-            return OptimizerStep(norm < float("inf"), norm)
-        self._deepspeed.step()
-        norm = float(self._deepspeed.get_global_grad_norm())
-        return OptimizerStep(self._deepspeed.was_step_applied(), norm)
+        else:
+            self._deepspeed.step()
+            applied = self._deepspeed.was_step_applied()
+        if applied and self._averages:
+            self._states.average(optim.ema_decay(self._config.optim, self._states.steps))
+        return OptimizerStep(applied, self._norm.found)
 
     @property
     def optimizer_steps(self) -> int:
@@ -291,10 +300,24 @@ class Engine:
     def restore(self, checkpoint: Checkpoint, optimizer_steps: int) -> None:
         """Load this rank's part of everything from a checkpoint of any number of ranks and stage.
 
-        Raises CheckpointError if a tensor is missing from the checkpoint or has another shape.
+        An average of the weights that the checkpoint lacks begins with its weights; one that is no
+        longer kept is dropped. Raises CheckpointError if another tensor is missing from the
+        checkpoint or has another shape.
         """
-        checkpoint.expect(self._states.shapes())
-        self._set(list(self._parameters), checkpoint.read, states=True)
+        shapes, kinds = self._states.shapes(), self._states.kinds
+        averages = {f"{name}/{optim.EMA}": tuple(shape) for name, shape in self._shapes.items()}
+        averaged = not averages.keys().isdisjoint(checkpoint.names())
+        if averaged and not self._averages:
+            shapes |= averages
+            _log.info("the average of the weights is dropped: optim.ema_decay is 0 now")
+        elif self._averages and not averaged:
+            shapes = {name: shape for name, shape in shapes.items() if name not in averages}
+            kinds -= {optim.EMA}
+            _log.info("the average of the weights begins with those of step %d", checkpoint.step)
+        checkpoint.expect(shapes)
+        self._set(list(self._parameters), checkpoint.read, kinds)
+        if not averaged:
+            self._begin_average()
         for name, whole in self._states.factors.items():
             whole.copy_(checkpoint.read(name, 0, whole.numel()).view(whole.shape))
         self._states.steps = optimizer_steps
@@ -313,36 +336,79 @@ class Engine:
             width = self._config.model.d_model
             row = checkpoint.read("embedding.weight/param", eos_id * width, width)
             self._set(begun, functools.partial(_repeated, row))
+        self._begin_average()
+
+    @property
+    def _averages(self) -> bool:
+        """Whether an average of the weights is kept."""
+        return self._config.optim.ema_decay > 0
+
+    def _begin_average(self) -> None:
+        """Begin the average, if one is kept, with the weights as they are."""
+        if self._averages:
+            self._states.average(0.0)
 
     def _set(
         self,
         names: Sequence[str],
         read: Callable[[str, int, int], Tensor],
-        states: bool = False,
+        kinds: Collection[str] = (),
     ) -> None:
         """Set this rank's part of parameters, in the masters and the weights of the forward.
 
-        And, with `states`, of their moments. `read` returns the elements of NAME/KIND from an
+        And of `kinds` of their moments. `read` returns the elements of NAME/KIND from an
         offset on, a number of them.
         """
+        with self._released():
+            for name in names:
+                parameter = self._parameters[name]
+                offset, views = self._states.own(name)
+                for kind, view in views.items():
+                    if kind == "param" or kind in kinds:
+                        view.copy_(read(f"{name}/{kind}", offset, view.numel()))
+                if self._stage == 3:
+                    self._fill(parameter, views["param"])
+                else:
+                    shape = self._shapes[name]
+                    parameter.data.copy_(read(f"{name}/param", 0, shape.numel()).view(shape))
+
+    def _fill(self, parameter: nn.Parameter, values: Tensor) -> None:
+        """ZeRO-3: what the forward gathers, a tensor beside the master, in the master's layout."""
+        parameter.ds_tensor.data.view(-1)[: values.numel()].copy_(values)  # type: ignore[attr-defined]
+
+    @contextlib.contextmanager
+    def _released(self) -> Iterator[None]:
+        """ZeRO-3: no parameter is gathered within; small ones stay gathered after a step."""
         if self._stage == 3:
-            # After a step small parameters stay gathered: release them, then gather them again.
             self._zero.checkpoint_event_prologue()
-        for name in names:
-            parameter = self._parameters[name]
-            offset, views = self._states.own(name)
-            for kind, view in views.items():
-                if states or kind == "param":
-                    view.copy_(read(f"{name}/{kind}", offset, view.numel()))
-            if self._stage == 3:
-                # The forward gathers a separate tensor, not the master that was just set.
-                master = views["param"]
-                parameter.ds_tensor.data.view(-1)[: master.numel()].copy_(master)
-            else:
-                shape = self._shapes[name]
-                parameter.data.copy_(read(f"{name}/param", 0, shape.numel()).view(shape))
+        yield
         if self._stage == 3:
             self._zero.checkpoint_event_epilogue()
+
+    @contextlib.contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Within, the forward computes with the average of the weights; call it on all ranks."""
+        self._show(optim.EMA)
+        yield
+        self._show("param")
+
+    def _show(self, kind: str) -> None:
+        """Let the forward compute with the masters, or with their average."""
+        if self._stage == 0:
+            # The masters are the forward's weights.
+            self._states.exchange()
+            return
+        with self._released():
+            for name, parameter in self._parameters.items():
+                offset, views = self._states.own(name)
+                own = views[kind]
+                if self._stage == 3:
+                    self._fill(parameter, own)
+                    continue
+                whole = own.new_zeros(self._shapes[name].numel())
+                whole[offset : offset + own.numel()] = own
+                dist.all_reduce(whole)
+                parameter.data.copy_(whole.view(self._shapes[name]))
 
     def _partition(self, name: str, parameter: nn.Parameter, group: int) -> Partition:
         """Where the parameter, of this group of the optimizer, lies.
@@ -368,24 +434,62 @@ class Engine:
         shape, rank = tuple(self._shapes[name]), dist.get_rank()
         return Partition(name, shape, flat, start, tuple(parts), rank)
 
-    def _clip_whole_gradients(self) -> float:
-        """Stage 0: clip to the global norm; drop the gradients if it is not finite.
+    def _clip_whole_gradients(self) -> bool:
+        """Stage 0: clip to the global norm; drop the gradients if the step is to be skipped.
 
-        Returns the norm before clipping, inf if the gradients were dropped. At stage 0 gradients
-        are equal on all ranks, so all ranks decide the same.
+        Returns whether it is to be applied. At stage 0 gradients are equal on all ranks.
         """
         parameters = list(self._parameters.values())
         norms = [parameter.grad.norm() for parameter in parameters if parameter.grad is not None]
-        norm = float(torch.stack(norms).norm())
-        if not norm < float("inf"):
+        norm = float(self._norm.bounded(torch.stack(norms).norm()))
+        if norm == math.inf:
             for parameter in parameters:
                 parameter.grad = None
-            return float("inf")
+            return False
         if 0 < self._config.train.clip_norm < norm:
             for parameter in parameters:
                 if parameter.grad is not None:
                     parameter.grad.mul_(self._config.train.clip_norm / norm)
-        return norm
+        return True
+
+
+class _BoundedNorm:
+    """The norm of a step's gradients; DeepSpeed skips the step if it is inf.
+
+    ZeRO computes the norm within its step, between the last backward and the update, and asks only
+    whether it is finite. Here a norm that is too large becomes inf too. `found` is the last step's
+    norm, inf if it was not finite.
+    """
+
+    def __init__(self, zero: Any, stage: int) -> None:
+        self._largest = self.found = math.inf
+        if stage == 3:
+            groups = zero._get_norm_groups
+            zero._get_norm_groups = lambda: self._bounded_groups(groups())
+        elif stage:
+            norm = zero.scaled_global_norm
+            zero.scaled_global_norm = lambda: self.bounded(norm())
+
+    def expect(self, largest: float) -> None:
+        """Say, before a step, what its norm may be at most."""
+        # ZeRO asks for no norm where it saw a gradient that is not finite.
+        self._largest, self.found = largest, math.inf
+
+    def _bounded_groups(self, norms: list[Tensor]) -> list[Tensor]:
+        """The norms of the groups, or one that is inf if theirs together is not finite or too
+        large."""
+        from deepspeed.runtime.utils import combine_grad_norm_groups
+
+        whole = self.bounded(combine_grad_norm_groups(norms))
+        return norms if whole.isfinite() else [whole]
+
+    def bounded(self, norm: Tensor) -> Tensor:
+        """`norm`, or inf if it is not finite or too large; the same on all ranks."""
+        if self._largest < math.inf:
+            # Ranks of different machines may round their norms differently.
+            dist.all_reduce(norm, dist.ReduceOp.MAX)
+        self.found = float(norm) if norm.isfinite() else math.inf
+        return norm if self.found <= self._largest else torch.full_like(norm, math.inf)
 
 
 def _shape(parameter: nn.Parameter) -> torch.Size:

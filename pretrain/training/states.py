@@ -11,7 +11,7 @@ from torch import Tensor
 from pretrain.checkpoint.pieces import Piece
 from pretrain.training.adafactor import Adafactor
 from pretrain.training.muon import Muon
-from pretrain.training.optim import Kept
+from pretrain.training.optim import EMA, Kept
 from pretrain.training.partitions import Partition
 
 
@@ -65,6 +65,25 @@ class States:
     def steps(self, count: int) -> None:
         for state in self._optimizer.state.values():
             state["step"].fill_(count)
+
+    @property
+    def kinds(self) -> set[str]:
+        """The moments that are kept of one parameter or another."""
+        return {kind for _, kept in self._places.values() for kind in kept.moments}
+
+    @torch.no_grad()
+    def average(self, decay: float) -> None:
+        """Average the masters into what is kept of them, or begin with them: a decay of 0."""
+        for flat, state in self._optimizer.state.items():
+            state[EMA].lerp_(flat.data, 1.0 - decay)
+
+    @torch.no_grad()
+    def exchange(self) -> None:
+        """Exchange the masters and their average."""
+        for flat, state in self._optimizer.state.items():
+            masters = flat.clone()
+            flat.copy_(state[EMA])
+            state[EMA].copy_(masters)
 
     @property
     def nbytes(self) -> int:
