@@ -37,8 +37,6 @@ from pretrain.training.partitions import Partition
 from pretrain.training.run_state import TrainingError
 from pretrain.training.states import Place, States
 
-_log = logging.getLogger("pretrain.training.engine")
-
 _BUILD_LOCK = "build.lock"
 # At most this many elements per reduction; DeepSpeed allocates a buffer of this size.
 BUCKET_ELEMENTS = 200_000_000
@@ -210,8 +208,8 @@ class Engine:
             for name, parameter in self._parameters.items()
         }
         self._states = States(self._optimizer, places, device if on_gpu else None)
+        self._states.average(0.0)
         self._norm = _BoundedNorm(self._zero, self._stage)
-        self._begin_average()
 
     def empty_memory(self, lanes: int) -> ModelState:
         """The empty memory of `lanes` lanes, on the engine's device."""
@@ -248,14 +246,16 @@ class Engine:
             group["lr"] = group["peak"] * rate_fraction
         self._norm.expect(largest_norm)
         if self._stage == 0:
-            applied = self._clip_whole_gradients()
+            norm = self._norm.clip(list(self._parameters.values()), self._config.train.clip_norm)
+            applied = norm < math.inf
             self._deepspeed.step()
         else:
             self._deepspeed.step()
+            norm = float(self._deepspeed.get_global_grad_norm())
             applied = self._deepspeed.was_step_applied()
-        if applied and self._averages:
+        if applied:
             self._states.average(optim.ema_decay(self._config.optim, self._states.steps))
-        return OptimizerStep(applied, self._norm.found)
+        return OptimizerStep(applied, norm if self._norm.exceeded is None else self._norm.exceeded)
 
     @property
     def optimizer_steps(self) -> int:
@@ -304,20 +304,10 @@ class Engine:
         longer kept is dropped. Raises CheckpointError if another tensor is missing from the
         checkpoint or has another shape.
         """
-        shapes, kinds = self._states.shapes(), self._states.kinds
-        averages = {f"{name}/{optim.EMA}": tuple(shape) for name, shape in self._shapes.items()}
-        averaged = not averages.keys().isdisjoint(checkpoint.names())
-        if averaged and not self._averages:
-            shapes |= averages
-            _log.info("the average of the weights is dropped: optim.ema_decay is 0 now")
-        elif self._averages and not averaged:
-            shapes = {name: shape for name, shape in shapes.items() if name not in averages}
-            kinds -= {optim.EMA}
-            _log.info("the average of the weights begins with those of step %d", checkpoint.step)
-        checkpoint.expect(shapes)
+        kinds = self._states.expected(checkpoint)
         self._set(list(self._parameters), checkpoint.read, kinds)
-        if not averaged:
-            self._begin_average()
+        if optim.EMA not in kinds:
+            self._states.average(0.0)
         for name, whole in self._states.factors.items():
             whole.copy_(checkpoint.read(name, 0, whole.numel()).view(whole.shape))
         self._states.steps = optimizer_steps
@@ -336,17 +326,7 @@ class Engine:
             width = self._config.model.d_model
             row = checkpoint.read("embedding.weight/param", eos_id * width, width)
             self._set(begun, functools.partial(_repeated, row))
-        self._begin_average()
-
-    @property
-    def _averages(self) -> bool:
-        """Whether an average of the weights is kept."""
-        return self._config.optim.ema_decay > 0
-
-    def _begin_average(self) -> None:
-        """Begin the average, if one is kept, with the weights as they are."""
-        if self._averages:
-            self._states.average(0.0)
+        self._states.average(0.0)
 
     def _set(
         self,
@@ -359,7 +339,7 @@ class Engine:
         And of `kinds` of their moments. `read` returns the elements of NAME/KIND from an
         offset on, a number of them.
         """
-        with self._released():
+        with _released(self._zero, self._stage):
             for name in names:
                 parameter = self._parameters[name]
                 offset, views = self._states.own(name)
@@ -367,23 +347,10 @@ class Engine:
                     if kind == "param" or kind in kinds:
                         view.copy_(read(f"{name}/{kind}", offset, view.numel()))
                 if self._stage == 3:
-                    self._fill(parameter, views["param"])
+                    _fill(parameter, views["param"])
                 else:
                     shape = self._shapes[name]
                     parameter.data.copy_(read(f"{name}/param", 0, shape.numel()).view(shape))
-
-    def _fill(self, parameter: nn.Parameter, values: Tensor) -> None:
-        """ZeRO-3: what the forward gathers, a tensor beside the master, in the master's layout."""
-        parameter.ds_tensor.data.view(-1)[: values.numel()].copy_(values)  # type: ignore[attr-defined]
-
-    @contextlib.contextmanager
-    def _released(self) -> Iterator[None]:
-        """ZeRO-3: no parameter is gathered within; small ones stay gathered after a step."""
-        if self._stage == 3:
-            self._zero.checkpoint_event_prologue()
-        yield
-        if self._stage == 3:
-            self._zero.checkpoint_event_epilogue()
 
     @contextlib.contextmanager
     def averaged(self) -> Iterator[None]:
@@ -398,12 +365,12 @@ class Engine:
             # The masters are the forward's weights.
             self._states.exchange()
             return
-        with self._released():
+        with _released(self._zero, self._stage):
             for name, parameter in self._parameters.items():
                 offset, views = self._states.own(name)
                 own = views[kind]
                 if self._stage == 3:
-                    self._fill(parameter, own)
+                    _fill(parameter, own)
                     continue
                 whole = own.new_zeros(self._shapes[name].numel())
                 whole[offset : offset + own.numel()] = own
@@ -434,62 +401,87 @@ class Engine:
         shape, rank = tuple(self._shapes[name]), dist.get_rank()
         return Partition(name, shape, flat, start, tuple(parts), rank)
 
-    def _clip_whole_gradients(self) -> bool:
-        """Stage 0: clip to the global norm; drop the gradients if the step is to be skipped.
-
-        Returns whether it is to be applied. At stage 0 gradients are equal on all ranks.
-        """
-        parameters = list(self._parameters.values())
-        norms = [parameter.grad.norm() for parameter in parameters if parameter.grad is not None]
-        norm = float(self._norm.bounded(torch.stack(norms).norm()))
-        if norm == math.inf:
-            for parameter in parameters:
-                parameter.grad = None
-            return False
-        if 0 < self._config.train.clip_norm < norm:
-            for parameter in parameters:
-                if parameter.grad is not None:
-                    parameter.grad.mul_(self._config.train.clip_norm / norm)
-        return True
-
 
 class _BoundedNorm:
-    """The norm of a step's gradients; DeepSpeed skips the step if it is inf.
+    """Has DeepSpeed skip a step whose gradients' norm is too large, as if it were not finite.
 
     ZeRO computes the norm within its step, between the last backward and the update, and asks only
-    whether it is finite. Here a norm that is too large becomes inf too. `found` is the last step's
-    norm, inf if it was not finite.
+    whether it is finite. `exceeded` is the norm where the last step's was too large.
     """
 
     def __init__(self, zero: Any, stage: int) -> None:
-        self._largest = self.found = math.inf
+        self._largest = math.inf
+        self.exceeded: float | None = None
         if stage == 3:
             groups = zero._get_norm_groups
             zero._get_norm_groups = lambda: self._bounded_groups(groups())
-        elif stage:
+        elif stage and hasattr(zero, "scaled_global_norm"):
             norm = zero.scaled_global_norm
-            zero.scaled_global_norm = lambda: self.bounded(norm())
+            zero.scaled_global_norm = lambda: self._bounded(norm())
+        elif stage:  # the optimizer of stage 1 in bf16
+            found = zero.get_grads_for_norm
+            zero.get_grads_for_norm = lambda for_clipping=False: (
+                found(True) if for_clipping else self._bounded_gradients(*found())
+            )
 
     def expect(self, largest: float) -> None:
         """Say, before a step, what its norm may be at most."""
-        # ZeRO asks for no norm where it saw a gradient that is not finite.
-        self._largest, self.found = largest, math.inf
+        self._largest, self.exceeded = largest, None
+
+    def clip(self, parameters: list[nn.Parameter], clip_norm: float) -> float:
+        """Stage 0: clip gradients to their global norm; drop them if the step is to be skipped.
+
+        Returns the norm before clipping, inf if they were dropped. At stage 0 gradients are equal
+        on all ranks.
+        """
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        norm = float(self._bounded(torch.stack([one.norm() for one in gradients]).norm()))
+        if not norm < math.inf:
+            for parameter in parameters:
+                parameter.grad = None
+            return math.inf
+        if 0 < clip_norm < norm:
+            for gradient in gradients:
+                gradient.mul_(clip_norm / norm)
+        return norm
+
+    def _bounded(self, norm: Tensor) -> Tensor:
+        """`norm`, or inf if it is too large."""
+        if self._largest == math.inf:
+            return norm
+        # Ranks of different machines may round their norms differently.
+        dist.all_reduce(norm, dist.ReduceOp.MAX)
+        if not self._largest < norm < math.inf:
+            return norm
+        self.exceeded = float(norm)
+        return torch.full_like(norm, math.inf)
 
     def _bounded_groups(self, norms: list[Tensor]) -> list[Tensor]:
-        """The norms of the groups, or one that is inf if theirs together is not finite or too
-        large."""
+        """The norms of groups of parameters; of one, inf, if that of all is too large."""
         from deepspeed.runtime.utils import combine_grad_norm_groups
 
-        whole = self.bounded(combine_grad_norm_groups(norms))
-        return norms if whole.isfinite() else [whole]
+        whole = self._bounded(combine_grad_norm_groups(norms))
+        return norms if self.exceeded is None else [whole]
 
-    def bounded(self, norm: Tensor) -> Tensor:
-        """`norm`, or inf if it is not finite or too large; the same on all ranks."""
-        if self._largest < math.inf:
-            # Ranks of different machines may round their norms differently.
-            dist.all_reduce(norm, dist.ReduceOp.MAX)
-        self.found = float(norm) if norm.isfinite() else math.inf
-        return norm if self.found <= self._largest else torch.full_like(norm, math.inf)
+    def _bounded_gradients(self, gradients: list[Tensor], experts: Any) -> tuple[list[Tensor], Any]:
+        """All gradients, as every rank has them; of one number, inf, if their norm is too large."""
+        whole = self._bounded(torch.stack([one.float().norm() for one in gradients]).norm())
+        return gradients if self.exceeded is None else [whole], experts
+
+
+@contextlib.contextmanager
+def _released(zero: Any, stage: int) -> Iterator[None]:
+    """ZeRO-3: no parameter is gathered within; small ones stay gathered after a step."""
+    if stage == 3:
+        zero.checkpoint_event_prologue()
+    yield
+    if stage == 3:
+        zero.checkpoint_event_epilogue()
+
+
+def _fill(parameter: nn.Parameter, values: Tensor) -> None:
+    """ZeRO-3: set what the forward gathers, a tensor beside the master, laid out as it is."""
+    parameter.ds_tensor.data.view(-1)[: values.numel()].copy_(values)  # type: ignore[attr-defined]
 
 
 def _shape(parameter: nn.Parameter) -> torch.Size:

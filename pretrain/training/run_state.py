@@ -108,7 +108,7 @@ def counters(run: RunState) -> dict[str, Any]:
         "skipped_in_a_row": run.skipped_in_a_row,
         "origin": run.origin,
         "spikes": run.spikes,
-        "recent": run.recent,
+        "recent": [list(step) for step in run.recent],
     }
 
 

@@ -80,8 +80,8 @@ SETTINGS = (
 )
 WEIGHTED = ("data.prompt_weight=0.1", f"train.validate_every={STEPS}", "train.validation_windows=2")
 # What long runs are protected by. Some steps lie above the bounds of the two before.
-LONG = ("optim.ema_decay=0.5", "train.z_loss=0.02", "train.spikes.deviations=0.2",
-        "train.spikes.steps=2", "train.max_skipped=99")  # fmt: skip
+LONG = ("optim.ema_decay=0.5", "optim.lr=0.06", "train.z_loss=0.02", "train.max_skipped=99",
+        "train.spikes.deviations=0.05", "train.spikes.steps=2")  # fmt: skip
 Job = dict[str, Any]
 
 
@@ -418,7 +418,7 @@ def reference(
     torch.manual_seed(config.run.seed)
     model = Transformer(config.model, VOCABULARY)
     named = dict(model.named_parameters())
-    update = naive_optimizers.stepper(named, config.optim, 0.01)
+    update = naive_optimizers.stepper(named, config.optim, config.optim.peak)
     state = model.initial_state(LANES, "cpu")
     curve = {}
     for step in range(1, steps + 1):
@@ -808,7 +808,7 @@ class NaiveLongRun:
         found = False
         if len(self._applied) >= 2:
             last = np.array(self._applied[-2:])
-            bounds = last.mean(axis=0) + 0.2 * last.std(axis=0, ddof=1)
+            bounds = last.mean(axis=0) + 0.05 * last.std(axis=0, ddof=1)
             found = loss > bounds[0] or norm > bounds[1]
         self.skipped.append(found)
         if not found:
@@ -851,7 +851,8 @@ def test_a_long_run_is_that_of_plain_torch_at_every_stage_and_with_shared_window
     two_ranks: Bench, naive_long_run: NaiveLongRun, name: str
 ) -> None:
     spikes = naive_long_run.skipped
-    assert True in spikes[:SAVED] and True in spikes[SAVED:] and sum(spikes) < STEPS - 3
+    # Those behind the checkpoint are told by steps before it.
+    assert spikes[SAVED - 1] and spikes[SAVED] and not all(spikes[SAVED:])
     assert_long_run(two_ranks, name, naive_long_run)
 
 
@@ -873,7 +874,7 @@ def test_a_resume_of_a_long_run_is_exact_to_the_bit(two_ranks: Bench, name: str)
     end = two_ranks.state(f"{name}-on", STEPS)
     assert differences(end, two_ranks.state(name, STEPS)) == []
     assert end["embedding.weight/ema"].dtype == torch.float32
-    assert len(end["trainer recent"]) == 2
+    assert len(end["trainer recent"]) == 2 and end["trainer spikes"] > 1
 
 
 def test_an_average_goes_from_stage_to_stage_unchanged(two_ranks: Bench) -> None:
@@ -889,7 +890,7 @@ def test_too_many_spikes_in_a_row_end_the_run_on_all_ranks(
     step = naive_long_run.skipped.index(True) + 1
     for rank in (0, 1):
         assert (two_ranks.root / "long-end" / f"error-{rank}").read_text() == (
-            "the loss or a gradient was not finite, or lay more than 0.2 standard deviations above "
+            "the loss or a gradient was not finite, or lay more than 0.05 standard deviations above "
             f"those before, in 1 step in a row, up to step {step}; none of them changed the "
             "weights. The last checkpoint is from before; resume with a lower optim.lr or a larger "
             "train.spikes.deviations, or look at the data of these steps"

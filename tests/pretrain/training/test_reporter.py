@@ -240,7 +240,8 @@ def test_a_spike_and_the_z_loss_are_recorded_and_logged(
     with caplog.at_level(logging.INFO, "pretrain.training.reporter"):
         made.report_spike(14, result.spike)
         made.meter.add(128, forward_only=False, preface=0)
-        made.report(replace(known_state(run.state), places=None, spikes=2), result)
+        places = [LanePlace(0, 5, (SourcePlace(read=1),))] * 4
+        made.report(replace(known_state(run.state), places=places, spikes=2), result)
     (record,) = read_records(run.attempt.directory / "metrics.jsonl")
     assert (record["skipped"], record["spikes"]) == (3, 2)
     assert (record["loss"], record["grad_norm"], record["z_loss"]) == (9.0, 0.5, 0.0025)

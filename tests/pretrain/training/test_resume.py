@@ -388,7 +388,7 @@ def test_an_average_that_is_switched_on_begins_with_the_weights_of_the_checkpoin
     run = open_run(f"zero.stage={stage}")
     take_steps(run, 2)
     saved(run, make_saver)
-    with caplog.at_level(logging.INFO, "pretrain.training.engine"):
+    with caplog.at_level(logging.INFO, "pretrain.training.states"):
         again = open_run("optim.ema_decay=0.5", attempt=2)
     assert "the average of the weights begins with those of step 2" in caplog.text
     expected = of_kind(engine_state(run), "param")
