@@ -7,6 +7,7 @@ its records and checkpoints to be compared here.
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import os
@@ -261,11 +262,13 @@ class Bench:
     def long_runs(self) -> list[Job]:
         """On two ranks: each stage, shared windows, resumed, from stage to stage, in bf16."""
         bf16 = ("train.precision=bf16", "zero.stage=1")
+        validated = (f"data.validation={self.corpus}", f"train.validate_every={STEPS}",
+                     "train.validation_windows=2", "train.validate_ema=true")  # fmt: skip
         return [
-            self.job("long", *LONG),
-            self.job("long-2", *LONG, "zero.stage=2", "train.micro_batch=2"),
-            self.job("long-1", *LONG, "zero.stage=1", "parallel.sequence=2"),
-            self.job("long-0", *LONG, "zero.stage=0"),
+            self.job("long", *LONG, *validated),
+            self.job("long-2", *LONG, *validated, "zero.stage=2", "train.micro_batch=2"),
+            self.job("long-1", *LONG, *validated, "zero.stage=1", "parallel.sequence=2"),
+            self.job("long-0", *LONG, *validated, "zero.stage=0"),
             self.job("long-on", *LONG, start_from="long"),
             self.job("long-a", *LONG, "zero.stage=1", action="save", start_from="long",
                      to="long-b"),
@@ -856,6 +859,39 @@ def test_a_long_run_is_that_of_plain_torch_at_every_stage_and_with_shared_window
     assert_long_run(two_ranks, name, naive_long_run)
 
 
+def test_the_average_is_validated_beside_the_weights_however_they_are_partitioned(
+    two_ranks: Bench, naive_long_run: NaiveLongRun
+) -> None:
+    model = naive_long_run.model
+    expected = [validated(model, two_ranks.corpus)]
+    averaged = copy.deepcopy(model)
+    for name, weights in averaged.named_parameters():
+        weights.data.copy_(naive_long_run.average[name])
+    expected.append(validated(averaged, two_ranks.corpus))
+    assert abs(expected[0] - expected[1]) > 1e-3
+    for name in ("long", "long-2", "long-1", "long-0"):
+        (record,) = two_ranks.records(name, "validation")
+        found = [record["loss"], record["ema_loss"]]
+        assert found == pytest.approx(expected, rel=5e-5), name
+
+
+def validated(model: Transformer, corpus: Path) -> float:
+    """The mean cross-entropy over the first two windows of each lane."""
+    total, count, state = 0.0, 0, model.initial_state(LANES, "cpu")
+    lanes = [Lane(Mix([Dataset(corpus)]), g, LANES, 1) for g in range(LANES)]
+    for _ in range(2):
+        windows = [lane.window(32)[:3] for lane in lanes]
+        tokens, targets, starts = (
+            torch.from_numpy(np.stack(x)) for x in zip(*windows, strict=True)
+        )
+        with torch.no_grad():
+            output = model(tokens, starts, state)
+        state = output.state
+        total += float(F.cross_entropy(output.logits.mT, targets, reduction="sum"))
+        count += int((targets != IGNORE).sum())
+    return total / count
+
+
 @pytest.mark.parametrize("other_ranks", [1, 3], indirect=True)
 def test_a_long_run_is_the_same_on_other_ranks_and_goes_on_there(
     other_ranks: tuple[Bench, int], naive_long_run: NaiveLongRun
@@ -890,8 +926,8 @@ def test_too_many_spikes_in_a_row_end_the_run_on_all_ranks(
     step = naive_long_run.skipped.index(True) + 1
     for rank in (0, 1):
         assert (two_ranks.root / "long-end" / f"error-{rank}").read_text() == (
-            "the loss or a gradient was not finite, or lay more than 0.05 standard deviations above "
-            f"those before, in 1 step in a row, up to step {step}; none of them changed the "
+            "the loss or a gradient was not finite, or lay more than 0.05 standard deviations "
+            f"above those before, in 1 step in a row, up to step {step}; none of them changed the "
             "weights. The last checkpoint is from before; resume with a lower optim.lr or a larger "
             "train.spikes.deviations, or look at the data of these steps"
         )
