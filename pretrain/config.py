@@ -22,6 +22,9 @@ CONFIG_FILE = "config.yaml"
 
 Checkpointing: TypeAlias = Literal["none", "selective", "full"]
 
+Weights: TypeAlias = Literal["last", "ema"]
+"""The weights of a run: those after its last step, or their exponential moving average."""
+
 TRITON_MAX_HEAD = 128
 """The largest head of which Triton's kernels hold a memory state."""
 
@@ -448,6 +451,27 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
+class SpikeConfig:
+    """Finite steps that are skipped as those that are not finite are."""
+
+    deviations: float = setting(
+        0.0,
+        "skip a step whose loss or gradient norm is more than so many standard deviations above "
+        "the mean of the last applied steps; 0: skip none",
+        low=0.0,
+    )
+    steps: int = setting(
+        128, "applied steps that the mean is of; no step is skipped before there are so many", low=2
+    )
+
+    def problems(self) -> list[str]:
+        """Settings without effect."""
+        if self.deviations or self.steps == SpikeConfig().steps:
+            return []
+        return ["steps: has no effect with deviations=0; remove it, or set deviations, e.g. to 6"]
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """Length, precision and intervals of training."""
 
@@ -472,10 +496,18 @@ class TrainConfig:
         "minute more",
     )
     clip_norm: float = setting(1.0, "global gradient norm to clip to; 0: no clipping", low=0.0)
-    max_skipped: int = setting(5, "non-finite steps in a row after which the run stops", low=1)
+    z_loss: float = setting(
+        0.0,
+        "coefficient of log(Z)^2 of each target in the loss, Z the sum of its exponentiated "
+        "logits; PaLM has 0.0001",
+        low=0.0,
+    )
+    spikes: SpikeConfig = group(SpikeConfig)
+    max_skipped: int = setting(5, "skipped steps in a row after which the run stops", low=1)
     log_every: int = setting(10, "steps between log lines", low=1)
     validate_every: int = setting(200, "steps between validations; 0: none but the last", low=0)
     validation_windows: int = setting(8, "windows of each validation lane", low=1)
+    validate_ema: bool = setting(False, "validate the average of optim.ema_decay as well")
     profile_steps: int = setting(
         0, "steps to profile in each attempt, into the run's profile/; 0: none", low=0
     )
@@ -558,6 +590,13 @@ class OptimConfig:
     warmup_steps: int = setting(100, "steps of linear warm-up", low=0)
     decay_steps: int = setting(200, "last steps over which wsd decays", low=0)
     final_fraction: float = setting(0.1, "last rate as a fraction of the peak", low=0.0, high=1.0)
+    ema_decay: float = setting(
+        0.0,
+        "decay a step of an exponential moving average of the weights, kept in float32 beside the "
+        "optimizer's states, e.g. 0.999; 0: none",
+        low=0.0,
+        high=1.0,
+    )
 
     @property
     def peak(self) -> float:
@@ -567,7 +606,10 @@ class OptimConfig:
     def problems(self) -> list[str]:
         """Settings of another optimizer, which would have no effect."""
         read_by = {name: traits.settings for name, traits in OPTIMIZERS.items()}
-        return _without_effect(vars(self), vars(OptimConfig()), "optim.name", read_by)
+        found = _without_effect(vars(self), vars(OptimConfig()), "optim.name", read_by)
+        if self.ema_decay == 1:
+            found.append("ema_decay: 1 averages nothing; lower it, e.g. to 0.999")
+        return found
 
 
 @dataclass(frozen=True)
@@ -736,6 +778,11 @@ class Config:
         if self.zero.stage == 0 and self.train.precision == "bf16":
             found.append(
                 "zero.stage: 0 has no float32 master weights, which bf16 needs; choose 1 to 3"
+            )
+        if self.train.validate_ema and not self.optim.ema_decay:
+            found.append(
+                "train.validate_ema: there is no average of the weights; set optim.ema_decay, e.g. "
+                "to 0.999"
             )
         if self.optim.warmup_steps > self.train.steps:
             found.append(

@@ -9,8 +9,8 @@ from data_prep.dataset import durable, settings, shards
 from data_prep.dataset.command import FILE_TO_WRITE, Command, option, path_kind, word
 from data_prep.dataset.settings import SettingsError
 from pretrain.checkpoint.runs import run_directory_of
-from pretrain.cli.evaluate import RUN
-from pretrain.config import ImportConfig
+from pretrain.cli.evaluate import RUN, WEIGHTS_MEANING
+from pretrain.config import ImportConfig, Weights
 from pretrain.report.figures import MOST_RUNS
 
 
@@ -83,11 +83,12 @@ class Export(Command):
     dtype: Literal["stored", "float32", "bf16"] = option(
         "stored", "dtype of the weights", otherwise="as stored, without rounding"
     )
+    weights: Weights = option("last", WEIGHTS_MEANING)
 
     def run(self) -> int:
         from pretrain.convert import export
 
-        return export.run(self.path, self.out, self.dtype)
+        return export.run(self.path, self.out, self.dtype, self.weights)
 
 
 class Plot(Command):

@@ -25,6 +25,7 @@ from data_prep.dataset.shards import no_data_set
 from data_prep.recall.tasks import PASSKEY, TASKS
 from data_prep.sources.storage import is_url
 from pretrain.checkpoint.runs import no_run
+from pretrain.config import Weights
 from pretrain.evaluate import pairs
 from pretrain.evaluate.pairs import Fields, Pair
 from pretrain.evaluate.questions import Questions, Sampling
@@ -35,6 +36,7 @@ _LOCATION = Kind(
     str,
     refusal=lambda location: "" if is_url(location) else no_data_set(Path(location)),
 )
+WEIGHTS_MEANING = "last: those after the last step; ema: their moving average (optim.ema_decay)"
 _NEEDLES = [task for task in TASKS if task != PASSKEY]
 _TRAINED_ON = "as in the pairs that the run was trained on"
 
@@ -43,6 +45,7 @@ class OnModel(Command):
     """A command on a trained model."""
 
     path: Path = word("run directory, or one checkpoint of it", kind=RUN)
+    weights: Weights = option("last", WEIGHTS_MEANING)
 
 
 class Perplexity(OnModel):
@@ -67,6 +70,7 @@ class Perplexity(OnModel):
             window_segments=self.window_segments,
             max_documents=self.documents,
             batch=self.batch,
+            weights=self.weights,
         )
 
 
@@ -93,7 +97,12 @@ class Harness(OnModel):
         from pretrain.evaluate import harness
 
         return harness.run(
-            self.path, self.tasks_directory, tasks=self.tasks, shots=self.shots, limit=self.limit
+            self.path,
+            self.tasks_directory,
+            tasks=self.tasks,
+            shots=self.shots,
+            limit=self.limit,
+            weights=self.weights,
         )
 
 
@@ -114,7 +123,7 @@ class _Recall(OnModel):
         from pretrain.evaluate import recall
 
         asked = Questions(tasks, self.lengths, depths, self.samples, self.seed)
-        return recall.run(self.path, name, asked, filler)
+        return recall.run(self.path, name, asked, filler, self.weights)
 
 
 class Passkey(_Recall):
@@ -203,7 +212,8 @@ class Summaries(OnModel):
         sampling = Sampling(self.max_tokens, self.temperature, self.top_p, self.seed)
         name = self.name or self.pairs[0].name.removesuffix(".gz").removesuffix(".jsonl")
         read = self.pairs_read[0][: self.documents]
-        return summaries.run(self.path, name, read, self.fields[0].question, self.shares, sampling)
+        question = self.fields[0].question
+        return summaries.run(self.path, name, read, question, self.shares, sampling, self.weights)
 
 
 class Generate(OnModel):
@@ -231,4 +241,5 @@ class Generate(OnModel):
             prompt=self.prompt or "",
             prompt_file=self.prompt_file,
             sampling=Sampling(self.max_tokens, self.temperature, self.top_p, self.seed),
+            weights=self.weights,
         )

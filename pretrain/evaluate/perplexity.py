@@ -28,6 +28,7 @@ from data_prep.dataset import durable
 from data_prep.dataset.shards import Document
 from data_prep.dataset.wording import counted
 from data_prep.tokenizer.contract import Tokenizer
+from pretrain.config import Weights
 from pretrain.data.files import name_of
 from pretrain.data.lanes import Dataset
 from pretrain.data.packing import IGNORE, LaidOut, Packer, Span, Window
@@ -54,12 +55,13 @@ def run(
     window_segments: int | None = None,
     max_documents: int | None = None,
     batch: int = 8,
+    weights: Weights = "last",
 ) -> int:
     """Evaluate a run or checkpoint, print the table, write `eval-STEP-DATA.json` into the run.
 
     Returns the exit code, 0. Raises what `open_model`, `evaluate` and `publish` raise.
     """
-    trained = results.open_model(path)
+    trained = results.open_model(path, weights)
     report = evaluate(
         trained,
         location,

@@ -28,6 +28,7 @@ from data_prep.dataset.wording import counted
 from data_prep.recall import tasks
 from data_prep.recall.tasks import Haystack
 from data_prep.tokenizer.contract import Tokenizer
+from pretrain.config import Weights
 from pretrain.evaluate import results
 from pretrain.evaluate.generate import finite
 from pretrain.evaluate.progress import TokenProgress, to_stderr
@@ -50,14 +51,16 @@ class _Question:
     first: int
 
 
-def run(path: Path, name: str, asked: Questions, filler: Path | None) -> int:
+def run(
+    path: Path, name: str, asked: Questions, filler: Path | None, weights: Weights = "last"
+) -> int:
     """Put the questions to a run or checkpoint; print the table and write it into the run.
 
     `NAME-STEP.json` holds the numbers; with depths `plots/NAME-STEP.png` is a heat map. `filler` is
     a data set with books, None: the passkey's own filler. Returns the exit code, 0. Raises what
     `open_model`, `Haystack.of_books`, `evaluate` and `publish` raise.
     """
-    trained = results.open_model(path)
+    trained = results.open_model(path, weights)
     report: Report = {"filler": None}
     haystack = Haystack.repeated()
     if filler is not None:

@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 from data_prep.dataset import durable
 from data_prep.dataset.parsing import json_value
 from pretrain.checkpoint.runs import run_directory_of
+from pretrain.config import Weights
 from pretrain.evaluate.questions import EvaluationError, ResultError
 from pretrain.trained import Trained, default_device, load
 
@@ -32,7 +33,7 @@ _PROVENANCE = ("code", "written")
 _SOURCE = Path(__file__).resolve().parents[2]
 
 
-def open_model(path: Path) -> Trained:
+def open_model(path: Path, weights: Weights = "last") -> Trained:
     """The model of a run or checkpoint, once it is known that results can be written into the run.
 
     Raises EvaluationError and what `load` raises.
@@ -46,12 +47,15 @@ def open_model(path: Path) -> Trained:
             f"{directory}: results cannot be written into this run directory ({error.strerror}); "
             "make it writable, or evaluate a copy of it"
         ) from None
-    return load(path, default_device())
+    return load(path, default_device(), weights)
 
 
 def of_model(trained: Trained) -> Report:
     """What identifies the model in a report."""
+    # Results from before there was an average are those of the last step's weights.
+    averaged = {} if trained.weights == "last" else {"weights": trained.weights}
     return {
+        **averaged,
         "step": trained.step,
         "checkpoint": trained.checkpoint_path.name,
         "checkpoint_sha256": trained.checkpoint_sha256,

@@ -41,14 +41,17 @@ class Output(NamedTuple):
     logits: Tensor | None
     """[B, T, V]; None if targets were given."""
     loss: Tensor | None
-    """The differentiable sum of the losses, including the memory's auxiliary loss; None without
-    targets."""
+    """The differentiable sum of the losses, including the memory's auxiliary loss and the z-loss;
+    None without targets."""
     losses: Tensor | None
-    """[B, T] float32, in nats, 0 where ignored, without a gradient; None without targets."""
+    """[B, T] float32, the cross-entropy in nats, 0 where ignored, without a gradient; None without
+    targets."""
     state: ModelState
     """The memory after the window, with its gradient."""
     auxiliary: Tensor | None = None
     """The memory's part of `loss`, without a gradient; None for a memory without one."""
+    z_loss: Tensor | None = None
+    """The z-loss in `loss`, without a gradient; None without a coefficient or targets."""
 
 
 class Block(nn.Module):
@@ -144,13 +147,17 @@ class TokenEmbedding(nn.Embedding):
 
 
 class Transformer(nn.Module):
-    """The language model. Initial weights depend on torch's global seed, which the caller sets."""
+    """The language model. Initial weights depend on torch's global seed, which the caller sets.
+
+    `z_loss` is the coefficient of the z-loss, see `OutputHead`.
+    """
 
     def __init__(
         self,
         config: ModelConfig,
         vocab_size: int,
         checkpointing: Checkpointing = "none",
+        z_loss: float = 0.0,
     ) -> None:
         super().__init__()
         self.config = config
@@ -159,7 +166,7 @@ class Transformer(nn.Module):
         self.layers = Stack(config, checkpointing)
         self.norm = RMSNorm(config.d_model, config.norm_eps)
         tied = self.embedding.weight if config.tied_embeddings else None
-        self.lm_head = OutputHead(config.d_model, vocab_size, config.init_std, tied)
+        self.lm_head = OutputHead(config.d_model, vocab_size, config.init_std, tied, z_loss)
         recurrence = recurrence_of(config.memory)
         self.recurrence = None if recurrence is None else recurrence(config)
 
@@ -224,10 +231,11 @@ class Transformer(nn.Module):
         x, after, auxiliary = self._hidden(tokens, starts, state, read_memory, parts, initial)
         if targets is None:
             return Output(self.lm_head(x), None, None, after)
-        loss, losses = self.lm_head(x, targets, weights)
+        loss, losses, z_loss = self.lm_head(x, targets, weights)
+        given = z_loss if self.lm_head.z_loss else None
         if auxiliary is None:
-            return Output(None, loss, losses, after)
-        return Output(None, loss + auxiliary, losses, after, auxiliary.detach())
+            return Output(None, loss, losses, after, None, given)
+        return Output(None, loss + auxiliary, losses, after, auxiliary.detach(), given)
 
     def hidden(
         self, tokens: Tensor, starts: Tensor, state: ModelState

@@ -388,6 +388,8 @@ def _memory_lines(plan: Plan) -> list[str]:
     held, running = plan.memory.held, plan.memory.activations
     again = "full" in plan.config.train.activation_checkpointing
     kept = _KEPT[plan.config.optim.name]
+    if plan.config.optim.ema_decay:
+        kept += ", the weights' average"
     rows = [
         ("weights", held["weights"], "a rank's share"),
         ("small weights", held["persistent"], "whole, they stay gathered"),

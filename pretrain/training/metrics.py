@@ -125,6 +125,8 @@ def log_line(record: Mapping[str, Any], steps: int, memory: Mapping[str, list[fl
     """A training record as a line of the log; `memory`: its metrics, of which layers' means."""
     mfu = "n/a" if record["mfu"] is None else f"{record['mfu']:.1%}"
     skipped = f" | skipped {record['skipped']}" if record["skipped"] else ""
+    if record["spikes"]:
+        skipped += f", of them spikes {record['spikes']}"
     epochs = ", ".join(f"{name} {count:.2f}" for name, count in record["epochs"].items())
     read = f" | epochs {epochs}" if len(record["epochs"]) > 1 else ""
     held = "".join(
@@ -133,6 +135,8 @@ def log_line(record: Mapping[str, Any], steps: int, memory: Mapping[str, list[fl
     )
     if "auxiliary_loss" in record:
         held += f" | auxiliary loss {record['auxiliary_loss']:.4g}"
+    if "z_loss" in record:
+        held += f" | z-loss {record['z_loss']:.4g}"
     return (
         f"step {record['step']}/{steps} | loss {record['loss']:.4f} | "
         f"grad {record['grad_norm']:.3f} | lr {record['lr']:.2e} | "

@@ -173,6 +173,8 @@ class Trainer:
     def _report(self, result: StepResult, last: bool, stopping: bool) -> None:
         with self.reporter.meter.paused():
             self.profiler.write_if_done(last or stopping)
+        if result.spike:
+            self.reporter.report_spike(self.run.state.step, result.spike)
         if self._is_due(self.run.config.train.log_every, last):
             self.reporter.report(self.run.state, result)
 
@@ -180,19 +182,32 @@ class Trainer:
         run = self.run
         if run.data.validation is None or not self._is_due(run.config.train.validate_every, last):
             return
+        averaged = None
+
+        def beat() -> None:
+            self.watchdog.beat("step", run.state.step)
+
         with self.reporter.meter.paused():
-            found = self.validator.run(lambda: self.watchdog.beat("step", run.state.step))
-        self.reporter.report_validation(run.state.step, found)
+            found = self.validator.run(beat)
+            if run.config.train.validate_ema:
+                with run.engine.averaged():
+                    averaged = self.validator.run(beat)
+        self.reporter.report_validation(run.state.step, found, averaged)
 
     def _check_skipped(self) -> None:
         """Raise TrainingError after too many skipped steps in a row."""
         state = self.run.state
         if state.skipped_in_a_row >= self.run.config.train.max_skipped:
+            watched = self.run.config.train.spikes.deviations
+            spike, instead = "", ""
+            if watched:
+                spike = f", or lay more than {watched:g} standard deviations above those before,"
+                instead = " or a larger train.spikes.deviations"
             raise TrainingError(
-                "the loss or a gradient was not finite in "
+                f"the loss or a gradient was not finite{spike} in "
                 f"{counted(state.skipped_in_a_row, 'step')} in a row, up to step {state.step}; "
                 "none of them changed the weights. The last checkpoint is from before; resume "
-                "with a lower optim.lr, or look at the data of these steps"
+                f"with a lower optim.lr{instead}, or look at the data of these steps"
             )
 
     def _save(self, last: bool, stopping: bool) -> None:

@@ -46,7 +46,12 @@ class WriteRun(Protocol):
     """The signature of `write_run`."""
 
     def __call__(
-        self, directory: Path, *, steps: tuple[int, ...] = (7,), **model: Any
+        self,
+        directory: Path,
+        *,
+        steps: tuple[int, ...] = (7,),
+        averaged: bool = False,
+        **model: Any,
     ) -> Transformer: ...
 
 
@@ -54,11 +59,13 @@ class WriteRun(Protocol):
 def write_run(tokenizer_model: Path) -> WriteRun:
     """Write a run with a checkpoint of each of `steps`; the model that the last one holds.
 
-    `model` are settings of the model that differ from a small one with segments of 16 tokens and
-    a window of 4 segments.
+    With `averaged`, they have an average of the weights too: half of each. `model` are settings of
+    the model that differ from a small one with segments of 16 tokens and a window of 4 segments.
     """
 
-    def write(directory: Path, *, steps: tuple[int, ...] = (7,), **model: Any) -> Transformer:
+    def write(
+        directory: Path, *, steps: tuple[int, ...] = (7,), averaged: bool = False, **model: Any
+    ) -> Transformer:
         directory.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(tokenizer_model, directory / "tokenizer.model")
         config = Config(
@@ -71,7 +78,7 @@ def write_run(tokenizer_model: Path) -> WriteRun:
         for step in steps:
             torch.manual_seed(step)
             built = _random_model(config.model)
-            _save(directory, step, config, built)
+            _save(directory, step, config, built, averaged)
         assert built is not None
         return built
 
@@ -99,7 +106,7 @@ def _random_model(config: ModelConfig) -> Transformer:
     return model
 
 
-def _save(directory: Path, step: int, config: Config, model: Transformer) -> None:
+def _save(directory: Path, step: int, config: Config, model: Transformer, averaged: bool) -> None:
     pieces = [
         Piece(f"{name}/{kind}", tuple(parameter.shape), 0, values.detach().reshape(-1))
         for name, parameter in model.named_parameters()
@@ -107,7 +114,9 @@ def _save(directory: Path, step: int, config: Config, model: Transformer) -> Non
             ("param", parameter),
             ("exp_avg", torch.zeros_like(parameter)),
             ("exp_avg_sq", torch.ones_like(parameter)),
+            ("ema", parameter / 2),
         )
+        if averaged or kind != "ema"
     ]
     trainer = {"step": step, "vocab_size": 320, "configuration": settings.to_plain(config)}
     root, attempt = directory / "checkpoints", Attempt(directory, 1)

@@ -148,6 +148,18 @@ def test_the_resolved_configuration_reads_back_as_itself(tmp_path: Path) -> None
             "optim.beta2: has no effect with optim.name=adafactor; remove it, or set "
             "optim.name=adamw or muon",
         ),
+        (["optim.ema_decay=1"], "optim.ema_decay: 1 averages nothing; lower it, e.g. to 0.999"),
+        (["optim.ema_decay=1.5"], "optim.ema_decay: expected 0.0 to 1.0, found 1.5"),
+        (
+            ["train.validate_ema=true"],
+            "train.validate_ema: there is no average of the weights; set optim.ema_decay",
+        ),
+        (
+            ["train.spikes.steps=64"],
+            "train.spikes.steps: has no effect with deviations=0; remove it, or set deviations",
+        ),
+        (["train.spikes.deviations=-1"], "train.spikes.deviations: expected at least 0.0, found"),
+        (["train.z_loss=-1"], "train.z_loss: expected at least 0.0, found -1.0"),
         (["optim.name=lion"], "optim.name: expected one of adamw, adafactor, muon; found 'lion'"),
         (["data.mix=[{data: a}]"], "data.mix: cannot be combined with data.train; give"),
         (["data.train=''", "data.mix=[]"], "data.train: not set; give the directory"),

@@ -72,11 +72,12 @@ def test_of_summaries(pretrain: Run, tmp_path: Path) -> None:
 
 
 def test_of_perplexity_and_the_harness(pretrain: Run) -> None:
-    words = ["--documents", "0", "--batch", "0", "--window-segments", "0"]
-    refused(
+    words = ["--documents", "0", "--batch", "0", "--window-segments", "0", "--weights", "mean"]
+    said = refused(
         pretrain("eval", "perplexity", "run", *words),
-        "--data", "--documents", "--batch", "--window-segments",
+        "--data", "--weights", "--documents", "--batch", "--window-segments",
     )  # fmt: skip
+    assert "--weights: expected one of last, ema, found 'mean'" in said
     words = ["--shots", "-1", "--limit", "0", "--tasks", "a", "b"]
     refused(pretrain("eval", "harness", "run", *words), "--tasks-directory", "--shots", "--limit")
 

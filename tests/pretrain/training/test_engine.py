@@ -7,6 +7,7 @@ its records and checkpoints to be compared here.
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import os
@@ -81,6 +82,9 @@ SETTINGS = (
     "wandb.mode=disabled",
 )
 WEIGHTED = ("data.prompt_weight=0.1", f"train.validate_every={STEPS}", "train.validation_windows=2")
+# What long runs are protected by. Some steps lie above the bounds of the two before.
+LONG = ("optim.ema_decay=0.5", "optim.lr=0.06", "train.z_loss=0.02", "train.max_skipped=99",
+        "train.spikes.deviations=0.05", "train.spikes.steps=2")  # fmt: skip
 Job = dict[str, Any]
 
 
@@ -112,6 +116,11 @@ def _rank(jobs: Path) -> None:
         (directory / f"host-copy-{place.rank}").write_text(str(copy.bytes))
         if job["action"] == "train":
             assert Trainer(run, watchdog).train(stop) == 0
+        elif job["action"] == "give up":
+            try:
+                Trainer(run, watchdog).train(stop)
+            except TrainingError as error:
+                (directory / f"error-{place.rank}").write_text(str(error))
         elif job["action"] == "one step":
             stop.signal = signal.SIGTERM
             assert Trainer(run, watchdog).train(stop) == EXIT_STOPPED
@@ -254,6 +263,27 @@ class Bench:
                        start_from=name) for stage in (0, 3)),
         ]  # fmt: skip
 
+    def long_runs(self) -> list[Job]:
+        """On two ranks: each stage, shared windows, resumed, from stage to stage, in bf16."""
+        bf16 = ("train.precision=bf16", "zero.stage=1")
+        validated = (f"data.validation={self.corpus}", f"train.validate_every={STEPS}",
+                     "train.validation_windows=2", "train.validate_ema=true")  # fmt: skip
+        return [
+            self.job("long", *LONG, *validated),
+            self.job("long-2", *LONG, *validated, "zero.stage=2", "train.micro_batch=2"),
+            self.job("long-1", *LONG, *validated, "zero.stage=1", "parallel.sequence=2"),
+            self.job("long-0", *LONG, *validated, "zero.stage=0"),
+            self.job("long-on", *LONG, start_from="long"),
+            self.job("long-a", *LONG, "zero.stage=1", action="save", start_from="long",
+                     to="long-b"),
+            self.job("long-b", *LONG, "zero.stage=0", action="save", to="long-c"),
+            self.job("long-c", *LONG, "zero.stage=2", action="save", to="long-d"),
+            self.job("long-d", *LONG, "zero.stage=2"),
+            self.job("long-bf16", *LONG, *bf16),
+            self.job("long-bf16-on", *LONG, *bf16, start_from="long-bf16"),
+            self.job("long-end", *LONG, "train.max_skipped=1", action="give up"),
+        ]  # fmt: skip
+
     def work(self, ranks: int, *jobs: Job) -> None:
         path = self.root / f"jobs-{ranks}.json"
         path.write_text(json.dumps(jobs))
@@ -367,6 +397,7 @@ def two_ranks(bench: Bench) -> Bench:
             for n in (3, 1, 0)
         ),
         *(job for name in OPTIMIZERS for job in bench.of_optimizer(name)),
+        *bench.long_runs(),
         bench.job(
             "gates", "train.steps=1", "optim.schedule=wsd", "optim.warmup_steps=0",
             "optim.decay_steps=0", "optim.gate_lr=0.03", "model.memory.initial_gate=1.0",
@@ -381,18 +412,23 @@ def two_ranks(bench: Bench) -> Bench:
 
 
 def reference(
-    config: Config, corpus: Path, steps: int
+    config: Config,
+    corpus: Path,
+    steps: int,
+    skip: Callable[[float, float], bool] | None = None,
+    after: Callable[[Transformer], None] = lambda model: None,
 ) -> tuple[dict[int, tuple[float, float]], Any]:
     """One process, one batch of all lanes, a naive optimizer, torch's clipping, the schedule.
 
-    Returns the loss and gradient norm of each step, and the model.
+    Returns the loss and gradient norm of each step, and the model. `skip` says of these two whether
+    the step is left out, `after` sees the model after each that was not.
     """
     mix = Mix([Dataset(corpus)], prompt_weight=config.data.prompt_weight)
     lanes = [Lane(mix, g, LANES, config.run.seed) for g in range(LANES)]
     torch.manual_seed(config.run.seed)
     model = Transformer(config.model, VOCABULARY)
     named = dict(model.named_parameters())
-    update = naive_optimizers.stepper(named, config.optim, 0.01)
+    update = naive_optimizers.stepper(named, config.optim, config.optim.peak)
     state = model.initial_state(LANES, "cpu")
     curve = {}
     for step in range(1, steps + 1):
@@ -412,13 +448,16 @@ def reference(
             curve[step] = (0.0, 0.0)
             continue
         loss = (losses.double() * weights).sum() / weights.sum()
+        squares = output.logits.exp().sum(dim=-1).log().double().square() * weights
         model.zero_grad()
-        loss.backward()
+        (loss + config.train.z_loss * squares.sum() / weights.sum()).backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
         cosine = 0.5 * (1 + math.cos(math.pi * (step - 3) / (STEPS - 3)))
         rate = step / 3 if step <= 3 else 0.1 + 0.9 * cosine
-        update(rate)
         curve[step] = (loss.item(), norm.item())
+        if skip is None or not skip(*curve[step]):
+            update(rate)
+            after(model)
     return curve, model
 
 
@@ -512,6 +551,13 @@ def other_ranks(request: pytest.FixtureRequest, two_ranks: Bench) -> tuple[Bench
             bench.job(f"{name}-load-{ranks}", own, action="save", start_from=name, to=on),
             bench.job(on, own),
         ]
+    if ranks != 4:
+        jobs += [
+            bench.job(f"long-{ranks}-ranks", *LONG, "zero.stage=1"),
+            bench.job(f"long-load-{ranks}", *LONG, action="save", start_from="long",
+                      to=f"long-on-{ranks}"),
+            bench.job(f"long-on-{ranks}", *LONG),
+        ]  # fmt: skip
     if ranks == 4:
         jobs += [
             bench.job("elastic", "parallel.sequence=4", action="one step"),
@@ -767,6 +813,150 @@ def test_gates_keep_their_own_rate_with_every_optimizer(two_ranks: Bench, name: 
         assert len(gates) == 2
         for tensor in gates:
             assert tensor.abs().tolist() == pytest.approx([0.01] * 2, rel=1e-3)
+
+
+# Long runs: spikes, z-loss and the average of the weights, all at once.
+
+
+class NaiveLongRun:
+    """The steps of a long run, in plain torch; which were skipped, and the weights' average."""
+
+    def __init__(self, bench: Bench) -> None:
+        self.skipped: list[bool] = []
+        self.average: dict[str, torch.Tensor] = {}
+        self._applied: list[tuple[float, float]] = []
+        config = load(None, bench.job("long", *LONG)["settings"])
+        torch.manual_seed(config.run.seed)
+        self._take(Transformer(config.model, VOCABULARY), 0.0)
+        self.curve, self.model = reference(config, bench.corpus, STEPS, self._is_spike, self._after)
+
+    def _is_spike(self, loss: float, norm: float) -> bool:
+        found = False
+        if len(self._applied) >= 2:
+            last = np.array(self._applied[-2:])
+            bounds = last.mean(axis=0) + 0.05 * last.std(axis=0, ddof=1)
+            found = loss > bounds[0] or norm > bounds[1]
+        self.skipped.append(found)
+        if not found:
+            self._applied.append((loss, norm))
+        return found
+
+    def _after(self, model: Transformer) -> None:
+        steps = len(self._applied)
+        self._take(model, min(0.5, (1 + steps) / (10 + steps)))
+
+    def _take(self, model: Transformer, decay: float) -> None:
+        for name, weights in model.named_parameters():
+            before = self.average.get(name, 0.0)
+            self.average[name] = decay * before + (1 - decay) * weights.detach()
+
+
+@pytest.fixture(scope="module")
+def naive_long_run(bench: Bench) -> NaiveLongRun:
+    return NaiveLongRun(bench)
+
+
+def assert_long_run(bench: Bench, run: str, naive: NaiveLongRun) -> None:
+    """The run skipped, averaged and lost what the naive one did."""
+    assert list(bench.curve(run)) == list(range(1, STEPS + 1))
+    assert_near(bench.curve(run), naive.curve, tolerance=5e-5)
+    records = bench.records(run, "train")
+    counts = list(np.cumsum(naive.skipped))
+    assert [record["spikes"] for record in records] == counts
+    assert [record["skipped"] for record in records] == counts
+    state = bench.state(run, STEPS)
+    assert state["trainer optimizer_steps"] == STEPS - counts[-1]
+    for name, weights in naive.model.named_parameters():
+        found, average = state[f"{name}/param"], state[f"{name}/ema"]
+        torch.testing.assert_close(found, weights.detach(), atol=5e-5, rtol=0)
+        torch.testing.assert_close(average, naive.average[name], atol=5e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["long", "long-2", "long-1", "long-0"])
+def test_a_long_run_is_that_of_plain_torch_at_every_stage_and_with_shared_windows(
+    two_ranks: Bench, naive_long_run: NaiveLongRun, name: str
+) -> None:
+    spikes = naive_long_run.skipped
+    # Those behind the checkpoint are told by steps before it.
+    assert spikes[SAVED - 1] and spikes[SAVED] and not all(spikes[SAVED:])
+    assert_long_run(two_ranks, name, naive_long_run)
+
+
+def test_the_average_is_validated_beside_the_weights_however_they_are_partitioned(
+    two_ranks: Bench, naive_long_run: NaiveLongRun
+) -> None:
+    model = naive_long_run.model
+    expected = [validated(model, two_ranks.corpus)]
+    averaged = copy.deepcopy(model)
+    for name, weights in averaged.named_parameters():
+        weights.data.copy_(naive_long_run.average[name])
+    expected.append(validated(averaged, two_ranks.corpus))
+    assert abs(expected[0] - expected[1]) > 1e-3
+    for name in ("long", "long-2", "long-1", "long-0"):
+        (record,) = two_ranks.records(name, "validation")
+        found = [record["loss"], record["ema_loss"]]
+        assert found == pytest.approx(expected, rel=5e-5), name
+
+
+def validated(model: Transformer, corpus: Path) -> float:
+    """The mean cross-entropy over the first two windows of each lane."""
+    total, count, state = 0.0, 0, model.initial_state(LANES, "cpu")
+    lanes = [Lane(Mix([Dataset(corpus)]), g, LANES, 1) for g in range(LANES)]
+    for _ in range(2):
+        windows = [lane.window(32)[:3] for lane in lanes]
+        tokens, targets, starts = (
+            torch.from_numpy(np.stack(x)) for x in zip(*windows, strict=True)
+        )
+        with torch.no_grad():
+            output = model(tokens, starts, state)
+        state = output.state
+        total += float(F.cross_entropy(output.logits.mT, targets, reduction="sum"))
+        count += int((targets != IGNORE).sum())
+    return total / count
+
+
+@pytest.mark.parametrize("other_ranks", [1, 3], indirect=True)
+def test_a_long_run_is_the_same_on_other_ranks_and_goes_on_there(
+    other_ranks: tuple[Bench, int], naive_long_run: NaiveLongRun
+) -> None:
+    bench, ranks = other_ranks
+    assert_long_run(bench, f"long-{ranks}-ranks", naive_long_run)
+    on = f"long-on-{ranks}"
+    assert differences(bench.state(on, SAVED), bench.state("long", SAVED)) == []
+    assert_near(bench.curve(on), bench.curve("long"), tolerance=5e-5)
+
+
+@pytest.mark.parametrize("name", ["long", "long-bf16"])
+def test_a_resume_of_a_long_run_is_exact_to_the_bit(two_ranks: Bench, name: str) -> None:
+    resumed, whole = two_ranks.curve(f"{name}-on"), two_ranks.curve(name)
+    assert resumed == {step: whole[step] for step in range(SAVED + 1, STEPS + 1)}
+    end = two_ranks.state(f"{name}-on", STEPS)
+    assert differences(end, two_ranks.state(name, STEPS)) == []
+    assert end["embedding.weight/ema"].dtype == torch.float32
+    assert len(end["trainer recent"]) == 2 and end["trainer spikes"] > 1
+
+
+def test_an_average_goes_from_stage_to_stage_unchanged(two_ranks: Bench) -> None:
+    for stop in "bcd":
+        there = two_ranks.state(f"long-{stop}", SAVED)
+        assert differences(there, two_ranks.state("long", SAVED)) == [], stop
+    assert_near(two_ranks.curve("long-d"), two_ranks.curve("long"), tolerance=5e-5)
+
+
+def test_too_many_spikes_in_a_row_end_the_run_on_all_ranks(
+    two_ranks: Bench, naive_long_run: NaiveLongRun
+) -> None:
+    step = naive_long_run.skipped.index(True) + 1
+    for rank in (0, 1):
+        assert (two_ranks.root / "long-end" / f"error-{rank}").read_text() == (
+            "the loss or a gradient was not finite, or lay more than 0.05 standard deviations "
+            f"above those before, in 1 step in a row, up to step {step}; none of them changed the "
+            "weights. The last checkpoint is from before; resume with a lower optim.lr or a larger "
+            "train.spikes.deviations, or look at the data of these steps"
+        )
+    log = (two_ranks.root / "long-end" / "log.txt").read_text()
+    assert f"step {step} was skipped: " in log
+    assert max(two_ranks.curve("long-end")) == step
 
 
 # A step that must not happen.

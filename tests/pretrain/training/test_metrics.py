@@ -192,7 +192,7 @@ def test_there_is_no_mfu_without_a_known_peak() -> None:
 RECORD = {
     "step": 7, "loss": 1.23456, "grad_norm": 0.5, "lr": 1e-3, "tokens_per_second": 12345.6,
     "mfu": None, "memory_bytes": 3 << 30, "data_wait": 0.011, "eta_seconds": 3725.4, "skipped": 0,
-    "epochs": {"novels": 0.25},
+    "spikes": 0, "epochs": {"novels": 0.25},
 }  # fmt: skip
 
 
@@ -212,6 +212,10 @@ def test_a_log_line_says_what_is_known_and_nothing_else() -> None:
     assert log_line({**RECORD, "skipped": 2, "grad_norm": math.inf}, 100, {}).endswith(
         "| skipped 2"
     )
+    assert log_line({**RECORD, "skipped": 2, "spikes": 1}, 100, {}).endswith(
+        "| skipped 2, of them spikes 1"
+    )
+    assert "1.1% | z-loss 0.0025 | ETA" in log_line({**RECORD, "z_loss": 0.0025}, 9, {})
 
 
 def test_memory_is_the_peak_of_the_process_on_a_cpu() -> None:
