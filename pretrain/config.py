@@ -7,6 +7,7 @@ step consumes one window from each of `data.lanes` lanes, whatever the number of
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -45,10 +46,46 @@ class SourceConfig:
         1.0, "share of the tokens, relative to the other weights; 0: not read", low=0.0
     )
     name: str = setting("", "name in metrics; empty: the directory's name")
+    weights: list[list[float]] = setting(
+        [],
+        "in place of `weight`, one that changes: a list of [step, weight], each for the documents "
+        "that begin after that many steps, e.g. [[0, 3], [40000, 1]]",
+    )
+
+    @property
+    def schedule(self) -> float | list[list[float]]:
+        """The weight, or its values as [step, weight] where it changes."""
+        return self.weights or self.weight
+
+    def weight_after(self, step: int) -> float:
+        """The weight after `step` steps."""
+        phases = self.weights or [[0, self.weight]]
+        return [weight for begin, weight in phases if begin <= step][-1]
 
     def problems(self) -> list[str]:
-        """What is missing."""
-        return [] if self.data else ["data: not set; give the directory that data-prep wrote"]
+        """What is missing or no schedule."""
+        found = [] if self.data else ["data: not set; give the directory that data-prep wrote"]
+        if self.weights and self.weight != 1:
+            found.append("weight: has no effect beside weights; remove one of them")
+        before = -1.0
+        for index, phase in enumerate(self.weights):
+            key = f"weights[{index}]"
+            if len(phase) != 2:
+                found.append(f"{key}: expected [step, weight], found {_shown(phase)}")
+                continue
+            step, weight = phase
+            if step < 0 or step % 1:
+                found.append(f"{key}: expected a whole number of steps, found {step:.15g}")
+            elif index == 0 and step > 0:
+                found.append(f"{key}: the first weight holds from step 0 on, found {step:.15g}")
+            elif step <= before:
+                found.append(
+                    f"{key}: step {step:.15g} is not after {before:.15g}; list the steps in order"
+                )
+            if weight < 0:
+                found.append(f"{key}: expected a weight of at least 0, found {weight:.15g}")
+            before = max(before, step)
+        return found
 
 
 @dataclass(frozen=True)
@@ -90,7 +127,9 @@ class DataConfig:
         "", "data set to train on: the directory that data-prep wrote, or its URL", path=True
     )
     mix: list[SourceConfig] = setting(
-        [], "in place of `train`, a list of {data, weight, name}: data sets that are read together"
+        [],
+        "in place of `train`, a list of {data, weight or weights, name}: data sets that are read "
+        "together",
     )
     validation: str = setting("", "data set to validate on; empty: no validation", path=True)
     prompt_weight: float = setting(
@@ -121,6 +160,22 @@ class DataConfig:
             for key, source in (listed or {"data.train": SourceConfig(self.train)}).items()
         }
 
+    @property
+    def phases(self) -> list[int]:
+        """The numbers of steps after which any weight changes, in order; the first is 0."""
+        return sorted({0, *(int(begin) for source in self.mix for begin, _ in source.weights)})
+
+    def shares(self, steps: int) -> dict[str, float]:
+        """The share of each source, by name, in the tokens of a run of `steps` steps, as its
+        weights have it."""
+        sources = list(self.sources.values())
+        total = dict.fromkeys((source.name for source in sources), 0.0)
+        for begin, end in itertools.pairwise([*self.phases, steps]):
+            weights = [source.weight_after(begin) for source in sources]
+            for source, weight in zip(sources, weights, strict=True):
+                total[source.name] += (end - begin) / steps * weight / sum(weights)
+        return total
+
     def problems(self) -> list[str]:
         """What is missing or cannot be combined."""
         found = []
@@ -128,8 +183,11 @@ class DataConfig:
             found.append("train: not set; give the directory that data-prep wrote, or data.mix")
         if self.train and self.mix:
             found.append("mix: cannot be combined with data.train; give one of them")
-        if self.mix and not any(source.weight for source in self.mix):
-            found.append("mix: every weight is 0, so nothing would be read")
+        if self.mix and not any(source.problems() for source in self.mix):
+            for step in self.phases:
+                if not any(source.weight_after(step) for source in self.mix):
+                    since = f" after step {step}" if step else ""
+                    found.append(f"mix: every weight is 0{since}, so nothing would be read")
         places = [_place(source.data) for source in self.mix if source.data]
         for path in sorted({path for path in places if places.count(path) > 1}):
             found.append(f"mix: {path} is listed twice; list it once, with the sum of the weights")
@@ -137,6 +195,11 @@ class DataConfig:
         for name in sorted({name for name in names if names.count(name) > 1}):
             found.append(f"mix: two data sets have the name {name!r}; give each a different `name`")
         return found
+
+
+def _shown(values: Sequence[float]) -> str:
+    """A list of numbers as it is written."""
+    return f"[{', '.join(f'{value:.15g}' for value in values)}]"
 
 
 def _place(data: str) -> str:
@@ -723,6 +786,13 @@ class Config:
                 "data.preface: documents begin with the memory of a preface, and "
                 f"model.memory.kind={kind} has no memory; leave one of them out"
             )
+        found += [
+            f"{key}.weights[{index}]: never holds, since train.steps={self.train.steps} and it "
+            f"begins after step {phase[0]:.15g}; remove it, or raise train.steps"
+            for key, source in self.data.sources.items()
+            for index, phase in enumerate(source.weights)
+            if phase and phase[0] >= self.train.steps
+        ]
         if self.zero.stage == 0 and self.train.precision == "bf16":
             found.append(
                 "zero.stage: 0 has no float32 master weights, which bf16 needs; choose 1 to 3"

@@ -20,6 +20,7 @@ from pretrain.checkpoint.manifest import CheckpointError, step_name
 from pretrain.checkpoint.pieces import Piece
 from pretrain.checkpoint.ranks import SoloRanks
 from pretrain.config import MEMORY_KINDS
+from pretrain.jobs import resumable
 from pretrain.model.memories.kinds import is_of_memory
 from pretrain.training import ledger
 from pretrain.training.records import Records
@@ -63,7 +64,7 @@ def mix_of(data_sets: dict[str, Path], **weights: float) -> str:
 
 @pytest.mark.parametrize(
     "kind",
-    ["plain", "mix", "preface", "weighted", "stage 0", *kinds.KINDS]
+    ["plain", "mix", "schedule", "preface", "weighted", "stage 0", *kinds.KINDS]
     + [f"{kind} stage {stage}" for kind in ("transformer_xl", "rmt") for stage in (0, 1, 2)],
 )
 def test_a_resumed_run_takes_the_very_steps_that_the_run_would_have_taken(
@@ -87,6 +88,10 @@ def test_a_resumed_run_takes_the_very_steps_that_the_run_would_have_taken(
         },
         "plain": ["train.micro_batch=2"],
         "mix": [mix_of(data_sets, train=3, other=1)],
+        "schedule": [
+            f"data.mix=[{{data: {data_sets['train']}, weights: [[0, 3], [2, 0], [5, 2]]}}, "
+            f"{{data: {data_sets['other']}}}]"
+        ],
         "preface": [f"data.preface={data_sets['other']}"],
         "weighted": [f"data.train={data_sets['pairs']}", "data.prompt_weight=0.25"],
         "stage 0": ["zero.stage=0"],
@@ -378,6 +383,15 @@ def test_weights_of_a_mix_may_change_and_its_data_sets_may_not(
     assert problem.startswith("data.mix[1]: the data set's shards differ from the checkpoint's: ")
     with pytest.raises(SettingsError, match=r"data\.mix: 2 data sets -> 1"):
         open_run(mix_of(data_sets, train=1), attempt=2)
+    scheduled = mix_of(data_sets, train=3, other=1).replace(
+        "weight: 3", "weights: [[0, 3], [9, 1]]"
+    )
+    changed = open_run(scheduled, attempt=2)
+    check_resumable(stored(run), changed.config, changed.data)
+    assert resumable.changes(stored(run), changed.config) == {
+        "data.mix[0].weight": "data.mix[0].weight: 3.0 -> 1.0",
+        "data.mix[0].weights": "data.mix[0].weights: [] -> [[0.0, 3.0], [9.0, 1.0]]",
+    }
     again = open_run(mix_of(data_sets, train=0, other=1), attempt=2)
     before = again.state.places
     take_steps(again, 12)
