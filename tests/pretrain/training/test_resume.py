@@ -64,7 +64,7 @@ def mix_of(data_sets: dict[str, Path], **weights: float) -> str:
 
 @pytest.mark.parametrize(
     "kind",
-    ["plain", "mix", "schedule", "preface", "weighted", "stage 0", *kinds.KINDS]
+    ["plain", "mix", "preface", "weighted", "stage 0", *kinds.KINDS]
     + [f"{kind} stage {stage}" for kind in ("transformer_xl", "rmt") for stage in (0, 1, 2)],
 )
 def test_a_resumed_run_takes_the_very_steps_that_the_run_would_have_taken(
@@ -88,10 +88,6 @@ def test_a_resumed_run_takes_the_very_steps_that_the_run_would_have_taken(
         },
         "plain": ["train.micro_batch=2"],
         "mix": [mix_of(data_sets, train=3, other=1)],
-        "schedule": [
-            f"data.mix=[{{data: {data_sets['train']}, weights: [[0, 3], [2, 0], [5, 2]]}}, "
-            f"{{data: {data_sets['other']}}}]"
-        ],
         "preface": [f"data.preface={data_sets['other']}"],
         "weighted": [f"data.train={data_sets['pairs']}", "data.prompt_weight=0.25"],
         "stage 0": ["zero.stage=0"],
@@ -112,6 +108,26 @@ def test_a_resumed_run_takes_the_very_steps_that_the_run_would_have_taken(
         for name in ("step", "tokens", "skipped", "skipped_in_a_row", "places", "histories"):
             assert getattr(again.state, name) == getattr(run.state, name), name
         assert take_steps(again, 2) == take_steps(run, 2)
+
+
+def test_a_run_that_is_resumed_in_each_phase_of_a_mix_takes_the_very_same_steps(
+    open_run: Any, take_steps: Take, make_saver: Make, data_sets: dict[str, Path]
+) -> None:
+    schedules = {"train": "[[0, 1], [2, 0], [5, 2]]", "other": "[[0, 0], [2, 1]]"}
+    listed = [f"{{data: {data_sets[name]}, weights: {w}}}" for name, w in schedules.items()]
+    mix = f"data.mix=[{', '.join(listed)}]"
+    whole = open_run(mix, name="whole")
+    expected = take_steps(whole, 8)
+    found: list[StepResult] = []
+    for attempt, steps in enumerate((1, 3, 2, 2), 1):
+        run = open_run(mix, attempt=attempt)
+        records = Records(run.attempt, 1, run.config, run.data, run.state.step)
+        found += take_steps(run, steps)
+        saved(run, make_saver, records)
+        records.close()
+    assert found == expected
+    assert run.state.places == whole.state.places and run.state.histories == whole.state.histories
+    assert ledger.check(run.attempt.directory) == []
 
 
 def test_without_a_checkpoint_a_run_starts_at_step_0_with_empty_memories(
