@@ -12,7 +12,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias, get_args
 
 from data_prep.dataset import settings
 from data_prep.dataset.settings import group, setting
@@ -510,6 +510,97 @@ class ModelConfig:
         return found
 
 
+class EvaluationTraits(NamedTuple):
+    """What sets an evaluation in training apart."""
+
+    settings: tuple[str, ...]
+    """The settings of `train.evaluate[]` that this kind reads beside those that all of them do."""
+    needed: tuple[str, ...]
+    """Those of these that have no default."""
+
+
+Needle: TypeAlias = Literal[
+    "single", "multikey", "multivalue", "multiquery", "variables", "words", "qa1", "qa2", "qa3"
+]
+"""A task of `pretrain eval needles`."""
+
+_QUESTIONS = ("lengths", "samples", "seed")
+
+EVALUATIONS = {
+    "passkey": EvaluationTraits((*_QUESTIONS, "depths"), ("lengths",)),
+    "needles": EvaluationTraits((*_QUESTIONS, "filler", "tasks"), ("lengths", "filler")),
+    "perplexity": EvaluationTraits(("data", "documents", "batch", "window_segments"), ("data",)),
+}
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """An evaluation in training; its settings are the options of `pretrain eval`."""
+
+    kind: Literal["passkey", "needles", "perplexity"] = setting(
+        "passkey", "as `pretrain eval` names it"
+    )
+    every: int = setting(1000, "steps between two of them; 0: after the last step alone", low=0)
+    name: str = setting("", "name in metrics; empty: the kind")
+    lengths: list[int] = setting([], "passkey, needles: tokens of the prompts", low=1)
+    samples: int = setting(4, "passkey, needles: prompts per cell", low=1)
+    seed: int = setting(0, "passkey, needles: same seed, same prompts", low=0)
+    depths: list[float] = setting(
+        [0.0, 0.25, 0.5, 0.75, 1.0],
+        "passkey: places of the key, 0 the prompt's start, 1 its end",
+        low=0.0,
+        high=1.0,
+    )
+    tasks: list[Needle] = setting([], "needles: some of its tasks; empty: all")
+    filler: str = setting("", "needles: data set directory of data-prep with books", path=True)
+    data: str = setting(
+        "", "perplexity: data set, the directory that data-prep wrote, or its URL", path=True
+    )
+    documents: int | None = setting(None, "perplexity: only the first N; none: all", low=1)
+    batch: int | None = setting(
+        None, "perplexity: documents per batch; none: as many as a micro-batch has windows", low=1
+    )
+    window_segments: int | None = setting(
+        None, "perplexity: segments per window; none: train.window_segments", low=1
+    )
+
+    @property
+    def label(self) -> str:
+        """Its name in metrics."""
+        return self.name or self.kind
+
+    @property
+    def tasks_asked(self) -> list[str]:
+        """The tasks of recall whose questions are asked."""
+        own = {"passkey": ["passkey"], "needles": self.tasks or get_args(Needle)}
+        return list(own.get(self.kind, ()))
+
+    @property
+    def depths_asked(self) -> Sequence[float | None]:
+        """The places of what is asked for; None: drawn."""
+        return self.depths if "depths" in EVALUATIONS[self.kind].settings else [None]
+
+    def problems(self) -> list[str]:
+        """What is missing or would have no effect."""
+        read_by = {kind: traits.settings for kind, traits in EVALUATIONS.items()}
+        found = _without_effect(vars(self), vars(EvaluationConfig()), "kind", read_by)
+        found += [
+            f"{key}: not set, and kind={self.kind} needs it; give what `pretrain eval {self.kind}` "
+            f"takes as --{key}"
+            for key in EVALUATIONS[self.kind].needed
+            if not getattr(self, key)
+        ]
+        if "depths" in EVALUATIONS[self.kind].settings and not self.depths:
+            found.append("depths: none given; list some, e.g. [0, 0.5, 1]")
+        for key in ("lengths", "depths", "tasks"):
+            values = getattr(self, key)
+            if len(set(values)) < len(values):
+                found.append(f"{key}: {values} names one of them twice; list each once")
+        if self.name in ("kind", "step"):
+            found.append(f"name: {self.name!r} is a key of every record; choose another")
+        return found
+
+
 @dataclass(frozen=True)
 class TrainConfig:
     """Length, precision and intervals of training."""
@@ -539,6 +630,11 @@ class TrainConfig:
     log_every: int = setting(10, "steps between log lines", low=1)
     validate_every: int = setting(200, "steps between validations; 0: none but the last", low=0)
     validation_windows: int = setting(8, "windows of each validation lane", low=1)
+    evaluate: list[EvaluationConfig] = setting(
+        [],
+        "evaluations of the current weights, a list of {kind, every, name, ...}: passkey, needles "
+        "or perplexity with the options of `pretrain eval`",
+    )
     profile_steps: int = setting(
         0, "steps to profile in each attempt, into the run's profile/; 0: none", low=0
     )
@@ -553,6 +649,14 @@ class TrainConfig:
         "consecutive attempts without a new checkpoint after which the run is not retried",
         low=1,
     )
+
+    def problems(self) -> list[str]:
+        """Evaluations that metrics could not tell apart."""
+        names = [one.label for one in self.evaluate]
+        return [
+            f"evaluate: two evaluations have the name {name!r}; give each a different `name`"
+            for name in sorted({name for name in names if names.count(name) > 1})
+        ]
 
 
 class OptimizerTraits(NamedTuple):
@@ -687,7 +791,9 @@ class WatchdogConfig:
     """
 
     start: float = setting(1800.0, "seconds until the first step is done", low=10.0)
-    step: float = setting(600.0, "seconds per step, or per window of a validation", low=10.0)
+    step: float = setting(
+        600.0, "seconds per step, or per window of a validation or an evaluation", low=10.0
+    )
     save: float = setting(1800.0, "seconds per checkpoint", low=10.0)
 
 
@@ -901,4 +1007,8 @@ def load(path: Path | None, overrides: Sequence[str] = ()) -> Config:
 
 def describe() -> list[str]:
     """Every key with its default and meaning."""
-    return settings.describe(Config) + settings.describe(SourceConfig, "data.mix[].")
+    return (
+        settings.describe(Config)
+        + settings.describe(SourceConfig, "data.mix[].")
+        + settings.describe(EvaluationConfig, "train.evaluate[].")
+    )
