@@ -31,6 +31,7 @@ from tests.pretrain import kinds
 
 PASSKEY = "{kind: passkey, every: 2, lengths: [400, 700], samples: 2, depths: [0, 0.5]}"
 NEEDLES = "{{kind: needles, lengths: [900], samples: 1, tasks: [single, qa1], filler: {0}}}"
+SHORT = "{every: 2, lengths: [400], samples: 1, depths: [1]}"
 PERPLEXITY = "{{kind: perplexity, every: 3, name: books, data: {0}, documents: 3, batch: 2}}"
 
 
@@ -124,8 +125,10 @@ def test_a_run_that_is_evaluated_is_the_same_to_the_bit(
     opened: Opened,
     take_steps: Any,
     engine_state: Callable[[Run], dict[str, torch.Tensor]],
+    books: Path,
     words: tuple[str, ...],
 ) -> None:
+    words = (*words, f"train.evaluate=[{SHORT}, {PERPLEXITY.format(books)}]")
     plain, _ = opened(*words, name="plain")
     expected = take_steps(plain, 5)
     run, evaluator = opened(*words)
@@ -259,10 +262,9 @@ def trained_on(opened: Opened, attempt: int, rank: Stopping, *words: str) -> int
 def test_an_evaluation_that_a_signal_ends_is_made_by_the_resumed_run(
     opened: Opened, take_steps: Any, books: Path, tmp_path: Path, every: int
 ) -> None:
-    passkey = "{every: 2, lengths: [400], samples: 1, depths: [1]}"
     words = ("train.steps=4", "optim.warmup_steps=1", "train.log_every=1",
              f"checkpoint.every={every}",
-             f"train.evaluate=[{passkey}, {PERPLEXITY.format(books)}]")  # fmt: skip
+             f"train.evaluate=[{SHORT}, {PERPLEXITY.format(books)}]")  # fmt: skip
     # At step 2 its own beat comes first, then those of the evaluation's windows; with a save that
     # is due it is written meanwhile, else it is made then. At step 4 the run is done but for it.
     assert trained_on(opened, 1, Stopping(2, 4), *words) == EXIT_STOPPED
