@@ -35,16 +35,27 @@ _log = logging.getLogger("pretrain.trained")
 
 
 @dataclass(frozen=True)
-class Trained:
-    """A model in evaluation mode after `step` optimizer steps, with what it was trained with.
-
-    `checkpoint_sha256` is that of the checkpoint's manifest, which has those of its files.
-    """
+class Learned:
+    """A model in evaluation mode after `step` optimizer steps, with what it is trained with."""
 
     config: Config
     model: Transformer
     step: int
     tokenizer: Tokenizer
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.model.embedding.weight.device
+
+
+@dataclass(frozen=True)
+class Trained(Learned):
+    """One that was read from a checkpoint.
+
+    `checkpoint_sha256` is that of the checkpoint's manifest, which has those of its files.
+    """
+
     run_directory: Path
     checkpoint_path: Path
     checkpoint_sha256: str
@@ -55,11 +66,6 @@ class Trained:
         """The tokens that end a text: EOS, and those of an imported model (of a chat, say)."""
         own = self.tokenizer.eos_id
         return frozenset([*ends(self.run_directory), *([] if own is None else [own])])
-
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return self.model.embedding.weight.device
 
 
 def default_device() -> torch.device:

@@ -21,13 +21,13 @@ FLOORS = {
     "pretrain.checkpoint": 2,
     "pretrain.jobs": 3,
     "pretrain.trained": 3,
-    "pretrain.training": 4,
     "pretrain.evaluate": 4,
-    "pretrain.planning": 5,
-    "pretrain.convert": 5,
-    "pretrain.plot": 5,
-    "pretrain.report": 5,
-    "pretrain.cli": 6,
+    "pretrain.training": 5,
+    "pretrain.planning": 6,
+    "pretrain.convert": 6,
+    "pretrain.plot": 6,
+    "pretrain.report": 6,
+    "pretrain.cli": 7,
     "data_prep.dataset": 1,
     "data_prep.accounts": 2,
     "data_prep.config": 2,
@@ -47,7 +47,7 @@ SHARED = {"dataset", "tokenizer", "recall", "pages"}
 READER = "data_prep.sources.storage"
 # What a model may import: no ranks, no files, no engine.
 OF_A_MODEL = {"pretrain.config", "pretrain.model", "torch", "flash_attn", "triton"} | {
-    *("__future__", "abc", "collections", "dataclasses", "functools", "importlib"),
+    *("__future__", "abc", "collections", "contextlib", "dataclasses", "functools", "importlib"),
     *("logging", "math", "typing"),
 }
 

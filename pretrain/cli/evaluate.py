@@ -25,7 +25,7 @@ from data_prep.dataset.shards import no_data_set
 from data_prep.recall.tasks import PASSKEY, TASKS
 from data_prep.sources.storage import is_url
 from pretrain.checkpoint.runs import no_run
-from pretrain.config import Weights
+from pretrain.config import EvaluationConfig, Weights
 from pretrain.evaluate import pairs
 from pretrain.evaluate.pairs import Fields, Pair
 from pretrain.evaluate.questions import Questions, Sampling
@@ -37,6 +37,7 @@ _LOCATION = Kind(
     refusal=lambda location: "" if is_url(location) else no_data_set(Path(location)),
 )
 WEIGHTS_MEANING = "last: those after the last step; ema: their moving average (optim.ema_decay)"
+_IN_TRAINING = EvaluationConfig()
 _NEEDLES = [task for task in TASKS if task != PASSKEY]
 _TRAINED_ON = "as in the pairs that the run was trained on"
 
@@ -113,8 +114,8 @@ def _lengths(*kibi: int) -> Any:
 
 class _Recall(OnModel):
     lengths: list[int] = _lengths(4, 32, 128)
-    samples: int = option(4, "prompts per cell", low=1)
-    seed: int = option(0, "same seed, same prompts", low=0)
+    samples: int = option(_IN_TRAINING.samples, "prompts per cell", low=1)
+    seed: int = option(_IN_TRAINING.seed, "same seed, same prompts", low=0)
 
     def ask(
         self, name: str, tasks: Sequence[str], depths: Sequence[float | None], filler: Path | None
@@ -134,7 +135,7 @@ class Passkey(_Recall):
     """
 
     depths: list[float] = option(
-        [0.0, 0.25, 0.5, 0.75, 1.0],
+        _IN_TRAINING.depths,
         "places of the key, 0 the prompt's start, 1 its end",
         low=0,
         high=1,

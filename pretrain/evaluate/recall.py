@@ -12,14 +12,14 @@ alone.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from data_prep.dataset import durable, shards
@@ -31,12 +31,15 @@ from data_prep.tokenizer.contract import Tokenizer
 from pretrain.config import Weights
 from pretrain.evaluate import results
 from pretrain.evaluate.generate import finite
-from pretrain.evaluate.progress import TokenProgress, to_stderr
+from pretrain.evaluate.progress import Pace, TokenProgress, alone, to_stderr
 from pretrain.evaluate.questions import EvaluationError, Questions
 from pretrain.evaluate.results import Report
 from pretrain.model.state import of_lanes
-from pretrain.model.transformer import Transformer
-from pretrain.trained import Trained
+from pretrain.model.transformer import Output, Transformer
+from pretrain.trained import Learned
+
+if TYPE_CHECKING:  # not imported by the ranks of a training that is evaluated
+    from matplotlib.figure import Figure
 
 # Tokens of all lanes that are computed at once, unless a span of each has more.
 _AT_ONCE = {"cpu": 2**14, "cuda": 2**18}
@@ -82,10 +85,17 @@ def run(
 
 
 def evaluate(
-    trained: Trained, haystack: Haystack, asked: Questions, report: Callable[[str], None]
+    learned: Learned,
+    haystack: Haystack,
+    asked: Questions,
+    report: Callable[[str], None],
+    pace: Pace = alone,
+    at_once: int | None = None,
 ) -> Report:
     """Ask every question; `report` is given lines of progress.
 
+    At most `at_once` tokens (None: as many as the device computes well) are computed at once,
+    unless a span of each lane has more.
     Returns JSON-able numbers: what was asked, and `rows`, each with task, length, depth, samples,
     the mean `tokens` of the prompts, and the shares `exact` and `token_accuracy`.
     Raises EvaluationError where a length is less than the task's own text has, and ResultError
@@ -96,12 +106,36 @@ def evaluate(
     rows: list[dict[str, Any]] = []
     for task in asked.tasks:
         for length in asked.lengths:
-            questions = _questions(trained.tokenizer, haystack, asked, task, length)
-            given = answers(
-                trained.model, [q.ids for q in questions], [q.first for q in questions], progress
+            questions = pace(
+                functools.partial(_questions, learned.tokenizer, haystack, asked, task, length)
             )
-            rows += _rows(trained.tokenizer, task, length, questions, given)
-    return {**results.of_model(trained), **asdict(asked), "rows": rows}
+            prompts = [question.ids for question in questions]
+            firsts = [question.first for question in questions]
+            given = answers(learned.model, prompts, firsts, progress, pace, at_once)
+            rows += _rows(learned.tokenizer, task, length, questions, given)
+    return {**results.of_model(learned), **asdict(asked), "rows": rows}
+
+
+def numbers(report: Report) -> dict[str, Any]:
+    """`exact` and `token_accuracy` by task, length and (where it was asked for) depth."""
+    found: dict[str, Any] = {}
+    for row in report["rows"]:
+        cell = found.setdefault(row["task"], {}).setdefault(str(row["length"]), {})
+        shares = {share: row[share] for share in ("exact", "token_accuracy")}
+        cell.update(shares if row["depth"] is None else {f"{row['depth']:g}": shares})
+    return found
+
+
+def line(report: Report) -> str:
+    """The means over depths in one line."""
+    cells = []
+    for task, length in dict.fromkeys((row["task"], row["length"]) for row in report["rows"]):
+        own = [r for r in report["rows"] if (r["task"], r["length"]) == (task, length)]
+        exact, tokens = (
+            sum(row[share] for row in own) / len(own) for share in ("exact", "token_accuracy")
+        )
+        cells.append(f"{task} {TOKENS.show(length)} {exact:.0%} / {tokens:.0%}")
+    return f"exact answers / right tokens: {', '.join(cells)}"
 
 
 def _questions(
@@ -109,10 +143,8 @@ def _questions(
 ) -> list[_Question]:
     """By depth, then sample; the samples of a number ask the same at every depth."""
     found = []
-    least = max(
-        tasks.least(task, tokenizer, seed=asked.seed, number=number, depth=depth)
-        for depth in asked.depths
-        for number in range(asked.samples)
+    least = tasks.least_of_all(
+        task, tokenizer, seed=asked.seed, samples=asked.samples, depths=asked.depths
     )
     if least > length:
         raise EvaluationError(
@@ -140,30 +172,39 @@ def answers(
     prompts: Sequence[np.ndarray],
     firsts: Sequence[int],
     progress: TokenProgress,
+    pace: Pace = alone,
+    at_once: int | None = None,
 ) -> list[np.ndarray]:
     """For each of `prompts` [n] the likeliest tokens at its places `first`, ..., n - 1, in order.
 
     Each is predicted from the tokens before it. Raises ResultError where a logit is not finite.
     """
     device = model.embedding.weight.device
-    found: list[list[np.ndarray]] = [[] for _ in prompts]
+    found: list[list[int]] = [[] for _ in prompts]
     state = model.initial_state(1, device)
-    with torch.inference_mode():
-        for begin, end, lanes, came_from in _shared(model, prompts):
+    # No inference mode: weights that ZeRO-3 gathers in it could not be trained with later.
+    with torch.no_grad():
+        for begin, end, lanes, came_from in _shared(model, prompts, at_once):
             state = of_lanes(state, came_from)
             tokens = torch.from_numpy(_padded([prompts[rows[0]][begin:end] for rows in lanes]))
             starts = torch.zeros(tokens.shape, dtype=torch.bool, device=device)
             starts[:, 0] = begin == 0
-            hidden, state = model.hidden(tokens.to(device), starts, state)
-            for lane, rows in enumerate(lanes):
-                for row in rows:
-                    # The token at a place is predicted at the one before it.
-                    places = range(max(firsts[row] - 1, begin), min(len(prompts[row]) - 1, end))
-                    if places:
-                        kept = hidden[lane, places.start - begin : places.stop - begin]
-                        found[row].append(_likeliest(model, kept))
-                    progress.add(min(len(prompts[row]), end) - begin)
-    return [np.concatenate(parts) if parts else np.array([], np.int64) for parts in found]
+            # The token at a place is predicted at the one before it.
+            wanted = [
+                (lane, place - begin, row)
+                for lane, rows in enumerate(lanes)
+                for row in rows
+                for place in range(max(firsts[row] - 1, begin), min(len(prompts[row]) - 1, end))
+            ]
+            at = torch.tensor(wanted, dtype=torch.int64, device=device).view(len(wanted), 3)
+            output: Output = model(tokens.to(device), starts, state, places=(at[:, 0], at[:, 1]))
+            state = output.state
+            said = pace(functools.partial(_likeliest, output.logits))
+            for (_, _, row), token in zip(wanted, said, strict=True):
+                found[row].append(token)
+            rows = [row for members in lanes for row in members]
+            progress.add(sum(min(len(prompts[row]), end) - begin for row in rows))
+    return [np.array(tokens, np.int64) for tokens in found]
 
 
 def _padded(parts: Sequence[np.ndarray]) -> np.ndarray:
@@ -174,13 +215,15 @@ def _padded(parts: Sequence[np.ndarray]) -> np.ndarray:
     return tokens
 
 
-def _likeliest(model: Transformer, hidden: Tensor) -> np.ndarray:
-    found: np.ndarray = finite(model.lm_head(hidden)).argmax(dim=-1).cpu().numpy()
+def _likeliest(logits: Tensor | None) -> list[int]:
+    """Of each place."""
+    assert logits is not None
+    found: list[int] = finite(logits).argmax(dim=-1).tolist()
     return found
 
 
 def _shared(
-    model: Transformer, prompts: Sequence[np.ndarray]
+    model: Transformer, prompts: Sequence[np.ndarray], at_once: int | None = None
 ) -> Iterator[tuple[int, int, list[list[int]], list[int]]]:
     """(begin, end, lanes, came from) of each window.
 
@@ -188,7 +231,7 @@ def _shared(
     of the window before. A prompt that has ended is in no lane.
     """
     span = model.config.span
-    at_once = _AT_ONCE["cpu" if model.embedding.weight.device.type == "cpu" else "cuda"]
+    at_once = at_once or _AT_ONCE["cpu" if model.embedding.weight.is_cpu else "cuda"]
     lanes = [list(range(len(prompts)))]
     begin, longest = 0, max(map(len, prompts))
     while begin < longest:
@@ -261,6 +304,8 @@ def table(report: Report) -> str:
 
 def heat_map(report: Report) -> Figure:
     """Token accuracy by length and depth, the prompt's start on top; of the first task."""
+    from matplotlib.figure import Figure
+
     rows = [row for row in report["rows"] if row["task"] == report["rows"][0]["task"]]
     lengths = list(dict.fromkeys(row["length"] for row in rows))
     depths = list(dict.fromkeys(row["depth"] for row in rows))

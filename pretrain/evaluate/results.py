@@ -14,16 +14,17 @@ from collections.abc import Collection
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
-
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING, Any
 
 from data_prep.dataset import durable
 from data_prep.dataset.parsing import json_value
 from pretrain.checkpoint.runs import run_directory_of
 from pretrain.config import Weights
 from pretrain.evaluate.questions import EvaluationError, ResultError
-from pretrain.trained import Trained, default_device, load
+from pretrain.trained import Learned, Trained, default_device, load
+
+if TYPE_CHECKING:  # not imported by the ranks of a training that is evaluated
+    from matplotlib.figure import Figure
 
 Report = dict[str, Any]
 """JSON-able: of which model it is, what was asked, and what was measured."""
@@ -50,17 +51,22 @@ def open_model(path: Path, weights: Weights = "last") -> Trained:
     return load(path, default_device(), weights)
 
 
-def of_model(trained: Trained) -> Report:
+def of_model(learned: Learned) -> Report:
     """What identifies the model in a report."""
-    # Results from before there was an average are those of the last step's weights.
-    averaged = {} if trained.weights == "last" else {"weights": trained.weights}
+    stored = {}
+    if isinstance(learned, Trained):
+        # Results from before there was an average are those of the last step's weights.
+        averaged = {} if learned.weights == "last" else {"weights": learned.weights}
+        stored = {
+            **averaged,
+            "checkpoint": learned.checkpoint_path.name,
+            "checkpoint_sha256": learned.checkpoint_sha256,
+        }
     return {
-        **averaged,
-        "step": trained.step,
-        "checkpoint": trained.checkpoint_path.name,
-        "checkpoint_sha256": trained.checkpoint_sha256,
-        "memory_kind": trained.config.model.memory.kind,
-        "segment": trained.config.model.span,
+        "step": learned.step,
+        **stored,
+        "memory_kind": learned.config.model.memory.kind,
+        "segment": learned.config.model.span,
     }
 
 

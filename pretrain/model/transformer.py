@@ -39,7 +39,7 @@ class Output(NamedTuple):
     """The model's output for a window."""
 
     logits: Tensor | None
-    """[B, T, V]; None if targets were given."""
+    """[B, T, V], or [n, V] of n places; None if targets were given."""
     loss: Tensor | None
     """The differentiable sum of the losses, including the memory's auxiliary loss and the z-loss;
     None without targets."""
@@ -216,13 +216,15 @@ class Transformer(nn.Module):
         parts: Parts | None = None,
         weights: Tensor | None = None,
         initial: ModelState | None = None,
+        places: tuple[Tensor, Tensor] | None = None,
     ) -> Output:
         """One window of each lane, in parallel over its segments.
 
         tokens [B, T] int64, of any length T, begin at a segment boundary; starts [B, T] bool is
         True at each document's first token; state is the memory before the window. With targets
         [B, T] int64 the output has losses instead of logits, multiplied by `weights` [B, T],
-        float32, if given. With `read_memory` False nothing is read, but the memory is still
+        float32, if given. With `places`, lanes and tokens int64 [n], logits are of these alone,
+        [n, V]. With `read_memory` False nothing is read, but the memory is still
         written. With `parts`, the tokens are this rank's part of the window, in whole segments,
         while `state` and the returned state are those before and after the whole window. `initial`
         is the memory, a constant, with which documents that start in the window begin; they read
@@ -230,19 +232,12 @@ class Transformer(nn.Module):
         """
         x, after, auxiliary = self._hidden(tokens, starts, state, read_memory, parts, initial)
         if targets is None:
-            return Output(self.lm_head(x), None, None, after)
+            return Output(self.lm_head(x if places is None else x[places]), None, None, after)
         loss, losses, z_loss = self.lm_head(x, targets, weights)
         given = z_loss if self.lm_head.z_loss else None
         if auxiliary is None:
             return Output(None, loss, losses, after, None, given)
         return Output(None, loss + auxiliary, losses, after, auxiliary.detach(), given)
-
-    def hidden(
-        self, tokens: Tensor, starts: Tensor, state: ModelState
-    ) -> tuple[Tensor, ModelState]:
-        """The output head's input [B, T, d_model] and the memory after the window."""
-        x, after, _ = self._hidden(tokens, starts, state, True, None, None)
-        return x, after
 
     def _hidden(
         self,

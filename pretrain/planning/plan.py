@@ -381,7 +381,21 @@ def _shape_lines(plan: Plan) -> list[str]:
         f"them{shared}{beside}",
         f"a checkpoint: {_size(plan.checkpoint)}, and the lanes' memories; it is written from "
         f"a copy, {_size(plan.host_copy)} of host memory a rank",
+        *_mix_lines(plan),
     ]
+
+
+def _mix_lines(plan: Plan) -> list[str]:
+    """Tokens of each data set of a mix, over all steps, as its weights have them."""
+    data, steps = plan.config.data, plan.config.train.steps
+    if not data.mix:
+        return []
+    shares = ", ".join(
+        f"{name} {share:.1%} ({_rounded(share * steps * plan.tokens)})"
+        for name, share in data.shares(steps).items()
+    )
+    phases = f" in {counted(len(data.phases), 'phase')}" if len(data.phases) > 1 else ""
+    return [f"tokens of {counted(steps, 'step')}{phases}: {shares}"]
 
 
 def _memory_lines(plan: Plan) -> list[str]:

@@ -229,9 +229,16 @@ class Engine:
         output: Output = self._deepspeed(*arguments, **keywords)
         return output
 
-    def train(self, training: bool) -> None:
-        """Switch between training and evaluation."""
-        self._deepspeed.train(training)
+    @contextlib.contextmanager
+    def evaluating(self) -> Iterator[Transformer]:
+        """The model in evaluation mode and without gradients, in this block; all ranks must call
+        it the same number of times."""
+        self._deepspeed.train(False)
+        try:
+            with torch.no_grad():
+                yield self.module
+        finally:
+            self._deepspeed.train(True)
 
     def backward(self, loss: Tensor) -> None:
         """Accumulate the gradient of a micro-batch's scalar loss, averaged over the ranks.

@@ -244,7 +244,7 @@ def _finite(value: Any) -> Any:
 def _flat(values: Mapping[str, Any]) -> list[tuple[str, float]]:
     """Numbers by name; entries of a list (per layer, or per layer and head) get their index.
 
-    Entries of a mapping are prefixed with its key.
+    Entries of a mapping are prefixed with its key. Texts are left out.
     """
     found: list[tuple[str, float]] = []
     for key, value in values.items():
@@ -252,6 +252,6 @@ def _flat(values: Mapping[str, Any]) -> list[tuple[str, float]]:
             value = {f"{index:02d}": item for index, item in enumerate(value)}
         if isinstance(value, Mapping):
             found += [(f"{key}/{name}", number) for name, number in _flat(value)]
-        elif value is not None:
+        elif isinstance(value, int | float):
             found.append((key, float(value)))
     return found

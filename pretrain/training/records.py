@@ -30,7 +30,8 @@ class Records:
         self._recorder = Recorder(directory, config, resumed_step)
 
     def add(self, kind: str, values: Mapping[str, Any]) -> None:
-        """Add a record of `kind` (train, validation or checkpoint); `values` has a `step`."""
+        """Add a record of `kind` (train, validation, evaluation, checkpoint); `values` has a
+        `step`."""
         self._recorder.record(kind, values)
 
     def commit(self, step: int, histories: Sequence[str]) -> None:

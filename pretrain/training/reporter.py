@@ -16,6 +16,7 @@ from pretrain.model.state import ModelState
 from pretrain.trained import PRECISIONS
 from pretrain.training.data import RunData
 from pretrain.training.engine import Engine
+from pretrain.training.evaluator import KIND, Evaluation
 from pretrain.training.metrics import Meter, log_line, peak_memory
 from pretrain.training.optim import rate_fraction
 from pretrain.training.parallel import Share
@@ -123,6 +124,15 @@ class Reporter:
             "step %d | validation loss %.4f%s | perplexity %.2f | %d tokens in %.1f s",
             step, found.loss, beside, math.exp(min(found.loss, 700.0)), found.weight, seconds,
         )  # fmt: skip
+
+    def report_evaluation(self, step: int, name: str, found: Evaluation) -> None:
+        """Log and record an evaluation after `step`."""
+        if self._records is None:
+            return
+        values = {**found.numbers, "seconds": found.seconds}
+        self._records.add(KIND, {"step": step, name: values})
+        level = logging.WARNING if "error" in found.numbers else logging.INFO
+        _log.log(level, "step %d | %s: %s | in %.1f s", step, name, found.line, found.seconds)
 
     def memory_metrics(self, memory: ModelState) -> dict[str, list[float]]:
         """The memory's metrics by name, means over all lanes, one number per layer.

@@ -134,11 +134,8 @@ class Stepper:
         self, batch: Batch, memory: ModelState, initial: ModelState | None = None
     ) -> list[Output]:
         """The model's outputs over the windows, one per micro-batch, without gradients."""
-        self._engine.train(False)
-        with torch.no_grad():
-            outputs = list(self._forward(batch, memory, initial))
-        self._engine.train(True)
-        return outputs
+        with self._engine.evaluating():
+            return list(self._forward(batch, memory, initial))
 
     def _forward(
         self, batch: Batch, memory: ModelState, initial: ModelState | None

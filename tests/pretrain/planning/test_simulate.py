@@ -171,10 +171,8 @@ def _rank(path: Path) -> None:
                 engine.backward(engine.forward(batch, starts, state, batch, **given).loss)
                 engine.step(1.0)
                 if preface:
-                    engine.train(False)
-                    with torch.no_grad():
+                    with engine.evaluating():
                         engine.forward(batch, starts, state, batch, parts=parts)
-                    engine.train(True)
             told.append({"held": engine.held(), "peak": ledger.peak, "sent": ledger.sent()})
         del engine
     if place.rank == 0:

@@ -51,7 +51,7 @@ class Run:
         (directory / "config.yaml").write_text(settings.to_yaml(config))
         self.directory, self.config = directory, config
         sources = config.data.sources.values()
-        mix = Mix([Dataset(Path(s.data)) for s in sources], [s.weight for s in sources])
+        mix = Mix([Dataset(Path(s.data)) for s in sources], [s.schedule for s in sources])
         self.lanes = [Lane(mix, index, LANES, config.run.seed) for index in range(LANES)]
         self.histories = [""] * LANES
         self.ledger = Ledger(Attempt(directory, 1), 1, config, 0)
@@ -197,6 +197,29 @@ def test_weights_and_windows_that_changed_between_commits_are_followed(
     run.consume(20)
     run.commit()
     assert check(run.directory) == []
+
+
+def test_a_schedule_of_weights_is_followed_and_another_is_found(
+    tmp_path: Path, config: Config
+) -> None:
+    one, two = (source.data for source in config.data.mix)
+    scheduled = load(None, [
+        f"data.mix=[{{data: {one}, weights: [[0, 2], [7, 0]]}}, {{data: {two}, weights: [[0, 1], "
+        "[12, 9]]}]", "run.directory=r", f"data.lanes={LANES}", "model.segment=8",
+        "train.window_segments=4",
+    ])  # fmt: skip
+    run = Run(tmp_path / "run", scheduled)
+    for windows in (3, 6, 1, 20):
+        run.consume(windows)
+        run.commit()
+    assert check(run.directory) == []
+    path = run.directory / "ledger.jsonl"
+    text = path.read_text()
+    path.write_text(text.replace("[7.0, 0.0]", "[8.0, 0.0]"))
+    assert path.read_text() != text
+    assert (
+        "what steps 4 to 9 consumed is not what the schedule has there" in check(run.directory)[0]
+    )
 
 
 def test_the_tool_tells_what_it_found_by_its_exit_code(

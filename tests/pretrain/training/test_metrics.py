@@ -21,6 +21,7 @@ import pytest
 import torch
 
 from pretrain.config import Config, WandbConfig
+from pretrain.training import metrics
 from pretrain.training.metrics import (
     Meter,
     Recorder,
@@ -271,6 +272,15 @@ def test_rank_0_logs_everything_and_the_others_their_warnings(
     assert out.endswith(" told\n") and out.count("\n") == 1
     assert err.endswith(" rank 3: warned\n") and err.count("\n") == 1
     assert (tmp_path / "log.txt").read_text() == out
+
+
+def test_numbers_have_names_and_texts_are_left_out() -> None:
+    found = {"step": 4, "passkey": {"400": {"0.5": {"exact": 1.0}}, "seconds": 2.5},
+             "books": {"error": "it failed"}, "gates": [[0.5], None]}  # fmt: skip
+    assert metrics._flat(found) == [
+        ("step", 4.0), ("passkey/400/0.5/exact", 1.0), ("passkey/seconds", 2.5),
+        ("gates/00/00", 0.5),
+    ]  # fmt: skip
 
 
 # A real run, with wandb.

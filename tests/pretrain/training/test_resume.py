@@ -20,6 +20,7 @@ from pretrain.checkpoint.manifest import CheckpointError, step_name
 from pretrain.checkpoint.pieces import Piece
 from pretrain.checkpoint.ranks import SoloRanks
 from pretrain.config import MEMORY_KINDS
+from pretrain.jobs import resumable
 from pretrain.model.memories.kinds import is_of_memory
 from pretrain.training import ledger
 from pretrain.training.records import Records
@@ -116,6 +117,26 @@ def test_a_resumed_run_takes_the_very_steps_that_the_run_would_have_taken(
             assert getattr(again.state, name) == getattr(run.state, name), name
         assert take_steps(again, 2) == take_steps(run, 2)
     assert (run.state.spikes > 0) == (kind == "watched")
+
+
+def test_a_run_that_is_resumed_in_each_phase_of_a_mix_takes_the_very_same_steps(
+    open_run: Any, take_steps: Take, make_saver: Make, data_sets: dict[str, Path]
+) -> None:
+    schedules = {"train": "[[0, 1], [2, 0], [5, 2]]", "other": "[[0, 0], [2, 1]]"}
+    listed = [f"{{data: {data_sets[name]}, weights: {w}}}" for name, w in schedules.items()]
+    mix = f"data.mix=[{', '.join(listed)}]"
+    whole = open_run(mix, name="whole")
+    expected = take_steps(whole, 8)
+    found: list[StepResult] = []
+    for attempt, steps in enumerate((1, 3, 2, 2), 1):
+        run = open_run(mix, attempt=attempt)
+        records = Records(run.attempt, 1, run.config, run.data, run.state.step)
+        found += take_steps(run, steps)
+        saved(run, make_saver, records)
+        records.close()
+    assert found == expected
+    assert run.state.places == whole.state.places and run.state.histories == whole.state.histories
+    assert ledger.check(run.attempt.directory) == []
 
 
 def test_without_a_checkpoint_a_run_starts_at_step_0_with_empty_memories(
@@ -446,6 +467,15 @@ def test_weights_of_a_mix_may_change_and_its_data_sets_may_not(
     assert problem.startswith("data.mix[1]: the data set's shards differ from the checkpoint's: ")
     with pytest.raises(SettingsError, match=r"data\.mix: 2 data sets -> 1"):
         open_run(mix_of(data_sets, train=1), attempt=2)
+    scheduled = mix_of(data_sets, train=3, other=1).replace(
+        "weight: 3", "weights: [[0, 3], [9, 1]]"
+    )
+    changed = open_run(scheduled, attempt=2)
+    check_resumable(stored(run), changed.config, changed.data)
+    assert resumable.changes(stored(run), changed.config) == {
+        "data.mix[0].weight": "data.mix[0].weight: 3.0 -> 1.0",
+        "data.mix[0].weights": "data.mix[0].weights: [] -> [[0.0, 3.0], [9.0, 1.0]]",
+    }
     again = open_run(mix_of(data_sets, train=0, other=1), attempt=2)
     before = again.state.places
     take_steps(again, 12)
