@@ -388,10 +388,7 @@ class Engine:
                 if self._stage == 3:
                     _fill(parameter, own)
                     continue
-                whole = own.new_zeros(self._shapes[name].numel())
-                whole[offset : offset + own.numel()] = own
-                dist.all_reduce(whole)
-                parameter.data.copy_(whole.view(self._shapes[name]))
+                parameter.data.copy_(_whole(own, offset, self._shapes[name]))
 
     def _partition(self, name: str, parameter: nn.Parameter, group: int) -> Partition:
         """Where the parameter, of this group of the optimizer, lies.
@@ -416,6 +413,14 @@ class Engine:
             parts = _of_all_ranks(own, self._device)
         shape, rank = tuple(self._shapes[name]), dist.get_rank()
         return Partition(name, shape, flat, start, tuple(parts), rank)
+
+
+def _whole(own: Tensor, offset: int, shape: torch.Size) -> Tensor:
+    """The tensor of this shape whose parts lie on all ranks, this rank's from an offset on."""
+    whole = own.new_zeros(shape.numel())
+    whole[offset : offset + own.numel()] = own
+    dist.all_reduce(whole)
+    return whole.view(shape)
 
 
 class _BoundedNorm:
