@@ -8,6 +8,7 @@ import math
 from pathlib import Path
 
 import pytest
+from stages import TIMES, Stage, documents_needed, shortened
 
 from data_prep.recall.tasks import PASSKEY, TASKS
 from pretrain import config as configuration
@@ -18,12 +19,9 @@ from tools.recipes.passkey import (
     NEEDLE_STAGES,
     STAGES,
     Documents,
-    Stage,
-    documents_needed,
     needles,
     passkeys,
     samples_at,
-    shortened,
     table,
 )
 
@@ -69,7 +67,7 @@ def test_documents_are_as_many_as_the_stages_read() -> None:
     ]
     needed = documents_needed(plan, 64)
     first, second = 100 * 4 * 10 * 64, 200 * 2 * 50 * 64
-    assert passkey.TIMES == 2
+    assert TIMES == 2
     assert needed[short] == math.ceil((first + second / 4) / short.mean / 2)
     assert needed[long] == math.ceil(second * 3 / 4 / long.mean / 2)
     # Every shard has a document, however little is read.
