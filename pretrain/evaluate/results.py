@@ -120,7 +120,7 @@ def heat_map(
     axes.set_yticks(range(len(shares)), rows[1])
     for (y, x), share in np.ndenumerate(shares):
         color = "black" if share > 0.6 else "white"
-        axes.text(x, y, said[y, x], ha="center", va="center", fontsize=8, color=color)
+        axes.text(x, y, str(said[y, x]), ha="center", va="center", fontsize=8, color=color)
     axes.set_xlabel(columns[0])
     axes.set_ylabel(rows[0])
     axes.set_title(title)
