@@ -87,7 +87,7 @@ def test_the_recipe_makes_tables_from_no_data_and_repeats_no_finished_work(
         Stage("1_few", ((sets[0], 1.0),), 3, 4, 4, 1e-3, 0.0),
         Stage("2_some", ((sets[0], 0.5), (sets[1], 0.5)), 3, 2, 8, 1e-3, 0.0, 0.5),
     )
-    words = [str(tmp_path), "--kinds", "linear,none", "--widths", "32", "--seeds", "2"]
+    words = [str(tmp_path), "--kinds", "linear,none", "--widths", "32", "--seeds", "1"]
     words += ["--pairs", "4,16", "--distances", "0,2", "--answers", "8"]
     recall_capacity.main(words, plan)
     first = (tmp_path / "capacity.md").read_text()
@@ -97,11 +97,11 @@ def test_the_recipe_makes_tables_from_no_data_and_repeats_no_finished_work(
         ("linear", 2 * 32 * 33 * 4),
         ("none", 0),
     ]
-    assert [len(row["accuracies"]) for row in numbers["rows"]] == [2, 2]
+    assert np.shape(numbers["rows"][0]["accuracies"]) == (1, 2)
     for name in ("capacity", "capacity-linear-32", "capacity-none-32"):
         assert (tmp_path / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
-    settings = (tmp_path / "runs" / "linear-32-2" / "2_some" / "config.yaml").read_text()
-    assert f"start_from: {tmp_path / 'runs' / 'linear-32-2' / '1_few'}" in settings
+    settings = (tmp_path / "runs" / "linear-32-1" / "2_some" / "config.yaml").read_text()
+    assert f"start_from: {tmp_path / 'runs' / 'linear-32-1' / '1_few'}" in settings
     recall_capacity.main(words, plan)
     again = capfd.readouterr()
     assert "finished already" in again.out + again.err

@@ -151,7 +151,7 @@ def heat_map(report: Report) -> Figure:
         shares,
         np.vectorize("{:.0%}".format)(shares),
         ("pairs", list(map(str, report["pairs"]))),
-        ("segments between pairs and questions", list(map(str, report["distances"]))),
+        ("distance in segments", list(map(str, report["distances"]))),
         f"memory {report['memory_kind']}, {report['state_bytes']:,} bytes, step {report['step']}",
         "accuracy",
     )

@@ -288,7 +288,7 @@ def curves(rows: Sequence[dict[str, Any]]) -> Figure:
         axes.set_ylim(-0.03, 1.03)
         axes.set_title(f"{count} pairs", fontsize=9)
     figure.supxlabel("bytes of state")
-    figure.supylabel("accuracy, mean over distances of a segment and more")
+    figure.supylabel("mean accuracy beyond a segment")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right upper", frameon=False)
     return figure
 
