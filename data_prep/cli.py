@@ -357,11 +357,25 @@ class _Mqar(_Drawn):
         [4, 8, 16, 32], "numbers of pairs, which alternate", low=1, high=mqar.MOST_PAIRS
     )
     gap: int = option(512, "most tokens between the pairs and the questions", low=0)
+    symbols: int = option(
+        mqar.MOST_PAIRS,
+        "keys, and values, that documents draw from: few are learned faster",
+        low=1,
+        high=mqar.MOST_PAIRS,
+    )
     workers: int = option(1, "processes", low=1)
+
+    def problems(self) -> list[str]:
+        if max(self.pairs) <= self.symbols:
+            return []
+        return [
+            f"--pairs, --symbols: {max(self.pairs)} pairs cannot be drawn from {self.symbols} keys "
+            "without repeating any; expected at least as many symbols as pairs"
+        ]
 
     def run(self) -> int:
         model = mqar.tokenizer_beside(self.output)
-        line = partial(mqar.line, mqar.Wanted(self.pairs, self.gap, self.seed))
+        line = partial(mqar.line, mqar.Wanted(self.pairs, self.gap, self.symbols, self.seed))
         generate.write(self.output, self.documents, line, self.workers)
         durable.write_bytes(model, mqar.tokenizer_json())
         print(f"{counted(self.documents, 'document')}: {self.output}\ntokenizer: {model}")

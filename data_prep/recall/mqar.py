@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import string
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,14 +38,18 @@ _WHITE_SPACE = " \t\r\n"
 
 @dataclass(frozen=True)
 class Wanted:
-    """Documents whose numbers of pairs take turns, with gaps of 0 to `gap` letters."""
+    """Documents whose numbers of pairs take turns, with gaps of 0 to `gap` letters.
 
-    pairs: list[int]
+    Keys and values are drawn from the first `symbols` of each.
+    """
+
+    pairs: Sequence[int]
     gap: int
+    symbols: int
     seed: int
 
 
-def document(seed: int, number: int, pairs: int, gap: int) -> Pair:
+def document(seed: int, number: int, pairs: int, gap: int, symbols: int = MOST_PAIRS) -> Pair:
     """The document of this number: all before the first question, and the questions with answers.
 
     The pairs, and the order in which they are asked for, are the same for every gap, and a longer
@@ -53,7 +58,7 @@ def document(seed: int, number: int, pairs: int, gap: int) -> Pair:
     """
     names = ("mqar", str(pairs), str(number))
     draws, letters = Draws(seed, *names), Draws(seed, "gap", *names)
-    keys, values = draws.sample(_KEYS, pairs), draws.sample(_VALUES, pairs)
+    keys, values = (draws.sample(each[:symbols], pairs) for each in (_KEYS, _VALUES))
     stated = [key + value for key, value in zip(keys, values, strict=True)]
     asked = draws.sample(stated, pairs)
     filler = "".join(letters.pick(_LETTERS) for _ in range(gap + 1))
@@ -64,7 +69,8 @@ def line(wanted: Wanted, number: int) -> bytes:
     """The line of a file that holds the document of this number; gaps are log-uniform."""
     pairs = wanted.pairs[number % len(wanted.pairs)]
     gap = length(wanted.seed, "mqar", number, 1, wanted.gap + 1) - 1
-    return record(f"mqar-{wanted.seed}-{number}", document(wanted.seed, number, pairs, gap))
+    pair = document(wanted.seed, number, pairs, gap, wanted.symbols)
+    return record(f"mqar-{wanted.seed}-{number}", pair)
 
 
 def tokenizer_beside(path: Path) -> Path:

@@ -28,6 +28,7 @@ from stages import Stage, documents_needed, shortened
 
 from data_prep.dataset import shards
 from data_prep.dataset.settings import SettingsError
+from data_prep.recall.mqar import MOST_PAIRS
 from pretrain import config as configuration
 from pretrain.config import MEMORY_KINDS
 from pretrain.evaluate import mqar
@@ -37,7 +38,6 @@ from pretrain.evaluate.results import Report, write_figure
 from pretrain.trained import default_device, load
 
 CONFIG = CONFIGS / "recall_capacity_cpu.yaml"
-D_HEAD = 32
 PAIRS = tuple(2**power for power in range(2, 10))
 DISTANCES = (0, 1, 4, 16, 64)
 ANSWERS = 256
@@ -46,11 +46,15 @@ SEED_ASKED = 0  # the training documents have seed 1
 
 @dataclass(frozen=True)
 class Documents:
-    """A set of documents with these numbers of pairs, and gaps of 0 to `gap` tokens."""
+    """A set of documents with these numbers of pairs, and gaps of 0 to `gap` tokens.
+
+    Keys and values are drawn from `symbols` of each.
+    """
 
     name: str
     pairs: tuple[int, ...]
     gap: int
+    symbols: int = MOST_PAIRS
 
     @property
     def mean(self) -> float:
@@ -58,15 +62,16 @@ class Documents:
         return 4 * sum(self.pairs) / len(self.pairs) + self.gap / np.log(self.gap + 1)
 
 
-FEW = Documents("few", (2, 4, 8), 64)
+# Few symbols first: where a value is found does not depend on how many values there are.
+FEW = Documents("few", (2, 4, 8), 64, symbols=64)
 SOME = Documents("some", (4, 8, 16, 32), 256)
 MANY = Documents("many", (16, 32, 64, 128), 1024)
 MOST = Documents("most", (4, 16, 64, 128, 256, 512), 4096)
 
 STAGES = (
-    Stage("1_few", ((FEW, 1.0),), 300, 16, 8, 2e-3, 0.0),
+    Stage("1_few", ((FEW, 1.0),), 600, 8, 8, 3e-3, 0.0),
     Stage("2_some", ((FEW, 0.2), (SOME, 0.8)), 200, 8, 16, 2e-3, 0.0),
-    Stage("3_many", ((SOME, 0.3), (MANY, 0.7)), 150, 4, 32, 1e-3, 0.0),
+    Stage("3_many", ((SOME, 0.3), (MANY, 0.7)), 100, 4, 32, 1e-3, 0.0),
     Stage("4_most", ((MANY, 0.3), (MOST, 0.7)), 100, 2, 64, 1e-3, 0.0, 0.5),
 )
 
@@ -85,13 +90,13 @@ class Model:
 
     def settings(self, segments: int) -> list[str]:
         """Its settings in windows of `segments` segments, as `key=value`."""
-        heads = self.width // D_HEAD
         own = {"full": [f"full.segments={segments}"], "memorizing": ["memorizing.capacity=2048"]}
         return [
             f"model.d_model={self.width}",
-            f"model.n_heads={heads}",
-            f"model.n_kv_heads={heads}",
-            f"model.d_head={D_HEAD}",
+            # One head per layer: what it retrieves passes on every value.
+            "model.n_heads=1",
+            "model.n_kv_heads=1",
+            f"model.d_head={self.width}",
             f"model.d_ff={self.width * 8 // 3 // 8 * 8}",
             f"model.memory.kind={self.kind}",
             *(f"model.memory.{setting}" for setting in own.get(self.kind, [])),
@@ -134,7 +139,7 @@ def _parser() -> argparse.ArgumentParser:
         help="kinds of memory (default: all)",
     )
     for name, default, help in (
-        ("--widths", (64, 128), f"widths of the models, multiples of {D_HEAD} (default 64,128)"),
+        ("--widths", (64, 128), "widths of the models (default 64,128)"),
         ("--pairs", PAIRS, "numbers of pairs to ask for (default 4 to 512)"),
         ("--distances", DISTANCES, "distances in segments (default 0,1,4,16,64)"),
     ):
@@ -184,6 +189,7 @@ def _documents(out: Path, one: Documents, count: int, workers: int) -> None:
         commands.run(
             *("data-prep", "mqar", texts, "--documents", str(count), "--workers", str(workers)),
             *("--pairs", ",".join(map(str, one.pairs)), "--gap", str(one.gap)),
+            *("--symbols", str(one.symbols)),
         )
     if not (data / shards.MANIFEST).exists():
         own = f"tokenizer.path={directory / 'mqar.tokenizer.json'}"

@@ -40,6 +40,12 @@ def test_a_longer_gap_changes_nothing_else() -> None:
     assert mqar.document(4, 5, 8, 10) != near != mqar.document(3, 6, 8, 10)
 
 
+def test_few_symbols_are_the_first_of_all() -> None:
+    made = ["".join(mqar.document(3, number, 4, 0, 5)) for number in range(20)]
+    drawn = {symbol for text in made for pair in _read(text) for symbol in pair}
+    assert drawn == {chr(first + number) for first in (0x4E00, 0xAC00) for number in range(5)}
+
+
 def test_a_symbol_is_a_token_and_white_space_stays_what_it_is(tmp_path: Path) -> None:
     path = tmp_path / "tokenizer.json"
     path.write_bytes(mqar.tokenizer_json())
@@ -85,4 +91,7 @@ def test_every_mistake_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture
     message = capsys.readouterr().err
     for part in ("--documents", "at most 512, found 513", "--gap", "--workers"):
         assert part in message
+    words = ["--documents", "1", "--pairs", "4,16", "--symbols", "8"]
+    assert cli.main(["mqar", str(tmp_path / "a"), *words]) == 2
+    assert "16 pairs cannot be drawn from 8 keys" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
