@@ -95,7 +95,7 @@ def test_the_table_has_a_row_a_length_and_a_column_a_depth() -> None:
         row("passkey", 512, 1.0, 0.5, 0.0),
         row("passkey", 2**20, 0.0, 0.96, 0.9),
         row("passkey", 2**20, 1.0, 1.0, 1.0),
-        row("single", 4096, None, 0.125, 0.0),
+        {**row("single", 4096, None, 0.125, 0.0), "ruler": 0.25},
     ]
     assert table("linear", rows).splitlines() == [
         "| memory linear | tokens | 0% | 100% | samples | seconds | resident MiB |",
@@ -103,9 +103,9 @@ def test_the_table_has_a_row_a_length_and_a_column_a_depth() -> None:
         "| passkey | 512 | 100 (75) | 50 (0) | 4 | 10 | 300 |",
         "| passkey | 1,048,576 | 96 (90) | 100 (100) | 4 | 10 | 300 |",
         "",
-        "| memory linear | tokens | drawn | samples | seconds | resident MiB |",
-        "|---|--:|--:|--:|--:|--:|",
-        "| single | 4,096 | 12 (0) | 4 | 10 | 300 |",
+        "| memory linear | tokens | drawn | RULER's rule | samples | seconds | resident MiB |",
+        "|---|--:|--:|--:|--:|--:|--:|",
+        "| single | 4,096 | 12 (0) | 25 | 4 | 10 | 300 |",
     ]
 
 

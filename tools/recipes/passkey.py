@@ -306,10 +306,11 @@ def _asked(trained: Trained, haystack: Haystack, asked: Questions) -> Report:
 
 
 def table(kind: str, rows: Sequence[dict[str, Any]]) -> str:
-    """Rows by task and length in Markdown, with a column per depth."""
+    """Rows by task and length in Markdown, with a column per depth, and RULER's for its tasks."""
     lines: list[str] = []
     for depths, found in _by_depths(rows):
         names = ["drawn" if depth is None else f"{depth:.0%}" for depth in depths]
+        names += ["RULER's rule"] if "ruler" in found[0][0] else []
         lines += [
             f"| memory {kind} | tokens | {' | '.join(names)} | samples | seconds | resident MiB |",
             f"|---|--:|{'--:|' * (len(names) + 3)}",
@@ -317,6 +318,8 @@ def table(kind: str, rows: Sequence[dict[str, Any]]) -> str:
         for cells in found:
             shares = [f"{100 * c['token_accuracy']:.0f} ({100 * c['exact']:.0f})" for c in cells]
             first = cells[0]
+            if "ruler" in first:
+                shares.append(f"{100 * sum(cell['ruler'] for cell in cells) / len(cells):.0f}")
             about = f"{first['samples']} | {first['seconds']:.0f}"
             resident = f"{first['resident_bytes'] / 2**20:,.0f}"
             lines.append(
