@@ -22,13 +22,14 @@ from data_prep.dataset.command import (
 )
 from data_prep.dataset.settings import at_home
 from data_prep.dataset.shards import no_data_set
+from data_prep.recall import mqar
 from data_prep.recall.tasks import PASSKEY, TASKS
 from data_prep.sources.storage import is_url
 from pretrain.checkpoint.runs import no_run
 from pretrain.config import EvaluationConfig, Weights
 from pretrain.evaluate import pairs
 from pretrain.evaluate.pairs import Fields, Pair
-from pretrain.evaluate.questions import Questions, Sampling
+from pretrain.evaluate.questions import Associations, Questions, Sampling
 
 RUN = path_kind(no_run)
 _LOCATION = Kind(
@@ -165,6 +166,33 @@ class Needles(_Recall):
 
     def run(self) -> int:
         return self.ask("needles", self.tasks, [None], self.filler)
+
+
+class Mqar(OnModel):
+    """How many pairs of a key and a value a memory holds, over which distance.
+
+    Multi-query associative recall (after Zoology) of a run that was trained on documents of
+    `data-prep mqar`: the prompt states pairs, then asks for every key.
+    """
+
+    pairs: list[int] = option(
+        [4, 8, 16, 32, 64, 128, 256, 512],
+        "numbers of pairs",
+        low=1,
+        high=mqar.MOST_PAIRS,
+        unique=True,
+    )
+    distances: list[int] = option(
+        [0, 1, 4, 16, 64], "segments between the pairs and the questions", low=0, unique=True
+    )
+    answers: int = option(256, "values asked for per cell, at least", low=1)
+    seed: int = option(0, "same seed, same prompts", low=0)
+
+    def run(self) -> int:
+        from pretrain.evaluate import mqar as capacity
+
+        asked = Associations(self.pairs, self.distances, self.answers, self.seed)
+        return capacity.run(self.path, asked)
 
 
 class Summaries(OnModel):

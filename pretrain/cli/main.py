@@ -25,6 +25,7 @@ _PROGRAM = Program(
         "eval harness": evaluate.Harness,
         "eval passkey": evaluate.Passkey,
         "eval needles": evaluate.Needles,
+        "eval mqar": evaluate.Mqar,
         "eval summaries": evaluate.Summaries,
         "generate": evaluate.Generate,
         "import": convert.Import,

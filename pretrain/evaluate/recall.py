@@ -2,7 +2,8 @@
 
 A question is a prompt of a given length and its answer. The answer is *exact* if every token of it
 is the likeliest after the tokens before it, which is what greedy decoding would say. *Token
-accuracy* is the share of its tokens that are, without those of white space alone.
+accuracy* is the share of its tokens that are, without those of white space alone. Tasks of RULER
+are also scored by its own rule (ruler.py).
 
 All questions of a length go through together, window by window, so that the activations of one
 window alone are in memory. Lanes whose prompts have been the same so far are one lane: a passkey's
@@ -26,17 +27,18 @@ from data_prep.dataset import durable, shards
 from data_prep.dataset.command import TOKENS
 from data_prep.dataset.wording import counted
 from data_prep.recall import tasks
+from data_prep.recall.pair import Pair
 from data_prep.recall.tasks import Haystack
 from data_prep.tokenizer.contract import Tokenizer
 from pretrain.config import Weights
-from pretrain.evaluate import results
+from pretrain.evaluate import results, ruler
 from pretrain.evaluate.generate import finite
 from pretrain.evaluate.progress import Pace, TokenProgress, alone, to_stderr
 from pretrain.evaluate.questions import EvaluationError, Questions
 from pretrain.evaluate.results import Report
 from pretrain.model.state import of_lanes
 from pretrain.model.transformer import Output, Transformer
-from pretrain.trained import Learned
+from pretrain.trained import Learned, Trained
 
 if TYPE_CHECKING:  # not imported by the ranks of a training that is evaluated
     from matplotlib.figure import Figure
@@ -52,6 +54,7 @@ class _Question:
     depth: float | None
     ids: np.ndarray
     first: int
+    pair: Pair
 
 
 def run(
@@ -97,7 +100,8 @@ def evaluate(
     At most `at_once` tokens (None: as many as the device computes well) are computed at once,
     unless a span of each lane has more.
     Returns JSON-able numbers: what was asked, and `rows`, each with task, length, depth, samples,
-    the mean `tokens` of the prompts, and the shares `exact` and `token_accuracy`.
+    the mean `tokens` of the prompts, the shares `exact` and `token_accuracy`, and for tasks of
+    RULER `ruler`, the share by its rule.
     Raises EvaluationError where a length is less than the task's own text has, and ResultError
     where a logit is not finite.
     """
@@ -112,7 +116,12 @@ def evaluate(
             prompts = [question.ids for question in questions]
             firsts = [question.first for question in questions]
             given = answers(learned.model, prompts, firsts, progress, pace, at_once)
-            rows += _rows(learned.tokenizer, task, length, questions, given)
+            found = _rows(learned.tokenizer, task, length, questions, given)
+            # Generation is not in step with the other ranks of a training.
+            if task in ruler.TOKENS and isinstance(learned, Trained):
+                shares = _by_ruler(learned, task, questions, given, report)
+                found = [{**row, "ruler": shares[row["depth"]]} for row in found]
+            rows += found
     return {**results.of_model(learned), **asdict(asked), "rows": rows}
 
 
@@ -156,15 +165,19 @@ def _questions(
             pair = tasks.document(
                 task, haystack, tokenizer, length, seed=asked.seed, number=number, depth=depth
             )
-            prompt, whole = (tokenizer.encode(text) for text in (pair.prompt, "".join(pair)))
-            # A token that reaches from the prompt into the answer belongs to the answer.
-            shared = min(len(prompt), len(whole))
-            same = prompt[:shared] == whole[:shared]
-            first = shared if same.all() else int(same.argmin())
-            head = np.array([] if tokenizer.bos_id is None else [tokenizer.bos_id], np.int64)
-            ids = np.concatenate([head, whole]).astype(np.int32)
-            found.append(_Question(depth, ids, first + len(head)))
+            found.append(_Question(depth, *laid_out(tokenizer, pair), pair))
     return found
+
+
+def laid_out(tokenizer: Tokenizer, pair: Pair) -> tuple[np.ndarray, int]:
+    """BOS, the prompt and its answer as ids [n], int32, and where the answer begins."""
+    prompt, whole = (tokenizer.encode(text) for text in (pair.prompt, "".join(pair)))
+    # A token that reaches from the prompt into the answer belongs to the answer.
+    shared = min(len(prompt), len(whole))
+    same = prompt[:shared] == whole[:shared]
+    first = shared if same.all() else int(same.argmin())
+    head = np.array([] if tokenizer.bos_id is None else [tokenizer.bos_id], np.int64)
+    return np.concatenate([head, whole]).astype(np.int32), first + len(head)
 
 
 def answers(
@@ -281,31 +294,48 @@ def _rows(
     return rows
 
 
+def _by_ruler(
+    trained: Trained,
+    task: str,
+    questions: Sequence[_Question],
+    given: Sequence[np.ndarray],
+    report: Callable[[str], None],
+) -> dict[float | None, float]:
+    """The mean share of each depth by RULER's rule."""
+    shares: dict[float | None, list[float]] = {}
+    for question, tokens in zip(questions, given, strict=True):
+        is_exact = np.array_equal(tokens, question.ids[question.first :])
+        share = ruler.share(trained, task, question.pair, is_exact, report)
+        shares.setdefault(question.depth, []).append(share)
+    return {depth: sum(each) / len(each) for depth, each in shares.items()}
+
+
 def table(report: Report) -> str:
-    """The report as text: a row per task and length, a column per depth; both shares in percent."""
+    """The report as text: a row per task and length, a column per depth; both shares in percent.
+
+    A last column has RULER's share, over all depths, where tasks have one.
+    """
     rows = report["rows"]
     depths = list(dict.fromkeys(row["depth"] for row in rows))
     shown = ["drawn" if depth is None else f"{depth:g}" for depth in depths]
+    shown += ["RULER's rule"] if any("ruler" in row for row in rows) else []
     samples = rows[0]["samples"]
     lines = [
         f"step {report['step']}, memory {report['memory_kind']}, {counted(samples, 'sample')} per "
         "cell: exact answers / tokens that are right, in %, by depth",
-        " ".join([f"{'task':<12} {'tokens':>9}", *(f"{name:>11}" for name in shown)]),
+        " ".join([f"{'task':<12} {'tokens':>9}", *(f"{name:>12}" for name in shown)]),
     ]
     for task, length in dict.fromkeys((row["task"], row["length"]) for row in rows):
-        cells = [
-            f"{100 * row['exact']:>4.0f} / {100 * row['token_accuracy']:>4.0f}"
-            for row in rows
-            if (row["task"], row["length"]) == (task, length)
-        ]
+        own = [row for row in rows if (row["task"], row["length"]) == (task, length)]
+        cells = [f"{100 * row['exact']:>5.0f} / {100 * row['token_accuracy']:>4.0f}" for row in own]
+        shares = [row["ruler"] for row in own if "ruler" in row]
+        cells += [f"{100 * sum(shares) / len(shares):>12.0f}"] if shares else []
         lines.append(" ".join([f"{task:<12} {length:>9,}", *cells]))
     return "\n".join(lines)
 
 
 def heat_map(report: Report) -> Figure:
     """Token accuracy by length and depth, the prompt's start on top; of the first task."""
-    from matplotlib.figure import Figure
-
     rows = [row for row in report["rows"] if row["task"] == report["rows"][0]["task"]]
     lengths = list(dict.fromkeys(row["length"] for row in rows))
     depths = list(dict.fromkeys(row["depth"] for row in rows))
@@ -313,18 +343,11 @@ def heat_map(report: Report) -> Figure:
         np.array([row[share] for row in rows]).reshape(len(lengths), -1).T
         for share in ("token_accuracy", "exact")
     )
-    figure = Figure(figsize=(2 + len(lengths), 1.6 + 0.5 * len(depths)), layout="constrained")
-    axes = figure.add_subplot()
-    image = axes.imshow(values, vmin=0, vmax=1, cmap="viridis", aspect="auto")
-    axes.set_xticks(range(len(lengths)), list(map(TOKENS.show, lengths)))
-    axes.set_yticks(range(len(depths)), [f"{depth:.0%}" for depth in depths])
-    for (y, x), value in np.ndenumerate(values):
-        axes.text(
-            x, y, f"{value:.0%}\n({exact[y, x]:.0%})", ha="center", va="center", fontsize=8,
-            color="black" if value > 0.6 else "white",
-        )  # fmt: skip
-    axes.set_xlabel("tokens of the prompt")
-    axes.set_ylabel("depth of the key")
-    axes.set_title(f"{rows[0]['task']}, step {report['step']}, memory {report['memory_kind']}")
-    figure.colorbar(image, label="token accuracy (exact answers)")
-    return figure
+    return results.heat_map(
+        values,
+        np.vectorize("{:.0%}\n({:.0%})".format)(values, exact),
+        ("tokens of the prompt", list(map(TOKENS.show, lengths))),
+        ("depth of the key", [f"{depth:.0%}" for depth in depths]),
+        f"{rows[0]['task']}, step {report['step']}, memory {report['memory_kind']}",
+        "token accuracy (exact answers)",
+    )

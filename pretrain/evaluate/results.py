@@ -10,11 +10,13 @@ import itertools
 import json
 import subprocess
 import tempfile
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from data_prep.dataset import durable
 from data_prep.dataset.parsing import json_value
@@ -108,6 +110,36 @@ def publish(
     print(table)
     for one in written:
         print(f"written to {one}")
+
+
+def heat_map(
+    shares: np.ndarray,
+    said: np.ndarray,
+    columns: tuple[str, Sequence[str]],
+    rows: tuple[str, Sequence[str]],
+    title: str,
+    label: str,
+) -> Figure:
+    """Shares, 0 to 1, as colours with what is `said` of each: both [rows, columns].
+
+    `columns` and `rows` are each the axis's meaning and the names of its places, the first row on
+    top; `label` is the colours' meaning.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(2 + shares.shape[1], 1.6 + 0.5 * len(shares)), layout="constrained")
+    axes = figure.add_subplot()
+    image = axes.imshow(shares, vmin=0, vmax=1, cmap="viridis", aspect="auto")
+    axes.set_xticks(range(shares.shape[1]), columns[1])
+    axes.set_yticks(range(len(shares)), rows[1])
+    for (y, x), share in np.ndenumerate(shares):
+        color = "black" if share > 0.6 else "white"
+        axes.text(x, y, str(said[y, x]), ha="center", va="center", fontsize=8, color=color)
+    axes.set_xlabel(columns[0])
+    axes.set_ylabel(rows[0])
+    axes.set_title(title)
+    figure.colorbar(image, label=label)
+    return figure
 
 
 def write_figure(path: Path, figure: Figure, dpi: int = 150) -> None:

@@ -17,6 +17,7 @@ from torch import nn
 
 from data_prep.dataset import settings
 from data_prep.tokenizer import training
+from data_prep.tokenizer.tokenizer import load as load_tokenizer
 from pretrain.checkpoint.attempts import Attempt
 from pretrain.checkpoint.commit import save
 from pretrain.checkpoint.pieces import Piece
@@ -51,6 +52,7 @@ class WriteRun(Protocol):
         *,
         steps: tuple[int, ...] = (7,),
         averaged: bool = False,
+        tokenizer: Path | None = None,
         **model: Any,
     ) -> Transformer: ...
 
@@ -60,14 +62,22 @@ def write_run(tokenizer_model: Path) -> WriteRun:
     """Write a run with a checkpoint of each of `steps`; the model that the last one holds.
 
     With `averaged`, they have an average of the weights too: half of each. `model` are settings of
-    the model that differ from a small one with segments of 16 tokens and a window of 4 segments.
+    the model that differ from a small one with segments of 16 tokens and a window of 4 segments;
+    `tokenizer` is a file of either kind, by its suffix.
     """
 
     def write(
-        directory: Path, *, steps: tuple[int, ...] = (7,), averaged: bool = False, **model: Any
+        directory: Path,
+        *,
+        steps: tuple[int, ...] = (7,),
+        averaged: bool = False,
+        tokenizer: Path | None = None,
+        **model: Any,
     ) -> Transformer:
         directory.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(tokenizer_model, directory / "tokenizer.model")
+        own = tokenizer or tokenizer_model
+        shutil.copyfile(own, directory / f"tokenizer{own.suffix}")
+        pieces = load_tokenizer(own).vocab_size
         config = Config(
             run=RunConfig(directory=str(directory)),
             data=DataConfig(train="elsewhere"),
@@ -77,7 +87,7 @@ def write_run(tokenizer_model: Path) -> WriteRun:
         built = None
         for step in steps:
             torch.manual_seed(step)
-            built = _random_model(config.model)
+            built = _random_model(config.model, pieces)
             _save(directory, step, config, built, averaged)
         assert built is not None
         return built
@@ -98,8 +108,8 @@ SMALL = ModelConfig(
 )
 
 
-def _random_model(config: ModelConfig) -> Transformer:
-    model = Transformer(config, 320).eval()
+def _random_model(config: ModelConfig, pieces: int) -> Transformer:
+    model = Transformer(config, pieces).eval()
     for name, parameter in model.named_parameters():
         if name.endswith("gate"):
             nn.init.normal_(parameter)
@@ -118,6 +128,10 @@ def _save(directory: Path, step: int, config: Config, model: Transformer, averag
         )
         if averaged or kind != "ema"
     ]
-    trainer = {"step": step, "vocab_size": 320, "configuration": settings.to_plain(config)}
+    trainer = {
+        "step": step,
+        "vocab_size": model.embedding.num_embeddings,
+        "configuration": settings.to_plain(config),
+    }
     root, attempt = directory / "checkpoints", Attempt(directory, 1)
     save(root, step, pieces, {}, trainer, SoloRanks(), 2, 0, attempt)
