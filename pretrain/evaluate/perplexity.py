@@ -236,7 +236,7 @@ def _losses(
             torch.from_numpy(np.stack(rows)[:, :width]).to(device)
             for rows in zip(*(window[:3] for window, _ in windows), strict=True)
         )
-        # No inference mode: weights that ZeRO-3 gathers in it could not be trained with later.
+        # Not inference mode, whose tensors autograd refuses: ZeRO-3 may keep what it gathers.
         with torch.no_grad():
             output: Output = model(tokens, starts, state, targets)
             state = output.state

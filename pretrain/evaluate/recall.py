@@ -195,7 +195,7 @@ def answers(
     device = model.embedding.weight.device
     found: list[list[int]] = [[] for _ in prompts]
     state = model.initial_state(1, device)
-    # No inference mode: weights that ZeRO-3 gathers in it could not be trained with later.
+    # Not inference mode, whose tensors autograd refuses: ZeRO-3 may keep what it gathers.
     with torch.no_grad():
         for begin, end, lanes, came_from in _shared(model, prompts, at_once):
             state = of_lanes(state, came_from)
