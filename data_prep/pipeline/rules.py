@@ -29,6 +29,7 @@ from data_prep.pipeline.vocabulary import ALPHABETIC, NOT_PUNCTUATION, STOP_WORD
 _TOO_FEW = (False, "too_few_sentences")
 
 Verdict = bool | tuple[bool, str]
+_Limits = tuple[tuple[int, float], ...]  # (n, share of a text's characters)
 
 
 def rule(name: str, config: CleaningConfig) -> Any:
@@ -143,7 +144,7 @@ class Repetition(GopherRepetitionFilter):  # type: ignore[misc]
         super().__init__(language=language)
         self._numbered = numbered
         self._of_lines = GopherRepetitionFilter(top_n_grams=(), dup_n_grams=(), language=numbered)
-        self._limits = self.top_n_grams, self.dup_n_grams
+        self._limits: tuple[_Limits, _Limits] = self.top_n_grams, self.dup_n_grams
 
     def filter(self, doc: Document) -> Verdict:
         """The verdict of Gopher's rule."""

@@ -165,10 +165,12 @@ class EnglishWords(SpaCyTokenizer):  # type: ignore[misc]
         for place in {max(place + step, 0) for place in places for step in (-1, 0)}:
             one, *other = runs[place : place + 2]
             # Other white space is a piece of its own, which no special case has inside.
-            if other and (self._ends(one)[1], self._ends(other[0])[0]) in self._adjacent:
-                if f"{one} {other[0]}" in text:
-                    return True
+            if other and self._is_adjacent(one, other[0]) and f"{one} {other[0]}" in text:
+                return True
         return False
+
+    def _is_adjacent(self, run: str, other: str) -> bool:
+        return (self._ends(run)[1], self._ends(other)[0]) in self._adjacent
 
     def _ends(self, run: str) -> tuple[str, str]:
         if run in self._fragile:

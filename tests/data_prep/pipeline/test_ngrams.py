@@ -47,7 +47,9 @@ def test_words_are_simple_and_of_any_script() -> None:
 def test_every_character_is_treated_as_in_datatroves_simplified_text(at_once: int) -> None:
     codes = [code for code in range(0x110000) if unicodedata.category(chr(code)) not in "Cs Cn Co"]
     if at_once < 100:  # letters of large scripts are many and alike
-        codes = [code for code in codes if code % 20 == 0 or unicodedata.category(chr(code)) != "Lo"]
+        codes = [
+            code for code in codes if code % 20 == 0 or unicodedata.category(chr(code)) != "Lo"
+        ]
     for first in range(0, len(codes), at_once):
         text = "".join(f"a{chr(code)}b {chr(code)}" for code in codes[first : first + at_once])
         assert words(text) == naive(text), hex(codes[first])
