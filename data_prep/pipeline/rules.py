@@ -1,7 +1,8 @@
 """datatrove's quality rules for English text, with the same verdicts in less time.
 
-The words of a document are split once (`splitting.py`). What takes long is first bounded by
-something fast; datatrove's own filter decides where the bound does not.
+The words of a document are split once (`splitting.py`) and counted by what is known of each
+(`vocabulary.py`). What takes long is first bounded by something fast; datatrove's own filter
+decides where the bound does not.
 """
 
 from __future__ import annotations
@@ -34,11 +35,11 @@ _Limits = tuple[tuple[int, float], ...]  # (n, share of a text's characters)
 
 def rule(name: str, config: CleaningConfig) -> Any:
     """A rule of `CleaningConfig.rules` as a datatrove filter."""
-    return _RULES[name](config, *_english())
+    return _RULES[name](config, *english())
 
 
 @functools.cache
-def _english() -> tuple[EnglishWords, _Numbered]:
+def english() -> tuple[EnglishWords, _Numbered]:
     """One table of words for all sources; datatrove keeps each tokenizer that it is given."""
     language = EnglishWords()
     return language, _Numbered(language)

