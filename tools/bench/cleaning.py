@@ -18,7 +18,7 @@ import json
 import statistics
 import sysconfig
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
@@ -290,31 +290,40 @@ def _compare(parsed: argparse.Namespace) -> dict[str, Counter[str]]:
     cases = [(rule, SETTINGS[rule]) for rule in ALL["rules"]] + [("all together", ALL)]
     pairs = [(step, Cleaner(CleaningConfig(**words)), reference(words)) for step, words in cases]
     now, before = _minhash(), _before_minhash(TextNormConfig(norm_numbers=False))
-    for (kind, texts), fifths in zip(_texts(parsed).items(), (2, 2, 1), strict=True):
-        found = counts.setdefault(kind, Counter())
-        for text in itertools.islice(texts, found["documents"], parsed.compare * fifths // 5):
-            found["documents"] += 1
-            for step, ours, theirs in pairs:
-                done, (left, reason) = ours(text), theirs(text)
-                same = done.dropped == reason and (bool(reason) or done.text == left)
-                found[f"{step}: {'equal' if same else 'NOT EQUAL'}"] += 1
-                found[f"{step}: dropped"] += bool(reason)
-            same = np.array_equal(now(text), before(text))
-            found[f"MinHash: {'equal' if same else 'NOT EQUAL'}"] += 1
-            if found["documents"] % 100 == 0:
-                keep()
-        keep()
+
+    def compare(text: str, found: Counter[str]) -> None:
+        found["documents"] += 1
+        for step, ours, theirs in pairs:
+            done, (left, reason) = ours(text), theirs(text)
+            same = done.dropped == reason and (bool(reason) or done.text == left)
+            found[f"{step}: {'equal' if same else 'NOT EQUAL'}"] += 1
+            found[f"{step}: dropped"] += bool(reason)
+        same = np.array_equal(now(text), before(text))
+        found[f"MinHash: {'equal' if same else 'NOT EQUAL'}"] += 1
+
+    waiting = {
+        kind: itertools.islice(texts, counts[kind]["documents"], parsed.compare * fifths // 5)
+        for (kind, texts), fifths in zip(_texts(parsed).items(), (2, 2, 1), strict=True)
+    }
+    while waiting:
+        for kind in list(waiting):
+            some = list(itertools.islice(waiting[kind], 100))
+            for text in some:
+                compare(text, counts[kind])
+            keep()
+            if not some:
+                del waiting[kind]
     return counts
 
 
 def _kept_counts(parsed: argparse.Namespace) -> tuple[dict[str, Counter[str]], Callable[[], None]]:
     """The counts of a comparison of the same code and texts, and what keeps them in a file."""
-    path, counts = parsed.counts, dict[str, Counter[str]]()
+    path, counts = parsed.counts, defaultdict[str, Counter[str]](Counter)
     described = {"commit": machine.described()["commit"], "passage": parsed.passage}
     if path and path.exists():
         kept = json.loads(path.read_text())
         if {name: kept[name] for name in described} == described:
-            counts = {kind: Counter(found) for kind, found in kept["counts"].items()}
+            counts.update({kind: Counter(found) for kind, found in kept["counts"].items()})
 
     def keep() -> None:
         if path:
