@@ -185,8 +185,10 @@ def _parts(
         for part in carried
     ))  # fmt: skip
 
-    def attend(kernel: Literal["flash", "sdpa"]) -> Callable[[], object]:
-        run = local_attention.choose(kernel, device.type, dtype)(starts.view(-1, shape.segment))
+    def attend(kernel: Literal["flash", "varlen", "sdpa"]) -> Callable[[], object]:
+        run = local_attention.choose(kernel, device.type, dtype, size)(
+            starts.view(-1, shape.segment)
+        )
         inputs = [x.flatten(0, 1) for x in (queries, keys, values)]
         return lambda: run(*inputs).sum().backward()
 
@@ -201,7 +203,7 @@ def _parts(
         return lambda: products.gated_read(*given).sum().backward()
 
     return {
-        "local attention": {kernel: _able(attend, kernel) for kernel in ("sdpa", "flash")},
+        "local attention": {k: _able(attend, k) for k in ("sdpa", "varlen", "flash")},
         f"memory, {shape.memory.kind}: write": {k: _able(write, k) for k in ("torch", "triton")},
         "memory: gated read": {kernel: _able(read, kernel) for kernel in ("torch", "triton")},
     }
@@ -271,9 +273,10 @@ def _window_steps(
     able: dict[str, Callable[[], object]] = {}
     for choice, config in _choices(shape).items():
         try:
-            local_attention.choose(config.local_attention, device.type, torch.bfloat16)
+            size = shape.d_head
+            local_attention.choose(config.local_attention, device.type, torch.bfloat16, size)
             kernel = config.memory.kernel
-            infini_backend.choose(kernel, device.type, torch.bfloat16, shape.d_head)
+            infini_backend.choose(kernel, device.type, torch.bfloat16, size)
             able[choice] = lambda choice=choice, config=config: step(choice, config)
         except KernelError as error:
             rows.append({"kernels": choice, "obstacle": str(error)})
@@ -292,7 +295,7 @@ def _choices(shape: ModelConfig) -> dict[str, ModelConfig]:
         f"{attention}, {kernel}": replace(
             shape, local_attention=attention, memory=replace(shape.memory, kernel=kernel)
         )
-        for attention in ("sdpa", "flash")
+        for attention in ("sdpa", "varlen", "flash")
         for kernel in ("torch", "triton")
     }
 
