@@ -68,7 +68,7 @@ def choose(
     """
     if setting == "sdpa":
         return sdpa
-    obstacles = []
+    obstacles: list[str] = []
     for name in ("flash", "varlen") if setting == "auto" else (setting,):
         kernel, title = _FUSED[name]
         obstacle = _obstacle(name, device_type, dtype, d_head)
@@ -113,7 +113,7 @@ def tried(kernel: Kernel, device: torch.device, dtype: torch.dtype, d_head: int)
     try:
         with torch.enable_grad():
             attend = kernel(torch.zeros(1, 1, dtype=torch.bool, device=device))
-            attend(token, token, token).sum().backward()
+            attend(token, token, token).sum().backward()  # type: ignore[no-untyped-call]
         if device.type == "cuda":
             torch.cuda.synchronize(device)
     except ImportError as error:
@@ -255,11 +255,12 @@ def varlen(starts: Tensor, past: Past | None = None) -> Attend:
     def attend(
         queries: Tensor, keys: Tensor, values: Tensor, starting: _Offsets, longest: _Longest
     ) -> Tensor:
-        attended: Tensor = varlen_attn(
+        attended = varlen_attn(
             *(queries, keys, values, *starting, *longest),
             window_size=(-1, 0),  # causal
             enable_gqa=True,
         )
+        assert isinstance(attended, Tensor)  # without an auxiliary output
         return attended
 
     return _by_sequence(attend, starts, past)
