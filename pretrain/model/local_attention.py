@@ -14,7 +14,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable
-from typing import Literal, NamedTuple, Protocol, TypeAlias
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -109,11 +109,14 @@ def tried(kernel: Kernel, device: torch.device, dtype: torch.dtype, d_head: int)
 
     A package may be missing, or built for other GPUs, another torch or other sizes of heads.
     """
-    token = torch.zeros(1, 1, 1, d_head, device=device, dtype=dtype, requires_grad=True)
+    queries, keys = (
+        torch.zeros(1, 1, heads, d_head, device=device, dtype=dtype, requires_grad=True)
+        for heads in (2, 1)
+    )
     try:
         with torch.enable_grad():
             attend = kernel(torch.zeros(1, 1, dtype=torch.bool, device=device))
-            attend(token, token, token).sum().backward()  # type: ignore[no-untyped-call]
+            attend(queries, keys, keys).sum().backward()  # type: ignore[no-untyped-call]
         if device.type == "cuda":
             torch.cuda.synchronize(device)
     except ImportError as error:
@@ -252,13 +255,17 @@ def varlen(starts: Tensor, past: Past | None = None) -> Attend:
     """The same, by the flash attention that comes with torch."""
     from torch.nn.attention.varlen import varlen_attn
 
+    # Its kernel takes shared key/value heads as they are; 2.11 lacks the argument for it.
+    known = varlen_attn.__kwdefaults__ or {}
+    shared: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in known else {}
+
     def attend(
         queries: Tensor, keys: Tensor, values: Tensor, starting: _Offsets, longest: _Longest
     ) -> Tensor:
         attended = varlen_attn(
             *(queries, keys, values, *starting, *longest),
             window_size=(-1, 0),  # causal
-            enable_gqa=True,
+            **shared,
         )
         assert isinstance(attended, Tensor)  # without an auxiliary output
         return attended
