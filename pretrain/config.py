@@ -291,10 +291,11 @@ class MemoryConfig:
         "which scales the local attention by 1 - g; or the local attention, which is then left as "
         "it is",
     )
-    kernel: Literal["auto", "torch", "triton"] = setting(
+    kernel: Literal["auto", "torch", "mixed", "triton"] = setting(
         "auto",
-        "linear, delta: what computes the memory's part: PyTorch, or our Triton kernels (GPU, "
-        "bf16); auto: PyTorch, until a measurement on a GPU shows the kernels to be faster",
+        "linear, delta: what computes the memory's part: PyTorch in float32, with bf16 operands "
+        "and float32 sums (mixed; GPU, bf16), or our Triton kernels (GPU, bf16; experimental); "
+        "auto: PyTorch in float32, until a measurement on a GPU shows others to be faster",
     )
     full: FullConfig = group(FullConfig)
     transformer_xl: TransformerXLConfig = group(TransformerXLConfig)
@@ -312,6 +313,11 @@ class MemoryConfig:
     def asks_for_triton(self) -> bool:
         """Whether the kind computes with a kernel and is to take Triton's."""
         return self.kernel == "triton" and "kernel" in self.traits.settings
+
+    @property
+    def asks_for_a_gpu(self) -> bool:
+        """Whether the kind computes with a kernel and is to take one that a GPU alone has."""
+        return self.kernel in ("mixed", "triton") and "kernel" in self.traits.settings
 
     def problems(self) -> list[str]:
         """Settings of another kind, which would have no effect."""
@@ -729,15 +735,14 @@ class Config:
             )
         if attention in FLASH_HEADS and self.launch.device == "cpu":
             found.append(f"model.local_attention: {attention} needs a GPU; set it to sdpa or auto")
-        if self.model.memory.asks_for_triton and self.train.precision != "bf16":
+        kernel, of_gpu = self.model.memory.kernel, self.model.memory.asks_for_a_gpu
+        if of_gpu and self.train.precision != "bf16":
             found.append(
-                "model.memory.kernel: Triton's kernels compute in bf16; set train.precision=bf16, "
+                f"model.memory.kernel: {kernel} computes in bf16; set train.precision=bf16, "
                 "or kernel=torch"
             )
-        if self.model.memory.asks_for_triton and self.launch.device == "cpu":
-            found.append(
-                "model.memory.kernel: Triton's kernels need a GPU; set it to torch or auto"
-            )
+        if of_gpu and self.launch.device == "cpu":
+            found.append(f"model.memory.kernel: {kernel} needs a GPU; set it to torch or auto")
         if self.data.preface and not traits.remembers:
             found.append(
                 "data.preface: documents begin with the memory of a preface, and "

@@ -128,10 +128,15 @@ def test_the_resolved_configuration_reads_back_as_itself(tmp_path: Path) -> None
             "model.local_attention: varlen takes heads of at most 256, in multiples of 8, found "
             "d_head=60; set it to sdpa or auto",
         ),
-        (["model.memory.kernel=triton"], "model.memory.kernel: Triton's kernels compute in bf16"),
+        (["model.memory.kernel=triton"], "model.memory.kernel: triton computes in bf16"),
+        (["model.memory.kernel=mixed"], "model.memory.kernel: mixed computes in bf16"),
+        (
+            ["model.memory.kernel=mixed", "train.precision=bf16", "launch.device=cpu"],
+            "model.memory.kernel: mixed needs a GPU; set it to torch or auto",
+        ),
         (
             ["model.memory.kernel=triton", "train.precision=bf16", "launch.device=cpu"],
-            "model.memory.kernel: Triton's kernels need a GPU",
+            "model.memory.kernel: triton needs a GPU",
         ),
         (
             ["model.memory.kernel=triton", "train.precision=bf16", "model.d_head=160"],
