@@ -29,6 +29,19 @@ Weights: TypeAlias = Literal["last", "ema"]
 TRITON_MAX_HEAD = 128
 """The largest head of which Triton's kernels hold a memory state."""
 
+FLASH_HEADS = {"flash": 1, "varlen": 8}
+"""What a head's size must be a multiple of, by kernel of flash attention; flash-attn pads it."""
+_LARGEST_FLASH_HEAD = 256
+
+
+def flash_head_obstacle(kernel: str, d_head: int) -> str | None:
+    """Why a kernel of the local attention cannot take heads of this size; None if it can."""
+    step = FLASH_HEADS.get(kernel, 0)
+    if not step or (d_head % step == 0 and d_head <= _LARGEST_FLASH_HEAD):
+        return None
+    multiples = f"in multiples of {step}, " if step > 1 else ""
+    return f"takes heads of at most {_LARGEST_FLASH_HEAD}, {multiples}found d_head={d_head}"
+
 
 @dataclass(frozen=True)
 class RunConfig:
@@ -344,10 +357,11 @@ class MemoryConfig:
         "which scales the local attention by 1 - g; or the local attention, which is then left as "
         "it is",
     )
-    kernel: Literal["auto", "torch", "triton"] = setting(
+    kernel: Literal["auto", "torch", "mixed", "triton"] = setting(
         "auto",
-        "linear, delta: what computes the memory's part: PyTorch, or our Triton kernels (GPU, "
-        "bf16); auto: PyTorch, until a measurement on a GPU shows the kernels to be faster",
+        "linear, delta: what computes the memory's part: PyTorch in float32, with bf16 operands "
+        "and float32 sums (mixed; GPU, bf16), or our Triton kernels (GPU, bf16; experimental); "
+        "auto: PyTorch in float32, until a measurement on a GPU shows others to be faster",
     )
     full: FullConfig = group(FullConfig)
     transformer_xl: TransformerXLConfig = group(TransformerXLConfig)
@@ -365,6 +379,11 @@ class MemoryConfig:
     def asks_for_triton(self) -> bool:
         """Whether the kind computes with a kernel and is to take Triton's."""
         return self.kernel == "triton" and "kernel" in self.traits.settings
+
+    @property
+    def asks_for_a_gpu(self) -> bool:
+        """Whether the kind computes with a kernel and is to take one that a GPU alone has."""
+        return self.kernel in ("mixed", "triton") and "kernel" in self.traits.settings
 
     def problems(self) -> list[str]:
         """Settings of another kind, which would have no effect."""
@@ -442,8 +461,10 @@ class ModelConfig:
     tied_embeddings: bool = setting(True, "the output projection is the embedding's weight")
     init_std: float = setting(0.02, "standard deviation of the initial weights", low=0.0)
     memory: MemoryConfig = group(MemoryConfig)
-    local_attention: Literal["auto", "flash", "sdpa"] = setting(
-        "auto", "kernel of the local attention; auto: flash-attn where it can run, else SDPA"
+    local_attention: Literal["auto", "flash", "varlen", "sdpa"] = setting(
+        "auto",
+        "kernel of the local attention; flash: flash-attn; varlen: torch's own flash attention; "
+        "auto: the first of flash, varlen and sdpa that can run",
     )
 
     @property
@@ -478,6 +499,10 @@ class ModelConfig:
         if self.d_head % 2:
             found.append(
                 f"d_head: rotary embedding needs an even number, found {self.d_head}; choose one"
+            )
+        if obstacle := flash_head_obstacle(self.local_attention, self.d_head):
+            found.append(
+                f"local_attention: {self.local_attention} {obstacle}; set it to sdpa or auto"
             )
         if self.memory.asks_for_triton and self.d_head > TRITON_MAX_HEAD:
             found.append(
@@ -923,22 +948,22 @@ class Config:
         found += [f"model.{problem}" for problem in laid_out]
         if self.launch.ranks:
             found += self.rank_problems(self.launch.ranks)
-        if self.model.local_attention == "flash" and self.train.precision != "bf16":
+        attention = self.model.local_attention
+        if attention in FLASH_HEADS and self.train.precision != "bf16":
             found.append(
-                "model.local_attention: flash-attn computes in bf16; set "
+                f"model.local_attention: {attention} computes in bf16; set "
                 "train.precision=bf16, or local_attention=sdpa"
             )
-        if self.model.local_attention == "flash" and self.launch.device == "cpu":
-            found.append("model.local_attention: flash-attn needs a GPU; set it to sdpa or auto")
-        if self.model.memory.asks_for_triton and self.train.precision != "bf16":
+        if attention in FLASH_HEADS and self.launch.device == "cpu":
+            found.append(f"model.local_attention: {attention} needs a GPU; set it to sdpa or auto")
+        kernel, of_gpu = self.model.memory.kernel, self.model.memory.asks_for_a_gpu
+        if of_gpu and self.train.precision != "bf16":
             found.append(
-                "model.memory.kernel: Triton's kernels compute in bf16; set train.precision=bf16, "
+                f"model.memory.kernel: {kernel} computes in bf16; set train.precision=bf16, "
                 "or kernel=torch"
             )
-        if self.model.memory.asks_for_triton and self.launch.device == "cpu":
-            found.append(
-                "model.memory.kernel: Triton's kernels need a GPU; set it to torch or auto"
-            )
+        if of_gpu and self.launch.device == "cpu":
+            found.append(f"model.memory.kernel: {kernel} needs a GPU; set it to torch or auto")
         if self.data.preface and not traits.remembers:
             found.append(
                 "data.preface: documents begin with the memory of a preface, and "

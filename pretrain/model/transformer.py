@@ -267,7 +267,9 @@ class Transformer(nn.Module):
         self, starts: Tensor, dtype: torch.dtype, read_memory: bool, parts: Parts | None
     ) -> list[Window]:
         """The layout of all tokens, or of each chunk if a long window is processed in chunks."""
-        kernel = local_attention.choose(self.config.local_attention, starts.device.type, dtype)
+        kernel = local_attention.choose(
+            self.config.local_attention, starts.device.type, dtype, self.config.d_head
+        )
         lanes, tokens = starts.shape
         # A part composes its memory map over all of its segments, so it is not divided.
         if self.checkpointing == "full" and torch.is_grad_enabled() and parts is None:

@@ -24,7 +24,8 @@ from pretrain.training.engine import BUCKET_ELEMENTS, PERSISTENT_ELEMENTS, PREFE
 
 # Not counted: CUDA's context, NCCL's buffers, what the allocator cannot use between tensors.
 _FILLED = 0.9
-_LINK_SHARE = 0.7
+LINK_SHARE = 0.7
+"""Of the data sheet's rate of links, assumed."""
 _KEPT = {
     "adamw": "AdamW's moments",
     "adafactor": "Adafactor's means of rows and columns",
@@ -160,7 +161,7 @@ class Plan:
     def send_seconds(self) -> float:
         """Of a step."""
         sent = self.sent if self.simulation is None else self.simulation.sent * self.micro_batches
-        return sent / (self.cluster.bandwidth * _LINK_SHARE)
+        return sent / (self.cluster.bandwidth * LINK_SHARE)
 
     @property
     def micro_batches(self) -> int:
@@ -434,7 +435,7 @@ def _time_lines(plan: Plan) -> list[str]:
         "a step of a GPU (computed; nothing was measured)",
         f"  {plan.useful_flops:.3g} useful FLOPs, {plan.computed_flops:.3g} with what is computed "
         "again",
-        f"  {_size(plan.sent)} sent at most, {plan.send_seconds:.1f} s at {_LINK_SHARE:.0%} "
+        f"  {_size(plan.sent)} sent at most, {plan.send_seconds:.1f} s at {LINK_SHARE:.0%} "
         f"(assumed) of {bandwidth / 1e9:.0f} GB/s (data sheet)",
     ]
     if plan.config.model.memory.traits.recurrent:
@@ -493,13 +494,6 @@ def _span(least: float, most: float) -> str:
 
 def _between(low: str, high: str) -> str:
     return low if low == high else f"{low} to {high}"
-
-
-def run(config: Config, vocab_size: int, gpus: Cluster, simulated: bool) -> int:
-    """Print the plan; the exit code, 1 where it does not fit."""
-    plan = make(config, vocab_size, gpus, simulated)
-    print("\n".join(lines(plan)))
-    return int(plan.needed > plan.cluster.gpu.memory)
 
 
 def _size(size: float) -> str:

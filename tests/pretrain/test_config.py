@@ -120,15 +120,34 @@ def test_the_resolved_configuration_reads_back_as_itself(tmp_path: Path) -> None
             "model.memory.initial_gate: has no effect with memory.kind=transformer_xl; remove it, "
             "or set memory.kind=linear or delta",
         ),
-        (["model.local_attention=flash"], "model.local_attention: flash-attn computes in bf16"),
+        (["model.local_attention=flash"], "model.local_attention: flash computes in bf16"),
+        (["model.local_attention=varlen"], "model.local_attention: varlen computes in bf16"),
         (
             ["model.local_attention=flash", "train.precision=bf16", "launch.device=cpu"],
-            "model.local_attention: flash-attn needs a GPU",
+            "model.local_attention: flash needs a GPU",
         ),
-        (["model.memory.kernel=triton"], "model.memory.kernel: Triton's kernels compute in bf16"),
+        (
+            ["model.local_attention=varlen", "train.precision=bf16", "launch.device=cpu"],
+            "model.local_attention: varlen needs a GPU",
+        ),
+        (
+            ["model.local_attention=flash", "train.precision=bf16", "model.d_head=258"],
+            "model.local_attention: flash takes heads of at most 256, found d_head=258; set it to",
+        ),
+        (
+            ["model.local_attention=varlen", "train.precision=bf16", "model.d_head=60"],
+            "model.local_attention: varlen takes heads of at most 256, in multiples of 8, found "
+            "d_head=60; set it to sdpa or auto",
+        ),
+        (["model.memory.kernel=triton"], "model.memory.kernel: triton computes in bf16"),
+        (["model.memory.kernel=mixed"], "model.memory.kernel: mixed computes in bf16"),
+        (
+            ["model.memory.kernel=mixed", "train.precision=bf16", "launch.device=cpu"],
+            "model.memory.kernel: mixed needs a GPU; set it to torch or auto",
+        ),
         (
             ["model.memory.kernel=triton", "train.precision=bf16", "launch.device=cpu"],
-            "model.memory.kernel: Triton's kernels need a GPU",
+            "model.memory.kernel: triton needs a GPU",
         ),
         (
             ["model.memory.kernel=triton", "train.precision=bf16", "model.d_head=160"],

@@ -131,9 +131,9 @@ def test_a_kernel_that_only_a_gpu_has_is_counted_too() -> None:
     words = ("train.precision=bf16", "launch.device=auto")
     by_kernel = [
         activations(config(*words, f"model.local_attention={kernel}"), VOCABULARY, LANES)
-        for kernel in ("flash", "auto")
+        for kernel in ("flash", "varlen", "auto")
     ]
-    assert by_kernel[0] == by_kernel[1]
+    assert by_kernel[0] == by_kernel[1] == by_kernel[2]
 
 
 # Two real ranks.
