@@ -40,6 +40,7 @@ from pretrain.model.memories.infini import MemoryState
 from pretrain.model.transformer import Transformer
 from pretrain.training import engine, ledger
 from pretrain.training.engine import Engine, build_ops, deepspeed_settings
+from pretrain.training.evaluator import Evaluator
 from pretrain.training.metrics import configure_logging, read_records
 from pretrain.training.run import Run
 from pretrain.training.run_state import TrainingError
@@ -115,15 +116,15 @@ def _rank(jobs: Path) -> None:
         copy = reserved(run.engine, run.share.owned, run.state)
         (directory / f"host-copy-{place.rank}").write_text(str(copy.bytes))
         if job["action"] == "train":
-            assert Trainer(run, watchdog).train(stop) == 0
+            assert _trainer(run, watchdog).train(stop) == 0
         elif job["action"] == "give up":
             try:
-                Trainer(run, watchdog).train(stop)
+                _trainer(run, watchdog).train(stop)
             except TrainingError as error:
                 (directory / f"error-{place.rank}").write_text(str(error))
         elif job["action"] == "one step":
             stop.signal = signal.SIGTERM
-            assert Trainer(run, watchdog).train(stop) == EXIT_STOPPED
+            assert _trainer(run, watchdog).train(stop) == EXIT_STOPPED
             stop.signal = None
         elif job["action"] == "save":
             Saver(
@@ -135,7 +136,7 @@ def _rank(jobs: Path) -> None:
             with run.data.loader(run.share.lanes, run.state) as loader:
                 _step(run, next(loader))
             run.state = run.resumer.resume_or_start(run.attempt)
-            assert Trainer(run, watchdog).train(stop) == 0
+            assert _trainer(run, watchdog).train(stop) == 0
         else:
             torch.save(_poisoned(run), directory / f"rank-{place.rank}.pt")
     (jobs.parent / f"imported-{place.size}").write_text("\n".join(sys.modules))
@@ -147,6 +148,11 @@ def _step(run: Run, batch: Batch) -> StepResult:
     (weight,) = run.ranks.sum([run.stepper.own_weight(batch)])
     run.state, result = run.stepper.step(run.state, batch, weight)
     return result
+
+
+def _trainer(run: Run, watchdog: Watchdog) -> Trainer:
+    directory = Path(run.config.run.directory)
+    return Trainer(run, watchdog, Evaluator(run.config, run.engine, run.ranks, directory))
 
 
 def _poisoned(run: Run) -> Job:
