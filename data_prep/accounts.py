@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from data_prep.dataset.parsing import json_value
 from data_prep.dataset.shards import DataError
 from data_prep.dataset.wording import counted
 
@@ -107,7 +107,7 @@ def load(directory: Path) -> Accounts:
     """The accounts of a data set. Raises DataError where they cannot be read or do not add up."""
     path, accounts = directory / ACCOUNTS, Accounts()
     try:
-        accounts.add(json.loads(path.read_bytes()))
+        accounts.add(json_value(path.read_bytes()))
         wrong = [name for name, account in accounts.sources.items() if not account.is_whole()]
     except FileNotFoundError:
         raise DataError(
@@ -127,7 +127,7 @@ def rejects(directory: Path) -> Iterator[Sample]:
     try:
         with path.open(encoding="utf-8") as file:
             for line in file:
-                one = json.loads(line)
+                one = json_value(line)
                 yield Sample("", one["reason"], "", one["file"], one["line"], one["detail"])
     except (OSError, ValueError, KeyError, TypeError):
         raise DataError(f"{path}: cannot be read; prepare the data set again") from None

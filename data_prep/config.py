@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from data_prep.dataset import settings
+from data_prep.dataset import credentials, settings
 from data_prep.dataset.settings import group, setting
 
 # The bytes of the data set do not depend on these.
@@ -21,7 +21,6 @@ _DECIDED = {
     *("partition", "time", "cpus-per-task", "mem-per-cpu", "mem", "job-name", "output", "error"),
 }
 _SEPARATOR = "\n\n"
-_SECRET = re.compile(r"://[^/]*@|[?&][^=]*(signature|sig|token|key|secret|credential)[^=]*=", re.I)
 
 # The languages of fastText's lid.176.
 _LANGUAGES = (
@@ -144,6 +143,8 @@ class SourceConfig:
                     settings.at_home(path)  # where files are listed
                 except ValueError as error:
                     found.append(f"{key}[{index}]: {error}")
+                if wrong := credentials.refusal(path):
+                    found.append(f"{key}[{index}]: {wrong}")
         if not self.name:
             found.append("name: not set; documents carry it, e.g. name: novels")
         if not self.paths:
@@ -190,17 +191,9 @@ class SourceConfig:
 
 
 def _wrong_url(pattern: str) -> list[str]:
-    if "://" not in pattern:
-        return []
-    found = []
-    if _SECRET.search(pattern):
-        found.append(
-            "holds credentials, which would be stored in the manifest; give them in the "
-            "environment (AWS_ACCESS_KEY_ID, AWS_PROFILE, ~/.netrc)"
-        )
-    if pattern.startswith("http") and re.search(r"[*\[]", pattern):
-        found.append("the web cannot list files; give each URL, without wildcards")
-    return found
+    if re.match(r"https?://.*[*\[]", pattern, re.DOTALL):
+        return ["the web cannot list files; give each URL, without wildcards"]
+    return []
 
 
 @dataclass(frozen=True)

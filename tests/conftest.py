@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -13,10 +15,10 @@ from typing import Any, Protocol
 import numpy as np
 import pytest
 
-from data_prep.dataset import shards
 from data_prep.dataset.shards import Document, Manifest, TokenizerInfo
 from tests import programs
 from tests.cluster import running_cluster
+from tools.promises import data_sets
 
 # Read when torch is imported: for tensors as small as the tests', threads cost more than
 # they save, and those that wait for others spin. Processes that tests start inherit it.
@@ -27,16 +29,43 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 
 # Files that take longest: workers begin with them, lest one ends alone with the last.
 LONGEST = (
-    "slurm/test_campaign.py",
     "pretrain/training/test_trainer.py",
     "pretrain/training/test_engine.py",
     "slurm/test_jobs.py",
+    "pretrain/planning/test_simulate.py",
     "test_readme.py",
-    "pretrain/training/test_metrics.py",
-    "pretrain/jobs/test_watchdog.py",
+    "pretrain/training/test_resume.py",
+    "pretrain/planning/test_plan.py",
     "data_prep/pipeline/test_pipeline.py",
-    "pretrain/convert/test_llama.py",
+    "pretrain/checkpoint/test_commit_processes.py",
+    "pretrain/training/test_parallel.py",
+    "pretrain/training/test_step.py",
+    "pretrain/test_gathers.py",
+    "pretrain/jobs/test_watchdog.py",
+    "pretrain/model/test_pointwise.py",
+    "data_prep/pipeline/test_slurm.py",
+    "pretrain/training/test_metrics.py",
+    "pretrain/jobs/test_preflight.py",
+    "pretrain/training/test_heap.py",
 )
+
+# What collecting the tests imports stays: looking among it for garbage would take a worker longer
+# than a tenth of its time.
+gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    """From here on, garbage is looked for among what tests make."""
+    gc.freeze()
+    gc.enable()
+
+
+def pytest_configure() -> None:
+    """Undo what nohup and a shell's & set: programs that tests start would ignore signals too."""
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -127,7 +156,9 @@ def write_data_set() -> WriteDataSet:
             pad_id=None,
             unk_id=0,
         )
-        return _write(directory, [_document(*pair) for pair in enumerate(documents)], shards, info)
+        return data_sets.write(
+            directory, [_document(*pair) for pair in enumerate(documents)], shards, info
+        )
 
     return write
 
@@ -137,35 +168,3 @@ def _document(number: int, given: Any) -> Document:
         return given
     tokens = np.asarray(given, dtype=np.int64)
     return Document(f"document-{number}", "test", len(tokens), tokens)
-
-
-def _write(
-    directory: Path, documents: list[Document], count: int, tokenizer: TokenizerInfo
-) -> Manifest:
-    dtype = shards.dtype_of(tokenizer.vocab_size)
-    edges = [len(documents) * index // count for index in range(count + 1)]
-    infos = [
-        shards.write_shard(
-            directory / shards.shard_name(index),
-            documents[edges[index] : edges[index + 1]],
-            dtype,
-        )
-        for index in range(count)
-    ]
-    manifest = Manifest(
-        format_version=shards.FORMAT_VERSION,
-        tokenizer=tokenizer,
-        dtype=dtype,
-        configuration={},
-        inputs=[],
-        shards=infos,
-        documents=len(documents),
-        tokens=sum(info.tokens for info in infos),
-        text_bytes=sum(document.bytes for document in documents),
-        rejected=0,
-        dropped=0,
-        duplicates=0,
-        prompt_tokens=sum(document.prompt for document in documents),
-    )
-    shards.write_manifest(directory, manifest)
-    return manifest

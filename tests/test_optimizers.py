@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from pretrain import config as configuration
 from tools.recipes import optimizers
-from tools.recipes.optimizers import Curve, Result, row, table
+from tools.recipes.optimizers import Curve, Result, Steps, row, table
 
 
 def test_a_loss_is_reached_between_the_validations_around_it() -> None:
@@ -20,7 +22,7 @@ def test_a_loss_is_reached_between_the_validations_around_it() -> None:
 
 def test_a_row_says_how_many_seeds_reached_the_target_and_averages_those() -> None:
     curves = [Curve({10: 4.0, 20: 2.0}, 2.0), Curve({10: 4.0, 20: 3.5}, 3.0)]
-    cells = row(Result("muon", 0.004, curves, [Curve({7: 3.25}, 2.0)]), target=3.0)
+    cells = row(Result("muon", {0.004: 3.0}, 0.004, curves, [Curve({7: 3.25}, 2.0)]), target=3.0)
     assert cells["steps to the target"] == "15 (1 of 2 seeds)"
     assert cells["seconds to it"] == "30"
     assert cells["final loss"] == "2.7500" and cells["by seed"] == "2.0000, 3.5000"
@@ -28,10 +30,29 @@ def test_a_row_says_how_many_seeds_reached_the_target_and_averages_those() -> No
 
 
 def test_the_target_is_the_first_optimizers_mean_final_loss() -> None:
-    base = Result("adamw", 0.002, [Curve({10: 3.0}, 1.0), Curve({10: 4.0}, 1.0)], [])
-    text = table([base, Result("muon", 0.004, [Curve({10: 9.0}, 1.0)], [])], 10, 0.7)
-    assert "adamw's final validation loss, 3.5000" in text and "7 steps" in text
-    assert text.count("\n") == 6 and "not reached" in text
+    tried = {0.001: 5.25, 0.002: 5.0}
+    base = Result("adamw", tried, 0.002, [Curve({10: 3.0}, 1.0), Curve({10: 4.0}, 1.0)], [])
+    other = Result("muon", {0.004: 9.5}, 0.004, [Curve({10: 9.0}, 1.0)], [])
+    text = table([base, other], Steps.of(10, 1 / 3, 0.7))
+    assert "adamw's final validation loss, 3.5000" in text and "shorter runs: 7 steps" in text
+    assert "rates by runs of 3 steps" in text and "not reached" in text
+    assert text.endswith("- adamw: 0.001 (5.2500), 0.002 (5.0000)\n- muon: 0.004 (9.5000)\n")
+
+
+def test_the_best_rate_of_the_search_is_trained_in_full_with_every_seed(tmp_path: Path) -> None:
+    asked: list[tuple[float, int, int]] = []
+
+    class Recorder(optimizers.Trainer):
+        def curve(self, name: str, rate: float, seed: int, steps: int) -> Curve:
+            asked.append((rate, seed, steps))
+            return Curve({steps: abs(rate - 0.02)}, 1.0)
+
+    trainer = Recorder(tmp_path, optimizers.CONFIG, [])
+    result = trainer.result("muon", [0.01, 0.02, 0.04], 2, Steps(full=9, search=3, fewer=6))
+    assert result.rate == 0.02 and list(result.tried) == [0.01, 0.02, 0.04]
+    searched, full, fewer = asked[:3], asked[3:5], asked[5:]
+    assert searched == [(0.01, 1, 3), (0.02, 1, 3), (0.04, 1, 3)]
+    assert full == [(0.02, 1, 9), (0.02, 2, 9)] and fewer == [(0.02, 1, 6), (0.02, 2, 6)]
 
 
 def test_every_rate_of_the_grids_is_a_configuration_and_every_optimizer_has_some() -> None:

@@ -110,5 +110,10 @@ def write_json(path: Path, value: Any, indent: int | None = 1) -> None:
 
     Without indent it takes a fifth of the time: for files that only programs read.
     """
+    write_bytes(path, json_bytes(value, indent))
+
+
+def json_bytes(value: Any, indent: int | None = 1) -> bytes:
+    """What `write_json` writes."""
     text = json.dumps(value, indent=indent, sort_keys=True, ensure_ascii=False, allow_nan=False)
-    write_bytes(path, (text + "\n").encode())
+    return (text + "\n").encode()

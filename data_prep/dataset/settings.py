@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
+from data_prep.dataset import credentials
 from data_prep.dataset.wording import meant
 
 T = TypeVar("T")
@@ -178,9 +179,13 @@ def _read(
             continue
         try:
             value = _given(_kind_of(schema, key), given)
-            OmegaConf.create({"_": value})  # a ${ without its end
+            if "${" in given:
+                OmegaConf.create({"_": value})  # it may have no end
         except (yaml.YAMLError, OmegaConfBaseException, ValueError) as error:
             problems.append(f"{word!r}: the value cannot be read: {str(error).splitlines()[0]}")
+            continue
+        except RecursionError:
+            problems.append(f"{key}: the value is nested too deeply")
             continue
         try:
             # Interpolations are resolved once all keys are known.
@@ -203,13 +208,17 @@ def _from_file(path: Path) -> Any:
             raise SettingsError([f"{path}: expected keys with values, found one value"])
         if not isinstance(found, DictConfig):
             raise SettingsError([f"{path}: expected keys with values, found a list"])
+    except SettingsError:
+        raise
     except OSError as error:
         raise SettingsError([f"{path}: cannot be read ({error.strerror})"]) from None
     except UnicodeDecodeError:
         raise SettingsError([f"{path}: is not UTF-8 text"]) from None
     except AssertionError:  # OmegaConf's, for a file that holds a number
         raise SettingsError([f"{path}: expected keys with values, found one value"]) from None
-    except (yaml.YAMLError, OmegaConfBaseException) as error:
+    except RecursionError:
+        raise SettingsError([f"{path}: is nested too deeply"]) from None
+    except (yaml.YAMLError, OmegaConfBaseException, ValueError) as error:
         raise SettingsError([f"{path}: is not valid YAML: {error}"]) from None
     return found
 
@@ -267,10 +276,11 @@ def _resolved(schema: type[Any], merged: Any, problems: list[str]) -> dict[str, 
 
     try:
         plain = OmegaConf.to_container(merged, resolve=False)
-        given = _without_resolvers(plain, "", problems)
-        # An interpolation may name a key that nobody has set.
-        whole = OmegaConf.create(_with_defaults(schema, given))
-        resolved = _only(given, OmegaConf.to_container(whole, resolve=True))
+        resolved = given = _without_resolvers(plain, "", problems)
+        if "${" in repr(given):  # else to resolve nothing would take longer than all the rest
+            # An interpolation may name a key that nobody has set.
+            whole = OmegaConf.create(_with_defaults(schema, given))
+            resolved = _only(given, OmegaConf.to_container(whole, resolve=True))
     except OmegaConfBaseException as error:
         raise SettingsError([*problems, str(error).splitlines()[0]]) from None
     assert isinstance(resolved, dict)
@@ -430,6 +440,8 @@ def _scalar(
             raw = at_home(raw)
         except ValueError as error:
             _wrong(f"{key}: {error}", problems)
+        if "://" in raw and (wrong := credentials.refusal(raw)):
+            _wrong(f"{key}: {wrong}", problems)
     low, high = bounds.get("low"), bounds.get("high")
     if (low is not None and raw < low) or (high is not None and raw > high):
         wanted = f"at least {low}" if high is None else f"{low} to {high}"

@@ -18,8 +18,10 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import tarfile
+import tokenize
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +30,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from data_prep.dataset import durable, settings
+from data_prep.dataset.parsing import json_value
 from data_prep.dataset.settings import SettingsError
 from data_prep.dataset.wording import counted
 
@@ -40,8 +43,17 @@ MANIFEST = "manifest.json"
 # What a checkpoint of pretrain's has beside its manifest.json, and a run's directory.
 _OF_A_CHECKPOINT, _OF_A_RUN = "manifest.sha256", "checkpoints"
 
+# The manifest's first key, and what stands in its place while the sha256 is taken.
+_SEAL, _NO_DIGEST = "checksum", "0" * 64
+_SEALED = re.compile(rb'\{\n "checksum": "([0-9a-f]{64})",\n')
+# With one byte of the above changed.
+_DIGEST_AT_THE_START = re.compile(rb".{0,54}[0-9a-f]{31}", re.DOTALL)
+
 _UINT16_IDS = 1 << 16
 _OWNER = "data-prep"
+# What reading the members of a damaged document raises; NumPy the last ones, for an array's head.
+_UNREADABLE = (KeyError, TypeError, AttributeError, ValueError, EOFError, SyntaxError,
+               tokenize.TokenError, OverflowError, MemoryError, RecursionError)  # fmt: skip
 _BUFFER_BYTES = 1 << 20
 # Above, a member's size takes a block of its own.
 _PLAIN_SIZE = 8**11 - 1
@@ -226,11 +238,16 @@ def check_shard(path: Path, info: ShardInfo) -> None:
 
 
 def write_manifest(directory: Path, manifest: Manifest) -> None:
-    """Make the directory a data set: the manifest is written last."""
+    """Make the directory a data set: the manifest is written last.
+
+    Its first key is the sha256 of its own bytes, with zeros in the place of that sha256.
+    """
     plain = dataclasses.asdict(manifest)
     if not manifest.prompt_tokens:
         del plain["prompt_tokens"]
-    durable.write_json(directory / MANIFEST, plain)
+    data = durable.json_bytes({_SEAL: _NO_DIGEST, **plain})
+    digest = hashlib.sha256(data).hexdigest()
+    durable.write_bytes(directory / MANIFEST, data.replace(_NO_DIGEST.encode(), digest.encode(), 1))
 
 
 def no_data_set(directory: Path) -> str:
@@ -280,8 +297,9 @@ def manifest_bytes(directory: Path) -> bytes:
 
 def parsed_manifest(path: str, data: bytes) -> Manifest:
     """The manifest in `data`, the bytes of the file at `path`. Raises DataError."""
+    _check_seal(path, data)
     try:
-        plain = json.loads(data)
+        plain = json_value(data)
     except ValueError:
         raise DataError(f"{path}: is not JSON; prepare the data set again") from None
     version = plain.get("format_version") if isinstance(plain, dict) else None
@@ -291,6 +309,7 @@ def parsed_manifest(path: str, data: bytes) -> Manifest:
             "prepare the data set with this version of data-prep"
         )
     try:
+        plain.pop(_SEAL, None)
         manifest = settings.from_plain(Manifest, plain)
     except SettingsError as error:
         raise DataError(f"{path}: {error.problems[0]}; prepare the data set again") from None
@@ -455,13 +474,13 @@ def _samples(path: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
 
 def _document(path: Path, key: str, members: dict[str, bytes]) -> Document:
     try:
-        meta = json.loads(members["json"])
+        meta = json_value(members["json"])
         tokens = np.load(io.BytesIO(members["tokens.npy"]), allow_pickle=False)
         prompt = meta.get("prompt", 0)
         document = Document(meta["id"], meta["source"], meta["bytes"], tokens, prompt)
         sound = tokens.ndim == 1 and tokens.dtype.kind == "u" and meta["tokens"] == len(tokens)
         sound = sound and 0 <= prompt <= len(tokens)
-    except (KeyError, TypeError, AttributeError, ValueError, EOFError):
+    except _UNREADABLE:
         sound = False
     if not sound:
         raise DataError(f"{path}: document {key} is incomplete or not of this format; {_REMEDY}")
@@ -483,6 +502,22 @@ def _check_file(path: Path, sha256: str, size: int | None = None) -> None:
         raise DataError(f"{path}: is missing; {_REMEDY}") from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); {_REMEDY}") from None
+
+
+def _check_seal(path: str, data: bytes) -> None:
+    """Raise DataError where a byte of the manifest differs from those that were written.
+
+    Manifests of earlier versions have no checksum.
+    """
+    if found := _SEALED.match(data):
+        start, stop = found.span(1)
+        if hashlib.sha256(
+            data[:start] + _NO_DIGEST.encode() + data[stop:]
+        ).digest() == bytes.fromhex(found[1].decode()):
+            return
+    elif not _DIGEST_AT_THE_START.match(data):
+        return
+    raise DataError(f"{path}: differs from its own checksum: damaged or edited; {_REMEDY}")
 
 
 def _check_manifest(path: str, manifest: Manifest) -> None:

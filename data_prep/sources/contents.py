@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 
+from data_prep.dataset.parsing import json_value
+
 HEAD_BYTES = 1 << 16
 """Bytes at the beginning of a file, after decompression, by which it is judged."""
 
@@ -76,6 +78,6 @@ def is_json_lines(head: bytes, text_field: str) -> bool:
 
 def _value(line: bytes) -> object:
     try:
-        return json.loads(line)
-    except (ValueError, RecursionError):
+        return json_value(line)
+    except ValueError:
         return None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from data_prep.dataset.parsing import json_value
 from data_prep.sources import compression, contents
 from data_prep.sources.compression import Compression, DamageError
 
@@ -68,10 +68,10 @@ def _data(raw: BinaryIO, kind: Compression) -> bytes:
 def _of_json(text: str, *, is_sure: bool) -> Iterator[str]:
     """The strings of one JSON value or of one a line; the text itself if that is not JSON."""
     try:
-        values = [json.loads(text)]
+        values = [json_value(text)]
     except ValueError:
         try:
-            values = [json.loads(line) for line in text.split("\n") if line.strip()]
+            values = [json_value(line) for line in text.split("\n") if line.strip()]
         except ValueError:
             if is_sure:
                 raise

@@ -14,13 +14,13 @@ Otherwise there is none.
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
 
 import tokenizers
 
+from data_prep.dataset.parsing import json_value
 from data_prep.tokenizer.spelling import SPACE
 
 _COMPANIONS = ("tokenizer_config.json", "special_tokens_map.json")
@@ -230,7 +230,7 @@ def _of_file(plain: dict[str, Any], model: tokenizers.Tokenizer) -> dict[str, st
 def _of_companion(path: Path) -> dict[str, str | None]:
     """The roles that the file names: a token as a string, in an object's `content`, or null."""
     try:
-        plain = json.loads(path.read_bytes())
+        plain = json_value(path.read_bytes())
         named = {role: plain[role] for role in _WELL_KNOWN if role in plain}
     except (OSError, ValueError, TypeError):
         raise ValueError(f"{path}: is not a JSON object; repair or remove it") from None

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.dataset import durable
+from data_prep.dataset.parsing import json_value
 from data_prep.dataset.settings import EXIT_MISTAKE
 from data_prep.dataset.wording import counted
 from pretrain.checkpoint.manifest import CHECKPOINTS, CheckpointError, steps_in
@@ -125,6 +126,9 @@ def claim(directory: Path, ranks: int, steps: int, most_without_progress: int | 
             "counts": step < steps and not enough,
         }
         number = _create(directory, record)
+        with contextlib.suppress(OSError):  # a full disk ends the attempt where it matters
+            began = f"attempt {number} began at {record['time']} on {record['host']}"
+            note(directory, f"{began}, {counted(ranks, 'rank')}, from step {step}")
     except OSError as error:
         raise RunDirectoryError(
             f"run.directory: {error.filename or directory}: {error.strerror}; it must be writable "
@@ -208,7 +212,7 @@ def _numbers(directory: Path) -> list[int]:
 def _record(directory: Path, number: int) -> dict[str, Any] | None:
     """What the claimer wrote; None where it was killed before that reached the disk."""
     try:
-        record = json.loads((directory / ATTEMPTS / f"{number:06d}.json").read_bytes())
+        record = json_value((directory / ATTEMPTS / f"{number:06d}.json").read_bytes())
     except ValueError:
         return None
     return record if isinstance(record, dict) and {"step", "counts"} <= record.keys() else None

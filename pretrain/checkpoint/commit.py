@@ -92,7 +92,8 @@ def save(
     held: list[Piece] = []
     manifest = _plan(step, pieces, held, lanes, trainer, ranks)
     final = root / step_name(step)
-    if ranks.gather(final.exists())[0] and verify(final, ranks) is None:
+    exists = ranks.gather(agreed(ranks, lambda: ranks.rank == 0 and final.exists()))
+    if exists[0] and verify(final, ranks) is None:
         return final
     writing = _marked(final, attempt, _WRITING)
     agreed(ranks, lambda: _prepare(writing, attempt) if ranks.rank == 0 else None)
@@ -104,9 +105,7 @@ def save(
             ranks, lambda: _commit(writing, final, manifest, attempt) if ranks.rank == 0 else ""
         )
     except CheckpointError as error:
-        if ranks.rank == 0:
-            shutil.rmtree(writing, ignore_errors=True)
-        _refuse_superseded(attempt, ranks)
+        _give_up(writing, attempt, ranks)
         raise CheckpointError(
             f"{final} could not be saved: {error}; earlier checkpoints are untouched"
         ) from error
@@ -116,6 +115,18 @@ def save(
     if reason is not None:
         raise SupersededError(reason)
     return final
+
+
+def _give_up(writing: Path, attempt: Attempt, ranks: Ranks) -> None:
+    """Remove what was being written. Raises SupersededError if that is why it came to nothing."""
+    if ranks.rank == 0:
+        shutil.rmtree(writing, ignore_errors=True)
+    try:
+        _refuse_superseded(attempt, ranks)
+    except SupersededError:
+        raise
+    except CheckpointError:
+        pass  # where the disk fails, too; the error of the save says more
 
 
 def take_over(root: Path, attempt: Attempt) -> None:
@@ -136,9 +147,13 @@ def take_over(root: Path, attempt: Attempt) -> None:
 
 def _refuse_superseded(attempt: Attempt, ranks: Ranks) -> None:
     """Raise SupersededError on every rank if rank 0 sees a newer attempt."""
-    (reason, *_) = ranks.gather(attempt.superseded() if ranks.rank == 0 else None)
-    if reason is not None:
+    reasons = ranks.gather(agreed(ranks, lambda: _superseded(attempt, ranks)))
+    if (reason := reasons[0]) is not None:
         raise SupersededError(reason)
+
+
+def _superseded(attempt: Attempt, ranks: Ranks) -> str | None:
+    return attempt.superseded() if ranks.rank == 0 else None
 
 
 def _plan(
@@ -230,10 +245,10 @@ def _prune(root: Path, keep_last: int, keep_every: int, attempt: Attempt) -> str
 
     A failure is logged: the save is done, the next one retries.
     """
-    checkpoints = _checkpoints(root)
-    good = [step for step, directory in checkpoints if still_good(directory)]
-    oldest_kept = good[keep_last - 1] if len(good) >= keep_last else 0
     try:
+        checkpoints = _checkpoints(root)
+        good = [step for step, directory in checkpoints if still_good(directory)]
+        oldest_kept = good[keep_last - 1] if len(good) >= keep_last else 0
         _remove_all(root, _TRASH, attempt)
         for step, directory in checkpoints:
             if step < oldest_kept and not (keep_every and step % keep_every == 0):

@@ -25,7 +25,7 @@ from pretrain.checkpoint.manifest import (
     tensor_file,
 )
 from pretrain.checkpoint.pieces import DTYPES, Extent, LaneRecord, lane_key
-from pretrain.checkpoint.ranks import Ranks
+from pretrain.checkpoint.ranks import Ranks, agreed
 from pretrain.checkpoint.verify import verify
 
 
@@ -47,7 +47,8 @@ def newest_good(root: Path, ranks: Ranks) -> Found:
     """
     passed_over: list[tuple[str, str]] = []
     # Every rank takes rank 0's list: on a network file system they may not see the same.
-    for name in map(step_name, ranks.gather(steps_in(root))[0]):
+    steps = ranks.gather(agreed(ranks, lambda: steps_in(root) if ranks.rank == 0 else []))
+    for name in map(step_name, steps[0]):
         reason = verify(root / name, ranks)
         if reason is None:
             return Found(root / name, tuple(passed_over))

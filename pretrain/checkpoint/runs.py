@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from data_prep.dataset import durable, shards
+from data_prep.dataset.parsing import json_value
 from data_prep.dataset.settings import MistakeError
 from pretrain.checkpoint.attempts import ATTEMPTS
 from pretrain.checkpoint.manifest import CHECKPOINTS, CHECKSUM, step_of
@@ -93,7 +93,7 @@ def ends_of(generation: Mapping[str, Any]) -> list[int]:
 def ends(run_directory: Path) -> list[int]:
     """The ids that end a text of an imported model, beside its tokenizer's EOS."""
     with suppress(OSError, ValueError):
-        plain = json.loads((run_directory / GENERATION).read_bytes())
+        plain = json_value((run_directory / GENERATION).read_bytes())
         if isinstance(plain, dict):
             return ends_of(plain)
     return []

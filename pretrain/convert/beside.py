@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from data_prep.dataset.parsing import json_value
 from data_prep.dataset.settings import SettingsError
 from pretrain.checkpoint.runs import CHAT_TEMPLATE, GENERATION, MORE_TEMPLATES, ends_of
 
@@ -61,7 +62,7 @@ def generation(directory: Path, special: Mapping[str, int | None]) -> dict[str, 
     """The generation_config.json of an export: what was kept in a run directory, with the `special`
     ids of its tokenizer, whose EOS ends a text beside those that did so before."""
     path = directory / GENERATION
-    kept: dict[str, Any] = json.loads(path.read_bytes()) if path.is_file() else {}
+    kept: dict[str, Any] = json_value(path.read_bytes()) if path.is_file() else {}
     ends = ends_of(kept)
     own = special["eos_token_id"]
     if own is not None and own not in ends:
@@ -88,7 +89,7 @@ def _templates(given: Any, problems: list[str]) -> dict[str, str]:
 def _json(path: Path, problems: list[str]) -> dict[str, Any]:
     """The object in a file; {} without one."""
     try:
-        plain = json.loads(path.read_bytes())
+        plain = json_value(path.read_bytes())
         if isinstance(plain, dict):
             return plain
         problems.append(f"{path.name}: expected a JSON object")

@@ -6,7 +6,6 @@ the same names.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from data_prep.dataset.parsing import json_value
 from data_prep.dataset.settings import SettingsError
 from data_prep.tokenizer import tokenizer
 from data_prep.tokenizer.contract import Tokenizer, TokenizerError
@@ -159,7 +159,7 @@ def _json(path: Path) -> dict[str, Any]:
     reason = "expected a JSON object"
     with suppress(ValueError):
         try:
-            plain = json.loads(path.read_bytes())
+            plain = json_value(path.read_bytes())
             if isinstance(plain, dict):
                 return plain
         except OSError as error:

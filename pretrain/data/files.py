@@ -36,9 +36,20 @@ class Files(ABC):
         Its size and sha256 are checked unless they were `checked` before. Raises DataError.
         """
 
-    @abstractmethod
     def tokenizer(self) -> bytes:
-        """The bytes of the tokenizer's file. Raises DataError."""
+        """The bytes of the tokenizer's file, whose sha256 is checked. Raises DataError."""
+        info = self.manifest.tokenizer
+        data = self._bytes(info.file)
+        if hashlib.sha256(data).hexdigest() != info.sha256:
+            raise DataError(
+                f"{self.location}/{info.file}: its sha256 is not the manifest's; copy the data set "
+                "again"
+            )
+        return data
+
+    @abstractmethod
+    def _bytes(self, name: str) -> bytes:
+        """The bytes of a small file. Raises DataError."""
 
 
 class LocalFiles(Files):
@@ -55,9 +66,8 @@ class LocalFiles(Files):
             shards.check_shard(path, info)
         return contextlib.nullcontext(path)
 
-    def tokenizer(self) -> bytes:
-        """See `Files.tokenizer`."""
-        path = self._directory / self.manifest.tokenizer.file
+    def _bytes(self, name: str) -> bytes:
+        path = self._directory / name
         try:
             return path.read_bytes()
         except OSError as error:
@@ -77,14 +87,8 @@ class RemoteFiles(Files):
         name = f"{self._url}/{info.name}"
         return self._cache.held(name, info.sha256, info.bytes, partial(_blocks, name))
 
-    def tokenizer(self) -> bytes:
-        """See `Files.tokenizer`."""
-        info = self.manifest.tokenizer
-        name = f"{self._url}/{info.file}"
-        data = _fetched(name)
-        if hashlib.sha256(data).hexdigest() != info.sha256:
-            raise DataError(f"{name}: its sha256 is not the manifest's; copy the data set again")
-        return data
+    def _bytes(self, name: str) -> bytes:
+        return _fetched(f"{self._url}/{name}")
 
 
 def files_of(location: str | Path, cache: CacheConfig) -> Files:

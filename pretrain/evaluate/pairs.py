@@ -7,13 +7,13 @@ the two, as in training.
 from __future__ import annotations
 
 import gzip
-import json
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from data_prep.dataset.parsing import json_value
 from data_prep.dataset.settings import SettingsError
 from data_prep.dataset.shards import DataError
 from data_prep.dataset.wording import counted
@@ -119,10 +119,10 @@ def _lines(path: Path) -> Iterator[bytes]:
 def _pair(line: bytes, fields: Fields, place: str) -> Pair | str:
     """The pair of a line, or what is wrong with it."""
     try:
-        record = json.loads(line.decode())
+        record = json_value(line.decode())
     except UnicodeDecodeError as error:
         return f"is not UTF-8 (byte {error.start + 1})"
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         return f"is not JSON ({error})"
     if not isinstance(record, dict):
         return f"is a {type(record).__name__}, expected an object"

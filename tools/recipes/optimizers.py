@@ -3,11 +3,12 @@
     python tools/recipes/optimizers.py CORPUS OUT [--seeds 3] [--budget 0.7] [key=value ...]
 
 CORPUS holds novels as configs/data/novels_train.yaml and novels_val.yaml name them. Each optimizer
-is trained by configs/novels_cpu.yaml at each rate of a small grid with seed 1, and at the rate of
-the lowest final validation loss with the other seeds. AdamW's final loss, averaged over seeds, is
-the target. The others are also trained for a part of the steps (--budget), with the schedule fitted
-to them, since a schedule that still has to fall tells less. After an interruption, the same command
-continues with what is not finished. Use a new OUT for other settings.
+is trained by configs/novels_cpu.yaml at each rate of a small grid for a third of the steps
+(--search) with seed 1, and for all steps with every seed at the rate of the lowest final validation
+loss. AdamW's final loss, averaged over seeds, is the target. The others are also trained for a part
+of the steps (--budget). The schedule is fitted to the steps of each run, since a schedule that
+still has to fall tells less. After an interruption, the same command continues with what is not
+finished. Use a new OUT for other settings.
 """
 
 from __future__ import annotations
@@ -62,6 +63,8 @@ class Result:
     """What an optimizer did at its best rate, by seed."""
 
     name: str
+    tried: dict[float, float]
+    """Final loss of each rate of the grid, after the steps of the search."""
     rate: float
     curves: list[Curve]
     shorter: list[Curve]
@@ -85,18 +88,43 @@ def row(result: Result, target: float) -> dict[str, str]:
     }
 
 
-def table(results: Sequence[Result], steps: int, budget: float) -> str:
+def searched(tried: Mapping[float, float]) -> str:
+    """The rates of a grid, each with its loss."""
+    return ", ".join(f"{rate:g} ({loss:.4f})" for rate, loss in tried.items())
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Optimizer steps of a run of each sort."""
+
+    full: int
+    search: int
+    """Of the runs that choose the rate."""
+    fewer: int
+    """Of the shorter runs; as many as `full`: none."""
+
+    @classmethod
+    def of(cls, full: int, search: float, budget: float) -> Steps:
+        """`search` and `budget` are parts of `full`."""
+        return cls(full, round(full * search), round(full * budget))
+
+
+def table(results: Sequence[Result], steps: Steps) -> str:
     """The comparison in Markdown; the first result is the baseline."""
     target = mean(curve.final for curve in results[0].curves)
     rows = [row(result, target) for result in results]
     lines = [
         f"Target: {results[0].name}'s final validation loss, {target:.4f} nats a token, after "
-        f"{steps} steps; {len(results[0].curves)} seeds; shorter runs: {round(steps * budget)} "
-        "steps",
+        f"{steps.full} steps; {len(results[0].curves)} seeds; rates by runs of {steps.search} "
+        f"steps; shorter runs: {steps.fewer} steps",
         "",
         f"| {' | '.join(rows[0])} |",
         "|" + "---|" * len(rows[0]),
         *(f"| {' | '.join(cells.values())} |" for cells in rows),
+        "",
+        "Rates tried, with the final loss of the search:",
+        "",
+        *(f"- {one.name}: {searched(one.tried)}" for one in results),
     ]
     return "\n".join(lines) + "\n"
 
@@ -118,17 +146,15 @@ class Trainer:
         times = [r["seconds_per_step"] for r in records if r["kind"] == "train"]
         return Curve(losses, mean(times))
 
-    def result(self, name: str, rates: Sequence[float], seeds: int, steps: int, budget: float
-               ) -> Result:  # fmt: skip
+    def result(self, name: str, rates: Sequence[float], seeds: int, plan: Steps) -> Result:
         """The optimizer at its best rate with every seed, and with fewer steps where asked."""
-        tried = {rate: self.curve(name, rate, 1, steps) for rate in rates}
-        best = min(tried, key=lambda rate: tried[rate].final)
+        tried = {rate: self.curve(name, rate, 1, plan.search).final for rate in rates}
+        best, steps, fewer = min(tried, key=tried.__getitem__), plan.full, plan.fewer
         curves = [self.curve(name, best, seed, steps) for seed in range(1, seeds + 1)]
-        fewer = round(steps * budget)
         shorter = [] if name == "adamw" or fewer == steps else [
             self.curve(name, best, seed, fewer) for seed in range(1, seeds + 1)
         ]  # fmt: skip
-        return Result(name, best, curves, shorter)
+        return Result(name, tried, best, curves, shorter)
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -141,6 +167,7 @@ def main(words: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--config", type=Path, default=CONFIG, help="recipe of the model")
     parser.add_argument("--seeds", type=int, default=3, help="runs at the best rate")
+    parser.add_argument("--search", type=float, default=1 / 3, help="part for choosing the rate")
     parser.add_argument("--budget", type=float, default=0.7, help="part of the steps; 1: none")
     parser.add_argument("--rates", type=int, default=0, help="first rates of a grid; 0: all")
     parsed = parser.parse_intermixed_args(words)
@@ -154,12 +181,12 @@ def main(words: Sequence[str] | None = None) -> None:
         sys.exit(str(error))
     commands.prepare_novels(parsed.corpus, out / "data")
     trainer, results = Trainer(out, parsed.config, settings), []
+    steps = Steps.of(config.train.steps, parsed.search, parsed.budget)
     for name, grid in GRID.items():
         rates = grid[: parsed.rates or None]
-        steps = config.train.steps
-        results.append(trainer.result(name, rates, parsed.seeds, steps, parsed.budget))
+        results.append(trainer.result(name, rates, parsed.seeds, steps))
         # After each, so that a comparison that is stopped early has a table already.
-        text = table(results, steps, parsed.budget)
+        text = table(results, steps)
         commands.conclude(out / "optimizers", text, [asdict(result) for result in results])
 
 

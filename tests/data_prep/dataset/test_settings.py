@@ -334,3 +334,42 @@ def test_a_value_without_a_default_must_be_there_and_right() -> None:
         with pytest.raises(SettingsError) as caught:
             settings.from_plain(Table, wrong)
         assert caught.value.problems == problems
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("a: 2001-99-99\n", "is not valid YAML: month must be in 1..12"),
+        ("a: " + "[" * 3000 + "]" * 3000, "is nested too deeply"),
+    ],
+)
+def test_yaml_that_its_reader_breaks_on_is_refused(tmp_path: Path, text: str, problem: str) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    with pytest.raises(SettingsError) as caught:
+        settings.load(Entry, path)
+    assert caught.value.problems == [f"{path}: {problem}"]
+
+
+def test_a_word_that_is_nested_too_deeply_is_refused() -> None:
+    with pytest.raises(SettingsError) as caught:
+        settings.load(Place, None, ["path=x", "numbers=" + "[" * 3000 + "]" * 3000])
+    assert caught.value.problems == ["numbers: the value is nested too deeply"]
+
+
+@dataclass(frozen=True)
+class Place:
+    path: str = settings.setting("", "a place", path=True)
+    numbers: list[int] = settings.setting([], "numbers")
+
+
+@pytest.mark.parametrize(
+    "url", ["https://me:word@host/set", "s3://b/set?X-Amz-Signature=1", "https://h/set?a=1&token=x"]
+)
+def test_a_place_with_credentials_is_refused_without_repeating_them(url: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        settings.load(Place, None, [f"path={url}"])
+    (problem,) = caught.value.problems
+    assert problem.startswith("path: holds credentials") and url not in problem
+    for other in ("https://h/set?download=true", "a@b/c?token=1", "s3://bucket/set"):
+        assert settings.load(Place, None, [f"path={other}"]).path == other

@@ -1,4 +1,5 @@
 import dataclasses
+import hashlib
 import io
 import json
 import os
@@ -334,10 +335,40 @@ def test_a_manifest_that_is_not_ours_is_refused_with_its_key(
 ) -> None:
     write_data_set(tmp_path, DOCUMENTS, 2, 65536)
     path = tmp_path / "manifest.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    plain = json.loads(path.read_text())
+    del plain["checksum"]
+    path.write_text(json.dumps(plain | change))
     with pytest.raises(DataError, match=message) as raised:
         shards.read_manifest(tmp_path)
     assert str(raised.value).startswith(str(path))
+
+
+def test_a_manifest_with_any_byte_changed_is_refused_before_it_is_parsed(
+    tmp_path: Path, write_data_set: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_data_set(tmp_path, DOCUMENTS, 2, 65536)
+    whole = (tmp_path / "manifest.json").read_bytes()
+    zeros = whole.replace(json.loads(whole)["checksum"].encode(), b"0" * 64)
+    assert json.loads(whole)["checksum"] == hashlib.sha256(zeros).hexdigest()
+    assert shards.parsed_manifest("m", whole) == shards.read_manifest(tmp_path)
+    monkeypatch.setattr(shards.json, "loads", None)
+    for place in range(len(whole)):
+        for change in (1, 0x20, 0x80):
+            changed = bytearray(whole)
+            changed[place] ^= change
+            with pytest.raises(DataError, match="m: differs from its own checksum: damaged or"):
+                shards.parsed_manifest("m", bytes(changed))
+
+
+def test_a_manifest_of_a_version_without_checksums_is_read(
+    tmp_path: Path, write_data_set: Any
+) -> None:
+    manifest = write_data_set(tmp_path, DOCUMENTS, 2, 65536)
+    path = tmp_path / "manifest.json"
+    plain = json.loads(path.read_text())
+    del plain["checksum"]
+    path.write_text(json.dumps(plain, indent=1, sort_keys=True) + "\n")
+    assert shards.read_manifest(tmp_path) == manifest
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", "\0"])

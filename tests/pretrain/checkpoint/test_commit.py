@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from pretrain.checkpoint import commit, load
 from pretrain.checkpoint import verify as verification
 from pretrain.checkpoint.attempts import Attempt
 from pretrain.checkpoint.commit import save
@@ -223,3 +224,61 @@ def test_a_failing_source_of_pieces_reaches_all_ranks(tmp_path: Path, run_ranks:
 
     errors = run_ranks(2, lambda r: save(tmp_path, 1, pieces(r.rank), {}, {}, r, 2, 0, ALONE))
     assert {str(error) for error in errors} == {"MemoryError('no host memory') (rank 1)"}
+
+
+class BlindAttempt(Attempt):
+    """An attempt whose directory cannot be listed."""
+
+    def superseded(self) -> str | None:
+        raise OSError(5, "Input/output error", "run/attempts")
+
+
+def test_a_disk_that_fails_where_a_save_looks_around_is_an_error_on_all_ranks(
+    tmp_path: Path, run_ranks: Any
+) -> None:
+    attempt = BlindAttempt(tmp_path, 1)
+
+    def work(ranks: Ranks) -> Path:
+        pieces = one_piece() if ranks.rank == 0 else []
+        return save(tmp_path / "root", 1, pieces, {}, {}, ranks, 2, 0, attempt)
+
+    errors = run_ranks(2, work)
+    assert [type(error) for error in errors] == [CheckpointError] * 2
+    assert {str(error) for error in errors} == {"run/attempts: Input/output error (rank 0)"}
+
+
+def test_a_disk_that_fails_while_old_checkpoints_are_looked_at_costs_no_save(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails(root: Path) -> list[int]:
+        raise OSError(5, "Input/output error", str(root))
+
+    for step in (1, 2):
+        save_alone(tmp_path, step)
+    with monkeypatch.context() as patched:
+        patched.setattr(commit, "_checkpoints", fails)
+        # Before the commit it is refused, after it the commit counts.
+        with pytest.raises(CheckpointError, match="Input/output error"):
+            save_alone(tmp_path, 3)
+    assert steps(tmp_path) == [1, 2]
+    prune = commit._prune
+    with monkeypatch.context() as patched:
+
+        def pruned(*arguments: Any) -> str | None:
+            patched.setattr(commit, "_checkpoints", fails)
+            return prune(*arguments)
+
+        patched.setattr(commit, "_prune", pruned)
+        save_alone(tmp_path, 3)
+    assert steps(tmp_path) == [1, 2, 3] and "could not all be deleted" in caplog.text
+
+
+def test_a_listing_that_fails_on_one_rank_is_an_error_on_all(
+    tmp_path: Path, run_ranks: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(root: Path) -> list[int]:
+        raise OSError(5, "Input/output error", "checkpoints")
+
+    monkeypatch.setattr(load, "steps_in", fails)
+    errors = run_ranks(2, lambda ranks: newest_good(tmp_path, ranks))
+    assert {str(error) for error in errors} == {"checkpoints: Input/output error (rank 0)"}

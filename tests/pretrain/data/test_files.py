@@ -19,7 +19,7 @@ from pretrain.config import CacheConfig
 from pretrain.data.files import manifest_of, name_of
 from pretrain.data.lanes import Dataset, Mix
 from pretrain.data.loader import Loader
-from tests.servers import Proxy, Web, faulty
+from tools.promises.servers import Proxy, Web, faulty
 
 LANES, LENGTH, SHARDS = 2, 50, 6
 
@@ -165,7 +165,9 @@ def test_a_manifest_that_is_not_there_or_not_ours_is_refused(web: Web, directory
         "URL, the credentials and the network"
     )
     path = directory / "manifest.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "format_version": 9}))
+    plain = json.loads(path.read_text())
+    del plain["checksum"]
+    path.write_text(json.dumps({**plain, "format_version": 9}))
     with pytest.raises(DataError, match=r"/books/manifest\.json: has format version 9"):
         manifest_of(f"http://127.0.0.1:{web.port}/books")
 
@@ -176,6 +178,10 @@ def test_a_tokenizer_of_another_digest_is_refused(
     (directory / "tokenizer.model").write_bytes(b"another")
     with pytest.raises(DataError, match=r"tokenizer\.model: its sha256 is not the manifest's"):
         Dataset(f"http://127.0.0.1:{web.port}/books", cache_in(tmp_path)).files.tokenizer()
+    with pytest.raises(
+        DataError, match=r"books/tokenizer\.model: its sha256 is not the manifest's"
+    ):
+        Dataset(directory).files.tokenizer()
 
 
 def test_batches_from_an_s3_server_with_faults_before_it_are_those_of_the_directory(
