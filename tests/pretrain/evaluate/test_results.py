@@ -10,6 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
@@ -118,3 +119,13 @@ def test_a_run_that_may_not_be_written_is_refused_before_anything_is_read(
             pytest.raises(EvaluationError, match=r"run: results cannot be written"),
         ):
             results.open_model(path)
+
+
+def test_a_heat_map_says_of_each_share_what_it_is_given() -> None:
+    shares, said = np.array([[0.0, 1.0], [0.25, 0.5]]), np.array([["a", "b"], ["c", "d"]])
+    figure = results.heat_map(shares, said, ("x", ["1", "2"]), ("y", ["p", "q"]), "title", "share")
+    axes = figure.axes[0]
+    found = {text.get_position(): text.get_text() for text in axes.texts}
+    assert found == {(0, 0): "a", (1, 0): "b", (0, 1): "c", (1, 1): "d"}
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["1", "2"]
+    assert axes.images[0].get_array().tolist() == shares.tolist()
