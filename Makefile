@@ -11,6 +11,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 OPS := .cache/.built
+TYPES := .cache/mypy.log
+PYTEST := $(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 # Set up again if the index differs from the last time.
 ifneq ($(TORCH_INDEX),)
@@ -19,7 +21,7 @@ $(INSTALLED): always
 endif
 endif
 
-.PHONY: help setup demo test test-slow lint clean system always
+.PHONY: help setup demo test test-slow lint style clean system always
 
 help:
 	@echo 'make setup      install into $(VENV) and compile DeepSpeed'"'"'s CPU operator, once'
@@ -46,19 +48,27 @@ $(OPS): $(INSTALLED)
 demo: setup
 	$(BIN)/python tools/demo.py
 
-lint: setup
+lint: style
+	$(BIN)/mypy
+
+style: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy
 
 system:
 	@tools/system_packages
 
-test: system lint
-	$(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+# mypy takes half a minute of one core, while the workers of pytest import and wait.
+test: system style
+	@echo '$(BIN)/mypy runs beside the tests; what it finds is printed after them'
+	@$(BIN)/mypy > $(TYPES) 2>&1 & mypy=$$!; \
+	$(PYTEST); tests=$$?; \
+	wait $$mypy; types=$$?; \
+	echo '$(BIN)/mypy'; cat $(TYPES); \
+	test $$tests = 0 && test $$types = 0
 
 test-slow: system setup
-	$(BIN)/pytest -m slow --timeout 3600 -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+	$(PYTEST) -m slow --timeout 3600
 
 clean:
 	rm -rf $(VENV) .cache runs/demo data/stdlib data/stdlib_val

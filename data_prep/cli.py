@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import MISSING
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from types import FrameType
 from typing import Literal
@@ -31,7 +31,7 @@ from data_prep.dataset.settings import EXIT_MISTAKE, MistakeError, SettingsError
 from data_prep.dataset.shards import DataError
 from data_prep.dataset.wording import counted
 from data_prep.pipeline import reshard
-from data_prep.recall import generate, name_pairs, tasks
+from data_prep.recall import generate, mqar, name_pairs, tasks
 from data_prep.report import statistics
 from data_prep.tokenizer import marks, tokenizer
 
@@ -246,12 +246,17 @@ class _Report(_DataSet):
 
 
 class _Drawn(Command):
-    """A command that draws texts of bounded length by a seed."""
+    """A command that draws texts by a seed."""
 
     output: Path = word("file to write", kind=FILE_TO_WRITE, metavar="FILE.jsonl[.gz]")
+    seed: int = option(1, "same seed, same bytes")
+
+
+class _Bounded(_Drawn):
+    """A command whose texts have a bounded length."""
+
     min_tokens: int = option(128, "shortest prompt, except where a task's own text has more", low=1)
     max_tokens: int = option(8192, "longest prompt", low=1)
-    seed: int = option(1, "same seed, same bytes")
 
     def problems(self) -> list[str]:
         if self.min_tokens <= self.max_tokens:
@@ -262,7 +267,7 @@ class _Drawn(Command):
         ]
 
 
-class _Recall(_Drawn):
+class _Recall(_Bounded):
     """Write documents that ask for facts far back in them.
 
     Writes prompts and answers as jsonl (keys id, prompt, answer): passkeys, or tasks after RULER
@@ -301,7 +306,8 @@ class _Recall(_Drawn):
         else:
             haystack = tasks.Haystack.of_books(self.filler)
             model = tokenizer.load(tokenizer.find(self.filler))
-        generate.write(self.output, wanted, haystack, model, self.workers)
+        line = partial(generate.document, wanted, haystack, model)
+        generate.write(self.output, self.documents, line, self.workers)
         unit = "bytes" if model is None else "tokens"
         print(
             f"{counted(self.documents, 'document')}, prompts of {self.min_tokens:,} to "
@@ -310,7 +316,7 @@ class _Recall(_Drawn):
         return 0
 
 
-class _Pairs(_Drawn):
+class _Pairs(_Bounded):
     """Write books, or passages of them, each with the names in it.
 
     Writes prompts and answers as jsonl (keys id, prompt, answer): the text of a book and the names
@@ -338,6 +344,44 @@ class _Pairs(_Drawn):
         return 0
 
 
+class _Mqar(_Drawn):
+    """Write documents of multi-query associative recall.
+
+    Writes prompts and answers as jsonl (keys id, prompt, answer): pairs of a key and a value, then
+    every key once more with its value (after Zoology, arXiv 2312.04927). Each is one character, and
+    a token of the tokenizer that is written beside the file. The bytes depend only on the options.
+    """
+
+    documents: int = option(MISSING, "number of documents", low=1)
+    pairs: list[int] = option(
+        [4, 8, 16, 32], "numbers of pairs, which alternate", low=1, high=mqar.MOST_PAIRS
+    )
+    gap: int = option(512, "most tokens between the pairs and the questions", low=0)
+    symbols: int = option(
+        mqar.MOST_PAIRS,
+        "keys, and values, that documents draw from: few are learned faster",
+        low=1,
+        high=mqar.MOST_PAIRS,
+    )
+    workers: int = option(1, "processes", low=1)
+
+    def problems(self) -> list[str]:
+        if max(self.pairs) <= self.symbols:
+            return []
+        return [
+            f"--pairs, --symbols: {max(self.pairs)} pairs cannot be drawn from {self.symbols} keys "
+            "without repeating any; expected at least as many symbols as pairs"
+        ]
+
+    def run(self) -> int:
+        model = mqar.tokenizer_beside(self.output)
+        line = partial(mqar.line, mqar.Wanted(self.pairs, self.gap, self.symbols, self.seed))
+        generate.write(self.output, self.documents, line, self.workers)
+        durable.write_bytes(model, mqar.tokenizer_json())
+        print(f"{counted(self.documents, 'document')}: {self.output}\ntokenizer: {model}")
+        return 0
+
+
 _PROGRAM = Program(
     "data-prep",
     "Turn text into tokenized, shuffled, checksummed shards for training.",
@@ -353,6 +397,7 @@ _PROGRAM = Program(
         "report": _Report,
         "recall": _Recall,
         "pairs": _Pairs,
+        "mqar": _Mqar,
     },
     {},
     _EXAMPLES,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from data_prep.dataset import settings
+from data_prep.dataset import credentials, settings
 from data_prep.dataset.settings import group, setting
 
 # The bytes of the data set do not depend on these.
@@ -143,7 +143,7 @@ class SourceConfig:
                     settings.at_home(path)  # where files are listed
                 except ValueError as error:
                     found.append(f"{key}[{index}]: {error}")
-                if wrong := settings.credentials_in(path):
+                if wrong := credentials.refusal(path):
                     found.append(f"{key}[{index}]: {wrong}")
         if not self.name:
             found.append("name: not set; documents carry it, e.g. name: novels")

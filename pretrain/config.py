@@ -7,11 +7,12 @@ step consumes one window from each of `data.lanes` lanes, whatever the number of
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias, get_args
 
 from data_prep.dataset import settings
 from data_prep.dataset.settings import group, setting
@@ -22,8 +23,24 @@ CONFIG_FILE = "config.yaml"
 
 Checkpointing: TypeAlias = Literal["none", "selective", "full"]
 
+Weights: TypeAlias = Literal["last", "ema"]
+"""The weights of a run: those after its last step, or their exponential moving average."""
+
 TRITON_MAX_HEAD = 128
 """The largest head of which Triton's kernels hold a memory state."""
+
+FLASH_HEADS = {"flash": 1, "varlen": 8}
+"""What a head's size must be a multiple of, by kernel of flash attention; flash-attn pads it."""
+_LARGEST_FLASH_HEAD = 256
+
+
+def flash_head_obstacle(kernel: str, d_head: int) -> str | None:
+    """Why a kernel of the local attention cannot take heads of this size; None if it can."""
+    step = FLASH_HEADS.get(kernel, 0)
+    if not step or (d_head % step == 0 and d_head <= _LARGEST_FLASH_HEAD):
+        return None
+    multiples = f"in multiples of {step}, " if step > 1 else ""
+    return f"takes heads of at most {_LARGEST_FLASH_HEAD}, {multiples}found d_head={d_head}"
 
 
 @dataclass(frozen=True)
@@ -45,10 +62,46 @@ class SourceConfig:
         1.0, "share of the tokens, relative to the other weights; 0: not read", low=0.0
     )
     name: str = setting("", "name in metrics; empty: the directory's name")
+    weights: list[list[float]] = setting(
+        [],
+        "in place of `weight`, one that changes: a list of [step, weight], each for the documents "
+        "that begin after that many steps, e.g. [[0, 3], [40000, 1]]",
+    )
+
+    @property
+    def schedule(self) -> float | list[list[float]]:
+        """The weight, or its values as [step, weight] where it changes."""
+        return self.weights or self.weight
+
+    def weight_after(self, step: int) -> float:
+        """The weight after `step` steps."""
+        phases = self.weights or [[0, self.weight]]
+        return [weight for begin, weight in phases if begin <= step][-1]
 
     def problems(self) -> list[str]:
-        """What is missing."""
-        return [] if self.data else ["data: not set; give the directory that data-prep wrote"]
+        """What is missing or no schedule."""
+        found = [] if self.data else ["data: not set; give the directory that data-prep wrote"]
+        if self.weights and self.weight != 1:
+            found.append("weight: has no effect beside weights; remove one of them")
+        before = -1.0
+        for index, phase in enumerate(self.weights):
+            key = f"weights[{index}]"
+            if len(phase) != 2:
+                found.append(f"{key}: expected [step, weight], found {_shown(phase)}")
+                continue
+            step, weight = phase
+            if step < 0 or step % 1:
+                found.append(f"{key}: expected a whole number of steps, found {step:.15g}")
+            elif index == 0 and step > 0:
+                found.append(f"{key}: the first weight holds from step 0 on, found {step:.15g}")
+            elif step <= before:
+                found.append(
+                    f"{key}: step {step:.15g} is not after {before:.15g}; list the steps in order"
+                )
+            if weight < 0:
+                found.append(f"{key}: expected a weight of at least 0, found {weight:.15g}")
+            before = max(before, step)
+        return found
 
 
 @dataclass(frozen=True)
@@ -90,7 +143,9 @@ class DataConfig:
         "", "data set to train on: the directory that data-prep wrote, or its URL", path=True
     )
     mix: list[SourceConfig] = setting(
-        [], "in place of `train`, a list of {data, weight, name}: data sets that are read together"
+        [],
+        "in place of `train`, a list of {data, weight or weights, name}: data sets that are read "
+        "together",
     )
     validation: str = setting("", "data set to validate on; empty: no validation", path=True)
     prompt_weight: float = setting(
@@ -121,6 +176,22 @@ class DataConfig:
             for key, source in (listed or {"data.train": SourceConfig(self.train)}).items()
         }
 
+    @property
+    def phases(self) -> list[int]:
+        """The numbers of steps after which any weight changes, in order; the first is 0."""
+        return sorted({0, *(int(begin) for source in self.mix for begin, _ in source.weights)})
+
+    def shares(self, steps: int) -> dict[str, float]:
+        """The share of each source, by name, in the tokens of a run of `steps` steps, as its
+        weights have it."""
+        sources = list(self.sources.values())
+        total = dict.fromkeys((source.name for source in sources), 0.0)
+        for begin, end in itertools.pairwise([*self.phases, steps]):
+            weights = [source.weight_after(begin) for source in sources]
+            for source, weight in zip(sources, weights, strict=True):
+                total[source.name] += (end - begin) / steps * weight / sum(weights)
+        return total
+
     def problems(self) -> list[str]:
         """What is missing or cannot be combined."""
         found = []
@@ -128,8 +199,11 @@ class DataConfig:
             found.append("train: not set; give the directory that data-prep wrote, or data.mix")
         if self.train and self.mix:
             found.append("mix: cannot be combined with data.train; give one of them")
-        if self.mix and not any(source.weight for source in self.mix):
-            found.append("mix: every weight is 0, so nothing would be read")
+        if self.mix and not any(source.problems() for source in self.mix):
+            for step in self.phases:
+                if not any(source.weight_after(step) for source in self.mix):
+                    since = f" after step {step}" if step else ""
+                    found.append(f"mix: every weight is 0{since}, so nothing would be read")
         places = [_place(source.data) for source in self.mix if source.data]
         for path in sorted({path for path in places if places.count(path) > 1}):
             found.append(f"mix: {path} is listed twice; list it once, with the sum of the weights")
@@ -137,6 +211,11 @@ class DataConfig:
         for name in sorted({name for name in names if names.count(name) > 1}):
             found.append(f"mix: two data sets have the name {name!r}; give each a different `name`")
         return found
+
+
+def _shown(values: Sequence[float]) -> str:
+    """A list of numbers as it is written."""
+    return f"[{', '.join(f'{value:.15g}' for value in values)}]"
 
 
 def _place(data: str) -> str:
@@ -278,10 +357,11 @@ class MemoryConfig:
         "which scales the local attention by 1 - g; or the local attention, which is then left as "
         "it is",
     )
-    kernel: Literal["auto", "torch", "triton"] = setting(
+    kernel: Literal["auto", "torch", "mixed", "triton"] = setting(
         "auto",
-        "linear, delta: what computes the memory's part: PyTorch, or our Triton kernels (GPU, "
-        "bf16); auto: PyTorch, until a measurement on a GPU shows the kernels to be faster",
+        "linear, delta: what computes the memory's part: PyTorch in float32, with bf16 operands "
+        "and float32 sums (mixed; GPU, bf16), or our Triton kernels (GPU, bf16; experimental); "
+        "auto: PyTorch in float32, until a measurement on a GPU shows others to be faster",
     )
     full: FullConfig = group(FullConfig)
     transformer_xl: TransformerXLConfig = group(TransformerXLConfig)
@@ -299,6 +379,11 @@ class MemoryConfig:
     def asks_for_triton(self) -> bool:
         """Whether the kind computes with a kernel and is to take Triton's."""
         return self.kernel == "triton" and "kernel" in self.traits.settings
+
+    @property
+    def asks_for_a_gpu(self) -> bool:
+        """Whether the kind computes with a kernel and is to take one that a GPU alone has."""
+        return self.kernel in ("mixed", "triton") and "kernel" in self.traits.settings
 
     def problems(self) -> list[str]:
         """Settings of another kind, which would have no effect."""
@@ -376,8 +461,10 @@ class ModelConfig:
     tied_embeddings: bool = setting(True, "the output projection is the embedding's weight")
     init_std: float = setting(0.02, "standard deviation of the initial weights", low=0.0)
     memory: MemoryConfig = group(MemoryConfig)
-    local_attention: Literal["auto", "flash", "sdpa"] = setting(
-        "auto", "kernel of the local attention; auto: flash-attn where it can run, else SDPA"
+    local_attention: Literal["auto", "flash", "varlen", "sdpa"] = setting(
+        "auto",
+        "kernel of the local attention; flash: flash-attn; varlen: torch's own flash attention; "
+        "auto: the first of flash, varlen and sdpa that can run",
     )
 
     @property
@@ -413,6 +500,10 @@ class ModelConfig:
             found.append(
                 f"d_head: rotary embedding needs an even number, found {self.d_head}; choose one"
             )
+        if obstacle := flash_head_obstacle(self.local_attention, self.d_head):
+            found.append(
+                f"local_attention: {self.local_attention} {obstacle}; set it to sdpa or auto"
+            )
         if self.memory.asks_for_triton and self.d_head > TRITON_MAX_HEAD:
             found.append(
                 f"memory.kernel: triton holds heads of at most {TRITON_MAX_HEAD}, found "
@@ -447,6 +538,118 @@ class ModelConfig:
         return found
 
 
+class EvaluationTraits(NamedTuple):
+    """What sets an evaluation in training apart."""
+
+    settings: tuple[str, ...]
+    """The settings of `train.evaluate[]` that this kind reads beside those that all of them do."""
+    needed: tuple[str, ...]
+    """Those of these that have no default."""
+
+
+Needle: TypeAlias = Literal[
+    "single", "multikey", "multivalue", "multiquery", "variables", "words", "qa1", "qa2", "qa3"
+]
+"""A task of `pretrain eval needles`."""
+
+_QUESTIONS = ("lengths", "samples", "seed")
+
+EVALUATIONS = {
+    "passkey": EvaluationTraits((*_QUESTIONS, "depths"), ("lengths",)),
+    "needles": EvaluationTraits((*_QUESTIONS, "filler", "tasks"), ("lengths", "filler")),
+    "perplexity": EvaluationTraits(("data", "documents", "batch", "window_segments"), ("data",)),
+}
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """An evaluation in training; its settings are the options of `pretrain eval`."""
+
+    kind: Literal["passkey", "needles", "perplexity"] = setting(
+        "passkey", "as `pretrain eval` names it"
+    )
+    every: int = setting(1000, "steps between two of them; 0: after the last step alone", low=0)
+    name: str = setting("", "name in metrics; empty: the kind")
+    lengths: list[int] = setting([], "passkey, needles: tokens of the prompts", low=1)
+    samples: int = setting(4, "passkey, needles: prompts per cell", low=1)
+    seed: int = setting(0, "passkey, needles: same seed, same prompts", low=0)
+    depths: list[float] = setting(
+        [0.0, 0.25, 0.5, 0.75, 1.0],
+        "passkey: places of the key, 0 the prompt's start, 1 its end",
+        low=0.0,
+        high=1.0,
+    )
+    tasks: list[Needle] = setting([], "needles: some of its tasks; empty: all")
+    filler: str = setting("", "needles: data set directory of data-prep with books", path=True)
+    data: str = setting(
+        "", "perplexity: data set, the directory that data-prep wrote, or its URL", path=True
+    )
+    documents: int | None = setting(None, "perplexity: only the first N; none: all", low=1)
+    batch: int | None = setting(
+        None, "perplexity: documents per batch; none: as many as a micro-batch has windows", low=1
+    )
+    window_segments: int | None = setting(
+        None, "perplexity: segments per window; none: train.window_segments", low=1
+    )
+
+    @property
+    def label(self) -> str:
+        """Its name in metrics."""
+        return self.name or self.kind
+
+    @property
+    def tasks_asked(self) -> list[str]:
+        """The tasks of recall whose questions are asked."""
+        own = {"passkey": ["passkey"], "needles": self.tasks or get_args(Needle)}
+        return list(own.get(self.kind, ()))
+
+    @property
+    def depths_asked(self) -> Sequence[float | None]:
+        """The places of what is asked for; None: drawn."""
+        return self.depths if "depths" in EVALUATIONS[self.kind].settings else [None]
+
+    def problems(self) -> list[str]:
+        """What is missing or would have no effect."""
+        read_by = {kind: traits.settings for kind, traits in EVALUATIONS.items()}
+        found = _without_effect(vars(self), vars(EvaluationConfig()), "kind", read_by)
+        found += [
+            f"{key}: not set, and kind={self.kind} needs it; give what `pretrain eval {self.kind}` "
+            f"takes as --{key}"
+            for key in EVALUATIONS[self.kind].needed
+            if not getattr(self, key)
+        ]
+        if "depths" in EVALUATIONS[self.kind].settings and not self.depths:
+            found.append("depths: none given; list some, e.g. [0, 0.5, 1]")
+        for key in ("lengths", "depths", "tasks"):
+            values = getattr(self, key)
+            if len(set(values)) < len(values):
+                found.append(f"{key}: {values} names one of them twice; list each once")
+        if self.name in ("kind", "step"):
+            found.append(f"name: {self.name!r} is a key of every record; choose another")
+        return found
+
+
+@dataclass(frozen=True)
+class SpikeConfig:
+    """Finite steps that are skipped as those that are not finite are."""
+
+    deviations: float = setting(
+        0.0,
+        "skip a step whose loss or gradient norm is more than so many standard deviations above "
+        "the mean of the last applied steps; 0: skip none",
+        low=0.0,
+    )
+    steps: int = setting(
+        128, "applied steps that the mean is of; no step is skipped before there are so many", low=2
+    )
+
+    def problems(self) -> list[str]:
+        """Settings without effect."""
+        if self.deviations or self.steps == SpikeConfig().steps:
+            return []
+        return ["steps: has no effect with deviations=0; remove it, or set deviations, e.g. to 6"]
+
+
 @dataclass(frozen=True)
 class TrainConfig:
     """Length, precision and intervals of training."""
@@ -472,10 +675,23 @@ class TrainConfig:
         "minute more",
     )
     clip_norm: float = setting(1.0, "global gradient norm to clip to; 0: no clipping", low=0.0)
-    max_skipped: int = setting(5, "non-finite steps in a row after which the run stops", low=1)
+    z_loss: float = setting(
+        0.0,
+        "coefficient of log(Z)^2 of each target in the loss, Z the sum of its exponentiated "
+        "logits; PaLM has 0.0001",
+        low=0.0,
+    )
+    spikes: SpikeConfig = group(SpikeConfig)
+    max_skipped: int = setting(5, "skipped steps in a row after which the run stops", low=1)
     log_every: int = setting(10, "steps between log lines", low=1)
     validate_every: int = setting(200, "steps between validations; 0: none but the last", low=0)
     validation_windows: int = setting(8, "windows of each validation lane", low=1)
+    validate_ema: bool = setting(False, "validate the average of optim.ema_decay as well")
+    evaluate: list[EvaluationConfig] = setting(
+        [],
+        "evaluations of the current weights, a list of {kind, every, name, ...}: passkey, needles "
+        "or perplexity with the options of `pretrain eval`",
+    )
     profile_steps: int = setting(
         0, "steps to profile in each attempt, into the run's profile/; 0: none", low=0
     )
@@ -490,6 +706,14 @@ class TrainConfig:
         "consecutive attempts without a new checkpoint after which the run is not retried",
         low=1,
     )
+
+    def problems(self) -> list[str]:
+        """Evaluations that metrics could not tell apart."""
+        names = [one.label for one in self.evaluate]
+        return [
+            f"evaluate: two evaluations have the name {name!r}; give each a different `name`"
+            for name in sorted({name for name in names if names.count(name) > 1})
+        ]
 
 
 class OptimizerTraits(NamedTuple):
@@ -558,6 +782,13 @@ class OptimConfig:
     warmup_steps: int = setting(100, "steps of linear warm-up", low=0)
     decay_steps: int = setting(200, "last steps over which wsd decays", low=0)
     final_fraction: float = setting(0.1, "last rate as a fraction of the peak", low=0.0, high=1.0)
+    ema_decay: float = setting(
+        0.0,
+        "decay a step of an exponential moving average of the weights, kept in float32 beside the "
+        "optimizer's states, e.g. 0.999; 0: none",
+        low=0.0,
+        high=1.0,
+    )
 
     @property
     def peak(self) -> float:
@@ -567,7 +798,10 @@ class OptimConfig:
     def problems(self) -> list[str]:
         """Settings of another optimizer, which would have no effect."""
         read_by = {name: traits.settings for name, traits in OPTIMIZERS.items()}
-        return _without_effect(vars(self), vars(OptimConfig()), "optim.name", read_by)
+        found = _without_effect(vars(self), vars(OptimConfig()), "optim.name", read_by)
+        if self.ema_decay == 1:
+            found.append("ema_decay: 1 averages nothing; lower it, e.g. to 0.999")
+        return found
 
 
 @dataclass(frozen=True)
@@ -624,7 +858,9 @@ class WatchdogConfig:
     """
 
     start: float = setting(1800.0, "seconds until the first step is done", low=10.0)
-    step: float = setting(600.0, "seconds per step, or per window of a validation", low=10.0)
+    step: float = setting(
+        600.0, "seconds per step, or per window of a validation or an evaluation", low=10.0
+    )
     save: float = setting(1800.0, "seconds per checkpoint", low=10.0)
 
 
@@ -638,6 +874,15 @@ class WandbConfig:
     project: str = setting("infini-pretrain", "project")
     entity: str = setting("", "team or user; empty: your default")
     name: str = setting("", "display name; empty: the run directory's name")
+
+
+@dataclass(frozen=True)
+class TensorBoardConfig:
+    """Tracking with TensorBoard, of the same numbers under the same names."""
+
+    enabled: bool = setting(
+        False, "event files in the run directory's tensorboard/; needs the extra tensorboard"
+    )
 
 
 @dataclass(frozen=True)
@@ -655,6 +900,7 @@ class Config:
     launch: LaunchConfig = group(LaunchConfig)
     watchdog: WatchdogConfig = group(WatchdogConfig)
     wandb: WandbConfig = group(WandbConfig)
+    tensorboard: TensorBoardConfig = group(TensorBoardConfig)
 
     @property
     def window(self) -> int:
@@ -702,30 +948,42 @@ class Config:
         found += [f"model.{problem}" for problem in laid_out]
         if self.launch.ranks:
             found += self.rank_problems(self.launch.ranks)
-        if self.model.local_attention == "flash" and self.train.precision != "bf16":
+        attention = self.model.local_attention
+        if attention in FLASH_HEADS and self.train.precision != "bf16":
             found.append(
-                "model.local_attention: flash-attn computes in bf16; set "
+                f"model.local_attention: {attention} computes in bf16; set "
                 "train.precision=bf16, or local_attention=sdpa"
             )
-        if self.model.local_attention == "flash" and self.launch.device == "cpu":
-            found.append("model.local_attention: flash-attn needs a GPU; set it to sdpa or auto")
-        if self.model.memory.asks_for_triton and self.train.precision != "bf16":
+        if attention in FLASH_HEADS and self.launch.device == "cpu":
+            found.append(f"model.local_attention: {attention} needs a GPU; set it to sdpa or auto")
+        kernel, of_gpu = self.model.memory.kernel, self.model.memory.asks_for_a_gpu
+        if of_gpu and self.train.precision != "bf16":
             found.append(
-                "model.memory.kernel: Triton's kernels compute in bf16; set train.precision=bf16, "
+                f"model.memory.kernel: {kernel} computes in bf16; set train.precision=bf16, "
                 "or kernel=torch"
             )
-        if self.model.memory.asks_for_triton and self.launch.device == "cpu":
-            found.append(
-                "model.memory.kernel: Triton's kernels need a GPU; set it to torch or auto"
-            )
+        if of_gpu and self.launch.device == "cpu":
+            found.append(f"model.memory.kernel: {kernel} needs a GPU; set it to torch or auto")
         if self.data.preface and not traits.remembers:
             found.append(
                 "data.preface: documents begin with the memory of a preface, and "
                 f"model.memory.kind={kind} has no memory; leave one of them out"
             )
+        found += [
+            f"{key}.weights[{index}]: never holds, since train.steps={self.train.steps} and it "
+            f"begins after step {phase[0]:.15g}; remove it, or raise train.steps"
+            for key, source in self.data.sources.items()
+            for index, phase in enumerate(source.weights)
+            if phase and phase[0] >= self.train.steps
+        ]
         if self.zero.stage == 0 and self.train.precision == "bf16":
             found.append(
                 "zero.stage: 0 has no float32 master weights, which bf16 needs; choose 1 to 3"
+            )
+        if self.train.validate_ema and not self.optim.ema_decay:
+            found.append(
+                "train.validate_ema: there is no average of the weights; set optim.ema_decay, e.g. "
+                "to 0.999"
             )
         if self.optim.warmup_steps > self.train.steps:
             found.append(
@@ -831,4 +1089,8 @@ def load(path: Path | None, overrides: Sequence[str] = ()) -> Config:
 
 def describe() -> list[str]:
     """Every key with its default and meaning."""
-    return settings.describe(Config) + settings.describe(SourceConfig, "data.mix[].")
+    return (
+        settings.describe(Config)
+        + settings.describe(SourceConfig, "data.mix[].")
+        + settings.describe(EvaluationConfig, "train.evaluate[].")
+    )

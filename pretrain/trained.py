@@ -6,6 +6,7 @@ One process, no engine: the float32 masters are read whatever number of ranks wr
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -22,35 +23,25 @@ from pretrain.checkpoint.manifest import CHECKPOINTS, CheckpointError
 from pretrain.checkpoint.ranks import Ranks, SoloRanks
 from pretrain.checkpoint.runs import TrainedError, ends, is_checkpoint, run_directory_of
 from pretrain.checkpoint.verify import verify
-from pretrain.config import Config, ModelConfig
+from pretrain.config import Config, ModelConfig, Weights
 from pretrain.model.transformer import Transformer, on_meta
 
 PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16}
 """What `train.precision` names."""
+WEIGHTS: Mapping[Weights, str] = {"last": "param", "ema": "ema"}
+"""The tensors of a checkpoint, NAME/KIND, that hold weights: the masters, and their average."""
 
 _log = logging.getLogger("pretrain.trained")
 
 
 @dataclass(frozen=True)
-class Trained:
-    """A model in evaluation mode after `step` optimizer steps, with what it was trained with.
-
-    `checkpoint_sha256` is that of the checkpoint's manifest, which has those of its files.
-    """
+class Learned:
+    """A model in evaluation mode after `step` optimizer steps, with what it is trained with."""
 
     config: Config
     model: Transformer
     step: int
     tokenizer: Tokenizer
-    run_directory: Path
-    checkpoint_path: Path
-    checkpoint_sha256: str
-
-    @cached_property
-    def ends(self) -> frozenset[int]:
-        """The tokens that end a text: EOS, and those of an imported model (of a chat, say)."""
-        own = self.tokenizer.eos_id
-        return frozenset([*ends(self.run_directory), *([] if own is None else [own])])
 
     @property
     def device(self) -> torch.device:
@@ -58,17 +49,36 @@ class Trained:
         return self.model.embedding.weight.device
 
 
+@dataclass(frozen=True)
+class Trained(Learned):
+    """One that was read from a checkpoint.
+
+    `checkpoint_sha256` is that of the checkpoint's manifest, which has those of its files.
+    """
+
+    run_directory: Path
+    checkpoint_path: Path
+    checkpoint_sha256: str
+    weights: Weights = "last"
+
+    @cached_property
+    def ends(self) -> frozenset[int]:
+        """The tokens that end a text: EOS, and those of an imported model (of a chat, say)."""
+        own = self.tokenizer.eos_id
+        return frozenset([*ends(self.run_directory), *([] if own is None else [own])])
+
+
 def default_device() -> torch.device:
     """The GPU where there is one."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def load(path: Path, device: torch.device) -> Trained:
+def load(path: Path, device: torch.device, weights: Weights = "last") -> Trained:
     """The model of a run directory's newest good checkpoint, or of one checkpoint directory.
 
-    Either is verified before it is read; newer checkpoints that are not good are logged. The
-    weights are cast to `train.precision` on a GPU and stay float32 on a CPU, and beside the model
-    only one tensor at a time is in memory.
+    `weights` are those of its last step, or their moving average. The checkpoint is verified before
+    it is read; newer ones that are not good are logged. The weights are cast to `train.precision`
+    on a GPU and stay float32 on a CPU, and beside the model only one tensor at a time is in memory.
     Raises TrainedError, CheckpointError or TokenizerError.
     """
     run_directory, checkpoint_path = locate(path, SoloRanks())
@@ -76,10 +86,23 @@ def load(path: Path, device: torch.device) -> Trained:
         config = configuration_of(checkpoint)
         own = tokenizer_of(run_directory, checkpoint)
         dtype = PRECISIONS[config.train.precision] if device.type == "cuda" else torch.float32
-        model = _model(config.model, own.vocab_size, checkpoint, device, dtype)
+        kind = kind_of(checkpoint, weights)
+        model = _model(config.model, own.vocab_size, checkpoint, kind, device, dtype)
     return Trained(
-        config, model, checkpoint.step, own, run_directory, checkpoint_path, checkpoint.sha256
-    )
+        config, model, checkpoint.step, own, run_directory, checkpoint_path, checkpoint.sha256,
+        weights,
+    )  # fmt: skip
+
+
+def kind_of(checkpoint: Checkpoint, weights: Weights) -> str:
+    """The kind of the tensors that hold these weights. Raises TrainedError where there are none."""
+    kind = WEIGHTS[weights]
+    if f"embedding.weight/{kind}" not in checkpoint.names():
+        raise TrainedError(
+            f"{checkpoint.path}: has no average of the weights, since the run has no "
+            "optim.ema_decay; leave out --weights ema, or let the run go on with one"
+        )
+    return kind
 
 
 def tokenizer_of(run_directory: Path, checkpoint: Checkpoint) -> Tokenizer:
@@ -130,6 +153,7 @@ def _model(
     config: ModelConfig,
     vocab_size: int,
     checkpoint: Checkpoint,
+    kind: str,
     device: torch.device,
     dtype: torch.dtype,
 ) -> Transformer:
@@ -140,7 +164,7 @@ def _model(
     model = on_meta(config, vocab_size)
     loaded = {}
     for name, parameter in model.named_parameters():
-        weight = checkpoint.tensor(f"{name}/param")
+        weight = checkpoint.tensor(f"{name}/{kind}")
         if weight.shape != parameter.shape:
             raise CheckpointError(
                 f"{checkpoint.path}: {name} has shape {list(weight.shape)}, its configuration "

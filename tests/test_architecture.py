@@ -21,15 +21,17 @@ FLOORS = {
     "pretrain.checkpoint": 2,
     "pretrain.jobs": 3,
     "pretrain.trained": 3,
-    "pretrain.training": 4,
     "pretrain.evaluate": 4,
-    "pretrain.planning": 5,
-    "pretrain.convert": 5,
-    "pretrain.plot": 5,
-    "pretrain.cli": 6,
+    "pretrain.training": 5,
+    "pretrain.planning": 6,
+    "pretrain.convert": 6,
+    "pretrain.plot": 6,
+    "pretrain.report": 6,
+    "pretrain.cli": 7,
     "data_prep.dataset": 1,
     "data_prep.accounts": 2,
     "data_prep.config": 2,
+    "data_prep.pages": 2,
     "data_prep.tokenizer": 2,
     "data_prep.recall": 3,
     "data_prep.report": 3,
@@ -39,12 +41,13 @@ FLOORS = {
     "data_prep.cli": 5,
 }
 # What pretrain takes from data_prep: the contract of data sets, the tokenizer, the tasks of recall,
-# which training and evaluation must word alike, and the reader of URLs.
-SHARED = {"dataset", "tokenizer", "recall"}
+# which training and evaluation must word alike, the frame and charts of reports, and the reader of
+# URLs.
+SHARED = {"dataset", "tokenizer", "recall", "pages"}
 READER = "data_prep.sources.storage"
 # What a model may import: no ranks, no files, no engine.
 OF_A_MODEL = {"pretrain.config", "pretrain.model", "torch", "flash_attn", "triton"} | {
-    *("__future__", "abc", "collections", "dataclasses", "functools", "importlib"),
+    *("__future__", "abc", "collections", "contextlib", "dataclasses", "functools", "importlib"),
     *("logging", "math", "typing"),
 }
 

@@ -8,6 +8,7 @@ import math
 from pathlib import Path
 
 import pytest
+from stages import TIMES, Stage, documents_needed, shortened
 
 from data_prep.recall.tasks import PASSKEY, TASKS
 from pretrain import config as configuration
@@ -18,12 +19,9 @@ from tools.recipes.passkey import (
     NEEDLE_STAGES,
     STAGES,
     Documents,
-    Stage,
-    documents_needed,
     needles,
     passkeys,
     samples_at,
-    shortened,
     table,
 )
 
@@ -69,7 +67,7 @@ def test_documents_are_as_many_as_the_stages_read() -> None:
     ]
     needed = documents_needed(plan, 64)
     first, second = 100 * 4 * 10 * 64, 200 * 2 * 50 * 64
-    assert passkey.TIMES == 2
+    assert TIMES == 2
     assert needed[short] == math.ceil((first + second / 4) / short.mean / 2)
     assert needed[long] == math.ceil(second * 3 / 4 / long.mean / 2)
     # Every shard has a document, however little is read.
@@ -97,7 +95,7 @@ def test_the_table_has_a_row_a_length_and_a_column_a_depth() -> None:
         row("passkey", 512, 1.0, 0.5, 0.0),
         row("passkey", 2**20, 0.0, 0.96, 0.9),
         row("passkey", 2**20, 1.0, 1.0, 1.0),
-        row("single", 4096, None, 0.125, 0.0),
+        {**row("single", 4096, None, 0.125, 0.0), "ruler": 0.25},
     ]
     assert table("linear", rows).splitlines() == [
         "| memory linear | tokens | 0% | 100% | samples | seconds | resident MiB |",
@@ -105,9 +103,9 @@ def test_the_table_has_a_row_a_length_and_a_column_a_depth() -> None:
         "| passkey | 512 | 100 (75) | 50 (0) | 4 | 10 | 300 |",
         "| passkey | 1,048,576 | 96 (90) | 100 (100) | 4 | 10 | 300 |",
         "",
-        "| memory linear | tokens | drawn | samples | seconds | resident MiB |",
-        "|---|--:|--:|--:|--:|--:|",
-        "| single | 4,096 | 12 (0) | 4 | 10 | 300 |",
+        "| memory linear | tokens | drawn | RULER's rule | samples | seconds | resident MiB |",
+        "|---|--:|--:|--:|--:|--:|--:|",
+        "| single | 4,096 | 12 (0) | 25 | 4 | 10 | 300 |",
     ]
 
 

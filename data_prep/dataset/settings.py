@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
+from data_prep.dataset import credentials
 from data_prep.dataset.wording import meant
 
 T = TypeVar("T")
@@ -25,8 +26,6 @@ T = TypeVar("T")
 # As messages name keys: train.steps, sources[0].paths.
 _KEY = re.compile(r"\w+(\[\d+\])?(\.\w+(\[\d+\])?)*")
 _QUOTED = re.compile(r"""'(?:[^']|'')*'|"(?:[^"\\]|\\.)*\"""", re.DOTALL)
-# In a URL: a password, or a key of its query.
-_SECRET = re.compile(r"://[^/]*@|[?&][^=]*(signature|sig|token|key|secret|credential)[^=]*=", re.I)
 _RESOLVER = re.compile(r"\$\{\s*[\w.]+\s*:")
 
 
@@ -87,16 +86,6 @@ def at_home(path: str) -> str:
             f"there is no home directory {home}; give the whole path, or ./{path} where that is "
             "its name"
         ) from None
-
-
-def credentials_in(url: str) -> str:
-    """Why this URL, which files and jobs repeat, cannot be given; empty: it holds no secret."""
-    if not _SECRET.search(url):
-        return ""
-    return (
-        "holds credentials, which would be stored with the configuration; give them in the "
-        "environment (AWS_ACCESS_KEY_ID, AWS_PROFILE, ~/.netrc)"
-    )
 
 
 def load(
@@ -190,7 +179,8 @@ def _read(
             continue
         try:
             value = _given(_kind_of(schema, key), given)
-            OmegaConf.create({"_": value})  # a ${ without its end
+            if "${" in given:
+                OmegaConf.create({"_": value})  # it may have no end
         except (yaml.YAMLError, OmegaConfBaseException, ValueError) as error:
             problems.append(f"{word!r}: the value cannot be read: {str(error).splitlines()[0]}")
             continue
@@ -286,10 +276,11 @@ def _resolved(schema: type[Any], merged: Any, problems: list[str]) -> dict[str, 
 
     try:
         plain = OmegaConf.to_container(merged, resolve=False)
-        given = _without_resolvers(plain, "", problems)
-        # An interpolation may name a key that nobody has set.
-        whole = OmegaConf.create(_with_defaults(schema, given))
-        resolved = _only(given, OmegaConf.to_container(whole, resolve=True))
+        resolved = given = _without_resolvers(plain, "", problems)
+        if "${" in repr(given):  # else to resolve nothing would take longer than all the rest
+            # An interpolation may name a key that nobody has set.
+            whole = OmegaConf.create(_with_defaults(schema, given))
+            resolved = _only(given, OmegaConf.to_container(whole, resolve=True))
     except OmegaConfBaseException as error:
         raise SettingsError([*problems, str(error).splitlines()[0]]) from None
     assert isinstance(resolved, dict)
@@ -449,7 +440,7 @@ def _scalar(
             raw = at_home(raw)
         except ValueError as error:
             _wrong(f"{key}: {error}", problems)
-        if "://" in raw and (wrong := credentials_in(raw)):
+        if "://" in raw and (wrong := credentials.refusal(raw)):
             _wrong(f"{key}: {wrong}", problems)
     low, high = bounds.get("low"), bounds.get("high")
     if (low is not None and raw < low) or (high is not None and raw > high):

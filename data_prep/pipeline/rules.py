@@ -1,13 +1,15 @@
 """datatrove's quality rules for English text, with the same verdicts in less time.
 
-The words of a document are split once (`splitting.py`). What takes long is first bounded by
-something fast; datatrove's own filter decides where the bound does not.
+The words of a document are split once (`splitting.py`) and counted by what is known of each
+(`vocabulary.py`). What takes long is first bounded by something fast; datatrove's own filter
+decides where the bound does not.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Collection, Iterator
+import itertools
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -23,23 +25,42 @@ from datatrove.utils.word_tokenizers import WordTokenizer
 
 from data_prep.config import CleaningConfig
 from data_prep.pipeline.splitting import BREAKS_SPACY, EnglishWords
+from data_prep.pipeline.vocabulary import ALPHABETIC, NOT_PUNCTUATION, STOP_WORD, Words
 
 _TOO_FEW = (False, "too_few_sentences")
-# Of the hash of a string of characters c: the sum of c[i] base^(length - 1 - i) modulo 2^64.
-_BASE = np.uint64(0x9E3779B97F4A7C15)
 
 Verdict = bool | tuple[bool, str]
+_Limits = tuple[tuple[int, float], ...]  # (n, share of a text's characters)
 
 
 def rule(name: str, config: CleaningConfig) -> Any:
     """A rule of `CleaningConfig.rules` as a datatrove filter."""
-    return _RULES[name](config, _english())
+    return _RULES[name](config, *english())
 
 
 @functools.cache
-def _english() -> EnglishWords:
+def english() -> tuple[EnglishWords, _Numbered]:
     """One table of words for all sources; datatrove keeps each tokenizer that it is given."""
-    return EnglishWords()
+    language = EnglishWords()
+    return language, _Numbered(language)
+
+
+class _Numbered(WordTokenizer):  # type: ignore[misc]
+    """Gives `Words` in place of a list, which datatrove's `split_into_words` then keeps."""
+
+    def __init__(self, language: EnglishWords) -> None:
+        super().__init__()
+        self._language = language
+
+    def word_tokenize(self, text: str) -> Words:
+        return self._language.words(text)
+
+    def sent_tokenize(self, text: str) -> list[str]:
+        found: list[str] = self._language.sent_tokenize(text)
+        return found
+
+    def span_tokenize(self, text: str) -> list[tuple[int, int]]:
+        return self._language.span_tokenize(text)
 
 
 class C4(C4QualityFilter):  # type: ignore[misc]
@@ -78,90 +99,98 @@ class _Lines(WordTokenizer):  # type: ignore[misc]
         return [(0, len(text))]
 
 
-class Repetition(GopherRepetitionFilter):  # type: ignore[misc]
-    """Gopher's rule of repetition, which counts n-grams only where they may be too many."""
-
-    def __init__(self, language: WordTokenizer) -> None:
-        super().__init__(language=language)
-        self._limits: dict[str, dict[int, float]] = {
-            "top_n_grams": dict(self.top_n_grams),
-            "dup_n_grams": dict(self.dup_n_grams),
-        }
+class Quality(GopherQualityFilter):  # type: ignore[misc]
+    """Gopher's rule of quality, with counts by what is known of each word."""
 
     def filter(self, doc: Document) -> Verdict:
         """The verdict of Gopher's rule."""
-        self.top_n_grams = self.dup_n_grams = ()
-        verdict: Verdict = super().filter(doc)
+        words: Words = split_into_words(doc.text, self.language)
+        checks = itertools.chain(self._of_words(words), self._of_text(doc.text, words))
+        return next(((False, reason) for is_so, reason in checks if is_so), True)
+
+    def _of_words(self, words: Words) -> Iterator[tuple[bool, str]]:
+        lengths = words.lengths[(words.kinds & NOT_PUNCTUATION) > 0]
+        yield len(lengths) < self.min_doc_words, "gopher_short_doc"
+        most = self.max_doc_words or len(lengths)
+        yield len(lengths) > most, "gopher_long_doc"
+        mean = lengths.mean()
+        yield bool(mean < self.min_avg_word_length), "gopher_below_avg_threshold"
+        yield bool(mean > self.max_avg_word_length), "gopher_above_avg_threshold"
+
+    def _of_text(self, text: str, words: Words) -> Iterator[tuple[bool, str]]:
+        count, most = len(words), self.max_symbol_word_ratio
+        ellipses = text.count("...") + text.count("…")
+        yield text.count("#") / count > most, "gopher_too_many_hashes"
+        yield ellipses / count > most, "gopher_too_many_ellipsis"
+        lines = text.splitlines()
+        # There are no more such lines than there are marks in the text.
+        bullets, most = text.count("•") + text.count("-"), self.max_bullet_lines_ratio
+        if bullets / len(lines) > most:
+            bullets = sum(line.lstrip().startswith(("•", "-")) for line in lines)
+        yield bullets / len(lines) > most, "gopher_too_many_bullets"
+        most = self.max_ellipsis_lines_ratio
+        if ellipses / len(lines) > most:
+            ellipses = sum(line.rstrip().endswith(("...", "…")) for line in lines)
+        yield ellipses / len(lines) > most, "gopher_too_many_end_ellipsis"
+        alphabetic = np.count_nonzero(words.kinds & ALPHABETIC) / count
+        yield alphabetic < self.max_non_alpha_words_ratio, "gopher_below_alpha_threshold"
+        stops = int(np.bitwise_or.reduce(words.kinds)) & STOP_WORD
+        yield stops.bit_count() < self.min_stop_words, "gopher_enough_stop_words"
+
+
+class Repetition(GopherRepetitionFilter):  # type: ignore[misc]
+    """Gopher's rule of repetition, which counts n-grams only where they may be too many."""
+
+    def __init__(self, language: WordTokenizer, numbered: WordTokenizer) -> None:
+        super().__init__(language=language)
+        self._numbered = numbered
+        self._of_lines = GopherRepetitionFilter(top_n_grams=(), dup_n_grams=(), language=numbered)
+        self._limits: tuple[_Limits, _Limits] = self.top_n_grams, self.dup_n_grams
+
+    def filter(self, doc: Document) -> Verdict:
+        """The verdict of Gopher's rule."""
+        verdict: Verdict = self._of_lines.filter(doc)
         if verdict is not True:
             return verdict
-        words = split_into_words(doc.text, self.language)
-        for kind, limits in self._limits.items():
-            bounds = _BOUNDS[kind](words, limits)
-            doubtful = [n for n, most in bounds if most / len(doc.text) > limits[n]]
-            setattr(self, kind, tuple((n, limits[n]) for n in doubtful))
+        words: Words = split_into_words(doc.text, self._numbered)
+        size = len(doc.text) * (1 - 1e-9)  # a little less: quotients are rounded
+        top, again = self._limits
+        self.top_n_grams = tuple((n, f) for n, f in top if may_be_frequent(words, n, f * size))
+        self.dup_n_grams = tuple((n, f) for n, f in again if may_repeat(words, n, f * size))
         return super().filter(doc) if self.top_n_grams or self.dup_n_grams else True
 
 
-def most_frequent(words: list[str], sizes: Collection[int]) -> Iterator[tuple[int, int]]:
-    """For each n at least the characters of the most frequent n-gram, times its count."""
-    for n, hashes, lengths in _grams(words, sizes):
-        order, starts = _equal(hashes)
-        counts = np.diff(starts, append=len(order))
-        # The words of an n-gram are joined by spaces.
-        longest = np.maximum.reduceat(lengths[order], starts) + n - 1
-        yield n, int((counts * longest).max())
+def may_be_frequent(words: Words, n: int, limit: float) -> bool:
+    """Whether the most frequent n-gram's characters, times its count, may be above the limit."""
+    hashes, lengths = words.n_grams(n)
+    if not len(hashes):
+        return False
+    # The words of an n-gram are joined by spaces.
+    often = int(limit / (lengths.max() + n - 1))
+    ordered = np.sort(hashes)
+    if often and not (ordered[often:] == ordered[:-often]).any():
+        return False
+    order, starts = _equal(hashes)
+    counts = np.diff(starts, append=len(order))
+    longest = np.maximum.reduceat(lengths[order], starts) + n - 1
+    return bool((counts * longest).max() > limit)
 
 
-def repeated(words: list[str], sizes: Collection[int]) -> Iterator[tuple[int, int]]:
-    """For each n at least the characters of n-grams seen before, none overlapping another."""
-    word_lengths = np.fromiter(map(len, words), np.int64, len(words))
-    for n, hashes, _ in _grams(words, sizes):
-        order, starts = _equal(hashes)
-        if len(starts) == len(order):
-            yield n, 0
-            continue
-        again = np.ones(len(order), bool)
-        again[np.minimum.reduceat(order, starts)] = False
-        steps = np.zeros(len(words) + 1, np.int64)
-        steps[:-n][again] += 1
-        steps[n:][again] -= 1
-        yield n, int(word_lengths[np.cumsum(steps[:-1]) > 0].sum())
-
-
-_BOUNDS: dict[str, Callable[[list[str], Collection[int]], Iterator[tuple[int, int]]]] = {
-    "top_n_grams": most_frequent,
-    "dup_n_grams": repeated,
-}
-
-
-def _grams(
-    words: list[str], sizes: Collection[int]
-) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    """(n, hashes, lengths) of the strings [words - n + 1] that n words make without spaces.
-
-    Equal strings have equal hashes, whatever their words.
-    """
-    if not words:
-        return
-    size = np.fromiter(map(len, words), np.int64, len(words))
-    ends = np.cumsum(size)
-    powers = np.cumprod(np.full(int(size.max()) + 1, _BASE)) * _inverse(_BASE)
-    characters = np.frombuffer("".join(words).encode("utf-32-le", "surrogatepass"), "<u4")
-    behind = np.repeat(ends, size) - 1 - np.arange(len(characters))
-    one = np.add.reduceat(characters * powers[behind], ends - size)
-    scale, hashes, lengths = powers[size], one, size
-    for n in range(1, max(sizes) + 1):
-        if n > 1:
-            hashes = hashes[:-1] * scale[n - 1 :] + one[n - 1 :]
-            lengths = lengths[:-1] + size[n - 1 :]
-        if not len(hashes):
-            return
-        if n in sizes:
-            yield n, hashes, lengths
-
-
-def _inverse(odd: np.uint64) -> np.uint64:
-    return np.uint64(pow(int(odd), -1, 1 << 64))
+def may_repeat(words: Words, n: int, limit: float) -> bool:
+    """Whether n-grams seen before, none overlapping another, may have more characters."""
+    hashes, lengths = words.n_grams(n)
+    if not len(hashes):
+        return False
+    ordered = np.sort(hashes)
+    if np.count_nonzero(ordered[1:] == ordered[:-1]) * lengths.max() <= limit:
+        return False
+    order, starts = _equal(hashes)
+    again = np.ones(len(order), bool)
+    again[np.minimum.reduceat(order, starts)] = False
+    steps = np.zeros(len(words) + 1, np.int64)
+    steps[:-n][again] += 1
+    steps[n:][again] -= 1
+    return bool(words.lengths[np.cumsum(steps[:-1]) > 0].sum() > limit)
 
 
 def _equal(hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -171,12 +200,13 @@ def _equal(hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return order, np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]]))
 
 
-_RULES: dict[str, Callable[[CleaningConfig, WordTokenizer], Any]] = {
+_RULES: dict[str, Callable[[CleaningConfig, WordTokenizer, WordTokenizer], Any]] = {
     # Its own limit of 100,000 words drops books.
-    "gopher_quality": lambda config, language: GopherQualityFilter(
-        max_doc_words=config.max_words or None, language=language
+    "gopher_quality": lambda config, _, numbered: Quality(
+        max_doc_words=config.max_words or None, language=numbered
     ),
-    "gopher_repetition": lambda config, language: Repetition(language),
-    "c4": lambda config, language: C4(language),
-    "fineweb": lambda config, language: FineWebQualityFilter(language=language),
+    "gopher_repetition": lambda config, language, numbered: Repetition(language, numbered),
+    "c4": lambda config, language, _: C4(language),
+    # It asks only for the number of words.
+    "fineweb": lambda config, _, numbered: FineWebQualityFilter(language=numbered),
 }

@@ -19,7 +19,9 @@ from datatrove.utils.word_tokenizers import SpaCyTokenizer
 from spacy.lang.lex_attrs import is_punct
 from spacy.tokenizer import Tokenizer
 
-# Characters of the runs in the table: some 200,000 runs, 60 MB.
+from data_prep.pipeline.vocabulary import Vocabulary, Words
+
+# Characters of the runs in the table: some 170,000 runs, 80 MB with their words.
 _HELD = 1_500_000
 # spaCy takes this name for one of its own; datatrove then leaves it out of the text.
 BREAKS_SPACY = "IS_ALPHA"
@@ -31,29 +33,32 @@ class EnglishWords(SpaCyTokenizer):  # type: ignore[misc]
 
     def __init__(self) -> None:
         super().__init__("en")
-        self._words: dict[str, tuple[str, ...]] = {}
+        self.forget()
+
+    def forget(self) -> None:
+        """Empty the table."""
+        self._vocabulary = Vocabulary()
+        # Of each run: the numbers of its words in the vocabulary.
+        self._words: dict[str, bytes] = {}
         self._held = 0
         # Runs whose words depend on special cases sought over runs: their outermost pieces.
         self._fragile: dict[str, tuple[str, str]] = {}
 
     def word_tokenize(self, text: str) -> list[str]:
         """What spaCy gives, without white space."""
+        return self.words(text).texts()
+
+    def words(self, text: str) -> Words:
+        """The words of `word_tokenize`, by number."""
         runs = text.split()
-        if BREAKS_SPACY in text:
-            return self._by_spacy(text)
-        try:
-            found = self._looked_up(runs)
-        except KeyError:
-            if not self._learn(set(runs)):
-                return self._by_spacy(text)
-            found = self._looked_up(runs)
+        numbers = None if BREAKS_SPACY in text else self._looked_up(runs)
+        if numbers is None:
+            alone = Vocabulary()
+            return Words(alone.numbers(self._by_spacy(text)), alone)
         if self._fragile and self._reached_over(text, runs):
-            if "\n" not in text:
-                return self._by_spacy(text)
             # No special case reaches over a new line.
-            lines = map(self.word_tokenize, text.split("\n"))
-            return list(itertools.chain.from_iterable(lines))
-        return found
+            numbers = b"".join(map(self._of_line, text.split("\n")))
+        return Words(numbers, self._vocabulary)
 
     def span_tokenize(self, text: str) -> list[tuple[int, int]]:
         """The spans of spaCy's sentencizer: one begins at a word behind a full stop.
@@ -95,16 +100,29 @@ class EnglishWords(SpaCyTokenizer):  # type: ignore[misc]
     def _stops(self) -> frozenset[str]:
         return frozenset(self.tokenizer.get_pipe("sentencizer").punct_chars)
 
-    def _looked_up(self, runs: list[str]) -> list[str]:
-        return list(itertools.chain.from_iterable(map(self._words.__getitem__, runs)))
+    def _looked_up(self, runs: list[str]) -> bytes | None:
+        """The numbers of the runs' words; None if the table has no room for the runs."""
+        try:
+            return b"".join(map(self._words.__getitem__, runs))
+        except KeyError:
+            if not self._learn(set(runs)):
+                return None
+            return b"".join(map(self._words.__getitem__, runs))
+
+    def _of_line(self, line: str) -> bytes:
+        """The numbers of a line's words, whose runs are in the table."""
+        runs = line.split()
+        if not self._reached_over(line, runs):
+            return b"".join(map(self._words.__getitem__, runs))
+        words = self._by_spacy(line)
+        return self._vocabulary.numbers(words)
 
     def _learn(self, runs: set[str]) -> bool:
         """Split the runs that are not in the table; false if there is no room for them."""
         missing = [run for run in runs if run not in self._words]
         if self._held + sum(map(len, missing)) > _HELD:
-            self._words.clear()
-            self._fragile.clear()
-            self._held, missing = 0, list(runs)
+            self.forget()
+            missing = list(runs)
         size = sum(map(len, missing))
         if size > _HELD:
             return False
@@ -117,10 +135,12 @@ class EnglishWords(SpaCyTokenizer):  # type: ignore[misc]
         uneven = [run for run in runs if not run.isalnum()]
         without = self._without_special_cases  # made outside of the zone, which is forgotten
         with self.tokenizer.memory_zone():
-            self._words.update(zip(runs, _split(self.tokenizer.tokenizer, runs), strict=True))
+            words = dict(zip(runs, _split(self.tokenizer.tokenizer, runs), strict=True))
             for run, pieces in zip(uneven, _split(without, uneven), strict=True):
-                if self._words[run] != pieces:
+                if words[run] != pieces:
                     self._fragile[run] = pieces[0], pieces[-1]
+        self._vocabulary.add(list(itertools.chain.from_iterable(words.values())))
+        self._words.update((run, self._vocabulary.numbers(words[run])) for run in runs)
 
     @cached_property
     def _without_special_cases(self) -> _Pieces:
@@ -139,20 +159,25 @@ class EnglishWords(SpaCyTokenizer):  # type: ignore[misc]
 
     def _reached_over(self, text: str, runs: list[str]) -> bool:
         """Whether a special case may reach over the border of a run that depends on them."""
-        fragile = self._fragile.keys()
-        if fragile.isdisjoint(runs):
+        fragile = self._fragile
+        if fragile.keys().isdisjoint(runs):
             return False
-        for one, other in itertools.pairwise(runs):
-            if one in fragile or other in fragile:
-                pair = self._ends(one)[1], self._ends(other)[0]
-                # Other white space is a piece of its own, which no special case has inside.
-                if pair in self._adjacent and f"{one} {other}" in text:
-                    return True
+        places = [place for place, run in enumerate(runs) if run in fragile]
+        for place in {max(place + step, 0) for place in places for step in (-1, 0)}:
+            one, *other = runs[place : place + 2]
+            # Other white space is a piece of its own, which no special case has inside.
+            if other and self._is_adjacent(one, other[0]) and f"{one} {other[0]}" in text:
+                return True
         return False
 
+    def _is_adjacent(self, run: str, other: str) -> bool:
+        return (self._ends(run)[1], self._ends(other)[0]) in self._adjacent
+
     def _ends(self, run: str) -> tuple[str, str]:
-        words = self._words[run]
-        return self._fragile.get(run) or (words[0], words[-1])
+        if run in self._fragile:
+            return self._fragile[run]
+        words = Words(self._words[run], self._vocabulary).texts()
+        return words[0], words[-1]
 
 
 class _Pieces(Tokenizer):  # type: ignore[misc]

@@ -12,7 +12,6 @@ import multiprocessing
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from data_prep.dataset import durable
@@ -36,19 +35,16 @@ class Wanted:
     seed: int
 
 
-def write(
-    path: Path, wanted: Wanted, haystack: Haystack, model: Tokenizer | None, workers: int = 1
-) -> None:
-    """Write the documents in the order of their numbers; gzip where the name ends in .gz.
+def write(path: Path, documents: int, line: Callable[[int], bytes], workers: int = 1) -> None:
+    """Write the `line` of each document in the order of their numbers, from 0.
 
-    Prompts are measured in tokens of the model, or in bytes without one.
-    Raises SettingsError where a task has no room, OSError where it cannot be written.
+    gzip where the name ends in .gz. Raises what `line` raises, OSError where it cannot be written.
     """
     global _maker
-    _maker = partial(_document, wanted, haystack, model)
+    _maker = line
     context = multiprocessing.get_context("fork")
     with ProcessPoolExecutor(workers, context) as pool:
-        write_lines(path, pool.map(_made, range(wanted.documents), chunksize=_AT_ONCE))
+        write_lines(path, pool.map(_made, range(documents), chunksize=_AT_ONCE))
 
 
 def write_lines(path: Path, lines: Iterable[bytes]) -> None:
@@ -77,8 +73,12 @@ def _made(number: int) -> bytes:
     return _maker(number)
 
 
-def _document(wanted: Wanted, haystack: Haystack, model: Tokenizer | None, number: int) -> bytes:
-    """The line of the document of this number. Raises SettingsError where it has no room."""
+def document(wanted: Wanted, haystack: Haystack, model: Tokenizer | None, number: int) -> bytes:
+    """The line of the document of this number.
+
+    The prompt is measured in tokens of the model, or in bytes without one. Raises SettingsError
+    where the task has no room.
+    """
 
     def least(number: int) -> int:
         task = wanted.tasks[number % len(wanted.tasks)]

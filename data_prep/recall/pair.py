@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -13,6 +14,11 @@ class Pair(NamedTuple):
 
     prompt: str
     answer: str
+
+    @property
+    def answers(self) -> list[str]:
+        """The numbers or words that the answer lists."""
+        return re.findall(r"\w+", self.answer)
 
 
 def hidden(facts: Sequence[tuple[float, str]], filler: Sequence[str]) -> str:

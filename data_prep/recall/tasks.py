@@ -103,6 +103,23 @@ def least(
     return _tokens(model, TASKS[task](Draws(seed, "task", task, str(number)), [], depth).prompt)
 
 
+def least_of_all(
+    task: str,
+    model: Tokenizer,
+    *,
+    seed: int,
+    samples: int,
+    depths: Sequence[float | None],
+) -> int:
+    """The most of `least` over the first `samples` documents at each depth: no prompt of a task
+    can be asked for in fewer tokens."""
+    return max(
+        least(task, model, seed=seed, number=number, depth=depth)
+        for depth in depths
+        for number in range(samples)
+    )
+
+
 def _tokens(model: Tokenizer | None, text: str) -> int:
     if model is None:
         return len(text.encode())

@@ -14,9 +14,9 @@ import yaml
 from data_prep import accounts
 from data_prep.accounts import ACCOUNTS, Account, Accounts, Sample
 from data_prep.dataset import durable, shards
+from data_prep.pages.bars import Bar, bars
+from data_prep.pages.rendering import render, scaled, share, short
 from data_prep.report import charts, statistics
-from data_prep.report.charts import Bar
-from data_prep.report.rendering import render, scaled, share, short
 from data_prep.report.statistics import Stats
 
 # A person reads the page: of more rows than these the largest are shown.
@@ -62,7 +62,7 @@ def page(directory: Path) -> str:
         "rates": _rates(stats),
         "sampled": sum(source.word_tokens for source in stats.sources.values()),
     }
-    return render("data_set.html", values)
+    return render("data_prep.report", "data_set.html", values)
 
 
 def _largest(sizes: Mapping[str, int]) -> dict[str, int]:
@@ -73,7 +73,7 @@ def _largest(sizes: Mapping[str, int]) -> dict[str, int]:
 def _counted(counts: Mapping[str, int], number: Callable[[int], str]) -> list[Bar]:
     """Bars of the largest counts, each with its share of all."""
     whole = sum(counts.values())
-    return charts.bars(_largest(counts), lambda n: f"{number(n)} \u00b7 {share(n, whole)}")
+    return bars(_largest(counts), lambda n: f"{number(n)} \u00b7 {share(n, whole)}")
 
 
 def _sources(stats: Stats) -> dict[str, Any]:
@@ -102,7 +102,7 @@ def _outcomes(found: Accounts) -> dict[str, Any]:
     """What became of the records, by source."""
     sources = dict(sorted(found.sources.items()))
     read = {name: account.read for name, account in sources.items() if account.read}
-    bars = [
+    rows = [
         Bar(
             name,
             f"{short(count)} read \u00b7 {share(sources[name].accepted, count)} accepted",
@@ -117,7 +117,7 @@ def _outcomes(found: Accounts) -> dict[str, Any]:
         if count
     ]
     return {
-        "bars": bars,
+        "bars": rows,
         "of": len(read),
         "dropped": _counted(_by_reason(a.dropped for a in sources.values()), "{:,}".format),
         "rows": [
@@ -136,12 +136,12 @@ def _duplicates(found: Accounts) -> dict[str, Any]:
     """Duplicates by source, as shares of the records read."""
     totals = {name: account.duplicates.total() for name, account in found.sources.items()}
     totals = {name: count for name, count in totals.items() if count}
-    bars = []
+    rows = []
     for name, total in _largest(totals).items():
         read, (_, _, exact, near, _) = found.sources[name].read, _parts(found.sources[name])
         value = f"{exact:,} exact \u00b7 {near:,} near \u00b7 {share(total, read)}"
-        bars.append(Bar(name, value, [exact / read, near / read]))
-    return {"bars": bars, "of": len(totals)}
+        rows.append(Bar(name, value, [exact / read, near / read]))
+    return {"bars": rows, "of": len(totals)}
 
 
 class _LeftOut(NamedTuple):
@@ -177,11 +177,7 @@ def _rates(stats: Stats) -> dict[str, list[Bar]]:
     own = {name: stats.sources[name] for name in _largest(_tokens(stats))}
     ratio, percent = "{:.3f}".format, "{:.3%}".format
     return {
-        "bytes": charts.bars({name: s.bytes / s.tokens for name, s in own.items()}, ratio),
-        "words": charts.bars(
-            {name: s.word_tokens / max(s.words, 1) for name, s in own.items()}, ratio
-        ),
-        "fallback": charts.bars(
-            {name: s.byte_tokens / s.tokens for name, s in own.items()}, percent
-        ),
+        "bytes": bars({name: s.bytes / s.tokens for name, s in own.items()}, ratio),
+        "words": bars({name: s.word_tokens / max(s.words, 1) for name, s in own.items()}, ratio),
+        "fallback": bars({name: s.byte_tokens / s.tokens for name, s in own.items()}, percent),
     }

@@ -126,6 +126,9 @@ def claim(directory: Path, ranks: int, steps: int, most_without_progress: int | 
             "counts": step < steps and not enough,
         }
         number = _create(directory, record)
+        with contextlib.suppress(OSError):  # a full disk ends the attempt where it matters
+            began = f"attempt {number} began at {record['time']} on {record['host']}"
+            note(directory, f"{began}, {counted(ranks, 'rank')}, from step {step}")
     except OSError as error:
         raise RunDirectoryError(
             f"run.directory: {error.filename or directory}: {error.strerror}; it must be writable "

@@ -105,13 +105,28 @@ def save(
             ranks, lambda: _commit(writing, final, manifest, attempt) if ranks.rank == 0 else ""
         )
     except CheckpointError as error:
-        raise _failure(error, final, writing, attempt, ranks) from error
+        _give_up(writing, attempt, ranks)
+        raise CheckpointError(
+            f"{final} could not be saved: {error}; earlier checkpoints are untouched"
+        ) from error
     remember(final, ranks.gather(digest)[0])
     prune = partial(_prune, root, keep_last, keep_every, attempt)
     (reason, *_) = ranks.gather(prune() if ranks.rank == 0 else None)
     if reason is not None:
         raise SupersededError(reason)
     return final
+
+
+def _give_up(writing: Path, attempt: Attempt, ranks: Ranks) -> None:
+    """Remove what was being written. Raises SupersededError if that is why it came to nothing."""
+    if ranks.rank == 0:
+        shutil.rmtree(writing, ignore_errors=True)
+    try:
+        _refuse_superseded(attempt, ranks)
+    except SupersededError:
+        raise
+    except CheckpointError:
+        pass  # where the disk fails, too; the error of the save says more
 
 
 def take_over(root: Path, attempt: Attempt) -> None:
@@ -135,23 +150,6 @@ def _refuse_superseded(attempt: Attempt, ranks: Ranks) -> None:
     reasons = ranks.gather(agreed(ranks, lambda: _superseded(attempt, ranks)))
     if (reason := reasons[0]) is not None:
         raise SupersededError(reason)
-
-
-def _failure(
-    error: CheckpointError, final: Path, writing: Path, attempt: Attempt, ranks: Ranks
-) -> CheckpointError:
-    """What a save that ended with `error` raises, once what it wrote is removed."""
-    if ranks.rank == 0:
-        shutil.rmtree(writing, ignore_errors=True)
-    try:
-        _refuse_superseded(attempt, ranks)
-    except SupersededError as superseded:
-        return superseded
-    except CheckpointError:
-        pass  # where the disk fails, too; the first error says more
-    return CheckpointError(
-        f"{final} could not be saved: {error}; earlier checkpoints are untouched"
-    )
 
 
 def _superseded(attempt: Attempt, ranks: Ranks) -> str | None:

@@ -1,4 +1,4 @@
-"""`pretrain import`, `export` and `plot`."""
+"""`pretrain import`, `export`, `plot` and `report`."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Literal
 
 from data_prep.dataset import durable, settings, shards
-from data_prep.dataset.command import Command, option, path_kind, word
+from data_prep.dataset.command import FILE_TO_WRITE, Command, option, path_kind, word
 from data_prep.dataset.settings import SettingsError
 from pretrain.checkpoint.runs import run_directory_of
-from pretrain.cli.evaluate import RUN
-from pretrain.config import ImportConfig
+from pretrain.cli.evaluate import RUN, WEIGHTS_MEANING
+from pretrain.config import ImportConfig, Weights
+from pretrain.report.figures import MOST_RUNS
 
 
 def _taken(path: Path) -> str:
@@ -34,6 +35,7 @@ def _no_model(path: Path) -> str:
 
 _NEW_DIRECTORY = path_kind(_taken)
 _MODEL = path_kind(_no_model)
+_PAGE = Path("report.html")
 
 
 class Import(Command):
@@ -81,11 +83,12 @@ class Export(Command):
     dtype: Literal["stored", "float32", "bf16"] = option(
         "stored", "dtype of the weights", otherwise="as stored, without rounding"
     )
+    weights: Weights = option("last", WEIGHTS_MEANING)
 
     def run(self) -> int:
         from pretrain.convert import export
 
-        return export.run(self.path, self.out, self.dtype)
+        return export.run(self.path, self.out, self.dtype, self.weights)
 
 
 class Plot(Command):
@@ -101,4 +104,44 @@ class Plot(Command):
 
         for path in plot.plot(run_directory_of(self.path)):
             print(path)
+        return 0
+
+
+class Report(Command):
+    """Write a report on runs as one HTML page.
+
+    Shows losses, rates, gates, memory, recall, speed, attempts, faults and configuration, of
+    several runs side by side; also while they go on. The page needs no network and no JavaScript,
+    and its size does not grow with the length of a run.
+    """
+
+    runs: list[Path] = word("run directories", kind=RUN, metavar="RUN", unique=True)
+    out: Path | None = option(
+        None,
+        "the page's file",
+        kind=FILE_TO_WRITE,
+        metavar="FILE.html",
+        otherwise="report.html in the run directory, of several runs in this directory",
+    )
+
+    @property
+    def page(self) -> Path:
+        """The file to write."""
+        if self.out is not None:
+            return self.out
+        return run_directory_of(self.runs[0]) / "report.html" if len(self.runs) == 1 else _PAGE
+
+    def problems(self) -> list[str]:
+        found = []
+        if len(self.runs) > MOST_RUNS:
+            found.append(f"RUN: {len(self.runs)} runs; expected at most {MOST_RUNS}: choose some")
+        if self.out is None and (reason := durable.obstacle(self.page, directory=False)):
+            found.append(f"--out: {reason}")
+        return found
+
+    def run(self) -> int:
+        from pretrain.report import page
+
+        page.write([run_directory_of(run) for run in self.runs], self.page)
+        print(self.page)
         return 0

@@ -22,12 +22,14 @@ from data_prep.dataset.command import (
 )
 from data_prep.dataset.settings import at_home
 from data_prep.dataset.shards import no_data_set
+from data_prep.recall import mqar
 from data_prep.recall.tasks import PASSKEY, TASKS
 from data_prep.sources.storage import is_url
 from pretrain.checkpoint.runs import no_run
+from pretrain.config import EvaluationConfig, Weights
 from pretrain.evaluate import pairs
 from pretrain.evaluate.pairs import Fields, Pair
-from pretrain.evaluate.questions import Questions, Sampling
+from pretrain.evaluate.questions import Associations, Questions, Sampling
 
 RUN = path_kind(no_run)
 _LOCATION = Kind(
@@ -35,6 +37,8 @@ _LOCATION = Kind(
     str,
     refusal=lambda location: "" if is_url(location) else no_data_set(Path(location)),
 )
+WEIGHTS_MEANING = "last: those after the last step; ema: their moving average (optim.ema_decay)"
+_IN_TRAINING = EvaluationConfig()
 _NEEDLES = [task for task in TASKS if task != PASSKEY]
 _TRAINED_ON = "as in the pairs that the run was trained on"
 
@@ -43,6 +47,7 @@ class OnModel(Command):
     """A command on a trained model."""
 
     path: Path = word("run directory, or one checkpoint of it", kind=RUN)
+    weights: Weights = option("last", WEIGHTS_MEANING)
 
 
 class Perplexity(OnModel):
@@ -67,6 +72,7 @@ class Perplexity(OnModel):
             window_segments=self.window_segments,
             max_documents=self.documents,
             batch=self.batch,
+            weights=self.weights,
         )
 
 
@@ -93,7 +99,12 @@ class Harness(OnModel):
         from pretrain.evaluate import harness
 
         return harness.run(
-            self.path, self.tasks_directory, tasks=self.tasks, shots=self.shots, limit=self.limit
+            self.path,
+            self.tasks_directory,
+            tasks=self.tasks,
+            shots=self.shots,
+            limit=self.limit,
+            weights=self.weights,
         )
 
 
@@ -104,8 +115,8 @@ def _lengths(*kibi: int) -> Any:
 
 class _Recall(OnModel):
     lengths: list[int] = _lengths(4, 32, 128)
-    samples: int = option(4, "prompts per cell", low=1)
-    seed: int = option(0, "same seed, same prompts", low=0)
+    samples: int = option(_IN_TRAINING.samples, "prompts per cell", low=1)
+    seed: int = option(_IN_TRAINING.seed, "same seed, same prompts", low=0)
 
     def ask(
         self, name: str, tasks: Sequence[str], depths: Sequence[float | None], filler: Path | None
@@ -114,7 +125,7 @@ class _Recall(OnModel):
         from pretrain.evaluate import recall
 
         asked = Questions(tasks, self.lengths, depths, self.samples, self.seed)
-        return recall.run(self.path, name, asked, filler)
+        return recall.run(self.path, name, asked, filler, self.weights)
 
 
 class Passkey(_Recall):
@@ -125,7 +136,7 @@ class Passkey(_Recall):
     """
 
     depths: list[float] = option(
-        [0.0, 0.25, 0.5, 0.75, 1.0],
+        _IN_TRAINING.depths,
         "places of the key, 0 the prompt's start, 1 its end",
         low=0,
         high=1,
@@ -155,6 +166,33 @@ class Needles(_Recall):
 
     def run(self) -> int:
         return self.ask("needles", self.tasks, [None], self.filler)
+
+
+class Mqar(OnModel):
+    """How many pairs of a key and a value a memory holds, over which distance.
+
+    Multi-query associative recall (after Zoology) of a run that was trained on documents of
+    `data-prep mqar`: the prompt states pairs, then asks for every key.
+    """
+
+    pairs: list[int] = option(
+        [4, 8, 16, 32, 64, 128, 256, 512],
+        "numbers of pairs",
+        low=1,
+        high=mqar.MOST_PAIRS,
+        unique=True,
+    )
+    distances: list[int] = option(
+        [0, 1, 4, 16, 64], "segments between the pairs and the questions", low=0, unique=True
+    )
+    answers: int = option(256, "values asked for per cell, at least", low=1)
+    seed: int = option(0, "same seed, same prompts", low=0)
+
+    def run(self) -> int:
+        from pretrain.evaluate import mqar as capacity
+
+        asked = Associations(self.pairs, self.distances, self.answers, self.seed)
+        return capacity.run(self.path, asked)
 
 
 class Summaries(OnModel):
@@ -203,7 +241,8 @@ class Summaries(OnModel):
         sampling = Sampling(self.max_tokens, self.temperature, self.top_p, self.seed)
         name = self.name or self.pairs[0].name.removesuffix(".gz").removesuffix(".jsonl")
         read = self.pairs_read[0][: self.documents]
-        return summaries.run(self.path, name, read, self.fields[0].question, self.shares, sampling)
+        question = self.fields[0].question
+        return summaries.run(self.path, name, read, question, self.shares, sampling, self.weights)
 
 
 class Generate(OnModel):
@@ -231,4 +270,5 @@ class Generate(OnModel):
             prompt=self.prompt or "",
             prompt_file=self.prompt_file,
             sampling=Sampling(self.max_tokens, self.temperature, self.top_p, self.seed),
+            weights=self.weights,
         )

@@ -12,7 +12,7 @@ from data_prep.dataset.shards import DataError
 from pretrain.cli.train import OnConfig, OnRun
 from pretrain.data.files import manifest_of
 from pretrain.jobs import job, origin, resumable
-from pretrain.jobs.start_checks import data_problems, directory_problems
+from pretrain.jobs.start_checks import data_problems, directory_problems, tracking_problems
 
 
 class Plan(OnConfig):
@@ -39,9 +39,49 @@ class Plan(OnConfig):
         False, "also run ZeRO-3 of one rank on tensors without storage, which takes minutes"
     )
 
+    roofline: bool = option(
+        False,
+        "also print operations and bytes of each part of a step, and the least time they can take",
+    )
+    products: float | None = option(
+        None,
+        "TFLOP/s of large bf16 products, for --roofline",
+        otherwise="measured: 790 on an h100 and an h200",
+        above=0,
+    )
+    copies: float | None = option(
+        None,
+        "TB/s of a GPU's memory, for --roofline",
+        otherwise="measured: 3.0 on an h100, 4.3 on an h200",
+        above=0,
+    )
+
     def problems(self) -> list[str]:
         if found := super().problems() or origin.unknown_shape(self.wanted):
             return found
+        return [*self._vocabulary_problems(), *self._roofline_problems()]
+
+    def _roofline_problems(self) -> list[str]:
+        given = {"--products": self.products, "--copies": self.copies}
+        if not self.roofline:
+            return [
+                f"{name}: only --roofline uses it; add that, or leave it out"
+                for name, value in given.items()
+                if value is not None
+            ]
+        found = [
+            f"{name}: no rate is known of --gpu {self.gpu}; give it for --roofline"
+            for name, value in given.items()
+            if value is None and self.gpu not in ("h100", "h200")
+        ]
+        if self.wanted.train.precision != "bf16":
+            found.append(
+                f"train.precision: --roofline has ceilings for bf16, found "
+                f"{self.wanted.train.precision}; set bf16"
+            )
+        return found
+
+    def _vocabulary_problems(self) -> list[str]:
         if self.vocab_size is None:
             key, source = next(iter(self.wanted.data.sources.items()))
             try:
@@ -51,12 +91,18 @@ class Plan(OnConfig):
         return []
 
     def run(self) -> int:
-        from pretrain.planning import plan
+        from pretrain.planning import plan, roofline
 
         source = next(iter(self.wanted.data.sources.values()))
         vocab_size = self.vocab_size or manifest_of(source.data).tokenizer.vocab_size
         asked = plan.cluster(self.gpu, self.nodes, self.gpus_per_node, self.peak_share)
-        return plan.run(self.wanted, vocab_size, asked, self.simulate_ranks)
+        made = plan.make(self.wanted, vocab_size, asked, self.simulate_ranks)
+        shown = plan.lines(made)
+        if self.roofline:
+            ceilings = roofline.ceilings(self.gpu, self.products, self.copies)
+            shown += ["", *roofline.lines(roofline.make(made, ceilings))]
+        print("\n".join(shown))
+        return int(made.needed > made.cluster.gpu.memory)
 
 
 class Check(OnRun):
@@ -77,7 +123,8 @@ class Check(OnRun):
 
     def run(self) -> int:
         config = self.wanted
-        problems = directory_problems(config) + data_problems(config, self.made_before)
+        problems = tracking_problems(config) + directory_problems(config)
+        problems += data_problems(config, self.made_before)
         problems += origin.problems(config) + resumable.problems(config, self.made_before)
         try:
             ranks = job.ranks_per_node(config, self.nodes, self.gpus_per_node)

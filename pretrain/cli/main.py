@@ -1,4 +1,4 @@
-"""`pretrain`: plan, memories, train, evaluate, generate, plot; import, export; check, preflight.
+"""`pretrain`: plan, memories, train, evaluate, generate, plot, report, import, export, check, ...
 
 Commands that need torch import it after the configuration was checked.
 """
@@ -25,11 +25,13 @@ _PROGRAM = Program(
         "eval harness": evaluate.Harness,
         "eval passkey": evaluate.Passkey,
         "eval needles": evaluate.Needles,
+        "eval mqar": evaluate.Mqar,
         "eval summaries": evaluate.Summaries,
         "generate": evaluate.Generate,
         "import": convert.Import,
         "export": convert.Export,
         "plot": convert.Plot,
+        "report": convert.Report,
         "check": jobs.Check,
         "preflight": jobs.Preflight,
     },

@@ -32,12 +32,12 @@ from pretrain.checkpoint.manifest import CheckpointError, TensorInfo
 from pretrain.checkpoint.pieces import DTYPES, dtype_name, stream_tensors
 from pretrain.checkpoint.ranks import SoloRanks
 from pretrain.checkpoint.runs import GENERATION, files_beside, write_beside
-from pretrain.config import MEMORY_KINDS, Config, ModelConfig, any_of
+from pretrain.config import MEMORY_KINDS, Config, ModelConfig, Weights, any_of
 from pretrain.convert import beside
 from pretrain.convert.families import FAMILIES, INFINI
 from pretrain.convert.hugging_face import config_json, plain_type, their_name
 from pretrain.model.transformer import Transformer, on_meta
-from pretrain.trained import configuration_of, locate, tokenizer_of
+from pretrain.trained import configuration_of, kind_of, locate, tokenizer_of
 
 MODELING = "modeling_infini_llama.py"
 _PART_BYTES = 5_000_000_000
@@ -45,7 +45,7 @@ _WRITTEN = {"float32": "F32", "bf16": "BF16"}
 _NAMES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
 
-def run(path: Path, out: Path, dtype: str) -> int:
+def run(path: Path, out: Path, dtype: str, weights: Weights = "last") -> int:
     """Export a run's newest checkpoint, or one checkpoint, into the new directory `out`; 0.
 
     dtype: "stored", "float32" or "bf16". Raises TrainedError, CheckpointError or TokenizerError.
@@ -55,7 +55,8 @@ def run(path: Path, out: Path, dtype: str) -> int:
         config = configuration_of(checkpoint)
         _check(config.model)
         own = tokenizer_of(run_directory, checkpoint)
-        source = Source(checkpoint, config, own.vocab_size, _WRITTEN.get(dtype))
+        kind = kind_of(checkpoint, weights)
+        source = Source(checkpoint, config, own.vocab_size, _WRITTEN.get(dtype), kind)
         writing = out.with_name(f"{out.name}.exporting")
         shutil.rmtree(writing, ignore_errors=True)
         writing.mkdir(parents=True)
@@ -100,6 +101,8 @@ class Source:
     vocab_size: int
     dtype: str | None
     """What matrices and norms are written in; None: as they are stored."""
+    kind: str
+    """Of the checkpoint's tensors: the masters, or their average."""
 
     @property
     def tensors(self) -> dict[str, TensorInfo]:
@@ -123,7 +126,7 @@ class Source:
         }
 
     def _dtype(self, name: str) -> str:
-        stored = dtype_name(self.checkpoint.dtype(f"{name}/param"))
+        stored = dtype_name(self.checkpoint.dtype(f"{name}/{self.kind}"))
         return stored if self.dtype is None or name in self._model.gates() else self.dtype
 
     def reader(self) -> Callable[[str], Tensor]:
@@ -132,7 +135,7 @@ class Source:
 
         def read(theirs: str) -> Tensor:
             name, info = ours[theirs]
-            tensor = self.checkpoint.tensor(f"{name}/param").to(DTYPES[info.dtype])
+            tensor = self.checkpoint.tensor(f"{name}/{self.kind}").to(DTYPES[info.dtype])
             self.checkpoint.close()
             return tensor
 

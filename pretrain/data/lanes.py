@@ -4,6 +4,10 @@ A lane draws the source (data set) of each of its documents by key, and reads ea
 own: lane g of G reads, in epoch e, every G-th shard of a permutation keyed by (seed, e), from the
 g-th on. Its tokens depend on the sources, their weights, G, g and the seed alone, and its place is
 a few integers.
+
+Weights may change with the number of steps. A step is a window of each lane, so the number of a
+lane's window says which weights hold for the documents that begin in it; a document that is open
+is read to its end.
 """
 
 from __future__ import annotations
@@ -15,7 +19,7 @@ from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -137,27 +141,42 @@ class Dataset:
         return np.argsort(bits.random_raw(len(self.manifest.shards)), kind="stable")
 
 
+Weight: TypeAlias = float | Sequence[Sequence[float]]
+"""A source's weight; where it changes, [step, weight] for each of its values, in order from step 0:
+the weight holds for the documents that begin after so many steps."""
+
+
 class Mix:
     """The sources of a run, and how a lane draws from them.
 
-    `weights` are shares of tokens, in any unit. A document of source s is drawn with a probability
-    in proportion to weight_s / (mean length of its laid-out documents), so that the share of its
-    tokens is weight_s / (sum of weights): exactly in expectation, whatever the documents' lengths.
+    `weights` are shares of tokens, in any unit, at every step. A document of source s is drawn
+    with a probability in proportion to weight_s / (mean length of its laid-out documents), so that
+    the share of its tokens is weight_s / (sum of weights): exactly in expectation, whatever the
+    documents' lengths.
     `prompt_weight` is that of a prompt's tokens in the loss.
     """
 
     def __init__(
         self,
         datasets: Sequence[Dataset],
-        weights: Sequence[float] = (1.0,),
+        weights: Sequence[Weight] = (1.0,),
         prompt_weight: float = 1.0,
     ) -> None:
         self.datasets = list(datasets)
         self.prompt_weight = prompt_weight
-        pairs = zip(weights, datasets, strict=True)
+        schedules = [_phases(weight) for weight in weights]
+        self._begins = sorted({begin for phases in schedules for begin, _ in phases})
+        self._bounds = [
+            self._bounds_of([_after(begin, phases) for phases in schedules])
+            for begin in self._begins
+        ]
+
+    def _bounds_of(self, weights: Sequence[float]) -> list[float]:
+        """Where the parts of [0, 1) end in which a draw is of each source."""
+        pairs = zip(weights, self.datasets, strict=True)
         sums = list(itertools.accumulate(weight / data.mean_length for weight, data in pairs))
         # Divided by itself the last one is exactly 1, which no draw reaches: weight 0 is never.
-        self._bounds = [total / sums[-1] for total in sums]
+        return [total / sums[-1] for total in sums]
 
     @property
     def is_weighted(self) -> bool:
@@ -165,13 +184,27 @@ class Mix:
         prompts = any(data.manifest.prompt_tokens for data in self.datasets)
         return prompts and self.prompt_weight != 1.0
 
-    def draw(self, seed: int, lane: int, number: int) -> int:
-        """The source of the document of this number in a lane: a function of these alone."""
+    def draw(self, seed: int, lane: int, number: int, step: int = 0) -> int:
+        """The source of the document of this number in a lane, which begins after `step` steps: a
+        function of these alone."""
         if len(self.datasets) == 1:
             return 0
         # The counter's last word sets these streams apart from those of `order`.
         bits = _philox(seed, lane, (number, 0, 0, 1)).random_raw()
-        return bisect_right(self._bounds, (int(bits) >> 11) * 2.0**-53)
+        bounds = self._bounds[bisect_right(self._begins, step) - 1]
+        return bisect_right(bounds, (int(bits) >> 11) * 2.0**-53)
+
+
+def _phases(weight: Weight) -> list[tuple[int, float]]:
+    """(steps, weight) for each value of a weight."""
+    if isinstance(weight, int | float):
+        return [(0, weight)]
+    return [(int(begin), value) for begin, value in weight]
+
+
+def _after(step: int, phases: Sequence[tuple[int, float]]) -> float:
+    """The weight after `step` steps."""
+    return [weight for begin, weight in phases if begin <= step][-1]
 
 
 def _philox(seed: int, key: int, counter: tuple[int, int, int, int]) -> np.random.Philox:
@@ -250,12 +283,20 @@ class _Stream:
 class Lane(Packer):
     """Lane `index` of `lanes`, from `place` on (None: the beginning). Not usable after it raised.
 
+    `step` is the number of the windows before the place.
     Raises DataError where a source has fewer shards than lanes or has no such place.
     """
 
     def __init__(
-        self, mix: Mix, index: int, lanes: int, seed: int, place: LanePlace | None = None
+        self,
+        mix: Mix,
+        index: int,
+        lanes: int,
+        seed: int,
+        place: LanePlace | None = None,
+        step: int = 0,
     ) -> None:
+        self._step = step
         if place is None:
             place = LanePlace(0, 0, (SourcePlace(),) * len(mix.datasets))
         super().__init__(offset=place.token, weighted=mix.is_weighted)
@@ -285,7 +326,9 @@ class Lane(Packer):
 
     def window(self, length: int) -> Window:
         """The next `length` tokens, without padding. Raises DataError."""
-        return self.pack(length)[0]
+        window, _ = self.pack(length)
+        self._step += 1
+        return window
 
     def open_document(self) -> LaidOut:
         """The document at the place, or where none is open the next that has a token.
@@ -294,7 +337,8 @@ class Lane(Packer):
         """
         while True:
             if self.offset == 0:
-                self._source = self._mix.draw(self._seed, self._index, self.place.drawn)
+                key = self._seed, self._index, self.place.drawn
+                self._source = self._mix.draw(*key, step=self._step)
             stream = self._streams[self._source]
             found = stream.open_document()
             tokens = stream.dataset.lay_out(found)

@@ -50,9 +50,10 @@ _Part = list[_Placed] | BaseException
 class Loader(Iterator[Batch]):
     """Batches of `lanes` (of `total_lanes`), forever; the same for any `workers` and `prefetch`.
 
-    `places` are where each lane of `lanes` continues; None: at its beginning. `workers` threads
-    share the lanes and hold at most `prefetch` batches ready. Raises DataError where a lane cannot
-    begin; what fails in a thread is raised, once, in place of the batch that it was to be part of.
+    `places` are where each lane of `lanes` continues, after `step` windows; None: at its beginning.
+    `workers` threads share the lanes and hold at most `prefetch` batches ready. Raises DataError
+    where a lane cannot begin; what fails in a thread is raised, once, in place of the batch that it
+    was to be part of.
     """
 
     def __init__(
@@ -65,10 +66,11 @@ class Loader(Iterator[Batch]):
         places: Sequence[LanePlace] | None,
         prefetch: int,
         workers: int,
+        step: int = 0,
     ) -> None:
         starts = [None] * len(lanes) if places is None else places
         own = [
-            Lane(mix, index, total_lanes, seed, place)
+            Lane(mix, index, total_lanes, seed, place, step)
             for index, place in zip(lanes, starts, strict=True)
         ]
         workers = min(workers, len(own))

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from data_prep.tokenizer.contract import StreamDecoder
+from pretrain.config import Weights
 from pretrain.evaluate.progress import TokenProgress, to_stderr
 from pretrain.evaluate.questions import EvaluationError, ResultError, Sampling
 from pretrain.model.decoding import Decoder
@@ -26,13 +27,20 @@ from pretrain.trained import Trained, default_device, load
 _CHUNK_LOGITS = 2**24
 
 
-def run(path: Path, *, prompt: str = "", prompt_file: str | None = None, sampling: Sampling) -> int:
+def run(
+    path: Path,
+    *,
+    prompt: str = "",
+    prompt_file: str | None = None,
+    sampling: Sampling,
+    weights: Weights = "last",
+) -> int:
     """Continue `prompt`, or the text of `prompt_file` ("-": stdin), on stdout; the exit code, 0.
 
     Raises EvaluationError and what `load` raises.
     """
     text = _text(prompt, prompt_file)
-    trained = load(path, default_device())
+    trained = load(path, default_device(), weights)
     for piece in generate(trained, trained.tokenizer.encode(text), sampling, to_stderr):
         print(piece, end="", flush=True)
     print()

@@ -20,6 +20,7 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.api.task import Task
 from lm_eval.models.utils import normalize_gen_kwargs
 
+from pretrain.config import Weights
 from pretrain.evaluate import results
 from pretrain.evaluate.generate import extended, generate
 from pretrain.evaluate.questions import EvaluationError, Sampling
@@ -52,6 +53,7 @@ def run(
     tasks: Sequence[str],
     shots: int | None,
     limit: int | None,
+    weights: Weights = "last",
 ) -> int:
     """Evaluate a run or checkpoint on the harness's tasks in a directory, all where none is named.
 
@@ -68,7 +70,7 @@ def run(
         manager, names = _tasks(tasks_directory, tasks)
         loaded = manager.load(names)
     _check_asked(tasks_directory, loaded["tasks"], shots)
-    trained = results.open_model(path)
+    trained = results.open_model(path, weights)
     manager.load = lambda _: loaded  # else it would read every data set again
     with _its_errors_as_ours(tasks_directory):
         found = simple_evaluate(

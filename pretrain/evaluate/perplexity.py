@@ -15,6 +15,7 @@ gives texts back exactly.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -28,16 +29,17 @@ from data_prep.dataset import durable
 from data_prep.dataset.shards import Document
 from data_prep.dataset.wording import counted
 from data_prep.tokenizer.contract import Tokenizer
+from pretrain.config import Weights
 from pretrain.data.files import name_of
 from pretrain.data.lanes import Dataset
 from pretrain.data.packing import IGNORE, LaidOut, Packer, Span, Window
 from pretrain.evaluate import results
-from pretrain.evaluate.progress import TokenProgress, to_stderr
+from pretrain.evaluate.progress import Pace, TokenProgress, alone, to_stderr
 from pretrain.evaluate.questions import EvaluationError, ResultError
 from pretrain.evaluate.results import Report
 from pretrain.model.state import of_lanes
 from pretrain.model.transformer import Output
-from pretrain.trained import Trained
+from pretrain.trained import Learned
 
 MEMORY, MASKED, NO_MEMORY = "memory", "masked", "none"
 """Columns of a report: memory read, its read masked, or a model without memory."""
@@ -54,12 +56,13 @@ def run(
     window_segments: int | None = None,
     max_documents: int | None = None,
     batch: int = 8,
+    weights: Weights = "last",
 ) -> int:
     """Evaluate a run or checkpoint, print the table, write `eval-STEP-DATA.json` into the run.
 
     Returns the exit code, 0. Raises what `open_model`, `evaluate` and `publish` raise.
     """
-    trained = results.open_model(path)
+    trained = results.open_model(path, weights)
     report = evaluate(
         trained,
         location,
@@ -74,7 +77,7 @@ def run(
 
 
 def evaluate(
-    trained: Trained,
+    learned: Learned,
     location: str | Path,
     *,
     window_segments: int | None,
@@ -83,6 +86,7 @@ def evaluate(
     report: Callable[[str], None],
     by_document: bool = False,
     masked: bool = True,
+    pace: Pace = alone,
 ) -> Report:
     """Score the first `max_documents` (None: all) documents of a data set, `batch` side by side.
 
@@ -96,25 +100,24 @@ def evaluate(
     Raises EvaluationError, ResultError or DataError.
     """
     if window_segments is None:
-        window_segments = trained.config.train.window_segments
-    data = Dataset(location, trained.config.data.cache)
-    _check_tokenizer(trained, data)
+        window_segments = learned.config.train.window_segments
+    data = pace(lambda: _opened(learned, location))
     count = min(data.manifest.documents, max_documents or data.manifest.documents)
     progress = TokenProgress("evaluate", round(count * data.mean_length), report)
-    columns = _columns(trained, masked)
+    columns = _columns(learned, masked)
     # Text tokens are counted from 0: BOS is at -1.
     first = 0 if data.manifest.tokenizer.bos_id is None else -1
-    score = _Score(columns, trained.tokenizer, first, by_document)
+    score = _Score(columns, learned.tokenizer, first, by_document)
     queue = _Queue(itertools.islice(data.documents(), max_documents))
-    lanes = [_Lane(queue, data, trained.config.model.span) for _ in range(batch)]
-    for windows, losses in _losses(trained, lanes, window_segments, columns):
-        score.add(windows, losses)
+    lanes = [_Lane(queue, data, learned.config.model.span) for _ in range(batch)]
+    for windows, losses in _losses(learned, lanes, window_segments, columns, pace):
+        pace(functools.partial(score.add, windows, losses))
         progress.add(sum(span.tokens for _, spans in windows for span in spans))
     found = score.report(queue.text_bytes)
     if not (found["positions"] and queue.text_bytes):
         raise EvaluationError(f"{location}: the documents asked for have no text to predict")
     return {
-        **results.of_model(trained),
+        **results.of_model(learned),
         "data": name_of(location),
         "data_sha256": data.files.manifest_sha256,
         "tokenizer_sha256": data.manifest.tokenizer.sha256,
@@ -149,6 +152,24 @@ def table(report: Report) -> str:
     ]
     lines.append(f"perplexity per token: {', '.join(perplexities)}")
     return "\n".join(lines)
+
+
+def numbers(report: Report) -> dict[str, Any]:
+    """By column the total's `bits_per_byte` and `perplexity`, and the bits per byte of positions
+    from 0, 1, 2, 4, ... on."""
+    return {
+        "bits_per_byte": report["total"]["bits_per_byte"],
+        "perplexity": report["total"]["perplexity"],
+        "positions": {str(row["first"]): row["bits_per_byte"] for row in report["positions"]},
+    }
+
+
+def line(report: Report) -> str:
+    """The totals in one line."""
+    total = report["total"]
+    cells = [f"{_shown(bits)} {_HEADINGS[c]}" for c, bits in total["bits_per_byte"].items()]
+    perplexity = next(iter(total["perplexity"].values()))
+    return f"bits per byte {', '.join(cells)} | perplexity {perplexity:.3f}"
 
 
 def range_of(row: Report) -> str:
@@ -192,14 +213,18 @@ class _Lane(Packer):
 
 
 def _losses(
-    trained: Trained, lanes: Sequence[_Lane], window_segments: int, columns: Sequence[str]
+    learned: Learned,
+    lanes: Sequence[_Lane],
+    window_segments: int,
+    columns: Sequence[str],
+    pace: Pace,
 ) -> Iterator[tuple[list[_Packed], list[np.ndarray]]]:
     """Windows of all lanes with their losses of each column, float64 [B, T] in nats."""
-    model, device = trained.model, trained.device
-    length = trained.config.model.whole_spans(window_segments)
+    model, device = learned.model, learned.device
+    length = learned.config.model.whole_spans(window_segments)
     state = model.initial_state(len(lanes), device)
     while True:
-        packed = [lane.pack(length) for lane in lanes]
+        packed = pace(functools.partial(_packed, lanes, length))
         kept = [row for row, (_, spans) in enumerate(packed) if spans]
         if not kept:
             return
@@ -211,7 +236,8 @@ def _losses(
             torch.from_numpy(np.stack(rows)[:, :width]).to(device)
             for rows in zip(*(window[:3] for window, _ in windows), strict=True)
         )
-        with torch.inference_mode():
+        # Not inference mode, whose tensors autograd refuses: ZeRO-3 may keep what it gathers.
+        with torch.no_grad():
             output: Output = model(tokens, starts, state, targets)
             state = output.state
             losses = [_on_host(output)]
@@ -221,6 +247,10 @@ def _losses(
                 masked: Output = model(tokens, starts, unread, targets, read_memory=False)
                 losses.append(_on_host(masked))
         yield windows, losses
+
+
+def _packed(lanes: Sequence[_Lane], length: int) -> list[_Packed]:
+    return [lane.pack(length) for lane in lanes]
 
 
 def _on_host(output: Output) -> np.ndarray:
@@ -345,20 +375,23 @@ def bucket_of(positions: np.ndarray) -> np.ndarray:
     return exponents
 
 
-def _columns(trained: Trained, masked: bool) -> tuple[str, ...]:
-    if not trained.config.model.memory.traits.remembers:
+def _columns(learned: Learned, masked: bool) -> tuple[str, ...]:
+    if not learned.config.model.memory.traits.remembers:
         return (NO_MEMORY,)
     return (MEMORY, MASKED) if masked else (MEMORY,)
 
 
-def _check_tokenizer(trained: Trained, data: Dataset) -> None:
-    own = durable.sha256_of(trained.tokenizer.path)
+def _opened(learned: Learned, location: str | Path) -> Dataset:
+    """The data set. Raises DataError, and EvaluationError where its tokens mean other texts."""
+    data = Dataset(location, learned.config.data.cache)
+    own = durable.sha256_of(learned.tokenizer.path)
     if own != data.manifest.tokenizer.sha256:
         raise EvaluationError(
             f"{data.location}: was prepared with another tokenizer than the run's, so its tokens "
             "mean other texts; prepare it again with data-prep's "
-            f"tokenizer.path={trained.tokenizer.path}"
+            f"tokenizer.path={learned.tokenizer.path}"
         )
+    return data
 
 
 def _shown(value: float | None, sign: str = "") -> str:

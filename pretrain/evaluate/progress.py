@@ -7,6 +7,21 @@ import sys
 import time
 from collections.abc import Callable
 from datetime import timedelta
+from typing import Protocol, TypeVar
+
+T = TypeVar("T")
+
+
+class Pace(Protocol):
+    """How an evaluation goes on from window to window: it calls this with whatever may fail."""
+
+    def __call__(self, action: Callable[[], T]) -> T:
+        """What `action` returns."""
+
+
+def alone(action: Callable[[], T]) -> T:
+    """The pace of a process that evaluates alone."""
+    return action()
 
 
 def to_stderr(line: str) -> None:

@@ -29,6 +29,20 @@ class Questions:
 
 
 @dataclass(frozen=True)
+class Associations:
+    """Values asked for, at least `answers` for every number of pairs and distance in segments."""
+
+    pairs: Sequence[int]
+    distances: Sequence[int]
+    answers: int
+    seed: int
+
+    def samples(self, pairs: int) -> int:
+        """Prompts per cell; each asks for all of its values."""
+        return -(-self.answers // pairs)
+
+
+@dataclass(frozen=True)
 class Sampling:
     """At most `max_tokens` tokens: the likeliest ones at temperature 0, else drawn with `seed`.
 

@@ -10,19 +10,23 @@ import itertools
 import json
 import subprocess
 import tempfile
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from matplotlib.figure import Figure
+import numpy as np
 
 from data_prep.dataset import durable
 from data_prep.dataset.parsing import json_value
 from pretrain.checkpoint.runs import run_directory_of
+from pretrain.config import Weights
 from pretrain.evaluate.questions import EvaluationError, ResultError
-from pretrain.trained import Trained, default_device, load
+from pretrain.trained import Learned, Trained, default_device, load
+
+if TYPE_CHECKING:  # not imported by the ranks of a training that is evaluated
+    from matplotlib.figure import Figure
 
 Report = dict[str, Any]
 """JSON-able: of which model it is, what was asked, and what was measured."""
@@ -32,7 +36,7 @@ _PROVENANCE = ("code", "written")
 _SOURCE = Path(__file__).resolve().parents[2]
 
 
-def open_model(path: Path) -> Trained:
+def open_model(path: Path, weights: Weights = "last") -> Trained:
     """The model of a run or checkpoint, once it is known that results can be written into the run.
 
     Raises EvaluationError and what `load` raises.
@@ -46,17 +50,25 @@ def open_model(path: Path) -> Trained:
             f"{directory}: results cannot be written into this run directory ({error.strerror}); "
             "make it writable, or evaluate a copy of it"
         ) from None
-    return load(path, default_device())
+    return load(path, default_device(), weights)
 
 
-def of_model(trained: Trained) -> Report:
+def of_model(learned: Learned) -> Report:
     """What identifies the model in a report."""
+    stored = {}
+    if isinstance(learned, Trained):
+        # Results from before there was an average are those of the last step's weights.
+        averaged = {} if learned.weights == "last" else {"weights": learned.weights}
+        stored = {
+            **averaged,
+            "checkpoint": learned.checkpoint_path.name,
+            "checkpoint_sha256": learned.checkpoint_sha256,
+        }
     return {
-        "step": trained.step,
-        "checkpoint": trained.checkpoint_path.name,
-        "checkpoint_sha256": trained.checkpoint_sha256,
-        "memory_kind": trained.config.model.memory.kind,
-        "segment": trained.config.model.span,
+        "step": learned.step,
+        **stored,
+        "memory_kind": learned.config.model.memory.kind,
+        "segment": learned.config.model.span,
     }
 
 
@@ -98,6 +110,36 @@ def publish(
     print(table)
     for one in written:
         print(f"written to {one}")
+
+
+def heat_map(
+    shares: np.ndarray,
+    said: np.ndarray,
+    columns: tuple[str, Sequence[str]],
+    rows: tuple[str, Sequence[str]],
+    title: str,
+    label: str,
+) -> Figure:
+    """Shares, 0 to 1, as colours with what is `said` of each: both [rows, columns].
+
+    `columns` and `rows` are each the axis's meaning and the names of its places, the first row on
+    top; `label` is the colours' meaning.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(2 + shares.shape[1], 1.6 + 0.5 * len(shares)), layout="constrained")
+    axes = figure.add_subplot()
+    image = axes.imshow(shares, vmin=0, vmax=1, cmap="viridis", aspect="auto")
+    axes.set_xticks(range(shares.shape[1]), columns[1])
+    axes.set_yticks(range(len(shares)), rows[1])
+    for (y, x), share in np.ndenumerate(shares):
+        color = "black" if share > 0.6 else "white"
+        axes.text(x, y, str(said[y, x]), ha="center", va="center", fontsize=8, color=color)
+    axes.set_xlabel(columns[0])
+    axes.set_ylabel(rows[0])
+    axes.set_title(title)
+    figure.colorbar(image, label=label)
+    return figure
 
 
 def write_figure(path: Path, figure: Figure, dpi: int = 150) -> None:

@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from data_prep.dataset.wording import counted
+from pretrain.config import Weights
 from pretrain.evaluate import results, rouge
 from pretrain.evaluate.generate import read, sampled
 from pretrain.evaluate.pairs import Pair
@@ -55,6 +56,7 @@ def run(
     question: str,
     shares: Sequence[float],
     sampling: Sampling,
+    weights: Weights = "last",
 ) -> int:
     """Let a run or checkpoint answer the pairs; print the table and write it into the run.
 
@@ -62,7 +64,7 @@ def run(
     shares `plots/summaries-STEP-NAME.png` is drawn. Returns the exit code, 0. Raises what
     `open_model`, `answers` and `publish` raise.
     """
-    trained = results.open_model(path)
+    trained = results.open_model(path, weights)
     given = list(answers(trained, pairs, question, shares, sampling, to_stderr))
     found = {
         **results.of_model(trained),

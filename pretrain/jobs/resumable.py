@@ -124,7 +124,7 @@ def _leaves(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
     for key, item in value.items():
         if isinstance(item, dict):
             yield from _leaves(item, f"{prefix}{key}.")
-        elif isinstance(item, list):
+        elif isinstance(item, list) and item and isinstance(item[0], dict):
             for index, each in enumerate(item):
                 yield from _leaves(each, f"{prefix}{key}[{index}].")
         else:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from data_prep.dataset import durable
+from data_prep.dataset import durable, shards
 from data_prep.dataset.settings import SettingsError
 from data_prep.dataset.shards import DataError
 from data_prep.dataset.wording import counted
+from data_prep.recall import tasks
+from data_prep.tokenizer import tokenizer
+from data_prep.tokenizer.contract import Tokenizer, TokenizerError
 from pretrain.checkpoint.runs import is_run
 from pretrain.config import CONFIG_FILE, Config
-from pretrain.data.files import manifest_of
+from pretrain.data.files import files_of, manifest_of
 from pretrain.jobs import origin, resumable
 
 
@@ -24,10 +28,21 @@ def check_start(config: Config, ranks: int) -> None:
             "model.local_attention: flash-attn is not installed; install the extra `gpu` (README), "
             "or set it to auto or sdpa"
         )
+    problems += tracking_problems(config)
     problems += directory_problems(config) + data_problems(config)
     problems += origin.problems(config) + resumable.problems(config)
     if problems:
         raise SettingsError(problems)
+
+
+def tracking_problems(config: Config) -> list[str]:
+    """Why TensorBoard's files cannot be written."""
+    if not config.tensorboard.enabled or importlib.util.find_spec("tensorboard"):
+        return []
+    return [
+        "tensorboard.enabled: tensorboard is not installed; install the extra `tensorboard` "
+        "(README), or set it to false"
+    ]
 
 
 def directory_problems(config: Config) -> list[str]:
@@ -62,6 +77,10 @@ def data_problems(config: Config, made_before: Sequence[Path] = ()) -> list[str]
     """
     directories = {key: source.data for key, source in config.data.sources.items()}
     directories |= {"data.preface": config.data.preface, "data.validation": config.data.validation}
+    evaluated = {
+        f"train.evaluate[{index}].data": one.data for index, one in enumerate(config.train.evaluate)
+    }
+    directories |= evaluated
     later = {directory.absolute() for directory in made_before}
     problems, manifests = [], {}
     for key, directory in directories.items():
@@ -72,7 +91,7 @@ def data_problems(config: Config, made_before: Sequence[Path] = ()) -> list[str]
         except DataError as error:
             problems.append(f"{key}: {error}")
             continue
-        if len(manifest.shards) < config.data.lanes:
+        if key not in evaluated and len(manifest.shards) < config.data.lanes:
             problems.append(
                 f"{key}: {directory} has {counted(len(manifest.shards), 'shard')} for "
                 f"data.lanes={config.data.lanes}, and each lane needs at least one; cut it "
@@ -85,4 +104,47 @@ def data_problems(config: Config, made_before: Sequence[Path] = ()) -> list[str]
         for key, manifest in manifests.items()
         if manifest.tokenizer.sha256 != manifests[first].tokenizer.sha256
     ]
+    if any(one.lengths for one in config.train.evaluate):
+        problems += _question_problems(config, later)
     return problems
+
+
+def _question_problems(config: Config, later: Collection[Path]) -> list[str]:
+    """Why questions in training (`train.evaluate`) cannot be asked."""
+    problems = []
+    source = next(iter(config.data.sources.values()))
+    own: Tokenizer | None = None
+    try:
+        own = _tokenizer_of(source.data, config)
+    except DataError:
+        pass  # `data_problems` says so, or it is made before
+    except TokenizerError as error:
+        problems.append(f"train.evaluate: {error}")
+    for index, one in enumerate(config.train.evaluate):
+        key = f"train.evaluate[{index}]"
+        if one.filler and Path(one.filler).absolute() not in later:
+            try:
+                shards.read_manifest(Path(one.filler))
+            except DataError as error:
+                problems.append(f"{key}.filler: {error}")
+        for task in one.tasks_asked if own else ():
+            assert own is not None
+            least = tasks.least_of_all(
+                task, own, seed=one.seed, samples=one.samples, depths=one.depths_asked
+            )
+            problems += [
+                f"{key}.lengths: {counted(length, 'token is', 'tokens are')} fewer than {task} has "
+                f"without any filler; ask for at least {least}"
+                for length in one.lengths
+                if length < least
+            ]
+    return problems
+
+
+def _tokenizer_of(location: str, config: Config) -> Tokenizer:
+    """The tokenizer of a data set. Raises DataError and TokenizerError."""
+    files = files_of(location, config.data.cache)
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / files.manifest.tokenizer.file
+        path.write_bytes(files.tokenizer())
+        return tokenizer.load(path)

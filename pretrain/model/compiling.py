@@ -5,8 +5,9 @@ Only functions of tensors are compiled, never modules: ZeRO-3 gathers weights in
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import ParamSpec, TypeVar
 
 import torch
@@ -21,6 +22,18 @@ def switch(on: bool) -> None:
     """Compile the functions marked `fused` from their next call on, or call them as written."""
     global _on
     _on = on
+
+
+@contextlib.contextmanager
+def left_out() -> Iterator[None]:
+    """A block in which nothing is compiled, so that its shapes take no place from those of
+    training, of which only so many are kept."""
+    global _on
+    before, _on = _on, False
+    try:
+        yield
+    finally:
+        _on = before
 
 
 def fused(function: Callable[P, T]) -> Callable[P, T]:

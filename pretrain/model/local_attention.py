@@ -1,4 +1,6 @@
-"""Causal softmax attention inside segments and documents (equation 4), by SDPA or flash-attn.
+"""Causal softmax attention inside segments and documents (equation 4).
+
+By SDPA, by flash-attn, or by the variable-length flash attention that comes with torch.
 
 A *kernel* takes the document starts, once per forward, and returns the function that every layer
 then calls. Some memories put R slots of earlier segments before a segment's own keys and values:
@@ -10,14 +12,15 @@ h // (H / K).
 from __future__ import annotations
 
 import functools
-import importlib
 import logging
 from collections.abc import Callable
-from typing import Literal, NamedTuple, Protocol, TypeAlias
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from pretrain.config import flash_head_obstacle
 
 _log = logging.getLogger(__name__)
 
@@ -42,43 +45,85 @@ class Kernel(Protocol):
         """starts [P, N] bool, True at the first token of each document."""
 
 
+_Offsets: TypeAlias = tuple[Tensor, Tensor]
+"""int32 offsets of the sequences of queries and of keys."""
+_Longest: TypeAlias = tuple[int, int]
+"""Tokens of the longest of each, at most."""
+
+
 class KernelError(ValueError):
     """A requested kernel cannot run here."""
 
 
 @functools.cache
 def choose(
-    setting: Literal["auto", "flash", "sdpa"], device_type: str, dtype: torch.dtype
+    setting: Literal["auto", "flash", "varlen", "sdpa"],
+    device_type: str,
+    dtype: torch.dtype,
+    d_head: int,
 ) -> Kernel:
     """The kernel that `model.local_attention` names; `auto` logs its choice once.
 
-    Raises KernelError if flash-attn is requested and cannot run.
+    Raises KernelError if a kernel is requested by name and cannot run.
     """
     if setting == "sdpa":
         return sdpa
-    obstacle = _flash_obstacle(device_type, dtype)
-    if setting == "flash" and obstacle:
+    obstacles: list[str] = []
+    for name in ("flash", "varlen") if setting == "auto" else (setting,):
+        kernel, title = _FUSED[name]
+        obstacle = _obstacle(name, device_type, dtype, d_head)
+        if obstacle is None:
+            _announce(setting, title, obstacles)
+            return kernel
+        obstacles.append(f"{title} {obstacle}")
+    if setting != "auto":
         raise KernelError(
-            f"model.local_attention: flash was requested, but {obstacle}; "
-            "set it to sdpa, or to auto, which uses flash-attn if it can run"
+            f"model.local_attention: {setting} was requested, but {obstacles[0]}; set it to sdpa, "
+            "or to auto, which uses the first of flash, varlen and sdpa that can run"
         )
+    _announce(setting, "SDPA", obstacles)
+    return sdpa
+
+
+def _announce(setting: str, taken: str, obstacles: list[str]) -> None:
     if setting == "auto":
-        _log.info("local attention: %s", f"SDPA ({obstacle})" if obstacle else "flash-attn")
-    return sdpa if obstacle else flash
+        why = f" ({'; '.join(obstacles)})" if obstacles else ""
+        _log.info("local attention: %s%s", taken, why)
 
 
-def _flash_obstacle(device_type: str, dtype: torch.dtype) -> str | None:
-    """Why flash-attn cannot run here; None if it can."""
+def _obstacle(name: str, device_type: str, dtype: torch.dtype, d_head: int) -> str | None:
+    """Why one of the fused kernels cannot run here; None if it can."""
     if device_type != "cuda":
-        return f"flash-attn needs a CUDA GPU and the model is on {device_type}"
+        return f"needs a CUDA GPU and the model is on {device_type}"
     if dtype not in (torch.bfloat16, torch.float16):
-        return f"flash-attn computes in bf16 or fp16 and the model is in {dtype}"
+        return f"computes in bf16 or fp16 and the model is in {dtype}"
+    if obstacle := flash_head_obstacle(name, d_head):
+        return obstacle
     if torch.cuda.get_device_capability() < (8, 0):
-        return f"flash-attn needs an Ampere GPU or later, found {torch.cuda.get_device_name()}"
+        return f"needs an Ampere GPU or later, found {torch.cuda.get_device_name()}"
+    return tried(_FUSED[name][0], torch.device(device_type), dtype, d_head)
+
+
+def tried(kernel: Kernel, device: torch.device, dtype: torch.dtype, d_head: int) -> str | None:
+    """Why a kernel fails on one token, forward and backward; None if it does not.
+
+    A package may be missing, or built for other GPUs, another torch or other sizes of heads.
+    """
+    queries, keys = (
+        torch.zeros(1, 1, heads, d_head, device=device, dtype=dtype, requires_grad=True)
+        for heads in (2, 1)
+    )
     try:
-        importlib.import_module("flash_attn")
+        with torch.enable_grad():
+            attend = kernel(torch.zeros(1, 1, dtype=torch.bool, device=device))
+            attend(queries, keys, keys).sum().backward()  # type: ignore[no-untyped-call]
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
     except ImportError as error:
-        return f"flash_attn cannot be imported ({error}); install the extra `gpu`"
+        return f"cannot be imported ({error}); see docs/gpu.md"
+    except RuntimeError as error:
+        first = str(error).strip().partition("\n")[0]
+        return f"fails on one token with heads of {d_head} ({first}); see docs/gpu.md"
     return None
 
 
@@ -192,13 +237,58 @@ def sequence_offsets_of_past(starts: Tensor, past: Past) -> tuple[Tensor, Tensor
 
 
 def flash(starts: Tensor, past: Past | None = None) -> Attend:
-    """flash-attn: each document's part of a segment is one sequence of variable length.
+    """flash-attn: each document's part of a segment is one sequence of variable length."""
+    from flash_attn import flash_attn_varlen_func
+
+    def attend(
+        queries: Tensor, keys: Tensor, values: Tensor, starting: _Offsets, longest: _Longest
+    ) -> Tensor:
+        attended: Tensor = flash_attn_varlen_func(
+            *(queries, keys, values, *starting, *longest), causal=True
+        )
+        return attended
+
+    return _by_sequence(attend, starts, past)
+
+
+def varlen(starts: Tensor, past: Past | None = None) -> Attend:
+    """The same, by the flash attention that comes with torch."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    # Its kernel takes shared key/value heads as they are; 2.11 lacks the argument for it.
+    known = varlen_attn.__kwdefaults__ or {}
+    shared: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in known else {}
+
+    def attend(
+        queries: Tensor, keys: Tensor, values: Tensor, starting: _Offsets, longest: _Longest
+    ) -> Tensor:
+        attended = varlen_attn(
+            *(queries, keys, values, *starting, *longest),
+            window_size=(-1, 0),  # causal
+            **shared,
+        )
+        assert isinstance(attended, Tensor)  # without an auxiliary output
+        return attended
+
+    return _by_sequence(attend, starts, past)
+
+
+_FUSED: dict[str, tuple[Kernel, str]] = {
+    "flash": (flash, "flash-attn"),
+    "varlen": (varlen, "torch's varlen_attn"),
+}
+
+
+def _by_sequence(
+    run: Callable[[Tensor, Tensor, Tensor, _Offsets, _Longest], Tensor],
+    starts: Tensor,
+    past: Past | None,
+) -> Attend:
+    """`run` on sequences laid end to end: queries [sum of n, H, D], keys and values [.., K, D].
 
     With slots of the past a sequence has more keys than queries; its causal mask then is that of
     the last queries, so that every query sees all slots.
     """
-    from flash_attn import flash_attn_varlen_func
-
     offsets = key_offsets = sequence_offsets(starts)
     rows: Tensor | None = None
     longest = longest_keys = starts.shape[1]
@@ -210,16 +300,7 @@ def flash(starts: Tensor, past: Past | None = None) -> Attend:
         keys, values = (
             x.flatten(0, 1) if rows is None else x.flatten(0, 1)[rows] for x in (keys, values)
         )
-        attended: Tensor = flash_attn_varlen_func(
-            queries.flatten(0, 1),
-            keys,
-            values,
-            cu_seqlens_q=offsets,
-            cu_seqlens_k=key_offsets,
-            max_seqlen_q=longest,
-            max_seqlen_k=longest_keys,
-            causal=True,
-        )
-        return attended.view(queries.shape)
+        both = (offsets, key_offsets), (longest, longest_keys)
+        return run(queries.flatten(0, 1), keys, values, *both).view(queries.shape)
 
     return attend

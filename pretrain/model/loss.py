@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,13 +18,34 @@ _CHUNK_LOGITS = {"cpu": 2**24, "cuda": 2**27}
 _LEAST_CHUNK = 64  # tokens
 
 
+class Losses(NamedTuple):
+    """The losses of a batch of targets."""
+
+    total: Tensor
+    """The differentiable sum of all of them and of the z-loss."""
+    losses: Tensor
+    """[B, T] cross-entropy of each token in nats, float32, without a gradient."""
+    z_loss: Tensor
+    """The z-loss in `total`, float32, without a gradient."""
+
+
 class OutputHead(nn.Module):
-    """The projection onto the vocabulary; its weight is the embedding's if they are tied."""
+    """The projection onto the vocabulary; its weight is the embedding's if they are tied.
+
+    The z-loss of a token is `z_loss` times log(Z)^2, with Z the sum of its exponentiated logits
+    (PaLM, arXiv 2204.02311, section 5): it keeps logits near the scale at which a softmax is exact.
+    """
 
     def __init__(
-        self, d_model: int, vocab_size: int, std: float, tied: nn.Parameter | None
+        self,
+        d_model: int,
+        vocab_size: int,
+        std: float,
+        tied: nn.Parameter | None,
+        z_loss: float = 0.0,
     ) -> None:
         super().__init__()
+        self.z_loss = z_loss
         if tied is None:
             self.weight = nn.Parameter(torch.empty(vocab_size, d_model))
             nn.init.normal_(self.weight, std=std)
@@ -33,24 +54,24 @@ class OutputHead(nn.Module):
 
     def forward(
         self, x: Tensor, targets: Tensor | None = None, weights: Tensor | None = None
-    ) -> Tensor | tuple[Tensor, Tensor]:
+    ) -> Tensor | Losses:
         """x [B, T, d_model] -> logits [B, T, V]; given targets [B, T], losses instead.
 
-        The losses are the differentiable sum over all targets, and each token's loss [B, T] without
-        a gradient: cross-entropy in nats, float32, 0 where the target is IGNORE, multiplied by
-        `weights` [B, T], float32, if given. No [B, T, V] tensor is ever in memory.
+        A token's losses are 0 where the target is IGNORE, and multiplied by `weights` [B, T],
+        float32, if given. No [B, T, V] tensor is ever in memory.
         """
         if targets is None:
             return F.linear(x, self.weight)
         flat = None if weights is None else weights.flatten()
-        total, losses = _CrossEntropy.apply(  # type: ignore[no-untyped-call]
-            x.flatten(0, 1), self.weight, targets.flatten(), flat
+        total, losses, z_loss = _CrossEntropy.apply(  # type: ignore[no-untyped-call]
+            x.flatten(0, 1), self.weight, targets.flatten(), flat, self.z_loss
         )
-        return total, losses.view_as(targets)
+        return Losses(total, losses.view_as(targets), z_loss)
 
 
 class _CrossEntropy(torch.autograd.Function):
-    """hidden [n, d_model], weight [V, d_model], targets [n], weights [n] or None -> sum, losses.
+    """hidden [n, d_model], weight [V, d_model], targets [n], weights [n] or None, the z-loss's
+    coefficient -> sum, cross-entropies [n], sum of z-losses.
 
     Each chunk's losses and gradients are computed together, so logits are never recomputed. Only
     the sum is differentiable: its gradient scales the stored gradients.
@@ -58,10 +79,16 @@ class _CrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, weights: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        weights: Tensor | None,
+        coefficient: float,
+    ) -> tuple[Tensor, Tensor, Tensor]:
         precise = torch.promote_types(torch.float32, hidden.dtype)
         losses = torch.empty(targets.shape, dtype=precise, device=hidden.device)
+        z_loss = losses.new_zeros(())
         learning = any(ctx.needs_input_grad)
         if learning:
             d_hidden, d_weight = torch.empty_like(hidden), torch.zeros_like(weight, dtype=precise)
@@ -71,10 +98,15 @@ class _CrossEntropy(torch.autograd.Function):
             rows = slice(first, first + size)
             kept = targets[rows] != IGNORE
             wanted = targets[rows].where(kept, 0)[:, None]
-            loss, p = _losses(F.linear(hidden[rows], weight), wanted, precise)
+            loss, p, log_z = _losses(F.linear(hidden[rows], weight), wanted, precise)
             losses[rows] = loss.where(kept, 0)
             if weights is not None:
                 losses[rows] *= weights[rows]
+            if coefficient:
+                # The gradient of coefficient * log(Z)^2 is that of log Z, which is p, times this.
+                p *= 1.0 + 2.0 * coefficient * log_z
+                counted = kept if weights is None else kept * weights[rows]
+                z_loss += coefficient * (log_z.squeeze(1).square() * counted).sum()
             if learning:
                 d_logits = p.scatter_add_(1, wanted, -torch.ones_like(wanted, dtype=precise))
                 if weights is not None:
@@ -87,20 +119,23 @@ class _CrossEntropy(torch.autograd.Function):
         if learning:
             ctx.save_for_backward(d_hidden, d_weight)
             ctx.weight_dtype = weight.dtype
-        ctx.mark_non_differentiable(losses)
-        return losses.sum(), losses
+        ctx.mark_non_differentiable(losses, z_loss)
+        total = losses.sum()
+        return total + z_loss if coefficient else total, losses, z_loss
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, d_total: Tensor, _: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: Any, d_total: Tensor, *_: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         d_hidden, d_weight = ctx.saved_tensors
         # In place, so only one backward is possible: a second tensor of the weight's size would be
         # the step's peak.
-        return d_hidden.mul_(d_total), d_weight.mul_(d_total).to(ctx.weight_dtype), None, None
+        scaled = d_weight.mul_(d_total).to(ctx.weight_dtype)
+        return d_hidden.mul_(d_total), scaled, None, None, None
 
 
-def _losses(logits: Tensor, targets: Tensor, precise: torch.dtype) -> tuple[Tensor, Tensor]:
-    """logits [n, V], which are overwritten, targets [n, 1] -> losses [n], probabilities [n, V].
+def _losses(logits: Tensor, targets: Tensor, precise: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """logits [n, V], which are overwritten, targets [n, 1] -> losses [n], probabilities [n, V],
+    log Z [n, 1].
 
     Uses softmax, since log-softmax would need another pass for its exponential. The largest
     probability is 1 / sum(exp(logits - max)), so its logarithm gives the log of that sum.
@@ -108,7 +143,8 @@ def _losses(logits: Tensor, targets: Tensor, precise: torch.dtype) -> tuple[Tens
     wanted, largest = (x.to(precise) for x in (logits.gather(1, targets), logits.amax(1, True)))
     in_place = logits if logits.dtype == precise else None
     p = torch.softmax(logits, dim=1, dtype=precise, out=in_place)
-    return (largest - wanted - p.amax(1, True).log_()).squeeze(1), p
+    log_largest = p.amax(1, True).log_()
+    return (largest - wanted - log_largest).squeeze(1), p, largest - log_largest
 
 
 def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:

@@ -39,16 +39,19 @@ class Output(NamedTuple):
     """The model's output for a window."""
 
     logits: Tensor | None
-    """[B, T, V]; None if targets were given."""
+    """[B, T, V], or [n, V] of n places; None if targets were given."""
     loss: Tensor | None
-    """The differentiable sum of the losses, including the memory's auxiliary loss; None without
-    targets."""
+    """The differentiable sum of the losses, including the memory's auxiliary loss and the z-loss;
+    None without targets."""
     losses: Tensor | None
-    """[B, T] float32, in nats, 0 where ignored, without a gradient; None without targets."""
+    """[B, T] float32, the cross-entropy in nats, 0 where ignored, without a gradient; None without
+    targets."""
     state: ModelState
     """The memory after the window, with its gradient."""
     auxiliary: Tensor | None = None
     """The memory's part of `loss`, without a gradient; None for a memory without one."""
+    z_loss: Tensor | None = None
+    """The z-loss in `loss`, without a gradient; None without a coefficient or targets."""
 
 
 class Block(nn.Module):
@@ -144,13 +147,17 @@ class TokenEmbedding(nn.Embedding):
 
 
 class Transformer(nn.Module):
-    """The language model. Initial weights depend on torch's global seed, which the caller sets."""
+    """The language model. Initial weights depend on torch's global seed, which the caller sets.
+
+    `z_loss` is the coefficient of the z-loss, see `OutputHead`.
+    """
 
     def __init__(
         self,
         config: ModelConfig,
         vocab_size: int,
         checkpointing: Checkpointing = "none",
+        z_loss: float = 0.0,
     ) -> None:
         super().__init__()
         self.config = config
@@ -159,7 +166,7 @@ class Transformer(nn.Module):
         self.layers = Stack(config, checkpointing)
         self.norm = RMSNorm(config.d_model, config.norm_eps)
         tied = self.embedding.weight if config.tied_embeddings else None
-        self.lm_head = OutputHead(config.d_model, vocab_size, config.init_std, tied)
+        self.lm_head = OutputHead(config.d_model, vocab_size, config.init_std, tied, z_loss)
         recurrence = recurrence_of(config.memory)
         self.recurrence = None if recurrence is None else recurrence(config)
 
@@ -209,13 +216,15 @@ class Transformer(nn.Module):
         parts: Parts | None = None,
         weights: Tensor | None = None,
         initial: ModelState | None = None,
+        places: tuple[Tensor, Tensor] | None = None,
     ) -> Output:
         """One window of each lane, in parallel over its segments.
 
         tokens [B, T] int64, of any length T, begin at a segment boundary; starts [B, T] bool is
         True at each document's first token; state is the memory before the window. With targets
         [B, T] int64 the output has losses instead of logits, multiplied by `weights` [B, T],
-        float32, if given. With `read_memory` False nothing is read, but the memory is still
+        float32, if given. With `places`, lanes and tokens int64 [n], logits are of these alone,
+        [n, V]. With `read_memory` False nothing is read, but the memory is still
         written. With `parts`, the tokens are this rank's part of the window, in whole segments,
         while `state` and the returned state are those before and after the whole window. `initial`
         is the memory, a constant, with which documents that start in the window begin; they read
@@ -223,18 +232,12 @@ class Transformer(nn.Module):
         """
         x, after, auxiliary = self._hidden(tokens, starts, state, read_memory, parts, initial)
         if targets is None:
-            return Output(self.lm_head(x), None, None, after)
-        loss, losses = self.lm_head(x, targets, weights)
+            return Output(self.lm_head(x if places is None else x[places]), None, None, after)
+        loss, losses, z_loss = self.lm_head(x, targets, weights)
+        given = z_loss if self.lm_head.z_loss else None
         if auxiliary is None:
-            return Output(None, loss, losses, after)
-        return Output(None, loss + auxiliary, losses, after, auxiliary.detach())
-
-    def hidden(
-        self, tokens: Tensor, starts: Tensor, state: ModelState
-    ) -> tuple[Tensor, ModelState]:
-        """The output head's input [B, T, d_model] and the memory after the window."""
-        x, after, _ = self._hidden(tokens, starts, state, True, None, None)
-        return x, after
+            return Output(None, loss, losses, after, None, given)
+        return Output(None, loss + auxiliary, losses, after, auxiliary.detach(), given)
 
     def _hidden(
         self,
@@ -264,7 +267,9 @@ class Transformer(nn.Module):
         self, starts: Tensor, dtype: torch.dtype, read_memory: bool, parts: Parts | None
     ) -> list[Window]:
         """The layout of all tokens, or of each chunk if a long window is processed in chunks."""
-        kernel = local_attention.choose(self.config.local_attention, starts.device.type, dtype)
+        kernel = local_attention.choose(
+            self.config.local_attention, starts.device.type, dtype, self.config.d_head
+        )
         lanes, tokens = starts.shape
         # A part composes its memory map over all of its segments, so it is not divided.
         if self.checkpointing == "full" and torch.is_grad_enabled() and parts is None:

@@ -24,7 +24,8 @@ from pretrain.training.engine import BUCKET_ELEMENTS, PERSISTENT_ELEMENTS, PREFE
 
 # Not counted: CUDA's context, NCCL's buffers, what the allocator cannot use between tensors.
 _FILLED = 0.9
-_LINK_SHARE = 0.7
+LINK_SHARE = 0.7
+"""Of the data sheet's rate of links, assumed."""
 _KEPT = {
     "adamw": "AdamW's moments",
     "adafactor": "Adafactor's means of rows and columns",
@@ -160,7 +161,7 @@ class Plan:
     def send_seconds(self) -> float:
         """Of a step."""
         sent = self.sent if self.simulation is None else self.simulation.sent * self.micro_batches
-        return sent / (self.cluster.bandwidth * _LINK_SHARE)
+        return sent / (self.cluster.bandwidth * LINK_SHARE)
 
     @property
     def micro_batches(self) -> int:
@@ -381,13 +382,29 @@ def _shape_lines(plan: Plan) -> list[str]:
         f"them{shared}{beside}",
         f"a checkpoint: {_size(plan.checkpoint)}, and the lanes' memories; it is written from "
         f"a copy, {_size(plan.host_copy)} of host memory a rank",
+        *_mix_lines(plan),
     ]
+
+
+def _mix_lines(plan: Plan) -> list[str]:
+    """Tokens of each data set of a mix, over all steps, as its weights have them."""
+    data, steps = plan.config.data, plan.config.train.steps
+    if not data.mix:
+        return []
+    shares = ", ".join(
+        f"{name} {share:.1%} ({_rounded(share * steps * plan.tokens)})"
+        for name, share in data.shares(steps).items()
+    )
+    phases = f" in {counted(len(data.phases), 'phase')}" if len(data.phases) > 1 else ""
+    return [f"tokens of {counted(steps, 'step')}{phases}: {shares}"]
 
 
 def _memory_lines(plan: Plan) -> list[str]:
     held, running = plan.memory.held, plan.memory.activations
     again = "full" in plan.config.train.activation_checkpointing
     kept = _KEPT[plan.config.optim.name]
+    if plan.config.optim.ema_decay:
+        kept += ", the weights' average"
     rows = [
         ("weights", held["weights"], "a rank's share"),
         ("small weights", held["persistent"], "whole, they stay gathered"),
@@ -418,7 +435,7 @@ def _time_lines(plan: Plan) -> list[str]:
         "a step of a GPU (computed; nothing was measured)",
         f"  {plan.useful_flops:.3g} useful FLOPs, {plan.computed_flops:.3g} with what is computed "
         "again",
-        f"  {_size(plan.sent)} sent at most, {plan.send_seconds:.1f} s at {_LINK_SHARE:.0%} "
+        f"  {_size(plan.sent)} sent at most, {plan.send_seconds:.1f} s at {LINK_SHARE:.0%} "
         f"(assumed) of {bandwidth / 1e9:.0f} GB/s (data sheet)",
     ]
     if plan.config.model.memory.traits.recurrent:
@@ -477,13 +494,6 @@ def _span(least: float, most: float) -> str:
 
 def _between(low: str, high: str) -> str:
     return low if low == high else f"{low} to {high}"
-
-
-def run(config: Config, vocab_size: int, gpus: Cluster, simulated: bool) -> int:
-    """Print the plan; the exit code, 1 where it does not fit."""
-    plan = make(config, vocab_size, gpus, simulated)
-    print("\n".join(lines(plan)))
-    return int(plan.needed > plan.cluster.gpu.memory)
 
 
 def _size(size: float) -> str:

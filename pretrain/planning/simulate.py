@@ -305,10 +305,8 @@ def simulate(config: Config, vocab_size: int, ranks: int, lanes: int) -> Simulat
             engine.backward(loss)
             engine.step(1.0)
             if config.data.preface:
-                engine.train(False)
-                with torch.no_grad():
+                with engine.evaluating():
                     engine.forward(batch, starts, state, batch, parts=parts)
-                engine.train(True)
         return Simulation(engine.held(), ledger.peak, ledger.sent())
 
 

@@ -19,7 +19,7 @@ class RunData:
         data, self._config = config.data, config
         self.mix = Mix(
             [Dataset(source.data, data.cache) for source in data.sources.values()],
-            [source.weight for source in data.sources.values()],
+            [source.schedule for source in data.sources.values()],
             data.prompt_weight,
         )
         self.prefaces = Mix([Dataset(data.preface, data.cache)]) if data.preface else None
@@ -47,20 +47,22 @@ class RunData:
 
     def loader(self, lanes: range, run: RunState) -> Loader:
         """The windows of `lanes` that follow `run`."""
-        return self._loader(self.mix, lanes, run.places)
+        return self._loader(self.mix, lanes, run.places, run.step)
 
     def preface_loader(self, lanes: range, run: RunState) -> AbstractContextManager[Loader | None]:
         """The prefaces' windows that follow `run`; None without `data.preface`."""
         if self.prefaces is None or run.preface is None:
             return nullcontext()
-        return self._loader(self.prefaces, lanes, run.preface.places)
+        return self._loader(self.prefaces, lanes, run.preface.places, run.step)
 
     def validation_loader(self, lanes: range) -> Loader:
         """The first windows of the validation set's lanes."""
         assert self.validation is not None
-        return self._loader(self.validation, lanes, None)
+        return self._loader(self.validation, lanes, None, 0)
 
-    def _loader(self, mix: Mix, lanes: range, places: Sequence[LanePlace] | None) -> Loader:
+    def _loader(
+        self, mix: Mix, lanes: range, places: Sequence[LanePlace] | None, step: int
+    ) -> Loader:
         config = self._config
         return Loader(
             mix,
@@ -71,6 +73,7 @@ class RunData:
             places,
             config.data.prefetch,
             config.data.workers,
+            step,
         )
 
 

@@ -11,12 +11,14 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import functools
+import gc
 import io
 import logging
+import math
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,7 +33,7 @@ from pretrain.config import Config
 from pretrain.model.memories.kinds import is_of_memory
 from pretrain.model.state import ModelState
 from pretrain.model.transformer import Output, Transformer
-from pretrain.training import optim
+from pretrain.training import optim, uncompiled
 from pretrain.training.partitions import Partition
 from pretrain.training.run_state import TrainingError
 from pretrain.training.states import Place, States
@@ -98,16 +100,23 @@ def build_ops(report: Callable[[str], None] = print) -> None:
 def _import_deepspeed(device_type: str) -> Any:
     if device_type == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"
+        # Else ZeRO-3 starts `numactl --hardware` for each bucket and step, to count NUMA nodes.
+        os.environ.setdefault("LOCAL_SIZE", "1")
     for renamed in ("all_gather_into_tensor", "reduce_scatter_tensor"):
         warnings.filterwarnings("ignore", message=f".*{renamed}.*", category=FutureWarning)
     os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "error")
     # Importing DeepSpeed makes a CUDA build of torch look for nvcc, even without a GPU.
     logging.getLogger("torch.utils.cpp_extension").addFilter(_says_more_than_no_gpu)
-    import deepspeed
-    from deepspeed.runtime import compiler
+    first = "deepspeed" not in sys.modules
+    with uncompiled.without_compiler(triton=device_type != "cpu"):
+        import deepspeed
+        from deepspeed.runtime import compiler
 
     # Else ZeRO imports its Muon, which no run uses, and with it torch's compiler: 1 s per rank.
     compiler.compile = lambda: compiler.dummy_decorator
+    uncompiled.call_optimizers_as_they_are()
+    if first:
+        gc.freeze()  # ZeRO-3 collects garbage, which need not be looked for among modules
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     return deepspeed
 
@@ -121,7 +130,7 @@ class OptimizerStep(NamedTuple):
 
     applied: bool
     grad_norm: float
-    """Global L2 norm before clipping; inf if the step was skipped."""
+    """Global L2 norm before clipping; inf if a gradient was not finite."""
 
 
 def deepspeed_settings(config: Config, ranks: int, parameters: int) -> dict[str, Any]:
@@ -196,9 +205,10 @@ class Engine:
         on_gpu = device.type == "cuda"
         dtype = torch.bfloat16 if config.train.precision == "bf16" else torch.float32
         self._optimizer = optim.make(groups, config.optim, dtype, fused=on_gpu)
-        self._deepspeed, self._zero, _, _ = deepspeed.initialize(
-            model=model, optimizer=self._optimizer, config=settings
-        )
+        with uncompiled.without_compiler(triton=on_gpu):
+            self._deepspeed, self._zero, _, _ = deepspeed.initialize(
+                model=model, optimizer=self._optimizer, config=settings
+            )
         self._shapes = shapes
         self.module: Transformer = self._deepspeed.module
         self._parameters = dict(self.module.named_parameters())
@@ -207,6 +217,8 @@ class Engine:
             for name, parameter in self._parameters.items()
         }
         self._states = States(self._optimizer, places, device if on_gpu else None)
+        self._states.average(0.0)
+        self._norm = _BoundedNorm(self._zero, self._stage)
 
     def empty_memory(self, lanes: int) -> ModelState:
         """The empty memory of `lanes` lanes, on the engine's device."""
@@ -217,9 +229,16 @@ class Engine:
         output: Output = self._deepspeed(*arguments, **keywords)
         return output
 
-    def train(self, training: bool) -> None:
-        """Switch between training and evaluation."""
-        self._deepspeed.train(training)
+    @contextlib.contextmanager
+    def evaluating(self) -> Iterator[Transformer]:
+        """The model in evaluation mode and without gradients, in this block; all ranks must call
+        it the same number of times."""
+        self._deepspeed.train(False)
+        try:
+            with torch.no_grad():
+                yield self.module
+        finally:
+            self._deepspeed.train(True)
 
     def backward(self, loss: Tensor) -> None:
         """Accumulate the gradient of a micro-batch's scalar loss, averaged over the ranks.
@@ -232,21 +251,27 @@ class Engine:
         if not self._deepspeed.is_gradient_accumulation_boundary():
             self._deepspeed.step()
 
-    def step(self, rate_fraction: float) -> OptimizerStep:
-        """Clip and apply the gradients; if any is not finite, nothing changes.
+    def step(self, rate_fraction: float, largest_norm: float = math.inf) -> OptimizerStep:
+        """Clip and apply the gradients; if any is not finite, or their norm is larger than
+        `largest_norm`, nothing changes.
 
         `rate_fraction` multiplies each group's peak learning rate. Call it once, after the
         backward of the last micro-batch. Either all ranks apply the step or none does.
         """
         for group in self._optimizer.param_groups:
             group["lr"] = group["peak"] * rate_fraction
+        self._norm.expect(largest_norm)
         if self._stage == 0:
-            norm = self._clip_whole_gradients()
+            norm = self._norm.clip(list(self._parameters.values()), self._config.train.clip_norm)
+            applied = norm < math.inf
             self._deepspeed.step()
-            return OptimizerStep(norm < float("inf"), norm)
-        self._deepspeed.step()
-        norm = float(self._deepspeed.get_global_grad_norm())
-        return OptimizerStep(self._deepspeed.was_step_applied(), norm)
+        else:
+            self._deepspeed.step()
+            norm = float(self._deepspeed.get_global_grad_norm())
+            applied = self._deepspeed.was_step_applied()
+        if applied:
+            self._states.average(optim.ema_decay(self._config.optim, self._states.steps))
+        return OptimizerStep(applied, norm if self._norm.exceeded is None else self._norm.exceeded)
 
     @property
     def optimizer_steps(self) -> int:
@@ -291,10 +316,14 @@ class Engine:
     def restore(self, checkpoint: Checkpoint, optimizer_steps: int) -> None:
         """Load this rank's part of everything from a checkpoint of any number of ranks and stage.
 
-        Raises CheckpointError if a tensor is missing from the checkpoint or has another shape.
+        An average of the weights that the checkpoint lacks begins with its weights; one that is no
+        longer kept is dropped. Raises CheckpointError if another tensor is missing from the
+        checkpoint or has another shape.
         """
-        checkpoint.expect(self._states.shapes())
-        self._set(list(self._parameters), checkpoint.read, states=True)
+        kinds = self._states.expected(checkpoint)
+        self._set(list(self._parameters), checkpoint.read, kinds)
+        if optim.EMA not in kinds:
+            self._states.average(0.0)
         for name, whole in self._states.factors.items():
             whole.copy_(checkpoint.read(name, 0, whole.numel()).view(whole.shape))
         self._states.steps = optimizer_steps
@@ -313,36 +342,53 @@ class Engine:
             width = self._config.model.d_model
             row = checkpoint.read("embedding.weight/param", eos_id * width, width)
             self._set(begun, functools.partial(_repeated, row))
+        self._states.average(0.0)
 
     def _set(
         self,
         names: Sequence[str],
         read: Callable[[str, int, int], Tensor],
-        states: bool = False,
+        kinds: Collection[str] = (),
     ) -> None:
         """Set this rank's part of parameters, in the masters and the weights of the forward.
 
-        And, with `states`, of their moments. `read` returns the elements of NAME/KIND from an
+        And of `kinds` of their moments. `read` returns the elements of NAME/KIND from an
         offset on, a number of them.
         """
-        if self._stage == 3:
-            # After a step small parameters stay gathered: release them, then gather them again.
-            self._zero.checkpoint_event_prologue()
-        for name in names:
-            parameter = self._parameters[name]
-            offset, views = self._states.own(name)
-            for kind, view in views.items():
-                if states or kind == "param":
-                    view.copy_(read(f"{name}/{kind}", offset, view.numel()))
-            if self._stage == 3:
-                # The forward gathers a separate tensor, not the master that was just set.
-                master = views["param"]
-                parameter.ds_tensor.data.view(-1)[: master.numel()].copy_(master)
-            else:
-                shape = self._shapes[name]
-                parameter.data.copy_(read(f"{name}/param", 0, shape.numel()).view(shape))
-        if self._stage == 3:
-            self._zero.checkpoint_event_epilogue()
+        with _released(self._zero, self._stage):
+            for name in names:
+                parameter = self._parameters[name]
+                offset, views = self._states.own(name)
+                for kind, view in views.items():
+                    if kind == "param" or kind in kinds:
+                        view.copy_(read(f"{name}/{kind}", offset, view.numel()))
+                if self._stage == 3:
+                    _fill(parameter, views["param"])
+                else:
+                    shape = self._shapes[name]
+                    parameter.data.copy_(read(f"{name}/param", 0, shape.numel()).view(shape))
+
+    @contextlib.contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Within, the forward computes with the average of the weights; call it on all ranks."""
+        self._show(optim.EMA)
+        yield
+        self._show("param")
+
+    def _show(self, kind: str) -> None:
+        """Let the forward compute with the masters, or with their average."""
+        if self._stage == 0:
+            # The masters are the forward's weights.
+            self._states.exchange()
+            return
+        with _released(self._zero, self._stage):
+            for name, parameter in self._parameters.items():
+                offset, views = self._states.own(name)
+                own = views[kind]
+                if self._stage == 3:
+                    _fill(parameter, own)
+                    continue
+                parameter.data.copy_(_whole(own, offset, self._shapes[name]))
 
     def _partition(self, name: str, parameter: nn.Parameter, group: int) -> Partition:
         """Where the parameter, of this group of the optimizer, lies.
@@ -368,24 +414,95 @@ class Engine:
         shape, rank = tuple(self._shapes[name]), dist.get_rank()
         return Partition(name, shape, flat, start, tuple(parts), rank)
 
-    def _clip_whole_gradients(self) -> float:
-        """Stage 0: clip to the global norm; drop the gradients if it is not finite.
 
-        Returns the norm before clipping, inf if the gradients were dropped. At stage 0 gradients
-        are equal on all ranks, so all ranks decide the same.
+def _whole(own: Tensor, offset: int, shape: torch.Size) -> Tensor:
+    """The tensor of this shape whose parts lie on all ranks, this rank's from an offset on."""
+    whole = own.new_zeros(shape.numel())
+    whole[offset : offset + own.numel()] = own
+    dist.all_reduce(whole)
+    return whole.view(shape)
+
+
+class _BoundedNorm:
+    """Has DeepSpeed skip a step whose gradients' norm is too large, as if it were not finite.
+
+    ZeRO computes the norm within its step, between the last backward and the update, and asks only
+    whether it is finite. `exceeded` is the norm where the last step's was too large.
+    """
+
+    def __init__(self, zero: Any, stage: int) -> None:
+        self._largest = math.inf
+        self.exceeded: float | None = None
+        if stage == 3:
+            groups = zero._get_norm_groups
+            zero._get_norm_groups = lambda: self._bounded_groups(groups())
+        elif stage and hasattr(zero, "scaled_global_norm"):
+            norm = zero.scaled_global_norm
+            zero.scaled_global_norm = lambda: self._bounded(norm())
+        elif stage:  # the optimizer of stage 1 in bf16
+            found = zero.get_grads_for_norm
+            zero.get_grads_for_norm = lambda for_clipping=False: (
+                found(True) if for_clipping else self._bounded_gradients(*found())
+            )
+
+    def expect(self, largest: float) -> None:
+        """Say, before a step, what its norm may be at most."""
+        self._largest, self.exceeded = largest, None
+
+    def clip(self, parameters: list[nn.Parameter], clip_norm: float) -> float:
+        """Stage 0: clip gradients to their global norm; drop them if the step is to be skipped.
+
+        Returns the norm before clipping, inf if they were dropped. At stage 0 gradients are equal
+        on all ranks.
         """
-        parameters = list(self._parameters.values())
-        norms = [parameter.grad.norm() for parameter in parameters if parameter.grad is not None]
-        norm = float(torch.stack(norms).norm())
-        if not norm < float("inf"):
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        norm = float(self._bounded(torch.stack([one.norm() for one in gradients]).norm()))
+        if not norm < math.inf:
             for parameter in parameters:
                 parameter.grad = None
-            return float("inf")
-        if 0 < self._config.train.clip_norm < norm:
-            for parameter in parameters:
-                if parameter.grad is not None:
-                    parameter.grad.mul_(self._config.train.clip_norm / norm)
+            return math.inf
+        if 0 < clip_norm < norm:
+            for gradient in gradients:
+                gradient.mul_(clip_norm / norm)
         return norm
+
+    def _bounded(self, norm: Tensor) -> Tensor:
+        """`norm`, or inf if it is too large."""
+        if self._largest == math.inf:
+            return norm
+        # Ranks of different machines may round their norms differently.
+        dist.all_reduce(norm, dist.ReduceOp.MAX)
+        if not self._largest < norm < math.inf:
+            return norm
+        self.exceeded = float(norm)
+        return torch.full_like(norm, math.inf)
+
+    def _bounded_groups(self, norms: list[Tensor]) -> list[Tensor]:
+        """The norms of groups of parameters; of one, inf, if that of all is too large."""
+        from deepspeed.runtime.utils import combine_grad_norm_groups
+
+        whole = self._bounded(combine_grad_norm_groups(norms))
+        return norms if self.exceeded is None else [whole]
+
+    def _bounded_gradients(self, gradients: list[Tensor], experts: Any) -> tuple[list[Tensor], Any]:
+        """All gradients, as every rank has them; of one number, inf, if their norm is too large."""
+        whole = self._bounded(torch.stack([one.float().norm() for one in gradients]).norm())
+        return gradients if self.exceeded is None else [whole], experts
+
+
+@contextlib.contextmanager
+def _released(zero: Any, stage: int) -> Iterator[None]:
+    """ZeRO-3: no parameter is gathered within; small ones stay gathered after a step."""
+    if stage == 3:
+        zero.checkpoint_event_prologue()
+    yield
+    if stage == 3:
+        zero.checkpoint_event_epilogue()
+
+
+def _fill(parameter: nn.Parameter, values: Tensor) -> None:
+    """ZeRO-3: set what the forward gathers, a tensor beside the master, laid out as it is."""
+    parameter.ds_tensor.data.view(-1)[: values.numel()].copy_(values)  # type: ignore[attr-defined]
 
 
 def _shape(parameter: nn.Parameter) -> torch.Size:

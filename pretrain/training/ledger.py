@@ -23,7 +23,7 @@ from pretrain.checkpoint.attempts import Attempt, committed_step
 from pretrain.checkpoint.load import Checkpoint
 from pretrain.checkpoint.manifest import CHECKPOINTS, step_name
 from pretrain.config import CONFIG_FILE, Config, load
-from pretrain.data.lanes import Dataset, Lane, LanePlace, Mix
+from pretrain.data.lanes import Dataset, Lane, LanePlace, Mix, Weight
 from pretrain.training.metrics import numbered, reopened
 from pretrain.training.run_state import place_record
 
@@ -50,7 +50,7 @@ class Ledger:
             "attempt": attempt.number,
             "ranks": ranks,
             "window": config.window,
-            "weights": [source.weight for source in config.data.sources.values()],
+            "weights": [source.schedule for source in config.data.sources.values()],
         }
         self._file = reopened(attempt.directory / LEDGER_FILE, resumed_step)
 
@@ -92,7 +92,7 @@ def check(directory: Path) -> list[str]:
             )
             continue
         for lane, history in zip(lanes, line["histories"], strict=True):
-            lane.advance(line["step"] - step, line["window"], line["weights"])
+            lane.advance(step, line["step"], line["window"], line["weights"])
             if lane.history != history:
                 problems.append(
                     f"lane {lane.index}: what steps {step + 1} to {line['step']} consumed is not "
@@ -118,17 +118,17 @@ class _Replay:
         self._config = config
         self._datasets = datasets
 
-    def advance(self, steps: int, window: int, weights: Sequence[float]) -> None:
-        """Read the next `steps` windows."""
+    def advance(self, step: int, end: int, window: int, weights: Sequence[Weight]) -> None:
+        """Read the windows of the steps after `step`, up to `end`."""
         lanes, seed = self._config.data.lanes, self._config.run.seed
-        read = [Lane(Mix(self._datasets, weights), self.index, lanes, seed, self.place)]
+        read = [Lane(Mix(self._datasets, weights), self.index, lanes, seed, self.place, step)]
         if self._preface is not None:
             read.append(Lane(self._preface, self.index, lanes, seed, self.preface_place))
-        for _ in range(steps):
+        for _ in range(step, end):
             for lane in read:
                 tokens, _, starts, _ = lane.window(window)
                 self.history = extended(self.history, tokens, starts)
-        self.tokens += steps * window
+        self.tokens += (end - step) * window
         self.place = read[0].place
         self.preface_place = None if self._preface is None else read[1].place
 

@@ -1,4 +1,4 @@
-"""Reporting during training, on rank 0: log lines, `metrics.jsonl` and wandb."""
+"""Reporting during training, on rank 0: log lines, `metrics.jsonl` and what trackers get."""
 
 from __future__ import annotations
 
@@ -9,29 +9,25 @@ import os
 import resource
 import sys
 import time
-import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
-import torch
-
-from data_prep.dataset import durable, settings
+from data_prep.dataset import durable
 from data_prep.dataset.parsing import json_value
 from pretrain.checkpoint.attempts import LOG_FILE
 from pretrain.config import Config
+from pretrain.training.trackers import Tracker, started
+
+if TYPE_CHECKING:
+    import torch
 
 METRICS_FILE = "metrics.jsonl"
-_IDENTITY_FILE = "run.json"
 
 _log = logging.getLogger(__name__)
-
-
-class TrackingError(ValueError):
-    """wandb could not be started; the message says why and what to do."""
 
 
 class _Stream(logging.StreamHandler[TextIO]):
@@ -119,6 +115,8 @@ class Meter:
 def peak_memory(device: torch.device) -> int:
     """Bytes: the device's peak allocation, or on a CPU this process's peak resident set."""
     if device.type == "cuda":
+        import torch  # records are read without it
+
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
@@ -127,6 +125,8 @@ def log_line(record: Mapping[str, Any], steps: int, memory: Mapping[str, list[fl
     """A training record as a line of the log; `memory`: its metrics, of which layers' means."""
     mfu = "n/a" if record["mfu"] is None else f"{record['mfu']:.1%}"
     skipped = f" | skipped {record['skipped']}" if record["skipped"] else ""
+    if record["spikes"]:
+        skipped += f", of them spikes {record['spikes']}"
     epochs = ", ".join(f"{name} {count:.2f}" for name, count in record["epochs"].items())
     read = f" | epochs {epochs}" if len(record["epochs"]) > 1 else ""
     held = "".join(
@@ -135,6 +135,8 @@ def log_line(record: Mapping[str, Any], steps: int, memory: Mapping[str, list[fl
     )
     if "auxiliary_loss" in record:
         held += f" | auxiliary loss {record['auxiliary_loss']:.4g}"
+    if "z_loss" in record:
+        held += f" | z-loss {record['z_loss']:.4g}"
     return (
         f"step {record['step']}/{steps} | loss {record['loss']:.4f} | "
         f"grad {record['grad_norm']:.3f} | lr {record['lr']:.2e} | "
@@ -145,14 +147,14 @@ def log_line(record: Mapping[str, Any], steps: int, memory: Mapping[str, list[fl
 
 
 class Recorder:
-    """Rank 0's records: appended to `metrics.jsonl` and sent to wandb.
+    """Rank 0's records: appended to `metrics.jsonl` and sent to the trackers.
 
     On a resume, records after the checkpoint's step are dropped: those steps are repeated, so every
     step is in the file once.
     """
 
     def __init__(self, directory: Path, config: Config, resumed_step: int) -> None:
-        self._wandb = _start_wandb(directory, config)
+        self._trackers = started(directory, config, resumed_step)
         self._file = reopened(directory / METRICS_FILE, resumed_step)
 
     def record(self, kind: str, values: Mapping[str, Any]) -> None:
@@ -160,30 +162,30 @@ class Recorder:
         self._file.write(_json_line({"kind": kind, **values}))
         self._file.flush()
         numbers = {f"{kind}/{key}": value for key, value in _flat(values) if key != "step"}
-        self._tracked(lambda run: run.log({**numbers, "step": values["step"]}))
+        self._tracked(lambda tracker: tracker.log(values["step"], numbers))
 
     def sync(self) -> None:
         """Make the records durable: steps before a checkpoint are not repeated."""
         os.fsync(self._file.fileno())
+        self._tracked(lambda tracker: tracker.flush())
 
     def close(self) -> None:
-        """Close the file, and end wandb's run and its process."""
+        """Close the file, and end the trackers."""
         self._file.close()
-        self._tracked(_end_wandb)
+        self._tracked(lambda tracker: tracker.close())
 
-    def _tracked(self, action: Callable[[Any], None]) -> None:
-        """Call `action` with wandb's run; if it fails, continue without wandb.
+    def _tracked(self, action: Callable[[Tracker], None]) -> None:
+        """Call `action` with each tracker; the run continues without one that fails.
 
         Slurm signals every process of a job, so wandb's process exits at SIGTERM, before the last
         step and its checkpoint are done. Calls to it then fail in many ways.
         """
-        if self._wandb is None:
-            return
-        try:
-            action(self._wandb)
-        except Exception as error:
-            self._wandb = None
-            _log.warning("wandb failed (%s): metrics.jsonl still has every record", error)
+        for name, tracker in list(self._trackers.items()):
+            try:
+                action(tracker)
+            except Exception as error:
+                del self._trackers[name]
+                _log.warning("%s failed (%s): metrics.jsonl still has every record", name, error)
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
@@ -242,7 +244,7 @@ def _finite(value: Any) -> Any:
 def _flat(values: Mapping[str, Any]) -> list[tuple[str, float]]:
     """Numbers by name; entries of a list (per layer, or per layer and head) get their index.
 
-    Entries of a mapping are prefixed with its key.
+    Entries of a mapping are prefixed with its key. Texts are left out.
     """
     found: list[tuple[str, float]] = []
     for key, value in values.items():
@@ -250,81 +252,6 @@ def _flat(values: Mapping[str, Any]) -> list[tuple[str, float]]:
             value = {f"{index:02d}": item for index, item in enumerate(value)}
         if isinstance(value, Mapping):
             found += [(f"{key}/{name}", number) for name, number in _flat(value)]
-        elif value is not None:
+        elif isinstance(value, int | float):
             found.append((key, float(value)))
     return found
-
-
-def run_identity(directory: Path) -> dict[str, str]:
-    """The run's `id`, with which wandb continues a resumed run's curves, and its `directory`.
-
-    A copy of a run that is still where it was gets an id of its own, and has the other's as
-    `copied_from`: two runs must not write to one curve. A run that was moved keeps its id.
-    """
-    path, place = directory / _IDENTITY_FILE, str(directory.resolve())
-    known = _identity(path)
-    before = Path(known.get("directory", place)) / _IDENTITY_FILE
-    if not known:
-        identity = {"id": uuid.uuid4().hex[:12]}
-    elif _identity(before).get("id") == known["id"] and not before.samefile(path):
-        identity = {"id": uuid.uuid4().hex[:12], "copied_from": known["id"]}
-        _log.info("a copy of %s, so wandb's id is another: %s", before.parent, identity["id"])
-    else:
-        identity = known
-    identity = {**identity, "directory": place}
-    if identity != known:
-        durable.write_json(path, identity)
-    return identity
-
-
-def _identity(path: Path) -> dict[str, str]:
-    """What is stored of a run; empty where that cannot be read."""
-    try:
-        stored = json_value(path.read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return stored if isinstance(stored, dict) and isinstance(stored.get("id"), str) else {}
-
-
-def _end_wandb(run: Any) -> None:
-    import wandb
-
-    run.finish()
-    # wandb does this at interpreter exit, which a rank never reaches.
-    wandb.teardown()
-
-
-def _start_wandb(directory: Path, config: Config) -> Any:
-    """wandb's run, or None. Only the checked configuration is stored: no arguments, environment,
-    source code or console, any of which could hold a secret. Raises TrackingError.
-    """
-    if config.wandb.mode == "disabled":
-        return None
-    os.environ.setdefault("WANDB_SILENT", "true")
-    import wandb
-
-    identity = run_identity(directory)
-    link = {key: value for key, value in identity.items() if key == "copied_from"}
-    try:
-        return wandb.init(
-            project=config.wandb.project,
-            entity=config.wandb.entity or None,
-            name=config.wandb.name or directory.name,
-            id=identity["id"],
-            resume="allow",
-            mode=config.wandb.mode,
-            dir=str(directory),
-            config={**settings.to_plain(config), **link},
-            settings=wandb.Settings(
-                console="off",
-                disable_code=True,
-                disable_git=True,
-                x_disable_meta=True,
-                x_save_requirements=False,
-            ),
-        )
-    except wandb.errors.Error as error:
-        raise TrackingError(
-            f"wandb.mode={config.wandb.mode}: {error} Or set wandb.mode=offline and `wandb sync` "
-            "the run directory's wandb/ later"
-        ) from error

@@ -25,13 +25,14 @@ from torch import Tensor
 
 from pretrain.config import OptimConfig
 from pretrain.training.partitions import Partition, with_gradients
+from pretrain.training.uncompiled import AdamW
 
 # Jordan's: five steps of this quintic bring singular values to between 0.7 and 1.2.
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 _STEPS = 5
 
 
-class Muon(torch.optim.AdamW):
+class Muon(AdamW):
     """Steps groups that are `orthogonal` as above, and the others as AdamW does.
 
     A matrix is orthogonalised by one rank, whole: the ranks send it what they hold of the momentum

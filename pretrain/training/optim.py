@@ -17,11 +17,16 @@ import torch
 from torch import nn
 
 from pretrain.config import OptimConfig
+from pretrain.trained import WEIGHTS
 from pretrain.training.adafactor import Adafactor
 from pretrain.training.muon import Muon
+from pretrain.training.uncompiled import AdamW
 
 Group: TypeAlias = dict[str, Any]
 """A parameter group: torch's keys, `peak`, `moments`, and its optimizer's own."""
+
+EMA = WEIGHTS["ema"]
+"""The moment that the average of the weights is to all but the optimizer, which leaves it alone."""
 
 _ADAMW: Group = {"moments": ("exp_avg", "exp_avg_sq")}
 
@@ -67,7 +72,12 @@ def parameter_groups(
         {"params": plain, **decayed, "weight_decay": 0.0, **of_vectors},
         {"params": gated, "peak": config.gate_lr, "weight_decay": 0.0, **of_gates},
     ]
-    return [{**group, "lr": 0.0} for group in groups if group["params"]]
+    average = (EMA,) if config.ema_decay else ()
+    return [
+        {**group, "lr": 0.0, "moments": (*group["moments"], *average)}
+        for group in groups
+        if group["params"]
+    ]
 
 
 def _kept_of(config: OptimConfig) -> tuple[Group, Group, Group]:
@@ -98,7 +108,16 @@ def make(
     if config.name == "muon":
         return Muon(groups, config, dtype, fused)
     betas = (config.beta1, config.beta2)
-    return torch.optim.AdamW(groups, betas=betas, eps=config.eps, fused=fused)
+    return AdamW(groups, betas=betas, eps=config.eps, fused=fused)
+
+
+def ema_decay(config: OptimConfig, steps: int) -> float:
+    """The decay with which the average takes in the weights after so many steps of the optimizer.
+
+    min(decay, (1 + steps) / (10 + steps)), so that the first weights of a run soon count for
+    little.
+    """
+    return min(config.ema_decay, (1 + steps) / (10 + steps))
 
 
 def rate_fraction(config: OptimConfig, steps: int, step: int) -> float:

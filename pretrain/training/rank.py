@@ -5,6 +5,7 @@ Imports torch only after a number is claimed and the watchdog runs, since that i
 
 from __future__ import annotations
 
+import gc
 import os
 from pathlib import Path
 
@@ -50,6 +51,10 @@ def run(config: Config, place: Place) -> int:
 
 def _train(config: Config, place: Place, watchdog: Watchdog, attempt: int) -> int:
     check_start(config, place.size)
+    # All that this makes stays: to look for garbage among it, again and again as it becomes more,
+    # would take a fifth of the time. What is there when DeepSpeed is imported is never looked at.
+    gc.disable()
     from pretrain.training import trainer
 
+    gc.enable()
     return trainer.train(config, place, watchdog, attempt)

@@ -15,7 +15,7 @@ from pretrain.training.metrics import Recorder
 
 
 class Records:
-    """`metrics.jsonl`, wandb's run and the ledger, open from `resumed_step` on.
+    """`metrics.jsonl`, trackers and the ledger, open from `resumed_step` on.
 
     The constructor also writes the configuration and the tokenizer. Raises TrackingError.
     """
@@ -30,7 +30,8 @@ class Records:
         self._recorder = Recorder(directory, config, resumed_step)
 
     def add(self, kind: str, values: Mapping[str, Any]) -> None:
-        """Add a record of `kind` (train, validation or checkpoint); `values` has a `step`."""
+        """Add a record of `kind` (train, validation, evaluation, checkpoint); `values` has a
+        `step`."""
         self._recorder.record(kind, values)
 
     def commit(self, step: int, histories: Sequence[str]) -> None:
@@ -42,6 +43,6 @@ class Records:
         self._ledger.add(step, histories)
 
     def close(self) -> None:
-        """Close the files and end wandb's run."""
+        """Close the files and end the trackers."""
         self._recorder.close()
         self._ledger.close()

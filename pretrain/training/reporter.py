@@ -16,6 +16,7 @@ from pretrain.model.state import ModelState
 from pretrain.trained import PRECISIONS
 from pretrain.training.data import RunData
 from pretrain.training.engine import Engine
+from pretrain.training.evaluator import KIND, Evaluation
 from pretrain.training.metrics import Meter, log_line, peak_memory
 from pretrain.training.optim import rate_fraction
 from pretrain.training.parallel import Share
@@ -83,26 +84,55 @@ class Reporter:
             "tokens": run.tokens,
             "epochs": epochs,
             "skipped": run.skipped,
+            "spikes": run.spikes,
             "gates": gates,
             **memory,
             "stragglers": {f"{one.cause}/{one.rank}": one.excess for one in slow},
         }
         if result.auxiliary is not None:
             record["auxiliary_loss"] = result.auxiliary
+        if result.z_loss is not None:
+            record["z_loss"] = result.z_loss
         self._records.add("train", record)
         _log.info(log_line(record, steps, memory))
         for one in slow:
             _log.warning("straggler: %s", one.described(self._hosts[one.rank]))
 
-    def report_validation(self, step: int, found: Validation) -> None:
-        """Log and record a validation after `step`."""
+    def report_spike(self, step: int, spike: str) -> None:
+        """Log that `step` was skipped, and why."""
+        if self._records is not None:
+            watched = self._config.train.spikes
+            _log.warning(
+                "step %d was skipped: %s, the mean of the last %d applied steps and %g standard "
+                "deviations", step, spike, watched.steps, watched.deviations,
+            )  # fmt: skip
+
+    def report_validation(
+        self, step: int, found: Validation, averaged: Validation | None = None
+    ) -> None:
+        """Log and record a validation after `step`, and that of the weights' average."""
         if self._records is None:
             return
-        self._records.add("validation", {"step": step, "loss": found.loss})
+        record = {"step": step, "loss": found.loss}
+        beside, seconds = "", found.seconds
+        if averaged is not None:
+            record["ema_loss"] = averaged.loss
+            beside = f", {averaged.loss:.4f} of the weights' average"
+            seconds += averaged.seconds
+        self._records.add("validation", record)
         _log.info(
-            "step %d | validation loss %.4f | perplexity %.2f | %d tokens in %.1f s",
-            step, found.loss, math.exp(min(found.loss, 700.0)), found.weight, found.seconds,
+            "step %d | validation loss %.4f%s | perplexity %.2f | %d tokens in %.1f s",
+            step, found.loss, beside, math.exp(min(found.loss, 700.0)), found.weight, seconds,
         )  # fmt: skip
+
+    def report_evaluation(self, step: int, name: str, found: Evaluation) -> None:
+        """Log and record an evaluation after `step`."""
+        if self._records is None:
+            return
+        values = {**found.numbers, "seconds": found.seconds}
+        self._records.add(KIND, {"step": step, name: values})
+        level = logging.WARNING if "error" in found.numbers else logging.INFO
+        _log.log(level, "step %d | %s: %s | in %.1f s", step, name, found.line, found.seconds)
 
     def memory_metrics(self, memory: ModelState) -> dict[str, list[float]]:
         """The memory's metrics by name, means over all lanes, one number per layer.

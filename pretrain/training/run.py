@@ -40,7 +40,12 @@ class Run:
         vocabulary = self.data.tokenizer.vocab_size
         parameters = flops.parameters(config.model, vocabulary)
         self.engine = Engine(
-            lambda: Transformer(config.model, vocabulary, config.train.activation_checkpointing),
+            lambda: Transformer(
+                config.model,
+                vocabulary,
+                config.train.activation_checkpointing,
+                config.train.z_loss,
+            ),
             parameters,
             config,
             device,

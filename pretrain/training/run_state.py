@@ -18,6 +18,7 @@ from pretrain.checkpoint.pieces import LaneRecord
 from pretrain.data.lanes import LanePlace
 from pretrain.model import state
 from pretrain.model.state import ModelState
+from pretrain.training.spikes import Recent
 
 # Prefix, in a checkpoint, of the names of a lane's preface tensors.
 _PREFACE = "preface."
@@ -42,8 +43,9 @@ class RunState:
     `places` (None at the start of the data), `histories` (see the ledger) and `memory` belong to
     this rank's lanes and are the same on all ranks of a sequence group; `memory` is the state
     before the next window. `preface` is None without `data.preface`. `tokens` counts the tokens of
-    all lanes, `skipped` the steps that were not applied. `origin` says where the initial weights
-    came from; None: they were initialised randomly.
+    all lanes, `skipped` the steps that were not applied, `spikes` those of them that were finite;
+    `recent` is what tells a spike. `origin` says where the initial weights came from; None: they
+    were initialised randomly.
     """
 
     step: int
@@ -55,6 +57,8 @@ class RunState:
     memory: ModelState
     preface: Preface | None
     origin: Mapping[str, Any] | None = None
+    spikes: int = 0
+    recent: Recent = ()
 
     @property
     def initial(self) -> ModelState | None:
@@ -103,6 +107,8 @@ def counters(run: RunState) -> dict[str, Any]:
         "skipped": run.skipped,
         "skipped_in_a_row": run.skipped_in_a_row,
         "origin": run.origin,
+        "spikes": run.spikes,
+        "recent": [list(step) for step in run.recent],
     }
 
 
@@ -135,4 +141,6 @@ def restored(
         state.from_lane_tensors(tensors, empty),
         preface,
         trainer.get("origin"),
+        trainer.get("spikes", 0),
+        tuple((loss, norm) for loss, norm in trainer.get("recent", ())),
     )

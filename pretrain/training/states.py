@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from pretrain.checkpoint.load import Checkpoint
 from pretrain.checkpoint.pieces import Piece
 from pretrain.training.adafactor import Adafactor
 from pretrain.training.muon import Muon
-from pretrain.training.optim import Kept
+from pretrain.training.optim import EMA, Kept
 from pretrain.training.partitions import Partition
+
+_log = logging.getLogger("pretrain.training.states")
 
 
 class Place(NamedTuple):
@@ -37,6 +41,8 @@ class States:
     ) -> None:
         self._optimizer = optimizer
         self._places = places
+        self.kinds = {kind for _, kept in places.values() for kind in kept.moments}
+        """The moments that are kept of one parameter or another."""
         for partition, kept in places.values():
             if partition.flat not in optimizer.state:
                 optimizer.state[partition.flat] = {
@@ -66,6 +72,23 @@ class States:
         for state in self._optimizer.state.values():
             state["step"].fill_(count)
 
+    @torch.no_grad()
+    def average(self, decay: float) -> None:
+        """Average the masters into what is kept of them, if it is; with 0 it begins with them."""
+        if EMA not in self.kinds:
+            return
+        for flat, state in self._optimizer.state.items():
+            state[EMA].lerp_(flat.data, 1.0 - decay)
+
+    @torch.no_grad()
+    def exchange(self) -> None:
+        """Exchange the masters and their average."""
+        assert EMA in self.kinds
+        for flat, state in self._optimizer.state.items():
+            masters = flat.clone()
+            flat.copy_(state[EMA])
+            state[EMA].copy_(masters)
+
     @property
     def nbytes(self) -> int:
         """Bytes of the states, masters not included."""
@@ -85,6 +108,25 @@ class States:
             for kind in ("param", *kept.moments)
         }
         return found | {name: tuple(whole.shape) for name, whole in self.factors.items()}
+
+    def expected(self, checkpoint: Checkpoint) -> set[str]:
+        """The kinds of moments to read from a checkpoint that must have these tensors.
+
+        An average of the weights may be missing on either side, which is logged. Raises
+        CheckpointError if another tensor is missing or has another shape.
+        """
+        shapes, kinds = self.shapes(), set(self.kinds)
+        averages = {f"{name}/{EMA}": place.partition.shape for name, place in self._places.items()}
+        averaged = not averages.keys().isdisjoint(checkpoint.names())
+        if averaged and EMA not in kinds:
+            shapes |= averages
+            _log.info("the average of the weights is dropped: optim.ema_decay is 0 now")
+        elif EMA in kinds and not averaged:
+            shapes = {name: shape for name, shape in shapes.items() if name not in averages}
+            kinds.remove(EMA)
+            _log.info("the average of the weights begins with those of step %d", checkpoint.step)
+        checkpoint.expect(shapes)
+        return kinds
 
     def own(self, name: str) -> tuple[int, dict[str, Tensor]]:
         """The offset of this rank's part of the flattened parameter, and writable flat views of

@@ -6,6 +6,7 @@ batch every attempt computes the same step to the bit.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -19,6 +20,7 @@ from pretrain.data.packing import IGNORE
 from pretrain.model import state
 from pretrain.model.state import ModelState
 from pretrain.model.transformer import Output
+from pretrain.training import spikes
 from pretrain.training.engine import Engine
 from pretrain.training.ledger import extended
 from pretrain.training.optim import rate_fraction
@@ -33,14 +35,18 @@ class StepResult:
     loss: float
     """Nats per unit of target weight; 0 if no target had any weight."""
     applied: bool
-    """False if the update was skipped because a gradient was not finite."""
+    """False if the update was skipped: a gradient was not finite, or the step is a spike."""
     grad_norm: float
-    """Global L2 norm before clipping; inf if the step was skipped."""
+    """Global L2 norm before clipping; inf if it was not finite."""
     forward_only: bool = False
     """No target had any weight, so there was no update to apply."""
     auxiliary: float | None = None
     """The memory's auxiliary loss, which `loss` leaves out, per unit of target weight; None for a
     memory without one."""
+    z_loss: float | None = None
+    """The z-loss, which `loss` leaves out, per unit of target weight; None without one."""
+    spike: str = ""
+    """Of a step that was skipped as a spike, what exceeded which bound."""
 
 
 class Stepper:
@@ -94,33 +100,42 @@ class Stepper:
         """Forward, backward and optimizer step; the memory after the windows, and the result."""
         # The engine averages gradients over the ranks.
         scale = self._ranks.size / weight
-        total = torch.zeros(2, dtype=torch.float64, device=self._share.device)
-        memories, auxiliary = [], False
+        # All of the loss, and what of it the memory's and the z-loss are.
+        total = torch.zeros(3, dtype=torch.float64, device=self._share.device)
+        memories, output = [], None
         for output in self._forward(batch, run.memory, run.initial):
             assert output.loss is not None
             self._engine.backward(output.loss * scale)
-            total[0] += output.loss.detach().double()
-            if output.auxiliary is not None:
-                total += output.auxiliary.double() * total.new_tensor((-1.0, 1.0))
-                auxiliary = True
+            for part, sum_ in enumerate((output.loss.detach(), output.auxiliary, output.z_loss)):
+                if sum_ is not None:
+                    total[part] += sum_.double()
             memories.append(state.detached(output.state))
-        rate = rate_fraction(self._config.optim, self._config.train.steps, run.step + 1)
-        applied, norm = self._engine.step(rate)
-        loss, own = self._ranks.sum(total.tolist())
-        result = StepResult(loss / weight, applied, norm)
-        if auxiliary:
-            result = replace(result, auxiliary=own / weight)
+        assert output is not None
+        whole, auxiliary, z_loss = (each / weight for each in self._ranks.sum(total.tolist()))
+        result = self._updated(run, whole - auxiliary - z_loss)
+        if output.auxiliary is not None:
+            result = replace(result, auxiliary=auxiliary)
+        if output.z_loss is not None:
+            result = replace(result, z_loss=z_loss)
         return state.joined(memories), result
+
+    def _updated(self, run: RunState, loss: float) -> StepResult:
+        """The optimizer's step after the backward of all micro-batches, of this loss."""
+        config = self._config
+        rate = rate_fraction(config.optim, config.train.steps, run.step + 1)
+        bounds = spikes.bounds(run.recent, config.train.spikes)
+        # No gradient is small enough where the loss is too large.
+        largest_norm = -1.0 if loss > bounds.loss else bounds.grad_norm
+        applied, norm = self._engine.step(rate, largest_norm)
+        spike = "" if applied or norm == math.inf else bounds.exceeded(loss, norm)
+        return StepResult(loss, applied, norm, spike=spike)
 
     def forward_only(
         self, batch: Batch, memory: ModelState, initial: ModelState | None = None
     ) -> list[Output]:
         """The model's outputs over the windows, one per micro-batch, without gradients."""
-        self._engine.train(False)
-        with torch.no_grad():
-            outputs = list(self._forward(batch, memory, initial))
-        self._engine.train(True)
-        return outputs
+        with self._engine.evaluating():
+            return list(self._forward(batch, memory, initial))
 
     def _forward(
         self, batch: Batch, memory: ModelState, initial: ModelState | None
@@ -154,7 +169,10 @@ class Stepper:
         result: StepResult,
     ) -> RunState:
         """The state after a step that left `memory`; reads the preface's next windows."""
-        histories = _extended(run.histories, batch)
+        histories, recent = _extended(run.histories, batch), run.recent
+        if result.applied and not result.forward_only:
+            watched = self._config.train.spikes
+            recent = spikes.noted(recent, result.loss, result.grad_norm, watched)
         read = run.preface
         if preface is not None and run.preface is not None:
             histories = _extended(histories, preface)
@@ -173,6 +191,8 @@ class Stepper:
             histories=histories,
             memory=memory if result.applied else state.without_nonfinite(memory),
             preface=read,
+            spikes=run.spikes + bool(result.spike),
+            recent=recent,
         )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 
@@ -17,10 +18,11 @@ import torch.distributed as dist
 from data_prep.dataset.wording import counted
 from pretrain.checkpoint.attempts import Attempt
 from pretrain.checkpoint.ranks import GroupRanks, agreed
-from pretrain.config import Config
+from pretrain.config import Config, EvaluationConfig
 from pretrain.data.loader import Batch, Loader
 from pretrain.jobs.launch import EXIT_STOPPED, Place, StopFlag
 from pretrain.jobs.watchdog import Watchdog
+from pretrain.training.evaluator import EvaluationStoppedError, Evaluator
 from pretrain.training.metrics import configure_logging
 from pretrain.training.parallel import ranks_joined
 from pretrain.training.profiling import StepProfiler
@@ -54,10 +56,12 @@ def train(config: Config, place: Place, watchdog: Watchdog, attempt: int) -> int
         watchdog.beat("start", attempt=attempt)
         run = Run(config, Attempt(directory, attempt), device)
         step, steps = run.state.step, config.train.steps
-        if step >= steps:
+        evaluator = Evaluator(config, run.engine, run.ranks, directory)
+        missed = evaluator.missed(step)
+        if step >= steps and not missed:
             _log.info("finished already: the checkpoint is of step %d of %d", step, steps)
             return 0
-        return Trainer(run, watchdog).train(stop)
+        return Trainer(run, watchdog, evaluator).train(stop, missed)
 
 
 class Trainer:
@@ -66,10 +70,11 @@ class Trainer:
     Raises TrainingError if records cannot be opened or host memory is too small.
     """
 
-    def __init__(self, run: Run, watchdog: Watchdog) -> None:
+    def __init__(self, run: Run, watchdog: Watchdog, evaluator: Evaluator) -> None:
         config, ranks = run.config, run.ranks
         self.run = run
         self.watchdog = watchdog
+        self.evaluator = evaluator
         self.profiler = StepProfiler(
             run.attempt.directory, ranks.rank, run.share.device, config.train
         )
@@ -100,10 +105,11 @@ class Trainer:
             config, run.data, run.engine, run.share, ranks, self.records, run.state.step
         )
 
-    def train(self, stop: StopFlag) -> int:
+    def train(self, stop: StopFlag, missed: Sequence[EvaluationConfig] = ()) -> int:
         """Train to the last step; after a signal, finish the current step, save and stop.
 
-        Returns the exit code, as the function `train` does.
+        The evaluations that the attempt before has `missed` come first. Returns the exit code, as
+        the function `train` does.
         """
         run, lanes = self.run, self.run.share.lanes
         try:
@@ -111,14 +117,24 @@ class Trainer:
                 run.data.loader(lanes, run.state) as loader,
                 run.data.preface_loader(lanes, run.state) as prefaces,
             ):
-                return self._loop(loader, prefaces, stop)
+                return self._loop(loader, prefaces, stop, missed)
         finally:
             self.saver.end(run.state.step, run.config.watchdog.save)
             if self.records is not None:
                 self.records.close()
 
-    def _loop(self, loader: Loader, prefaces: Loader | None, stop: StopFlag) -> int:
+    def _loop(
+        self,
+        loader: Loader,
+        prefaces: Loader | None,
+        stop: StopFlag,
+        missed: Sequence[EvaluationConfig],
+    ) -> int:
         run, steps = self.run, self.run.config.train.steps
+        if not self._evaluated(missed, stop):
+            return self._stopped()
+        if missed:
+            self.watchdog.beat("start", run.state.step)
         self.reporter.meter.restart()
         while run.state.step < steps:
             with self.profiler.step(run.state.step + 1):
@@ -130,15 +146,42 @@ class Trainer:
             self._validate(last)
             self._check_skipped()
             self._save(last, stopping)
-            if stopping and not last:
-                _log.info(
-                    "stopped after step %d with a checkpoint; the same command resumes the run",
-                    run.state.step,
-                )
-                return EXIT_STOPPED
+            due = self.evaluator.due(run.state.step)
+            if stopping and (due or not last):
+                return self._stopped()
+            # After the save, which is written meanwhile: a run that ends here evaluates as it is
+            # resumed.
+            if not self._evaluated(due, stop):
+                self._finish_save(last)
+                return self._stopped()
         done = counted(run.state.step, "step"), counted(run.state.tokens, "token")
         _log.info("finished: %s, %s", *done)
         return 0
+
+    def _stopped(self) -> int:
+        _log.info(
+            "stopped after step %d with a checkpoint; the same command resumes the run",
+            self.run.state.step,
+        )
+        return EXIT_STOPPED
+
+    def _evaluated(self, due: Sequence[EvaluationConfig], stop: StopFlag) -> bool:
+        """Run evaluations of the current state; False: a signal came before the last of them."""
+        step = self.run.state.step
+        with self.reporter.meter.paused():
+            for one in due:
+                try:
+                    found = self.evaluator.run(
+                        one,
+                        step,
+                        lambda: self.watchdog.beat("step", step),
+                        lambda: stop.signal is not None,
+                    )
+                except EvaluationStoppedError:
+                    _log.info("step %d | %s: left for when the run is resumed", step, one.label)
+                    return False
+                self.reporter.report_evaluation(step, one.label, found)
+        return True
 
     def _next(self, loader: Loader) -> Batch:
         """The next batch; returns when every rank has its own. Raises TrainingError."""
@@ -173,6 +216,8 @@ class Trainer:
     def _report(self, result: StepResult, last: bool, stopping: bool) -> None:
         with self.reporter.meter.paused():
             self.profiler.write_if_done(last or stopping)
+        if result.spike:
+            self.reporter.report_spike(self.run.state.step, result.spike)
         if self._is_due(self.run.config.train.log_every, last):
             self.reporter.report(self.run.state, result)
 
@@ -180,19 +225,32 @@ class Trainer:
         run = self.run
         if run.data.validation is None or not self._is_due(run.config.train.validate_every, last):
             return
+        averaged = None
+
+        def beat() -> None:
+            self.watchdog.beat("step", run.state.step)
+
         with self.reporter.meter.paused():
-            found = self.validator.run(lambda: self.watchdog.beat("step", run.state.step))
-        self.reporter.report_validation(run.state.step, found)
+            found = self.validator.run(beat)
+            if run.config.train.validate_ema:
+                with run.engine.averaged():
+                    averaged = self.validator.run(beat)
+        self.reporter.report_validation(run.state.step, found, averaged)
 
     def _check_skipped(self) -> None:
         """Raise TrainingError after too many skipped steps in a row."""
         state = self.run.state
         if state.skipped_in_a_row >= self.run.config.train.max_skipped:
+            watched = self.run.config.train.spikes.deviations
+            spike, instead = "", ""
+            if watched:
+                spike = f", or lay more than {watched:g} standard deviations above those before,"
+                instead = " or a larger train.spikes.deviations"
             raise TrainingError(
-                "the loss or a gradient was not finite in "
+                f"the loss or a gradient was not finite{spike} in "
                 f"{counted(state.skipped_in_a_row, 'step')} in a row, up to step {state.step}; "
                 "none of them changed the weights. The last checkpoint is from before; resume "
-                "with a lower optim.lr, or look at the data of these steps"
+                f"with a lower optim.lr{instead}, or look at the data of these steps"
             )
 
     def _save(self, last: bool, stopping: bool) -> None:
@@ -203,6 +261,14 @@ class Trainer:
             self.saver.save(run.state, finish)
         if not finish:
             self.watchdog.beat("step", run.state.step)
+
+    def _finish_save(self, last: bool) -> None:
+        """Have the current state in a checkpoint, after `_save` of a step with no signal."""
+        if self._is_due(self.run.config.checkpoint.every, last):
+            self.saver.wait()
+            self.saver.note()
+        else:
+            self._save(last, stopping=True)
 
     def _is_due(self, every: int, last: bool) -> bool:
         return last or (every > 0 and self.run.state.step % every == 0)

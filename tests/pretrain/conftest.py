@@ -17,6 +17,7 @@ from torch import nn
 
 from data_prep.dataset import settings
 from data_prep.tokenizer import training
+from data_prep.tokenizer.tokenizer import load as load_tokenizer
 from pretrain.checkpoint.attempts import Attempt
 from pretrain.checkpoint.commit import save
 from pretrain.checkpoint.pieces import Piece
@@ -46,7 +47,13 @@ class WriteRun(Protocol):
     """The signature of `write_run`."""
 
     def __call__(
-        self, directory: Path, *, steps: tuple[int, ...] = (7,), **model: Any
+        self,
+        directory: Path,
+        *,
+        steps: tuple[int, ...] = (7,),
+        averaged: bool = False,
+        tokenizer: Path | None = None,
+        **model: Any,
     ) -> Transformer: ...
 
 
@@ -54,13 +61,23 @@ class WriteRun(Protocol):
 def write_run(tokenizer_model: Path) -> WriteRun:
     """Write a run with a checkpoint of each of `steps`; the model that the last one holds.
 
-    `model` are settings of the model that differ from a small one with segments of 16 tokens and
-    a window of 4 segments.
+    With `averaged`, they have an average of the weights too: half of each. `model` are settings of
+    the model that differ from a small one with segments of 16 tokens and a window of 4 segments;
+    `tokenizer` is a file of either kind, by its suffix.
     """
 
-    def write(directory: Path, *, steps: tuple[int, ...] = (7,), **model: Any) -> Transformer:
+    def write(
+        directory: Path,
+        *,
+        steps: tuple[int, ...] = (7,),
+        averaged: bool = False,
+        tokenizer: Path | None = None,
+        **model: Any,
+    ) -> Transformer:
         directory.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(tokenizer_model, directory / "tokenizer.model")
+        own = tokenizer or tokenizer_model
+        shutil.copyfile(own, directory / f"tokenizer{own.suffix}")
+        pieces = load_tokenizer(own).vocab_size
         config = Config(
             run=RunConfig(directory=str(directory)),
             data=DataConfig(train="elsewhere"),
@@ -70,8 +87,8 @@ def write_run(tokenizer_model: Path) -> WriteRun:
         built = None
         for step in steps:
             torch.manual_seed(step)
-            built = _random_model(config.model)
-            _save(directory, step, config, built)
+            built = _random_model(config.model, pieces)
+            _save(directory, step, config, built, averaged)
         assert built is not None
         return built
 
@@ -91,15 +108,15 @@ SMALL = ModelConfig(
 )
 
 
-def _random_model(config: ModelConfig) -> Transformer:
-    model = Transformer(config, 320).eval()
+def _random_model(config: ModelConfig, pieces: int) -> Transformer:
+    model = Transformer(config, pieces).eval()
     for name, parameter in model.named_parameters():
         if name.endswith("gate"):
             nn.init.normal_(parameter)
     return model
 
 
-def _save(directory: Path, step: int, config: Config, model: Transformer) -> None:
+def _save(directory: Path, step: int, config: Config, model: Transformer, averaged: bool) -> None:
     pieces = [
         Piece(f"{name}/{kind}", tuple(parameter.shape), 0, values.detach().reshape(-1))
         for name, parameter in model.named_parameters()
@@ -107,8 +124,14 @@ def _save(directory: Path, step: int, config: Config, model: Transformer) -> Non
             ("param", parameter),
             ("exp_avg", torch.zeros_like(parameter)),
             ("exp_avg_sq", torch.ones_like(parameter)),
+            ("ema", parameter / 2),
         )
+        if averaged or kind != "ema"
     ]
-    trainer = {"step": step, "vocab_size": 320, "configuration": settings.to_plain(config)}
+    trainer = {
+        "step": step,
+        "vocab_size": model.embedding.num_embeddings,
+        "configuration": settings.to_plain(config),
+    }
     root, attempt = directory / "checkpoints", Attempt(directory, 1)
     save(root, step, pieces, {}, trainer, SoloRanks(), 2, 0, attempt)

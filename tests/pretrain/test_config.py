@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import fields
 from pathlib import Path
 
@@ -9,7 +10,17 @@ import pytest
 
 from data_prep.dataset import settings
 from data_prep.dataset.settings import SettingsError
-from pretrain.config import MEMORY_KINDS, Config, MemoryConfig, SourceConfig, describe, load
+from data_prep.recall.tasks import TASKS
+from pretrain.config import (
+    EVALUATIONS,
+    MEMORY_KINDS,
+    Config,
+    EvaluationConfig,
+    MemoryConfig,
+    SourceConfig,
+    describe,
+    load,
+)
 
 ROOT = Path(__file__).parents[2]
 MINIMUM = ("run.directory=runs/x", "data.train=data/x")
@@ -109,15 +120,34 @@ def test_the_resolved_configuration_reads_back_as_itself(tmp_path: Path) -> None
             "model.memory.initial_gate: has no effect with memory.kind=transformer_xl; remove it, "
             "or set memory.kind=linear or delta",
         ),
-        (["model.local_attention=flash"], "model.local_attention: flash-attn computes in bf16"),
+        (["model.local_attention=flash"], "model.local_attention: flash computes in bf16"),
+        (["model.local_attention=varlen"], "model.local_attention: varlen computes in bf16"),
         (
             ["model.local_attention=flash", "train.precision=bf16", "launch.device=cpu"],
-            "model.local_attention: flash-attn needs a GPU",
+            "model.local_attention: flash needs a GPU",
         ),
-        (["model.memory.kernel=triton"], "model.memory.kernel: Triton's kernels compute in bf16"),
+        (
+            ["model.local_attention=varlen", "train.precision=bf16", "launch.device=cpu"],
+            "model.local_attention: varlen needs a GPU",
+        ),
+        (
+            ["model.local_attention=flash", "train.precision=bf16", "model.d_head=258"],
+            "model.local_attention: flash takes heads of at most 256, found d_head=258; set it to",
+        ),
+        (
+            ["model.local_attention=varlen", "train.precision=bf16", "model.d_head=60"],
+            "model.local_attention: varlen takes heads of at most 256, in multiples of 8, found "
+            "d_head=60; set it to sdpa or auto",
+        ),
+        (["model.memory.kernel=triton"], "model.memory.kernel: triton computes in bf16"),
+        (["model.memory.kernel=mixed"], "model.memory.kernel: mixed computes in bf16"),
+        (
+            ["model.memory.kernel=mixed", "train.precision=bf16", "launch.device=cpu"],
+            "model.memory.kernel: mixed needs a GPU; set it to torch or auto",
+        ),
         (
             ["model.memory.kernel=triton", "train.precision=bf16", "launch.device=cpu"],
-            "model.memory.kernel: Triton's kernels need a GPU",
+            "model.memory.kernel: triton needs a GPU",
         ),
         (
             ["model.memory.kernel=triton", "train.precision=bf16", "model.d_head=160"],
@@ -148,6 +178,18 @@ def test_the_resolved_configuration_reads_back_as_itself(tmp_path: Path) -> None
             "optim.beta2: has no effect with optim.name=adafactor; remove it, or set "
             "optim.name=adamw or muon",
         ),
+        (["optim.ema_decay=1"], "optim.ema_decay: 1 averages nothing; lower it, e.g. to 0.999"),
+        (["optim.ema_decay=1.5"], "optim.ema_decay: expected 0.0 to 1.0, found 1.5"),
+        (
+            ["train.validate_ema=true"],
+            "train.validate_ema: there is no average of the weights; set optim.ema_decay",
+        ),
+        (
+            ["train.spikes.steps=64"],
+            "train.spikes.steps: has no effect with deviations=0; remove it, or set deviations",
+        ),
+        (["train.spikes.deviations=-1"], "train.spikes.deviations: expected at least 0.0, found"),
+        (["train.z_loss=-1"], "train.z_loss: expected at least 0.0, found -1.0"),
         (["optim.name=lion"], "optim.name: expected one of adamw, adafactor, muon; found 'lion'"),
         (["data.mix=[{data: a}]"], "data.mix: cannot be combined with data.train; give"),
         (["data.train=''", "data.mix=[]"], "data.train: not set; give the directory"),
@@ -155,6 +197,15 @@ def test_the_resolved_configuration_reads_back_as_itself(tmp_path: Path) -> None
         (["data.train=''", "data.mix=[{data: a, wieght: 2}]"], "data.mix[0].wieght: unknown key"),
         (["data.train=''", "data.mix=[{data: a, weight: -1}]"], "mix[0].weight: expected at least"),
         (["data.train=''", "data.mix=[{data: a, weight: 0}]"], "data.mix: every weight is 0"),
+        (
+            ["data.train=''", "data.mix=[{data: a, weights: [[0, 1], [5, 0]]}]"],
+            "data.mix: every weight is 0 after step 5, so nothing would be read",
+        ),
+        (
+            ["data.train=''", "data.mix=[{data: a, weights: [[0, 1], [1000, 2]]}]"],
+            "data.mix[0].weights[1]: never holds, since train.steps=1000 and it begins after step "
+            "1000; remove it, or raise train.steps",
+        ),
         (
             ["data.train=''", "data.mix=[{data: x/a}, {data: x/b, name: c}, {data: x/../x/b}]"],
             "x/b is listed twice; list it once, with the sum of the weights",
@@ -272,3 +323,77 @@ def test_sources_are_the_mix_or_the_one_data_set_by_the_key_of_the_setting() -> 
         "data.mix[1]": SourceConfig("d/b", 2.0, "books"),
     }
     assert "data.mix[].weight = 1.0" in "\n".join(describe())
+
+
+def test_all_mistakes_in_evaluations_are_reported_at_once() -> None:
+    evaluations = [
+        "{kind: passkey, lengths: [4096, 4096], data: d}",
+        "{kind: needles, every: 5, tasks: [single, treble]}",
+        "{kind: needles, depths: [0.5], name: step}",
+        "{kind: perplexity, lengths: [5], every: -1}",
+        "{lengths: [5], depths: []}",
+        "{kind: harness}",
+    ]
+    assert problems(f"train.evaluate=[{', '.join(evaluations)}]") == [
+        "train.evaluate[1].tasks[1]: expected one of single, multikey, multivalue, multiquery, "
+        "variables, words, qa1, qa2, qa3; found 'treble'",
+        "train.evaluate[3].every: expected at least 0, found -1",
+        "train.evaluate[5].kind: expected one of passkey, needles, perplexity; found 'harness'",
+        "train.evaluate[0].data: has no effect with kind=passkey; remove it, or set "
+        "kind=perplexity",
+        "train.evaluate[0].lengths: [4096, 4096] names one of them twice; list each once",
+        "train.evaluate[1].lengths: not set, and kind=needles needs it; give what `pretrain eval "
+        "needles` takes as --lengths",
+        "train.evaluate[1].filler: not set, and kind=needles needs it; give what `pretrain eval "
+        "needles` takes as --filler",
+        "train.evaluate[2].depths: has no effect with kind=needles; remove it, or set kind=passkey",
+        "train.evaluate[2].lengths: not set, and kind=needles needs it; give what `pretrain eval "
+        "needles` takes as --lengths",
+        "train.evaluate[2].filler: not set, and kind=needles needs it; give what `pretrain eval "
+        "needles` takes as --filler",
+        "train.evaluate[2].name: 'step' is a key of every record; choose another",
+        "train.evaluate[3].lengths: has no effect with kind=perplexity; remove it, or set "
+        "kind=passkey or needles",
+        "train.evaluate[3].data: not set, and kind=perplexity needs it; give what `pretrain eval "
+        "perplexity` takes as --data",
+        "train.evaluate[4].depths: none given; list some, e.g. [0, 0.5, 1]",
+        "train.evaluate[5].lengths: not set, and kind=passkey needs it; give what `pretrain eval "
+        "passkey` takes as --lengths",
+        "train.evaluate: two evaluations have the name 'passkey'; give each a different `name`",
+    ]
+
+
+def test_evaluations_name_the_tasks_of_recall_and_every_one_of_their_settings() -> None:
+    assert ["passkey", *EvaluationConfig(kind="needles").tasks_asked] == list(TASKS)
+    assert EvaluationConfig(kind="perplexity").tasks_asked == []
+    assert EvaluationConfig(kind="needles").depths_asked == [None]
+    read = {name for traits in EVALUATIONS.values() for name in traits.settings}
+    own = {field.name for field in fields(EvaluationConfig)}
+    assert own == read | {"kind", "every", "name"}
+
+
+def test_all_mistakes_in_a_schedule_of_weights_are_reported_at_once() -> None:
+    schedule = "[[1000000, 1], [3, -1], [4.5, 1], [7], [9e6, 2]]"
+    mix = f"data.mix=[{{data: a, weight: 2, weights: {schedule}}}, {{data: b}}]"
+    assert problems("data.train=''", mix, "train.steps=9000000") == [
+        "data.mix[0].weight: has no effect beside weights; remove one of them",
+        "data.mix[0].weights[0]: the first weight holds from step 0 on, found 1000000",
+        "data.mix[0].weights[1]: step 3 is not after 1000000; list the steps in order",
+        "data.mix[0].weights[1]: expected a weight of at least 0, found -1",
+        "data.mix[0].weights[2]: expected a whole number of steps, found 4.5",
+        "data.mix[0].weights[3]: expected [step, weight], found [7]",
+        "data.mix[0].weights[4]: never holds, since train.steps=9000000 and it begins after step "
+        "9000000; remove it, or raise train.steps",
+    ]
+
+
+def test_a_schedule_of_weights_is_stored_and_counted() -> None:
+    mix = "data.mix=[{data: a, weights: [[0, 1], [40, 0]]}, {data: b, weights: [[0, 3], [80, 5]]}]"
+    config = load(None, ["run.directory=r", "train.steps=100", mix])
+    assert settings.from_plain(Config, json.loads(json.dumps(settings.to_plain(config)))) == config
+    assert config.data.phases == [0, 40, 80]
+    first, second = config.data.mix
+    assert [first.weight_after(step) for step in (0, 39, 40, 99)] == [1, 1, 0, 0]
+    assert [second.weight_after(step) for step in (0, 79, 80)] == [3, 3, 5]
+    # A quarter of the first 40 of 100 steps, and nothing of the others.
+    assert config.data.shares(100) == pytest.approx({"a": 0.1, "b": 0.9})

@@ -26,21 +26,22 @@ from pretrain.training.engine import PERSISTENT_ELEMENTS, Engine
 from tests.pretrain import kinds
 from tests.ranks import work
 
-VOCABULARY = 512
+WIDTH = 320  # squared it is just above what stays gathered
+VOCABULARY = WIDTH
 LAYERS = 4
 SETTINGS = (
     *("data.lanes=2", "data.train=none", "run.directory=none", "launch.device=cpu"),
-    *("model.d_model=384", f"model.n_layers={LAYERS}", "model.n_heads=6", "model.n_kv_heads=6"),
-    *("model.d_ff=512", "model.segment=8", "train.window_segments=4"),
+    *(f"model.d_model={WIDTH}", f"model.n_layers={LAYERS}", "model.n_heads=5"),
+    *("model.n_kv_heads=5", f"model.d_ff={WIDTH}", "model.segment=8", "train.window_segments=4"),
     "model.tied_embeddings=false",
 )
-BLOCK = 4 * 384 * 384 + 3 * 384 * 512  # weights, but for those that stay gathered
-OUTSIDE = VOCABULARY * 384  # the embedding's, and as many of the output projection
+BLOCK = (4 + 3) * WIDTH**2  # weights, but for those that stay gathered
+OUTSIDE = VOCABULARY * WIDTH  # the embedding's, and as many of the output projection
 SCARCE, ROOM = "zero.live_parameters=1", f"zero.live_parameters={5 * BLOCK // 2}"
 FULL = "train.activation_checkpointing=full"
 RMT, SUMMARIES = "model.memory.kind=rmt", "model.memory.kind=autocompressor"
 # So many that they do not stay gathered.
-MANY = "model.memory.autocompressor={vectors: 300, capacity: 1}"
+MANY = "model.memory.autocompressor={vectors: 320, capacity: 1}"
 ONCE = f"zero.live_parameters={LAYERS * BLOCK + 2 * OUTSIDE}"
 SEGMENTS = 3  # of a recurrence's window, whose layers run once for each
 LOOPED = f"train.window_segments={SEGMENTS}"

@@ -36,6 +36,25 @@ def test_the_weights_are_the_checkpoints_masters(
     assert loaded.tokenizer.vocab_size == 320 and loaded.run_directory == tmp_path / "run"
 
 
+def test_the_average_of_the_weights_is_taken_where_it_is_asked_for(
+    tmp_path: Path, write_run: Any
+) -> None:
+    model = write_run(tmp_path / "run", averaged=True)
+    loaded = trained.load(tmp_path / "run", CPU, "ema")
+    expected, found = model.state_dict(), loaded.model.state_dict()
+    assert all(torch.equal(expected[name] / 2, found[name]) for name in expected)
+    assert loaded.weights == "ema"
+    last = trained.load(tmp_path / "run", CPU)
+    assert last.weights == "last"
+    assert torch.equal(last.model.embedding.weight, model.embedding.weight)
+
+
+def test_a_run_without_an_average_has_none_to_take(tmp_path: Path, write_run: Any) -> None:
+    write_run(tmp_path / "run")
+    with pytest.raises(TrainedError, match="has no average of the weights, since the run has no"):
+        trained.load(tmp_path / "run", CPU, "ema")
+
+
 def test_the_newest_checkpoint_is_taken_or_the_one_that_is_named(
     tmp_path: Path, write_run: Any
 ) -> None:

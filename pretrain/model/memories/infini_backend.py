@@ -1,4 +1,4 @@
-"""Chooses the kernels of the memory: PyTorch's, or ours in Triton."""
+"""Chooses the kernels of the memory: PyTorch's, in float32 or with bf16 operands, or Triton's."""
 
 from __future__ import annotations
 
@@ -11,40 +11,50 @@ import torch
 
 from pretrain.config import TRITON_MAX_HEAD
 from pretrain.model.local_attention import KernelError
-from pretrain.model.memories.infini_grad import TORCH, Products
+from pretrain.model.memories.infini_grad import MIXED, TORCH, Products
 
 _log = logging.getLogger(__name__)
 
 
 @functools.cache
 def choose(
-    setting: Literal["auto", "torch", "triton"],
+    setting: Literal["auto", "torch", "mixed", "triton"],
     device_type: str,
     dtype: torch.dtype,
     d_head: int,
 ) -> Products:
     """The kernels that `model.memory.kernel` names; `auto` logs its choice once.
 
-    Raises KernelError if Triton's are requested and cannot run.
+    Raises KernelError if those that are requested cannot run.
     """
     if setting == "torch":
         return TORCH
     if setting == "auto":
-        # Triton's have only run in the interpreter: no measurement shows yet that they are faster.
-        on_gpu = device_type == "cuda" and dtype == torch.bfloat16 and d_head <= TRITON_MAX_HEAD
+        # The others have not run on a GPU: no measurement shows yet that they are faster.
+        on_gpu = device_type == "cuda" and dtype == torch.bfloat16
         hint = (
-            "; Triton's kernels (model.memory.kernel=triton) are not known to be faster yet, see "
-            "tools/bench/gpu.py"
+            "; bf16 operands (model.memory.kernel=mixed) and Triton's kernels are not known to be "
+            "faster yet, see tools/bench/gpu.py"
         )
         _log.info("memory: PyTorch%s", hint if on_gpu else "")
         return TORCH
-    if obstacle := _obstacle(device_type, dtype, d_head):
+    find = _obstacle if setting == "triton" else _mixed_obstacle
+    if obstacle := find(device_type, dtype, d_head):
         raise KernelError(
-            f"model.memory.kernel: triton was requested, but {obstacle}; set it to torch or auto"
+            f"model.memory.kernel: {setting} was requested, but {obstacle}; set it to torch or auto"
         )
+    if setting == "mixed":
+        return MIXED
     from pretrain.model.memories.infini_triton import TRITON
 
     return TRITON
+
+
+def _mixed_obstacle(device_type: str, dtype: torch.dtype, d_head: int) -> str | None:
+    """Why bf16 operands with float32 sums cannot be multiplied here; None if they can."""
+    if device_type != "cuda":
+        return f"it needs a GPU and the model is on {device_type}"
+    return None if dtype == torch.bfloat16 else f"it computes in bf16 and the model is in {dtype}"
 
 
 def _obstacle(device_type: str, dtype: torch.dtype, d_head: int) -> str | None:

@@ -7,11 +7,13 @@ window.
 Shapes: B lanes, S segments, N tokens per segment, H query heads, K key/value heads, each with a
 memory, G = H / K query heads that share it, D size of a head. Features, states and sums are
 float32 (float64 in a float64 model): fp16 overflows, and sums in bf16 stop growing after some
-hundred segments. `d_x` is the gradient of the loss with respect to x.
+hundred segments. `d_x` is the gradient of the loss with respect to x. With `operand`, a dtype of
+less precision, the operands of the large products are rounded to it; their sums stay float32.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -30,6 +32,7 @@ def gated_read(
     normaliser: Tensor,
     readable: Tensor,
     gate: Tensor,
+    operand: torch.dtype | None = None,
 ) -> Tensor:
     """Equations 7 and 10: g A_mem + (1 - g) A_local, with A_mem = sigma(Q) M / (sigma(Q) z).
 
@@ -39,28 +42,36 @@ def gated_read(
     read. Returns [B, S, N, H, D].
     """
     mixed: Tensor = _GatedRead.apply(  # type: ignore[no-untyped-call]
-        local, queries, matrix, normaliser, readable, gate
+        local, queries, matrix, normaliser, readable, gate, operand
     )
     return mixed
 
 
-def sums(keys: Tensor, values: Tensor, writable: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+def sums(
+    keys: Tensor, values: Tensor, writable: Tensor | None, operand: torch.dtype | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """What each segment adds to M [B, S, K, D, D] and z [B, S, K, D], and sigma(K).
 
     The features [B, S, K, N, D] are for `delta_transition`, which computes its own gradient.
     """
-    added, key_sum, features = _Sums.apply(keys, values, writable)  # type: ignore[no-untyped-call]
+    added, key_sum, features = _Sums.apply(keys, values, writable, operand)  # type: ignore[no-untyped-call]
     return added, key_sum, features
 
 
 def delta_transition(
-    keys: Tensor, features: Tensor | None, divisor: Tensor, writable: Tensor | None
+    keys: Tensor,
+    features: Tensor | None,
+    divisor: Tensor,
+    writable: Tensor | None,
+    operand: torch.dtype | None = None,
 ) -> Tensor:
     """I - sigma(K)^T diag(sigma(K) z)^-1 sigma(K) for each segment: [B, S, K, D, D].
 
     features: sigma(keys), as returned by `sums`; divisor: z.
     """
-    transition: Tensor = _Transition.apply(keys, features, divisor, writable)  # type: ignore[no-untyped-call]
+    transition: Tensor = _Transition.apply(  # type: ignore[no-untyped-call]
+        keys, features, divisor, writable, operand
+    )
     return transition
 
 
@@ -90,6 +101,17 @@ def sigma(x: Tensor) -> Tensor:
     """
     x = x.to(_precise(x))
     return x.clamp(max=0).exp_().add_(x.clamp(min=0))
+
+
+def _product(a: Tensor, b: Tensor, operand: torch.dtype | None) -> Tensor:
+    """a b, [..., n, k] times [..., k, m], in their dtype, with operands rounded to `operand`."""
+    if operand is None:
+        return a @ b
+    a, b, batch = a.to(operand), b.to(operand), a.shape[:-2]
+    if not a.is_cuda:  # such a product on a CPU has sums of the operands' dtype
+        return a.float() @ b.float()
+    product = torch.bmm(a.flatten(0, -3), b.flatten(0, -3), out_dtype=torch.float32)
+    return torch.unflatten(product, 0, batch)
 
 
 def _precise(x: Tensor) -> torch.dtype:
@@ -138,17 +160,19 @@ class _GatedRead(torch.autograd.Function):
         normaliser: Tensor,
         readable: Tensor,
         gate: Tensor,
+        operand: torch.dtype | None,
     ) -> Tensor:
         ctx.save_for_backward(local, queries, matrix, normaliser, readable, gate)
-        return _mixed(local, queries, matrix, normaliser, readable, gate)
+        ctx.operand = operand
+        return _mixed(local, queries, matrix, normaliser, readable, gate, operand)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_mixed: Tensor) -> tuple[Tensor | None, ...]:
         d_local, d_queries, d_matrix, d_normaliser, d_gate = _mixed_backward(
-            d_mixed, *ctx.saved_tensors
+            d_mixed, *ctx.saved_tensors, operand=ctx.operand
         )
-        return d_local, d_queries, d_matrix, d_normaliser, None, d_gate
+        return d_local, d_queries, d_matrix, d_normaliser, None, d_gate, None
 
 
 @fused
@@ -159,8 +183,9 @@ def _mixed(
     normaliser: Tensor,
     readable: Tensor,
     gate: Tensor,
+    operand: torch.dtype | None,
 ) -> Tensor:
-    _, _, retrieved = _retrieve(queries, matrix, normaliser, readable)
+    _, _, retrieved = _retrieve(queries, matrix, normaliser, readable, operand)
     share = gate.to(retrieved.dtype).sigmoid()[:, None]
     mixed = torch.empty(queries.shape, dtype=retrieved.dtype, device=queries.device)
     by_token = _by_token(retrieved, queries.shape[2])
@@ -177,10 +202,12 @@ def _mixed_backward(
     normaliser: Tensor,
     readable: Tensor,
     gate: Tensor,
+    *,
+    operand: torch.dtype | None,
 ) -> tuple[Tensor, ...]:
     """The gradients of local, queries, matrix, normaliser and gate."""
     kv_heads, tokens = matrix.shape[2], queries.shape[2]
-    features, weight, retrieved = _retrieve(queries, matrix, normaliser, readable)
+    features, weight, retrieved = _retrieve(queries, matrix, normaliser, readable, operand)
     share = gate.to(retrieved.dtype).sigmoid()
     d_read = _by_head(d_mixed, kv_heads)
     along = (d_read * retrieved).sum(dim=-1, keepdim=True)
@@ -193,15 +220,20 @@ def _mixed_backward(
     weight = (weight * share.view(kv_heads, -1, 1, 1)).flatten(3, 4)
     d_read.mul_(weight)
     d_denominator = -along * weight
-    d_features = (d_read @ matrix.mT).addcmul_(d_denominator, normaliser[..., None, :])
-    d_matrix = features.mT @ d_read
+    d_features = _product(d_read, matrix.mT, operand)
+    d_features.addcmul_(d_denominator, normaliser[..., None, :])
+    d_matrix = _product(features.mT, d_read, operand)
     d_normaliser = (features.mT @ d_denominator).squeeze(-1)
     d_queries = _by_token(d_features.mul_(_derivative(features)), tokens).to(queries.dtype)
     return d_local, d_queries, d_matrix, d_normaliser, d_gate
 
 
 def _retrieve(
-    queries: Tensor, matrix: Tensor, normaliser: Tensor, readable: Tensor
+    queries: Tensor,
+    matrix: Tensor,
+    normaliser: Tensor,
+    readable: Tensor,
+    operand: torch.dtype | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Features [B, S, K, G * N, D], 1 / (features z) [B, S, K, G * N, 1], and A_mem."""
     features = _features(queries, matrix.shape[2])
@@ -209,7 +241,7 @@ def _retrieve(
     torch.unflatten(weight, 3, (-1, queries.shape[2])).masked_fill_(
         ~readable[:, :, None, None, :, None], 0
     )
-    return features, weight, (features @ matrix).mul_(weight)
+    return features, weight, _product(features, matrix, operand).mul_(weight)
 
 
 class _Sums(torch.autograd.Function):
@@ -220,10 +252,15 @@ class _Sums(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, keys: Tensor, values: Tensor, writable: Tensor | None
+        ctx: Any,
+        keys: Tensor,
+        values: Tensor,
+        writable: Tensor | None,
+        operand: torch.dtype | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         ctx.save_for_backward(keys, values, writable)
-        added, key_sum, features = _sums(keys, values, writable)
+        ctx.operand = operand
+        added, key_sum, features = _sums(keys, values, writable, operand)
         ctx.mark_non_differentiable(features)
         return added, key_sum, features
 
@@ -231,25 +268,38 @@ class _Sums(torch.autograd.Function):
     @once_differentiable
     def backward(
         ctx: Any, d_added: Tensor, d_key_sum: Tensor, _: Tensor
-    ) -> tuple[Tensor, Tensor, None]:
-        return *_sums_backward(d_added, d_key_sum, *ctx.saved_tensors), None
+    ) -> tuple[Tensor, Tensor, None, None]:
+        d_keys, d_values = _sums_backward(
+            d_added, d_key_sum, *ctx.saved_tensors, operand=ctx.operand
+        )
+        return d_keys, d_values, None, None
 
 
 @fused
-def _sums(keys: Tensor, values: Tensor, writable: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+def _sums(
+    keys: Tensor, values: Tensor, writable: Tensor | None, operand: torch.dtype | None
+) -> tuple[Tensor, Tensor, Tensor]:
     kv_heads = keys.shape[3]
     features = _features(keys, kv_heads, writable)
-    return features.mT @ _by_head(values, kv_heads), features.sum(dim=-2), features
+    added = _product(features.mT, _by_head(values, kv_heads), operand)
+    return added, features.sum(dim=-2), features
 
 
 @fused
 def _sums_backward(
-    d_added: Tensor, d_key_sum: Tensor, keys: Tensor, values: Tensor, writable: Tensor | None
+    d_added: Tensor,
+    d_key_sum: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    writable: Tensor | None,
+    *,
+    operand: torch.dtype | None,
 ) -> tuple[Tensor, Tensor]:
     tokens, kv_heads = keys.shape[2:4]
     features = _features(keys, kv_heads, writable)
-    d_values = _by_token(features @ d_added, tokens).to(values.dtype)
-    d_features = (_by_head(values, kv_heads) @ d_added.mT).add_(d_key_sum[..., None, :])
+    d_values = _by_token(_product(features, d_added, operand), tokens).to(values.dtype)
+    d_features = _product(_by_head(values, kv_heads), d_added.mT, operand)
+    d_features.add_(d_key_sum[..., None, :])
     return _by_token(d_features.mul_(_derivative(features)), tokens).to(keys.dtype), d_values
 
 
@@ -258,33 +308,46 @@ class _Transition(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, keys: Tensor, features: Tensor, divisor: Tensor, writable: Tensor | None
+        ctx: Any,
+        keys: Tensor,
+        features: Tensor,
+        divisor: Tensor,
+        writable: Tensor | None,
+        operand: torch.dtype | None,
     ) -> Tensor:
         ctx.save_for_backward(keys, divisor, writable)
-        return _transition(features, divisor)
+        ctx.operand = operand
+        return _transition(features, divisor, operand)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, d_transition: Tensor) -> tuple[Tensor, None, Tensor, None]:
-        d_keys, d_divisor = _transition_backward(d_transition, *ctx.saved_tensors)
-        return d_keys, None, d_divisor, None
+    def backward(ctx: Any, d_transition: Tensor) -> tuple[Tensor, None, Tensor, None, None]:
+        d_keys, d_divisor = _transition_backward(
+            d_transition, *ctx.saved_tensors, operand=ctx.operand
+        )
+        return d_keys, None, d_divisor, None, None
 
 
 @fused
-def _transition(features: Tensor, divisor: Tensor) -> Tensor:
+def _transition(features: Tensor, divisor: Tensor, operand: torch.dtype | None) -> Tensor:
     weight = _reciprocal(features @ divisor[..., None])
-    transition = (features.mT @ (features * weight)).neg_()
+    transition = _product(features.mT, features * weight, operand).neg_()
     transition.diagonal(dim1=-2, dim2=-1).add_(1)
     return transition
 
 
 @fused
 def _transition_backward(
-    d_transition: Tensor, keys: Tensor, divisor: Tensor, writable: Tensor | None
+    d_transition: Tensor,
+    keys: Tensor,
+    divisor: Tensor,
+    writable: Tensor | None,
+    *,
+    operand: torch.dtype | None,
 ) -> tuple[Tensor, Tensor]:
     features = _features(keys, keys.shape[3], writable)
     weight = _reciprocal(features @ divisor[..., None])
-    d_features = features @ (d_transition + d_transition.mT)
+    d_features = _product(features, d_transition + d_transition.mT, operand)
     # f (G + G^T) f is twice the gradient of a token's weight, f G f.
     d_denominator = (features * d_features).sum(dim=-1, keepdim=True).mul_(weight.square()).div_(2)
     d_features.mul_(-weight).addcmul_(d_denominator, divisor[..., None, :])
@@ -386,3 +449,9 @@ class Products(NamedTuple):
 
 
 TORCH = Products(sums, delta_transition, gated_read)
+MIXED = Products(
+    functools.partial(sums, operand=torch.bfloat16),
+    functools.partial(delta_transition, operand=torch.bfloat16),
+    functools.partial(gated_read, operand=torch.bfloat16),
+)
+"""The same with bf16 operands."""

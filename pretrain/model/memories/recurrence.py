@@ -154,7 +154,9 @@ class SegmentRecurrence(nn.Module, ABC):
         dtype: torch.dtype,
     ) -> list[_Segment]:
         """The layout of each segment of a window."""
-        kernel = local_attention.choose(self.config.local_attention, starts.device.type, dtype)
+        kernel = local_attention.choose(
+            self.config.local_attention, starts.device.type, dtype, self.config.d_head
+        )
         of_segments = torch.split(starts, self.config.segment, dim=1)
         new = resets(torch.stack([own.any(dim=1) for own in of_segments], dim=1))
         held = state.held

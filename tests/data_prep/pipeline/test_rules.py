@@ -5,9 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import random
-import sys
 import textwrap
-from pathlib import Path
 
 import pytest
 from datatrove.data import Document
@@ -25,9 +23,8 @@ from datatrove.pipeline.filters.gopher_repetition_filter import (
 
 from data_prep.config import CleaningConfig
 from data_prep.pipeline import rules
-
-sys.path.append(str(Path(__file__).parents[3] / "tools/bench"))
-import web_pages
+from data_prep.pipeline.vocabulary import Vocabulary, Words
+from tools.bench import web_pages
 
 PEERS = {
     "gopher_quality": GopherQualityFilter(max_doc_words=None),
@@ -64,21 +61,30 @@ def test_verdicts_reasons_and_texts_are_those_of_datatroves_filter(name: str) ->
     assert len(reasons) >= 4 and True in reasons
 
 
-def test_bounds_of_n_grams_are_never_below_what_is_counted_and_mostly_near() -> None:
+def words_of(words: list[str]) -> Words:
+    known = Vocabulary()
+    return Words(known.numbers(words), known)
+
+
+def test_n_grams_that_are_too_many_are_never_missed_and_mostly_known() -> None:
     source = random.Random(2)
     for size in (0, 1, 5, 30, 200):
         # Few letters: n words that are equal when joined are often not the same words.
         for alphabet in ("a", "ab", "abcdefghij"):
-            words = ["".join(source.choices(alphabet, k=source.randint(1, 3))) for _ in range(size)]
-            top = dict(rules.most_frequent(words, (2, 3, 4)))
-            again = dict(rules.repeated(words, (5, 7, 10)))
+            texts = ["".join(source.choices(alphabet, k=source.randint(1, 3))) for _ in range(size)]
+            words = words_of(texts)
             for n in (2, 3, 4):
-                grams = get_n_grams(words, n)
-                assert not grams or top[n] >= find_top_duplicate(grams)
+                if grams := get_n_grams(texts, n):
+                    assert rules.may_be_frequent(words, n, find_top_duplicate(grams) - 0.5)
             for n in (5, 7, 10):
-                assert again.get(n, 0) >= find_all_duplicate(words, n)
-    words = [f"w{n}" for n in range(400)]
-    assert set(dict(rules.repeated(words, (5, 10))).values()) == {0}
+                assert rules.may_repeat(words, n, find_all_duplicate(texts, n) - 0.5) or size < n
+    texts = [f"w{n}" for n in range(400)]
+    assert not rules.may_repeat(words_of(texts), 5, 0)
     # "w0".."w9" again: 20 characters in 10 words; "w1 w2" of 5 characters occurs twice.
-    assert dict(rules.repeated(words + words[:10], (5, 10))) == {5: 20, 10: 20}
-    assert dict(rules.most_frequent(["w1", "w2", "x", "w1", "w2"], (2,))) == {2: 10}
+    again = words_of(texts + texts[:10])
+    assert [rules.may_repeat(again, n, most) for n in (5, 10) for most in (19.5, 20)] == [
+        *(True, False, True, False)
+    ]
+    twice = words_of(["w1", "w2", "x", "w1", "w2"])
+    assert [rules.may_be_frequent(twice, 2, most) for most in (9.5, 10)] == [True, False]
+    assert not rules.may_be_frequent(twice, 6, 0) and not rules.may_repeat(twice, 6, 0)

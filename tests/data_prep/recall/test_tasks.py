@@ -214,3 +214,14 @@ def test_documents_are_fixed_for_good() -> None:
     ]
     hashed = hashlib.sha256(json.dumps(made).encode()).hexdigest()
     assert hashed == "44051fd4e1d38f5ecb39778a19c92adeee388e149ae4802b5a84eeeef808e326"
+
+
+def test_the_least_of_all_is_that_of_the_longest_prompt(tokenizer_model: Path) -> None:
+    own = tokenizer.load(tokenizer_model)
+    lengths = [
+        len(own.encode(TASKS["qa1"](Draws(2, "task", "qa1", str(number)), [], None).prompt))
+        for number in range(8)
+    ]
+    assert len(set(lengths)) > 1
+    found = [tasks.least_of_all("qa1", own, seed=2, samples=n, depths=[None]) for n in (1, 8)]
+    assert found == [lengths[0], max(lengths)]

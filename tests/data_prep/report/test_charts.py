@@ -8,13 +8,6 @@ import pytest
 from data_prep.report import charts
 
 
-def test_the_longest_bar_fills_the_width() -> None:
-    drawn = charts.bars({"a": 3, "b": 12, "c": 0}, "{:,}".format)
-    assert drawn == [("a", "3", [0.25]), ("b", "12", [1.0]), ("c", "0", [0.0])]
-    assert charts.bars({"a": 0}, str) == [("a", "0", [0.0])]
-    assert charts.bars({}, str) == []
-
-
 def _lengths(tokens: list[int]) -> charts.Histogram:
     return charts.lengths(np.array(tokens, dtype=np.uint64))
 

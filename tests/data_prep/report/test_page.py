@@ -6,7 +6,6 @@ import html
 import json
 import re
 import shutil
-import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -18,22 +17,21 @@ from data_prep.dataset import shards
 from data_prep.dataset.shards import DataError
 from data_prep.pipeline import pipeline
 from data_prep.report import page, statistics
-from tests import programs
+from tests.browser import browse, probed
 
-CHROMIUM = programs.find("chromium", "chromium-browser")
 EVIL = "<script>document.title='owned'</script>"
 SOURCE = "a & <b>bold</b> $x_1$"
 TEXT = "the segment reads the memory and then the segment writes the memory. "
 # Run in the browser after the page is there: what was drawn, loaded and logged.
-PROBE = """<script>addEventListener("load", () => {
+PROBE = """
   const size = node => { const r = node.getBoundingClientRect(); return [r.width, r.height]; };
   const texts = [...document.querySelectorAll(".bars bdi, .bars span, svg text")];
   const overlap = (one, other) => {
     const a = one.getBoundingClientRect(), b = other.getBoundingClientRect();
     return a.left < b.right && b.left < a.right && a.top < b.bottom - 1 && b.top < a.bottom - 1;
   };
-  document.documentElement.setAttribute("data-probe", JSON.stringify({
-    charts: [...document.querySelectorAll(".bars, .histogram")].map(size),
+  return {
+    charts: [...document.querySelectorAll(".bars, .plot")].map(size),
     bars: [...document.querySelectorAll(".bars svg")].map(size),
     texts: texts.map(node => node.textContent),
     overlaps: texts.flatMap((a, n) => texts.slice(n + 1).filter(b => overlap(a, b))
@@ -45,8 +43,8 @@ PROBE = """<script>addEventListener("load", () => {
     bold: [...document.querySelectorAll("bdi *")].length,
     requests: performance.getEntriesByType("resource").map(entry => entry.name),
     wide: document.documentElement.scrollWidth - document.documentElement.clientWidth,
-  }));
-})</script>"""
+  };
+"""
 
 
 @pytest.fixture(scope="module")
@@ -78,44 +76,13 @@ def cleaned(made: Path, tmp_path: Path) -> Path:
     return tmp_path / "set"
 
 
-def browse(path: Path, width: int) -> tuple[str, str]:
-    """The file's DOM in a browser, and what the browser logged."""
-    if CHROMIUM is None:
-        programs.skip_without("chromium")
-    flags = "--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking"
-    more = "--disable-component-update --disable-sync --enable-logging=stderr --dump-dom"
-    done = subprocess.run(
-        [
-            *(
-                CHROMIUM,
-                *flags.split(),
-                *more.split(),
-                f"--user-data-dir={path.parent / 'profile'}",
-            ),
-            *(f"--window-size={width},1600", path.as_uri()),
-        ],
-        check=True,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    return done.stdout, done.stderr
-
-
 @pytest.mark.parametrize("width", [1200, 500])
 def test_a_browser_shows_the_charts_and_runs_nothing(
     cleaned: Path, tmp_path: Path, width: int
 ) -> None:
     path = tmp_path / "page.html"
     page.write(cleaned, path)
-    shown = path.read_text(encoding="utf-8")
-    # The page forbids all scripts: one is let in to look at what came out.
-    allowed = shown.replace("default-src 'none'", "default-src 'none'; script-src 'unsafe-inline'")
-    path.write_text(allowed.replace("</head>", f"{PROBE}</head>"), encoding="utf-8")
-    dom, logged = browse(path, width)
-    found = re.search(r'data-probe="([^"]*)"', dom)
-    assert found
-    probe = json.loads(html.unescape(found[1]))
+    probe, dom, logged = probed(path, PROBE, width)
     assert len(probe["charts"]) == 8
     assert all(across > 200 and high > 30 for across, high in probe["charts"])
     widths = {across for across, _ in probe["charts"]}

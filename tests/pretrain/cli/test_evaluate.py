@@ -42,10 +42,19 @@ def test_of_needles(pretrain: Run) -> None:
     )
 
 
+def test_of_associative_recall(pretrain: Run) -> None:
+    words = ["--pairs", "4,513,4", "--distances", "0,-1", "--answers", "0", "--seed", "-1"]
+    said = refused(
+        pretrain("eval", "mqar", "run", *words),
+        "--pairs", "--pairs", "--distances", "--answers", "--seed",
+    )  # fmt: skip
+    assert "--pairs: expected at least 1 and at most 512, found 513" in said
+
+
 @pytest.mark.parametrize(
     "words",
-    ["passkey {}", "needles {} --filler {}", "summaries {} c.yaml", "perplexity {} --data {}",
-     "harness {} --tasks-directory ."],
+    ["passkey {}", "mqar {}", "needles {} --filler {}", "summaries {} c.yaml",
+     "perplexity {} --data {}", "harness {} --tasks-directory ."],
 )  # fmt: skip
 def test_a_path_is_refused_for_what_it_is(words: str, pretrain: Run, data: dict[str, Path]) -> None:
     given = words.format("nowhere", data["train"]).split()
@@ -72,11 +81,12 @@ def test_of_summaries(pretrain: Run, tmp_path: Path) -> None:
 
 
 def test_of_perplexity_and_the_harness(pretrain: Run) -> None:
-    words = ["--documents", "0", "--batch", "0", "--window-segments", "0"]
-    refused(
+    words = ["--documents", "0", "--batch", "0", "--window-segments", "0", "--weights", "mean"]
+    said = refused(
         pretrain("eval", "perplexity", "run", *words),
-        "--data", "--documents", "--batch", "--window-segments",
+        "--data", "--weights", "--documents", "--batch", "--window-segments",
     )  # fmt: skip
+    assert "--weights: expected one of last, ema, found 'mean'" in said
     words = ["--shots", "-1", "--limit", "0", "--tasks", "a", "b"]
     refused(pretrain("eval", "harness", "run", *words), "--tasks-directory", "--shots", "--limit")
 

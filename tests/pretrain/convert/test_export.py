@@ -19,7 +19,7 @@ from pretrain import trained
 from pretrain.checkpoint.load import Checkpoint
 from pretrain.checkpoint.manifest import CheckpointError, step_name
 from pretrain.checkpoint.runs import TrainedError
-from pretrain.config import MemoryConfig, RopeScalingConfig
+from pretrain.config import MemoryConfig, RopeScalingConfig, Weights
 from pretrain.convert import export, llama
 from pretrain.model.transformer import Transformer
 from tests.pretrain import kinds
@@ -44,11 +44,11 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 
 
-def exported(tmp_path: Path, dtype: str = "stored") -> Any:
+def exported(tmp_path: Path, dtype: str = "stored", weights: Weights = "last") -> Any:
     """The run in `tmp_path`/run as transformers load what is written of it."""
     from transformers import AutoModelForCausalLM
 
-    export.run(tmp_path / "run", tmp_path / "hub", dtype)
+    export.run(tmp_path / "run", tmp_path / "hub", dtype, weights)
     return AutoModelForCausalLM.from_pretrained(tmp_path / "hub", trust_remote_code=True).eval()
 
 
@@ -225,6 +225,16 @@ def test_an_export_that_is_imported_is_the_same_to_the_bit(
     assert trained.load(tmp_path / "again", CPU).config.model == model
     tokenizers = [(tmp_path / one / "tokenizer.model").read_bytes() for one in ("run", "again")]
     assert tokenizers[0] == tokenizers[1]
+
+
+@torch.no_grad()
+def test_the_average_of_the_weights_is_exported_where_it_is_asked_for(
+    tmp_path: Path, write_run: Any
+) -> None:
+    write_run(tmp_path / "run", averaged=True)
+    theirs, tokens = exported(tmp_path, weights="ema"), random_tokens(2 * SEGMENT + 3)
+    ours = trained.load(tmp_path / "run", CPU, "ema").model
+    assert_equal_logits(theirs(tokens).logits, logits(ours, tokens))
 
 
 def test_bf16_rounds_all_but_the_gates(tmp_path: Path, write_run: Any) -> None:

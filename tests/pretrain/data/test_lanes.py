@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from data_prep.dataset.shards import DataError, Document, Manifest
-from pretrain.data.lanes import Dataset, Lane, LanePlace, Mix, SourcePlace
+from pretrain.data.lanes import Dataset, Lane, LanePlace, Mix, SourcePlace, Weight
 from pretrain.data.packing import IGNORE
 from pretrain.model import loss
 
@@ -310,13 +310,19 @@ def mix_of(sources: list[Path], weights: tuple[float, ...] = WEIGHTS) -> Mix:
     return Mix([Dataset(path) for path in sources], weights)
 
 
-def naive_draw(manifests: list[Manifest], seed: int, lane: int, number: int) -> int:
+def naive_draw(
+    manifests: list[Manifest],
+    seed: int,
+    lane: int,
+    number: int,
+    weights: tuple[float, ...] = WEIGHTS,
+) -> int:
     """The source of a lane's document, with the shares added up one by one."""
     info = manifests[0].tokenizer
     marks = (info.bos_id is not None) + (info.eos_id is not None)
     shares = [
         weight * manifest.documents / (manifest.tokens + marks * manifest.documents)
-        for weight, manifest in zip(WEIGHTS, manifests, strict=True)
+        for weight, manifest in zip(weights, manifests, strict=True)
     ]
     key = np.array([seed, lane], dtype=np.uint64)
     raw = np.random.Philox(key=key, counter=number + (1 << 192)).random_raw()
@@ -449,6 +455,117 @@ def test_other_weights_hold_from_the_next_document_on(sources: list[Path]) -> No
     assert before.tolist() != after.tolist()
     assert changed.place.sources[1].read == place.sources[1].read + 1
     assert changed.place.drawn == place.drawn + 1 + changed.place.sources[2].read
+
+
+SCHEDULE: list[Weight] = [[[0, 1.0], [12, 0.0]], 0.5, [[0, 0.0], [5, 2.5], [25, 4.0]]]
+
+
+def scheduled(sources: list[Path], schedule: list[Weight] = SCHEDULE) -> Mix:
+    return Mix([Dataset(path) for path in sources], schedule)
+
+
+def naive_weights(step: int) -> tuple[float, float, float]:
+    """Those of SCHEDULE after `step` steps, by hand."""
+    return (1.0 if step < 12 else 0.0, 0.5, 0.0 if step < 5 else 2.5 if step < 25 else 4.0)
+
+
+@pytest.mark.parametrize("length", [17, 64])
+def test_a_document_is_drawn_by_the_weights_of_the_window_that_it_begins_in(
+    sources: list[Path], length: int
+) -> None:
+    manifests = [Dataset(path).manifest for path in sources]
+    each = [
+        naive_documents(path, manifest, 1, 3, 9, source)
+        for source, (path, manifest) in enumerate(zip(sources, manifests, strict=True))
+    ]
+
+    def documents() -> Iterator[list[int]]:
+        read = 0
+        for number in itertools.count():
+            source = naive_draw(manifests, 9, 1, number, naive_weights(read // length))
+            document = next(each[source])
+            read += len(document)
+            yield document
+
+    stream = laid_end_to_end(documents())
+    lane = Lane(scheduled(sources), 1, 3, seed=9)
+    for _ in range(40):
+        assert_equal(lane.window(length), naive_window(stream, length))
+    assert min(place.read for place in lane.place.sources) > 0
+
+
+def test_shares_of_tokens_by_phase_equal_a_count_by_hand(
+    tmp_path: Path, write_data_set: Any
+) -> None:
+    # Laid out, four tokens and eight: a window of 16 ends with a document, so that nothing is
+    # open at a boundary unless an 8 begins in its middle.
+    write_data_set(tmp_path / "four", [[10] * 4] * 40, 4, 100, bos_id=None, eos_id=None)
+    write_data_set(tmp_path / "eight", [[20] * 8] * 40, 4, 100, bos_id=None, eos_id=None)
+    begins, ends, steps = (0, 300, 600), (300, 600, 1200), 1200
+    weights: list[Weight] = [[[0, 3.0], [300, 0.0], [600, 1.0]], [[0, 1.0], [300, 2.0], [600, 1.0]]]
+    mix = scheduled([tmp_path / "four", tmp_path / "eight"], weights)
+    windows = np.zeros((steps, 16), np.int64)
+    lane = Lane(mix, 2, 4, seed=3)
+    for step in range(steps):
+        windows[step] = lane.window(16).tokens
+    shares = [(windows[begin:end] == 10).mean() for begin, end in zip(begins, ends, strict=True)]
+    assert shares[1] == 0.0
+    assert shares[0] == pytest.approx(0.75, abs=0.03) and shares[2] == pytest.approx(0.5, abs=0.03)
+    # Draw by draw: a four is drawn where the uniform number is below w4/4 of w4/4 + w8/8.
+    counts, read = np.zeros((3, 2), int), 0
+    for number in itertools.count():
+        phase = sum(read // 16 >= begin for begin in begins) - 1
+        if read >= steps * 16:
+            break
+        key = np.array([3, 2], dtype=np.uint64)
+        drawn = int(np.random.Philox(key=key, counter=number + (1 << 192)).random_raw()) / 2**64
+        eight = drawn >= (6 / 7, 0.0, 2 / 3)[phase]
+        size = 8 if eight else 4
+        counts[phase, int(eight)] += size
+        read += size
+    for phase, (begin, end) in enumerate(zip(begins, ends, strict=True)):
+        found = [(windows[begin:end] == token).sum() for token in (10, 20)]
+        # An eight that began in the phase before has at most its half here.
+        np.testing.assert_allclose(found, counts[phase], rtol=0, atol=4)
+
+
+def test_constant_weights_are_those_of_a_static_mix_to_the_bit(sources: list[Path]) -> None:
+    constant: list[Weight] = [[[0, weight], [7, weight], [20, weight]] for weight in WEIGHTS]
+    static, lane = Lane(mix_of(sources), 0, 2, seed=5), Lane(scheduled(sources, constant), 0, 2, 5)
+    for _ in range(40):
+        assert_equal(lane.window(29), static.window(29))
+        assert lane.place == static.place
+    # And before the first boundary, whatever comes after it.
+    changing: list[Weight] = [[[0, weight], [30, number]] for number, weight in enumerate(WEIGHTS)]
+    lane, static = Lane(scheduled(sources, changing), 0, 2, 5), Lane(mix_of(sources), 0, 2, seed=5)
+    same = [np.array_equal(lane.window(29).tokens, static.window(29).tokens) for _ in range(60)]
+    assert all(same[:30]) and not all(same[30:])
+
+
+def test_a_data_set_enters_and_leaves_and_what_is_open_is_read_to_its_end(
+    tmp_path: Path, write_data_set: Any
+) -> None:
+    for name, token in (("early", 10), ("late", 20)):
+        write_data_set(tmp_path / name, [[token] * 50] * 8, 4, 100, bos_id=None, eos_id=None)
+    weights: list[Weight] = [[[0, 1.0], [10, 0.0]], [[0, 0.0], [10, 1.0]]]
+    lane = Lane(scheduled([tmp_path / "early", tmp_path / "late"], weights), 0, 4, seed=1)
+    tokens = np.concatenate([lane.window(16).tokens for _ in range(40)])
+    # 160 tokens are three documents and ten tokens of the fourth, which is read to its end.
+    assert tokens.tolist() == [10] * 200 + [20] * 440
+
+
+def test_a_scheduled_lane_continues_from_any_place_and_step(sources: list[Path]) -> None:
+    lane = Lane(scheduled(sources), 1, 3, seed=2)
+    places, windows = [lane.place], []
+    for _ in range(40):
+        windows.append(lane.window(13))
+        places.append(lane.place)
+    for step, place in enumerate(places[:-1]):
+        stored = LanePlace.of(json.loads(json.dumps(asdict(place))))
+        resumed = Lane(scheduled(sources), 1, 3, seed=2, place=stored, step=step)
+        for later in range(step, min(step + 8, len(windows))):
+            assert_equal(resumed.window(13), windows[later])
+            assert resumed.place == places[later + 1]
 
 
 def test_a_source_that_cannot_be_read_on_is_named(sources: list[Path], tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import torch
 
 from data_prep.dataset import shards
 from data_prep.dataset.shards import DataError
-from pretrain.data.lanes import Dataset, Lane, LanePlace, Mix, SourcePlace
+from pretrain.data.lanes import Dataset, Lane, LanePlace, Mix, SourcePlace, Weight
 from pretrain.data.loader import Batch, Loader
 
 LANES = 4
@@ -303,16 +303,31 @@ def two(directory: Path, tmp_path: Path, write_data_set: Any) -> list[Path]:
     return [directory, tmp_path / "long"]
 
 
-def mixed(two: list[Path], lanes: range, places: Any, prefetch: int, workers: int) -> Loader:
-    mix = Mix([Dataset(path) for path in two], (2.0, 1.0))
-    return Loader(mix, lanes, LANES, LENGTH, SEED, places, prefetch, workers)
+WEIGHTS: dict[str, list[Weight]] = {
+    "constant": [2.0, 1.0],
+    "scheduled": [[[0, 2.0], [6, 0.0], [15, 1.0]], 1.0],
+}
 
 
+def mixed(
+    two: list[Path],
+    weights: str,
+    lanes: range,
+    places: Any,
+    prefetch: int,
+    workers: int,
+    step: int = 0,
+) -> Loader:
+    mix = Mix([Dataset(path) for path in two], WEIGHTS[weights])
+    return Loader(mix, lanes, LANES, LENGTH, SEED, places, prefetch, workers, step)
+
+
+@pytest.mark.parametrize("weights", list(WEIGHTS))
 @pytest.mark.parametrize(("ranks", "workers", "prefetch"), [(1, 3, 2), (2, 1, 1), (4, 1, 5)])
 def test_a_mix_is_the_same_for_any_ranks_workers_and_interruptions(
-    two: list[Path], ranks: int, workers: int, prefetch: int
+    two: list[Path], ranks: int, workers: int, prefetch: int, weights: str
 ) -> None:
-    with mixed(two, range(LANES), None, 1, 1) as loader:
+    with mixed(two, weights, range(LANES), None, 1, 1) as loader:
         expected = list(itertools.islice(loader, STEPS))
     reads = [[place.read for place in lane.sources] for lane in expected[-1].places]
     assert min(map(min, reads)) > 0
@@ -320,7 +335,7 @@ def test_a_mix_is_the_same_for_any_ranks_workers_and_interruptions(
     for rank, step in itertools.product(range(ranks), range(0, STEPS - 3, 7)):
         own = range(rank * share, (rank + 1) * share)
         places = expected[step].places[own.start : own.stop]
-        with mixed(two, own, places, prefetch, workers) as loader:
+        with mixed(two, weights, own, places, prefetch, workers, step + 1) as loader:
             for later in range(step + 1, step + 4):
                 assert_equal(next(loader), expected[later], own)
 

@@ -226,6 +226,21 @@ def test_the_command_writes_the_report_and_prints_the_table(
     assert f"{total['perplexity']['memory']:.3f} with memory" in lines[-2]
 
 
+def test_the_average_s_result_stands_beside_that_of_the_last_weights(
+    tmp_path: Path, write_run: Any, small: tuple[Trained, Path]
+) -> None:
+    write_run(tmp_path / "averaged", averaged=True)
+    for weights in ("last", "ema", "ema"):
+        assert perplexity.run(tmp_path / "averaged", small[1], weights=weights) == 0  # type: ignore
+    last, averaged = (
+        json.loads((tmp_path / "averaged" / f"eval-7-data{name}.json").read_text())
+        for name in ("", "-2")
+    )
+    assert "weights" not in last and averaged["weights"] == "ema"
+    assert last["total"] != averaged["total"]
+    assert not (tmp_path / "averaged" / "eval-7-data-3.json").exists()
+
+
 def test_a_model_without_memory_has_one_column(
     tmp_path: Path, write_run: Any, small: tuple[Trained, Path]
 ) -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from data_prep.recall import tasks
+from data_prep.recall.pair import Pair
 from data_prep.recall.tasks import Haystack
 from pretrain.evaluate import recall
 from pretrain.evaluate.progress import TokenProgress
@@ -102,7 +103,8 @@ def test_shares_are_those_of_prompts_read_alone(model: Trained) -> None:
 
 
 def test_an_answer_is_exact_where_all_of_it_is_said(model: Trained) -> None:
-    question = recall._Question(0.5, np.array([9, 9, *model.tokenizer.encode(" 12345")]), 2)
+    ids = np.array([9, 9, *model.tokenizer.encode(" 12345")])
+    question = recall._Question(0.5, ids, 2, Pair("", " 12345"))
     answer = question.ids[2:]
     wrong = answer.copy()
     wrong[-1] += 1
@@ -140,7 +142,30 @@ def test_needles_are_asked_for_among_the_sentences_of_books(
     assert recall.run(model.run_directory, "needles", asked, tmp_path / "books") == 0
     report = json.loads((model.run_directory / "needles-7.json").read_text())
     assert [row["task"] for row in report["rows"]] == names
+    assert [row["task"] for row in report["rows"] if "ruler" in row] == names[1:]
     assert report["filler"] == "books" and not (model.run_directory / "plots").exists()
+
+
+def test_rulers_rule_has_a_column_of_its_own() -> None:
+    """By hand: one of two samples exact, the other with half of its answers in what it says."""
+    common = {"length": 4096, "depth": None, "samples": 2, "exact": 0.5, "token_accuracy": 0.625}
+    rows = [{"task": "multivalue", **common, "ruler": 0.75}, {"task": "passkey", **common}]
+    lines = recall.table({"step": 7, "memory_kind": "delta", "rows": rows}).splitlines()
+    assert lines[1:] == [
+        "task            tokens        drawn RULER's rule",
+        "multivalue       4,096    50 /   62           75",
+        "passkey          4,096    50 /   62",
+    ]
+
+
+def test_rulers_shares_are_averaged_over_the_samples_of_a_depth(model: Trained) -> None:
+    pair = Pair("Once, there was a man", " 12345")
+    ids = np.array([1, *model.tokenizer.encode(pair.prompt), *model.tokenizer.encode(pair.answer)])
+    first = 1 + len(model.tokenizer.encode(pair.prompt))
+    questions = [recall._Question(depth, ids, first, pair) for depth in (0.1, 0.1, 0.9)]
+    exact, wrong = ids[first:], ids[first:] + 1
+    shares = recall._by_ruler(model, "qa1", questions, [exact, wrong, exact], lambda line: None)
+    assert shares == {0.1: 0.5, 0.9: 1.0}
 
 
 def test_a_length_without_room_for_the_task_is_refused(model: Trained) -> None:

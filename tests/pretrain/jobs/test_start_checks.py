@@ -56,6 +56,41 @@ def test_a_validation_set_or_preface_of_another_tokenizer_is_refused(
     assert f"tokenizer.path={data['train']}/tokenizer.model" in found
 
 
+def test_all_that_evaluations_in_training_lack_is_reported_together(
+    data: dict[str, Path],
+    tmp_path: Path,
+    write_data_set: Callable[..., Any],
+    tokenizer_model: Path,
+) -> None:
+    real = tmp_path / "real"
+    write_data_set(real, [np.arange(3, 300)] * 8, 8, 320, tokenizer=tokenizer_model)
+    write_data_set(tmp_path / "one", [np.arange(3, 300)], 1, 320, tokenizer=tokenizer_model)
+
+    def listed(*evaluations: str) -> list[str]:
+        return problems(1, f"data.train={real}", f"train.evaluate=[{', '.join(evaluations)}]")
+
+    right = (
+        "{lengths: [400]}",
+        f"{{kind: perplexity, data: {tmp_path / 'one'}}}",
+        # Books may be of another tokenizer: they are decoded.
+        f"{{kind: needles, lengths: [900], tasks: [single], filler: {data['foreign']}}}",
+    )
+    assert listed(*right) == []
+    nowhere = tmp_path / "nowhere"
+    found = listed(
+        "{lengths: [400, 20], name: short}", f"{{kind: perplexity, data: {data['foreign']}}}",
+        f"{{kind: perplexity, name: more, data: {nowhere}}}",
+        f"{{kind: needles, lengths: [900], tasks: [single], filler: {nowhere}}}",
+    )  # fmt: skip
+    assert len(found) == 4
+    assert found[0].startswith(f"train.evaluate[2].data: {nowhere}: there is no such directory")
+    assert found[1].startswith("train.evaluate[1].data: its tokenizer differs from data.train's")
+    assert found[2].startswith(
+        "train.evaluate[0].lengths: 20 tokens are fewer than passkey has without any filler"
+    )
+    assert found[3].startswith(f"train.evaluate[3].filler: {nowhere}: there is no such directory")
+
+
 def test_all_that_is_wrong_with_a_mix_is_reported_together(
     data: dict[str, Path], tmp_path: Path
 ) -> None:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import itertools
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
+import torch.nn.attention.varlen as torch_varlen
 import torch.nn.functional as F
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from pretrain.model import local_attention
-from pretrain.model.local_attention import Past
+from pretrain.model.local_attention import KernelError, Past, flash, varlen
 
 needs_no_flash = pytest.mark.skipif(
     importlib.util.find_spec("flash_attn") is not None, reason="flash_attn is installed"
@@ -186,51 +190,176 @@ def test_the_newest_tokens_attend_as_in_the_whole_segment(new: int) -> None:
     torch.testing.assert_close(last, whole[:, -new:], rtol=1e-12, atol=1e-12)
 
 
-def test_flash_on_cpu_is_refused_with_what_to_do() -> None:
-    with pytest.raises(ValueError, match=r"needs a CUDA GPU and the model is on cpu.*sdpa.*auto"):
-        local_attention.choose("flash", "cpu", torch.bfloat16)
+@pytest.mark.parametrize("name", ["flash", "varlen"])
+def test_a_fused_kernel_on_cpu_is_refused_with_what_to_do(name: Any) -> None:
+    expected = rf"{name} was requested.*needs a CUDA GPU and the model is on cpu.*sdpa.*auto"
+    with pytest.raises(KernelError, match=expected):
+        local_attention.choose(name, "cpu", torch.bfloat16, 64)
 
 
-def test_flash_in_float32_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"bf16 or fp16 and the model is in torch\.float32"):
-        local_attention.choose("flash", "cuda", torch.float32)
+@pytest.mark.parametrize("name", ["flash", "varlen"])
+def test_a_fused_kernel_in_float32_is_refused(name: Any) -> None:
+    with pytest.raises(KernelError, match=r"bf16 or fp16 and the model is in torch\.float32"):
+        local_attention.choose(name, "cuda", torch.float32, 64)
+
+
+def test_a_size_of_heads_that_torch_s_kernel_does_not_take_is_refused() -> None:
+    with pytest.raises(KernelError, match="at most 256, in multiples of 8, found d_head=60"):
+        local_attention.choose("varlen", "cuda", torch.bfloat16, 60)
 
 
 @needs_no_flash
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_flash_that_is_not_installed_is_refused() -> None:
-    with pytest.raises(ValueError, match="flash_attn cannot be imported"):
-        local_attention.choose("flash", "cuda", torch.bfloat16)
+def test_a_kernel_that_is_not_installed_is_an_obstacle() -> None:
+    reason = local_attention.tried(flash, torch.device("cpu"), torch.bfloat16, 64)
+    assert reason is not None and reason.startswith(
+        "cannot be imported (No module named 'flash_attn'"
+    )
+
+
+def test_a_kernel_that_fails_on_one_token_is_an_obstacle_and_one_that_does_not_is_none() -> None:
+    # torch's own cannot run on a CPU, as one built for other GPUs cannot run on this one.
+    device = torch.device("cpu")
+    reason = local_attention.tried(varlen, device, torch.bfloat16, 64)
+    assert reason is not None and "fails on one token with heads of 64" in reason
+    assert "\n" not in reason
+    with torch.no_grad():
+        assert local_attention.tried(local_attention.sdpa, device, torch.bfloat16, 64) is None
 
 
 def test_auto_logs_once_what_it_took(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
-        taken = [local_attention.choose("auto", "cpu", torch.float32) for _ in range(3)]
+        taken = [local_attention.choose("auto", "cpu", torch.float32, 64) for _ in range(3)]
     assert taken == [local_attention.sdpa] * 3
     (record,) = caplog.records
     assert "SDPA" in record.getMessage() and "cpu" in record.getMessage()
 
 
+ABLE = {"flash": ["flash", "varlen"], "varlen": ["varlen"], "sdpa": []}
+
+
+@pytest.mark.parametrize("able", ABLE.values(), ids=ABLE)
+def test_auto_takes_the_first_that_can_run_and_says_why_not_an_earlier_one(
+    able: list[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(
+        local_attention, "_obstacle", lambda name, *_: None if name in able else f"lacks {name}"
+    )
+    with caplog.at_level(logging.INFO):
+        taken = local_attention.choose("auto", "cuda", torch.bfloat16, 64)
+    assert taken is getattr(local_attention, [*able, "sdpa"][0])
+    message = caplog.records[0].getMessage()
+    assert ("lacks flash" in message) == ("flash" not in able)
+    assert ("lacks varlen" in message) == (able == [])
+
+
 def test_sdpa_asked_for_is_taken_in_silence(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
-        assert local_attention.choose("sdpa", "cuda", torch.bfloat16) is local_attention.sdpa
+        assert local_attention.choose("sdpa", "cuda", torch.bfloat16, 64) is local_attention.sdpa
     assert not caplog.records
 
 
-@needs_flash
+# What torch's varlen_attn is given, here in place of the kernel, which needs a GPU.
+
+
+def stand_in(given: list[dict[str, Any]]) -> Callable[..., Tensor]:
+    """What the documentation of torch's varlen_attn says, each sequence by itself; its arguments,
+    bound to the real signature, are added to `given`."""
+    signature = inspect.signature(torch_varlen.varlen_attn)
+
+    def attend(*args: Any, **kwargs: Any) -> Tensor:
+        bound = signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        given.append(bound.arguments)
+        q, k, v = (bound.arguments[name] for name in ("query", "key", "value"))
+        pieces = []
+        for of_queries, of_keys in zip(
+            *(itertools.pairwise(bound.arguments[n].tolist()) for n in ("cu_seq_q", "cu_seq_k")),
+            strict=True,
+        ):
+            one = [q[slice(*of_queries)], k[slice(*of_keys)], v[slice(*of_keys)]]
+            shape = len(one[0]), len(one[1])
+            mask = torch.ones(shape, dtype=torch.bool).tril(shape[1] - shape[0])
+            heads = (x.transpose(0, 1) for x in one)
+            attended = F.scaled_dot_product_attention(*heads, attn_mask=mask, enable_gqa=True)
+            pieces.append(attended.transpose(0, 1))
+        return torch.cat(pieces)
+
+    attend.__kwdefaults__ = torch_varlen.varlen_attn.__kwdefaults__
+    return attend
+
+
+@pytest.mark.parametrize("slots", [None, *SLOTS.values()], ids=["no past", *SLOTS])
 @pytest.mark.parametrize("places", STARTS.values(), ids=STARTS)
-def test_flash_attn_equals_sdpa(places: list[int]) -> None:
+def test_what_torch_s_varlen_attn_is_given_is_causal_attention_inside_documents(
+    places: list[int], slots: list[list[bool]] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[dict[str, Any]] = []
+    monkeypatch.setattr(torch_varlen, "varlen_attn", stand_in(given))
+    past: Past | None = None
+    if slots is None:
+        starts, *inputs = segments(places)
+    else:
+        starts, past, inputs = with_past(places, slots)
+    ours = varlen(starts, past)(*inputs)
+    theirs = local_attention.sdpa(starts, past)(*inputs)
+    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+    (one,) = given
+    assert one["cu_seq_q"].dtype == one["cu_seq_k"].dtype == torch.int32
+    assert one["window_size"] == (-1, 0)
+    assert one.get("enable_gqa", True)  # torch 2.11's has no such argument
+    for name, longest in (("cu_seq_q", one["max_q"]), ("cu_seq_k", one["max_k"])):
+        assert int(one[name].diff().max()) <= longest
+    assert (one["max_q"], one["max_k"]) == ((7, 7) if slots is None else (7, 10))
+    assert one["scale"] is None and one["return_aux"] is None
+
+
+def test_torch_s_varlen_attn_itself_takes_these_arguments_forward_and_backward() -> None:
+    starts, *_ = segments([3, 9])
+    attend = varlen(starts)
+    with FakeTensorMode(allow_non_fake_inputs=True):  # its shapes, without the kernel
+        inputs = [
+            torch.empty(4, 7, heads, 64, dtype=torch.bfloat16, requires_grad=True)
+            for heads in (4, 2, 2)
+        ]
+        attended = attend(*inputs)
+        attended.sum().backward()
+    assert attended.shape == (4, 7, 4, 64)
+    assert [x.grad.shape for x in inputs if x.grad is not None] == [x.shape for x in inputs]
+
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+@pytest.mark.parametrize("slots", [None, *SLOTS.values()], ids=["no past", *SLOTS])
+@pytest.mark.parametrize("places", STARTS.values(), ids=STARTS)
+@pytest.mark.parametrize("name", [pytest.param("flash", marks=needs_flash),
+                                  pytest.param("varlen", marks=needs_gpu)])  # fmt: skip
+def test_flash_attention_on_a_gpu_equals_sdpa(
+    name: str, places: list[int], slots: list[list[bool]] | None
+) -> None:
     generator = torch.Generator("cuda").manual_seed(1)
-    starts, *_ = segments(places)
+    past: Past | None = None
+    if slots is None:
+        starts, *_ = segments(places)
+    else:
+        starts, past, _ = with_past(places, slots)
+        past = Past(*(x.cuda() for x in past))
     starts = starts.cuda()
+    keys = 7 if slots is None else 10
     inputs = [
-        torch.randn(4, 7, heads, 64, generator=generator, device="cuda").bfloat16()
-        for heads in (4, 2, 2)
+        torch.randn(4, length, heads, 64, generator=generator, device="cuda").bfloat16()
+        for length, heads in ((7, 4), (keys, 2), (keys, 2))
     ]
     for x in inputs:
         x.requires_grad_()
-    ours = local_attention.flash(starts)(*inputs)
-    theirs = local_attention.sdpa(starts)(*inputs)
+    ours = getattr(local_attention, name)(starts, past)(*inputs)
+    theirs = local_attention.sdpa(starts, past)(*inputs)
     torch.testing.assert_close(ours, theirs, rtol=2e-2, atol=2e-2)
     gradients = (torch.autograd.grad(out.float().square().sum(), inputs) for out in (ours, theirs))
     torch.testing.assert_close(*gradients, rtol=5e-2, atol=5e-2)
+
+
+@needs_gpu
+def test_auto_on_a_gpu_takes_flash_attention() -> None:
+    taken = local_attention.choose("auto", "cuda", torch.bfloat16, 64)
+    assert taken in (flash, varlen)

@@ -33,7 +33,7 @@ def test_losses_in_chunks_are_the_cross_entropy_of_all_logits(
 ) -> None:
     monkeypatch.setitem(loss._CHUNK_LOGITS, "cpu", 128 * VOCABULARY)
     head, x, targets = head_and_tokens(tokens)
-    total, losses = head(x, targets)
+    total, losses, _ = head(x, targets)
     ours = torch.autograd.grad(3 * total, [x, head.weight])
     expected = F.cross_entropy(
         (x @ head.weight.T).flatten(0, 1),
@@ -74,7 +74,7 @@ def test_logits_take_the_same_memory_at_any_window_and_vocabulary(
 
 def test_losses_are_float32_where_activations_are_bf16() -> None:
     head, x, targets = head_and_tokens(60, torch.bfloat16)
-    total, losses = head(x, targets)
+    total, losses, _ = head(x, targets)
     logits = F.linear(x, head.weight)
     assert logits.dtype == torch.bfloat16 and losses.dtype == total.dtype == torch.float32
     expected = F.cross_entropy(
@@ -90,7 +90,7 @@ def test_losses_are_float32_where_activations_are_bf16() -> None:
 
 def test_a_loss_that_is_not_finite_gives_gradients_that_are_not() -> None:
     head, x, targets = head_and_tokens(9)
-    total, _ = head(x, targets)
+    total = head(x, targets).total
     (total * torch.nan).backward()
     assert x.grad is not None and x.grad.isnan().all()
 
@@ -107,7 +107,7 @@ def test_each_loss_and_its_gradient_have_the_token_s_weight(
     monkeypatch.setitem(loss._CHUNK_LOGITS, "cpu", 128 * VOCABULARY)
     head, x, targets = head_and_tokens(300)
     weights = torch.rand(2, 300, dtype=torch.float64) * (torch.rand(2, 300) < 0.7)
-    total, losses = head(x, targets, weights)
+    total, losses, _ = head(x, targets, weights)
     ours = torch.autograd.grad(total, [x, head.weight])
     expected = weights * F.cross_entropy(
         (x @ head.weight.T).flatten(0, 1), targets.flatten(), reduction="none"
@@ -122,6 +122,52 @@ def test_weights_of_1_change_no_bit() -> None:
     head, x, targets = head_and_tokens(60, torch.bfloat16)
     found = []
     for weights in (None, torch.ones(2, 60)):
-        total, losses = head(x, targets, weights)
+        total, losses, _ = head(x, targets, weights)
         found.append([total, losses, *torch.autograd.grad(total, [x, head.weight])])
     assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_the_z_loss_is_the_square_of_the_log_of_the_partition_function(
+    weighted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(loss._CHUNK_LOGITS, "cpu", 128 * VOCABULARY)
+    head, x, targets = head_and_tokens(300)
+    head.z_loss = 0.03
+    weights = torch.rand(2, 300, dtype=torch.float64) if weighted else None
+    total, losses, z_loss = head(x, targets, weights)
+    ours = torch.autograd.grad(3 * total, [x, head.weight])
+    logits = (x @ head.weight.T).flatten(0, 1)
+    counted = (targets != IGNORE).double() * (1.0 if weights is None else weights)
+    naive = 0.03 * logits.exp().sum(dim=1).log().square().view(2, 300) * counted
+    plain = counted * F.cross_entropy(
+        logits, targets.flatten(), ignore_index=IGNORE, reduction="none"
+    ).view(2, 300)
+    theirs = torch.autograd.grad(3 * (plain + naive).sum(), [x, head.weight])
+    torch.testing.assert_close(losses, plain, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(z_loss, naive.sum(), rtol=1e-12, atol=0)
+    torch.testing.assert_close(total, (plain + naive).sum(), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+    assert not z_loss.requires_grad
+
+
+def test_the_z_loss_of_bf16_is_computed_in_float32() -> None:
+    head, x, targets = head_and_tokens(60, torch.bfloat16)
+    head.z_loss = 0.5
+    total, _, z_loss = head(x, targets)
+    logits = F.linear(x, head.weight).float()
+    kept = targets.flatten() != IGNORE
+    expected = 0.5 * logits.logsumexp(dim=-1).flatten()[kept].square().sum()
+    assert z_loss.dtype == total.dtype == torch.float32
+    torch.testing.assert_close(z_loss, expected.detach())
+    ours = torch.autograd.grad(total, [x, head.weight])
+    plain = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE,
+                            reduction="sum")  # fmt: skip
+    theirs = torch.autograd.grad(plain + expected, [x, head.weight])
+    torch.testing.assert_close(ours, theirs, rtol=2e-2, atol=2e-2)
+
+
+def test_without_a_coefficient_there_is_no_z_loss() -> None:
+    head, x, targets = head_and_tokens(60)
+    total, losses, z_loss = head(x, targets)
+    assert z_loss == 0 and torch.equal(total, losses.sum())

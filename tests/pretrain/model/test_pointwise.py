@@ -95,3 +95,17 @@ def test_a_compiled_step_is_the_step_as_written(compiled: None) -> None:
     fused = step_of(model)
     compiling.switch(False)
     torch.testing.assert_close(fused, step_of(model), rtol=1e-4, atol=1e-5)
+
+
+def test_a_block_can_be_left_out_of_compiling() -> None:
+    compiling.switch(True)
+    try:
+        with pytest.raises(KeyError), compiling.left_out():
+            assert not compiling._on
+            raise KeyError
+        assert compiling._on
+    finally:
+        compiling.switch(False)
+    with compiling.left_out():
+        pass
+    assert not compiling._on

@@ -150,6 +150,18 @@ def test_losses_are_those_of_the_logits() -> None:
     assert_close(output.losses, expected, "losses")
 
 
+def test_logits_can_be_of_some_places_alone() -> None:
+    model, tokens = build("linear"), random_tokens()
+    starts, state = starts_at([6], [10]), model.initial_state(2, "cpu")
+    every = logits_of(model, tokens, starts, state)
+    lanes, at = torch.tensor([1, 0, 1]), torch.tensor([4, 9, 4])
+    output = model(tokens, starts, state, places=(lanes, at))
+    assert output.losses is None and output.logits.shape == (3, every.shape[2])
+    assert_close(output.logits, every[lanes, at], "logits")
+    none = torch.zeros(0, dtype=torch.int64)
+    assert model(tokens, starts, state, places=(none, none)).logits.shape == (0, every.shape[2])
+
+
 def test_every_module_runs_once_a_window_whatever_the_data() -> None:
     model, tokens = build("delta, inclusive"), random_tokens()
     state = random_state(model)

@@ -181,6 +181,17 @@ def test_a_recurrence_says_how_often_it_gathers_the_weights() -> None:
     assert room.memory.states == 2 * 2 * (5 * 256 * 2 + 1)
 
 
+def test_the_tokens_of_each_data_set_are_counted_over_the_phases_of_a_mix() -> None:
+    schedule = "data.mix=[{data: y/a, weights: [[0, 1], [40, 0]]}, {data: y/b, weight: 3}]"
+    words = ("data.train=''", "data.lanes=8", "train.steps=160", "optim.warmup_steps=1")
+    shown = lines(make(small(*words, schedule), 3000, asked(), False))
+    # A quarter of 40 of 160 steps of 8 windows of 256 tokens.
+    assert "tokens of 160 steps in 2 phases: a 6.2% (20,000), b 93.8% (310,000)" in shown
+    constant = "data.mix=[{data: y/a}, {data: y/b, weight: 3}]"
+    shown = lines(make(small(*words, constant), 3000, asked(), False))
+    assert "tokens of 160 steps: a 25.0% (82,000), b 75.0% (250,000)" in shown
+
+
 def test_a_run_of_less_than_a_tenth_of_a_day_is_given_in_minutes() -> None:
     plan = make(small("data.lanes=16", "train.steps=400"), 3000, asked(), False)
     short = replace(plan, computed_flops=989e12 * 0.4 * 5, sent=450e9 * 0.7)

@@ -59,6 +59,10 @@ def test_masters_and_states_are_counted_for_a_rank_and_a_checkpoint(
     config, model = model_of(name)
     assert states.held_bytes(config, model, RANKS) == 4 * held
     assert states.stored_bytes(config, model, RANKS) == 4 * stored
+    config, model = model_of(name, "optim.ema_decay=0.9")
+    average = shares(1, 1, 1)
+    assert states.held_bytes(config, model, RANKS) == 4 * (held + average)
+    assert states.stored_bytes(config, model, RANKS) == 4 * (stored + average)
 
 
 def test_what_an_optimizer_sends_is_counted() -> None:

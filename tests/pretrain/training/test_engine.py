@@ -7,6 +7,7 @@ its records and checkpoints to be compared here.
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import os
@@ -37,9 +38,9 @@ from pretrain.jobs.launch import EXIT_STOPPED, StopFlag, leave, place_in
 from pretrain.jobs.watchdog import Watchdog
 from pretrain.model.memories.infini import MemoryState
 from pretrain.model.transformer import Transformer
-from pretrain.planning import plan
 from pretrain.training import engine, ledger
 from pretrain.training.engine import Engine, build_ops, deepspeed_settings
+from pretrain.training.evaluator import Evaluator
 from pretrain.training.metrics import configure_logging, read_records
 from pretrain.training.run import Run
 from pretrain.training.run_state import TrainingError
@@ -54,6 +55,9 @@ from tests.ranks import work
 KINDS = [kind for kind in kinds.REMEMBERING if kind not in ("delta", "linear")]
 # Beside adamw, the optimizer of all other jobs.
 OPTIMIZERS = [name for name in configuration.OPTIMIZERS if name != "adamw"]
+# Two ranks train each from scratch at every stage, 1 and 3 ranks at these (ranks divide a flat
+# group under both 1 and 2), and at stage 3 as they continue what two ranks saved.
+STAGES = {1: (2,), 3: (0, 1)}
 VOCABULARY = 48
 LANES = 12  # divisible by 1, 2, 3 and 4 ranks
 STEPS = 8
@@ -79,6 +83,9 @@ SETTINGS = (
     "wandb.mode=disabled",
 )
 WEIGHTED = ("data.prompt_weight=0.1", f"train.validate_every={STEPS}", "train.validation_windows=2")
+# What long runs are protected by. Some steps lie above the bounds of the two before.
+LONG = ("optim.ema_decay=0.5", "optim.lr=0.06", "train.z_loss=0.02", "train.max_skipped=99",
+        "train.spikes.deviations=0.05", "train.spikes.steps=2")  # fmt: skip
 Job = dict[str, Any]
 
 
@@ -109,10 +116,15 @@ def _rank(jobs: Path) -> None:
         copy = reserved(run.engine, run.share.owned, run.state)
         (directory / f"host-copy-{place.rank}").write_text(str(copy.bytes))
         if job["action"] == "train":
-            assert Trainer(run, watchdog).train(stop) == 0
+            assert _trainer(run, watchdog).train(stop) == 0
+        elif job["action"] == "give up":
+            try:
+                _trainer(run, watchdog).train(stop)
+            except TrainingError as error:
+                (directory / f"error-{place.rank}").write_text(str(error))
         elif job["action"] == "one step":
             stop.signal = signal.SIGTERM
-            assert Trainer(run, watchdog).train(stop) == EXIT_STOPPED
+            assert _trainer(run, watchdog).train(stop) == EXIT_STOPPED
             stop.signal = None
         elif job["action"] == "save":
             Saver(
@@ -124,9 +136,10 @@ def _rank(jobs: Path) -> None:
             with run.data.loader(run.share.lanes, run.state) as loader:
                 _step(run, next(loader))
             run.state = run.resumer.resume_or_start(run.attempt)
-            assert Trainer(run, watchdog).train(stop) == 0
+            assert _trainer(run, watchdog).train(stop) == 0
         else:
             torch.save(_poisoned(run), directory / f"rank-{place.rank}.pt")
+    (jobs.parent / f"imported-{place.size}").write_text("\n".join(sys.modules))
     dist.destroy_process_group()
     leave(0)
 
@@ -135,6 +148,11 @@ def _step(run: Run, batch: Batch) -> StepResult:
     (weight,) = run.ranks.sum([run.stepper.own_weight(batch)])
     run.state, result = run.stepper.step(run.state, batch, weight)
     return result
+
+
+def _trainer(run: Run, watchdog: Watchdog) -> Trainer:
+    directory = Path(run.config.run.directory)
+    return Trainer(run, watchdog, Evaluator(run.config, run.engine, run.ranks, directory))
 
 
 def _poisoned(run: Run) -> Job:
@@ -230,7 +248,8 @@ class Bench:
 
     def of_optimizer(self, name: str) -> list[Job]:
         """On two ranks: each stage, resumed, from stage to stage, in bf16, one step, a bad one."""
-        own, bf16 = f"optim.name={name}", ("train.precision=bf16", "zero.stage=1")
+        own = f"optim.name={name}"
+        bf16 = ("train.precision=bf16", "zero.stage=1", f"train.steps={SAVED + 1}")
         begun = ("train.steps=1", "optim.schedule=wsd", "optim.warmup_steps=0",
                  "optim.decay_steps=0", "optim.weight_decay=0")  # fmt: skip
         return [
@@ -248,6 +267,27 @@ class Bench:
               for stage in range(4)),
             *(self.job(f"{name}-bad-{stage}", own, f"zero.stage={stage}", action="poison",
                        start_from=name) for stage in (0, 3)),
+        ]  # fmt: skip
+
+    def long_runs(self) -> list[Job]:
+        """On two ranks: each stage, shared windows, resumed, from stage to stage, in bf16."""
+        bf16 = ("train.precision=bf16", "zero.stage=1")
+        validated = (f"data.validation={self.corpus}", f"train.validate_every={STEPS}",
+                     "train.validation_windows=2", "train.validate_ema=true")  # fmt: skip
+        return [
+            self.job("long", *LONG, *validated),
+            self.job("long-2", *LONG, *validated, "zero.stage=2", "train.micro_batch=2"),
+            self.job("long-1", *LONG, *validated, "zero.stage=1", "parallel.sequence=2"),
+            self.job("long-0", *LONG, *validated, "zero.stage=0"),
+            self.job("long-on", *LONG, start_from="long"),
+            self.job("long-a", *LONG, "zero.stage=1", action="save", start_from="long",
+                     to="long-b"),
+            self.job("long-b", *LONG, "zero.stage=0", action="save", to="long-c"),
+            self.job("long-c", *LONG, "zero.stage=2", action="save", to="long-d"),
+            self.job("long-d", *LONG, "zero.stage=2"),
+            self.job("long-bf16", *LONG, *bf16),
+            self.job("long-bf16-on", *LONG, *bf16, start_from="long-bf16"),
+            self.job("long-end", *LONG, "train.max_skipped=1", action="give up"),
         ]  # fmt: skip
 
     def work(self, ranks: int, *jobs: Job) -> None:
@@ -327,16 +367,18 @@ def two_ranks(bench: Bench) -> Bench:
         bench.job("micro-batch", "train.micro_batch=2"),
         bench.job("recomputed", "train.micro_batch=3", "train.activation_checkpointing=full"),
         bench.job("recomputed-whole", "train.activation_checkpointing=full", "zero.stage=0"),
-        bench.job("linear", "model.memory.kind=linear"),
-        *(bench.job(kind, *bench.of_kind(kind)) for kind in KINDS),
-        bench.job("weighted", *weighted, "train.micro_batch=3"),
-        bench.job("weighted-on", *weighted, "train.micro_batch=3", start_from="weighted"),
+        # Of what is compared with a run under ZeRO-3, by its numbers or by its bits, the other is
+        # of a lower stage, whose steps take a third of the time.
+        bench.job("linear", "model.memory.kind=linear", "zero.stage=0"),
+        *(bench.job(kind, *bench.of_kind(kind), "zero.stage=1") for kind in KINDS),
+        bench.job("weighted", *weighted, "train.micro_batch=3", stage_2),
+        bench.job("weighted-on", *weighted, "train.micro_batch=3", stage_2, start_from="weighted"),
         bench.job("weighted-shared", *weighted, shared),
         bench.job("read", f"data.train={bench.prompts}"),
         bench.job("read-parts", f"data.train={bench.prompts}", "train.micro_batch=2"),
         bench.job("read-0", f"data.train={bench.prompts}", "zero.stage=0", start_from="read"),
         bench.job("linear-shared", "model.memory.kind=linear", shared),
-        bench.job("validated", *validated),
+        bench.job("validated", *validated, "zero.stage=0"),
         bench.job("shared", shared, "train.micro_batch=3", *validated),
         bench.job("shared-on", shared, "train.micro_batch=3", *validated, start_from="shared"),
         bench.job(
@@ -361,9 +403,11 @@ def two_ranks(bench: Bench) -> Bench:
             for n in (3, 1, 0)
         ),
         *(job for name in OPTIMIZERS for job in bench.of_optimizer(name)),
+        *bench.long_runs(),
         bench.job(
             "gates", "train.steps=1", "optim.schedule=wsd", "optim.warmup_steps=0",
             "optim.decay_steps=0", "optim.gate_lr=0.03", "model.memory.initial_gate=1.0",
+            "zero.stage=1",
         ),
     ]  # fmt: skip
     bench.work(2, *jobs)
@@ -374,18 +418,23 @@ def two_ranks(bench: Bench) -> Bench:
 
 
 def reference(
-    config: Config, corpus: Path, steps: int
+    config: Config,
+    corpus: Path,
+    steps: int,
+    skip: Callable[[float, float], bool] | None = None,
+    after: Callable[[Transformer], None] = lambda model: None,
 ) -> tuple[dict[int, tuple[float, float]], Any]:
     """One process, one batch of all lanes, a naive optimizer, torch's clipping, the schedule.
 
-    Returns the loss and gradient norm of each step, and the model.
+    Returns the loss and gradient norm of each step, and the model. `skip` says of these two whether
+    the step is left out, `after` sees the model after each that was not.
     """
     mix = Mix([Dataset(corpus)], prompt_weight=config.data.prompt_weight)
     lanes = [Lane(mix, g, LANES, config.run.seed) for g in range(LANES)]
     torch.manual_seed(config.run.seed)
     model = Transformer(config.model, VOCABULARY)
     named = dict(model.named_parameters())
-    update = naive_optimizers.stepper(named, config.optim, 0.01)
+    update = naive_optimizers.stepper(named, config.optim, config.optim.peak)
     state = model.initial_state(LANES, "cpu")
     curve = {}
     for step in range(1, steps + 1):
@@ -405,13 +454,16 @@ def reference(
             curve[step] = (0.0, 0.0)
             continue
         loss = (losses.double() * weights).sum() / weights.sum()
+        squares = output.logits.exp().sum(dim=-1).log().double().square() * weights
         model.zero_grad()
-        loss.backward()
+        (loss + config.train.z_loss * squares.sum() / weights.sum()).backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
         cosine = 0.5 * (1 + math.cos(math.pi * (step - 3) / (STEPS - 3)))
         rate = step / 3 if step <= 3 else 0.1 + 0.9 * cosine
-        update(rate)
         curve[step] = (loss.item(), norm.item())
+        if skip is None or not skip(*curve[step]):
+            update(rate)
+            after(model)
     return curve, model
 
 
@@ -483,23 +535,35 @@ def other_ranks(request: pytest.FixtureRequest, two_ranks: Bench) -> tuple[Bench
     ranks, bench = request.param, two_ranks
     jobs = [
         bench.job(f"scratch-{ranks}"),
-        bench.job(f"weighted-{ranks}", f"data.train={bench.pairs}", "data.prompt_weight=0.1"),
+        bench.job(
+            f"weighted-{ranks}",
+            *(f"data.train={bench.pairs}", "data.prompt_weight=0.1", "zero.stage=1"),
+        ),
         bench.job(f"load-{ranks}", action="save", start_from="base", to=f"on-{ranks}"),
         bench.job(f"on-{ranks}"),
     ]
     for kind in KINDS:
         own, on = bench.of_kind(kind), f"{kind}-on-{ranks}"
         jobs += [
-            bench.job(f"{kind}-{ranks}", *own, action="save", start_from=kind, to=on),
+            bench.job(
+                f"{kind}-{ranks}", *own, "zero.stage=1", action="save", start_from=kind, to=on
+            ),
             *([bench.job(on, *own)] if ranks == 3 else []),
         ]
     for name in OPTIMIZERS if ranks != 4 else ():
         own, on = f"optim.name={name}", f"{name}-on-{ranks}"
         jobs += [
-            *(bench.job(f"{name}-{ranks}-{n}", own, f"zero.stage={n}") for n in range(4)),
+            *(bench.job(f"{name}-{ranks}-{n}", own, f"zero.stage={n}") for n in STAGES[ranks]),
             bench.job(f"{name}-load-{ranks}", own, action="save", start_from=name, to=on),
             bench.job(on, own),
         ]
+    if ranks != 4:
+        jobs += [
+            bench.job(f"long-{ranks}-ranks", *LONG, "zero.stage=1"),
+            bench.job(f"long-load-{ranks}", *LONG, action="save", start_from="long",
+                      to=f"long-on-{ranks}"),
+            bench.job(f"long-on-{ranks}", *LONG),
+        ]  # fmt: skip
     if ranks == 4:
         jobs += [
             bench.job("elastic", "parallel.sequence=4", action="one step"),
@@ -539,6 +603,13 @@ def test_losses_that_follow_are_those_of_two_ranks(other_ranks: tuple[Bench, int
     bench, ranks = other_ranks
     assert list(bench.curve(f"on-{ranks}")) == list(range(SAVED + 1, STEPS + 1))
     assert_near(bench.curve(f"on-{ranks}"), bench.curve("base"))
+
+
+def test_a_rank_imports_neither_torchs_compiler_nor_triton(other_ranks: tuple[Bench, int]) -> None:
+    bench, ranks = other_ranks
+    imported = (bench.root / f"imported-{ranks}").read_text().split()
+    assert "deepspeed" in imported
+    assert not {"torch._dynamo", "triton"} & set(imported)
 
 
 def test_losses_from_scratch_are_the_same_for_any_number_of_ranks(
@@ -641,6 +712,8 @@ def test_bf16_goes_from_stage_3_to_2_unchanged(two_ranks: Bench) -> None:
 def test_a_rank_copies_as_much_to_host_memory_as_was_planned(
     two_ranks: Bench, name: str, own: str
 ) -> None:
+    from pretrain.planning import plan  # it imports torch's compiler, which ranks do without
+
     config = load(None, two_ranks.job(name, own)["settings"])
     planned = plan.make(config, VOCABULARY, plan.cluster("h100", 1, 2, 0.4), False).host_copy
     tensors = 3 * len(two_ranks.state(name, STEPS)) + 2 * 2 * LANES
@@ -679,7 +752,7 @@ def test_an_optimizer_is_the_same_on_other_ranks_and_goes_on_there(
     other_ranks: tuple[Bench, int], name: str
 ) -> None:
     bench, ranks = other_ranks
-    for stage in range(4):
+    for stage in STAGES[ranks]:
         assert_trained_as(bench, f"{name}-{ranks}-{stage}", name)
     on = f"{name}-on-{ranks}"
     assert differences(bench.state(on, SAVED), bench.state(name, SAVED)) == []
@@ -690,9 +763,11 @@ def test_an_optimizer_is_the_same_on_other_ranks_and_goes_on_there(
 @pytest.mark.parametrize("name", [*OPTIMIZERS, *(f"{name}-bf16" for name in OPTIMIZERS)])
 def test_a_resume_of_an_optimizer_is_exact_to_the_bit(two_ranks: Bench, name: str) -> None:
     resumed, whole = two_ranks.curve(f"{name}-on"), two_ranks.curve(name)
-    assert resumed == {step: whole[step] for step in range(SAVED + 1, STEPS + 1)}
-    end = two_ranks.state(f"{name}-on", STEPS)
-    assert differences(end, two_ranks.state(name, STEPS)) == []
+    last = max(whole)
+    assert last == (SAVED + 1 if "bf16" in name else STEPS)
+    assert resumed == {step: whole[step] for step in range(SAVED + 1, last + 1)}
+    end = two_ranks.state(f"{name}-on", last)
+    assert differences(end, two_ranks.state(name, last)) == []
     assert {value.dtype for key, value in end.items() if key.startswith("layers.0.")} == {
         torch.float32
     }
@@ -744,6 +819,150 @@ def test_gates_keep_their_own_rate_with_every_optimizer(two_ranks: Bench, name: 
         assert len(gates) == 2
         for tensor in gates:
             assert tensor.abs().tolist() == pytest.approx([0.01] * 2, rel=1e-3)
+
+
+# Long runs: spikes, z-loss and the average of the weights, all at once.
+
+
+class NaiveLongRun:
+    """The steps of a long run, in plain torch; which were skipped, and the weights' average."""
+
+    def __init__(self, bench: Bench) -> None:
+        self.skipped: list[bool] = []
+        self.average: dict[str, torch.Tensor] = {}
+        self._applied: list[tuple[float, float]] = []
+        config = load(None, bench.job("long", *LONG)["settings"])
+        torch.manual_seed(config.run.seed)
+        self._take(Transformer(config.model, VOCABULARY), 0.0)
+        self.curve, self.model = reference(config, bench.corpus, STEPS, self._is_spike, self._after)
+
+    def _is_spike(self, loss: float, norm: float) -> bool:
+        found = False
+        if len(self._applied) >= 2:
+            last = np.array(self._applied[-2:])
+            bounds = last.mean(axis=0) + 0.05 * last.std(axis=0, ddof=1)
+            found = loss > bounds[0] or norm > bounds[1]
+        self.skipped.append(found)
+        if not found:
+            self._applied.append((loss, norm))
+        return found
+
+    def _after(self, model: Transformer) -> None:
+        steps = len(self._applied)
+        self._take(model, min(0.5, (1 + steps) / (10 + steps)))
+
+    def _take(self, model: Transformer, decay: float) -> None:
+        for name, weights in model.named_parameters():
+            before = self.average.get(name, 0.0)
+            self.average[name] = decay * before + (1 - decay) * weights.detach()
+
+
+@pytest.fixture(scope="module")
+def naive_long_run(bench: Bench) -> NaiveLongRun:
+    return NaiveLongRun(bench)
+
+
+def assert_long_run(bench: Bench, run: str, naive: NaiveLongRun) -> None:
+    """The run skipped, averaged and lost what the naive one did."""
+    assert list(bench.curve(run)) == list(range(1, STEPS + 1))
+    assert_near(bench.curve(run), naive.curve, tolerance=5e-5)
+    records = bench.records(run, "train")
+    counts = list(np.cumsum(naive.skipped))
+    assert [record["spikes"] for record in records] == counts
+    assert [record["skipped"] for record in records] == counts
+    state = bench.state(run, STEPS)
+    assert state["trainer optimizer_steps"] == STEPS - counts[-1]
+    for name, weights in naive.model.named_parameters():
+        found, average = state[f"{name}/param"], state[f"{name}/ema"]
+        torch.testing.assert_close(found, weights.detach(), atol=5e-5, rtol=0)
+        torch.testing.assert_close(average, naive.average[name], atol=5e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["long", "long-2", "long-1", "long-0"])
+def test_a_long_run_is_that_of_plain_torch_at_every_stage_and_with_shared_windows(
+    two_ranks: Bench, naive_long_run: NaiveLongRun, name: str
+) -> None:
+    spikes = naive_long_run.skipped
+    # Those behind the checkpoint are told by steps before it.
+    assert spikes[SAVED - 1] and spikes[SAVED] and not all(spikes[SAVED:])
+    assert_long_run(two_ranks, name, naive_long_run)
+
+
+def test_the_average_is_validated_beside_the_weights_however_they_are_partitioned(
+    two_ranks: Bench, naive_long_run: NaiveLongRun
+) -> None:
+    model = naive_long_run.model
+    expected = [validated(model, two_ranks.corpus)]
+    averaged = copy.deepcopy(model)
+    for name, weights in averaged.named_parameters():
+        weights.data.copy_(naive_long_run.average[name])
+    expected.append(validated(averaged, two_ranks.corpus))
+    assert abs(expected[0] - expected[1]) > 1e-3
+    for name in ("long", "long-2", "long-1", "long-0"):
+        (record,) = two_ranks.records(name, "validation")
+        found = [record["loss"], record["ema_loss"]]
+        assert found == pytest.approx(expected, rel=5e-5), name
+
+
+def validated(model: Transformer, corpus: Path) -> float:
+    """The mean cross-entropy over the first two windows of each lane."""
+    total, count, state = 0.0, 0, model.initial_state(LANES, "cpu")
+    lanes = [Lane(Mix([Dataset(corpus)]), g, LANES, 1) for g in range(LANES)]
+    for _ in range(2):
+        windows = [lane.window(32)[:3] for lane in lanes]
+        tokens, targets, starts = (
+            torch.from_numpy(np.stack(x)) for x in zip(*windows, strict=True)
+        )
+        with torch.no_grad():
+            output = model(tokens, starts, state)
+        state = output.state
+        total += float(F.cross_entropy(output.logits.mT, targets, reduction="sum"))
+        count += int((targets != IGNORE).sum())
+    return total / count
+
+
+@pytest.mark.parametrize("other_ranks", [1, 3], indirect=True)
+def test_a_long_run_is_the_same_on_other_ranks_and_goes_on_there(
+    other_ranks: tuple[Bench, int], naive_long_run: NaiveLongRun
+) -> None:
+    bench, ranks = other_ranks
+    assert_long_run(bench, f"long-{ranks}-ranks", naive_long_run)
+    on = f"long-on-{ranks}"
+    assert differences(bench.state(on, SAVED), bench.state("long", SAVED)) == []
+    assert_near(bench.curve(on), bench.curve("long"), tolerance=5e-5)
+
+
+@pytest.mark.parametrize("name", ["long", "long-bf16"])
+def test_a_resume_of_a_long_run_is_exact_to_the_bit(two_ranks: Bench, name: str) -> None:
+    resumed, whole = two_ranks.curve(f"{name}-on"), two_ranks.curve(name)
+    assert resumed == {step: whole[step] for step in range(SAVED + 1, STEPS + 1)}
+    end = two_ranks.state(f"{name}-on", STEPS)
+    assert differences(end, two_ranks.state(name, STEPS)) == []
+    assert end["embedding.weight/ema"].dtype == torch.float32
+    assert len(end["trainer recent"]) == 2 and end["trainer spikes"] > 1
+
+
+def test_an_average_goes_from_stage_to_stage_unchanged(two_ranks: Bench) -> None:
+    for stop in "bcd":
+        there = two_ranks.state(f"long-{stop}", SAVED)
+        assert differences(there, two_ranks.state("long", SAVED)) == [], stop
+    assert_near(two_ranks.curve("long-d"), two_ranks.curve("long"), tolerance=5e-5)
+
+
+def test_too_many_spikes_in_a_row_end_the_run_on_all_ranks(
+    two_ranks: Bench, naive_long_run: NaiveLongRun
+) -> None:
+    step = naive_long_run.skipped.index(True) + 1
+    for rank in (0, 1):
+        assert (two_ranks.root / "long-end" / f"error-{rank}").read_text() == (
+            "the loss or a gradient was not finite, or lay more than 0.05 standard deviations "
+            f"above those before, in 1 step in a row, up to step {step}; none of them changed the "
+            "weights. The last checkpoint is from before; resume with a lower optim.lr or a larger "
+            "train.spikes.deviations, or look at the data of these steps"
+        )
+    log = (two_ranks.root / "long-end" / "log.txt").read_text()
+    assert f"step {step} was skipped: " in log
+    assert max(two_ranks.curve("long-end")) == step
 
 
 # A step that must not happen.

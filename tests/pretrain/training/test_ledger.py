@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import runpy
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -51,7 +51,7 @@ class Run:
         (directory / "config.yaml").write_text(settings.to_yaml(config))
         self.directory, self.config = directory, config
         sources = config.data.sources.values()
-        mix = Mix([Dataset(Path(s.data)) for s in sources], [s.weight for s in sources])
+        mix = Mix([Dataset(Path(s.data)) for s in sources], [s.schedule for s in sources])
         self.lanes = [Lane(mix, index, LANES, config.run.seed) for index in range(LANES)]
         self.histories = [""] * LANES
         self.ledger = Ledger(Attempt(directory, 1), 1, config, 0)
@@ -199,24 +199,51 @@ def test_weights_and_windows_that_changed_between_commits_are_followed(
     assert check(run.directory) == []
 
 
-def test_the_tool_tells_what_it_found_by_its_exit_code(run: Run) -> None:
-    def tool() -> subprocess.CompletedProcess[str]:
-        words = [sys.executable, str(TOOL), str(run.directory)]
-        return subprocess.run(words, capture_output=True, text=True, check=False)
+def test_a_schedule_of_weights_is_followed_and_another_is_found(
+    tmp_path: Path, config: Config
+) -> None:
+    one, two = (source.data for source in config.data.mix)
+    scheduled = load(None, [
+        f"data.mix=[{{data: {one}, weights: [[0, 2], [7, 0]]}}, {{data: {two}, weights: [[0, 1], "
+        "[12, 9]]}]", "run.directory=r", f"data.lanes={LANES}", "model.segment=8",
+        "train.window_segments=4",
+    ])  # fmt: skip
+    run = Run(tmp_path / "run", scheduled)
+    for windows in (3, 6, 1, 20):
+        run.consume(windows)
+        run.commit()
+    assert check(run.directory) == []
+    path = run.directory / "ledger.jsonl"
+    text = path.read_text()
+    path.write_text(text.replace("[7.0, 0.0]", "[8.0, 0.0]"))
+    assert path.read_text() != text
+    assert (
+        "what steps 4 to 9 consumed is not what the schedule has there" in check(run.directory)[0]
+    )
 
-    assert tool().stdout == (
+
+def test_the_tool_tells_what_it_found_by_its_exit_code(
+    run: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", [str(TOOL), str(run.directory)])
+
+    def failure() -> object:
+        """What it exits with: a text goes to stderr, and the exit code is 1."""
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path(str(TOOL), run_name="__main__")
+        return ended.value.code
+
+    runpy.run_path(str(TOOL), run_name="__main__")
+    assert capsys.readouterr().out == (
         f"{run.directory}: 2 commits up to step 9, of attempt 1: every token once, in order\n"
     )
     run.lanes[1].window(WINDOW)
     run.consume(3)
     run.commit()
-    found = tool()
-    assert found.returncode == 1 and "lane 1: what steps 10 to 12 consumed" in found.stderr
+    assert "lane 1: what steps 10 to 12 consumed" in str(failure())
     shutil.rmtree(run.directory / "checkpoints")
     (run.directory / "config.yaml").unlink()
-    found = tool()
-    assert found.returncode == 1 and "cannot be checked" in found.stderr
-    assert "Traceback" not in found.stderr
+    assert str(failure()).startswith(f"{run.directory}: cannot be checked: ")
 
 
 def test_a_run_without_a_commit_has_consumed_nothing(tmp_path: Path, config: Config) -> None:

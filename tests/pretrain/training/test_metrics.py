@@ -21,6 +21,7 @@ import pytest
 import torch
 
 from pretrain.config import Config, WandbConfig
+from pretrain.training import metrics
 from pretrain.training.metrics import (
     Meter,
     Recorder,
@@ -28,8 +29,8 @@ from pretrain.training.metrics import (
     log_line,
     peak_memory,
     read_records,
-    run_identity,
 )
+from pretrain.training.trackers import run_identity
 from tests import ranks
 
 UNTRACKED = Config(wandb=WandbConfig(mode="disabled"))
@@ -192,7 +193,7 @@ def test_there_is_no_mfu_without_a_known_peak() -> None:
 RECORD = {
     "step": 7, "loss": 1.23456, "grad_norm": 0.5, "lr": 1e-3, "tokens_per_second": 12345.6,
     "mfu": None, "memory_bytes": 3 << 30, "data_wait": 0.011, "eta_seconds": 3725.4, "skipped": 0,
-    "epochs": {"novels": 0.25},
+    "spikes": 0, "epochs": {"novels": 0.25},
 }  # fmt: skip
 
 
@@ -212,6 +213,10 @@ def test_a_log_line_says_what_is_known_and_nothing_else() -> None:
     assert log_line({**RECORD, "skipped": 2, "grad_norm": math.inf}, 100, {}).endswith(
         "| skipped 2"
     )
+    assert log_line({**RECORD, "skipped": 2, "spikes": 1}, 100, {}).endswith(
+        "| skipped 2, of them spikes 1"
+    )
+    assert "1.1% | z-loss 0.0025 | ETA" in log_line({**RECORD, "z_loss": 0.0025}, 9, {})
 
 
 def test_memory_is_the_peak_of_the_process_on_a_cpu() -> None:
@@ -267,6 +272,15 @@ def test_rank_0_logs_everything_and_the_others_their_warnings(
     assert out.endswith(" told\n") and out.count("\n") == 1
     assert err.endswith(" rank 3: warned\n") and err.count("\n") == 1
     assert (tmp_path / "log.txt").read_text() == out
+
+
+def test_numbers_have_names_and_texts_are_left_out() -> None:
+    found = {"step": 4, "passkey": {"400": {"0.5": {"exact": 1.0}}, "seconds": 2.5},
+             "books": {"error": "it failed"}, "gates": [[0.5], None]}  # fmt: skip
+    assert metrics._flat(found) == [
+        ("step", 4.0), ("passkey/400/0.5/exact", 1.0), ("passkey/seconds", 2.5),
+        ("gates/00/00", 0.5),
+    ]  # fmt: skip
 
 
 # A real run, with wandb.
@@ -425,7 +439,8 @@ def test_online_tracking_without_a_key_is_refused_with_what_to_do(tmp_path: Path
     script = (
         "from pathlib import Path\n"
         "from pretrain.config import Config, WandbConfig\n"
-        "from pretrain.training.metrics import Recorder, TrackingError\n"
+        "from pretrain.training.metrics import Recorder\n"
+        "from pretrain.training.trackers import TrackingError\n"
         "try: Recorder(Path('run'), Config(wandb=WandbConfig(mode='online')), 0)\n"
         "except TrackingError as error: print(error)\n"
     )

@@ -31,7 +31,7 @@ from tests.pretrain import kinds
 T = TypeVar("T")
 KEYS = ["kind", "step", "loss", "grad_norm", "lr", "gate_lr", "tokens_per_second", "mfu",
         "data_wait", "eta_seconds", "seconds_per_step", "memory_bytes", "tokens", "epochs",
-        "skipped", "gates", "memory_norm", "stragglers"]  # fmt: skip
+        "skipped", "spikes", "gates", "memory_norm", "stragglers"]  # fmt: skip
 
 
 class TwoRanks:
@@ -187,6 +187,7 @@ def test_only_the_rank_with_records_reports(run: Run, caplog: pytest.LogCaptureF
     with caplog.at_level(logging.INFO, "pretrain"):
         made.report(known_state(run.state), RESULT)
         made.report_validation(14, Validation(1.5, 200.0, 0.5))
+        made.report_spike(14, "loss 9 above 4")
     assert caplog.text == ""
     assert not (run.attempt.directory / "metrics.jsonl").exists()
 
@@ -209,4 +210,44 @@ def test_a_validation_is_recorded_and_logged_with_its_perplexity(
     assert json.loads(text[0]) == {"kind": "validation", "step": 14, "loss": 1.5}
     assert "step 14 | validation loss 1.5000 | perplexity 4.48 | 200 tokens in 0.5 s" in caplog.text
     assert "step 15 | validation loss 9999.0000" in caplog.text
+    records.close()
+
+
+def test_a_validation_of_the_average_stands_beside_that_of_the_weights(
+    run: Run, caplog: pytest.LogCaptureFixture
+) -> None:
+    records = Records(run.attempt, 1, run.config, run.data, 10)
+    with caplog.at_level(logging.INFO, "pretrain.training.reporter"):
+        reporter(run, records).report_validation(
+            14, Validation(1.5, 200.0, 0.5), Validation(1.25, 200.0, 0.25)
+        )
+    (record,) = read_records(run.attempt.directory / "metrics.jsonl")
+    assert record == {"kind": "validation", "step": 14, "loss": 1.5, "ema_loss": 1.25}
+    assert (
+        "step 14 | validation loss 1.5000, 1.2500 of the weights' average | perplexity 4.48 | "
+        "200 tokens in 0.8 s" in caplog.text
+    )
+    records.close()
+
+
+def test_a_spike_and_the_z_loss_are_recorded_and_logged(
+    open_run: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = open_run("train.spikes.deviations=6")
+    records = Records(run.attempt, 1, run.config, run.data, 10)
+    made = reporter(run, records)
+    result = StepResult(9.0, applied=False, grad_norm=0.5, z_loss=0.0025, spike="loss 9 above 4")
+    with caplog.at_level(logging.INFO, "pretrain.training.reporter"):
+        made.report_spike(14, result.spike)
+        made.meter.add(128, forward_only=False, preface=0)
+        places = [LanePlace(0, 5, (SourcePlace(read=1),))] * 4
+        made.report(replace(known_state(run.state), places=places, spikes=2), result)
+    (record,) = read_records(run.attempt.directory / "metrics.jsonl")
+    assert (record["skipped"], record["spikes"]) == (3, 2)
+    assert (record["loss"], record["grad_norm"], record["z_loss"]) == (9.0, 0.5, 0.0025)
+    assert (
+        "step 14 was skipped: loss 9 above 4, the mean of the last 128 applied steps and 6 "
+        "standard deviations" in caplog.text
+    )
+    assert "| z-loss 0.0025 |" in caplog.text and "| skipped 3, of them spikes 2" in caplog.text
     records.close()

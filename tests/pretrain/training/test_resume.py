@@ -20,6 +20,7 @@ from pretrain.checkpoint.manifest import CheckpointError, step_name
 from pretrain.checkpoint.pieces import Piece
 from pretrain.checkpoint.ranks import SoloRanks
 from pretrain.config import MEMORY_KINDS
+from pretrain.jobs import resumable
 from pretrain.model.memories.kinds import is_of_memory
 from pretrain.training import ledger
 from pretrain.training.records import Records
@@ -63,7 +64,7 @@ def mix_of(data_sets: dict[str, Path], **weights: float) -> str:
 
 @pytest.mark.parametrize(
     "kind",
-    ["plain", "mix", "preface", "weighted", "stage 0", *kinds.KINDS]
+    ["plain", "mix", "preface", "weighted", "stage 0", "watched", *kinds.KINDS]
     + [f"{kind} stage {stage}" for kind in ("transformer_xl", "rmt") for stage in (0, 1, 2)],
 )
 def test_a_resumed_run_takes_the_very_steps_that_the_run_would_have_taken(
@@ -90,6 +91,13 @@ def test_a_resumed_run_takes_the_very_steps_that_the_run_would_have_taken(
         "preface": [f"data.preface={data_sets['other']}"],
         "weighted": [f"data.train={data_sets['pairs']}", "data.prompt_weight=0.25"],
         "stage 0": ["zero.stage=0"],
+        # Some of the steps after the checkpoint are spikes by the bounds from before.
+        "watched": [
+            "train.spikes.deviations=0.01",
+            "train.spikes.steps=2",
+            "train.z_loss=0.01",
+            "optim.ema_decay=0.9",
+        ],
     }[kind]
     run = open_run(*words)
     records = Records(run.attempt, 1, run.config, run.data, 0)
@@ -98,15 +106,37 @@ def test_a_resumed_run_takes_the_very_steps_that_the_run_would_have_taken(
     records.close()
     assert ledger.check(run.attempt.directory) == []
     again = open_run(*words, attempt=2)
-    assert again.engine.optimizer_steps == 3
+    assert again.engine.optimizer_steps == 3 - run.state.skipped
     for _ in range(2):
         one, other = engine_state(run), engine_state(again)
         assert one.keys() == other.keys()
         assert all(torch.equal(values, other[name]) for name, values in one.items())
         assert all(map(torch.equal, memories(again), memories(run)))
-        for name in ("step", "tokens", "skipped", "skipped_in_a_row", "places", "histories"):
+        for name in ("step", "tokens", "skipped", "skipped_in_a_row", "places", "histories",
+                     "spikes", "recent"):  # fmt: skip
             assert getattr(again.state, name) == getattr(run.state, name), name
         assert take_steps(again, 2) == take_steps(run, 2)
+    assert (run.state.spikes > 0) == (kind == "watched")
+
+
+def test_a_run_that_is_resumed_in_each_phase_of_a_mix_takes_the_very_same_steps(
+    open_run: Any, take_steps: Take, make_saver: Make, data_sets: dict[str, Path]
+) -> None:
+    schedules = {"train": "[[0, 1], [2, 0], [5, 2]]", "other": "[[0, 0], [2, 1]]"}
+    listed = [f"{{data: {data_sets[name]}, weights: {w}}}" for name, w in schedules.items()]
+    mix = f"data.mix=[{', '.join(listed)}]"
+    whole = open_run(mix, name="whole")
+    expected = take_steps(whole, 8)
+    found: list[StepResult] = []
+    for attempt, steps in enumerate((1, 3, 2, 2), 1):
+        run = open_run(mix, attempt=attempt)
+        records = Records(run.attempt, 1, run.config, run.data, run.state.step)
+        found += take_steps(run, steps)
+        saved(run, make_saver, records)
+        records.close()
+    assert found == expected
+    assert run.state.places == whole.state.places and run.state.histories == whole.state.histories
+    assert ledger.check(run.attempt.directory) == []
 
 
 def test_without_a_checkpoint_a_run_starts_at_step_0_with_empty_memories(
@@ -366,6 +396,65 @@ def test_other_settings_may_change_and_are_logged(
         }  # fmt: skip
 
 
+def of_kind(state: dict[str, torch.Tensor], kind: str) -> dict[str, torch.Tensor]:
+    """Those of the engine's tensors, by their parameters."""
+    return {name.split("/")[0]: value for name, value in state.items() if name.endswith(f"/{kind}")}
+
+
+@pytest.mark.parametrize("stage", [0, 3])
+def test_an_average_that_is_switched_on_begins_with_the_weights_of_the_checkpoint(
+    open_run: Any, take_steps: Take, make_saver: Make, engine_state: Any, stage: int,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    run = open_run(f"zero.stage={stage}")
+    take_steps(run, 2)
+    saved(run, make_saver)
+    with caplog.at_level(logging.INFO, "pretrain.training.states"):
+        again = open_run("optim.ema_decay=0.5", attempt=2)
+    assert "the average of the weights begins with those of step 2" in caplog.text
+    expected = of_kind(engine_state(run), "param")
+    for step in (2, 3, 4):
+        found = engine_state(again)
+        if step > 2:
+            decay = min(0.5, (1 + step) / (10 + step))
+            weights = of_kind(found, "param")
+            expected = {n: decay * e + (1 - decay) * weights[n] for n, e in expected.items()}
+        averages = of_kind(found, "ema")
+        assert averages.keys() == expected.keys()
+        for name, average in averages.items():
+            torch.testing.assert_close(average, expected[name], rtol=1e-6, atol=1e-8, msg=name)
+        take_steps(again, 1)
+
+
+def test_an_average_that_is_switched_off_is_dropped_in_the_open(
+    open_run: Any, take_steps: Take, make_saver: Make, engine_state: Any,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    run = open_run("optim.ema_decay=0.5")
+    take_steps(run, 2)
+    saved(run, make_saver)
+    with caplog.at_level(logging.INFO, "pretrain"):
+        again = open_run(attempt=2)
+    assert "the average of the weights is dropped: optim.ema_decay is 0 now" in caplog.text
+    assert "optim.ema_decay: 0.5 -> 0.0" in caplog.text
+    one, other = engine_state(again), engine_state(run)
+    assert not of_kind(one, "ema") and of_kind(other, "ema")
+    assert all(torch.equal(values, other[name]) for name, values in one.items())
+
+
+def test_an_average_of_a_run_that_starts_from_another_begins_with_its_weights(
+    open_run: Any, take_steps: Take, make_saver: Make, engine_state: Any
+) -> None:
+    origin = open_run("optim.ema_decay=0.5", name="origin")
+    take_steps(origin, 2)
+    path = saved(origin, make_saver)
+    run = open_run("optim.ema_decay=0.5", f"train.start_from={path}")
+    weights = of_kind(engine_state(origin), "param")
+    for kind in ("param", "ema"):
+        found = of_kind(engine_state(run), kind)
+        assert all(torch.equal(found[name], weights[name]) for name in weights)
+
+
 def test_weights_of_a_mix_may_change_and_its_data_sets_may_not(
     open_run: Any, take_steps: Take, make_saver: Make, data_sets: dict[str, Path]
 ) -> None:
@@ -378,6 +467,15 @@ def test_weights_of_a_mix_may_change_and_its_data_sets_may_not(
     assert problem.startswith("data.mix[1]: the data set's shards differ from the checkpoint's: ")
     with pytest.raises(SettingsError, match=r"data\.mix: 2 data sets -> 1"):
         open_run(mix_of(data_sets, train=1), attempt=2)
+    scheduled = mix_of(data_sets, train=3, other=1).replace(
+        "weight: 3", "weights: [[0, 3], [9, 1]]"
+    )
+    changed = open_run(scheduled, attempt=2)
+    check_resumable(stored(run), changed.config, changed.data)
+    assert resumable.changes(stored(run), changed.config) == {
+        "data.mix[0].weight": "data.mix[0].weight: 3.0 -> 1.0",
+        "data.mix[0].weights": "data.mix[0].weights: [] -> [[0.0, 3.0], [9.0, 1.0]]",
+    }
     again = open_run(mix_of(data_sets, train=0, other=1), attempt=2)
     before = again.state.places
     take_steps(again, 12)

@@ -46,7 +46,10 @@ EMPTY: ModelState = tuple(
 def run(request: pytest.FixtureRequest) -> RunState:
     preface = Preface(places(50), random_memory(2)) if request.param else None
     origin = {"path": "a", "step": 5, "sha256": "b"}
-    return RunState(7, 896, 2, 1, places(0), ["aa", "bb", "cc"], random_memory(1), preface, origin)
+    histories, recent = ["aa", "bb", "cc"], ((2.5, 0.1), (1 / 3, 1e-30))
+    return RunState(
+        7, 896, 2, 1, places(0), histories, random_memory(1), preface, origin, 1, recent
+    )
 
 
 def stored(run: RunState) -> list[LaneRecord]:
@@ -123,6 +126,8 @@ def test_lanes_without_a_history_are_refused(run: RunState) -> None:
         run_state.restored(run_state.counters(run), old, EMPTY, False)
 
 
-def test_a_checkpoint_that_names_no_origin_had_new_weights(run: RunState) -> None:
-    counters = {k: v for k, v in run_state.counters(run).items() if k != "origin"}
-    assert run_state.restored(counters, stored(run), EMPTY, False).origin is None
+def test_a_checkpoint_that_names_no_origin_had_new_weights_and_no_spikes(run: RunState) -> None:
+    later = ("origin", "spikes", "recent")
+    counters = {k: v for k, v in run_state.counters(run).items() if k not in later}
+    again = run_state.restored(counters, stored(run), EMPTY, False)
+    assert (again.origin, again.spikes, again.recent) == (None, 0, ())

@@ -95,6 +95,8 @@ def test_a_checkpoint_holds_the_state_of_its_step_although_training_continued(
             "tokens": 2 * 4 * 32,
             "skipped": 0,
             "skipped_in_a_row": 0,
+            "spikes": 0,
+            "recent": [],
             "optimizer_steps": 2,
             "sources": [[s.sha256 for s in run.data.mix.datasets[0].manifest.shards]],
             "preface": None,

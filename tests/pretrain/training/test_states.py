@@ -17,9 +17,9 @@ RANKS = 3
 WEIGHT = "layers.0.m.weight"
 
 
-def states_of(name: str, rank: int, replicated: bool) -> States:
+def states_of(name: str, rank: int, replicated: bool, ema_decay: float = 0.0) -> States:
     """The states of a rank, or of all of them where each has everything."""
-    config = OptimConfig(name=name)  # type: ignore[arg-type]
+    config = OptimConfig(name=name, ema_decay=ema_decay)  # type: ignore[arg-type]
     places, groups = {}, []
     for key, shape in SHAPES.items():
         numel = nn.Parameter(torch.zeros(shape)).numel()
@@ -36,9 +36,13 @@ def states_of(name: str, rank: int, replicated: bool) -> States:
 
 
 @pytest.mark.parametrize("replicated", [False, True])
+@pytest.mark.parametrize("ema_decay", [0.0, 0.9])
 @pytest.mark.parametrize("name", ["adamw", "adafactor", "muon"])
-def test_the_pieces_of_all_ranks_make_every_tensor_once(name: str, replicated: bool) -> None:
-    ranks = [states_of(name, rank, replicated) for rank in range(RANKS)]
+def test_the_pieces_of_all_ranks_make_every_tensor_once(
+    name: str, ema_decay: float, replicated: bool
+) -> None:
+    ranks = [states_of(name, rank, replicated, ema_decay) for rank in range(RANKS)]
+    assert ("embedding.weight/ema" in ranks[0].shapes()) == bool(ema_decay)
     pieces = [piece for rank in range(RANKS) for piece in ranks[rank].pieces(rank, RANKS)]
     made = whole_tensors(map(extent_of, pieces))
     assert {key: info.shape for key, info in made.items()} == ranks[0].shapes()
@@ -70,6 +74,21 @@ def test_views_are_of_this_ranks_elements_and_write_through() -> None:
     assert again["exp_avg"].tolist() == [7.0] * 5
     # Two moments of what the rank holds of 15, 8 and 3 numbers, and of two that are padding each.
     assert states.nbytes == 2 * 4 * (5 + 3 + 1 + 3 * 2)
+
+
+def test_an_average_begins_with_the_masters_and_follows_them() -> None:
+    states = states_of("adamw", 1, False, 0.9)
+    assert states.kinds == {"exp_avg", "exp_avg_sq", "ema"}
+    _, views = states.own(WEIGHT)
+    views["param"].data.copy_(torch.arange(5.0))
+    states.average(0.0)
+    assert views["ema"].tolist() == [0.0, 1.0, 2.0, 3.0, 4.0]
+    views["param"].data.fill_(8.0)
+    states.average(0.75)
+    assert views["ema"].tolist() == [2.0, 2.75, 3.5, 4.25, 5.0]
+    states.exchange()
+    assert views["param"].tolist() == [2.0, 2.75, 3.5, 4.25, 5.0]
+    assert views["ema"].tolist() == [8.0] * 5
 
 
 def test_steps_are_counted_in_every_state() -> None:

@@ -56,11 +56,13 @@ def step_in_plain_torch(model: Transformer, config: Config, batch: Batch) -> dic
     losses = F.cross_entropy(output.logits.mT, batch.targets, reduction="none")
     weights = (batch.targets != IGNORE).float() if batch.weights is None else batch.weights
     loss = (losses * weights).double().sum() / weights.double().sum()
+    squares = output.logits.logsumexp(dim=-1).square() * weights
+    z_loss = config.train.z_loss * squares.double().sum() / weights.double().sum()
     own = model(batch.tokens, batch.starts, memory, batch.targets)
     if own.auxiliary is None:
-        loss.backward()
+        (loss + z_loss).backward()
     else:  # the memory's loss is what is left of the sum without the targets'
-        (loss + (own.loss - losses.sum()).double() / weights.double().sum()).backward()
+        (loss + z_loss + (own.loss - losses.sum()).double() / weights.double().sum()).backward()
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.train.clip_norm)
     assert norm > config.train.clip_norm, "clipping should take part"
     named = dict(model.named_parameters())
@@ -73,7 +75,8 @@ def step_in_plain_torch(model: Transformer, config: Config, batch: Batch) -> dic
         [{"params": p, "lr": rate / 5, "weight_decay": decay} for p, rate, decay in groups],
         betas=(0.9, 0.95),
     ).step()
-    return {"loss": loss.item(), "norm": norm.item(), "memory": flat(output.state)}
+    found = {"loss": loss.item(), "z_loss": z_loss.item(), "norm": norm.item()}
+    return {**found, "memory": flat(output.state)}
 
 
 @pytest.mark.parametrize(
@@ -82,6 +85,8 @@ def step_in_plain_torch(model: Transformer, config: Config, batch: Batch) -> dic
         *((*kinds.words(kind), *BIASED, "train.micro_batch=2") for kind in kinds.KINDS),
         ("train.micro_batch=1",),
         ("zero.stage=0",),
+        ("train.z_loss=0.1", "train.micro_batch=2"),
+        (*kinds.words("compressive"), "train.z_loss=0.1"),
     ],
 )
 @pytest.mark.parametrize("prompts", [False, True])
@@ -97,6 +102,8 @@ def test_a_step_is_that_of_plain_torch_over_the_whole_batch(
     expected = step_in_plain_torch(model, run.config, batch)
     run.state, result = run.stepper.step(run.state, batch, run.stepper.own_weight(batch))
     assert result.loss == pytest.approx(expected["loss"], rel=1e-6)
+    z_loss = pytest.approx(expected["z_loss"], rel=1e-6) if run.config.train.z_loss else None
+    assert result.z_loss == z_loss
     assert result.grad_norm == pytest.approx(expected["norm"], rel=1e-5)
     assert result.applied and not result.forward_only
     for found, other in zip(flat(run.state.memory), expected["memory"], strict=True):
@@ -186,6 +193,55 @@ def test_a_step_that_is_not_finite_changes_no_weight_and_empties_the_memory_that
     (result,) = take_steps(run, 1)
     assert result.applied and math.isfinite(result.loss)
     assert (run.state.step, run.state.skipped, run.state.skipped_in_a_row) == (4, 1, 0)
+
+
+@pytest.mark.parametrize("stage", range(4))
+@pytest.mark.parametrize(("loss", "norm", "of"), [(1.0, 1e9, "loss"), (1e9, 0.01, "gradient norm")])
+def test_a_spike_changes_no_weight_and_goes_on_with_memory_and_data(
+    open_run: Any, next_batches: Batches, take_steps: Take, engine_state: Any,
+    stage: int, loss: float, norm: float, of: str,
+) -> None:  # fmt: skip
+    watched = ("train.spikes.deviations=3", "train.spikes.steps=2", "optim.ema_decay=0.9")
+    run = open_run(*watched, "train.micro_batch=2", f"zero.stage={stage}")
+    take_steps(run, 2)
+    recent = ((loss, norm), (loss, norm))
+    run.state = replace(run.state, recent=recent)
+    before, memory = engine_state(run), run.state.memory
+    ((batch, _), (following, _)) = next_batches(run, 2)
+    outputs = run.stepper.forward_only(batch, memory)
+    run.state, result = run.stepper.step(run.state, batch, run.stepper.own_weight(batch))
+    assert not result.applied and 0.01 < result.grad_norm < 1e9
+    value = result.loss if of == "loss" else result.grad_norm
+    assert result.spike == f"{of} {value:.4g} above {min(loss, norm):.4g}"
+    assert all(torch.equal(values, before[name]) for name, values in engine_state(run).items())
+    assert any(name.endswith("/ema") for name in before)
+    state = run.state
+    assert (state.step, state.skipped, state.spikes, state.skipped_in_a_row) == (3, 1, 1, 1)
+    assert state.places == batch.places and state.recent == recent
+    after = [flat(output.state) for output in outputs]
+    for found, *expected in zip(flat(state.memory), *after, strict=True):
+        torch.testing.assert_close(found, torch.cat(expected), rtol=1e-6, atol=1e-7)
+    # One that is no spike is applied, and counts.
+    run.state = replace(run.state, recent=((1e9, 1e9), (1e9, 1e9)))
+    run.state, result = run.stepper.step(run.state, following, run.stepper.own_weight(following))
+    assert result.applied and not result.spike
+    assert run.state.recent == ((1e9, 1e9), (result.loss, result.grad_norm))
+    assert (run.state.skipped, run.state.skipped_in_a_row) == (1, 0)
+
+
+def test_a_step_that_is_not_finite_is_no_spike(
+    open_run: Any, next_batches: Batches, take_steps: Take
+) -> None:
+    run = open_run("train.spikes.deviations=3", "train.spikes.steps=2")
+    take_steps(run, 2)
+    recent = run.state.recent
+    assert len(recent) == 2
+    ((batch, _),) = next_batches(run, 1)
+    batch.starts[:] = False
+    run.state.memory[0].matrix[:] = math.nan
+    run.state, result = run.stepper.step(run.state, batch, run.stepper.own_weight(batch))
+    assert (result.applied, result.grad_norm, result.spike) == (False, math.inf, "")
+    assert (run.state.skipped, run.state.spikes, run.state.recent) == (1, 0, recent)
 
 
 @kinds.of_every_kind_with_a_state

@@ -26,18 +26,22 @@ import numpy as np
 import pytest
 import torch
 
+from data_prep.recall.tasks import Haystack
+from pretrain import trained
 from pretrain.checkpoint.attempts import claim
 from pretrain.checkpoint.load import Checkpoint
 from pretrain.checkpoint.manifest import step_name, step_of
 from pretrain.config import load
 from pretrain.data.lanes import Dataset, Lane, Mix
+from pretrain.evaluate import perplexity, recall
+from pretrain.evaluate.questions import Questions
 from pretrain.model.transformer import Transformer
 from pretrain.training import ledger
 from pretrain.training.metrics import read_records
 from tests.ranks import train
 from tools.promises.servers import Web, faulty
 
-VOCABULARY = 48
+VOCABULARY = 320
 STEPS = 24
 EVERY = 4
 SETTINGS = (
@@ -160,7 +164,8 @@ def recorded(run: Command, kind: str) -> list[dict[str, Any]]:
 
 def curve(directory: Path) -> list[tuple[Any, ...]]:
     """What a run recorded that does not depend on time: each record once, in order."""
-    records = [r for r in read_records(directory / "metrics.jsonl") if r["kind"] != "checkpoint"]
+    left_out = ("checkpoint", "evaluation")
+    records = [r for r in read_records(directory / "metrics.jsonl") if r["kind"] not in left_out]
     keys = ("kind", "step", "loss", "grad_norm", "lr", "tokens", "skipped", "gates", "memory_norm",
             "epochs")  # fmt: skip
     return [tuple(json.dumps(record.get(key)) for key in keys) for record in records]
@@ -196,15 +201,18 @@ def assert_same_checkpoint(run: Command, uninterrupted: Command, step: int) -> N
 
 @pytest.fixture(scope="module")
 def data(
-    tmp_path_factory: pytest.TempPathFactory, write_data_set: Callable[..., Any]
+    tmp_path_factory: pytest.TempPathFactory,
+    write_data_set: Callable[..., Any],
+    tokenizer_model: Path,
 ) -> dict[str, Path]:
-    """Two small data sets, of documents that are shorter and longer than a window."""
+    """Small data sets with a real tokenizer, of documents that are shorter and longer than a
+    window."""
     root = tmp_path_factory.mktemp("data")
     rng = np.random.default_rng(1)
     for name in ("train", "validation", "other"):
         sizes = rng.integers(1, 150, size=80)
         documents = [rng.integers(3, VOCABULARY, size=int(size)) for size in sizes]
-        write_data_set(root / name, documents, 8, VOCABULARY)
+        write_data_set(root / name, documents, 8, VOCABULARY, tokenizer=tokenizer_model)
     return {name: root / name for name in ("train", "validation", "other")}
 
 
@@ -257,7 +265,10 @@ def interrupt_start(run: Command, number: signal.Signals) -> Ended:
 
 @dataclass(frozen=True)
 class Interrupted:
-    """A run that was interrupted in every way before it ended, and what each command did."""
+    """A run that was interrupted in every way before it ended, and what each command did.
+
+    Its weights are evaluated meanwhile.
+    """
 
     run: Command
     ended: dict[str, Ended]
@@ -266,8 +277,12 @@ class Interrupted:
 
 
 @pytest.fixture(scope="module")
-def interrupted(new_run: Callable[[], Command]) -> Interrupted:
+def interrupted(new_run: Callable[[], Command], data: dict[str, Path]) -> Interrupted:
     run = new_run()
+    run.words.append(
+        "train.evaluate=[{kind: passkey, every: 2, lengths: [400], samples: 1, depths: [1]}, "
+        f"{{kind: perplexity, every: 6, data: {data['other']}, documents: 2, batch: 2}}]"
+    )
     ended, steps, endings = {}, {}, {}
     ways: list[tuple[str, Callable[[], Ended]]] = [
         ("start-up", lambda: interrupt_start(run, signal.SIGINT)),
@@ -289,6 +304,27 @@ def test_a_run_interrupted_in_every_way_ends_as_if_nothing_had_happened(
 ) -> None:
     assert interrupted.ended["end"].code == 0, interrupted.ended["end"].output
     assert_as_uninterrupted(interrupted.run, uninterrupted)
+
+
+def test_evaluations_are_made_once_and_say_what_the_checkpoint_says(
+    interrupted: Interrupted, data: dict[str, Path]
+) -> None:
+    records = recorded(interrupted.run, "evaluation")
+    for name, every in (("passkey", 2), ("perplexity", 6)):
+        own = [record["step"] for record in records if name in record]
+        assert own == list(range(every, STEPS + 1, every)), name
+    (passkey,) = (r["passkey"] for r in records if r["step"] == STEPS and "passkey" in r)
+    (books,) = (r["perplexity"] for r in records if r["step"] == STEPS and "perplexity" in r)
+    model = trained.load(interrupted.run.directory, torch.device("cpu"))
+    asked = Questions(["passkey"], [400], [1.0], 1, 0)
+    report = recall.evaluate(model, Haystack.repeated(), asked, lambda line: None)
+    assert recall.numbers(report) == {"passkey": passkey["passkey"]}
+    said = perplexity.evaluate(
+        model, data["other"], window_segments=None, max_documents=2, batch=2,
+        report=lambda line: None,
+    )  # fmt: skip
+    assert perplexity.numbers(said).items() <= books.items()
+    assert "| passkey: exact answers" in (interrupted.run.directory / "log.txt").read_text()
 
 
 @pytest.mark.parametrize("way", ["SIGTERM", "SIGUSR1 of a rank"])

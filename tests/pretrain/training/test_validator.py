@@ -28,12 +28,14 @@ def make_validator(run: Run, windows: int = WINDOWS) -> Validator:
     )
 
 
-def plain_loss(run: Run, data: Path, prompt_weight: float) -> tuple[float, float]:
+def plain_loss(
+    run: Run, data: Path, prompt_weight: float, weights_of: str = "param"
+) -> tuple[float, float]:
     """The weighted mean over the lanes' first windows, one model with their memory carried."""
     model = Transformer(run.config.model, 48)
     for piece in run.engine.pieces():
         name, _, kind = piece.name.partition("/")
-        if kind == "param":
+        if kind == weights_of:
             weights = dict(model.named_parameters())[name]
             weights.data.copy_(piece.values.view(piece.shape))
     total = weight = 0.0
@@ -85,6 +87,38 @@ def test_every_validation_starts_over_and_leaves_the_run_unchanged(
     assert all(torch.equal(values, before[name]) for name, values in engine_state(run).items())
     found = [tensor for layer in state.memory for tensor in layer]
     assert all(map(torch.equal, found, memory))
+
+
+def test_the_loss_of_a_validation_has_no_z_loss(open_run: Any, data_sets: dict[str, Path]) -> None:
+    data = f"data.validation={data_sets['validation']}"
+    losses = [
+        make_validator(open_run(data, f"train.z_loss={z_loss}")).run(lambda: None).loss
+        for z_loss in (0.0, 1.0)
+    ]
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize("stage", range(4))
+def test_an_average_is_validated_as_a_model_with_its_weights(
+    open_run: Any,
+    take_steps: Any,
+    data_sets: dict[str, Path],
+    engine_state: Callable[[Run], dict[str, torch.Tensor]],
+    stage: int,
+) -> None:
+    words = (f"data.validation={data_sets['validation']}", f"zero.stage={stage}")
+    run = open_run(*words, "optim.ema_decay=0.9")
+    take_steps(run, 4)
+    before = engine_state(run)
+    with run.engine.averaged():
+        found = make_validator(run).run(lambda: None)
+    loss, weight = plain_loss(run, data_sets["validation"], 0.0, "ema")
+    last, _ = plain_loss(run, data_sets["validation"], 0.0)
+    assert found.loss == pytest.approx(loss, rel=1e-6)
+    assert found.weight == weight and abs(loss - last) > 1e-4
+    after = engine_state(run)
+    assert all(torch.equal(values, before[name]) for name, values in after.items())
+    assert make_validator(run).run(lambda: None).loss == pytest.approx(last, rel=1e-6)
 
 
 def test_a_damaged_shard_ends_the_validation_with_its_name(

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from pretrain.model.memories import infini_backend
-from pretrain.model.memories.infini_grad import TORCH
+from pretrain.model.memories.infini_grad import MIXED, TORCH
 
 needs_triton = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="triton is not installed"
@@ -35,9 +35,9 @@ def test_auto_takes_pytorch_and_logs_once_why(caplog: pytest.LogCaptureFixture) 
 
 @pytest.mark.parametrize(
     "asked",
-    [("cpu", torch.bfloat16, 64), ("cuda", torch.float32, 64), ("cuda", torch.bfloat16, 160)],
+    [("cpu", torch.bfloat16, 64), ("cuda", torch.float32, 64)],
 )
-def test_triton_is_not_named_where_it_cannot_run(
+def test_other_kernels_are_not_named_where_they_cannot_run(
     asked: tuple[str, torch.dtype, int], caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO):
@@ -49,6 +49,16 @@ def test_pytorch_asked_for_is_taken_in_silence(caplog: pytest.LogCaptureFixture)
     with caplog.at_level(logging.INFO):
         assert infini_backend.choose("torch", "cuda", torch.bfloat16, 64) is TORCH
     assert not caplog.records
+
+
+def test_bf16_operands_are_taken_on_a_gpu_and_refused_elsewhere() -> None:
+    assert infini_backend.choose("mixed", "cuda", torch.bfloat16, 256) is MIXED
+    for asked, obstacle in {
+        ("cpu", torch.bfloat16, 64): "mixed was requested, but it needs a GPU and the model is on",
+        ("cuda", torch.float32, 64): r"it computes in bf16 and the model is in torch\.float32",
+    }.items():
+        with pytest.raises(ValueError, match=f"{obstacle}.*set it to torch or auto"):
+            infini_backend.choose("mixed", *asked)
 
 
 @needs_triton

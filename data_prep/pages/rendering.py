@@ -1,4 +1,7 @@
-"""Pages from templates: every value is escaped, and no control character reaches the page."""
+"""Pages from templates: every value is escaped, and no control character reaches the page.
+
+A report's own templates/ extend this package's, which have the frame, the style and the charts.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import re
 from functools import cache
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
 from data_prep.dataset.wording import counted
 
@@ -14,9 +17,9 @@ from data_prep.dataset.wording import counted
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ufeff]")
 
 
-def render(template: str, values: dict[str, Any]) -> str:
-    """The page of a file in templates/. Control characters in it become U+FFFD."""
-    return _CONTROLS.sub("\ufffd", _environment().get_template(template).render(values))
+def render(package: str, template: str, values: dict[str, Any]) -> str:
+    """The page of a file in `package`'s templates/. Control characters in it become U+FFFD."""
+    return _CONTROLS.sub("\ufffd", _environment(package).get_template(template).render(values))
 
 
 def share(part: float, whole: float) -> str:
@@ -40,9 +43,9 @@ def scaled(value: float, unit: str = "", form: str = ".1f") -> str:
 
 
 @cache
-def _environment() -> Environment:
+def _environment(package: str) -> Environment:
     environment = Environment(
-        loader=PackageLoader("data_prep.report"),
+        loader=ChoiceLoader([PackageLoader(package), PackageLoader("data_prep.pages")]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

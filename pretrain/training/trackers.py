@@ -1,0 +1,163 @@
+"""Where curves of a run go besides `metrics.jsonl`: wandb and TensorBoard, each by its setting."""
+
+from __future__ import annotations
+
+import logging
+import os
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from data_prep.dataset import durable, settings
+from data_prep.dataset.parsing import json_value
+from pretrain.config import Config
+
+TENSORBOARD = "tensorboard"
+"""The directory of a run's event files."""
+
+_IDENTITY_FILE = "run.json"
+
+_log = logging.getLogger(__name__)
+
+
+class TrackingError(ValueError):
+    """A tracker could not be started; the message says why and what to do."""
+
+
+class Tracker(Protocol):
+    """Takes numbers of steps by name; what it raises costs the tracker, not the run."""
+
+    def log(self, step: int, numbers: Mapping[str, float]) -> None:
+        """Take in numbers of a step; a step may come again, with other names."""
+
+    def flush(self) -> None:
+        """Before a commit: steps up to here are not repeated."""
+
+    def close(self) -> None:
+        """Store what is left, and end."""
+
+
+def started(directory: Path, config: Config, resumed_step: int) -> dict[str, Tracker]:
+    """The trackers that are switched on, by name; steps after `resumed_step` come anew.
+
+    Raises TrackingError.
+    """
+    trackers: dict[str, Tracker] = {}
+    if config.wandb.mode != "disabled":
+        trackers["wandb"] = Wandb(directory, config)
+    if config.tensorboard.enabled:
+        trackers["TensorBoard"] = TensorBoard(directory, config, resumed_step)
+    return trackers
+
+
+class TensorBoard:
+    """Event files in the run directory's tensorboard/, one more with each attempt."""
+
+    def __init__(self, directory: Path, config: Config, resumed_step: int) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise TrackingError(
+                f"tensorboard.enabled: {error}; install the extra `tensorboard` (README), or set "
+                "it to false"
+            ) from error
+        # TensorBoard drops what earlier files have of these steps: they are repeated.
+        self._writer = SummaryWriter(str(directory / TENSORBOARD), purge_step=resumed_step + 1)
+        shown = "\n".join(f"    {line}" for line in settings.to_yaml(config).splitlines())
+        self._writer.add_text("configuration", shown, resumed_step)
+
+    def log(self, step: int, numbers: Mapping[str, float]) -> None:
+        """A scalar each."""
+        for name, number in numbers.items():
+            self._writer.add_scalar(name, number, step)
+
+    def flush(self) -> None:
+        """Write what the writer's thread still holds."""
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Write the rest and end the writer's thread."""
+        self._writer.close()
+
+
+class Wandb:
+    """wandb's run and its process. Only the checked configuration is stored: no arguments,
+    environment, source code or console, any of which could hold a secret.
+    """
+
+    def __init__(self, directory: Path, config: Config) -> None:
+        os.environ.setdefault("WANDB_SILENT", "true")
+        import wandb
+
+        identity = run_identity(directory)
+        link = {key: value for key, value in identity.items() if key == "copied_from"}
+        try:
+            self._run: Any = wandb.init(
+                project=config.wandb.project,
+                entity=config.wandb.entity or None,
+                name=config.wandb.name or directory.name,
+                id=identity["id"],
+                resume="allow",
+                mode=config.wandb.mode,
+                dir=str(directory),
+                config={**settings.to_plain(config), **link},
+                settings=wandb.Settings(
+                    console="off",
+                    disable_code=True,
+                    disable_git=True,
+                    x_disable_meta=True,
+                    x_save_requirements=False,
+                ),
+            )
+        except wandb.errors.Error as error:
+            raise TrackingError(
+                f"wandb.mode={config.wandb.mode}: {error} Or set wandb.mode=offline and `wandb "
+                "sync` the run directory's wandb/ later"
+            ) from error
+
+    def log(self, step: int, numbers: Mapping[str, float]) -> None:
+        """An entry of wandb's history."""
+        self._run.log({**numbers, "step": step})
+
+    def flush(self) -> None:
+        """Nothing to do: wandb's process has every entry."""
+
+    def close(self) -> None:
+        """End the run and wandb's process."""
+        import wandb
+
+        self._run.finish()
+        # wandb does this at interpreter exit, which a rank never reaches.
+        wandb.teardown()
+
+
+def run_identity(directory: Path) -> dict[str, str]:
+    """The run's `id`, with which wandb continues a resumed run's curves, and its `directory`.
+
+    A copy of a run that is still where it was gets an id of its own, and has the other's as
+    `copied_from`: two runs must not write to one curve. A run that was moved keeps its id.
+    """
+    path, place = directory / _IDENTITY_FILE, str(directory.resolve())
+    known = _identity(path)
+    before = Path(known.get("directory", place)) / _IDENTITY_FILE
+    if not known:
+        identity = {"id": uuid.uuid4().hex[:12]}
+    elif _identity(before).get("id") == known["id"] and not before.samefile(path):
+        identity = {"id": uuid.uuid4().hex[:12], "copied_from": known["id"]}
+        _log.info("a copy of %s, so wandb's id is another: %s", before.parent, identity["id"])
+    else:
+        identity = known
+    identity = {**identity, "directory": place}
+    if identity != known:
+        durable.write_json(path, identity)
+    return identity
+
+
+def _identity(path: Path) -> dict[str, str]:
+    """What is stored of a run; empty where that cannot be read."""
+    try:
+        stored = json_value(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return stored if isinstance(stored, dict) and isinstance(stored.get("id"), str) else {}

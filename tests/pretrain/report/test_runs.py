@@ -1,0 +1,71 @@
+"""A run is read as far as it is there."""
+
+from __future__ import annotations
+
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from pretrain.report import runs
+from tests.pretrain.report.directories import train, written
+
+
+@pytest.mark.parametrize(
+    ("end", "state"),
+    [
+        (None, "no end recorded"),
+        ({"attempt": 1, "code": 0, "why": "finished"}, "no end recorded"),
+        ({"attempt": 2, "code": 0, "why": "finished"}, "finished"),
+        ({"attempt": 2, "code": 75, "why": "SIGTERM"}, "stopped"),
+        ({"attempt": 2, "code": 1, "why": "s3://u:hunter2@h failed"}, "failed"),
+    ],
+)
+def test_what_became_of_a_run_is_what_its_newest_attempt_recorded(
+    tmp_path: Path, end: dict[str, object] | None, state: str
+) -> None:
+    run = runs.read(written(tmp_path / "run", [train(5)], end=end))
+    first, second = run.attempts
+    assert run.state == state
+    if end and end["attempt"] == 2:
+        assert second.ended == str(end["why"]).replace("u:hunter2", "[hidden]")
+    if end is None:
+        assert (first.began, first.host, first.job, first.ranks, first.start, first.reached) == (
+            datetime(2026, 11, 1, 6, tzinfo=UTC), "node1", "77", 2, 0, 30,
+        )  # fmt: skip
+        assert first.ended.startswith("rank 1 failed") and second.ended == ""
+
+
+def test_the_rank_that_hung_is_how_an_attempt_ended(tmp_path: Path) -> None:
+    directory = written(tmp_path / "run", log="")
+    (directory / "stacks/attempt-000001").mkdir(parents=True)
+    (directory / "stacks/attempt-000001/why.txt").write_text("rank 1 hung in step 30")
+    first, second = runs.read(directory).attempts
+    assert (first.ended, second.ended) == ("rank 1 hung in step 30", "")
+
+
+def test_a_run_with_nothing_in_it_or_with_damaged_files_is_read(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    empty = runs.read(tmp_path)
+    assert (empty.state, empty.touched, empty.steps) == ("never started", None, None)
+    assert (empty.records, empty.attempts, empty.results) == ({}, [], [])
+    directory = written(tmp_path / "run", [train(5), train(10)], configuration="{[")
+    with (directory / "metrics.jsonl").open("a") as file:
+        file.write('\x00\x00\n[1]\n{"kind": "train", "step": 15, "lo')
+    for name in ("attempts/000001.json", "exit.json", "eval-5-novels.json"):
+        (directory / name).write_text('{"step": [')
+    os.utime(directory / "log.txt", (0, 0))
+    broken = runs.read(directory)
+    assert [record["step"] for record in broken.train] == [5, 10]
+    assert broken.configuration == {} and broken.results == []
+    assert [attempt.start for attempt in broken.attempts] == [None, 20]
+    assert broken.touched is not None and broken.touched.year > 2000
+
+
+def test_results_are_known_by_name_and_step(tmp_path: Path) -> None:
+    directory = written(tmp_path / "run")
+    for name in ("eval-300-novels-2.json", "passkey-20.json", "run.json", "notes.json"):
+        (directory / name).write_text('{"data": "x"}')
+    found = [(one.file, one.name, one.step) for one in runs.read(directory).results]
+    assert found == [("passkey-20.json", "passkey", 20), ("eval-300-novels-2.json", "eval", 300)]

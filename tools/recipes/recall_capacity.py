@@ -1,0 +1,303 @@
+"""How many pairs each kind of memory holds, by the bytes of its state, from no data to plots.
+
+    python tools/recipes/recall_capacity.py OUT [--kinds linear,delta] [--widths 64,128] [--seeds 3]
+        [key=value ...]
+
+Multi-query associative recall (after Zoology, arXiv 2312.04927): pairs of a key and a value, and
+after a gap the question for every key. Models of two layers, of each kind of memory and each width,
+are trained with one budget on the same documents, whose pairs and gaps grow from stage to stage,
+and are asked by number of pairs and by distance in segments. After an interruption, the same
+command continues with what is not finished. Use a new OUT for other settings.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import commands
+import numpy as np
+from commands import CONFIGS
+from matplotlib.figure import Figure
+from stages import Stage, documents_needed, shortened
+
+from data_prep.dataset import shards
+from data_prep.dataset.settings import SettingsError
+from data_prep.recall.mqar import MOST_PAIRS
+from pretrain import config as configuration
+from pretrain.config import MEMORY_KINDS
+from pretrain.evaluate import mqar
+from pretrain.evaluate.progress import to_stderr
+from pretrain.evaluate.questions import Associations
+from pretrain.evaluate.results import Report, write_figure
+from pretrain.trained import default_device, load
+
+CONFIG = CONFIGS / "recall_capacity_cpu.yaml"
+PAIRS = tuple(2**power for power in range(2, 10))
+DISTANCES = (0, 1, 4, 16, 64)
+ANSWERS = 256
+SEED_ASKED = 0  # the training documents have seed 1
+
+
+@dataclass(frozen=True)
+class Documents:
+    """A set of documents with these numbers of pairs, and gaps of 0 to `gap` tokens.
+
+    Keys and values are drawn from `symbols` of each.
+    """
+
+    name: str
+    pairs: tuple[int, ...]
+    gap: int
+    symbols: int = MOST_PAIRS
+
+    @property
+    def mean(self) -> float:
+        """Mean tokens of a document."""
+        return 4 * sum(self.pairs) / len(self.pairs) + self.gap / np.log(self.gap + 1)
+
+
+# Few symbols first: where a value is found does not depend on how many values there are.
+FEW = Documents("few", (2, 4, 8), 64, symbols=64)
+SOME = Documents("some", (4, 8, 16, 32), 256)
+MANY = Documents("many", (16, 32, 64, 128), 1024)
+MOST = Documents("most", (4, 16, 64, 128, 256, 512), 4096)
+
+STAGES = (
+    Stage("1_few", ((FEW, 1.0),), 600, 8, 8, 3e-3, 0.0),
+    Stage("2_some", ((FEW, 0.2), (SOME, 0.8)), 200, 8, 16, 2e-3, 0.0),
+    Stage("3_many", ((SOME, 0.3), (MANY, 0.7)), 100, 4, 32, 1e-3, 0.0),
+    Stage("4_most", ((MANY, 0.3), (MOST, 0.7)), 100, 2, 64, 1e-3, 0.0, 0.5),
+)
+
+
+@dataclass(frozen=True)
+class Model:
+    """A kind of memory and a width."""
+
+    kind: str
+    width: int
+
+    @property
+    def name(self) -> str:
+        """Of its runs, without the seed."""
+        return f"{self.kind}-{self.width}"
+
+    def settings(self, segments: int) -> list[str]:
+        """Its settings in windows of `segments` segments, as `key=value`."""
+        own = {"full": [f"full.segments={segments}"], "memorizing": ["memorizing.capacity=2048"]}
+        return [
+            f"model.d_model={self.width}",
+            # One head per layer: what it retrieves passes on every value.
+            "model.n_heads=1",
+            "model.n_kv_heads=1",
+            f"model.d_head={self.width}",
+            f"model.d_ff={self.width * 8 // 3 // 8 * 8}",
+            f"model.memory.kind={self.kind}",
+            *(f"model.memory.{setting}" for setting in own.get(self.kind, [])),
+        ]
+
+
+def main(words: Sequence[str] | None = None, plan: Sequence[Stage[Documents]] = STAGES) -> None:
+    """Prepare, train and evaluate whatever is missing, then write tables, curves and heat maps."""
+    parsed = _parser().parse_intermixed_args(words)
+    plan = shortened(plan, parsed.steps_share)
+    models = [Model(*pair) for pair in itertools.product(parsed.kinds, parsed.widths)]
+    try:
+        segment = _segment(parsed, plan, models)
+    except SettingsError as error:
+        sys.exit(str(error))
+    for one, count in documents_needed(plan, segment).items():
+        _documents(parsed.out, one, count, parsed.workers)
+    asked = Associations(parsed.pairs, parsed.distances, parsed.answers, SEED_ASKED)
+    found: dict[str, list[Report]] = {}
+    # Seed by seed, so that a run that is stopped early already has a comparison.
+    for seed in range(1, parsed.seeds + 1):
+        for model in models:
+            run = _trained(parsed, plan, model, seed)
+            found.setdefault(model.name, []).append(_answered(run, asked))
+            _write(parsed.out, models, found)
+
+
+def _parser() -> argparse.ArgumentParser:
+    directory = ("out", "directory of documents, data, runs and results")
+    parser = commands.parser(__doc__, directory, of="all stages")
+
+    def numbers(word: str) -> tuple[int, ...]:
+        return tuple(map(int, word.split(",")))
+
+    parser.add_argument("--config", type=Path, default=CONFIG, help="recipe of the models")
+    parser.add_argument(
+        "--kinds",
+        type=lambda word: word.split(","),
+        default=list(MEMORY_KINDS),
+        help="kinds of memory (default: all)",
+    )
+    for name, default, help in (
+        ("--widths", (64, 128), "widths of the models (default 64,128)"),
+        ("--pairs", PAIRS, "numbers of pairs to ask for (default 4 to 512)"),
+        ("--distances", DISTANCES, "distances in segments (default 0,1,4,16,64)"),
+    ):
+        parser.add_argument(name, type=numbers, default=default, help=help)
+    parser.add_argument("--seeds", type=int, default=3, help="runs of each model (default 3)")
+    parser.add_argument(
+        "--steps-share", type=float, default=1.0, help="share of each stage's steps (default 1)"
+    )
+    parser.add_argument(
+        "--answers", type=int, default=ANSWERS, help="values asked for per cell (default 256)"
+    )
+    parser.add_argument("--workers", type=int, default=1, help="processes making documents")
+    return parser
+
+
+def _segment(
+    parsed: argparse.Namespace, plan: Sequence[Stage[Documents]], models: Sequence[Model]
+) -> int:
+    """Tokens per segment. Raises SettingsError with all mistakes in the settings."""
+    loaded = [
+        configuration.load(parsed.config, _words(parsed, stage, model, 1))
+        for model in models
+        for stage in plan
+    ]
+    return loaded[0].model.segment
+
+
+def _words(
+    parsed: argparse.Namespace, stage: Stage[Documents], model: Model, seed: int
+) -> list[str]:
+    """The settings of a stage's run; those of the command line override the recipe's."""
+    own = [*stage.settings(parsed.out / "data"), *model.settings(stage.segments)]
+    directory = _runs(parsed, model, seed) / stage.name
+    return [*own, *parsed.settings, f"run.seed={seed}", f"run.directory={directory}"]
+
+
+def _runs(parsed: argparse.Namespace, model: Model, seed: int) -> Path:
+    directory: Path = parsed.out / "runs" / f"{model.name}-{seed}"
+    return directory
+
+
+def _documents(out: Path, one: Documents, count: int, workers: int) -> None:
+    """Make a set, as text and as a data set, if it is missing."""
+    directory, data = out / "documents" / one.name, out / "data" / one.name
+    texts = directory / "mqar.jsonl.gz"
+    if not texts.exists():
+        commands.run(
+            *("data-prep", "mqar", texts, "--documents", str(count), "--workers", str(workers)),
+            *("--pairs", ",".join(map(str, one.pairs)), "--gap", str(one.gap)),
+            *("--symbols", str(one.symbols)),
+        )
+    if not (data / shards.MANIFEST).exists():
+        own = f"tokenizer.path={directory / 'mqar.tokenizer.json'}"
+        commands.prepare("mqar", directory, data, own)
+
+
+def _trained(
+    parsed: argparse.Namespace, plan: Sequence[Stage[Documents]], model: Model, seed: int
+) -> Path:
+    """Train all stages, each from the weights of the one before it; returns the last run."""
+    run = None
+    for stage in plan:
+        before = [] if run is None else [f"train.start_from={run}"]
+        words = [*_words(parsed, stage, model, seed), *before]
+        commands.run("pretrain", "train", parsed.config, *words)
+        run = _runs(parsed, model, seed) / stage.name
+    assert run is not None
+    return run
+
+
+def _answered(run: Path, asked: Associations) -> Report:
+    """The run's report; read from its directory if it was made before."""
+    what = "-".join(map(str, (*asked.pairs, "at", *asked.distances, asked.answers)))
+    report: Report = commands.once(
+        run / f"asked-{what}.json",
+        lambda: mqar.evaluate(load(run, default_device()), asked, to_stderr),
+    )
+    return report
+
+
+def _write(out: Path, models: Sequence[Model], found: dict[str, list[Report]]) -> None:
+    """Tables, the curve, and a heat map of each model, over the seeds there are."""
+    rows = [summary(model, found[model.name]) for model in models if model.name in found]
+    for model in models:
+        if model.name in found:
+            write_figure(out / f"capacity-{model.name}.png", mqar.heat_map(mean(found[model.name])))
+    write_figure(out / "capacity.png", curves(rows))
+    commands.conclude(out / "capacity", table(rows), {"rows": rows, "reports": found})
+
+
+def mean(reports: Sequence[Report]) -> Report:
+    """A report with the mean accuracies of several seeds."""
+    rows = [
+        {**first, "accuracy": float(np.mean([row["accuracy"] for row in (first, *others)]))}
+        for first, *others in zip(*(report["rows"] for report in reports), strict=True)
+    ]
+    return {**reports[0], "rows": rows}
+
+
+def summary(model: Model, reports: Sequence[Report]) -> dict[str, Any]:
+    """A model's bytes of state, and its accuracy by number of pairs for each seed.
+
+    The accuracy is the mean over distances of at least a segment, which only a memory bridges.
+    """
+    first = reports[0]
+    far = [distance > 0 for distance in first["distances"]]
+    return {
+        "kind": model.kind,
+        "width": model.width,
+        "state_bytes": first["state_bytes"],
+        "pairs": first["pairs"],
+        # [seeds, pairs]
+        "accuracies": [mqar.accuracies(report)[far].mean(axis=0).tolist() for report in reports],
+    }
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """The summaries in Markdown: means over seeds, and their range where there are several."""
+    pairs = rows[0]["pairs"]
+    lines = [
+        f"| memory | width | bytes of state | {' | '.join(map(str, pairs))} | seeds |",
+        f"|---|--:|--:|{'--:|' * len(pairs)}--:|",
+    ]
+    for row in rows:
+        seeds = 100 * np.array(row["accuracies"])
+        cells = [
+            f"{each.mean():.0f}"
+            + (f" ({each.min():.0f} to {each.max():.0f})" if each.size > 1 else "")
+            for each in seeds.T
+        ]
+        about = f"| {row['kind']} | {row['width']} | {row['state_bytes']:,} "
+        lines.append(f"{about}| {' | '.join(cells)} | {len(seeds)} |")
+    return "\n".join(lines) + "\n"
+
+
+def curves(rows: Sequence[dict[str, Any]]) -> Figure:
+    """Accuracy against bytes of state: a panel per number of pairs, a line per kind."""
+    pairs = rows[0]["pairs"]
+    kinds = list(dict.fromkeys(row["kind"] for row in rows))
+    columns = min(4, len(pairs))
+    lines = -(-len(pairs) // columns)
+    figure = Figure(figsize=(3.2 * columns, 2.8 * lines), layout="constrained")
+    panels = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False).flat
+    for index, (axes, count) in enumerate(zip(panels, pairs, strict=False)):
+        for number, kind in enumerate(kinds):
+            own = [row for row in rows if row["kind"] == kind]
+            means = [np.mean(row["accuracies"], axis=0)[index] for row in own]
+            sizes = [row["state_bytes"] for row in own]
+            axes.plot(sizes, means, marker="o", markersize=4, color=f"C{number}", label=kind)
+        # Linear up to a KiB: kinds without a memory have no bytes.
+        axes.set_xscale("symlog", base=2, linthresh=1024)
+        axes.set_ylim(-0.03, 1.03)
+        axes.set_title(f"{count} pairs", fontsize=9)
+    figure.supxlabel("bytes of state")
+    figure.supylabel("mean accuracy beyond a segment")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right upper", frameon=False)
+    return figure
+
+
+if __name__ == "__main__":
+    main()
