@@ -606,9 +606,8 @@ def _read_backward(
     row = heads * D  # between tokens of gradients, which are contiguous
     for member in range(0, group):
         head = kv_head * group + member
-        g = tl.load(gate + head)
         dense = segment * N * row + head * D
-        d_g = tl.zeros((BLOCK_N,), dtype=tl.float32)
+        g, d_g = tl.load(gate + head), tl.zeros((BLOCK_N,), tl.float32)
         for first in range(0, N, BLOCK_N):
             base = queries + segment * queries_p + head * queries_h
             q, weight, retrieved = _retrieve(
