@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import machine
 import torch
@@ -34,10 +34,11 @@ from torch import Tensor
 
 from pretrain import config as configuration
 from pretrain.config import Config, ModelConfig
-from pretrain.model import flops, local_attention
+from pretrain.model import compiling, flops, local_attention
 from pretrain.model.local_attention import KernelError
 from pretrain.model.memories import infini, infini_backend
 from pretrain.model.memories.infini import InfiniAttention, MemoryState
+from pretrain.model.memories.infini_grad import Products
 from pretrain.model.memories.kinds import attention_of
 from pretrain.model.transformer import Transformer
 from pretrain.model.window import Window
@@ -51,6 +52,11 @@ _TINY = (
     *("model.d_head=16", "model.d_ff=64", "model.segment=32"),
 )
 
+_MEMORY = ("torch", "mixed", "triton", "torch, compiled", "mixed, compiled")
+_STEPS = (
+    *(("varlen", "torch"), ("varlen", "mixed"), ("varlen", "triton")),
+    *(("flash", "mixed"), ("sdpa", "torch")),
+)
 _PARTS = ("products", "copies", "attention", "memory", "steps")
 
 Row = dict[str, Any]
@@ -231,21 +237,40 @@ def _parts(
         inputs = [x.flatten(0, 1) for x in (queries, keys, values)]
         return lambda: run(*inputs).sum().backward()
 
-    def write(kernel: Literal["torch", "triton"]) -> Callable[[], object]:
-        products = infini_backend.choose(kernel, device.type, dtype, size)
-        given = (keys, values, carried, window.writable, window.reset, layer.divisor, products)
-        return lambda: _sum(infini.advance(*given))
+    def memory(kernel: str) -> Products:
+        name, _, compiled = kernel.partition(", ")
+        if compiled and device.type != "cuda":
+            raise KernelError("torch.compile is measured on a GPU alone")
+        setting = cast(Literal["torch", "mixed", "triton"], name)
+        return infini_backend.choose(setting, device.type, dtype, size)
 
-    def read(kernel: Literal["torch", "triton"]) -> Callable[[], object]:
-        products = infini_backend.choose(kernel, device.type, dtype, size)
+    def write(kernel: str) -> Callable[[], object]:
+        given = keys, values, carried, window.writable, window.reset, layer.divisor, memory(kernel)
+        return _switched(kernel, lambda: _sum(infini.advance(*given)))
+
+    def read(kernel: str) -> Callable[[], object]:
+        products = memory(kernel)
         given = (local, queries, *before, window.readable, layer.gate)
-        return lambda: products.gated_read(*given).sum().backward()
+        return _switched(kernel, lambda: products.gated_read(*given).sum().backward())
 
     return {
         "local attention": {k: _able(attend, k) for k in ("sdpa", "varlen", "flash")},
-        f"memory, {shape.memory.kind}: write": {k: _able(write, k) for k in ("torch", "triton")},
-        "memory: gated read": {kernel: _able(read, kernel) for kernel in ("torch", "triton")},
+        f"memory, {shape.memory.kind}: write": {k: _able(write, k) for k in _MEMORY},
+        "memory: gated read": {k: _able(read, k) for k in _MEMORY},
     }
+
+
+def _switched(kernel: str, act: Callable[[], object]) -> Callable[[], object]:
+    """`act` with the pure functions compiled if the contestant's name says so."""
+
+    def run() -> object:
+        compiling.switch(kernel.endswith("compiled"))
+        try:
+            return act()
+        finally:
+            compiling.switch(False)
+
+    return run
 
 
 def _sum(states: tuple[MemoryState, MemoryState]) -> None:
@@ -334,8 +359,7 @@ def _choices(shape: ModelConfig) -> dict[str, ModelConfig]:
         f"{attention}, {kernel}": replace(
             shape, local_attention=attention, memory=replace(shape.memory, kernel=kernel)
         )
-        for attention in ("sdpa", "varlen", "flash")
-        for kernel in ("torch", "triton")
+        for attention, kernel in _STEPS
     }
 
 

@@ -13,7 +13,8 @@ from typing import Any
 from data_prep.dataset import durable
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
-_BIN = Path(sys.executable).parent
+# Not by their scripts, which a machine that has the sources on its path alone lacks.
+_MODULES = {"pretrain": "pretrain.cli", "data-prep": "data_prep.cli"}
 
 
 def parser(about: str | None, *positional: tuple[str, str], of: str) -> argparse.ArgumentParser:
@@ -33,9 +34,9 @@ def parser(about: str | None, *positional: tuple[str, str], of: str) -> argparse
 
 
 def run(command: str, *words: str | Path) -> None:
-    """Print and run a command of this environment; if it fails, exit with its code."""
-    line = [str(_BIN / command), *map(str, words)]
-    print("$", command, *line[1:], flush=True)
+    """Print and run one of our commands; if it fails, exit with its code."""
+    line = [sys.executable, "-P", "-m", _MODULES[command], *map(str, words)]
+    print("$", command, *line[4:], flush=True)
     done = subprocess.run(line, check=False)
     if done.returncode:
         sys.exit(done.returncode)

@@ -170,7 +170,7 @@ class _GatedRead(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, d_mixed: Tensor) -> tuple[Tensor | None, ...]:
         d_local, d_queries, d_matrix, d_normaliser, d_gate = _mixed_backward(
-            d_mixed, *ctx.saved_tensors, operand=ctx.operand
+            *(d_mixed, *ctx.saved_tensors, ctx.operand)
         )
         return d_local, d_queries, d_matrix, d_normaliser, None, d_gate, None
 
@@ -269,9 +269,7 @@ class _Sums(torch.autograd.Function):
     def backward(
         ctx: Any, d_added: Tensor, d_key_sum: Tensor, _: Tensor
     ) -> tuple[Tensor, Tensor, None, None]:
-        d_keys, d_values = _sums_backward(
-            d_added, d_key_sum, *ctx.saved_tensors, operand=ctx.operand
-        )
+        d_keys, d_values = _sums_backward(*(d_added, d_key_sum, *ctx.saved_tensors, ctx.operand))
         return d_keys, d_values, None, None
 
 
@@ -322,9 +320,7 @@ class _Transition(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_transition: Tensor) -> tuple[Tensor, None, Tensor, None, None]:
-        d_keys, d_divisor = _transition_backward(
-            d_transition, *ctx.saved_tensors, operand=ctx.operand
-        )
+        d_keys, d_divisor = _transition_backward(*(d_transition, *ctx.saved_tensors, ctx.operand))
         return d_keys, None, d_divisor, None, None
 
 

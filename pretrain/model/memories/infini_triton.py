@@ -1,5 +1,7 @@
 """The memory's operations on tokens as Triton kernels: sigma, segment sums, gated retrieval.
 
+Experimental: they have run in the interpreter alone, on no GPU, so `auto` never takes them.
+
 The same results as `infini_grad.py`. Activations are read once in their dtype; sigma exists only in
 registers and is recomputed in the backward; sums are float32; only the small states and activations
 in the input's dtype are written. Operands of matrix products have the activations' dtype and their
@@ -166,7 +168,7 @@ class _Read(torch.autograd.Function):
         matrix, normaliser, gate = (x.contiguous() for x in (matrix, normaliser, gate))
         segments, length, heads, _ = queries.shape
         out = torch.empty_like(queries, memory_format=_DENSE)
-        group = heads // matrix.shape[1]
+        group = _scalar(heads // matrix.shape[1])
         _read_forward[segments, heads, triton.cdiv(length, _BLOCK_N)](
             *_with_strides(local, queries),
             matrix,
@@ -200,7 +202,7 @@ class _Read(torch.autograd.Function):
             d_matrix,
             d_normaliser,
             d_gate,
-            heads // kv_heads,
+            _scalar(heads // kv_heads),
             **_constants(queries),
         )
         return d_local, d_queries, d_matrix, d_normaliser, None, d_gate.sum(dim=0)
@@ -225,7 +227,7 @@ def _constants(activations: Tensor) -> dict[str, Any]:
     # tl.dot requires sides of at least 16.
     block_d = max(16, triton.next_power_of_2(size))
     return {
-        "N": length,
+        "N": _scalar(length),
         "D": size,
         "BLOCK_N": _BLOCK_N,
         "BLOCK_D": block_d,
@@ -234,6 +236,14 @@ def _constants(activations: Tensor) -> dict[str, Any]:
         "WIDEN": triton.knobs.runtime.interpret,
         "num_warps": _WARPS,
     }
+
+
+def _scalar(number: int) -> Any:
+    """An argument that a loop's bound depends on.
+
+    Triton 3.6's interpreter cannot make a bound of its own scalars under numpy from 2.5 on.
+    """
+    return tl.constexpr(number) if triton.knobs.runtime.interpret else number
 
 
 @triton.jit
@@ -594,10 +604,10 @@ def _read_backward(
     d_m, d_z = tl.zeros((BLOCK_D, BLOCK_D), tl.float32), tl.zeros((BLOCK_D,), tl.float32)
     heads, seen = tl.num_programs(1) * group, readable + segment * N
     row = heads * D  # between tokens of gradients, which are contiguous
-    for head in range(kv_head * group, kv_head * group + group):
-        g = tl.load(gate + head)
+    for member in range(0, group):
+        head = kv_head * group + member
         dense = segment * N * row + head * D
-        d_g = tl.zeros((BLOCK_N,), dtype=tl.float32)
+        g, d_g = tl.load(gate + head), tl.zeros((BLOCK_N,), tl.float32)
         for first in range(0, N, BLOCK_N):
             base = queries + segment * queries_p + head * queries_h
             q, weight, retrieved = _retrieve(
