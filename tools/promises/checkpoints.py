@@ -265,6 +265,7 @@ def _on_ranks(size: int, here: Path, work: Callable[[Ranks], str]) -> list[str]:
 def _rank(rank: int, size: int, here: Path, work: Callable[[Ranks], str]) -> None:
     try:
         os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+        dist.GroupMember.WORLD = None  # that of the process it is forked from, if any
         store = dist.FileStore(str(here / "store"), size)
         dist.init_process_group("gloo", store=store, rank=rank, world_size=size)
         try:

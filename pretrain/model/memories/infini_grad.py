@@ -202,7 +202,6 @@ def _mixed_backward(
     normaliser: Tensor,
     readable: Tensor,
     gate: Tensor,
-    *,
     operand: torch.dtype | None,
 ) -> tuple[Tensor, ...]:
     """The gradients of local, queries, matrix, normaliser and gate."""
@@ -290,7 +289,6 @@ def _sums_backward(
     keys: Tensor,
     values: Tensor,
     writable: Tensor | None,
-    *,
     operand: torch.dtype | None,
 ) -> tuple[Tensor, Tensor]:
     tokens, kv_heads = keys.shape[2:4]
@@ -338,7 +336,6 @@ def _transition_backward(
     keys: Tensor,
     divisor: Tensor,
     writable: Tensor | None,
-    *,
     operand: torch.dtype | None,
 ) -> tuple[Tensor, Tensor]:
     features = _features(keys, keys.shape[3], writable)
