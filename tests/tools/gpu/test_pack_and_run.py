@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import tarfile
@@ -28,10 +29,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (base / name).mkdir()
     (base / "data" / "manifest.json").write_text("{}")
     packed = base / "folder"
+    for part in ("data", "model", "documents"):
+        (base / "continued" / part).mkdir(parents=True)
+        (base / "continued" / part / "file").write_text("x" * 1000)
     words = packed, "--wheels", base / "wheels", "--data", base / "data"
+    words = *words, "--continued", base / "continued"
     told = ran(ROOT / "tools/gpu/pack", *words)
     assert told.returncode == 0, told.stderr
-    assert "in all" in told.stdout
+    assert re.search(r"^in all .* and 0.0 MB of a model$", told.stdout, re.MULTILINE)
     for package in ("pretrain", "data_prep", "tools"):
         (packed / "source" / package).rename(packed / f"{package} of the commit")
         (packed / "source" / package).symlink_to(ROOT / package)
@@ -76,6 +81,9 @@ def test_what_has_no_time_left_is_not_reached_and_costs_nothing(
     outcomes = {one["name"]: one["outcome"] for one in summary(tmp_path / "out")}
     assert list(outcomes)[:3] == ["tests", "products", "attention"]
     assert set(outcomes.values()) == {"not reached"}
+    # What the recipe reads lies there, and no more.
+    assert {path.name for path in (folder / "continued").iterdir()} == {"data", "model"}
+    assert (folder / "continued/data/file").read_text() == "x" * 1000
 
 
 def test_the_measurements_fit_into_ten_minutes_in_the_order_of_their_worth() -> None:
