@@ -21,7 +21,6 @@ import os
 import re
 import shutil
 import tarfile
-import tokenize
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,8 +51,13 @@ _DIGEST_AT_THE_START = re.compile(rb".{0,54}[0-9a-f]{31}", re.DOTALL)
 _UINT16_IDS = 1 << 16
 _OWNER = "data-prep"
 # What reading the members of a damaged document raises; NumPy the last ones, for an array's head.
-_UNREADABLE = (KeyError, TypeError, AttributeError, ValueError, EOFError, SyntaxError,
-               tokenize.TokenError, OverflowError, MemoryError, RecursionError)  # fmt: skip
+_UNREADABLE = KeyError, TypeError, AttributeError, ValueError
+# As NumPy writes it before an array of tokens (its format, version 1.0): type and length.
+_ARRAY_HEAD = re.compile(
+    rb"\x93NUMPY\x01\x00..\{'descr': '([|<]u[1248])', 'fortran_order': False, "
+    rb"'shape': \((\d{1,18}),\), \} *\n",
+    re.DOTALL,
+)
 _BUFFER_BYTES = 1 << 20
 # Above, a member's size takes a block of its own.
 _PLAIN_SIZE = 8**11 - 1
@@ -475,16 +479,30 @@ def _samples(path: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
 def _document(path: Path, key: str, members: dict[str, bytes]) -> Document:
     try:
         meta = json_value(members["json"])
-        tokens = np.load(io.BytesIO(members["tokens.npy"]), allow_pickle=False)
+        tokens = _array(members["tokens.npy"])
         prompt = meta.get("prompt", 0)
         document = Document(meta["id"], meta["source"], meta["bytes"], tokens, prompt)
-        sound = tokens.ndim == 1 and tokens.dtype.kind == "u" and meta["tokens"] == len(tokens)
-        sound = sound and 0 <= prompt <= len(tokens)
+        sound = meta["tokens"] == len(tokens) and 0 <= prompt <= len(tokens)
     except _UNREADABLE:
         sound = False
     if not sound:
         raise DataError(f"{path}: document {key} is incomplete or not of this format; {_REMEDY}")
     return document
+
+
+def _array(data: bytes) -> np.ndarray:
+    """The tokens of an array file, read-only. Raises ValueError where it is none of ours.
+
+    Not by np.load, which gives the head to `ast.literal_eval`: before Python 3.11.5 that raises
+    SystemError where threads, such as a loader's, call it at once (python/cpython#106905).
+    """
+    head = _ARRAY_HEAD.match(data)
+    if head is None:
+        raise ValueError("not an array of tokens")
+    tokens = np.frombuffer(data, head[1].decode(), offset=head.end())
+    if len(tokens) != int(head[2]):
+        raise ValueError(f"{len(tokens)} tokens where the head says {int(head[2])}")
+    return tokens
 
 
 def _check_file(path: Path, sha256: str, size: int | None = None) -> None:

@@ -197,6 +197,30 @@ def test_reading_holds_a_document_and_not_the_shard(tmp_path: Path) -> None:
         assert peak < 8 * 2 * each < info.bytes / 10
 
 
+@pytest.mark.parametrize("dtype", ["u1", "u2", "u4", "u8"])
+@pytest.mark.parametrize("count", [0, 1, 77, 100_000])
+def test_an_array_of_tokens_is_read_as_numpy_reads_it(dtype: str, count: int) -> None:
+    data = npy(np.arange(count).astype(f"<{dtype}"))
+    found, theirs = shards._array(data), np.load(io.BytesIO(data))
+    assert found.dtype == theirs.dtype and found.tolist() == theirs.tolist()
+    for damaged in (data[:-1], data + b"0", data.replace(b"NUMPY", b"NUMPA"), data[:40]):
+        with pytest.raises(ValueError):
+            shards._array(damaged)
+
+
+def test_threads_that_read_shards_never_parse_python(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(text: str) -> None:
+        """As ast does before Python 3.11.5 if two threads call it at once."""
+        raise SystemError("AST constructor recursion depth mismatch")
+
+    write_members(tmp_path / "a.tar", DOCUMENT_0)
+    monkeypatch.setattr("ast.literal_eval", fails)
+    (document,) = shards.read_shard(tmp_path / "a.tar", ShardInfo("a.tar", 0, "", 1, 1))
+    assert document.tokens.tolist() == [1]
+
+
 DOCUMENT_0 = [("00000000.json", meta(1)), ("00000000.tokens.npy", npy(np.array([1], "u2")))]
 
 

@@ -529,13 +529,13 @@ def test_training_continues_while_a_slow_save_writes_the_state_of_its_step(
     hold.touch()
     process = run.start(PYTHONPATH=path)
     # Step 9 comes while step 8 is being saved, which waited for step 4.
-    while last_step(run) < 2 * EVERY + 1:
+    writing = run.directory / "checkpoints/step-00000008.000001.writing"
+    while last_step(run) < 2 * EVERY + 1 or not writing.exists():
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.005)
     process.kill()
     run.end(process)
-    assert run.checkpoints() == [EVERY]
-    assert list((run.directory / "checkpoints").glob("step-00000008.000001.writing"))
+    assert run.checkpoints() == [EVERY] and writing.exists()
     hold.unlink()
     ended = run.run(PYTHONPATH=path)
     assert ended.code == 0, ended.output
