@@ -493,8 +493,9 @@ def _document(path: Path, key: str, members: dict[str, bytes]) -> Document:
 def _array(data: bytes) -> np.ndarray:
     """The tokens of an array file, read-only. Raises ValueError where it is none of ours.
 
-    Not by np.load, which gives the head to `ast.literal_eval`: before Python 3.11.5 that raises
-    SystemError where threads, such as a loader's, call it at once (python/cpython#106905).
+    Not by np.load, which gives the head to `ast.literal_eval`: where threads, such as a loader's,
+    call that at once, it may raise SystemError (seen with Python 3.11.2, NumPy 2.4.6; reported for
+    threads in python/cpython#106906).
     """
     head = _ARRAY_HEAD.match(data)
     if head is None:

@@ -212,7 +212,7 @@ def test_threads_that_read_shards_never_parse_python(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fails(text: str) -> None:
-        """As ast does before Python 3.11.5 if two threads call it at once."""
+        """As ast may, with Python 3.11.2, if two threads call it at once."""
         raise SystemError("AST constructor recursion depth mismatch")
 
     write_members(tmp_path / "a.tar", DOCUMENT_0)
