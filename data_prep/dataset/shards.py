@@ -42,7 +42,7 @@ MANIFEST = "manifest.json"
 # What a checkpoint of pretrain's has beside its manifest.json, and a run's directory.
 _OF_A_CHECKPOINT, _OF_A_RUN = "manifest.sha256", "checkpoints"
 
-# The manifest's first key, and what stands in its place while the sha256 is taken.
+# The manifest's first key, and its value while the sha256 is computed.
 _SEAL, _NO_DIGEST = "checksum", "0" * 64
 _SEALED = re.compile(rb'\{\n "checksum": "([0-9a-f]{64})",\n')
 # With one byte of the above changed.

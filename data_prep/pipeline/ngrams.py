@@ -43,7 +43,7 @@ _SIMPLE = _Simple()
 
 
 class _Alone(dict[str, str | None]):
-    """What becomes of each character, whatever stands beside it; None where that matters."""
+    """What becomes of each character, whatever its neighbours are; None where that matters."""
 
     def __missing__(self, character: str) -> str | None:
         simple = unicodedata.normalize("NFD", character.lower()).translate(_SIMPLE)

@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 class Pace(Protocol):
-    """How an evaluation goes on from window to window: it calls this with whatever may fail."""
+    """How an evaluation proceeds between windows: it calls this with whatever may fail."""
 
     def __call__(self, action: Callable[[], T]) -> T:
         """What `action` returns."""

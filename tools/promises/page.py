@@ -14,7 +14,7 @@ _HEAD = """# What a user may rely on
 Written by `tools/promises` from the cases that it ran; a line that was not run, or not in full,
 says so. Every case is known by its seed: `python tools/promises NAME --seed SEED` repeats one, and
 leaves its directory in `runs/promises/NAME/` where it fails. `python tools/promises NAME` runs a
-line, or goes on with it, and `python tools/promises` all of them: hours.
+line, or continues it, and `python tools/promises` all of them: hours.
 
 """
 

@@ -883,7 +883,7 @@ def test_a_long_run_is_that_of_plain_torch_at_every_stage_and_with_shared_window
     two_ranks: Bench, naive_long_run: NaiveLongRun, name: str
 ) -> None:
     spikes = naive_long_run.skipped
-    # Those behind the checkpoint are told by steps before it.
+    # Those behind the checkpoint are recognised by earlier steps.
     assert spikes[SAVED - 1] and spikes[SAVED] and not all(spikes[SAVED:])
     assert_long_run(two_ranks, name, naive_long_run)
 
