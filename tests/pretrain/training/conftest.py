@@ -20,26 +20,9 @@ from pretrain.training.records import Records
 from pretrain.training.run import Run
 from pretrain.training.saver import Saver, reserved
 from pretrain.training.step import StepResult
+from tools.promises.small_runs import SETTINGS
 
 VOCABULARY = 48
-SETTINGS = (
-    "data.lanes=4",
-    "model.d_model=32",
-    "model.n_layers=2",
-    "model.n_heads=4",
-    "model.n_kv_heads=2",
-    "model.d_head=8",
-    "model.d_ff=48",
-    "model.segment=8",
-    "model.init_std=0.1",
-    "train.steps=24",
-    "train.window_segments=4",
-    "train.clip_norm=0.5",
-    "optim.lr=0.01",
-    "optim.warmup_steps=5",
-    "launch.device=cpu",
-    "wandb.mode=disabled",
-)
 
 
 @pytest.fixture(scope="session")
