@@ -11,7 +11,7 @@ import pytest
 from pretrain import config as configuration
 from pretrain.config import Config
 from tools.recipes import continue_llm
-from tools.recipes.continue_llm import STAGES, shortened, told
+from tools.recipes.continue_llm import ALL, STAGES, shortened, told
 
 # SmolLM2-135M's.
 SHAPE = (
@@ -46,10 +46,15 @@ def test_what_it_will_do_is_said_with_tokens_and_the_assumed_time(config: Config
 
 def test_less_time_is_fewer_steps_of_each_stage(config: Config) -> None:
     whole = sum(continue_llm._seconds(config, VOCABULARY, one) for one in STAGES)
-    half = shortened(config, VOCABULARY, 1.0, whole / 120)
+    half = shortened(config, VOCABULARY, ALL, whole / 120)
     assert [one.steps for one in half] == [230, 150]
-    assert shortened(config, VOCABULARY, 1.0, 1e3) == list(STAGES)
-    assert [one.steps for one in shortened(config, VOCABULARY, 2 / 460, None)] == [2, 2]
+    assert shortened(config, VOCABULARY, ALL, 1e3) == list(STAGES)
+
+
+def test_the_steps_asked_for_are_shared_by_the_stages_two_each_at_least(config: Config) -> None:
+    # 460 and 300 of 760.
+    assert [one.steps for one in shortened(config, VOCABULARY, 380, None)] == [230, 150]
+    assert [one.steps for one in shortened(config, VOCABULARY, 4, None)] == [2, 2]
 
 
 @pytest.mark.parametrize("steps", [2, 3, 460])

@@ -8,8 +8,8 @@ passkeys at up to 1,048,576 tokens: the paper's Table 3 on a public model. It fi
 tokens, and its time at an assumed 30 % of an H100's peak. After an interruption the same command
 continues.
 `--prepare` ends before the training, for a machine that has no network; `--minutes` shortens the
-stages so that they take so long at the assumed rate. `--tiny` takes a small random model through
-everything on a CPU, which only tests the recipe.
+stages so that they take so long at the assumed rate, `--steps` to so many steps in all. `--tiny`
+takes a small random model through everything on a CPU, which only tests the recipe.
 """
 
 from __future__ import annotations
@@ -55,6 +55,7 @@ class Stage:
 
 
 STAGES = (Stage("1_near", 460, False, 3e-4), Stage("2_far", 300, True, 1e-4))
+ALL = sum(stage.steps for stage in STAGES)
 
 
 @dataclass(frozen=True)
@@ -73,8 +74,9 @@ SMALL = Sizes(40, 400, 1000, (128, 256))
 
 def main() -> None:
     """Make what is missing, train, and ask; exit code 2 without a model."""
-    parsed = _parser().parse_args()
+    parsed = _parser().parse_intermixed_args()
     sizes = SMALL if parsed.tiny else WHOLE
+    lengths = parsed.lengths or sizes.lengths
     out: Path = parsed.out
     source = out / "model"
     if not parsed.tiny and not source.exists():
@@ -84,14 +86,15 @@ def main() -> None:
     tokenizer = _documents(out, sizes, parsed.tiny)
     config = _config(parsed, STAGES[0], None)
     vocabulary = load_tokenizer(tokenizer).vocab_size
-    stages = shortened(config, vocabulary, 2 / 460 if parsed.tiny else 1.0, parsed.minutes)
+    steps = 4 if parsed.tiny else parsed.steps
+    stages = shortened(config, vocabulary, steps, parsed.minutes)
     print("\n".join(told(config, vocabulary, stages)), flush=True)
     if not parsed.prepare:
         run = source if source.exists() else None
         for stage in stages:
             run = _trained(parsed, stage, run)
         assert run is not None
-        _asked(out, run, sizes.lengths, parsed.samples)
+        _asked(out, run, lengths, parsed.samples)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -99,6 +102,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--model", type=Path, help="the model to import: GGUF file or directory")
     parser.add_argument("--prepare", action="store_true", help="end before the training")
     parser.add_argument("--minutes", type=float, help="that the training may take, as assumed")
+    parser.add_argument("--steps", type=int, default=ALL, help=f"of both stages (default {ALL})")
+    parser.add_argument(
+        "--lengths",
+        type=lambda word: tuple(map(int, word.split(","))),
+        help="tokens to ask at (default: 8192 to 1048576)",
+    )
     parser.add_argument("--samples", type=int, default=1, help="questions per depth (default 1)")
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--tiny", action="store_true", help="a small random model on a CPU")
@@ -110,8 +119,12 @@ def _mistake(text: str) -> int:
     return 2
 
 
-def shortened(config: Config, vocabulary: int, share: float, minutes: float | None) -> list[Stage]:
-    """The stages, with the share of their steps that the time allows at the assumed rate."""
+def shortened(config: Config, vocabulary: int, steps: int, minutes: float | None) -> list[Stage]:
+    """The stages with so many steps in all, fewer if the minutes allow fewer at the assumed rate.
+
+    Each stage keeps its share of the steps, and two of them at least.
+    """
+    share = steps / ALL
     if minutes is not None:
         share = min(share, 60 * minutes / sum(_seconds(config, vocabulary, one) for one in STAGES))
     return [
