@@ -20,11 +20,11 @@ import torch
 import torch.distributed as dist
 
 from pretrain import config as configuration
-from pretrain.checkpoint.load import Checkpoint
 from pretrain.checkpoint.manifest import step_name
 from pretrain.jobs.launch import leave, place_in, start_ranks
 from tools.promises import data_sets
 from tools.promises.campaign import BrokenError, Promise, Room, check
+from tools.promises.states import differences, stored
 
 LANES, SHARDS = 12, 24  # for 1, 2, 3 and 4 ranks
 SAVED, STEPS = 3, 6
@@ -100,7 +100,7 @@ def has_any_layout(seed: int, room: Room) -> dict[str, Any]:
     }  # fmt: skip
     losses = work("train", ranks, job, room.here)[0]
     name = Path("checkpoints") / step_name(SAVED)
-    wrong = differences_of(base / "saved" / name, room.here / "loaded" / name)
+    wrong = differences(stored(base / "saved" / name), stored(room.here / "loaded" / name))
     check(not wrong, f"the state differs: {wrong}")
     expected = json.loads((base / "losses.json").read_text())
     for (loss, _), (wanted, _) in zip(losses, expected, strict=True):
@@ -110,34 +110,12 @@ def has_any_layout(seed: int, room: Room) -> dict[str, Any]:
     return {"ranks": ranks, "stage": stage, "micro_batch": micro_batch, "ledgers": 1}
 
 
-def _stored(path: Path) -> dict[str, Any]:
-    """All that a checkpoint holds but its configuration, gathered from all ranks' files."""
-    with Checkpoint(path) as checkpoint:
-        state: dict[str, Any] = {name: checkpoint.tensor(name) for name in checkpoint.names()}
-        for lane in range(checkpoint.lanes()):
-            record = checkpoint.lane(lane)
-            state[f"lane {lane} place"] = dict(record.place)
-            state |= {f"lane {lane} {name}": tensor for name, tensor in record.tensors.items()}
-        return state
-
-
-def differences_of(one: Path, other: Path) -> list[str]:
-    """What two checkpoints do not hold alike, to the bit."""
-    first, second = _stored(one), _stored(other)
-    wrong = sorted(first.keys() ^ second.keys())
-    for name in first.keys() & second.keys():
-        a, b = first[name], second[name]
-        same = torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
-        wrong += [] if same else [name]
-    return wrong
-
-
 # 12. Gradients that are not finite.
 
 
 def _poison(job: Job) -> Any:
     """On a rank: every second step is bad on one rank; what went wrong, and what each step did."""
-    from tools.promises.small_runs import SmallRun, differences
+    from tools.promises.small_runs import SmallRun
 
     run = SmallRun(Path(job["directory"]), job["data"], job["words"])
     rank, choose = run.run.ranks.rank, random.Random(job["seed"])

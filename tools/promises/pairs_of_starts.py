@@ -13,6 +13,7 @@ from typing import Any
 
 from tools.promises import data_sets
 from tools.promises.campaign import Promise, Room, check
+from tools.promises.states import differences, stored
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 60
@@ -50,7 +51,6 @@ def is_one_run(seed: int, room: Room) -> dict[str, Any]:
     """A second start while the first one starts or trains: the first one stops with its reason."""
     from pretrain.checkpoint.manifest import step_name
     from pretrain.training import ledger
-    from tools.promises.on_ranks import differences_of
 
     choose = random.Random(seed)
     data = room.made("data", lambda path: data_sets.small(path, seed=1))
@@ -72,7 +72,7 @@ def is_one_run(seed: int, room: Room) -> dict[str, Any]:
     check("was superseded: attempt" in loser, f"no reason: {loser[-600:]}")
     check("Traceback" not in loser, f"a traceback: {loser[-2000:]}")
     name = Path("checkpoints") / step_name(STEPS)
-    wrong = differences_of(run / name, alone / "run" / name)
+    wrong = differences(stored(run / name), stored(alone / "run" / name))
     check(not wrong, f"other weights than of one start: {wrong[:5]}")
     problems = ledger.check(run)
     check(not problems, f"ledger: {problems}")

@@ -14,6 +14,7 @@ from unittest import mock
 from pretrain import config as configuration
 from tools.promises import data_sets
 from tools.promises.campaign import Promise, Room, check
+from tools.promises.states import differences
 
 # 5. To the bit.
 
@@ -22,7 +23,7 @@ def resumes_to_the_bit(seed: int, room: Room) -> dict[str, Any]:
     """A run goes on; another one resumes from its checkpoint and takes the same steps."""
     from pretrain.training import ledger
     from tests.pretrain import kinds  # a new kind of memory joins this list of small settings
-    from tools.promises.small_runs import SmallRun, differences
+    from tools.promises.small_runs import SmallRun
 
     choose = random.Random(seed)
     kind = [*kinds.KINDS][seed % len(kinds.KINDS)]
@@ -119,7 +120,7 @@ _CLOCKS = (0.0, -400 * 86400.0, 400 * 86400.0)  # seconds by which the clock is 
 def is_the_same_elsewhere(seed: int, room: Room) -> dict[str, Any]:
     """Something but the run's content changes between two parts of a run."""
     from pretrain.training import ledger
-    from tools.promises.small_runs import SmallRun, differences
+    from tools.promises.small_runs import SmallRun
 
     change, clock = CHANGES[seed % len(CHANGES)], _CLOCKS[seed // len(CHANGES) % len(_CLOCKS)]
     place = room.here / "a place"

@@ -109,16 +109,3 @@ class SmallRun:
             for index, layer in enumerate(states):
                 found |= {f"{kind} {index} {n}": t.clone() for n, t in enumerate(layer)}
         return found
-
-
-def differences(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> list[str]:
-    """The names under which two states are not equal to the bit."""
-    names = sorted(one.keys() | other.keys())
-    return [
-        name
-        for name in names
-        if name not in one
-        or name not in other
-        or one[name].dtype != other[name].dtype
-        or not torch.equal(one[name], other[name])
-    ]

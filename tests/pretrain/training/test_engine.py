@@ -50,6 +50,7 @@ from pretrain.training.trainer import Trainer
 from tests.pretrain import kinds
 from tests.pretrain.training import naive_optimizers
 from tests.ranks import work
+from tools.promises.states import differences, stored
 
 # Beside delta, the memory of most jobs, and linear, that of some.
 KINDS = [kind for kind in kinds.REMEMBERING if kind not in ("delta", "linear")]
@@ -305,31 +306,7 @@ class Bench:
         return [line for line in records if line["kind"] == kind]
 
     def state(self, name: str, step: int) -> dict[str, Any]:
-        return checkpoint_state(self.root / name / "checkpoints" / step_name(step))
-
-
-def checkpoint_state(path: Path) -> dict[str, Any]:
-    """Everything in a checkpoint but its configuration; tensors gathered from all ranks' files."""
-    with Checkpoint(path) as checkpoint:
-        state: dict[str, Any] = {name: checkpoint.tensor(name) for name in checkpoint.names()}
-        for lane in range(checkpoint.lanes()):
-            record = checkpoint.lane(lane)
-            state[f"lane {lane} place"] = dict(record.place)
-            state |= {f"lane {lane} {name}": tensor for name, tensor in record.tensors.items()}
-        kept = {key: value for key, value in checkpoint.trainer.items() if key != "configuration"}
-        return state | {f"trainer {key}": value for key, value in kept.items()}
-
-
-def differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
-    """The names under which two states are not bitwise equal."""
-    assert one.keys() == other.keys()
-    return [name for name in one if not _same(one[name], other[name])]
-
-
-def _same(one: Any, other: Any) -> bool:
-    if not isinstance(one, torch.Tensor):
-        return bool(one == other)
-    return one.dtype == other.dtype and torch.equal(one, other)
+        return stored(self.root / name / "checkpoints" / step_name(step))
 
 
 def assert_near(

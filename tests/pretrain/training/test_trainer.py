@@ -29,7 +29,6 @@ import torch
 from data_prep.recall.tasks import Haystack
 from pretrain import trained
 from pretrain.checkpoint.attempts import claim
-from pretrain.checkpoint.load import Checkpoint
 from pretrain.checkpoint.manifest import step_name, step_of
 from pretrain.config import load
 from pretrain.data.lanes import Dataset, Lane, Mix
@@ -40,6 +39,7 @@ from pretrain.training import ledger
 from pretrain.training.metrics import read_records
 from tests.ranks import train
 from tools.promises.servers import Web, faulty
+from tools.promises.states import differences, stored
 
 VOCABULARY = 320
 STEPS = 24
@@ -171,18 +171,6 @@ def curve(directory: Path) -> list[tuple[Any, ...]]:
     return [tuple(json.dumps(record.get(key)) for key in keys) for record in records]
 
 
-def checkpoint_state(path: Path) -> dict[str, Any]:
-    """Everything in a checkpoint but its configuration; tensors gathered from all ranks' files."""
-    with Checkpoint(path) as checkpoint:
-        state: dict[str, Any] = {name: checkpoint.tensor(name) for name in checkpoint.names()}
-        for lane in range(checkpoint.lanes()):
-            record = checkpoint.lane(lane)
-            state[f"lane {lane} place"] = dict(record.place)
-            state |= {f"lane {lane} {name}": tensor for name, tensor in record.tensors.items()}
-        kept = {key: value for key, value in checkpoint.trainer.items() if key != "configuration"}
-        return state | {f"trainer {key}": value for key, value in kept.items()}
-
-
 def assert_as_uninterrupted(run: Command, uninterrupted: Command) -> None:
     """Records and final checkpoint are equal to the bit."""
     assert curve(run.directory) == curve(uninterrupted.directory)
@@ -191,12 +179,8 @@ def assert_as_uninterrupted(run: Command, uninterrupted: Command) -> None:
 
 def assert_same_checkpoint(run: Command, uninterrupted: Command, step: int) -> None:
     """The checkpoints of a step are equal to the bit, but for their configuration."""
-    one = checkpoint_state(run.checkpoint(step))
-    other = checkpoint_state(uninterrupted.checkpoint(step))
-    assert one.keys() == other.keys()
-    for name, value in one.items():
-        same = torch.equal(value, other[name]) if torch.is_tensor(value) else value == other[name]
-        assert same, name
+    wrong = differences(stored(run.checkpoint(step)), stored(uninterrupted.checkpoint(step)))
+    assert wrong == []
 
 
 @pytest.fixture(scope="module")
@@ -827,7 +811,7 @@ def test_a_document_begins_with_the_memory_of_what_its_lane_has_read_of_the_pref
     preface = f"data.preface={data['other']}"
     train(2, run.config, *run.words, preface, *still, "optim.decay_steps=0")
     assert ledger.check(run.directory) == []
-    state = checkpoint_state(run.checkpoint(6))
+    state = stored(run.checkpoint(6))
     model = Transformer(load(run.directory / "config.yaml").model, VOCABULARY)
     with torch.no_grad():
         for name, weights in model.named_parameters():
