@@ -32,7 +32,7 @@ _COLUMNS = {
     NO_MEMORY: ("model without memory", _GREY, "o"),
 }
 
-_AUXILIARY = "auxiliary_loss"
+_AUXILIARY, _Z, _AVERAGED = "auxiliary_loss", "z_loss", "ema_loss"
 
 _log = logging.getLogger("pretrain.plot")
 
@@ -46,9 +46,9 @@ class PlotError(MistakeError):
 def plot(run_directory: Path) -> list[Path]:
     """Draw what the run has into its `plots/`; the files written.
 
-    loss.png: loss and learning rates; speed.png: tokens/s; memory.png: what the memory reports, and
-    its auxiliary loss; gates.png: gates by layer; positions.png: bits per byte by position, of the
-    newest step's evaluation (of several the one written last).
+    loss.png: losses, z-loss and learning rates; speed.png: tokens/s; memory.png: what the memory
+    reports, and its auxiliary loss; gates.png: gates by layer; positions.png: bits per byte by
+    position, of the newest step's evaluation (of several the one written last).
     What the run has no numbers for is skipped, and logged. Raises PlotError for a run without a
     training record, or where a plot cannot be written.
     """
@@ -78,13 +78,20 @@ def plot(run_directory: Path) -> list[Path]:
 
 
 def _loss(train: Records, validation: Records) -> Figure:
-    figure = Figure(figsize=(8, 6.5), layout="constrained")
-    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 2])
+    with_z = any(_Z in record for record in train)
+    heights = [3, 1.5, 2] if with_z else [3, 2]
+    figure = Figure(figsize=(8, 1.5 + sum(heights)), layout="constrained")
+    upper, *middle, lower = figure.subplots(len(heights), 1, sharex=True, height_ratios=heights)
     _draw(upper, train, "loss", _BLUE, "training")
     if validation:
         _draw(upper, validation, "loss", _ORANGE, "validation")
+    if any(_AVERAGED in record for record in validation):
+        _draw(upper, validation, _AVERAGED, _GREEN, "validation, average of the weights")
     _finish(upper, "Loss", "loss (nats per token)")
     upper.legend(frameon=False)
+    for axes in middle:
+        _draw(axes, train, _Z, _BLUE, "z-loss")
+        _finish(axes, "z-loss, added to the loss", "per token")
     _draw(lower, train, "lr", _BLUE, "weights")
     if train[-1]["gates"]:
         _draw(lower, train, "gate_lr", _GREEN, "gates")
@@ -241,9 +248,9 @@ def _places(rows: Records) -> list[int]:
 
 
 def _draw(axes: Axes, records: Records, key: str, colour: str, label: str) -> None:
-    """A value by step; one that was not finite is a gap."""
+    """A value by step; one that is missing or was not finite is a gap."""
     steps = [record["step"] for record in records]
-    values = [math.nan if record[key] is None else record[key] for record in records]
+    values = [math.nan if record.get(key) is None else record[key] for record in records]
     # A curve of few points, or of one, must be seen too.
     marker = "o" if len(steps) <= 20 else ""
     axes.plot(steps, values, color=colour, linewidth=1.2, marker=marker, markersize=4, label=label)

@@ -61,12 +61,19 @@ class _Known(NamedTuple):
 _KNOWN = {
     ("train", "loss"): _Known(LOSSES, "Training loss", "Nats per token."),
     ("validation", "loss"): _Known(LOSSES, "Validation loss", "Nats per token."),
+    ("validation", "ema_loss"): _Known(
+        LOSSES, "Validation loss of the weights' average", "Nats per token."
+    ),
+    ("train", "z_loss"): _Known(LOSSES, "z-loss", "Per token, added to the loss."),
     ("train", "auxiliary_loss"): _Known(LOSSES, "Auxiliary loss of the memory", "Per token."),
     ("train", "lr"): _Known(OPTIMIZATION, "Learning rate", "Of the weights."),
     ("train", "gate_lr"): _Known(OPTIMIZATION, "Learning rate of the gates", ""),
     ("train", "grad_norm"): _Known(OPTIMIZATION, "Gradient norm", "Global L2 norm, not clipped."),
     ("train", "skipped"): _Known(
         OPTIMIZATION, "Skipped steps", "Since the run's first step.", from_zero=True
+    ),
+    ("train", "spikes"): _Known(
+        OPTIMIZATION, "Spikes", "Steps skipped as such, since the run's first step.", from_zero=True
     ),
     ("train", "gates"): _Known(
         MEMORY,
@@ -94,7 +101,7 @@ _KNOWN = {
     ("train", "tokens"): _Known(DATA, "Tokens read", "Since the run's first step.", True),
     ("train", "epochs"): _Known(DATA, "Epochs", "Of each source.", from_zero=True),
 }
-_SKIPPED = ("train", "skipped")
+_COUNTED = (("train", "skipped"), ("train", "spikes"))
 # Drawn together where a report is on one run: first, name, second, name, title, unit.
 _PAIRS = (
     (
@@ -166,7 +173,7 @@ class _Figures:
 
     def _figures(self, key: tuple[str, str], known: _Known) -> Iterator[Figure]:
         own = [(pair[0][key], pair[1]) for pair in self._of_runs() if key in pair[0]]
-        if key == _SKIPPED and not any(family.mean()[1].any() for family, _ in own):
+        if key in _COUNTED and not any(family.mean()[1].any() for family, _ in own):
             return  # the overview says that there are none
         if all(family.single for family, _ in own):
             yield from self._of_numbers(key, known, own)

@@ -42,6 +42,16 @@ def test_losses_and_rates_are_drawn_at_their_steps() -> None:
     assert lower.get_xlabel() == "optimizer step" and "nats" in upper.get_ylabel()
 
 
+def test_z_loss_and_the_loss_of_the_weights_average_are_drawn_where_there_are_any() -> None:
+    train = [_train(10), _train(20, z_loss=0.125)]
+    validation = [{"step": 10, "loss": 2.5}, {"step": 20, "loss": 2.25, "ema_loss": 2.0}]
+    upper, middle, lower = plot._loss(train, validation).axes
+    averaged = _lines(upper.get_lines())["validation, average of the weights"]
+    assert averaged == [(10, None), (20, 2.0)]
+    assert _lines(middle.get_lines()) == {"z-loss": [(10, None), (20, 0.125)]}
+    assert lower.get_ylabel() == "learning rate (per step)"
+
+
 def test_what_the_memory_reports_is_drawn_as_the_mean_of_its_layers() -> None:
     records = [_train(step, memory_norm=[1.0, step]) for step in (10, 20, 30)]
     records[1]["memory_norm"] = [1.0, None]

@@ -58,7 +58,8 @@ PROBE = """
 def run(tmp_path: Path) -> Path:
     """A run with everything: faults, validations, evaluations, metrics that nobody knows."""
     records: list[dict[str, Any]] = [
-        train(step, z_loss=1e-4 * step, spikes={"skipped": step // 20}) for step in range(1, 31)
+        train(step, z_loss=1e-4 * step, spikes=step // 20, noise=0.1, drift={"up": step // 20})
+        for step in range(1, 31)
     ]
     records[11] |= {"loss": None, "grad_norm": None}
     records += [{"kind": "validation", "step": step, "loss": 5.0 - step / 10} for step in (10, 20)]
@@ -94,8 +95,10 @@ def rows(shown: str) -> list[list[str]]:
 
 def test_one_run_shows_all_that_it_recorded(run: Path) -> None:
     shown = page.page([run], NOW)
-    assert titles(section(shown, "losses")) == ["Loss"]
-    assert titles(section(shown, "optimization")) == ["Learning rates", "Gradient norm"]
+    assert titles(section(shown, "losses")) == ["Loss", "z-loss"]
+    assert titles(section(shown, "optimization")) == [
+        *("Learning rates", "Gradient norm", "Spikes")
+    ]
     memory = section(shown, "gates-and-memory")
     assert titles(memory) == ["Gates", "Memory norm", "Gates of all heads by layer"]
     assert titles(section(shown, "speed-and-waits")) == [
@@ -103,12 +106,14 @@ def test_one_run_shows_all_that_it_recorded(run: Path) -> None:
         *("Seconds to write a checkpoint", "Stalls by checkpoints"),
     ]
     # What no version of this page knows shows by itself.
-    assert titles(section(shown, "other-metrics")) == ["Z loss", "Spikes", "Evaluation: passkey"]
+    assert titles(section(shown, "other-metrics")) == ["Noise", "Drift", "Evaluation: passkey"]
     assert titles(section(shown, "recall-and-evaluations")) == ["Recall by distance: passkey"]
     losses = rows(section(shown, "losses"))
     assert losses[1:] == [
         ["training", "0.2667", "0.2667 @ 30", "8 @ 1", "1"],
         ["validation", "3", "3 @ 20", "4 @ 10", "0"],
+        ["Curve", "Last", "Least @", "Greatest @"],
+        ["run & a", "0.003", "0.0001 @ 1", "0.003 @ 30"],
     ]
     assert ["layer 2", "0.3", "0.3 @ 1", "0.3 @ 1"] in rows(memory)
     recall = rows(section(shown, "recall-and-evaluations"))
@@ -146,7 +151,7 @@ def test_runs_side_by_side_share_charts_and_show_what_differs(run: Path, tmp_pat
     )  # fmt: skip
     shown = page.page([run, other], NOW)
     assert titles(section(shown, "losses")) == [
-        *("Training loss", "Validation loss", "Training loss by tokens")
+        *("Training loss", "Validation loss", "z-loss", "Training loss by tokens")
     ]
     assert [row[0] for row in rows(section(shown, "losses"))][1:3] == [run.name, "b"]
     assert titles(section(shown, "gates-and-memory"))[:3] == [
@@ -263,7 +268,7 @@ def test_a_browser_draws_every_chart_within_its_frame_and_runs_nothing(
     probe, dom, logged = probed(path, PROBE, width)
     assert len(probe["plots"]) == plain.count('class="plot"') > 12
     assert all(across > 200 and high > 100 for across, high in probe["plots"])
-    assert {"Gradient norm", "Steps over time", "Z loss"} <= set(probe["titles"])
+    assert {"Gradient norm", "Steps over time", "z-loss"} <= set(probe["titles"])
     assert probe["labelled"] and probe["lines"] > 20 and probe["outside"] == 0
     # A colour that the style does not define would not be drawn.
     assert not {"none", "rgb(0, 0, 0)"} & set(probe["colours"])
