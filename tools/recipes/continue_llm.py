@@ -17,7 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import cycle, islice
 from pathlib import Path
 
@@ -75,7 +75,7 @@ SMALL = Sizes(40, 400, 1000, (128, 256))
 def main() -> None:
     """Make what is missing, train, and ask; exit code 2 without a model."""
     parsed = _parser().parse_intermixed_args()
-    sizes = SMALL if parsed.tiny else WHOLE
+    sizes = SMALL if parsed.tiny else replace(WHOLE, longest=parsed.longest)
     lengths = parsed.lengths or sizes.lengths
     out: Path = parsed.out
     source = out / "model"
@@ -103,6 +103,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--prepare", action="store_true", help="end before the training")
     parser.add_argument("--minutes", type=float, help="that the training may take, as assumed")
     parser.add_argument("--steps", type=int, default=ALL, help=f"of both stages (default {ALL})")
+    parser.add_argument(
+        "--longest",
+        type=int,
+        default=WHOLE.longest,
+        help=f"tokens of the longest document to learn from (default {WHOLE.longest}); only its "
+        "answer is a target, so take a step's tokens at most",
+    )
     parser.add_argument(
         "--lengths",
         type=lambda word: tuple(map(int, word.split(","))),
