@@ -243,9 +243,12 @@ class _Watcher:
         except FileExistsError:
             if self._status.attempt:
                 return
+        # Without the attempt's number no peer can be told.
+        ending = f"its stacks go to {place}, and it is killed"
         if self._status.attempt:
             Attempt(self._directory, self._status.attempt).hang.write_text(why, encoding="utf-8")
-        self._say(f"{why}; the stacks of all ranks go to {place}, and the ranks are killed")
+            ending = f"the stacks of all ranks go to {place}, and the ranks are killed"
+        self._say(f"{why}; {ending}")
 
     def _dump(self, stopped: bool) -> str:
         """The stacks that the rank writes; empty where it cannot."""

@@ -164,6 +164,7 @@ def test_a_hang_before_the_attempt_has_a_number_is_kept_apart(start: Start, tmp_
     rank = start(rank=3, attempt=0)
     code, said = rank.end()
     assert code == -signal.SIGKILL and "start after step 0, no progress" in said
+    assert "; its stacks go to " in said and said.rstrip().endswith("starting, and it is killed")
     (path,) = (tmp_path / "run" / "stacks" / "starting").glob("rank-00003-*.txt")
     assert path.name.endswith(f"-{os.uname().nodename}-{rank.process.pid}.txt")
     assert 'File "<string>", line' in path.read_text()

@@ -627,12 +627,15 @@ def test_a_slow_rank_is_named_in_the_log_and_the_records(new_run: Callable[[], C
     assert any(one.get("compute/1", 0) > 1.5 for one in named)
 
 
-# For PYTHONPATH: rank 1 hangs in C code, with the interpreter's lock, where it opens such a file.
+# For PYTHONPATH: rank 1 hangs in C code, with the interpreter's lock, where it opens such a file
+# after the checks before the start, once it has met the other rank.
 HANGING = """
 import ctypes, os, sys
 def hang(event, arguments):
     if event == "open" and {name!r} in str(arguments[0]):
-        ctypes.PyDLL(None).sleep(600)
+        ranks = sys.modules.get("torch.distributed")
+        if ranks is not None and ranks.is_initialized():
+            ctypes.PyDLL(None).sleep(600)
 if os.environ.get("RANK") == "1":
     sys.addaudithook(hang)
 """
