@@ -372,6 +372,7 @@ class Engine:
     def averaged(self) -> Iterator[None]:
         """Within, the forward computes with the average of the weights; call it on all ranks."""
         self._show(optim.EMA)
+        # Without `finally`: an error ends this rank, and to exchange them again takes all ranks.
         yield
         self._show("param")
 
