@@ -20,16 +20,17 @@ import torch.distributed as dist
 
 from data_prep.dataset.shards import DataError
 from pretrain.checkpoint import load, manifest
-from pretrain.checkpoint.attempts import claim
+from pretrain.checkpoint.attempts import Attempt, claim
 from pretrain.checkpoint.load import newest_good
 from pretrain.checkpoint.manifest import CheckpointError
 from pretrain.checkpoint.ranks import GroupRanks, Ranks, SoloRanks
 from pretrain.config import CacheConfig
 from pretrain.data.files import files_of
-from tools.promises import data_sets, kills, power
+from tools.promises import data_sets, kills, power, small_disk
 from tools.promises.campaign import BrokenError, Promise, Room, check
 
 KILLS, POINTS, POWER_LOSSES = 200, 80, 20
+INJECTED, FULL = 300, 50
 _CHANCES = (0.0, 0.1, 0.5, 0.9, 1.0)
 _OWN_FILES = 4  # of a checkpoint of one rank: manifest, its checksum, values, layout
 
@@ -282,27 +283,65 @@ def _rank(rank: int, size: int, here: Path, work: Callable[[Ranks], str]) -> Non
 
 
 def survives_a_failing_disk(seed: int, room: Room) -> dict[str, Any]:
-    """ENOSPC or EIO at one of the calls of a save; then there is room again."""
+    """ENOSPC or EIO at one of the calls of a save, or a real disk that is full; then there is room
+    again."""
+    if seed >= INJECTED:
+        return small_disk.on_a_small_disk(room.here, lambda disk: _full(seed, disk))
     root = room.here / "run" / "checkpoints"
-    attempt = claim(root.parent, 1, 100, None)
-    for step in (1, 2):
-        kills.save_step(root, step, SoloRanks(), attempt)
+    attempt = _two_saves(root)
     number = (errno.ENOSPC, errno.EIO)[seed % 2]
     with power.failing(room.here, seed // 2, number) as failed:
-        try:
-            kills.save_step(root, 3, SoloRanks(), attempt)
-            saved = 3
-        except CheckpointError:
-            saved = 2
+        saved = _third_save(root, attempt)
     kills.assert_all_whole(root, saved)
     # A failure while old ones are pruned costs nothing; any other one costs step 3 alone.
     check(saved == 3 or failed, "the save failed without a fault")
+    _saves_again(root, attempt)
+    return {"error": errno.errorcode[number], "at": failed, "saved": saved}
+
+
+def _full(seed: int, disk: Path) -> dict[str, Any]:
+    """A disk with room for a part of a checkpoint, in bytes or in files."""
+    choose = random.Random(seed)
+    root = disk / "run" / "checkpoints"
+    attempt = _two_saves(root)
+    least = sum(path.stat().st_size for path in (root / "step-00000002").iterdir())
+    if seed % 2:
+        left = choose.randrange(least)
+        ballast = [small_disk.filled(disk, left)]
+    else:
+        left = choose.randrange(_OWN_FILES + 1)  # with its directory
+        ballast = small_disk.without_inodes(disk, left)
+    saved = _third_save(root, attempt)
+    kills.assert_all_whole(root, saved)
+    check(saved == 2, "a checkpoint was saved where there was no room")
+    for path in ballast:
+        path.unlink()
+    _saves_again(root, attempt)
+    return {"left": left, "of": "files" if seed % 2 == 0 else "bytes"}
+
+
+def _two_saves(root: Path) -> Attempt:
+    attempt = claim(root.parent, 1, 100, None)
+    for step in (1, 2):
+        kills.save_step(root, step, SoloRanks(), attempt)
+    return attempt
+
+
+def _third_save(root: Path, attempt: Attempt) -> int:
+    """The last step that was saved, 2 or 3."""
+    try:
+        kills.save_step(root, 3, SoloRanks(), attempt)
+    except CheckpointError:
+        return 2
+    return 3
+
+
+def _saves_again(root: Path, attempt: Attempt) -> None:
     for step in (3, 4):
         kills.save_step(root, step, SoloRanks(), attempt)
         check(kills.assert_all_whole(root, step) == step, f"step {step} is not there")
     left = [entry.name for entry in root.iterdir() if entry.suffix]
     check(not left, f"left over: {left}")
-    return {"error": errno.errorcode[number], "at": failed, "saved": saved}
 
 
 PROMISES = (
@@ -333,9 +372,10 @@ PROMISES = (
         4, "full-disk",
         "a full disk or an I/O error never costs the last good checkpoint, and saving goes on "
         "when there is room",
-        300, "failing calls", survives_a_failing_disk,
-        how="ENOSPC and EIO at the 1st, 2nd, ... call of a save that opens, writes, syncs or "
-        "renames; then two saves without faults.",
+        INJECTED + FULL, "failing saves", survives_a_failing_disk,
+        how=f"{INJECTED} times ENOSPC or EIO at the 1st, 2nd, ... call of a save that opens, "
+        f"writes, syncs or renames; {FULL} times a tmpfs with room for a part of a checkpoint, in "
+        "bytes or in files; then two saves without faults.",
     ),
 )  # fmt: skip
 

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from data_prep.dataset import durable, shards
 from pretrain.checkpoint import commit, verify
+from pretrain.checkpoint.attempts import Attempt
 from pretrain.checkpoint.load import newest_good
 from pretrain.checkpoint.ranks import SoloRanks
 from tests.tools.promises.failures import failures
-from tools.promises import checkpoints
-from tools.promises.checkpoints import KILLS, POINTS
+from tools.promises import checkpoints, small_disk
+from tools.promises.campaign import UnavailableError
+from tools.promises.checkpoints import INJECTED, KILLS, POINTS
 
 WITHOUT_POWER = KILLS + POINTS  # nothing survives that was not synced
 MANIFEST, LAYOUT = 4, 2  # seeds that change a byte there
@@ -65,19 +68,44 @@ def test_ranks_that_do_not_agree_are_found(tmp_path: Path, monkeypatch: pytest.M
     assert any("the ranks do not agree" in text for text in found.values())
 
 
+def skip_without_a_small_disk(here: Path) -> None:
+    """Where no file system may be mounted."""
+    try:
+        small_disk.on_a_small_disk(here, lambda disk: {})
+    except UnavailableError as error:
+        pytest.skip(str(error))
+
+
+def making_room(prepare: Callable[[Path, Attempt], None]) -> Callable[[Path, Attempt], None]:
+    """A fault: whatever was committed goes before the next save."""
+
+    def makes_room(writing: Path, attempt: Attempt) -> None:
+        for path in writing.parent.glob("step-????????"):
+            shutil.rmtree(path)
+        prepare(writing, attempt)
+
+    return makes_room
+
+
 def test_failing_calls_cost_no_checkpoint(tmp_path: Path) -> None:
-    assert failures(tmp_path, "full-disk", range(0, 300, 40)) == {}
+    assert failures(tmp_path, "full-disk", range(0, INJECTED, 40)) == {}
+
+
+def test_a_disk_that_is_full_costs_no_checkpoint(tmp_path: Path) -> None:
+    skip_without_a_small_disk(tmp_path)
+    assert failures(tmp_path, "full-disk", range(INJECTED, INJECTED + 6)) == {}
 
 
 def test_making_room_by_the_last_good_checkpoint_is_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    prepare = commit._prepare
-
-    def makes_room(writing: Path, attempt: commit.Attempt) -> None:
-        for path in writing.parent.glob("step-????????"):
-            shutil.rmtree(path)
-        prepare(writing, attempt)
-
-    monkeypatch.setattr(commit, "_prepare", makes_room)
+    monkeypatch.setattr(commit, "_prepare", making_room(commit._prepare))
     assert failures(tmp_path, "full-disk", [60])
+
+
+def test_making_room_on_a_full_disk_by_the_last_good_checkpoint_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    skip_without_a_small_disk(tmp_path)
+    monkeypatch.setattr(commit, "_prepare", making_room(commit._prepare))
+    assert failures(tmp_path, "full-disk", [INJECTED + 1])
