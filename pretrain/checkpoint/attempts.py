@@ -85,6 +85,11 @@ class Attempt:
             "Nothing was written; let the newer one run, or give another run.directory"
         )
 
+    def require_newest(self) -> None:
+        """Raise SupersededError unless this attempt may write."""
+        if reason := self.superseded():
+            raise SupersededError(reason)
+
     def end(self, code: int, why: str) -> None:
         """Record durably how the attempt ended, unless it was superseded.
 

@@ -88,7 +88,7 @@ def save(
     among `keep_last`, and are deleted once so many good ones are newer.
     """
     assert keep_last >= 2 and keep_every >= 0
-    _refuse_superseded(attempt, ranks)
+    refuse_superseded(attempt, ranks)
     held: list[Piece] = []
     manifest = _plan(step, pieces, held, lanes, trainer, ranks)
     final = root / step_name(step)
@@ -122,7 +122,7 @@ def _give_up(writing: Path, attempt: Attempt, ranks: Ranks) -> None:
     if ranks.rank == 0:
         shutil.rmtree(writing, ignore_errors=True)
     try:
-        _refuse_superseded(attempt, ranks)
+        refuse_superseded(attempt, ranks)
     except SupersededError:
         raise
     except CheckpointError:
@@ -145,8 +145,8 @@ def take_over(root: Path, attempt: Attempt) -> None:
                 shutil.rmtree(taken)
 
 
-def _refuse_superseded(attempt: Attempt, ranks: Ranks) -> None:
-    """Raise SupersededError on every rank if rank 0 sees a newer attempt."""
+def refuse_superseded(attempt: Attempt, ranks: Ranks) -> None:
+    """Raise SupersededError on every rank if rank 0 sees a newer attempt. Call it on all ranks."""
     reasons = ranks.gather(agreed(ranks, lambda: _superseded(attempt, ranks)))
     if (reason := reasons[0]) is not None:
         raise SupersededError(reason)
@@ -231,8 +231,7 @@ def _write_rank(
 def _commit(writing: Path, final: Path, manifest: Manifest, attempt: Attempt) -> str:
     """Write the manifest and give the directory its name; the manifest's sha256."""
     digest = write_manifest(writing, manifest)
-    if reason := attempt.superseded():
-        raise SupersededError(reason)
+    attempt.require_newest()
     if final.exists():
         _discard(final, attempt)
     writing.rename(final)

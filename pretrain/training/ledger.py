@@ -52,7 +52,7 @@ class Ledger:
             "window": config.window,
             "weights": [source.schedule for source in config.data.sources.values()],
         }
-        self._file = reopened(attempt.directory / LEDGER_FILE, resumed_step)
+        self._file = reopened(attempt, LEDGER_FILE, resumed_step)
 
     def add(self, step: int, histories: Sequence[str]) -> None:
         """Add the line of a step about to be committed; `histories` has one entry per lane."""

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from data_prep.dataset import durable
 from data_prep.dataset.parsing import json_value
-from pretrain.checkpoint.attempts import LOG_FILE
+from pretrain.checkpoint.attempts import LOG_FILE, Attempt
 from pretrain.config import Config
 from pretrain.training.trackers import Tracker, started
 
@@ -153,9 +153,9 @@ class Recorder:
     step is in the file once.
     """
 
-    def __init__(self, directory: Path, config: Config, resumed_step: int) -> None:
-        self._trackers = started(directory, config, resumed_step)
-        self._file = reopened(directory / METRICS_FILE, resumed_step)
+    def __init__(self, attempt: Attempt, config: Config, resumed_step: int) -> None:
+        self._trackers = started(attempt.directory, config, resumed_step)
+        self._file = reopened(attempt, METRICS_FILE, resumed_step)
 
     def record(self, kind: str, values: Mapping[str, Any]) -> None:
         """Add a record of `kind`; `values` has a `step`."""
@@ -213,17 +213,20 @@ def _record(line: bytes) -> dict[str, Any] | None:
     return record if isinstance(step, int) else None
 
 
-def reopened(path: Path, resumed_step: int) -> TextIO:
-    """A JSON lines file opened for appending, without lines of steps after `resumed_step`.
+def reopened(attempt: Attempt, name: str, resumed_step: int) -> TextIO:
+    """The run's JSON lines file opened for appending, without lines of steps after `resumed_step`.
 
-    Lines that cannot be read are kept as they are, and logged unless they are blank.
+    Lines that cannot be read are kept as they are, and logged unless they are blank. The file is
+    replaced, so that an older attempt which has it open writes to none. Raises SupersededError.
     """
-    kept = []
+    path, kept = attempt.directory / name, []
     for number, (line, record) in enumerate(numbered(path), 1):
         if record is None and line.strip():
             _log.warning("%s: line %d cannot be read; it is kept as it is", path, number)
         if record is None or record["step"] <= resumed_step:
             kept.append(line + b"\n")
+    # At the last moment: replacing it under a newer attempt would lose what that one writes.
+    attempt.require_newest()
     durable.write_bytes(path, b"".join(kept))
     return path.open("a", encoding="utf-8")
 

@@ -17,17 +17,19 @@ from pretrain.training.metrics import Recorder
 class Records:
     """`metrics.jsonl`, trackers and the ledger, open from `resumed_step` on.
 
-    The constructor also writes the configuration and the tokenizer. Raises TrackingError.
+    The constructor also writes the configuration and the tokenizer. Raises TrackingError, and
+    SupersededError where a newer attempt writes these files.
     """
 
     def __init__(
         self, attempt: Attempt, ranks: int, config: Config, data: RunData, resumed_step: int
     ) -> None:
         directory = attempt.directory
+        attempt.require_newest()
         durable.write_bytes(directory / CONFIG_FILE, settings.to_yaml(config).encode())
         tokenizer.write(directory, data.tokenizer.file, data.tokenizer_bytes())
         self._ledger = Ledger(attempt, ranks, config, resumed_step)
-        self._recorder = Recorder(directory, config, resumed_step)
+        self._recorder = Recorder(attempt, config, resumed_step)
 
     def add(self, kind: str, values: Mapping[str, Any]) -> None:
         """Add a record of `kind` (train, validation, evaluation, checkpoint); `values` has a

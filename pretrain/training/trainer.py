@@ -17,6 +17,7 @@ import torch.distributed as dist
 
 from data_prep.dataset.wording import counted
 from pretrain.checkpoint.attempts import Attempt
+from pretrain.checkpoint.commit import refuse_superseded
 from pretrain.checkpoint.ranks import GroupRanks, agreed
 from pretrain.config import Config, EvaluationConfig
 from pretrain.data.loader import Batch, Loader
@@ -67,7 +68,8 @@ def train(config: Config, place: Place, watchdog: Watchdog, attempt: int) -> int
 class Trainer:
     """Trains a run from its current state; rank 0 records it. Every rank must create one.
 
-    Raises TrainingError if records cannot be opened or host memory is too small.
+    Raises TrainingError if records cannot be opened or host memory is too small, and
+    SupersededError if a newer attempt of the run has begun.
     """
 
     def __init__(self, run: Run, watchdog: Watchdog, evaluator: Evaluator) -> None:
@@ -80,7 +82,7 @@ class Trainer:
         )
         owned = run.share.owned
         host_copy = agreed(ranks, lambda: reserved(run.engine, owned, run.state), TrainingError)
-        self.records = agreed(ranks, self._open_records, TrainingError)
+        self.records = self._opened_records()
         # A separate group, because a save's collectives run concurrently with those of steps.
         patience = timedelta(seconds=config.watchdog.save + _WATCHDOG_SECONDS)
         self.saver = Saver(
@@ -272,6 +274,15 @@ class Trainer:
 
     def _is_due(self, every: int, last: bool) -> bool:
         return last or (every > 0 and self.run.state.step % every == 0)
+
+    def _opened_records(self) -> Records | None:
+        """Raises SupersededError, on all ranks, if a newer attempt has begun."""
+        run = self.run
+        try:
+            return agreed(run.ranks, self._open_records, TrainingError)
+        except TrainingError:
+            refuse_superseded(run.attempt, run.ranks)
+            raise
 
     def _open_records(self) -> Records | None:
         run = self.run

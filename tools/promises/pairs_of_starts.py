@@ -61,8 +61,9 @@ def is_one_run(seed: int, room: Room) -> dict[str, Any]:
     if wanted is None:
         time.sleep(choose.random() * 3)
     else:
-        root = run / "checkpoints"
-        while one.poll() is None and not list(root.glob(f"step-{wanted:08d}" if wanted else "")):
+        # Step 0 has none: then the directory of checkpoints is what there is.
+        there = run / "checkpoints" / (step_name(wanted) if wanted else "")
+        while one.poll() is None and not there.exists():
             time.sleep(0.01)
     other = _start(config, data, run)
     said = [process.communicate(timeout=_PATIENCE)[0] for process in (one, other)]

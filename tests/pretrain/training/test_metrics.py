@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 import torch
 
+from pretrain.checkpoint.attempts import Attempt
 from pretrain.config import Config, WandbConfig
 from pretrain.training import metrics
 from pretrain.training.metrics import (
@@ -75,17 +76,17 @@ def test_a_line_that_cannot_be_read_costs_no_other(
     path.write_bytes(b"\n".join([*mixed, b'{"kind": "train", "st']))
     assert lines(path) == [("train", step) for step in range(1, 20)]
     with caplog.at_level("WARNING"):
-        Recorder(tmp_path, UNTRACKED, 15).close()
+        Recorder(Attempt(tmp_path, 1), UNTRACKED, 15).close()
     # To the byte, but for the steps that are repeated and the line that was cut.
     assert path.read_bytes() == b"\n".join([*mixed[:-4], b""])
     said = [record.getMessage() for record in caplog.records]
     assert len(said) == 6 and said[0] == f"{path}: line 6 cannot be read; it is kept as it is"
-    Recorder(tmp_path, UNTRACKED, 15).close()
+    Recorder(Attempt(tmp_path, 1), UNTRACKED, 15).close()
     assert path.read_bytes() == b"\n".join([*mixed[:-4], b""])
 
 
 def test_a_resumed_run_drops_what_was_recorded_after_its_checkpoint(tmp_path: Path) -> None:
-    first = Recorder(tmp_path, UNTRACKED, 0)
+    first = Recorder(Attempt(tmp_path, 1), UNTRACKED, 0)
     for step in (1, 2, 3):
         first.record("train", {"step": step, "loss": float(step)})
         if step == 2:
@@ -93,7 +94,7 @@ def test_a_resumed_run_drops_what_was_recorded_after_its_checkpoint(tmp_path: Pa
     path = tmp_path / "metrics.jsonl"
     with path.open("a") as file:
         file.write('{"kind": "train", "step": 4, "lo')  # killed here
-    second = Recorder(tmp_path, UNTRACKED, 2)
+    second = Recorder(Attempt(tmp_path, 1), UNTRACKED, 2)
     assert lines(path) == [("train", 1), ("train", 2), ("validation", 2)]
     second.record("train", {"step": 3, "loss": 3.5})
     second.close()
@@ -103,7 +104,7 @@ def test_a_resumed_run_drops_what_was_recorded_after_its_checkpoint(tmp_path: Pa
 
 
 def test_a_record_is_on_disk_when_it_was_made_and_is_strict_json(tmp_path: Path) -> None:
-    recorder = Recorder(tmp_path, UNTRACKED, 0)
+    recorder = Recorder(Attempt(tmp_path, 1), UNTRACKED, 0)
     recorder.record("train", {"step": 1, "grad_norm": math.inf, "loss": math.nan, "gates": [[0.5]]})
     text = (tmp_path / "metrics.jsonl").read_text()
     assert text == (
@@ -113,7 +114,7 @@ def test_a_record_is_on_disk_when_it_was_made_and_is_strict_json(tmp_path: Path)
 
 
 def test_a_number_that_is_not_finite_inside_a_list_is_null_too(tmp_path: Path) -> None:
-    recorder = Recorder(tmp_path, UNTRACKED, 0)
+    recorder = Recorder(Attempt(tmp_path, 1), UNTRACKED, 0)
     recorder.record("train", {"step": 1, "memory_norm": [1.0, math.inf, math.nan]})
     recorder.close()
     assert read_records(tmp_path / "metrics.jsonl")[0]["memory_norm"] == [1.0, None, None]
@@ -438,10 +439,11 @@ def test_a_secret_that_a_setting_asks_for_is_refused_and_stored_nowhere(
 def test_online_tracking_without_a_key_is_refused_with_what_to_do(tmp_path: Path) -> None:
     script = (
         "from pathlib import Path\n"
+        "from pretrain.checkpoint.attempts import Attempt\n"
         "from pretrain.config import Config, WandbConfig\n"
         "from pretrain.training.metrics import Recorder\n"
         "from pretrain.training.trackers import TrackingError\n"
-        "try: Recorder(Path('run'), Config(wandb=WandbConfig(mode='online')), 0)\n"
+        "try: Recorder(Attempt(Path('run'), 1), Config(wandb=WandbConfig(mode='online')), 0)\n"
         "except TrackingError as error: print(error)\n"
     )
     (tmp_path / "run").mkdir()
@@ -465,12 +467,13 @@ def test_records_continue_when_a_signal_to_the_whole_job_ends_wandbs_process(
     script = (
         "import logging, os, signal\n"
         "from pathlib import Path\n"
+        "from pretrain.checkpoint.attempts import Attempt\n"
         "from pretrain.config import Config\n"
         "from pretrain.jobs.launch import StopFlag, leave\n"
         "from pretrain.training.metrics import Recorder, read_records\n"
         "logging.basicConfig(format='%(message)s')\n"
         "run = Path('run'); run.mkdir(); stop = StopFlag()\n"
-        "recorder = Recorder(run, Config(), 0)\n"
+        "recorder = Recorder(Attempt(run, 1), Config(), 0)\n"
         "children = [int(path.parent.name) for path in Path('/proc').glob('*/stat')\n"
         "            if path.parent.name.isdigit()\n"
         "            and path.read_text().rpartition(')')[2].split()[1] == str(os.getpid())]\n"

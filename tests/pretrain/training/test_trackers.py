@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from data_prep.dataset.settings import SettingsError
+from pretrain.checkpoint.attempts import Attempt
 from pretrain.config import Config, DataConfig, TensorBoardConfig, WandbConfig
 from pretrain.jobs.start_checks import check_start, tracking_problems
 from pretrain.training.metrics import Recorder, read_records
@@ -46,7 +47,7 @@ def points(run: Path, name: str) -> list[tuple[int, float]]:
 def test_tensorboard_gets_the_numbers_of_the_records_under_the_names_that_wandb_gets(
     tmp_path: Path,
 ) -> None:
-    recorder = Recorder(tmp_path, TRACKED, 0)
+    recorder = Recorder(Attempt(tmp_path, 1), TRACKED, 0)
     record(recorder, 1, 2, 3)
     recorder.record("validation", {"step": 3, "loss": 7.5})
     recorder.close()
@@ -68,12 +69,12 @@ def test_tensorboard_gets_the_numbers_of_the_records_under_the_names_that_wandb_
 
 @needs_tensorboard
 def test_a_resumed_run_has_each_step_once_and_the_repeated_ones_anew(tmp_path: Path) -> None:
-    killed = Recorder(tmp_path, TRACKED, 0)
+    killed = Recorder(Attempt(tmp_path, 1), TRACKED, 0)
     record(killed, 1, 2)
     killed.sync()
     record(killed, 3, 4)
     killed._trackers["TensorBoard"].flush()  # they had reached the disk before the kill
-    resumed = Recorder(tmp_path, TRACKED, 2)
+    resumed = Recorder(Attempt(tmp_path, 1), TRACKED, 2)
     record(resumed, 3, 4, 5, scale=2.0)
     resumed.close()
     wanted = [(1, 1.0), (2, 0.5), (3, 2 / 3), (4, 0.5), (5, 0.4)]
@@ -85,7 +86,7 @@ def test_a_resumed_run_has_each_step_once_and_the_repeated_ones_anew(tmp_path: P
 @needs_tensorboard
 def test_what_was_recorded_before_a_commit_outlives_a_kill(tmp_path: Path) -> None:
     """A thread writes the files: what it still holds is of steps that are never repeated."""
-    recorder = Recorder(tmp_path, TRACKED, 0)
+    recorder = Recorder(Attempt(tmp_path, 1), TRACKED, 0)
     recorder.record("train", {"step": 1, "norms": [0.5] * 500})
     recorder.sync()
     (file,) = (tmp_path / TENSORBOARD).iterdir()
@@ -96,7 +97,7 @@ def test_what_was_recorded_before_a_commit_outlives_a_kill(tmp_path: Path) -> No
 
 @needs_tensorboard
 def test_the_configuration_and_numbers_that_are_not_finite_are_there(tmp_path: Path) -> None:
-    recorder = Recorder(tmp_path, TRACKED, 0)
+    recorder = Recorder(Attempt(tmp_path, 1), TRACKED, 0)
     recorder.record("train", {"step": 1, "grad_norm": math.inf})
     recorder.close()
     assert points(tmp_path, "train/grad_norm") == [(1, math.inf)]
@@ -108,7 +109,7 @@ def test_the_configuration_and_numbers_that_are_not_finite_are_there(tmp_path: P
 def test_a_tracker_that_fails_costs_no_record(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    recorder = Recorder(tmp_path, TRACKED, 0)
+    recorder = Recorder(Attempt(tmp_path, 1), TRACKED, 0)
     recorder._trackers["TensorBoard"].close()
     recorder._trackers["TensorBoard"].__dict__.clear()
     for step in (1, 2):
@@ -119,7 +120,7 @@ def test_a_tracker_that_fails_costs_no_record(
 
 
 def test_nothing_is_written_where_no_tracker_is_switched_on(tmp_path: Path) -> None:
-    recorder = Recorder(tmp_path, Config(wandb=WandbConfig(mode="disabled")), 0)
+    recorder = Recorder(Attempt(tmp_path, 1), Config(wandb=WandbConfig(mode="disabled")), 0)
     record(recorder, 1)
     recorder.close()
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
@@ -144,4 +145,4 @@ def test_a_missing_package_is_reported_before_training_with_all_other_mistakes(
     for name in [name for name in sys.modules if name.startswith("torch.utils.tensorboard")]:
         monkeypatch.delitem(sys.modules, name)
     with pytest.raises(TrackingError, match="install the extra `tensorboard`"):
-        Recorder(tmp_path, TRACKED, 0)
+        Recorder(Attempt(tmp_path, 1), TRACKED, 0)
