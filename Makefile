@@ -27,7 +27,7 @@ help:
 	@echo 'make setup      install into $(VENV) and compile DeepSpeed'"'"'s CPU operator, once'
 	@echo 'make demo       prepare, train, kill, resume, evaluate, generate, plot: under 8 minutes'
 	@echo 'make test       lint, types and tests: some ten minutes on 2 cores'
-	@echo 'make test-slow  the slow tests: some 45 minutes on 2 cores'
+	@echo 'make test-slow  the slow tests: some 35 minutes on 2 cores'
 	@echo 'make lint       formatting, lint and types only'
 	@echo 'make system     install Slurm and Chromium for tests, with apt-get as root; make test does it too'
 	@echo 'make clean      remove what set-up and the demo created'
