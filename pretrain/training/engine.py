@@ -372,8 +372,7 @@ class Engine:
     def averaged(self) -> Iterator[None]:
         """Within, the forward computes with the average of the weights; call it on all ranks."""
         self._show(optim.EMA)
-        # Without `finally`: an error ends this rank, and to exchange them again takes all ranks.
-        yield
+        yield  # no finally: an error ends this rank, and the others would wait for it
         self._show("param")
 
     def _show(self, kind: str) -> None:
