@@ -12,7 +12,7 @@ WRONG = "ledger: "
 PROMISES = (
     Promise(
         7, "ledger", "every token exactly once, in order, whatever lay between",
-        121, "ledgers", None,
+        124, "ledgers", None,
         how="not run by itself: the ledgers of the runs of resume, layouts, slurm, one-run and "
         "places are proven against their data (`tools/check_ledger.py` does it for any run).",
     ),
