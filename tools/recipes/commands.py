@@ -33,6 +33,11 @@ def parser(about: str | None, *positional: tuple[str, str], of: str) -> argparse
     return found
 
 
+def numbers(word: str) -> tuple[int, ...]:
+    """Whole numbers with commas between them, as a type of an argument."""
+    return tuple(map(int, word.split(",")))
+
+
 def run(command: str, *words: str | Path) -> None:
     """Print and run one of our commands; if it fails, exit with its code."""
     line = [sys.executable, "-P", "-m", _MODULES[command], *map(str, words)]

@@ -112,7 +112,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--lengths",
-        type=lambda word: tuple(map(int, word.split(","))),
+        type=commands.numbers,
         help="tokens to ask at (default: 8192 to 1048576)",
     )
     parser.add_argument("--samples", type=int, default=1, help="questions per depth (default 1)")

@@ -128,9 +128,6 @@ def _parser() -> argparse.ArgumentParser:
     directory = ("out", "directory of documents, data, runs and results")
     parser = commands.parser(__doc__, directory, of="all stages")
 
-    def numbers(word: str) -> tuple[int, ...]:
-        return tuple(map(int, word.split(",")))
-
     parser.add_argument("--config", type=Path, default=CONFIG, help="recipe of the models")
     parser.add_argument(
         "--kinds",
@@ -143,7 +140,7 @@ def _parser() -> argparse.ArgumentParser:
         ("--pairs", PAIRS, "numbers of pairs to ask for (default 4 to 512)"),
         ("--distances", DISTANCES, "distances in segments (default 0,1,4,16,64)"),
     ):
-        parser.add_argument(name, type=numbers, default=default, help=help)
+        parser.add_argument(name, type=commands.numbers, default=default, help=help)
     parser.add_argument("--seeds", type=int, default=3, help="runs of each model (default 3)")
     parser.add_argument(
         "--steps-share", type=float, default=1.0, help="share of each stage's steps (default 1)"
