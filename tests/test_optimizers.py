@@ -39,20 +39,38 @@ def test_the_target_is_the_first_optimizers_mean_final_loss() -> None:
     assert text.endswith("- adamw: 0.001 (5.2500), 0.002 (5.0000)\n- muon: 0.004 (9.5000)\n")
 
 
-def test_the_best_rate_of_the_search_is_trained_in_full_with_every_seed(tmp_path: Path) -> None:
-    asked: list[tuple[float, int, int]] = []
+class Recorder(optimizers.Trainer):
+    """Trains nothing: the loss is the distance of the rate from 0.02."""
 
-    class Recorder(optimizers.Trainer):
-        def curve(self, name: str, rate: float, seed: int, steps: int) -> Curve:
-            asked.append((rate, seed, steps))
-            return Curve({steps: abs(rate - 0.02)}, 1.0)
+    asked: list[tuple[float, int, int]]
 
-    trainer = Recorder(tmp_path, optimizers.CONFIG, [])
-    result = trainer.result("muon", [0.01, 0.02, 0.04], 2, Steps(full=9, search=3, fewer=6))
+    def curve(self, name: str, rate: float, seed: int, steps: int) -> Curve:
+        self.asked.append((rate, seed, steps))
+        return Curve({steps: abs(rate - 0.02) + 1}, 1.0)
+
+
+def asked_for(base: Result | None) -> tuple[Result, list[tuple[float, int, int]]]:
+    """The result of a search among three rates with two seeds, and what was trained for it."""
+    trainer = Recorder(Path("unused"), optimizers.CONFIG, [])
+    trainer.asked = []
+    plan = Steps(full=9, search=3, fewer=6)
+    return trainer.result("muon", [0.01, 0.02, 0.04], 2, plan, base), trainer.asked
+
+
+def test_the_best_rate_of_the_search_is_trained_in_full_with_every_seed() -> None:
+    result, asked = asked_for(base=None)
     assert result.rate == 0.02 and list(result.tried) == [0.01, 0.02, 0.04]
-    searched, full, fewer = asked[:3], asked[3:5], asked[5:]
-    assert searched == [(0.01, 1, 3), (0.02, 1, 3), (0.04, 1, 3)]
-    assert full == [(0.02, 1, 9), (0.02, 2, 9)] and fewer == [(0.02, 1, 6), (0.02, 2, 6)]
+    assert asked[:3] == [(0.01, 1, 3), (0.02, 1, 3), (0.04, 1, 3)]
+    assert asked[3:] == [(0.02, 1, 9), (0.02, 2, 9)] and result.shorter == []
+
+
+@pytest.mark.parametrize(("loss", "shorter"), [(1.5, [(0.02, 1, 6), (0.02, 2, 6)]), (0.5, [])])
+def test_fewer_steps_are_tried_by_those_that_reach_the_baselines_loss(
+    loss: float, shorter: list[tuple[float, int, int]]
+) -> None:
+    base = Result("adamw", {0.001: loss}, 0.001, [Curve({9: loss}, 1.0)], [])
+    result, asked = asked_for(base)
+    assert asked[5:] == shorter and len(result.shorter) == len(shorter)
 
 
 def test_every_rate_of_the_grids_is_a_configuration_and_every_optimizer_has_some() -> None:

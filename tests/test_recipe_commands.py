@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+import threading
+import time
 from pathlib import Path
 
 import commands
@@ -19,6 +22,31 @@ def test_a_command_that_fails_ends_the_recipe_with_its_code(
     # The line shown is what a person types.
     assert f"$ data-prep verify {tmp_path / 'no set'}" in out
     assert "no set" in err
+
+
+def test_as_many_at_once_as_asked_for_and_results_in_order() -> None:
+    # Each waits for the other: with one at a time this would never end.
+    meeting = threading.Barrier(2, timeout=30)
+
+    def meet(number: int) -> int:
+        meeting.wait()
+        return number * number
+
+    assert commands.each(2, meet, [3, 2, 1, 0]) == [9, 4, 1, 0]
+
+
+def test_after_a_failure_no_other_is_begun_and_the_recipe_ends_with_its_code() -> None:
+    begun: list[int] = []
+
+    def fail(number: int) -> None:
+        begun.append(number)
+        if number == 0:
+            sys.exit(7)
+        time.sleep(0.05)
+
+    with pytest.raises(SystemExit) as ended:
+        commands.each(1, fail, range(100))
+    assert ended.value.code == 7 and len(begun) < 100
 
 
 def test_help_is_the_docstring_without_its_usage() -> None:

@@ -6,15 +6,19 @@ import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from data_prep.dataset import durable
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 # Not by their scripts, which a machine that has the sources on its path alone lacks.
 _MODULES = {"pretrain": "pretrain.cli", "data-prep": "data_prep.cli"}
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 def parser(about: str | None, *positional: tuple[str, str], of: str) -> argparse.ArgumentParser:
@@ -45,6 +49,30 @@ def run(command: str, *words: str | Path) -> None:
     done = subprocess.run(line, check=False)
     if done.returncode:
         sys.exit(done.returncode)
+
+
+def add_jobs(parser: argparse.ArgumentParser) -> None:
+    """The option `--jobs`, for `each`."""
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        default=1,
+        help="trainings at once (default 1); with more, set launch.ranks=1 and OMP_NUM_THREADS",
+    )
+
+
+def each(jobs: int, work: Callable[[T], R], items: Iterable[T]) -> list[R]:
+    """What `work` makes of each item, in their order, at most `jobs` at once.
+
+    Once one has failed no other is begun, and its error is raised when those begun have ended.
+    """
+    with ThreadPoolExecutor(jobs) as pool:
+        begun = [pool.submit(work, item) for item in items]
+        try:
+            return [one.result() for one in begun]
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 def prepare(recipe: str, root: Path, output: Path, *settings: str) -> Path:

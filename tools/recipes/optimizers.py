@@ -1,23 +1,24 @@
 """Optimizers by the steps and seconds in which they reach AdamW's final loss on novels.
 
-    python tools/recipes/optimizers.py CORPUS OUT [--seeds 3] [--budget 0.7] [key=value ...]
+    python tools/recipes/optimizers.py CORPUS OUT [--seeds 3] [--budget 0.7] [--jobs 1]
+        [key=value ...]
 
 CORPUS holds novels as configs/data/novels_train.yaml and novels_val.yaml name them. Each optimizer
 is trained by configs/novels_cpu.yaml at each rate of a small grid for a third of the steps
 (--search) with seed 1, and for all steps with every seed at the rate of the lowest final validation
-loss. AdamW's final loss, averaged over seeds, is the target. The others are also trained for a part
-of the steps (--budget). The schedule is fitted to the steps of each run, since a schedule that
-still has to fall tells less. After an interruption, the same command continues with what is not
-finished. Use a new OUT for other settings.
+loss. AdamW's final loss, averaged over seeds, is the target. Those that reach it are also trained
+for a part of the steps (--budget). The schedule is fitted to the steps of each run, since a
+schedule that still has to fall tells less. After an interruption, the same command continues with
+what is not finished. Use a new OUT for other settings.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import mean
+from statistics import mean, median
 
 import commands
 
@@ -36,7 +37,7 @@ GRID: Mapping[str, tuple[float, ...]] = {
 
 @dataclass(frozen=True)
 class Curve:
-    """A run's validation losses, by step, and its mean seconds per step of training."""
+    """A run's validation losses, by step, and the median of its seconds per step of training."""
 
     losses: dict[int, float]
     seconds_per_step: float
@@ -68,7 +69,12 @@ class Result:
     rate: float
     curves: list[Curve]
     shorter: list[Curve]
-    """With a part of the steps; empty for AdamW."""
+    """With a part of the steps; empty for the baseline, and where no seed reached its loss."""
+
+    @property
+    def final(self) -> float:
+        """The loss after all steps, averaged over seeds."""
+        return mean(curve.final for curve in self.curves)
 
 
 def row(result: Result, target: float) -> dict[str, str]:
@@ -80,7 +86,7 @@ def row(result: Result, target: float) -> dict[str, str]:
     return {
         "optimizer": result.name,
         "peak rate": f"{result.rate:g}",
-        "final loss": f"{mean(curve.final for curve in result.curves):.4f}",
+        "final loss": f"{result.final:.4f}",
         "by seed": ", ".join(f"{curve.final:.4f}" for curve in result.curves),
         "steps to the target": f"{mean(steps):.0f}{missed}" if steps else "not reached",
         "seconds to it": f"{mean(seconds):.0f}" if seconds else "",
@@ -111,7 +117,7 @@ class Steps:
 
 def table(results: Sequence[Result], steps: Steps) -> str:
     """The comparison in Markdown; the first result is the baseline."""
-    target = mean(curve.final for curve in results[0].curves)
+    target = results[0].final
     rows = [row(result, target) for result in results]
     lines = [
         f"Target: {results[0].name}'s final validation loss, {target:.4f} nats a token, after "
@@ -132,8 +138,8 @@ def table(results: Sequence[Result], steps: Steps) -> str:
 class Trainer:
     """Trains what is missing under `out`; `words` are settings of all runs."""
 
-    def __init__(self, out: Path, config: Path, words: Sequence[str]) -> None:
-        self._out, self._config, self._words = out, config, list(words)
+    def __init__(self, out: Path, config: Path, words: Sequence[str], jobs: int = 1) -> None:
+        self._out, self._config, self._words, self._jobs = out, config, list(words), jobs
 
     def curve(self, name: str, rate: float, seed: int, steps: int) -> Curve:
         """The run's curve."""
@@ -144,17 +150,26 @@ class Trainer:
         records = list(read_records(run / METRICS_FILE))
         losses = {r["step"]: r["loss"] for r in records if r["kind"] == "validation"}
         times = [r["seconds_per_step"] for r in records if r["kind"] == "train"]
-        return Curve(losses, mean(times))
+        return Curve(losses, median(times))
 
-    def result(self, name: str, rates: Sequence[float], seeds: int, plan: Steps) -> Result:
-        """The optimizer at its best rate with every seed, and with fewer steps where asked."""
-        tried = {rate: self.curve(name, rate, 1, plan.search).final for rate in rates}
-        best, steps, fewer = min(tried, key=tried.__getitem__), plan.full, plan.fewer
-        curves = [self.curve(name, best, seed, steps) for seed in range(1, seeds + 1)]
-        shorter = [] if name == "adamw" or fewer == steps else [
-            self.curve(name, best, seed, fewer) for seed in range(1, seeds + 1)
-        ]  # fmt: skip
+    def result(
+        self, name: str, rates: Sequence[float], seeds: int, plan: Steps, base: Result | None
+    ) -> Result:
+        """The optimizer at its best rate with every seed, and with fewer steps if that may do.
+
+        `base` is the baseline, whose final loss is the target; None while it is itself trained.
+        """
+        found = self._curves((name, rate, 1, plan.search) for rate in rates)
+        tried = {rate: curve.final for rate, curve in zip(rates, found, strict=True)}
+        best, all_seeds = min(tried, key=tried.__getitem__), range(1, seeds + 1)
+        curves = self._curves((name, best, seed, plan.full) for seed in all_seeds)
+        shorter: list[Curve] = []
+        if base and plan.fewer < plan.full and any(one.reaches(base.final) for one in curves):
+            shorter = self._curves((name, best, seed, plan.fewer) for seed in all_seeds)
         return Result(name, tried, best, curves, shorter)
+
+    def _curves(self, runs: Iterable[tuple[str, float, int, int]]) -> list[Curve]:
+        return commands.each(self._jobs, lambda one: self.curve(*one), runs)
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -170,6 +185,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--search", type=float, default=1 / 3, help="part for choosing the rate")
     parser.add_argument("--budget", type=float, default=0.7, help="part of the steps; 1: none")
     parser.add_argument("--rates", type=int, default=0, help="first rates of a grid; 0: all")
+    commands.add_jobs(parser)
     parsed = parser.parse_intermixed_args(words)
     out: Path = parsed.out
     sets = [f"data.{part}={out / 'data' / f'novels_{name}'}"
@@ -180,11 +196,13 @@ def main(words: Sequence[str] | None = None) -> None:
     except SettingsError as error:
         sys.exit(str(error))
     commands.prepare_novels(parsed.corpus, out / "data")
-    trainer, results = Trainer(out, parsed.config, settings), []
+    trainer = Trainer(out, parsed.config, settings, parsed.jobs)
+    results: list[Result] = []
     steps = Steps.of(config.train.steps, parsed.search, parsed.budget)
     for name, grid in GRID.items():
         rates = grid[: parsed.rates or None]
-        results.append(trainer.result(name, rates, parsed.seeds, steps))
+        base = results[0] if results else None
+        results.append(trainer.result(name, rates, parsed.seeds, steps, base))
         # After each, so that a comparison that is stopped early has a table already.
         text = table(results, steps)
         commands.conclude(out / "optimizers", text, [asdict(result) for result in results])
