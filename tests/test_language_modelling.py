@@ -1,96 +1,123 @@
-"""The statistics of the comparison of language models, by hand and against a known spread."""
+"""The comparison of language models: its models, its table, and a whole run of it."""
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
 
-import numpy as np
 import pytest
 
 from pretrain import config as configuration
+from pretrain.config import MEMORY_KINDS
 from pretrain.model import flops
-from tools.recipes import language_modelling
-from tools.recipes.language_modelling import (
-    Scores,
-    by_position,
-    compare,
-    interval,
-    models,
-    scores_of,
-)
+from tools.recipes import language_modelling, scores
+from tools.recipes.language_modelling import TITLES, models, table
+
+WORDS = ["data.train=d", "run.directory=r"]
+
+
+def test_every_kind_of_memory_is_compared_and_the_base_comes_first() -> None:
+    base = configuration.load(language_modelling.CONFIG, WORDS)
+    assert set(TITLES) == set(MEMORY_KINDS)
+    names = [model.name for model in models(base, list(MEMORY_KINDS))]
+    assert names[0] == "none" and set(MEMORY_KINDS) < set(names)
+    some = [model.name for model in models(base, ["linear"])]
+    assert some == ["none", "linear", "none_lanes", "none_steps"]
 
 
 def test_models_have_one_size_and_one_budget() -> None:
-    words = ["data.train=d", "run.directory=r"]
-    base = configuration.load(language_modelling.CONFIG, words)
-    sizes, tokens = [], []
-    for model in models(base):
-        config = configuration.load(language_modelling.CONFIG, [*words, *model.settings])
-        gates = 0 if config.model.memory.kind == "none" else config.model.n_layers * 4
-        sizes.append(flops.parameters(config.model, 4096) - gates)
-        tokens.append(config.window * config.data.lanes)
-    assert len(set(sizes)) == 1 and set(tokens) == {8192}
+    base = configuration.load(language_modelling.CONFIG, WORDS)
+    sizes, tokens = {}, {}
+    for model in models(base, list(MEMORY_KINDS)):
+        config = configuration.load(language_modelling.CONFIG, [*WORDS, *model.settings])
+        sizes[model.name] = flops.parameters(config.model, 4096)
+        tokens[model.name] = config.window * config.data.lanes * config.train.steps
+    assert len(set(tokens.values())) == 1 and tokens["none"] >= 10_000_000
+    # What a kind adds of its own: gates, vectors, convolutions.
+    assert all(size - sizes["none"] < 0.1 * sizes["none"] for size in sizes.values())
+    assert sizes["delta"] - sizes["none"] == base.model.n_layers * base.model.n_heads
 
 
-def test_bits_a_byte_are_of_all_bytes_and_averaged_over_seeds() -> None:
-    nats = np.array([[2.0, 30.0], [4.0, 50.0]]) * math.log(2)
-    score = Scores(nats, np.array([1, 9]))
-    assert score.of_seeds == pytest.approx([3.2, 5.4])
-    assert score.bits == pytest.approx(4.3)
-    # The first book alone, the second alone, and both.
-    drawn = score.drawn(np.array([[0, 0], [1, 1], [1, 0]]))
-    assert drawn.tolist() == pytest.approx([3.0, 40 / 9, 4.3])
+def test_windows_a_quarter_as_long_have_the_lanes_or_the_tokens_of_the_others() -> None:
+    base = configuration.load(language_modelling.CONFIG, WORDS)
+    found = {
+        model.name: configuration.load(language_modelling.CONFIG, [*WORDS, *model.settings])
+        for model in models(base, ["delta"])
+    }
+    for kind in ("none", "delta"):
+        wide, long = found[f"{kind}_lanes"], found[f"{kind}_steps"]
+        assert wide.window == long.window == base.window // 4
+        assert wide.data.lanes == 4 * base.data.lanes and long.data.lanes == base.data.lanes
+        assert wide.train.steps == base.train.steps and long.train.steps == 4 * base.train.steps
+        assert long.optim.warmup_steps == 4 * base.optim.warmup_steps
 
 
-def test_a_difference_that_every_book_shows_is_sure_where_the_books_differ_much() -> None:
-    rng = np.random.default_rng(1)
-    sizes = rng.integers(1000, 9000, size=8)
-    bits = rng.uniform(1.5, 3.0, size=8)
-    none = Scores((bits * sizes * math.log(2))[None], sizes)
-    better = Scores(((bits - 0.01) * sizes * math.log(2))[None], sizes)
-    base, row = compare({"none": none, "delta": better})
-    low, high = row["interval"]
-    assert high - low > 0.3, "books differ"
-    assert row["gain"] == pytest.approx(0.01)
-    assert row["gain_interval"] == pytest.approx((0.01, 0.01))
-    assert base["gain"] == 0 and base["interval"][0] < none.bits < base["interval"][1]
+def test_the_table_has_gains_with_intervals_and_the_cost_of_each_model() -> None:
+    titles = {"none": "local", "delta": "Delta"}
+    reports = {
+        name: [
+            {
+                "documents": 2, "text_bytes": 1234, "tokens": 5678, "parameters": 1000 + size,
+                "state_bytes": size, "seconds": 60.0 * (1 + size),
+            }
+        ]
+        for name, size in (("none", 0), ("delta", 2048))
+    }  # fmt: skip
+    rows = [
+        {"model": name, "bits": bits, "interval": (1.0, 3.0), "seeds": [bits],
+         "gain": 2.0 - bits, "gain_interval": (0.25, 0.75)}
+        for name, bits in (("none", 2.0), ("delta", 1.5))
+    ]  # fmt: skip
+    far = [{**row, "gain": 2 * row["gain"]} for row in rows]
+    text = table(rows, far, titles, reports)
+    assert text.startswith("2 whole documents, 1,234 bytes, after 5,678 tokens; 1 seeds")
+    assert "| local | 2.0000 (1.0000 to 3.0000) | 2.0000 |  |  | 1,000 | 0 | 1 |" in text
+    gains = "+0.5000 (+0.2500 to +0.7500) | +1.0000 (+0.2500 to +0.7500)"
+    assert f"| Delta | 1.5000 (1.0000 to 3.0000) | 1.5000 | {gains} | 3,048 | 2,048 |" in text
 
 
-def test_an_interval_is_the_middle_95_percent() -> None:
-    assert interval(np.arange(1001.0)) == (25.0, 975.0)
+@pytest.mark.parametrize("words", [["--kinds", "linaer"], ["--corpora", "books"]])
+def test_an_unknown_kind_or_corpus_is_refused_with_those_there_are(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        language_modelling.main([str(tmp_path), str(tmp_path / "out"), *words])
+    found = capsys.readouterr().err
+    assert f"{words[1]!r}: expected some of " in found
+    assert not (tmp_path / "out").exists()
 
 
-def test_books_are_matched_by_their_ids() -> None:
-    def report(*books: tuple[str, float]) -> dict[str, object]:
-        return {
-            "by_document": [
-                {
-                    "id": id,
-                    "total": {"nats": {"memory": nats}, "bytes": 10 * int(id)},
-                    "positions": [
-                        {"end": end, "nats": {"memory": nats / 4}, "bytes": int(id)}
-                        for end in (32, 64, 128)[: 1 + int(id)]
-                    ],
-                }
-                for id, nats in books
-            ]
-        }
-
-    scores = scores_of([report(("2", 5.0), ("1", 7.0)), report(("1", 8.0), ("2", 6.0))])
-    assert scores.nats.tolist() == [[7.0, 5.0], [8.0, 6.0]]
-    assert scores.bytes.tolist() == [10, 20]
-    # Of positions alone; the first book has none of 64 and more, and the first ones are left out.
-    assert scores_of([report(("2", 8.0))], 128).nats.tolist() == [[2.0]]
-    both = [report(("1", 8.0), ("2", 6.0))]
-    (row,) = by_position({"none": both, "delta": both})
-    assert row["end"] == 64 and [one["model"] for one in row["rows"]] == ["none", "delta"]
-    assert row["rows"][1]["bits"] == pytest.approx(3.5 / 3 / math.log(2))
+def test_mistakes_in_settings_are_reported_before_anything_is_made(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        language_modelling.main([str(tmp_path), str(tmp_path / "out"), "model.d_modle=8"])
+    assert "model.d_modle" in str(ended.value) and not (tmp_path / "out").exists()
 
 
-def test_a_model_with_memory_is_compared_with_its_memory_in_whatever_order_columns_come() -> None:
-    def report(**nats: float) -> dict[str, object]:
-        return {"by_document": [{"id": "1", "total": {"nats": nats, "bytes": 1}, "positions": []}]}
-
-    # As JSON of sorted keys gives them back.
-    assert scores_of([report(masked=9.0, memory=3.0)]).nats.tolist() == [[3.0]]
-    assert scores_of([report(none=4.0)]).nats.tolist() == [[4.0]]
+@pytest.mark.slow
+def test_the_recipe_makes_a_table_of_packages_and_repeats_no_finished_work(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    words = [
+        str(tmp_path), str(out), "--corpora", "repositories", "--kinds", "delta,rmt", "--steps",
+        "2", "--seeds", "2", "--documents", "2", "--jobs", "2", "model.n_layers=1",
+        "model.d_model=16", "model.n_heads=2", "model.n_kv_heads=2", "model.d_head=8",
+        "model.d_ff=16", "optim.warmup_steps=1", "data.lanes=2", "train.window_segments=4",
+    ]  # fmt: skip
+    language_modelling.main(words)
+    made = out / "repositories" / "comparison.json"
+    found = json.loads(made.read_text())
+    names = ["none", "delta", "rmt", "none_lanes", "none_steps", "delta_lanes", "delta_steps"]
+    assert [row["model"] for row in found["rows"]] == names
+    for row, far in zip(found["rows"], found["far"], strict=True):
+        assert len(row["seeds"]) == 2 and 2 < row["bits"] < 12 and math.isfinite(far["gain"])
+    assert {found["reports"][name][0]["tokens"] for name in names} == {2 * 2 * 4 * 128}
+    assert scores.scores_of(found["reports"]["rmt"]).nats.shape == (2, 2)
+    assert (made.parent / "positions.png").exists() and (made.parent / "gates.png").exists()
+    capfd.readouterr()
+    before = made.read_bytes()
+    language_modelling.main(words)
+    assert made.read_bytes() == before and "step 1/" not in capfd.readouterr().out

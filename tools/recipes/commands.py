@@ -82,11 +82,11 @@ def prepare(recipe: str, root: Path, output: Path, *settings: str) -> Path:
     return output
 
 
-def prepare_novels(corpus: Path, data: Path) -> tuple[Path, Path]:
-    """The training and validation sets of novels, both with the tokenizer of the first."""
-    train = prepare("novels_train", corpus, data / "novels_train")
+def prepare_both(corpus: str, root: Path, data: Path) -> tuple[Path, Path]:
+    """The training and validation sets of a corpus, both with the tokenizer of the first."""
+    train = prepare(f"{corpus}_train", root, data / f"{corpus}_train")
     own = f"tokenizer.path={train / 'tokenizer.model'}"
-    return train, prepare("novels_val", corpus, data / "novels_val", own)
+    return train, prepare(f"{corpus}_val", root, data / f"{corpus}_val", own)
 
 
 def once(path: Path, make: Callable[[], Any]) -> Any:

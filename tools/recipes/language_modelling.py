@@ -1,27 +1,32 @@
-"""The paper's Table 2 on whole books: memory against none, and against attention over the window.
+"""The paper's Table 2 on whole documents: every kind of memory, none, and full attention.
 
-    python tools/recipes/language_modelling.py CORPUS OUT [--steps N] [--seeds 3] [key=value ...]
+    python tools/recipes/language_modelling.py NOVELS OUT [--corpora novels,repositories]
+        [--kinds none,linear,...] [--steps N] [--seeds 3] [--jobs 1] [key=value ...]
 
-CORPUS holds novels as configs/data/novels_train.yaml and novels_val.yaml name them. The models have
-the same size, data and tokens per step; each is trained with every seed and evaluated on whole
-validation books. After an interruption, the same command continues with what is not finished. Use
-a new OUT for a larger budget.
+NOVELS holds novels as configs/data/novels_train.yaml and novels_val.yaml name them; repositories
+are the Python packages of this environment (configs/data/repositories_train.yaml). All models have
+the same size, but for what a kind adds of its own, and the same data and number of tokens. Those
+without memory and with Linear + Delta are also trained on windows a quarter as long: once with as
+many tokens per step, in more lanes, and once with as many lanes, in more steps. Each is trained
+with every seed and evaluated on whole held-out documents. After an interruption, the same command
+continues with what is not finished. Use a new OUT for another budget.
 
-Intervals are bootstrap intervals over books: 10,000 resamples, the same for every model, of each
-book's nats averaged over seeds. Differences between models are therefore paired by book.
+Intervals are bootstrap intervals over documents, with differences paired (tools/recipes/scores.py).
 """
 
 from __future__ import annotations
 
-import math
+import argparse
 import sys
+import sysconfig
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import commands
-import numpy as np
+import scores
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -35,9 +40,21 @@ from pretrain.trained import default_device, load
 from pretrain.training.metrics import METRICS_FILE, read_records
 
 CONFIG = commands.CONFIGS / "language_modelling_cpu.yaml"
-DRAWS = 10_000
-# Earlier positions are few tokens, mostly the books' titles.
-_FIRST = 32
+CORPORA = ("novels", "repositories")
+BASE = "none"
+FAR = 1024  # positions from which a document's earlier text lies several segments back
+TITLES = {
+    "none": "local attention alone",
+    "full": "full attention over the window",
+    "linear": "Infini Linear",
+    "delta": "Infini Linear + Delta",
+    "transformer_xl": "Transformer-XL",
+    "compressive": "Compressive Transformer",
+    "memorizing": "Memorizing Transformer",
+    "rmt": "RMT",
+    "autocompressor": "AutoCompressor",
+}
+SHORTENED = ("none", "delta")
 
 
 @dataclass(frozen=True)
@@ -49,241 +66,227 @@ class Model:
     settings: tuple[str, ...]
 
 
-def models(config: Config) -> list[Model]:
-    """The rows of the table; all see the same number of tokens per step."""
-    lanes, segments, window = config.data.lanes, config.train.window_segments, config.window
-    shorter = max(segments // 4, 1)
-    none = "model.memory.kind=none"
-    return [
-        Model("none", "local attention alone", (none,)),
-        Model("linear", "Infini Linear", ("model.memory.kind=linear",)),
-        Model("delta", "Infini Linear + Delta", ("model.memory.kind=delta",)),
-        Model(
-            "delta_short",
-            f"Infini Linear + Delta, windows of {shorter * config.model.segment:,}",
-            (
-                "model.memory.kind=delta",
-                f"train.window_segments={shorter}",
-                f"data.lanes={lanes * segments // shorter}",
-            ),
-        ),
-        Model(
-            "full",
-            f"full attention over {window:,}",
-            (none, f"model.segment={window}", "train.window_segments=1"),
-        ),
-    ]
+def models(config: Config, kinds: Sequence[str]) -> list[Model]:
+    """The rows of the table, the base first; all see the same number of tokens."""
+    segments, steps, warmup = (
+        config.train.window_segments, config.train.steps, config.optim.warmup_steps
+    )  # fmt: skip
+    quarter = max(segments // 4, 1)
+    times = segments // quarter
+    lanes = times * config.data.lanes
+    window = f"windows of {quarter * config.model.segment:,}"
+    asked = (BASE, *(kind for kind in kinds if kind != BASE))
+    found = [Model(kind, TITLES[kind], _kind(kind, segments)) for kind in asked]
+    for kind in SHORTENED:
+        if kind in asked:
+            own = (*_kind(kind, quarter), f"train.window_segments={quarter}")
+            wide = (*own, f"data.lanes={lanes}")
+            long = (*own, f"train.steps={times * steps}", f"optim.warmup_steps={times * warmup}")
+            found += [
+                Model(f"{kind}_lanes", f"{TITLES[kind]}, {window}, {lanes} lanes", wide),
+                Model(f"{kind}_steps", f"{TITLES[kind]}, {window}, {times} times the steps", long),
+            ]
+    return found
 
 
-@dataclass(frozen=True)
-class Scores:
-    """A model's nats by seed and book, and the books' bytes; books are ordered by id."""
-
-    nats: np.ndarray  # [seeds, books]
-    bytes: np.ndarray  # [books]
-
-    @property
-    def bits(self) -> float:
-        """Bits per byte over all books, averaged over seeds."""
-        return float(self.nats.mean(axis=0).sum() / self.bytes.sum() / math.log(2))
-
-    @property
-    def of_seeds(self) -> list[float]:
-        """Bits per byte over all books, for each seed."""
-        return [float(one) for one in self.nats.sum(axis=1) / self.bytes.sum() / math.log(2)]
-
-    def drawn(self, draws: np.ndarray) -> np.ndarray:
-        """Bits per byte [draws] for each resample of books [draws, books]."""
-        nats = self.nats.mean(axis=0)[draws].sum(axis=1)
-        bits: np.ndarray = nats / self.bytes[draws].sum(axis=1) / math.log(2)
-        return bits
+def _kind(kind: str, segments: int) -> tuple[str, ...]:
+    """The settings of a kind of memory in windows of `segments` segments."""
+    whole = (f"model.memory.full.segments={segments}",) if kind == "full" else ()
+    return (f"model.memory.kind={kind}", *whole)
 
 
-def interval(values: np.ndarray) -> tuple[float, float]:
-    """The middle 95 % of bootstrap values."""
-    low, high = np.percentile(values, [2.5, 97.5])
-    return float(low), float(high)
+def _listed(*known: str) -> Any:
+    """A type of an argument: names with commas between them, each one of `known`."""
+
+    def names(word: str) -> list[str]:
+        found = word.split(",")
+        if wrong := [name for name in found if name not in known]:
+            raise argparse.ArgumentTypeError(f"{wrong[0]!r}: expected some of {','.join(known)}")
+        return found
+
+    return names
 
 
-def compare(scores: dict[str, Scores], base: str = "none") -> list[dict[str, Any]]:
-    """Bits per byte of each model and its gain over `base`, with intervals."""
-    books = len(scores[base].bytes)
-    draws = np.random.default_rng(0).integers(books, size=(DRAWS, books))
-    reference = scores[base].drawn(draws)
-    rows = []
-    for name, score in scores.items():
-        drawn = score.drawn(draws)
-        rows.append(
-            {
-                "model": name,
-                "bits": score.bits,
-                "interval": interval(drawn),
-                "seeds": score.of_seeds,
-                "gain": scores[base].bits - score.bits,
-                "gain_interval": interval(reference - drawn),
-            }
-        )
-    return rows
+def _parser() -> argparse.ArgumentParser:
+    parser = commands.parser(
+        __doc__,
+        ("novels", "directory of the novels"),
+        ("out", "directory of data, runs, tables and plots"),
+        of="all runs",
+    )
+    add = parser.add_argument
+    add("--corpora", type=_listed(*CORPORA), default=list(CORPORA), help="default: both")
+    add("--kinds", type=_listed(*TITLES), default=list(TITLES), help="of memory (default: all)")
+    add("--config", type=Path, default=CONFIG, help="recipe of the models")
+    add("--steps", type=int, default=0, help="optimizer steps; 0: the recipe's")
+    add("--documents", type=int, default=0, help="whole held-out documents; 0: all")
+    add("--seeds", type=int, default=3, help="runs of each model (default 3)")
+    commands.add_jobs(parser)
+    return parser
 
 
 def main(words: Sequence[str] | None = None) -> None:
     """Prepare, train and evaluate whatever is missing, then write tables and plots."""
-    parser = commands.parser(
-        __doc__,
-        ("corpus", "directory of the novels"),
-        ("out", "directory of data, runs, tables and plots"),
-        of="all runs",
-    )
-    parser.add_argument("--config", type=Path, default=CONFIG, help="recipe of the models")
-    parser.add_argument("--steps", type=int, default=0, help="optimizer steps; 0: the recipe's")
-    parser.add_argument("--books", type=int, default=0, help="whole validation books; 0: all")
-    parser.add_argument("--seeds", type=int, default=3, help="runs of each model")
-    parsed = parser.parse_intermixed_args(words)
+    parsed = _parser().parse_intermixed_args(words)
     out: Path = parsed.out
-    overrides = [f"data.train={out / 'data' / 'novels_train'}", *parsed.settings]
+    settings = list(parsed.settings)
     if parsed.steps:
-        overrides.append(f"train.steps={parsed.steps}")
+        settings.append(f"train.steps={parsed.steps}")
     try:
-        config = configuration.load(parsed.config, [*overrides, f"run.directory={out / 'runs'}"])
+        common = [f"data.train={out}", f"run.directory={out}", *settings]
+        compared = models(configuration.load(parsed.config, common), parsed.kinds)
+        for model in compared:
+            configuration.load(parsed.config, [*common, *model.settings])
     except SettingsError as error:
         sys.exit(str(error))
-    _, validation = commands.prepare_novels(parsed.corpus, out / "data")
-    reports: dict[str, list[Report]] = {}
+    roots = {"novels": parsed.novels, "repositories": Path(sysconfig.get_path("purelib"))}
+    for corpus in parsed.corpora:
+        data = commands.prepare_both(corpus, roots[corpus], out / "data")
+        work = _Corpus(out / corpus, *data, parsed, settings)
+        _compare(work, compared)
+
+
+@dataclass(frozen=True)
+class _Corpus:
+    """Where the runs on a corpus are, its data sets, and what they are asked for."""
+
+    out: Path
+    train: Path
+    validation: Path
+    parsed: argparse.Namespace
+    settings: list[str]
+
+    def report(self, model: Model, seed: int) -> Report:
+        """Train and evaluate the model, or what is missing of it."""
+        run = self.out / "runs" / f"{model.name}-{seed}"
+        own = [*self.settings, *model.settings, f"run.seed={seed}"]
+        places = [f"data.train={self.train}", f"run.directory={run}"]
+        commands.run("pretrain", "train", self.parsed.config, *own, *places)
+        documents = self.parsed.documents or None
+        found: Report = commands.once(
+            run / f"documents-{documents or 'all'}.json", lambda: _evaluated(run, self, documents)
+        )
+        return found
+
+
+def _compare(corpus: _Corpus, compared: Sequence[Model]) -> None:
+    """Train and evaluate on a corpus, and write its table and plots."""
+    reports: dict[str, list[Report]] = {model.name: [] for model in compared}
     # Seed by seed, so that a run that is stopped early already has a comparison.
-    for seed in range(1, parsed.seeds + 1):
-        for model in models(config):
-            run = out / "runs" / f"{model.name}-{seed}"
-            own = [*overrides, *model.settings, f"run.seed={seed}", f"run.directory={run}"]
-            commands.run("pretrain", "train", parsed.config, *own)
-            report = _evaluated(run, validation, config.train.steps, parsed.books)
-            reports.setdefault(model.name, []).append(report)
-        _write(out, config, reports)
+    for seed in range(1, corpus.parsed.seeds + 1):
+        found = commands.each(
+            corpus.parsed.jobs, lambda model, seed=seed: corpus.report(model, seed), compared
+        )
+        for model, report in zip(compared, found, strict=True):
+            reports[model.name].append(report)
+        _write(corpus.out, compared, reports)
 
 
-def _evaluated(run: Path, validation: Path, steps: int, books: int) -> Report:
-    """The run's report by book, evaluated if it is missing."""
-    path = run / f"books-{steps}-{books or 'all'}.json"
-    report: Report = commands.once(
-        path,
-        lambda: perplexity.evaluate(
-            load(run, default_device()),
-            validation,
-            window_segments=None,
-            max_documents=books or None,
-            batch=4,
-            report=to_stderr,
-            by_document=True,
-            masked=False,
-        ),
+def _evaluated(run: Path, corpus: _Corpus, documents: int | None) -> Report:
+    """The run's report by document, with its gates, sizes and time."""
+    learned = load(run, default_device())
+    found = perplexity.evaluate(
+        learned,
+        corpus.validation,
+        window_segments=None,
+        max_documents=documents,
+        batch=8,
+        report=to_stderr,
+        by_document=True,
+        masked=False,
     )
-    return {**report, "gates": _gates(run)}
-
-
-def _gates(run: Path) -> list[list[float]]:
     records = [one for one in read_records(run / METRICS_FILE) if one["kind"] == "train"]
-    gates: list[list[float]] = records[-1]["gates"]
-    return gates
+    state = learned.model.initial_state(1, learned.device)
+    return {
+        **found,
+        "gates": records[-1]["gates"],
+        "tokens": records[-1]["tokens"],
+        "seconds": found["step"] * median(record["seconds_per_step"] for record in records),
+        "parameters": sum(one.numel() for one in learned.model.parameters()),
+        "state_bytes": sum(tensor.nbytes for layer in state for tensor in layer),
+    }
 
 
-def scores_of(reports: Sequence[Report], end: int | None = None) -> Scores:
-    """The scores in a model's reports, one per seed; with `end`, only of the range ending there."""
-    nats, sizes = [], []
-    for report in reports:
-        books = sorted(report["by_document"], key=lambda book: book["id"])
-        parts = [_part(book, end) for book in books]
-        nats.append([_nats(part) for part in parts])
-        sizes = [part["bytes"] for part in parts]
-    return Scores(np.array(nats), np.array(sizes))
-
-
-def _part(book: dict[str, Any], end: int | None) -> dict[str, Any]:
-    part: dict[str, Any] = book["total"]
-    if end is not None:
-        (part,) = (row for row in book["positions"] if row["end"] == end)
-    return part
-
-
-def _nats(part: dict[str, Any]) -> float:
-    """Nats with memory, or without for a model that has none."""
-    nats: dict[str, float] = part["nats"]
-    return nats[perplexity.MEMORY if perplexity.MEMORY in nats else perplexity.NO_MEMORY]
-
-
-def by_position(reports: dict[str, list[Report]]) -> list[dict[str, Any]]:
-    """`compare` for each range of positions that all books have, except the very first tokens."""
-    books = next(iter(reports.values()))[0]["by_document"]
-    ends = [{row["end"] for row in book["positions"]} for book in books]
-    return [
-        {
-            "end": end,
-            "rows": compare({name: scores_of(found, end) for name, found in reports.items()}),
-        }
-        for end in sorted(set.intersection(*ends))
-        if end > _FIRST
-    ]
-
-
-def _write(out: Path, config: Config, reports: dict[str, list[Report]]) -> None:
-    rows = compare({name: scores_of(found) for name, found in reports.items()})
-    positions = by_position(reports)
-    titles = {model.name: model.title for model in models(config)}
+def _write(out: Path, compared: Sequence[Model], reports: dict[str, list[Report]]) -> None:
+    titles = {model.name: model.title for model in compared}
+    rows = scores.compare({name: scores.scores_of(r) for name, r in reports.items()}, BASE)
+    far = scores.compare({name: scores.scores_of(r, FAR) for name, r in reports.items()}, BASE)
+    positions = scores.by_position(reports, BASE)
     write_figure(out / "positions.png", _positions(titles, positions))
-    write_figure(out / "gates.png", _gates_drawn(titles, reports))
-    numbers = {"rows": rows, "positions": positions}
-    commands.conclude(out / "comparison", _table(rows, titles, reports), numbers)
+    if any(found[0]["gates"] for found in reports.values()):
+        write_figure(out / "gates.png", _gates(titles, reports))
+    numbers = {"rows": rows, "far": far, "positions": positions, "reports": reports}
+    commands.conclude(out / "comparison", table(rows, far, titles, reports), numbers)
 
 
-def _table(
-    rows: Sequence[dict[str, Any]], titles: dict[str, str], reports: dict[str, list[Report]]
+def table(
+    rows: Sequence[dict[str, Any]],
+    far: Sequence[dict[str, Any]],
+    titles: dict[str, str],
+    reports: dict[str, list[Report]],
 ) -> str:
-    """The comparison in Markdown."""
-    first = next(iter(reports.values()))[0]
+    """The comparison in Markdown; `far` are the rows of positions from `FAR` on."""
+    first = reports[BASE][0]
     lines = [
-        f"{first['documents']} whole books, {first['text_bytes']:,} bytes, after step "
-        f"{first['step']}; {len(rows[0]['seeds'])} seeds; 95 % intervals over books",
+        f"{first['documents']} whole documents, {first['text_bytes']:,} bytes, after "
+        f"{first['tokens']:,} tokens; {len(rows[0]['seeds'])} seeds; bits per byte, 95 % intervals "
+        "over documents; gains are over local attention alone",
         "",
-        "| Model | bits per byte | by seed | gain over local attention |",
-        "|---|---|---|---|",
+        f"| Model | all positions | by seed | gain | gain from position {FAR:,} on | parameters | "
+        "bytes of state | minutes |",
+        "|---|--:|---|--:|--:|--:|--:|--:|",
     ]
-    for row in rows:
+    for row, beyond in zip(rows, far, strict=True):
+        found = reports[row["model"]]
         low, high = row["interval"]
-        seeds = ", ".join(f"{one:.4f}" for one in row["seeds"])
-        less, more = row["gain_interval"]
-        gain = "" if row["model"] == "none" else f"{row['gain']:+.4f} ({less:+.4f} to {more:+.4f})"
-        cells = [titles[row["model"]], f"{row['bits']:.4f} ({low:.4f} to {high:.4f})", seeds, gain]
+        cells = [
+            titles[row["model"]],
+            f"{row['bits']:.4f} ({low:.4f} to {high:.4f})",
+            ", ".join(f"{one:.4f}" for one in row["seeds"]),
+            *("" if row["model"] == BASE else _gain(one) for one in (row, beyond)),
+            f"{found[0]['parameters']:,}",
+            f"{found[0]['state_bytes']:,}",
+            f"{median(one['seconds'] for one in found) / 60:.0f}",
+        ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
+def _gain(row: dict[str, Any]) -> str:
+    low, high = row["gain_interval"]
+    return f"{row['gain']:+.4f} ({low:+.4f} to {high:+.4f})"
+
+
 def _positions(titles: dict[str, str], positions: Sequence[dict[str, Any]]) -> Figure:
-    """Each model's gain over local attention alone, with its interval, by position."""
-    figure = Figure(figsize=(8, 5), layout="constrained")
+    """Each model's gain over the base, with its interval, by position."""
+    figure = Figure(figsize=(9, 5), layout="constrained")
     axes = figure.subplots()
     ends = [row["end"] for row in positions]
     for index, name in enumerate(titles):
         rows = [one["rows"][index] for one in positions]
-        if name != "none":
+        if name != BASE:
             low, high = zip(*(row["gain_interval"] for row in rows), strict=True)
-            axes.fill_between(ends, low, high, color=f"C{index}", alpha=0.15, linewidth=0)
-            gains = [row["gain"] for row in rows]
-            axes.plot(ends, gains, color=f"C{index}", marker="o", markersize=4, label=titles[name])
+            color = f"C{index % 10}"
+            axes.fill_between(ends, low, high, color=color, alpha=0.1, linewidth=0)
+            gains, line = [row["gain"] for row in rows], "-" if index <= 10 else "--"
+            axes.plot(ends, gains, line, color=color, marker="o", markersize=4, label=titles[name])
     axes.axhline(0, color="grey", linewidth=1)
     axes.set_xscale("log", base=2)
-    axes.set_xlabel("position in the book, in text tokens (each range starts at half its end)")
-    axes.set_ylabel("gain over local attention alone (bits per byte)")
-    axes.legend(frameon=False)
+    axes.set_xlabel("position in the document, in tokens (each range starts at half its end)")
+    axes.set_ylabel(f"gain over {titles[BASE]} (bits per byte)")
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper", frameon=False)
     return figure
 
 
-def _gates_drawn(titles: dict[str, str], reports: dict[str, list[Report]]) -> Figure:
-    """Every head's gate by layer, all seeds; one panel per model with memory (Figure 3)."""
+def _gates(titles: dict[str, str], reports: dict[str, list[Report]]) -> Figure:
+    """Every head's gate by layer, all seeds; one panel per model with gates (Figure 3)."""
     found = {name: [r["gates"] for r in each] for name, each in reports.items() if each[0]["gates"]}
     figure = Figure(figsize=(3.5 * len(found), 4), layout="constrained")
     panels = figure.subplots(1, len(found), sharey=True, squeeze=False)[0]
     for axes, (name, seeds) in zip(panels, found.items(), strict=True):
         for seed, layers in enumerate(seeds):
             for layer, gates in enumerate(layers):
-                place = layer + 0.2 * (seed - (len(seeds) - 1) / 2)
+                place = layer + 1 + 0.2 * (seed - (len(seeds) - 1) / 2)
                 axes.scatter([place] * len(gates), gates, s=14, color=f"C{seed}")
         axes.axhline(0.5, color="grey", linestyle=":", linewidth=1)
         axes.set_ylim(-0.03, 1.03)

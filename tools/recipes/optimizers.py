@@ -195,7 +195,7 @@ def main(words: Sequence[str] | None = None) -> None:
         config = configuration.load(parsed.config, [*settings, f"run.directory={out / 'runs'}"])
     except SettingsError as error:
         sys.exit(str(error))
-    commands.prepare_novels(parsed.corpus, out / "data")
+    commands.prepare_both("novels", parsed.corpus, out / "data")
     trainer = Trainer(out, parsed.config, settings, parsed.jobs)
     results: list[Result] = []
     steps = Steps.of(config.train.steps, parsed.search, parsed.budget)

@@ -46,7 +46,7 @@ def main(words: Sequence[str] | None = None) -> None:
     base, tuned = out / "runs" / "base", out / "runs" / "tuned"
     commands.run(
         *("pretrain", "train", CONFIGS / "language_modelling_cpu.yaml"),
-        *(f"data.train={novels}", f"run.directory={base}", *parsed.settings),
+        *("train.steps=300", f"data.train={novels}", f"run.directory={base}", *parsed.settings),
     )
     commands.run(
         *("pretrain", "train", CONFIGS / "summaries_cpu.yaml"),
@@ -62,7 +62,7 @@ def main(words: Sequence[str] | None = None) -> None:
 
 def _prepare(corpus: Path, out: Path) -> tuple[Path, Path]:
     """The training sets of novels and of pairs; also writes the pairs for evaluation."""
-    train, validation = commands.prepare_novels(corpus, out / "data")
+    train, validation = commands.prepare_both("novels", corpus, out / "data")
     pairs = out / "pairs"
     for name, books, counts in (
         ("train.jsonl.gz", train, (PASSAGES["train"], 32, 256)),
