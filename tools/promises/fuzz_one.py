@@ -1,7 +1,8 @@
 """A coverage-guided fuzzer of one parser: fuzz_one.py TARGET [libFuzzer's options] CORPUS.
 
-atheris follows the branches of our parsers; libFuzzer bounds the time and memory of an input, and
-leaves the first that breaks the target in `-artifact_prefix`.
+atheris follows the branches of our parsers; libFuzzer bounds the memory of an input, and leaves the
+first that breaks the target in `-artifact_prefix`. The time of an input is bounded in CPU seconds,
+since other work on the machine takes its share of the clock, by which libFuzzer ends what hangs.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ with atheris.instrument_imports(include=["data_prep", "pretrain"], enable_loader
 def main() -> None:
     """Fuzz until libFuzzer's options say that it is enough; it never returns."""
     name, *options = sys.argv[1:]
-    atheris.Setup([sys.argv[0], *options], fuzz_targets.TARGETS[name])
+    atheris.Setup([sys.argv[0], *options], fuzz_targets.bounded(fuzz_targets.TARGETS[name]))
     atheris.Fuzz()
 
 

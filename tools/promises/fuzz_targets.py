@@ -9,6 +9,7 @@ import gzip
 import json
 import os
 import tempfile
+import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -27,8 +28,21 @@ from data_prep.sources.inputs import Format, InputFile
 
 Target = Callable[[bytes], None]
 
+CPU_SECONDS = 10  # of an input, while branches are recorded, which takes several times as long
 _MOST_BYTES = 1 << 16  # of a record that a reader holds
 _SCRATCH = Path(os.environ.get("FUZZ_SCRATCH", tempfile.gettempdir()))
+
+
+def bounded(target: Target) -> Target:
+    """The target, which raises TimeoutError after an input that took more CPU time."""
+
+    def timed(data: bytes) -> None:
+        began = time.process_time()
+        target(data)
+        if (spent := time.process_time() - began) > CPU_SECONDS:
+            raise TimeoutError(f"{spent:.1f} s of CPU for {len(data)} bytes")
+
+    return timed
 
 
 def _file(data: bytes) -> Path:

@@ -16,7 +16,7 @@ from tools.promises import fuzz_targets
 from tools.promises.campaign import BrokenError, Promise, Room, UnavailableError
 
 INPUTS = 10_000  # of a case
-_SECONDS = 10  # of an input
+_HUNG = 300  # seconds of an input by the clock, of which other work takes its share
 _MEGABYTES = 2048  # of the process, torch included
 _LONGEST = 1 << 14  # bytes of an input
 _PROGRAM = Path(__file__).with_name("fuzz_one.py")
@@ -30,7 +30,7 @@ def parses(seed: int, room: Room) -> dict[str, Any]:
     name = names[seed % len(names)]
     corpus = room.made(f"corpus-{name}", lambda path: _write(path, fuzz_targets.seeds(name)))
     options = [
-        f"-atheris_runs={INPUTS}", f"-seed={seed + 1}", f"-timeout={_SECONDS}",
+        f"-atheris_runs={INPUTS}", f"-seed={seed + 1}", f"-timeout={_HUNG}",
         f"-rss_limit_mb={_MEGABYTES}", f"-max_len={_LONGEST}", f"-artifact_prefix={room.here}/",
     ]  # fmt: skip
     done = subprocess.run(
@@ -84,7 +84,7 @@ PROMISES = (
         15, "fuzzing", "parsers survive fuzzing: no traceback, no hang, bounded memory",
         104, "inputs", parses, each=INPUTS, limit=1800.0,
         how=f"atheris (libFuzzer guided by the branches of our code), {INPUTS:,} inputs a case, at "
-        f"most {_LONGEST:,} bytes, {_SECONDS} s and {_MEGABYTES:,} MB, over "
-        + ", ".join(fuzz_targets.TARGETS) + ".",
+        f"most {_LONGEST:,} bytes, {fuzz_targets.CPU_SECONDS} s of CPU time and {_MEGABYTES:,} MB, "
+        "over " + ", ".join(fuzz_targets.TARGETS) + ".",
     ),
 )  # fmt: skip

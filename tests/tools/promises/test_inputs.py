@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 import io
 import random
+import time
+from collections import deque
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +138,15 @@ def test_a_parser_that_lets_an_error_through_is_found(
     monkeypatch.setattr(shards, "_UNREADABLE", (KeyError,))
     with pytest.raises(ValueError):
         test_parsers_survive_random_changes("shard", tmp_path, monkeypatch)
+
+
+def test_an_input_is_given_cpu_time_and_not_that_of_the_clock(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(fuzz_targets, "CPU_SECONDS", 0.05)
+    fuzz_targets.bounded(lambda data: time.sleep(0.2))(b"waits")
+    with pytest.raises(TimeoutError, match="s of CPU for 5 bytes"):
+        fuzz_targets.bounded(lambda data: deque(range(10_000_000), maxlen=0))(b"works")
 
 
 def test_without_a_fuzzer_nothing_counts_as_fuzzed(
