@@ -42,6 +42,18 @@ def numbers(word: str) -> tuple[int, ...]:
     return tuple(map(int, word.split(",")))
 
 
+def names(*known: str) -> Callable[[str], list[str]]:
+    """A type of an argument: names with commas between them, each one of `known`."""
+
+    def listed(word: str) -> list[str]:
+        found = word.split(",")
+        if wrong := [name for name in found if name not in known]:
+            raise argparse.ArgumentTypeError(f"{wrong[0]!r}: expected some of {','.join(known)}")
+        return found
+
+    return listed
+
+
 def run(command: str, *words: str | Path) -> None:
     """Print and run one of our commands; if it fails, exit with its code."""
     line = [sys.executable, "-P", "-m", _MODULES[command], *map(str, words)]

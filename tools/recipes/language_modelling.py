@@ -95,18 +95,6 @@ def _kind(kind: str, segments: int) -> tuple[str, ...]:
     return (f"model.memory.kind={kind}", *whole)
 
 
-def _listed(*known: str) -> Any:
-    """A type of an argument: names with commas between them, each one of `known`."""
-
-    def names(word: str) -> list[str]:
-        found = word.split(",")
-        if wrong := [name for name in found if name not in known]:
-            raise argparse.ArgumentTypeError(f"{wrong[0]!r}: expected some of {','.join(known)}")
-        return found
-
-    return names
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = commands.parser(
         __doc__,
@@ -115,8 +103,13 @@ def _parser() -> argparse.ArgumentParser:
         of="all runs",
     )
     add = parser.add_argument
-    add("--corpora", type=_listed(*CORPORA), default=list(CORPORA), help="default: both")
-    add("--kinds", type=_listed(*TITLES), default=list(TITLES), help="of memory (default: all)")
+    add("--corpora", type=commands.names(*CORPORA), default=list(CORPORA), help="default: both")
+    add(
+        "--kinds",
+        type=commands.names(*TITLES),
+        default=list(TITLES),
+        help="of memory (default: all)",
+    )
     add("--config", type=Path, default=CONFIG, help="recipe of the models")
     add("--steps", type=int, default=0, help="optimizer steps; 0: the recipe's")
     add("--documents", type=int, default=0, help="whole held-out documents; 0: all")

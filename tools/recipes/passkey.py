@@ -36,6 +36,7 @@ from data_prep.recall.passkey import FILLER
 from data_prep.recall.tasks import PASSKEY, TASKS, Haystack
 from data_prep.tokenizer.tokenizer import load as load_tokenizer
 from pretrain import config as configuration
+from pretrain.config import MEMORY_KINDS
 from pretrain.evaluate import recall
 from pretrain.evaluate.progress import to_stderr
 from pretrain.evaluate.questions import Questions
@@ -175,7 +176,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--config", type=Path, default=CONFIG, help="recipe of the models")
     parser.add_argument(
         "--kinds",
-        type=lambda word: word.split(","),
+        type=commands.names(*MEMORY_KINDS),
         default=["linear", "delta"],
         help="kinds of memory, one model each (default linear,delta)",
     )
@@ -184,7 +185,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--lengths",
-        type=lambda word: tuple(map(int, word.split(","))),
+        type=commands.numbers,
         default=LENGTHS,
         help="prompt lengths to evaluate, in tokens (default 512 to 1,048,576)",
     )

@@ -1,7 +1,7 @@
 """How many pairs each kind of memory holds, by the bytes of its state, from no data to plots.
 
     python tools/recipes/recall_capacity.py OUT [--kinds linear,delta] [--widths 64,128] [--seeds 3]
-        [key=value ...]
+        [--jobs 1] [key=value ...]
 
 Multi-query associative recall (after Zoology, arXiv 2312.04927): pairs of a key and a value, and
 after a gap the question for every key. Models of two layers, of each kind of memory and each width,
@@ -118,10 +118,14 @@ def main(words: Sequence[str] | None = None, plan: Sequence[Stage[Documents]] = 
     found: dict[str, list[Report]] = {}
     # Seed by seed, so that a run that is stopped early already has a comparison.
     for seed in range(1, parsed.seeds + 1):
-        for model in models:
-            run = _trained(parsed, plan, model, seed)
-            found.setdefault(model.name, []).append(_answered(run, asked))
-            _write(parsed.out, models, found)
+        reports = commands.each(
+            parsed.jobs,
+            lambda model, seed=seed: _answered(_trained(parsed, plan, model, seed), asked),
+            models,
+        )
+        for model, report in zip(models, reports, strict=True):
+            found.setdefault(model.name, []).append(report)
+        _write(parsed.out, models, found)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -131,7 +135,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--config", type=Path, default=CONFIG, help="recipe of the models")
     parser.add_argument(
         "--kinds",
-        type=lambda word: word.split(","),
+        type=commands.names(*MEMORY_KINDS),
         default=list(MEMORY_KINDS),
         help="kinds of memory (default: all)",
     )
@@ -148,6 +152,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--answers", type=int, default=ANSWERS, help="values asked for per cell (default 256)"
     )
+    commands.add_jobs(parser)
     parser.add_argument("--workers", type=int, default=1, help="processes making documents")
     return parser
 
