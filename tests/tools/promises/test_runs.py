@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
-from pretrain.checkpoint import load
+from pretrain.checkpoint import load, manifest
 from pretrain.checkpoint.pieces import LaneRecord
 from pretrain.training import ledger
 from tests.tools.promises.failures import failures
 from tools.promises import clusters, hangs, ledgers, on_ranks
 from tools.promises.campaign import Room, UnavailableError
 
-COPIED_RUN = 1
+COPIED_RUN, FILES_OF_THE_FUTURE = 1, 8
 
 
 # tests/pretrain/jobs/test_watchdog.py is the quick one.
@@ -33,6 +34,19 @@ def test_a_watchdog_that_is_late_is_found(tmp_path: Path, monkeypatch: pytest.Mo
 @pytest.mark.slow
 def test_a_copied_run_goes_on_as_the_first_one(tmp_path: Path) -> None:
     assert failures(tmp_path, "places", [COPIED_RUN]) == {}
+
+
+@pytest.mark.slow
+def test_a_checkpoint_that_is_passed_over_for_its_clock_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def of_the_past(root: Path) -> list[int]:
+        names = {step: root / manifest.step_name(step) for step in manifest.steps_in(root)}
+        return [step for step, path in names.items() if path.stat().st_mtime < time.time()]
+
+    monkeypatch.setattr(load, "steps_in", of_the_past)
+    (failure,) = failures(tmp_path, "places", [FILES_OF_THE_FUTURE]).values()
+    assert "resumed at step 0" in failure
 
 
 @pytest.mark.slow
