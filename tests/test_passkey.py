@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,9 @@ def test_a_stage_says_what_it_reads_and_how_its_rate_goes() -> None:
     assert (config.optim.lr, config.optim.warmup_steps, config.optim.decay_steps) == (3e-4, 20, 20)
     assert (config.data.prompt_weight, config.optim.gate_lr) == (0.05, pytest.approx(6e-3))
     assert (config.data.preface, config.optim.weight_decay) == ("d/far", 0.02)
+    assert config.model.segment == 64
+    longer = [*replace(stage, segment=256).settings(Path("d")), "run.directory=r"]
+    assert configuration.load(passkey.CONFIG, longer).model.segment == 256
     # However few the steps, warm-up and decay fit into them.
     for stage, whole in zip(shortened(STAGES, 0.001), STAGES, strict=True):
         assert stage.steps == max(2, round(whole.steps / 1000))
@@ -70,6 +74,9 @@ def test_documents_are_as_many_as_the_stages_read() -> None:
     assert TIMES == 2
     assert needed[short] == math.ceil((first + second / 4) / short.mean / 2)
     assert needed[long] == math.ceil(second * 3 / 4 / long.mean / 2)
+    assert documents_needed([replace(plan[0], segment=640)], 64)[short] == math.ceil(
+        10 * first / short.mean / 2
+    )
     # Every shard has a document, however little is read.
     assert documents_needed([Stage("1", ((long, 1.0),), 2, 1, 2, 1e-3, 0.1)], 64)[long] == 16
 

@@ -62,17 +62,20 @@ class Documents:
         return 4 * sum(self.pairs) / len(self.pairs) + self.gap / np.log(self.gap + 1)
 
 
-# Few symbols first: where a value is found does not depend on how many values there are.
-FEW = Documents("few", (2, 4, 8), 64, symbols=64)
-SOME = Documents("some", (4, 8, 16, 32), 256)
+# Few pairs of few symbols first, and all of them near: how a value is found does not depend on how
+# many there are, and keys, which nothing predicts, are less of a noise the fewer they are.
+NEAR = Documents("near", (3, 5, 7), 2, symbols=32)
+FEW = Documents("few", (4, 8, 14), 64, symbols=32)
+SOME = Documents("some", (4, 8, 16, 32), 256, symbols=128)
 MANY = Documents("many", (16, 32, 64, 128), 1024)
 MOST = Documents("most", (4, 16, 64, 128, 256, 512), 4096)
 
 STAGES = (
-    Stage("1_few", ((FEW, 1.0),), 600, 8, 8, 3e-3, 0.0),
-    Stage("2_some", ((FEW, 0.2), (SOME, 0.8)), 200, 8, 16, 2e-3, 0.0),
-    Stage("3_many", ((SOME, 0.3), (MANY, 0.7)), 100, 4, 32, 1e-3, 0.0),
-    Stage("4_most", ((MANY, 0.3), (MOST, 0.7)), 100, 2, 64, 1e-3, 0.0, 0.5),
+    Stage("1_near", ((NEAR, 1.0),), 400, 8, 1, 3e-3, 0.0, segment=512),
+    Stage("2_few", ((NEAR, 0.2), (FEW, 0.8)), 300, 8, 8, 3e-3, 0.0),
+    Stage("3_some", ((FEW, 0.2), (SOME, 0.8)), 300, 8, 8, 2e-3, 0.0),
+    Stage("4_many", ((SOME, 0.3), (MANY, 0.7)), 200, 4, 32, 2e-3, 0.0),
+    Stage("5_most", ((MANY, 0.3), (MOST, 0.7)), 150, 2, 64, 1e-3, 0.0, 0.5),
 )
 
 

@@ -50,6 +50,8 @@ class Stage(Generic[D]):
     preface: str = ""
     """The set for `data.preface`: documents begin with its memory, at all distances up to the
     lengths of its documents."""
+    segment: int = 0
+    """Tokens of a segment; 0: the recipe's. In a longer one what is near needs no memory."""
 
     def settings(self, data: Path) -> list[str]:
         """The stage's settings, as `key=value`; `data` is the directory of the sets."""
@@ -68,6 +70,7 @@ class Stage(Generic[D]):
             f"optim.warmup_steps={warmup}",
             f"optim.decay_steps={decay}",
             *([f"data.preface={data / self.preface}"] if self.preface else []),
+            *([f"model.segment={self.segment}"] if self.segment else []),
         ]
 
 
@@ -80,7 +83,7 @@ def documents_needed(plan: Sequence[Stage[D]], segment: int) -> dict[D, int]:
     """How many documents each set needs so that each is read `TIMES` times."""
     tokens: dict[D, float] = {}
     for stage in plan:
-        read = stage.steps * stage.lanes * stage.segments * segment
+        read = stage.steps * stage.lanes * stage.segments * (stage.segment or segment)
         whole = sum(share for _, share in stage.shares)
         for one, share in stage.shares:
             tokens[one] = tokens.get(one, 0.0) + read * share / whole
