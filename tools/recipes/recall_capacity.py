@@ -72,7 +72,8 @@ MOST = Documents("most", (4, 16, 64, 128, 256, 512), 4096)
 
 STAGES = (
     Stage("1_near", ((NEAR, 1.0),), 400, 8, 1, 3e-3, 0.0, segment=512),
-    Stage("2_few", ((NEAR, 0.2), (FEW, 0.8)), 300, 8, 8, 3e-3, 0.0),
+    # Reading the memory is learned late, and then at once: after some 1,100 steps.
+    Stage("2_few", ((FEW, 1.0),), 1600, 8, 8, 3e-3, 0.0),
     Stage("3_some", ((FEW, 0.2), (SOME, 0.8)), 300, 8, 8, 2e-3, 0.0),
     Stage("4_many", ((SOME, 0.3), (MANY, 0.7)), 200, 4, 32, 2e-3, 0.0),
     Stage("5_most", ((MANY, 0.3), (MOST, 0.7)), 150, 2, 64, 1e-3, 0.0, 0.5),
