@@ -7,7 +7,10 @@ campaign that is stopped goes on where it was. The table goes to docs/promises.m
 from __future__ import annotations
 
 import argparse
+import os
+import signal
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -22,10 +25,13 @@ from tools.promises.listed import PROMISES  # noqa: E402
 
 def main() -> None:
     """Run what the command line names; the exit code is 1 where a promise is broken."""
-    options = _parser().parse_args()
+    parser = _parser()
+    options = parser.parse_args()
     by_name = {promise.name: promise for promise in PROMISES}
-    if unknown := [name for name in options.names if name not in by_name]:
-        sys.exit(f"no such promise: {', '.join(unknown)}; expected {', '.join(by_name)}")
+    if problems := _problems(options, by_name):
+        parser.error("\n  - ".join(["this cannot run:", *problems]))
+    # An end by SIGTERM ends the running case as well.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     machine = described()
     commit = machine["commit"]
     for name in options.names or by_name:
@@ -40,8 +46,32 @@ def main() -> None:
     found = {one: campaign.results(options.output, one, commit) for one in PROMISES}
     for one in (one for one in PROMISES if one.case is None):
         found[one] = ledgers.counted(found.values())
+    options.page.parent.mkdir(parents=True, exist_ok=True)
     print("\n".join(page.write(options.page, machine, [*found.items()])))
     sys.exit(any(result.failure for results in found.values() for result in results))
+
+
+def _problems(options: argparse.Namespace, by_name: Mapping[str, Promise]) -> list[str]:
+    """What is wrong with the command line."""
+    found = [
+        f"no such promise: {name}; expected some of {', '.join(by_name)}"
+        for name in options.names
+        if name not in by_name
+    ]
+    if options.cases is not None and options.cases < 0:
+        found.append(f"--cases {options.cases}: expected a number, or 0 to write the page alone")
+    if options.seed is not None:
+        if len(options.names) != 1:
+            found.append("--seed: repeats a case of one promise; name it")
+        elif options.names[0] in by_name:
+            last = by_name[options.names[0]].cases - 1
+            if not 0 <= options.seed <= last:
+                found.append(f"--seed {options.seed}: {options.names[0]} has seeds 0 to {last}")
+    for option, directory in (("--output", options.output), ("--page", options.page.parent)):
+        existing = next(one for one in (directory, *directory.absolute().parents) if one.exists())
+        if not existing.is_dir() or not os.access(existing, os.W_OK):
+            found.append(f"{option}: {existing} is no directory that can be written to")
+    return found
 
 
 def _say(output: Path, promise: Promise, result: Result) -> None:
@@ -60,8 +90,8 @@ def _parser() -> argparse.ArgumentParser:
         epilog="\n".join(f"{one.name:16} {one.sentence}" for one in PROMISES),
     )  # fmt: skip
     made.add_argument("names", nargs="*", metavar="NAME", help="promises; without any, all")
-    made.add_argument("--cases", type=int, help="cases of each; without it, as many as wanted")
-    made.add_argument("--seed", type=int, help="one case, again")
+    made.add_argument("--cases", type=int, help="cases of each, 0: only the page (default: all)")
+    made.add_argument("--seed", type=int, help="one case of one promise, again")
     made.add_argument(
         "--output", type=Path, default=ROOT / "runs" / "promises",
         help="folder of results and of what failures leave (%(default)s)",
@@ -74,4 +104,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)

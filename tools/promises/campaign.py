@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+_GRACE = 30.0  # seconds for a case that is interrupted, e.g. to take a cluster down
 _ENDED_BADLY = 1
 
 
@@ -136,6 +137,8 @@ def _in_a_child(
     if child == 0:
         os.close(reader)
         _child(output, promise, seeds, commit, writer)
+    with contextlib.suppress(OSError):
+        os.setpgid(child, child)  # as the child does; whoever is first
     os.close(writer)
     told, began, number = b"", time.monotonic(), 0
     try:
@@ -156,7 +159,22 @@ def _in_a_child(
     finally:
         os.close(reader)
         if child:
+            if number < len(seeds):  # whoever asked for the results has stopped
+                _interrupt(child)
             _end(child, hung=False, limit=promise.limit)
+
+
+def _interrupt(child: int) -> None:
+    """Have a child and what it started clean up, and kill what has not ended soon."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child, signal.SIGINT)
+        until = time.monotonic() + _GRACE
+        while time.monotonic() < until:
+            os.killpg(child, 0)
+            if os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+                break
+            time.sleep(0.05)
+        os.killpg(child, signal.SIGKILL)
 
 
 def _end(child: int, *, hung: bool, limit: float) -> str:
@@ -178,6 +196,8 @@ def _child(output: Path, promise: Promise, seeds: Sequence[int], commit: str, wr
             result = _case(output, promise, seed, commit)
             os.write(writer, json.dumps(vars(result)).encode() + b"\n")
         os._exit(0)
+    except KeyboardInterrupt:
+        pass
     except BaseException:
         traceback.print_exc()
     finally:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -52,6 +54,40 @@ def test_every_case_is_recorded_whatever_it_does_to_its_process(tmp_path: Path) 
     assert left == ["case-000001", "case-000002", "case-000003", "case-000005"]
     assert len(list((tmp_path / "toy" / "shared" / "made").iterdir())) == 8
     assert campaign.results(tmp_path, promise(), "abc") == found
+
+
+def test_a_case_ends_with_those_who_wait_for_it(tmp_path: Path) -> None:
+    found = campaign.run(tmp_path, promise(limit=60.0), [0, 3], "abc")
+    assert next(found).seed == 0
+    began = time.monotonic()
+    found.close()
+    assert time.monotonic() - began < 30  # of the case's 60
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)
+    assert [one.seed for one in campaign.results(tmp_path, promise(), "abc")] == [0]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            ["nosuch", "--cases", "-3", "--output", "/dev/null/x", "--page", "/dev/null/x.md"],
+            [
+                "no such promise: nosuch; expected some of checkpoint, ",
+                "--cases -3: expected a number, or 0",
+                "--output: /dev/null is no directory",
+                "--page: /dev/null is no directory",
+            ],
+        ),
+        (["shards", "--seed", "1000"], ["--seed 1000: shards has seeds 0 to 999"]),
+        (["--seed", "3"], ["--seed: repeats a case of one promise; name it"]),
+    ],
+)
+def test_mistakes_are_all_told_before_anything_runs(words: list[str], said: list[str]) -> None:
+    tool = Path(campaign.__file__).parent
+    done = subprocess.run([sys.executable, tool, *words], capture_output=True, text=True)
+    assert done.returncode == 2 and not done.stdout
+    assert [one for one in said if one not in done.stderr] == []
 
 
 def test_a_campaign_goes_on_where_it_was_and_starts_anew_for_another_commit(
