@@ -169,10 +169,8 @@ def _interrupt(child: int) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(child, signal.SIGINT)
         until = time.monotonic() + _GRACE
-        while time.monotonic() < until:
-            os.killpg(child, 0)
-            if os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT):
-                break
+        left = os.WEXITED | os.WNOHANG | os.WNOWAIT  # still to be waited for by `_end`
+        while time.monotonic() < until and not os.waitid(os.P_PID, child, left):
             time.sleep(0.05)
         os.killpg(child, signal.SIGKILL)
 

@@ -46,7 +46,8 @@ def main(words: Sequence[str] | None = None) -> None:
     base, tuned = out / "runs" / "base", out / "runs" / "tuned"
     commands.run(
         *("pretrain", "train", CONFIGS / "language_modelling_cpu.yaml"),
-        *("train.steps=300", f"data.train={novels}", f"run.directory={base}", *parsed.settings),
+        *("train.steps=300", "optim.warmup_steps=30", f"data.train={novels}"),
+        *(f"run.directory={base}", *parsed.settings),
     )
     commands.run(
         *("pretrain", "train", CONFIGS / "summaries_cpu.yaml"),
