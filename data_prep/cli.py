@@ -348,8 +348,9 @@ class _Mqar(_Drawn):
     """Write documents of multi-query associative recall.
 
     Writes prompts and answers as jsonl (keys id, prompt, answer): pairs of a key and a value, then
-    every key once more with its value (after Zoology, arXiv 2312.04927). Each is one character, and
-    a token of the tokenizer that is written beside the file. The bytes depend only on the options.
+    every key once more, a prompt, with its value, the answer (after Zoology, arXiv 2312.04927).
+    Each is one character, and a token of the tokenizer that is written beside the file. The bytes
+    depend only on the options.
     """
 
     documents: int = option(MISSING, "number of documents", low=1)

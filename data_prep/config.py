@@ -106,10 +106,13 @@ class SourceConfig:
     )
     text_field: str = setting("text", "key or column of a jsonl or parquet record's text")
     prompt_field: str = setting(
-        "", "instead of text_field: key of a jsonl record's prompt, which its answer follows"
+        "",
+        "instead of text_field: key of a jsonl record's prompt, which its answer follows, or of a "
+        "list of prompts, each followed by its answer",
     )
     answer_field: str = setting(
-        "", "key of the answer; training weighs the prompt by data.prompt_weight"
+        "",
+        "key of the answer, or of a list of them; training weighs prompts by data.prompt_weight",
     )
     question: str = setting(
         "", "text between each prompt and its answer, e.g. a line 'Summary:'; part of the prompt"

@@ -2,7 +2,8 @@
 
 A shard is an uncompressed tar that stock webdataset reads. A document is two members, `KEY.json`
 (id, source, bytes, tokens, and, for a document of a prompt and an answer, prompt: how many of its
-first tokens are the prompt's) and `KEY.tokens.npy`, with KEY its zero-padded number in the
+first tokens are the prompt's; for one of several, also turns: the tokens before its second prompt,
+before the answer to that, and so on) and `KEY.tokens.npy`, with KEY its zero-padded number in the
 shard.
 
 webdataset reads the tars, but ends a shard without an exception where a tar is cut or a
@@ -16,6 +17,7 @@ import dataclasses
 import functools
 import hashlib
 import io
+import itertools
 import json
 import os
 import re
@@ -72,26 +74,35 @@ class DataError(ValueError):
 class Document:
     """One document; `bytes` counts its text in UTF-8, `tokens` [n] holds neither BOS nor EOS.
 
-    The first `prompt` tokens are a prompt, the others its answer; 0: a plain text.
+    `turns` counts the tokens before its first answer, before the prompt after that, and so on to
+    the last answer; empty: a plain text.
     """
 
     id: str
     source: str
     bytes: int
     tokens: np.ndarray
-    prompt: int = 0
+    turns: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
 class StoredDocument:
-    """A document that is too large to be held: `blocks` are its `tokens` ids, in their order."""
+    """A document that is too large to be held: `blocks` are its `tokens` ids, in their order.
+
+    Its turns are those of Document.
+    """
 
     id: str
     source: str
     bytes: int
     tokens: int
     blocks: Iterator[np.ndarray]
-    prompt: int = 0
+    turns: tuple[int, ...] = ()
+
+
+def prompt_tokens(turns: Sequence[int]) -> int:
+    """How many tokens of a document with these turns belong to its prompts."""
+    return sum(turns[::2]) - sum(turns[1::2])
 
 
 @dataclass(frozen=True)
@@ -335,7 +346,7 @@ def verify(directory: Path) -> list[str]:
         _check_file(directory / manifest.tokenizer.file, manifest.tokenizer.sha256)
     except DataError as error:
         problems.append(str(error))
-    text_bytes = prompt_tokens = 0
+    text_bytes = prompts = 0
     for info in manifest.shards:
         path = directory / info.name
         try:
@@ -343,12 +354,12 @@ def verify(directory: Path) -> list[str]:
             for document in read_shard(path, info):
                 _check_ids(path, document, manifest)
                 text_bytes += document.bytes
-                prompt_tokens += document.prompt
+                prompts += prompt_tokens(document.turns)
         except DataError as error:
             problems.append(str(error))
     for what, stated, found in (
         ("bytes of text", manifest.text_bytes, text_bytes),
-        ("tokens of prompts", manifest.prompt_tokens, prompt_tokens),
+        ("tokens of prompts", manifest.prompt_tokens, prompts),
     ):
         if not problems and stated != found:
             path = directory / MANIFEST
@@ -382,10 +393,12 @@ class _Tar:
             count, blocks = len(document.tokens), iter([document.tokens])
         else:
             count, blocks = document.tokens, document.blocks
-        meta: dict[str, str | int] = {"id": document.id, "source": document.source}
+        meta: dict[str, str | int | list[int]] = {"id": document.id, "source": document.source}
         meta |= {"bytes": document.bytes, "tokens": count}
-        if document.prompt:
-            meta["prompt"] = document.prompt
+        if document.turns:
+            meta["prompt"], *further = document.turns
+            if further:
+                meta["turns"] = further
         data = json.dumps(meta, sort_keys=True).encode()
         key = _key(self._first + self.documents)
         self.write(_member_head(f"{key}.json", len(data)) + data + _padding(len(data)))
@@ -480,14 +493,25 @@ def _document(path: Path, key: str, members: dict[str, bytes]) -> Document:
     try:
         meta = json_value(members["json"])
         tokens = _array(members["tokens.npy"])
-        prompt = meta.get("prompt", 0)
-        document = Document(meta["id"], meta["source"], meta["bytes"], tokens, prompt)
-        sound = meta["tokens"] == len(tokens) and 0 <= prompt <= len(tokens)
+        turns = _turns(meta, len(tokens))
+        document = Document(meta["id"], meta["source"], meta["bytes"], tokens, turns)
+        sound = meta["tokens"] == len(tokens)
     except _UNREADABLE:
         sound = False
     if not sound:
         raise DataError(f"{path}: document {key} is incomplete or not of this format; {_REMEDY}")
     return document
+
+
+def _turns(meta: dict[str, Any], tokens: int) -> tuple[int, ...]:
+    """The turns of a document of so many tokens. Raises ValueError where they are none."""
+    if "prompt" not in meta:
+        return ()
+    turns = (meta["prompt"], *meta.get("turns", ()))
+    ascending = all(a <= b for a, b in itertools.pairwise((0, *turns, tokens)))
+    if not (ascending and len(turns) % 2 and all(type(turn) is int for turn in turns)):
+        raise ValueError(f"no turns of a document of {tokens} tokens: {turns}")
+    return turns
 
 
 def _array(data: bytes) -> np.ndarray:

@@ -298,7 +298,7 @@ def _account_for(left_out: np.ndarray, work: Work, accounts: Accounts) -> None:
     dtype = shards.dtype_of(model.vocab_size)
     numbers = np.flatnonzero(left_out)
     for unit, own in work.tables.split(numbers):
-        rows, ids = table.pick(work.tables.paths[unit], numbers[own] - work.tables.starts[unit])
+        rows, ids, _ = table.pick(work.tables.paths[unit], numbers[own] - work.tables.starts[unit])
         for row, id, kind in zip(rows, ids, left_out[numbers[own]].tolist(), strict=True):
             file = work.files[row["file"]]
             reason, account = f"{duplicates.KINDS[kind]} duplicate", accounts.of(file.source)

@@ -13,7 +13,7 @@ import hashlib
 import itertools
 import unicodedata
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -136,7 +136,7 @@ class DrawSample(Stage):
     ) -> Iterator[list[str]]:
         """The passages of a document whose hash is within the limit."""
         name, line, offset = self.work.files[file].name, str(record.line), 0
-        for text in itertools.chain(record.passages(), [record.answer]):
+        for text in itertools.chain(record.passages(), record.replies):
             for start in range(0, len(text), _PASSAGE):
                 key = keyed(self.config.seed, "sample", name, line, str(offset + start))
                 if int.from_bytes(key[:8]) > limit:
@@ -214,13 +214,16 @@ class _DroppedError(Exception):
 
 @dataclasses.dataclass
 class Written:
-    """The part of a document written so far; `changed` names the cleaning steps that altered it."""
+    """The part of a document written so far; `changed` names the cleaning steps that altered it.
+
+    `turns` counts the tokens before each answer and each further prompt.
+    """
 
     out: BinaryIO
     signature: Signature
     bytes: int = 0
     tokens: int = 0
-    prompt: int = 0
+    turns: list[int] = dataclasses.field(default_factory=list)
     changed: set[str] = dataclasses.field(default_factory=set)
 
 
@@ -252,10 +255,10 @@ class _Outcome:
 
     def accept(self, file: int, record: RawDocument | LongDocument, written: Written) -> None:
         """Count a document that was written."""
-        size = (written.bytes, written.tokens, written.prompt)
-        key = keyed(self.seed, record.id)
-        place = (file, record.line)
-        self.documents.add(record.id, key, written.signature.fingerprint, place, size)
+        key, place = keyed(self.seed, record.id), (file, record.line)
+        size = (written.bytes, written.tokens)
+        fingerprint = written.signature.fingerprint
+        self.documents.add(record.id, key, fingerprint, place, size, written.turns)
         self.account(file).accepted += 1
 
     def plain(self) -> dict[str, Any]:
@@ -303,12 +306,7 @@ class Tokenize(Stage):
         start = written.out.tell()
         try:
             self.write(self._cleaned(file, record, written), written)
-            if record.answer:
-                # Tokenized one by one, so that no token crosses from prompt to question or answer.
-                if question := self.work.files[file].config.question:
-                    self.write([question], written)
-                written.prompt = written.tokens
-                self.write([record.answer], written)
+            self._write_replies(record.replies, self.work.files[file].config.question, written)
             outcome.accept(file, record, written)
             return True
         except _DroppedError as dropped:
@@ -320,6 +318,14 @@ class Tokenize(Stage):
         written.out.seek(start)
         written.out.truncate()
         return False
+
+    def _write_replies(self, replies: Sequence[str], question: str, written: Written) -> None:
+        """Write answers and further prompts, each alone: no token crosses from one to another."""
+        for number, reply in enumerate(replies):
+            if number % 2 == 0 and question:
+                self.write([question], written)
+            written.turns.append(written.tokens)
+            self.write([reply], written)
 
     def _cleaned(
         self, file: int, record: RawDocument | LongDocument, written: Written

@@ -1,4 +1,4 @@
-"""The documents of a unit as a file: a table of rows of fixed width, then their ids.
+"""The documents of a unit as a file: a table of rows of fixed width, then ids and turns of each.
 
 A process that needs something of every document reads one column of all tables; ids are read where
 a shard is written. So no process holds an object for each document of the corpus.
@@ -11,19 +11,23 @@ import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-from data_prep.dataset import durable
+from data_prep.dataset import durable, shards
 
 # `first` is the number of the document's first token in the unit's file of tokens, `id` that of
-# the first byte of its id behind the table. The hashes are compared as their bytes are.
+# the first byte of its id behind the table. `prompt` counts the tokens of all its prompts. Where it
+# has several, the tokens before each of its `turns` lie behind its id, else `turns` is 0.
+# The hashes are compared as their bytes are.
 ROW = np.dtype(
     [
         ("key", ">u8", 2),
         ("fingerprint", ">u8", 2),
         ("file", "<u4"),
         ("id_bytes", "<u4"),
+        ("turns", "<u4"),
         ("line", "<u8"),
         ("bytes", "<u8"),
         ("tokens", "<u8"),
@@ -32,9 +36,10 @@ ROW = np.dtype(
         ("id", "<u8"),
     ]
 )
-_PACKED = struct.Struct("<16s16sIIQQQQQQ")
+_PACKED = struct.Struct("<16s16sIIIQQQQQQ")
 # The file begins with the number of rows.
 _HEAD = 8
+_TURN = "<u8"
 
 
 class Rows:
@@ -47,16 +52,25 @@ class Rows:
         return len(self._rows) // ROW.itemsize
 
     def add(
-        self, id: str, key: bytes, fingerprint: bytes, place: tuple[int, int], size: Sequence[int]
+        self,
+        id: str,
+        key: bytes,
+        fingerprint: bytes,
+        place: tuple[int, int],
+        size: tuple[int, int],
+        turns: Sequence[int] = (),
     ) -> None:
-        """Add a document: `place` is (file, line), `size` its bytes, tokens, tokens of its prompt.
+        """Add a document: `place` is (file, line), `size` its bytes and tokens.
 
         `key` decides its place in the order; `fingerprint` is empty or what exact duplicates share.
+        `turns` counts the tokens before its first answer, its second prompt, and so on.
         """
         data, (file, line) = id.encode(), place
-        ends = (self._first, len(self._ids))
-        self._rows += _PACKED.pack(key, fingerprint, file, len(data), line, *size, *ends)
-        self._ids += data
+        several = turns if len(turns) > 1 else ()
+        prompt = shards.prompt_tokens(turns)
+        head = (key, fingerprint, file, len(data), len(several), line)
+        self._rows += _PACKED.pack(*head, *size, prompt, self._first, len(self._ids))
+        self._ids += data + np.array(several, _TURN).tobytes()
         self._first += size[1]
 
     def write(self, path: Path) -> None:
@@ -72,14 +86,28 @@ def read(path: Path) -> np.ndarray:
     return np.fromfile(path, ROW, _count(path), offset=_HEAD)
 
 
-def pick(path: Path, indices: np.ndarray) -> tuple[np.ndarray, list[str]]:
-    """Some rows of a unit and their ids, without reading the others: ROW [len(indices)]."""
+class Picked(NamedTuple):
+    """Documents of a unit: ROW [documents], and the id and the turns of each."""
+
+    rows: np.ndarray
+    ids: list[str]
+    turns: list[tuple[int, ...]]
+
+
+def pick(path: Path, indices: np.ndarray) -> Picked:
+    """Some documents of a unit, without reading the others."""
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         count = int.from_bytes(data[:_HEAD], "little")
         rows = np.frombuffer(data, ROW, count, _HEAD)[indices]
-        ids = (rows["id"] + (_HEAD + count * ROW.itemsize)).tolist()
-        sizes = rows["id_bytes"].tolist()
-        return rows, [data[at : at + n].decode() for at, n in zip(ids, sizes, strict=True)]
+        starts = rows["id"] + (_HEAD + count * ROW.itemsize)
+        ends = starts + rows["id_bytes"]
+        places = zip(starts.tolist(), ends.tolist(), strict=True)
+        ids = [data[start:end].decode() for start, end in places]
+        turns: list[tuple[int, ...]] = [(n,) if n else () for n in rows["prompt"].tolist()]
+        for place in np.flatnonzero(rows["turns"]).tolist():
+            start, size = int(ends[place]), int(rows["turns"][place]) * np.dtype(_TURN).itemsize
+            turns[place] = tuple(np.frombuffer(data[start : start + size], _TURN).tolist())
+        return Picked(rows, ids, turns)
 
 
 def _count(path: Path) -> int:

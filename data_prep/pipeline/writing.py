@@ -20,7 +20,7 @@ from data_prep.dataset import durable, shards
 from data_prep.dataset.shards import Document, ShardInfo, StoredDocument
 from data_prep.pipeline import order, progress, table
 from data_prep.pipeline.stages import Stage
-from data_prep.pipeline.table import Tables
+from data_prep.pipeline.table import Picked, Tables
 from data_prep.pipeline.workspace import Work
 
 # A document by its number in the corpus, and the number that its id ends with; see order.py.
@@ -137,7 +137,7 @@ def _documents(work: Work, part: _Part, dtype: str) -> Iterator[Document | Store
     """The documents of a part in the order of the recipe."""
     start = part.first * _ENTRY.itemsize
     entries = np.fromfile(work.recipe, _ENTRY, part.stop - part.first, offset=start)
-    units, rows, ids = _look_up(work.tables, entries["document"])
+    units, (rows, ids, turns) = _look_up(work.tables, entries["document"])
     for block in _blocks(rows["tokens"].tolist()):
         found: list[np.ndarray] = []
         if len(block) > 1 or rows["tokens"][block.start] <= _BLOCK:
@@ -146,30 +146,30 @@ def _documents(work: Work, part: _Part, dtype: str) -> Iterator[Document | Store
         for at in block:
             row = rows[at]
             id = order.named(ids[at], int(entries["number"][at]))
-            size, count, prompt = int(row["bytes"]), int(row["tokens"]), int(row["prompt"])
+            size, count = int(row["bytes"]), int(row["tokens"])
             source = work.files[row["file"]].source
             if found:
-                yield Document(id, source, size, found[at - block.start], prompt)
+                yield Document(id, source, size, found[at - block.start], turns[at])
             else:
                 stored = _stored(work, int(units[at]), int(row["first"]), count, dtype)
-                yield StoredDocument(id, source, size, count, stored, prompt)
+                yield StoredDocument(id, source, size, count, stored, turns[at])
             progress.count(size, count)
 
 
-def _look_up(tables: Tables, documents: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """The unit, row and id of each document; every unit's file is opened once."""
-    units, rows = np.empty(len(documents), np.int64), np.empty(len(documents), table.ROW)
-    ids = [""] * len(documents)
+def _look_up(tables: Tables, documents: np.ndarray) -> tuple[np.ndarray, Picked]:
+    """The unit and the row of each document; every unit's file is opened once."""
+    units, count = np.empty(len(documents), np.int64), len(documents)
+    found = Picked(np.empty(count, table.ROW), [""] * count, [()] * count)
     by_unit = np.argsort(documents)
     ascending = documents[by_unit].astype(np.int64)
     for unit, own in tables.split(ascending):
         places = by_unit[own]
         units[places] = unit
         indices = ascending[own] - tables.starts[unit]
-        rows[places], names = table.pick(tables.paths[unit], indices)
-        for place, name in zip(places.tolist(), names, strict=True):
-            ids[place] = name
-    return units, rows, ids
+        found.rows[places], ids, turns = table.pick(tables.paths[unit], indices)
+        for place, id, own_turns in zip(places.tolist(), ids, turns, strict=True):
+            found.ids[place], found.turns[place] = id, own_turns
+    return units, found
 
 
 def _blocks(tokens: list[int]) -> Iterator[range]:

@@ -17,7 +17,6 @@ from pathlib import Path
 from data_prep.dataset import durable
 from data_prep.dataset.settings import SettingsError
 from data_prep.recall import tasks
-from data_prep.recall.pair import Pair
 from data_prep.recall.tasks import Haystack
 from data_prep.tokenizer.contract import Tokenizer
 
@@ -59,9 +58,10 @@ def write_lines(path: Path, lines: Iterable[bytes]) -> None:
             packed.close()
 
 
-def record(id: str, pair: Pair) -> bytes:
+def record(id: str, prompt: str | list[str], answer: str | list[str]) -> bytes:
     """A line of the file."""
-    return json.dumps({"id": id, **pair._asdict()}, ensure_ascii=False).encode() + b"\n"
+    plain = {"id": id, "prompt": prompt, "answer": answer}
+    return json.dumps(plain, ensure_ascii=False).encode() + b"\n"
 
 
 # Forked workers inherit the books in it, which are too long to be sent with every document.
@@ -97,4 +97,4 @@ def document(wanted: Wanted, haystack: Haystack, model: Tokenizer | None, number
         raise SettingsError([problem])
     length = tasks.length(seed, task, number, wanted.low, wanted.high)
     pair = tasks.document(task, haystack, model, length, seed=seed, number=number)
-    return record(f"{task}-{seed}-{number}", pair)
+    return record(f"{task}-{seed}-{number}", pair.prompt, pair.answer)

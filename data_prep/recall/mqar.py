@@ -4,7 +4,8 @@ A document states pairs of a key and a value, `k1 v1 k2 v2 ...`; after a gap it 
 once, in another order, and each key is followed by its value. Keys and values are from disjoint
 halves of a vocabulary of single characters, each a token of `tokenizer_json`; a gap is of letters.
 
-The loss of training covers the second part, keys included, which nothing predicts: as in a text.
+A line of a file has a prompt to each value: the document up to its key. So training may leave the
+keys, which nothing predicts, out of its loss.
 """
 
 from __future__ import annotations
@@ -69,8 +70,10 @@ def line(wanted: Wanted, number: int) -> bytes:
     """The line of a file that holds the document of this number; gaps are log-uniform."""
     pairs = wanted.pairs[number % len(wanted.pairs)]
     gap = length(wanted.seed, "mqar", number, 1, wanted.gap + 1) - 1
-    pair = document(wanted.seed, number, pairs, gap, wanted.symbols)
-    return record(f"mqar-{wanted.seed}-{number}", pair)
+    stated, asked = document(wanted.seed, number, pairs, gap, wanted.symbols)
+    prompts, answers = list(asked[::2]), list(asked[1::2])
+    prompts[0] = stated + prompts[0]
+    return record(f"mqar-{wanted.seed}-{number}", prompt=prompts, answer=answers)
 
 
 def tokenizer_beside(path: Path) -> Path:

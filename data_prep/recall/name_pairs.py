@@ -18,7 +18,6 @@ from data_prep.dataset import shards
 from data_prep.dataset.shards import DataError, Document
 from data_prep.recall.draws import Draws
 from data_prep.recall.generate import record, write_lines
-from data_prep.recall.pair import Pair
 from data_prep.recall.tasks import length
 from data_prep.tokenizer import tokenizer
 from data_prep.tokenizer.contract import Tokenizer
@@ -75,7 +74,7 @@ def write(path: Path, directory: Path, wanted: Wanted) -> int:
     books = sorted((one for one in documents if len(one.tokens)), key=lambda book: book.id)
     model = tokenizer.load(tokenizer.find(directory))
     pairs = (_passages if wanted.passages else _whole)(books, model, wanted)
-    made = [record(id, Pair(text, f" {', '.join(found)}")) for id, text, found in pairs]
+    made = [record(id, text, f" {', '.join(found)}") for id, text, found in pairs]
     if not made:
         raise DataError(f"{directory}: none of its documents has a name in it; give books")
     write_lines(path, made)

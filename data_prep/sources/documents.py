@@ -13,12 +13,13 @@ import io
 import itertools
 import json
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, BinaryIO, ClassVar
 
 from data_prep.dataset.blocks import BlockReader
+from data_prep.dataset.wording import counted
 from data_prep.sources import compression, contents, storage
 from data_prep.sources.compression import DamageError, Gap
 from data_prep.sources.inputs import InputChangedError, InputFile
@@ -36,7 +37,7 @@ _BOM = b"\xef\xbb\xbf"
 class RawDocument:
     """A document before tokenization; its record begins at `offset` and has `read` bytes.
 
-    With an `answer` the `text` is the prompt before it.
+    With `replies` the `text` is a prompt: an answer, the next prompt, its answer, and so on.
     `line` is the number, from 1, of a line, of a row (parquet) or of a record (warc). The offset of
     a row is that of its row group, in bytes after decompression.
     """
@@ -46,7 +47,7 @@ class RawDocument:
     offset: int
     read: int
     text: str
-    answer: str = ""
+    replies: Sequence[str] = ()
 
     def passages(self) -> Iterator[str]:
         """The text as one, or in passages if it is long: some rules take 75 bytes per character."""
@@ -62,7 +63,7 @@ class LongDocument:
     offset: int
     read: int
     open: Callable[[], Iterator[str]]
-    answer: ClassVar[str] = ""
+    replies: ClassVar[Sequence[str]] = ()
 
     def passages(self) -> Iterator[str]:
         """The text, passage by passage. Raises BadRecordError where it is not UTF-8."""
@@ -217,14 +218,14 @@ def _record(
         check_size(file, size)
         if file.format == "text":
             _check_text(file, data)
-            id, text, answer = file.relative, utf8(data), ""
+            id, text, replies = file.relative, utf8(data), list[str]()
             if not text:
                 raise BadRecordError("empty text")
         else:
-            id, text, answer = _json(file, data, line)
+            id, (text, *replies) = _json(file, data, line)
     except BadRecordError as bad:
         return bad.at(line, offset, size)
-    return RawDocument(id, line, offset, size, text, answer)
+    return RawDocument(id, line, offset, size, text, replies)
 
 
 def _check_text(file: InputFile, data: bytes) -> None:
@@ -237,8 +238,8 @@ def _check_text(file: InputFile, data: bytes) -> None:
         raise BadRecordError(compression.UNSUPPORTED, detail)
 
 
-def _json(file: InputFile, data: bytes, line: int) -> tuple[str, str, str]:
-    """Id, text or prompt, and answer or nothing."""
+def _json(file: InputFile, data: bytes, line: int) -> tuple[str, list[str]]:
+    """Id, and the text; or a prompt, its answer, the next prompt, and so on."""
     # A byte order mark may head a jsonl file; inside a text it is text.
     content = utf8(data.removeprefix(_BOM) if line == 1 else data)
     if not content.strip():
@@ -253,23 +254,44 @@ def _json(file: InputFile, data: bytes, line: int) -> tuple[str, str, str]:
         raise BadRecordError("not an object", f"found {type(value).__name__}")
     id = identifier(value.get(file.config.id_field), f"{file.relative}:{line}")
     if file.config.prompt_field:
-        text = _text(value, file.config.prompt_field, "prompt")
-        answer = _text(value, file.config.answer_field, "answer")
+        texts = _turns(value, file.config.prompt_field, file.config.answer_field)
     else:
-        text, answer = _text(value, file.config.text_field, "text"), ""
+        texts = [_text(value, file.config.text_field, "text")]
     try:
-        for part in (text, answer, id):
+        for part in (*texts, id):
             part.encode()
     except UnicodeEncodeError as error:
         raise BadRecordError("lone surrogate", f"{error.object[error.start]!r}") from None
-    return id, text, answer
+    return id, texts
+
+
+def _turns(value: dict[str, Any], prompt: str, answer: str) -> list[str]:
+    """A prompt, its answer, the next prompt, and so on: of two texts, or of two lists.
+
+    The lists have as many texts as each other. Raises BadRecordError for anything else.
+    """
+    both = value.get(prompt), value.get(answer)
+    if not all(isinstance(each, list) for each in both):
+        return [_text(value, prompt, "prompt"), _text(value, answer, "answer")]
+    prompts, answers = (
+        [_checked(one, what) for one in each or [""]]
+        for each, what in zip(both, ("prompt", "answer"), strict=True)
+    )
+    if len(prompts) != len(answers):
+        found = f"{counted(len(prompts), 'prompt')}, {counted(len(answers), 'answer')}"
+        raise BadRecordError("not an answer to each prompt", found)
+    return [text for turn in zip(prompts, answers, strict=True) for text in turn]
 
 
 def _text(value: dict[str, Any], key: str, what: str) -> str:
     """The value of the key. Raises BadRecordError unless it is a text."""
     if key not in value:
         raise BadRecordError(f"{what} missing", f"no key {key!r}")
-    text = value[key]
+    return _checked(value[key], what)
+
+
+def _checked(text: Any, what: str) -> str:
+    """The text. Raises BadRecordError where it is none, or empty."""
     if not isinstance(text, str):
         raise BadRecordError(f"{what} not a string", f"found {type(text).__name__}")
     if not text:

@@ -125,11 +125,13 @@ class Dataset:
     def weigh(self, document: Document, prompt_weight: float) -> np.ndarray:
         """The weight in the loss of each token of the laid-out document, float32 [n].
 
-        BOS and the prompt have `prompt_weight`; the answer, its EOS and plain documents have 1.
+        BOS and prompts have `prompt_weight`; answers, the EOS after them and plain documents 1.
         """
         weights = np.ones(len(self._head) + len(document.tokens) + len(self._tail), np.float32)
-        if document.prompt:
-            weights[: len(self._head) + document.prompt] = prompt_weight
+        head = len(self._head)
+        # Prompts are the even ones of the parts that the turns divide a document into.
+        for start, stop in zip((-head, *document.turns[1::2]), document.turns[::2], strict=False):
+            weights[head + start : head + stop] = prompt_weight
         return weights
 
     def order(self, seed: int, epoch: int, source: int = 0) -> np.ndarray:

@@ -127,6 +127,8 @@ def _pair(line: bytes, fields: Fields, place: str) -> Pair | str:
     if not isinstance(record, dict):
         return f"is a {type(record).__name__}, expected an object"
     for key in (fields.prompt, fields.answer):
+        if isinstance(record.get(key), list):
+            return f"has a list under {key!r}; expected a document and its one answer"
         if not isinstance(record.get(key), str) or not record[key].strip():
             return f"has no text under {key!r}; it has {', '.join(map(repr, record)) or 'no key'}"
         try:

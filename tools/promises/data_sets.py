@@ -55,7 +55,7 @@ def write(
         rejected=0,
         dropped=0,
         duplicates=0,
-        prompt_tokens=sum(document.prompt for document in documents),
+        prompt_tokens=sum(shards.prompt_tokens(document.turns) for document in documents),
     )
     shards.write_manifest(directory, manifest)
     return manifest

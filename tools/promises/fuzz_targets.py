@@ -218,7 +218,8 @@ def _written(name: str) -> list[bytes]:
 
             return [zstandard.ZstdCompressor().compress(b'{"text": "a"}\n')]
         if name == "shard":
-            documents = [Document(f"d{n}", "s", 2, np.arange(2), n % 2) for n in range(3)]
+            turns = [(), (1,), (0, 1, 2)]
+            documents = [Document(f"d{n}", "s", 2, np.arange(2), turns[n]) for n in range(3)]
             shards.write_shard(path / "s.tar", documents, "uint16")
             return [(path / "s.tar").read_bytes()]
         if name == "data-set-manifest":

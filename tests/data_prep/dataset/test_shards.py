@@ -447,25 +447,34 @@ def test_verify_reads_ids_types_and_sizes_and_not_only_checksums(
     assert "says 1 bytes of text, the shards say 21" in problem
 
 
-def test_a_shard_says_how_many_tokens_are_the_prompt_s(tmp_path: Path) -> None:
+def test_a_shard_says_where_prompts_end_and_answers(tmp_path: Path) -> None:
     block = [np.arange(3, dtype=np.int32)]
     pairs = [
-        replace(a_document(0, [5, 6, 7]), prompt=2),
+        replace(a_document(0, [5, 6, 7]), turns=(2,)),
         a_document(1, [8]),
-        StoredDocument("id-2", "a source", 0, 3, iter(block), prompt=1),
+        StoredDocument("id-2", "a source", 0, 3, iter(block), turns=(1,)),
+        replace(a_document(3, [5, 6, 7, 8]), turns=(1, 2, 3)),
     ]
     path = tmp_path / "shard.tar"
     info = shards.write_shard(path, pairs, "uint16")
-    assert [document.prompt for document in shards.read_shard(path, info)] == [2, 0, 1]
+    found = [document.turns for document in shards.read_shard(path, info)]
+    assert found == [(2,), (), (1,), (1, 2, 3)]
     with tarfile.open(path) as tar:
-        metas = [json.load(tar.extractfile(f"{n:08d}.json")) for n in range(3)]  # type: ignore[arg-type]
-    assert [one.get("prompt") for one in metas] == [2, None, 1]
+        metas = [json.load(tar.extractfile(f"{n:08d}.json")) for n in range(4)]  # type: ignore[arg-type]
+    assert [one.get("prompt") for one in metas] == [2, None, 1, 1]
+    assert [one.get("turns") for one in metas] == [None, None, None, [2, 3]]
 
 
-@pytest.mark.parametrize("prompt", [-1, 4, "1"])
-def test_a_prompt_longer_than_its_document_is_refused(tmp_path: Path, prompt: Any) -> None:
+@pytest.mark.parametrize(
+    "turns",
+    [
+        *({"prompt": prompt} for prompt in (-1, 4, "1")),
+        *({"prompt": 1, "turns": further} for further in ([2], [3, 2], [2, 4], [2, 2.5], "23", 2)),
+    ],
+)
+def test_turns_that_do_not_divide_their_document_are_refused(tmp_path: Path, turns: Any) -> None:
     path = tmp_path / "shard.tar"
-    plain = {**json.loads(meta(3)), "prompt": prompt}
+    plain = {**json.loads(meta(3)), **turns}
     write_members(
         path,
         [
@@ -484,10 +493,12 @@ def test_the_manifest_counts_tokens_of_prompts_where_there_are_any(
     write_data_set(plain, [[5, 6, 7]], 1, 100)
     assert "prompt_tokens" not in json.loads((plain / shards.MANIFEST).read_bytes())
     assert shards.read_manifest(plain).prompt_tokens == 0
-    manifest = write_data_set(pairs, [replace(a_document(0, [5, 6, 7]), prompt=2)], 1, 100)
-    assert shards.read_manifest(pairs).prompt_tokens == 2
+    two, several = a_document(0, [5, 6, 7]), a_document(1, [5, 6, 7, 8, 9, 10])
+    documents = [replace(two, turns=(2,)), replace(several, turns=(1, 3, 5))]
+    manifest = write_data_set(pairs, documents, 1, 100)
+    assert shards.read_manifest(pairs).prompt_tokens == 2 + (1 + 2)
     assert shards.verify(pairs) == []
     shards.write_manifest(pairs, replace(manifest, prompt_tokens=1))
     assert shards.verify(pairs) == [
-        f"{pairs / shards.MANIFEST}: says 1 tokens of prompts, the shards say 2"
+        f"{pairs / shards.MANIFEST}: says 1 tokens of prompts, the shards say 5"
     ]

@@ -270,7 +270,7 @@ def test_ordering_holds_less_than_100_bytes_a_document(different: int, tmp_path:
             rows = Rows()
             for line in range(1000):
                 id = f"document {(line * units + unit) % different}"
-                rows.add(id, keyed(1, id), b"", (0, line), (67, 20, 0))
+                rows.add(id, keyed(1, id), b"", (0, line), (67, 20))
             rows.write(work.documents(unit))
         tracemalloc.start()
         pipeline._write_recipe(Config(), work, np.arange(1000 * units))
@@ -899,7 +899,7 @@ def test_a_prompt_and_its_answer_share_no_token(tmp_path: Path) -> None:
     model = tokenizer.load(tokenizer.find(output))
     found = {}
     for document in documents_of(output):
-        prompt, answer = document.tokens[: document.prompt], document.tokens[document.prompt :]
+        prompt, answer = np.split(document.tokens, document.turns)
         assert prompt.tolist() == model.encode(pairs[document.id][0]).tolist()
         found[document.id] = (
             model.decode(prompt),
@@ -907,15 +907,47 @@ def test_a_prompt_and_its_answer_share_no_token(tmp_path: Path) -> None:
         )
         assert document.bytes == sum(len(part.encode()) for part in found[document.id])
     assert found == pairs
-    assert manifest.prompt_tokens == sum(document.prompt for document in documents_of(output))
+    assert manifest.prompt_tokens == sum(document.turns[0] for document in documents_of(output))
     joint = "".join(pairs["joint"])
     (stored,) = (document for document in documents_of(output) if document.id == "joint")
     assert stored.tokens.tolist() != model.encode(joint).tolist(), "the case should be met"
     # Cut anew, the prompts stay.
     assert reshard.run(output, tmp_path / "again", 3)
-    again = {document.id: document.prompt for document in documents_of(tmp_path / "again")}
-    assert again == {document.id: document.prompt for document in documents_of(output)}
+    again = {document.id: document.turns for document in documents_of(tmp_path / "again")}
+    assert again == {document.id: document.turns for document in documents_of(output)}
     assert shards.verify(tmp_path / "again") == []
+
+
+def test_every_turn_has_tokens_of_its_own(tmp_path: Path) -> None:
+    source = random.Random(5)
+    turns = {f"{n}": [story(source, 5) for _ in range(2 * (n % 3) + 2)] for n in range(60)}
+    # Where one text would be cut otherwise than two.
+    turns["joint"] = ["the memor", "y of the seg", "ment and its mem", "ory"]
+    lines = [json.dumps({"id": i, "q": all[::2], "a": all[1::2]}) for i, all in turns.items()]
+    (tmp_path / "turns.jsonl").write_text("\n".join(lines))
+    question = "\nSo: "
+    entry = (
+        "{name: turns, paths: [turns.jsonl], format: jsonl, prompt_field: q, answer_field: a, "
+        f"question: {json.dumps(question)}}}"
+    )
+    words = [f"root={tmp_path}", f"sources=[{entry}]", "tokenizer.vocab_size=400", "shards.count=2"]
+    output = tmp_path / "out"
+    manifest = pipeline.run(config.load(None, [*words, f"output={output}"])).manifest
+    assert shards.verify(output) == []
+    model = tokenizer.load(tokenizer.find(output))
+    prompts = 0
+    for document in documents_of(output):
+        found = np.split(document.tokens, document.turns)
+        texts = [model.decode_bytes(ids, inside=n > 0).decode() for n, ids in enumerate(found)]
+        assert texts[1::2] == turns[document.id][1::2]
+        assert texts[::2] == [f"{prompt}{question}" for prompt in turns[document.id][::2]]
+        prompts += sum(map(len, found[::2]))
+    assert manifest.prompt_tokens == prompts
+    # Cut anew, the turns stay.
+    assert reshard.run(output, tmp_path / "again", 3)
+    again = {document.id: document.turns for document in documents_of(tmp_path / "again")}
+    assert again == {document.id: document.turns for document in documents_of(output)}
+    assert len(again["joint"]) == 3
 
 
 def test_a_question_ends_every_prompt_in_tokens_of_its_own(tmp_path: Path) -> None:
@@ -937,9 +969,9 @@ def test_a_question_ends_every_prompt_in_tokens_of_its_own(tmp_path: Path) -> No
     (asked,) = (ids.tolist() for _, ids in model.encode_parts([question], inside=True))
     for document in documents_of(output):
         text, answer = pairs[document.id]
-        prompt = document.tokens[: document.prompt].tolist()
+        prompt = document.tokens[: document.turns[0]].tolist()
         assert prompt == [*model.encode(text).tolist(), *asked]
-        rest = model.decode_bytes(document.tokens[document.prompt :], inside=True)
+        rest = model.decode_bytes(document.tokens[document.turns[0] :], inside=True)
         assert rest.decode() == answer
         assert document.bytes == len((text + question + answer).encode())
 

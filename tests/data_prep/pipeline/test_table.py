@@ -10,6 +10,7 @@ import pytest
 from data_prep.pipeline import table
 from data_prep.pipeline.table import Rows, Tables
 
+TURNS = [(), (1,), (1, 1, 2), (), (3,), (0, 1, 2, 4, 2**40)]
 IDS = [["a", "", "\u00fcber #2"], [], ["d"], ["e" * 70_000, "f"]]
 
 
@@ -21,7 +22,8 @@ def tables(tmp_path: Path) -> Tables:
         rows = Rows()
         for line, id in enumerate(ids, 1):
             key = bytes([number]) * 16
-            rows.add(id, key, key[::-1] if line % 2 else b"", (number, line), (10, number, 1))
+            place, size = (number, line), (10, number)
+            rows.add(id, key, key[::-1] if line % 2 else b"", place, size, TURNS[number])
             number += 1
         assert len(rows) == len(ids)
         rows.write(path)
@@ -38,8 +40,11 @@ def test_what_was_added_comes_back_by_column_and_by_document(tables: Tables) -> 
     # Tokens of a document begin where those of the one before it in its unit end.
     assert tables.column("first").tolist() == [0, 0, 1, 0, 0, 4]
     assert list(tables.ids(np.array([1, 2, 4, 5]))) == ["", IDS[0][2], IDS[3][0], "f"]
-    rows, ids = table.pick(tables.paths[3], np.array([1, 0]))
+    assert tables.column("prompt").tolist() == [0, 1, 2, 0, 3, 2**40 - 3]
+    rows, ids, turns = table.pick(tables.paths[3], np.array([1, 0]))
     assert ids == ["f", "e" * 70_000] and rows["tokens"].tolist() == [5, 4]
+    assert turns == [TURNS[5], TURNS[4]]
+    assert table.pick(tables.paths[0], np.array([2, 0])).turns == [(1, 1, 2), ()]
 
 
 def test_keys_are_ordered_as_their_bytes_and_equal_ones_stay(tables: Tables) -> None:

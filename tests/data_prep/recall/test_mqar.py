@@ -78,10 +78,11 @@ def test_numbers_of_pairs_take_turns_and_gaps_lie_between_their_bounds(tmp_path:
     gaps = []
     for number, record in enumerate(records):
         pairs = (2, 16)[number % 2]
-        gaps.append(len(record["prompt"]) - 1 - 2 * pairs)
-        assert len(record["answer"]) == 2 * pairs
-        made = mqar.document(1, number, pairs, gaps[-1])
-        assert made == (record["prompt"], record["answer"])
+        prompts, answers = record["prompt"], record["answer"]
+        gaps.append(len(prompts[0]) - 2 - 2 * pairs)
+        stated, asked = mqar.document(1, number, pairs, gaps[-1])
+        assert prompts == [stated + asked[0], *asked[2::2]] and answers == list(asked[1::2])
+        assert len(answers) == pairs
     assert min(gaps) < 3 and 200 < max(gaps) <= 300
 
 

@@ -342,10 +342,35 @@ def test_a_record_of_a_prompt_and_an_answer(tmp_path: Path) -> None:
     file = input_file(path, prompt_field="question", answer_field="reply")
     first, *rest = read(file)
     assert isinstance(first, RawDocument)
-    assert (first.id, first.text, first.answer) == ("x", "Who?", " She.")
+    assert (first.id, first.text, first.replies) == ("x", "Who?", [" She."])
     assert [record.reason for record in rest if isinstance(record, Reject)] == [
         "answer missing",
         "empty prompt",
         "answer not a string",
         "lone surrogate",
+    ]
+
+
+def test_a_record_of_several_prompts_and_their_answers(tmp_path: Path) -> None:
+    path = tmp_path / "turns.jsonl"
+    path.write_bytes(
+        line(q=["Who?", " Where?"], a=[" She.", " There."])
+        + line(q=["Who?"], a=[" She."])
+        + line(q=["Who?", " Where?"], a=[" She."])
+        + line(q=["Who?", 3], a=[" She.", " There."])
+        + line(q=["Who?", " Where?"], a=[" She.", ""])
+        + line(q=[], a=[])
+        + line(q=["Who?"], a=["\ud800"])
+    )
+    first, second, *rest = read(input_file(path, prompt_field="q", answer_field="a"))
+    assert isinstance(first, RawDocument) and isinstance(second, RawDocument)
+    assert (first.text, first.replies) == ("Who?", [" She.", " Where?", " There."])
+    assert (second.text, second.replies) == ("Who?", [" She."])
+    found = [(record.reason, record.detail) for record in rest if isinstance(record, Reject)]
+    assert found == [
+        ("not an answer to each prompt", "2 prompts, 1 answer"),
+        ("prompt not a string", "found int"),
+        ("empty answer", ""),
+        ("empty prompt", ""),
+        ("lone surrogate", "'\\ud800'"),
     ]

@@ -589,7 +589,7 @@ def test_a_lane_names_the_shards_that_it_opens_next_in_each_source(sources: list
 
 
 def test_weights_by_hand(tmp_path: Path, write_data_set: Any) -> None:
-    pair = Document("pair", "test", 1, np.array([10, 11, 12, 13]), prompt=2)
+    pair = Document("pair", "test", 1, np.array([10, 11, 12, 13]), turns=(2,))
     write_data_set(tmp_path, [pair, [20, 21]], 1, 100)
     dataset = Dataset(tmp_path)
     lane = Lane(Mix([dataset], prompt_weight=0.25), 0, 1, seed=1)
@@ -607,8 +607,21 @@ def test_weights_by_hand(tmp_path: Path, write_data_set: Any) -> None:
     assert [*first, *rest] == [0.25, 0.25, 1, 1]
 
 
+def test_every_prompt_of_a_document_has_the_weight_of_prompts(
+    tmp_path: Path, write_data_set: Any
+) -> None:
+    turns = Document("turns", "test", 1, np.arange(10, 18), turns=(3, 4, 6))
+    write_data_set(tmp_path, [turns], 1, 100)
+    lane = Lane(Mix([Dataset(tmp_path)], prompt_weight=0.25), 0, 1, seed=1)
+    # Prompt 10, 11, 12; answer 13; prompt 14, 15; answer 16, 17 and the end.
+    _, targets, _, weights = lane.window(10)
+    assert targets.tolist() == [10, 11, 12, 13, 14, 15, 16, 17, 2, IGNORE]
+    assert weights is not None
+    assert weights.tolist() == [0.25, 0.25, 0.25, 1, 0.25, 0.25, 1, 1, 1, 0]
+
+
 def test_there_are_no_weights_where_every_one_is_1(tmp_path: Path, write_data_set: Any) -> None:
-    pair = Document("pair", "test", 1, np.array([10, 11]), prompt=1)
+    pair = Document("pair", "test", 1, np.array([10, 11]), turns=(1,))
     write_data_set(tmp_path / "pairs", [pair], 1, 100)
     write_data_set(tmp_path / "plain", [[10, 11]], 1, 100)
     plain, pairs = Dataset(tmp_path / "plain"), Dataset(tmp_path / "pairs")

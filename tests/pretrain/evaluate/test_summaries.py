@@ -97,9 +97,9 @@ def test_the_loss_is_that_of_the_answer_as_evaluation_asks_for_it(
         for text in (QUESTION, PAIRS[0].answer)
     )
     tokens = np.concatenate([document, asking, answer])
-    stored = Document("pair", "test", 1, tokens, prompt=len(document) + len(asking))
+    stored = Document("pair", "test", 1, tokens, turns=(len(document) + len(asking),))
     data = write_data_set(tmp_path / "data", [stored], 1, 320, tokenizer=tokenizer_model)
-    assert data.prompt_tokens == stored.prompt > 4 * 64
+    assert data.prompt_tokens == stored.turns[0] > 4 * 64
     lane = Lane(Mix([Dataset(tmp_path / "data")], prompt_weight=0.0), 0, 1, seed=1)
     state, total, weight = model.model.initial_state(1, CPU), 0.0, 0.0
     with torch.inference_mode():
@@ -189,13 +189,14 @@ def test_every_mistake_is_in_one_message(
     model: Trained, pairs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pairs.open("a") as file:
-        file.write('{"prompt": "no answer"}\n')
+        file.write('{"prompt": "no answer"}\n{"prompt": ["a", "b"], "answer": ["c", "d"]}\n')
     words = ["--shares", "0,2", "--top-p", "0", "--documents", "0"]
     assert _evaluate(model, pairs, *words) == 2
     reported = capsys.readouterr().err
     for part in ("found 0\n", "found 2\n", "--top-p", "--documents", "--question: not"):
         assert part in reported
     assert "pairs.jsonl: line 4: has no text under 'answer'" in reported
+    assert "line 5: has a list under 'prompt'; expected a document and its one answer" in reported
     assert not list(model.run_directory.glob("summaries-*"))
 
 
