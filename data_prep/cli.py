@@ -348,9 +348,8 @@ class _Mqar(_Drawn):
     """Write documents of multi-query associative recall.
 
     Writes prompts and answers as jsonl (keys id, prompt, answer): pairs of a key and a value, then
-    every key once more, a prompt, with its value, the answer (after Zoology, arXiv 2312.04927).
-    Each is one character, and a token of the tokenizer that is written beside the file. The bytes
-    depend only on the options.
+    every key once more with its value (after Zoology, arXiv 2312.04927). Each is one character, and
+    a token of the tokenizer that is written beside the file. The bytes depend only on the options.
     """
 
     documents: int = option(MISSING, "number of documents", low=1)
@@ -364,6 +363,9 @@ class _Mqar(_Drawn):
         low=1,
         high=mqar.MOST_PAIRS,
     )
+    answers: mqar.Answers = option(
+        "values", "what the loss is of: values alone, or the keys too, which nothing predicts"
+    )
     workers: int = option(1, "processes", low=1)
 
     def problems(self) -> list[str]:
@@ -376,7 +378,8 @@ class _Mqar(_Drawn):
 
     def run(self) -> int:
         model = mqar.tokenizer_beside(self.output)
-        line = partial(mqar.line, mqar.Wanted(self.pairs, self.gap, self.symbols, self.seed))
+        wanted = mqar.Wanted(self.pairs, self.gap, self.symbols, self.seed, self.answers)
+        line = partial(mqar.line, wanted)
         generate.write(self.output, self.documents, line, self.workers)
         durable.write_bytes(model, mqar.tokenizer_json())
         print(f"{counted(self.documents, 'document')}: {self.output}\ntokenizer: {model}")

@@ -4,8 +4,8 @@ A document states pairs of a key and a value, `k1 v1 k2 v2 ...`; after a gap it 
 once, in another order, and each key is followed by its value. Keys and values are from disjoint
 halves of a vocabulary of single characters, each a token of `tokenizer_json`; a gap is of letters.
 
-A line of a file has a prompt to each value: the document up to its key. So training may leave the
-keys, which nothing predicts, out of its loss.
+In a line of a file each value is an answer, and its key the prompt to it, so that the loss leaves
+out the keys, which nothing predicts; or the questions with all values are one answer.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import string
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from data_prep.recall.draws import Draws
 from data_prep.recall.generate import record
@@ -30,6 +31,9 @@ _VALUES = [chr(0xAC00 + number) for number in range(MOST_PAIRS)]
 _LETTERS = string.ascii_lowercase
 SYMBOLS = "".join([_LETTERS, *_KEYS, *_VALUES])
 """Every character of a document."""
+
+Answers = Literal["values", "pairs"]
+"""What the loss is of: values alone, or keys with their values."""
 
 _TOKENIZER = "mqar.tokenizer.json"
 _SPECIAL = ("<s>", "</s>")
@@ -48,6 +52,7 @@ class Wanted:
     gap: int
     symbols: int
     seed: int
+    answers: Answers = "values"
 
 
 def document(seed: int, number: int, pairs: int, gap: int, symbols: int = MOST_PAIRS) -> Pair:
@@ -70,10 +75,13 @@ def line(wanted: Wanted, number: int) -> bytes:
     """The line of a file that holds the document of this number; gaps are log-uniform."""
     pairs = wanted.pairs[number % len(wanted.pairs)]
     gap = length(wanted.seed, "mqar", number, 1, wanted.gap + 1) - 1
+    id = f"mqar-{wanted.seed}-{number}"
     stated, asked = document(wanted.seed, number, pairs, gap, wanted.symbols)
+    if wanted.answers == "pairs":
+        return record(id, stated, asked)
     prompts, answers = list(asked[::2]), list(asked[1::2])
     prompts[0] = stated + prompts[0]
-    return record(f"mqar-{wanted.seed}-{number}", prompt=prompts, answer=answers)
+    return record(id, prompts, answers)
 
 
 def tokenizer_beside(path: Path) -> Path:

@@ -84,6 +84,13 @@ def test_numbers_of_pairs_take_turns_and_gaps_lie_between_their_bounds(tmp_path:
         assert prompts == [stated + asked[0], *asked[2::2]] and answers == list(asked[1::2])
         assert len(answers) == pairs
     assert min(gaps) < 3 and 200 < max(gaps) <= 300
+    # The same documents, with keys among the answers.
+    whole = [
+        json.loads(line) for line in _written(tmp_path / "b", "--answers", "pairs").splitlines()
+    ]
+    for record, one, gap in zip(records, whole, gaps, strict=True):
+        pairs = len(record["answer"])
+        assert (one["prompt"], one["answer"]) == mqar.document(1, int(one["id"][7:]), pairs, gap)
 
 
 def test_every_mistake_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
