@@ -63,10 +63,11 @@ class Documents:
         return 4 * sum(self.pairs) / len(self.pairs) + self.gap / np.log(self.gap + 1)
 
 
-# Few pairs of few symbols first, and all of them near. Then through the memory, which is learned late
-# and at once, after some 1,100 steps; sooner where the loss is of keys too, for they are read from the
-# memory as well. A model that can do so takes four times the symbols, and then more pairs, within 300
-# steps; the loss is of values alone, which keys, that nothing predicts, would drown: docs/trials.md.
+# Few pairs of few symbols first, and all of them near. Then through the memory, which is learned
+# late and at once, after some 1,100 steps, with a loss of the keys too, which are read from the
+# memory as well. A model that can do so takes four times the symbols, and then more pairs, within
+# 300 steps each, with a loss of the values alone: keys, which nothing predicts, are a noise that
+# grows with the pairs (docs/trials.md).
 NEAR = Documents("near", (3, 5, 7), 2, symbols=32, answers="pairs")
 FEW = Documents("few", (4, 8, 14), 64, symbols=32, answers="pairs")
 MORE = Documents("more", (4, 8, 14), 64, symbols=128)
