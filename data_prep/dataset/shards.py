@@ -505,7 +505,7 @@ def _document(path: Path, key: str, members: dict[str, bytes]) -> Document:
 
 def _turns(meta: dict[str, Any], tokens: int) -> tuple[int, ...]:
     """The turns of a document of so many tokens. Raises ValueError where they are none."""
-    if "prompt" not in meta:
+    if not {"prompt", "turns"} & meta.keys():
         return ()
     turns = (meta["prompt"], *meta.get("turns", ()))
     ascending = all(a <= b for a, b in itertools.pairwise((0, *turns, tokens)))

@@ -48,7 +48,7 @@ _COMPRESSED_PARTS = 8
 # Files are surveyed together up to this size or number, or 1 / _UNITS of the corpus.
 _SURVEY_BYTES = 4 << 20
 _SURVEY_FILES = 128
-_VERSION = 6
+_VERSION = 7
 _LOCK_SECONDS = 10.0
 
 

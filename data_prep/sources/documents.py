@@ -266,36 +266,50 @@ def _json(file: InputFile, data: bytes, line: int) -> tuple[str, list[str]]:
 
 
 def _turns(value: dict[str, Any], prompt: str, answer: str) -> list[str]:
-    """A prompt, its answer, the next prompt, and so on: of two texts, or of two lists.
+    """A prompt, its answer, the next prompt, and so on: of two texts, or of two lists of texts.
 
     The lists have as many texts as each other. Raises BadRecordError for anything else.
     """
-    both = value.get(prompt), value.get(answer)
-    if not all(isinstance(each, list) for each in both):
-        return [_text(value, prompt, "prompt"), _text(value, answer, "answer")]
-    prompts, answers = (
-        [_checked(one, what) for one in each or [""]]
-        for each, what in zip(both, ("prompt", "answer"), strict=True)
-    )
+    keys = {prompt: "prompt", answer: "answer"}
+    both = [_found(value, key, what) for key, what in keys.items()]
+    if not any(isinstance(each, list) for each in both):
+        return [_checked(each, what) for each, what in zip(both, keys.values(), strict=True)]
+    for key, each in zip(keys, both, strict=True):
+        if not isinstance(each, list):
+            found = f"{key!r} holds no list, but {type(each).__name__}"
+            raise BadRecordError("not an answer to each prompt", found)
+    prompts, answers = both
     if len(prompts) != len(answers):
         found = f"{counted(len(prompts), 'prompt')}, {counted(len(answers), 'answer')}"
         raise BadRecordError("not an answer to each prompt", found)
-    return [text for turn in zip(prompts, answers, strict=True) for text in turn]
+    if not prompts:
+        raise BadRecordError("empty prompt", "the list is empty")
+    return [
+        _checked(text, what, f"turn {number}")
+        for number, turn in enumerate(zip(prompts, answers, strict=True), 1)
+        for text, what in zip(turn, keys.values(), strict=True)
+    ]
 
 
 def _text(value: dict[str, Any], key: str, what: str) -> str:
     """The value of the key. Raises BadRecordError unless it is a text."""
+    return _checked(_found(value, key, what), what)
+
+
+def _found(value: dict[str, Any], key: str, what: str) -> Any:
+    """The value of the key. Raises BadRecordError where there is none."""
     if key not in value:
         raise BadRecordError(f"{what} missing", f"no key {key!r}")
-    return _checked(value[key], what)
+    return value[key]
 
 
-def _checked(text: Any, what: str) -> str:
+def _checked(text: Any, what: str, place: str = "") -> str:
     """The text. Raises BadRecordError where it is none, or empty."""
     if not isinstance(text, str):
-        raise BadRecordError(f"{what} not a string", f"found {type(text).__name__}")
+        found = f"found {type(text).__name__}"
+        raise BadRecordError(f"{what} not a string", f"{place}: {found}" if place else found)
     if not text:
-        raise BadRecordError(f"empty {what}")
+        raise BadRecordError(f"empty {what}", place)
     return text
 
 

@@ -469,6 +469,7 @@ def test_a_shard_says_where_prompts_end_and_answers(tmp_path: Path) -> None:
     "turns",
     [
         *({"prompt": prompt} for prompt in (-1, 4, "1")),
+        {"turns": [1, 2]},
         *({"prompt": 1, "turns": further} for further in ([2], [3, 2], [2, 4], [2, 2.5], "23", 2)),
     ],
 )

@@ -346,7 +346,7 @@ def test_a_record_of_a_prompt_and_an_answer(tmp_path: Path) -> None:
     assert [record.reason for record in rest if isinstance(record, Reject)] == [
         "answer missing",
         "empty prompt",
-        "answer not a string",
+        "not an answer to each prompt",
         "lone surrogate",
     ]
 
@@ -360,6 +360,9 @@ def test_a_record_of_several_prompts_and_their_answers(tmp_path: Path) -> None:
         + line(q=["Who?", 3], a=[" She.", " There."])
         + line(q=["Who?", " Where?"], a=[" She.", ""])
         + line(q=[], a=[])
+        + line(q=["Who?"])
+        + line(q=["Who?"], a=" She.")
+        + line(q="Who?", a=[" She."])
         + line(q=["Who?"], a=["\ud800"])
     )
     first, second, *rest = read(input_file(path, prompt_field="q", answer_field="a"))
@@ -369,8 +372,11 @@ def test_a_record_of_several_prompts_and_their_answers(tmp_path: Path) -> None:
     found = [(record.reason, record.detail) for record in rest if isinstance(record, Reject)]
     assert found == [
         ("not an answer to each prompt", "2 prompts, 1 answer"),
-        ("prompt not a string", "found int"),
-        ("empty answer", ""),
-        ("empty prompt", ""),
+        ("prompt not a string", "turn 2: found int"),
+        ("empty answer", "turn 2"),
+        ("empty prompt", "the list is empty"),
+        ("answer missing", "no key 'a'"),
+        ("not an answer to each prompt", "'a' holds no list, but str"),
+        ("not an answer to each prompt", "'q' holds no list, but str"),
         ("lone surrogate", "'\\ud800'"),
     ]
