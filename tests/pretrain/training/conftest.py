@@ -44,7 +44,7 @@ def data_sets(
         documents = [rng.integers(3, VOCABULARY, size=int(size)) for size in sizes]
         write_data_set(root / name, documents, 8, VOCABULARY)
     pairs = [
-        Document(f"pair {number}", "test", 1, rng.integers(3, VOCABULARY, size=90), 70)
+        Document(f"pair {number}", "test", 1, rng.integers(3, VOCABULARY, size=90), (70,))
         for number in range(40)
     ]
     write_data_set(root / "pairs", pairs, 8, VOCABULARY)

@@ -206,14 +206,15 @@ def corpus(tmp_path_factory: pytest.TempPathFactory, write_data_set: Callable[..
 
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory: pytest.TempPathFactory, write_data_set: Callable[..., Any]) -> Path:
-    """Prompts and answers of very unequal lengths; some shards hold plain documents."""
+    """Up to three prompts and answers of unequal lengths; some shards hold plain documents."""
     directory = tmp_path_factory.mktemp("pairs")
     rng = np.random.default_rng(1)
     documents = []
     for number in range(40 * LANES):
         tokens = rng.integers(3, VOCABULARY, size=int(rng.integers(2, 70)))
-        prompt = 0 if number % 80 < 10 else int(rng.integers(1, len(tokens)))
-        documents.append(Document(f"pair {number}", "test", 1, tokens, prompt))
+        count = 0 if number % 80 < 10 else (1, 3, 5)[number % 3]
+        turns = tuple(sorted(rng.integers(1, len(tokens), size=count).tolist()))
+        documents.append(Document(f"pair {number}", "test", 1, tokens, turns))
     write_data_set(directory, documents, 2 * LANES, VOCABULARY)
     return directory
 
@@ -224,7 +225,7 @@ def prompts(tmp_path_factory: pytest.TempPathFactory, write_data_set: Callable[.
     directory = tmp_path_factory.mktemp("prompts")
     rng = np.random.default_rng(2)
     documents = [
-        Document(f"prompt {number}", "test", 1, rng.integers(3, VOCABULARY, size=110), 108)
+        Document(f"prompt {number}", "test", 1, rng.integers(3, VOCABULARY, size=110), (108,))
         for number in range(8 * LANES)
     ]
     write_data_set(directory, documents, LANES, VOCABULARY)
