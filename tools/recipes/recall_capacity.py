@@ -64,7 +64,7 @@ class Documents:
 
 
 # Few pairs of few symbols first, and all of them near. Then through the memory, which is learned
-# late and at once, after some 1,100 steps, with a loss of the keys too, which are read from the
+# late and at once, after 400 to 1,100 steps, with a loss of the keys too, which are read from the
 # memory as well. A model that can do so takes four times the symbols, and then more pairs, within
 # 300 steps each, with a loss of the values alone: keys, which nothing predicts, are a noise that
 # grows with the pairs (docs/trials.md).
