@@ -70,7 +70,9 @@ class Rows:
         prompt = shards.prompt_tokens(turns)
         head = (key, fingerprint, file, len(data), len(several), line)
         self._rows += _PACKED.pack(*head, *size, prompt, self._first, len(self._ids))
-        self._ids += data + np.array(several, _TURN).tobytes()
+        self._ids += data
+        if several:  # as good as never in a corpus, whose every document comes by here
+            self._ids += np.array(several, _TURN).tobytes()
         self._first += size[1]
 
     def write(self, path: Path) -> None:
