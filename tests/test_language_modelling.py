@@ -6,6 +6,7 @@ import json
 import math
 from pathlib import Path
 
+import evidence
 import pytest
 
 from pretrain import config as configuration
@@ -98,7 +99,7 @@ def test_mistakes_in_settings_are_reported_before_anything_is_made(
 
 @pytest.mark.slow
 def test_the_recipe_makes_a_table_of_packages_and_repeats_no_finished_work(
-    tmp_path: Path,
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
     words = [
@@ -114,10 +115,20 @@ def test_the_recipe_makes_a_table_of_packages_and_repeats_no_finished_work(
     assert [row["model"] for row in found["rows"]] == names
     for row, far in zip(found["rows"], found["far"], strict=True):
         assert len(row["seeds"]) == 2 and 2 < row["bits"] < 12 and math.isfinite(far["gain"])
-    assert {found["reports"][name][0]["tokens"] for name in names} == {2 * 2 * 4 * 128}
-    assert scores.scores_of(found["reports"]["rmt"]).nats.shape == (2, 2)
+    kept = out / "reports" / "repositories"
+    reports = {
+        name: [json.loads((kept / f"{name}-{seed}.json").read_text()) for seed in (1, 2)]
+        for name in names
+    }
+    assert {report["tokens"] for two in reports.values() for report in two} == {2 * 2 * 4 * 128}
+    assert scores.scores_of(reports["rmt"]).nats.shape == (2, 2)
     assert (made.parent / "positions.png").exists() and (made.parent / "gates.png").exists()
-    before = {path: path.read_bytes() for path in out.rglob("metrics.jsonl")}
-    assert len(before) == 2 * len(names)
+    table = (made.parent / "comparison.md").read_text()
+    assert table.endswith(f"\n\nCommit {evidence.commit()}.\n")
+    # With the reports alone, somewhere else: nothing is prepared, trained or evaluated.
+    capfd.readouterr()
+    other = tmp_path / "other"
+    words[1:2] = [str(other), "--reports", str(out / "reports")]
     language_modelling.main(words)
-    assert {path: path.read_bytes() for path in out.rglob("metrics.jsonl")} == before
+    assert "$" not in capfd.readouterr().out
+    assert (other / "repositories" / "comparison.md").read_text() == table

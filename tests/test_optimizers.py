@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
+import gzip
+import json
 from pathlib import Path
+from pydoc_data.topics import topics
 
+import evidence
 import pytest
 
 from pretrain import config as configuration
@@ -51,7 +56,8 @@ class Recorder(optimizers.Trainer):
 
 def asked_for(base: Result | None) -> tuple[Result, list[tuple[float, int, int]]]:
     """The result of a search among three rates with two seeds, and what was trained for it."""
-    trainer = Recorder(Path("unused"), optimizers.CONFIG, [])
+    words = argparse.Namespace(out=Path("unused"), config=optimizers.CONFIG, jobs=1, reports=None)
+    trainer = Recorder(words, [], [])
     trainer.asked = []
     plan = Steps(full=9, search=3, fewer=6)
     return trainer.result("muon", [0.01, 0.02, 0.04], 2, plan, base), trainer.asked
@@ -83,3 +89,38 @@ def test_every_rate_of_the_grids_is_a_configuration_and_every_optimizer_has_some
         for rate in rates:
             own = [*words, f"optim.name={name}", f"optim.lr={rate:g}"]
             assert configuration.load(optimizers.CONFIG, own).optim.peak == rate
+
+
+@pytest.mark.slow
+def test_the_recipe_makes_a_table_from_texts_and_repeats_no_finished_work(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    books = list(topics.values())
+    for name, texts in (("train-00", books[:-20]), ("val", books[-20:])):
+        with gzip.open(corpus / f"novels-{name}.jsonl.gz", "wt", encoding="utf-8") as file:
+            for number, text in enumerate(texts):
+                file.write(json.dumps({"id": f"{name}-{number}", "text": text}) + "\n")
+    out = tmp_path / "out"
+    words = [
+        str(corpus), str(out), "--seeds", "2", "--rates", "2", "--jobs", "2", "--budget", "0.5",
+        "launch.ranks=1", "train.steps=4", "optim.warmup_steps=1", "train.validate_every=1",
+        "train.window_segments=4", "model.n_layers=1", "model.d_model=16", "model.n_heads=2",
+        "model.n_kv_heads=2", "model.d_head=8", "model.d_ff=16",
+    ]  # fmt: skip
+    optimizers.main(words)
+    found = {one["name"]: one for one in json.loads((out / "optimizers.json").read_text())}
+    assert set(found) == set(configuration.OPTIMIZERS)
+    losses = found["adamw"]["curves"][0]["losses"]
+    assert set(losses) == {"1", "2", "3", "4"} and 6 < losses["4"] < 9
+    for name, one in found.items():
+        tried = {float(rate): loss for rate, loss in one["tried"].items()}
+        assert list(tried) == list(optimizers.GRID[name][:2])
+        assert one["rate"] == min(tried, key=tried.__getitem__) and len(one["curves"]) == 2
+    made = (out / "optimizers.md").read_text()
+    assert made.endswith(f"\n\nCommit {evidence.commit()}.\n")
+    capfd.readouterr()
+    optimizers.main(words)
+    assert "$ pretrain train" not in capfd.readouterr().out
+    assert (out / "optimizers.md").read_text() == made

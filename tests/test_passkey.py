@@ -21,6 +21,7 @@ from tools.recipes.passkey import (
     STAGES,
     Documents,
     needles,
+    overview,
     passkeys,
     samples_at,
     table,
@@ -116,6 +117,27 @@ def test_the_table_has_a_row_a_length_and_a_column_a_depth() -> None:
     ]
 
 
+def test_the_overview_has_the_mean_over_depths_and_the_worst_depth_of_each_length() -> None:
+    def rows(*shares: float) -> list[dict]:
+        cells = [(512, 0.0), (512, 1.0), (2**20, 0.0), (2**20, 1.0)]
+        return [
+            {"task": "passkey", "length": length, "depth": depth, "token_accuracy": share}
+            for (length, depth), share in zip(cells, shares, strict=True)
+        ]
+
+    harder = {"task": "single", "length": 4096, "depth": None, "token_accuracy": 0.5}
+    found = {
+        "delta-1": {"state_bytes": 33792, "rows": [*rows(1.0, 1.0, 0.9, 0.8), harder]},
+        "none-1": {"state_bytes": 0, "rows": rows(1.0, 0.0, 0.1, 0.1)},
+    }
+    assert overview(found).splitlines() == [
+        "| memory and seed | bytes of state | 512 | 1,048,576 |",
+        "|---|--:|--:|--:|",
+        "| delta-1 | 33,792 | 100 (100) | 85 (80) |",
+        "| none-1 | 0 | 50 (0) | 10 (10) |",
+    ]
+
+
 def test_mistakes_are_reported_before_anything_is_made(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -139,23 +161,27 @@ def test_the_recipe_makes_a_table_from_no_data_and_repeats_no_finished_work(
             preface=passkey.PREFACE,
         ),
     )
-    words = [str(tmp_path), "--kinds", "linear", "--samples", "2", "--lengths", "512,2048"]
+    words = [str(tmp_path), "--kinds", "linear", "--seeds", "2", "--samples", "2"]
+    words += ["--lengths", "512,2048"]
     passkey.main(words, plan)
     first = (tmp_path / "passkey.md").read_text()
     assert first in capfd.readouterr().out
     report = json.loads((tmp_path / "passkey.json").read_text())
-    assert [row["samples"] for row in report["linear"]["rows"]] == [8] * 5 + [2] * 5
-    assert (tmp_path / "passkey-linear.png").read_bytes()[:4] == b"\x89PNG"
-    settings = (tmp_path / "runs" / "linear" / "2_long" / "config.yaml").read_text()
-    assert f"start_from: {tmp_path / 'runs' / 'linear' / '1_short'}" in settings
+    assert [row["samples"] for row in report["linear-1"]["rows"]] == [8] * 5 + [2] * 5
+    assert report["linear-1"]["state_bytes"] == 2 * 4 * 32 * 33 * 4
+    assert report["linear-2"]["rows"] != report["linear-1"]["rows"]
+    for name in ("passkey-linear-1", "passkey-linear-2"):
+        assert (tmp_path / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
+    settings = (tmp_path / "runs" / "linear-1" / "2_long" / "config.yaml").read_text()
+    assert f"start_from: {tmp_path / 'runs' / 'linear-1' / '1_short'}" in settings
     (preface,) = Dataset(tmp_path / "data" / "preface").documents()
     assert len(preface.tokens) == pytest.approx(3000, rel=0.02)
-    passkey.main(words, plan)
+    elsewhere = [str(tmp_path / "other"), "--reports", str(tmp_path / "reports"), *words[1:]]
+    passkey.main(elsewhere, plan)
     again = capfd.readouterr()
-    assert "finished already" in again.out + again.err
-    assert "recall:" not in again.err, "no question is asked twice"
+    assert "$" not in again.out and "recall:" not in again.err, "nothing is done twice"
     # The seconds that each part took are of its first time.
-    assert (tmp_path / "passkey.md").read_text() == first
+    assert (tmp_path / "other" / "passkey.md").read_text() == first
 
 
 @pytest.mark.slow
@@ -176,11 +202,11 @@ def test_with_a_corpus_the_models_are_trained_on_needles_in_it_and_asked_for_all
     needle_plan = [Stage("2_needle", ((needle, 1.0),), 3, 1, 32, 1e-3, 0.0, preface=passkey.BOOKS)]
     words = [str(tmp_path / "out"), "--kinds", "linear", "--samples", "1", "--lengths", "512"]
     passkey.main([*words, "--corpus", str(corpus)], plan, needle_plan)
-    runs = tmp_path / "out" / "runs" / "linear"
+    runs = tmp_path / "out" / "runs" / "linear-1"
     settings = (runs / "2_needle" / "config.yaml").read_text()
     assert f"start_from: {runs / '1_short'}" in settings
     assert f"preface: {tmp_path / 'out' / 'data' / 'novels_train'}" in settings
-    rows = json.loads((tmp_path / "out" / "passkey.json").read_text())["linear"]["rows"]
+    rows = json.loads((tmp_path / "out" / "passkey.json").read_text())["linear-1"]["rows"]
     assert [row["task"] for row in rows[:5]] == ["passkey"] * 5
     assert {row["task"] for row in rows[5:]} == {*TASKS} - {"passkey"}
     assert len(rows) == 5 + 9 * len(passkey.NEEDLE_LENGTHS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import evidence
 import numpy as np
 import pytest
 from stages import Stage
@@ -93,6 +94,7 @@ def test_the_recipe_makes_tables_from_no_data_and_repeats_no_finished_work(
     recall_capacity.main(words, plan)
     first = (tmp_path / "capacity.md").read_text()
     assert first in capfd.readouterr().out
+    assert first.endswith(f"\n\nCommit {evidence.commit()}.\n")
     numbers = json.loads((tmp_path / "capacity.json").read_text())
     assert [(row["kind"], row["state_bytes"]) for row in numbers["rows"]] == [
         ("linear", 2 * 32 * 33 * 4),
@@ -103,8 +105,11 @@ def test_the_recipe_makes_tables_from_no_data_and_repeats_no_finished_work(
         assert (tmp_path / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
     settings = (tmp_path / "runs" / "linear-32-1" / "2_some" / "config.yaml").read_text()
     assert f"start_from: {tmp_path / 'runs' / 'linear-32-1' / '1_few'}" in settings
-    recall_capacity.main(words, plan)
+    # With the reports alone, somewhere else: nothing is made, trained or asked again.
+    elsewhere = [str(tmp_path / "other"), "--reports", str(tmp_path / "reports"), *words[1:]]
+    recall_capacity.main(elsewhere, plan)
     again = capfd.readouterr()
-    assert "finished already" in again.out + again.err
-    assert "mqar:" not in again.err, "no question is asked twice"
-    assert (tmp_path / "capacity.md").read_text() == first
+    assert "$" not in again.out and "mqar:" not in again.err
+    assert (tmp_path / "other" / "capacity.md").read_text() == first
+    with pytest.raises(SystemExit, match=r"linear-32-1\.json is of other settings"):
+        recall_capacity.main([*words, "model.init_std=0.05"], plan)

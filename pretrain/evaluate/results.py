@@ -144,7 +144,7 @@ def heat_map(
 
 def write_figure(path: Path, figure: Figure, dpi: int = 150) -> None:
     """Write a PNG durably; its directory is made if need be."""
-    path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     with durable.replacing(path) as file:
         figure.savefig(file, format="png", dpi=dpi)
 

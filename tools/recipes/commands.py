@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
@@ -99,15 +98,6 @@ def prepare_both(corpus: str, root: Path, data: Path) -> tuple[Path, Path]:
     train = prepare(f"{corpus}_train", root, data / f"{corpus}_train")
     own = f"tokenizer.path={train / 'tokenizer.model'}"
     return train, prepare(f"{corpus}_val", root, data / f"{corpus}_val", own)
-
-
-def once(path: Path, make: Callable[[], Any]) -> Any:
-    """The JSON in `path`; if the file is missing, it is first written with what `make` returns."""
-    if not path.exists():
-        made = make()
-        path.parent.mkdir(exist_ok=True)
-        durable.write_json(path, made)
-    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def conclude(path: Path, text: str, numbers: Any = None) -> None:

@@ -1,7 +1,8 @@
 """The paper's Table 2 on whole documents: every kind of memory, none, and full attention.
 
     python tools/recipes/language_modelling.py NOVELS OUT [--corpora novels,repositories]
-        [--kinds none,linear,...] [--steps N] [--seeds 3] [--jobs 1] [key=value ...]
+        [--kinds none,linear,...] [--steps N] [--seeds 3] [--reports DIR] [--jobs 1]
+        [key=value ...]
 
 NOVELS holds novels as configs/data/novels_train.yaml and novels_val.yaml name them; repositories
 are the Python packages of this environment (configs/data/repositories_train.yaml). All models have
@@ -9,7 +10,7 @@ the same size, but for what a kind adds of its own, and the same data and number
 without memory and with Linear + Delta are also trained on windows a quarter as long: once with as
 many tokens per step, in more lanes, and once with as many lanes, in more steps. Each is trained
 with every seed and evaluated on whole held-out documents. After an interruption, the same command
-continues with what is not finished. Use a new OUT for another budget.
+continues with what is not finished.
 
 Intervals are bootstrap intervals over documents, with differences paired (tools/recipes/scores.py).
 """
@@ -17,6 +18,7 @@ Intervals are bootstrap intervals over documents, with differences paired (tools
 from __future__ import annotations
 
 import argparse
+import itertools
 import sys
 import sysconfig
 from collections.abc import Sequence
@@ -26,6 +28,7 @@ from statistics import median
 from typing import Any
 
 import commands
+import evidence
 import scores
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -115,6 +118,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--documents", type=int, default=0, help="whole held-out documents; 0: all")
     add("--seeds", type=int, default=3, help="runs of each model (default 3)")
     commands.add_jobs(parser)
+    evidence.add_option(parser)
     return parser
 
 
@@ -134,36 +138,57 @@ def main(words: Sequence[str] | None = None) -> None:
         sys.exit(str(error))
     roots = {"novels": parsed.novels, "repositories": Path(sysconfig.get_path("purelib"))}
     for corpus in parsed.corpora:
-        data = commands.prepare_both(corpus, roots[corpus], out / "data")
-        work = _Corpus(out / corpus, *data, parsed, settings)
-        _compare(work, compared)
+        _compare(_Corpus(corpus, roots[corpus], parsed, settings), compared)
 
 
 @dataclass(frozen=True)
 class _Corpus:
-    """Where the runs on a corpus are, its data sets, and what they are asked for."""
+    """The texts and the name of a corpus, and what its models are trained with."""
 
-    out: Path
-    train: Path
-    validation: Path
+    name: str
+    root: Path
     parsed: argparse.Namespace
     settings: list[str]
 
+    @property
+    def out(self) -> Path:
+        """The directory of the runs, tables and plots."""
+        out: Path = self.parsed.out
+        return out / self.name
+
+    def prepare_if_needed(self, compared: Sequence[Model]) -> None:
+        """Make the data sets, unless all reports are there already."""
+        seeds = range(1, self.parsed.seeds + 1)
+        names = [self._name(model, seed) for model in compared for seed in seeds]
+        if any(name not in evidence.of(self.parsed) for name in names):
+            commands.prepare_both(self.name, self.root, self._data)
+
     def report(self, model: Model, seed: int) -> Report:
-        """Train and evaluate the model, or what is missing of it."""
-        run = self.out / "runs" / f"{model.name}-{seed}"
-        own = [*self.settings, *model.settings, f"run.seed={seed}"]
-        places = [f"data.train={self.train}", f"run.directory={run}"]
-        commands.run("pretrain", "train", self.parsed.config, *own, *places)
+        """The model's report; trained and evaluated if it is missing."""
         documents = self.parsed.documents or None
-        found: Report = commands.once(
-            run / f"documents-{documents or 'all'}.json", lambda: _evaluated(run, self, documents)
-        )
-        return found
+        settings = [*self.settings, *model.settings, f"run.seed={seed}"]
+        made_by = {**evidence.made_by(self.parsed.config, settings), "documents": documents}
+
+        def make() -> Report:
+            run = self.out / "runs" / f"{model.name}-{seed}"
+            places = [f"data.train={self._data / f'{self.name}_train'}", f"run.directory={run}"]
+            commands.run("pretrain", "train", self.parsed.config, *settings, *places)
+            return _evaluated(run, self._data / f"{self.name}_val", documents)
+
+        return evidence.of(self.parsed).once(self._name(model, seed), made_by, make)
+
+    @property
+    def _data(self) -> Path:
+        data: Path = self.parsed.out / "data"
+        return data
+
+    def _name(self, model: Model, seed: int) -> str:
+        return f"{self.name}/{model.name}-{seed}"
 
 
 def _compare(corpus: _Corpus, compared: Sequence[Model]) -> None:
     """Train and evaluate on a corpus, and write its table and plots."""
+    corpus.prepare_if_needed(compared)
     reports: dict[str, list[Report]] = {model.name: [] for model in compared}
     # Seed by seed, so that a run that is stopped early already has a comparison.
     for seed in range(1, corpus.parsed.seeds + 1):
@@ -175,12 +200,12 @@ def _compare(corpus: _Corpus, compared: Sequence[Model]) -> None:
         _write(corpus.out, compared, reports)
 
 
-def _evaluated(run: Path, corpus: _Corpus, documents: int | None) -> Report:
+def _evaluated(run: Path, validation: Path, documents: int | None) -> Report:
     """The run's report by document, with its gates, sizes and time."""
     learned = load(run, default_device())
     found = perplexity.evaluate(
         learned,
-        corpus.validation,
+        validation,
         window_segments=None,
         max_documents=documents,
         batch=8,
@@ -208,8 +233,10 @@ def _write(out: Path, compared: Sequence[Model], reports: dict[str, list[Report]
     write_figure(out / "positions.png", _positions(titles, positions))
     if any(found[0]["gates"] for found in reports.values()):
         write_figure(out / "gates.png", _gates(titles, reports))
-    numbers = {"rows": rows, "far": far, "positions": positions, "reports": reports}
-    commands.conclude(out / "comparison", table(rows, far, titles, reports), numbers)
+    numbers = {"rows": rows, "far": far, "positions": positions}
+    of = evidence.commits(one["commit"] for one in itertools.chain(*reports.values()))
+    text = f"{table(rows, far, titles, reports)}\n{of}\n"
+    commands.conclude(out / "comparison", text, numbers)
 
 
 def table(

@@ -1,7 +1,7 @@
 """Optimizers by the steps and seconds in which they reach AdamW's final loss on novels.
 
-    python tools/recipes/optimizers.py CORPUS OUT [--seeds 3] [--budget 0.7] [--jobs 1]
-        [key=value ...]
+    python tools/recipes/optimizers.py CORPUS OUT [--seeds 3] [--budget 0.7] [--reports DIR]
+        [--jobs 1] [key=value ...]
 
 CORPUS holds novels as configs/data/novels_train.yaml and novels_val.yaml name them. Each optimizer
 is trained by configs/novels_cpu.yaml at each rate of a small grid for a third of the steps
@@ -9,11 +9,12 @@ is trained by configs/novels_cpu.yaml at each rate of a small grid for a third o
 loss. AdamW's final loss, averaged over seeds, is the target. Those that reach it are also trained
 for a part of the steps (--budget). The schedule is fitted to the steps of each run, since a
 schedule that still has to fall tells less. After an interruption, the same command continues with
-what is not finished. Use a new OUT for other settings.
+what is not finished.
 """
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -21,9 +22,11 @@ from pathlib import Path
 from statistics import mean, median
 
 import commands
+import evidence
 
 from data_prep.dataset.settings import SettingsError
 from pretrain import config as configuration
+from pretrain.evaluate.results import Report
 from pretrain.training.metrics import METRICS_FILE, read_records
 
 CONFIG = commands.CONFIGS / "novels_cpu.yaml"
@@ -136,21 +139,39 @@ def table(results: Sequence[Result], steps: Steps) -> str:
 
 
 class Trainer:
-    """Trains what is missing under `out`; `words` are settings of all runs."""
+    """Trains what is missing; `words` are settings of all runs, `sets` those of the data.
 
-    def __init__(self, out: Path, config: Path, words: Sequence[str], jobs: int = 1) -> None:
-        self._out, self._config, self._words, self._jobs = out, config, list(words), jobs
+    `commits` are those of the curves asked for so far.
+    """
+
+    def __init__(
+        self, parsed: argparse.Namespace, words: Sequence[str], sets: Sequence[str]
+    ) -> None:
+        self._out, self._config, self._jobs = parsed.out, parsed.config, parsed.jobs
+        self._reports = evidence.of(parsed)
+        self._words, self._sets = list(words), list(sets)
+        self.commits: set[str] = set()
 
     def curve(self, name: str, rate: float, seed: int, steps: int) -> Curve:
         """The run's curve."""
-        run = self._out / "runs" / f"{name}-{rate:g}-{seed}-{steps}"
+        run = f"{name}-{rate:g}-{seed}-{steps}"
         own = [f"optim.name={name}", f"optim.lr={rate:g}", f"run.seed={seed}",
-               f"train.steps={steps}", f"run.directory={run}"]  # fmt: skip
-        commands.run("pretrain", "train", self._config, *self._words, *own)
+               f"train.steps={steps}"]  # fmt: skip
+        settings = [*self._words, *own]
+        made_by = evidence.made_by(self._config, settings)
+        found = self._reports.once(run, made_by, lambda: self._trained(run, settings))
+        losses = {int(step): loss for step, loss in found["losses"].items()}
+        self.commits.add(found["commit"])
+        return Curve(losses, found["seconds_per_step"])
+
+    def _trained(self, name: str, settings: Sequence[str]) -> Report:
+        run = self._out / "runs" / name
+        places = [*self._sets, f"run.directory={run}"]
+        commands.run("pretrain", "train", self._config, *settings, *places)
         records = list(read_records(run / METRICS_FILE))
         losses = {r["step"]: r["loss"] for r in records if r["kind"] == "validation"}
         times = [r["seconds_per_step"] for r in records if r["kind"] == "train"]
-        return Curve(losses, median(times))
+        return {"losses": losses, "seconds_per_step": median(times)}
 
     def result(
         self, name: str, rates: Sequence[float], seeds: int, plan: Steps, base: Result | None
@@ -186,17 +207,19 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--budget", type=float, default=0.7, help="part of the steps; 1: none")
     parser.add_argument("--rates", type=int, default=0, help="first rates of a grid; 0: all")
     commands.add_jobs(parser)
+    evidence.add_option(parser)
     parsed = parser.parse_intermixed_args(words)
     out: Path = parsed.out
     sets = [f"data.{part}={out / 'data' / f'novels_{name}'}"
             for part, name in (("train", "train"), ("validation", "val"))]  # fmt: skip
-    settings = [*sets, "train.validate_every=25", "wandb.mode=disabled", *parsed.settings]
+    settings = ["train.validate_every=25", "wandb.mode=disabled", *parsed.settings]
+    places = [*sets, f"run.directory={out / 'runs'}"]
     try:
-        config = configuration.load(parsed.config, [*settings, f"run.directory={out / 'runs'}"])
+        config = configuration.load(parsed.config, [*settings, *places])
     except SettingsError as error:
         sys.exit(str(error))
     commands.prepare_both("novels", parsed.corpus, out / "data")
-    trainer = Trainer(out, parsed.config, settings, parsed.jobs)
+    trainer = Trainer(parsed, settings, sets)
     results: list[Result] = []
     steps = Steps.of(config.train.steps, parsed.search, parsed.budget)
     for name, grid in GRID.items():
@@ -204,7 +227,7 @@ def main(words: Sequence[str] | None = None) -> None:
         base = results[0] if results else None
         results.append(trainer.result(name, rates, parsed.seeds, steps, base))
         # After each, so that a comparison that is stopped early has a table already.
-        text = table(results, steps)
+        text = f"{table(results, steps)}\n{evidence.commits(trainer.commits)}\n"
         commands.conclude(out / "optimizers", text, [asdict(result) for result in results])
 
 

@@ -1,10 +1,11 @@
 """Passkey retrieval far beyond the trained lengths (Table 3), from no data to tables and plots.
 
-    python tools/recipes/passkey.py OUT [--kinds linear,delta] [--corpus NOVELS] [key=value ...]
+    python tools/recipes/passkey.py OUT [--kinds linear,delta] [--seeds 1] [--corpus NOVELS]
+        [--reports DIR] [--jobs 1] [key=value ...]
 
-Makes documents and a tokenizer, trains a model of each kind of memory stage by stage, asks it for
-passkeys at every length and depth, and draws a heat map. After an interruption, the same command
-continues with what is not finished. Use a new OUT for other settings.
+Makes documents and a tokenizer, trains a model of each kind of memory and seed stage by stage, asks
+it for passkeys at every length and depth, and draws a heat map. After an interruption, the same
+command continues with what is not finished.
 
 With `--corpus`, the novels that configs/data/novels_train.yaml and novels_val.yaml name, each model
 is then fine-tuned on needles in the training novels and evaluated on all tasks of `pretrain eval
@@ -21,12 +22,13 @@ import math
 import resource
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import commands
+import evidence
 from commands import CONFIGS
 from stages import Stage, documents_needed, shortened
 
@@ -150,23 +152,18 @@ def main(
         segment = _segment(parsed, [*plan, *needle_plan])
     except SettingsError as error:
         sys.exit(str(error))
-    _documents(out, FIRST, _FIRST_COUNT, parsed.workers)
-    # Before half an hour of training, so that a missing corpus is reported at once.
-    for books in (BOOKS, BOOKS_ASKED) if parsed.corpus else ():
-        _prepared(books, parsed.corpus, out / "data" / books, _in_tokens_of(out))
-    needed = documents_needed([*plan, *needle_plan], segment)
-    found: dict[str, Report] = {}
-    for kind in parsed.kinds:
-        run = _trained(parsed, plan, kind, needed)
-        asked = passkeys(parsed.lengths, parsed.samples)
-        found[kind] = _answered(run, Haystack.repeated(), asked)
-        write_figure(out / f"passkey-{kind}.png", recall.heat_map(found[kind]))
-        if parsed.corpus:
-            run = _trained(parsed, needle_plan, kind, needed, run)
-            haystack = Haystack.of_books(out / "data" / BOOKS_ASKED)
-            harder = _answered(run, haystack, needles(parsed.samples))
-            found[kind]["rows"] += harder["rows"]
-    text = "\n".join(table(kind, report["rows"]) for kind, report in found.items())
+    seeds = range(1, parsed.seeds + 1)
+    models = [Model(kind, seed) for seed in seeds for kind in parsed.kinds]
+    work = _Work(parsed, plan, needle_plan, segment)
+    if any(not work.has(model) for model in models):
+        work.prepare()
+    reports = commands.each(parsed.jobs, work.report, models)
+    found = {model.name: report for model, report in zip(models, reports, strict=True)}
+    for name, report in found.items():
+        write_figure(out / f"passkey-{name}.png", recall.heat_map(report))
+    tables = [table(name, report["rows"]) for name, report in found.items()]
+    of = evidence.commits(report["commit"] for report in found.values())
+    text = "\n".join([overview(found), *tables, of, ""])
     commands.conclude(out / "passkey", text, found)
 
 
@@ -178,8 +175,9 @@ def _parser() -> argparse.ArgumentParser:
         "--kinds",
         type=commands.names(*MEMORY_KINDS),
         default=["linear", "delta"],
-        help="kinds of memory, one model each (default linear,delta)",
+        help="kinds of memory (default linear,delta)",
     )
+    parser.add_argument("--seeds", type=int, default=1, help="models of each kind (default 1)")
     parser.add_argument(
         "--steps-share", type=float, default=1.0, help="share of each stage's steps (default 1)"
     )
@@ -193,6 +191,8 @@ def _parser() -> argparse.ArgumentParser:
         "--samples", type=int, default=4, help="questions per depth at the longest (default 4)"
     )
     parser.add_argument("--corpus", type=Path, help="novels, to also train and evaluate needles")
+    commands.add_jobs(parser)
+    evidence.add_option(parser)
     parser.add_argument("--workers", type=int, default=1, help="processes making documents")
     return parser
 
@@ -200,18 +200,26 @@ def _parser() -> argparse.ArgumentParser:
 def _segment(parsed: argparse.Namespace, plan: Sequence[Stage[Documents]]) -> int:
     """Tokens per segment. Raises SettingsError with all mistakes in the settings."""
     loaded = [
-        configuration.load(parsed.config, _words(parsed, stage, kind))
+        configuration.load(parsed.config, _words(parsed, stage, Model(kind, 1)))
         for kind in parsed.kinds
         for stage in plan
     ]
     return loaded[0].model.segment
 
 
-def _words(parsed: argparse.Namespace, stage: Stage[Documents], kind: str) -> list[str]:
+def _words(parsed: argparse.Namespace, stage: Stage[Documents], model: Model) -> list[str]:
     """The settings of a stage's run; those of the command line override the stage's."""
-    directory = parsed.out / "runs" / kind / stage.name
-    own = [*stage.settings(parsed.out / "data"), f"model.memory.kind={kind}"]
-    return [*own, *parsed.settings, f"run.directory={directory}"]
+    own = [*stage.settings(parsed.out / "data"), *_own(model)]
+    return [*own, *parsed.settings, f"run.directory={_run(parsed, stage, model)}"]
+
+
+def _own(model: Model) -> list[str]:
+    return [f"model.memory.kind={model.kind}", f"run.seed={model.seed}"]
+
+
+def _run(parsed: argparse.Namespace, stage: Stage[Documents], model: Model) -> Path:
+    directory: Path = parsed.out / "runs" / model.name / stage.name
+    return directory
 
 
 def _documents(out: Path, one: Documents, count: int, workers: int) -> None:
@@ -260,50 +268,136 @@ def _prepared(recipe: str, root: Path, data: Path, *settings: str) -> None:
         commands.prepare(recipe, root, data, *settings)
 
 
-def _trained(
-    parsed: argparse.Namespace,
-    plan: Sequence[Stage[Documents]],
-    kind: str,
-    needed: dict[Documents, int],
-    run: Path | None = None,
-) -> Path:
-    """Train all stages; returns the run of the last one.
+@dataclass(frozen=True)
+class Model:
+    """A kind of memory and a seed."""
 
-    Each stage starts from the weights of the previous one, the first from `run` if given.
-    """
-    for stage in plan:
-        for one, _ in stage.shares:
-            _documents(parsed.out, one, needed[one], parsed.workers)
-        if stage.preface == PREFACE:
-            _preface(parsed.out, _FAR, stage.lanes)
-        before = [] if run is None else [f"train.start_from={run}"]
-        commands.run("pretrain", "train", parsed.config, *_words(parsed, stage, kind), *before)
-        run = parsed.out / "runs" / kind / stage.name
-    assert run is not None
-    return run
+    kind: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Of its runs, reports and plot."""
+        return f"{self.kind}-{self.seed}"
 
 
-def _answered(run: Path, haystack: Haystack, parts: Sequence[Questions]) -> Report:
-    """One report of all parts; parts already evaluated are read from the run directory."""
-    trained = load(run, default_device())
-    reports = []
-    for asked in parts:
-        what = "-".join(map(str, (*asked.tasks, *asked.lengths, asked.samples)))
-        path = run / "asked" / f"{trained.step}-{what}.json"
-        reports.append(commands.once(path, functools.partial(_asked, trained, haystack, asked)))
-    return {**reports[0], "rows": [row for report in reports for row in report["rows"]]}
+@dataclass(frozen=True)
+class _Part:
+    """Questions that one report answers, after the training of these stages."""
+
+    plan: Sequence[Stage[Documents]]
+    asked: Questions
+    books: bool
+    """Hidden in the books to ask about, not in the repeated filler."""
+
+    def name(self, model: Model) -> str:
+        """Of its report."""
+        asked = (*self.asked.tasks, *self.asked.lengths, self.asked.samples)
+        return f"{model.name}/{'-'.join(map(str, asked))}"
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What the command line asks for: documents, trainings and reports."""
+
+    parsed: argparse.Namespace
+    plan: Sequence[Stage[Documents]]
+    needle_plan: Sequence[Stage[Documents]]
+    """Continues from the last stage of `plan`; empty without a corpus."""
+    segment: int
+
+    @property
+    def parts(self) -> list[_Part]:
+        """In the order of their trainings."""
+        samples: int = self.parsed.samples
+        far = [_Part(self.plan, asked, False) for asked in passkeys(self.parsed.lengths, samples)]
+        whole = [*self.plan, *self.needle_plan]
+        harder = needles(samples) if self.parsed.corpus else []
+        return far + [_Part(whole, asked, True) for asked in harder]
+
+    def has(self, model: Model) -> bool:
+        """Whether all reports of the model are there."""
+        return all(part.name(model) in evidence.of(self.parsed) for part in self.parts)
+
+    def prepare(self) -> None:
+        """Make the documents and data sets of all stages, the tokenizer with the first."""
+        out, workers = self.parsed.out, self.parsed.workers
+        _documents(out, FIRST, _FIRST_COUNT, workers)
+        for books in (BOOKS, BOOKS_ASKED) if self.parsed.corpus else ():
+            _prepared(books, self.parsed.corpus, out / "data" / books, _in_tokens_of(out))
+        whole = [*self.plan, *self.needle_plan]
+        for one, count in documents_needed(whole, self.segment).items():
+            _documents(out, one, count, workers)
+        for stage in whole:
+            if stage.preface == PREFACE:
+                _preface(out, _FAR, stage.lanes)
+
+    def report(self, model: Model) -> Report:
+        """One report of all parts; what is missing of it is trained and asked for."""
+        learned = functools.cache(lambda last: self._trained(model, last))
+        reports = []
+        for part in self.parts:
+            settings = [*_own(model), *self.parsed.settings]
+            made_by = {
+                **evidence.made_by(self.parsed.config, settings, part.plan),
+                "asked": asdict(part.asked),
+            }
+            make = functools.partial(self._asked, part, learned)
+            reports.append(evidence.of(self.parsed).once(part.name(model), made_by, make))
+        rows = [row for report in reports for row in report["rows"]]
+        commits = ", ".join(sorted({report["commit"] for report in reports}))
+        return {**reports[0], "commit": commits, "rows": rows}
+
+    def _asked(self, part: _Part, learned: Callable[[str], Trained]) -> Report:
+        books = self.parsed.out / "data" / BOOKS_ASKED
+        haystack = Haystack.of_books(books) if part.books else Haystack.repeated()
+        return _asked(learned(part.plan[-1].name), haystack, part.asked)
+
+    def _trained(self, model: Model, last: str) -> Trained:
+        """Train the stages up to the one of that name, each from the weights of the one before."""
+        run: Path | None = None
+        for stage in (*self.plan, *self.needle_plan):
+            before = [] if run is None else [f"train.start_from={run}"]
+            words = [*_words(self.parsed, stage, model), *before]
+            commands.run("pretrain", "train", self.parsed.config, *words)
+            run = _run(self.parsed, stage, model)
+            if stage.name == last:
+                break
+        assert run is not None
+        return load(run, default_device())
 
 
 def _asked(trained: Trained, haystack: Haystack, asked: Questions) -> Report:
-    """The report, its rows with `seconds`, the time it took, and `resident_bytes`, the peak of the
-    process so far."""
+    """The report with the memory's `state_bytes`, its rows with `seconds`, the time it took, and
+    `resident_bytes`, the peak of the process so far."""
     began = time.perf_counter()
     report = recall.evaluate(trained, haystack, asked, to_stderr)
     # In KiB on Linux.
     resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     for row in report["rows"]:
         row |= {"seconds": time.perf_counter() - began, "resident_bytes": resident}
-    return report
+    state = trained.model.initial_state(1, trained.device)
+    return {**report, "state_bytes": sum(tensor.nbytes for layer in state for tensor in layer)}
+
+
+def overview(found: dict[str, Report]) -> str:
+    """The passkey's token accuracy in % by model and length in Markdown: the mean over depths, and
+    in brackets that of the worst depth."""
+    shares: dict[str, dict[int, list[float]]] = {}
+    for name, report in found.items():
+        for row in report["rows"]:
+            if row["task"] == PASSKEY:
+                by_length = shares.setdefault(name, {}).setdefault(row["length"], [])
+                by_length.append(100 * row["token_accuracy"])
+    lengths = [f"{length:,}" for length in next(iter(shares.values()))]
+    lines = [
+        f"| memory and seed | bytes of state | {' | '.join(lengths)} |",
+        f"|---|--:|{'--:|' * len(lengths)}",
+    ]
+    for name, by_length in shares.items():
+        cells = [f"{sum(each) / len(each):.0f} ({min(each):.0f})" for each in by_length.values()]
+        lines.append(f"| {name} | {found[name]['state_bytes']:,} | {' | '.join(cells)} |")
+    return "\n".join([*lines, ""])
 
 
 def table(kind: str, rows: Sequence[dict[str, Any]]) -> str:

@@ -1,13 +1,13 @@
 """How many pairs each kind of memory holds, by the bytes of its state, from no data to plots.
 
     python tools/recipes/recall_capacity.py OUT [--kinds linear,delta] [--widths 64,128] [--seeds 3]
-        [--jobs 1] [key=value ...]
+        [--reports DIR] [--jobs 1] [key=value ...]
 
 Multi-query associative recall (after Zoology, arXiv 2312.04927): pairs of a key and a value, and
 after a gap the question for every key. Models of two layers, of each kind of memory and each width,
 are trained with one budget on the same documents, whose pairs and gaps grow from stage to stage,
 and are asked by number of pairs and by distance in segments. After an interruption, the same
-command continues with what is not finished. Use a new OUT for other settings.
+command continues with what is not finished.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ import argparse
 import itertools
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import commands
+import evidence
 import numpy as np
 from commands import CONFIGS
 from matplotlib.figure import Figure
@@ -121,18 +122,17 @@ def main(words: Sequence[str] | None = None, plan: Sequence[Stage[Documents]] = 
         segment = _segment(parsed, plan, models)
     except SettingsError as error:
         sys.exit(str(error))
-    for one, count in documents_needed(plan, segment).items():
-        _documents(parsed.out, one, count, parsed.workers)
-    asked = Associations(parsed.pairs, parsed.distances, parsed.answers, SEED_ASKED)
+    seeds = range(1, parsed.seeds + 1)
+    if any(run(one, seed) not in evidence.of(parsed) for one in models for seed in seeds):
+        for documents, count in documents_needed(plan, segment).items():
+            _documents(parsed.out, documents, count, parsed.workers)
     found: dict[str, list[Report]] = {}
     # Seed by seed, so that a run that is stopped early already has a comparison.
-    for seed in range(1, parsed.seeds + 1):
-        reports = commands.each(
-            parsed.jobs,
-            lambda model, seed=seed: _answered(_trained(parsed, plan, model, seed), asked),
-            models,
+    for seed in seeds:
+        answered = commands.each(
+            parsed.jobs, lambda model, seed=seed: _answered(parsed, plan, model, seed), models
         )
-        for model, report in zip(models, reports, strict=True):
+        for model, report in zip(models, answered, strict=True):
             found.setdefault(model.name, []).append(report)
         _write(parsed.out, models, found)
 
@@ -162,6 +162,7 @@ def _parser() -> argparse.ArgumentParser:
         "--answers", type=int, default=ANSWERS, help="values asked for per cell (default 256)"
     )
     commands.add_jobs(parser)
+    evidence.add_option(parser)
     parser.add_argument("--workers", type=int, default=1, help="processes making documents")
     return parser
 
@@ -188,8 +189,13 @@ def _words(
 
 
 def _runs(parsed: argparse.Namespace, model: Model, seed: int) -> Path:
-    directory: Path = parsed.out / "runs" / f"{model.name}-{seed}"
+    directory: Path = parsed.out / "runs" / run(model, seed)
     return directory
+
+
+def run(model: Model, seed: int) -> str:
+    """The name of a model's runs and report."""
+    return f"{model.name}-{seed}"
 
 
 def _documents(out: Path, one: Documents, count: int, workers: int) -> None:
@@ -211,24 +217,29 @@ def _trained(
     parsed: argparse.Namespace, plan: Sequence[Stage[Documents]], model: Model, seed: int
 ) -> Path:
     """Train all stages, each from the weights of the one before it; returns the last run."""
-    run = None
+    last = None
     for stage in plan:
-        before = [] if run is None else [f"train.start_from={run}"]
+        before = [] if last is None else [f"train.start_from={last}"]
         words = [*_words(parsed, stage, model, seed), *before]
         commands.run("pretrain", "train", parsed.config, *words)
-        run = _runs(parsed, model, seed) / stage.name
-    assert run is not None
-    return run
+        last = _runs(parsed, model, seed) / stage.name
+    assert last is not None
+    return last
 
 
-def _answered(run: Path, asked: Associations) -> Report:
-    """The run's report; read from its directory if it was made before."""
-    what = "-".join(map(str, (*asked.pairs, "at", *asked.distances, asked.answers)))
-    report: Report = commands.once(
-        run / f"asked-{what}.json",
-        lambda: mqar.evaluate(load(run, default_device()), asked, to_stderr),
-    )
-    return report
+def _answered(
+    parsed: argparse.Namespace, plan: Sequence[Stage[Documents]], model: Model, seed: int
+) -> Report:
+    """The model's report; trained and asked if it is missing."""
+    asked = Associations(parsed.pairs, parsed.distances, parsed.answers, SEED_ASKED)
+
+    def make() -> Report:
+        trained = load(_trained(parsed, plan, model, seed), default_device())
+        return mqar.evaluate(trained, asked, to_stderr)
+
+    settings = [*model.settings(plan[-1].segments), *parsed.settings]
+    made_by = {**evidence.made_by(parsed.config, settings, plan), "asked": asdict(asked)}
+    return evidence.of(parsed).once(run(model, seed), made_by, make)
 
 
 def _write(out: Path, models: Sequence[Model], found: dict[str, list[Report]]) -> None:
@@ -238,7 +249,8 @@ def _write(out: Path, models: Sequence[Model], found: dict[str, list[Report]]) -
         if model.name in found:
             write_figure(out / f"capacity-{model.name}.png", mqar.heat_map(mean(found[model.name])))
     write_figure(out / "capacity.png", curves(rows))
-    commands.conclude(out / "capacity", table(rows), {"rows": rows, "reports": found})
+    of = evidence.commits(one["commit"] for one in itertools.chain(*found.values()))
+    commands.conclude(out / "capacity", f"{table(rows)}\n{of}\n", {"rows": rows})
 
 
 def mean(reports: Sequence[Report]) -> Report:
