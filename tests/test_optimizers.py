@@ -27,19 +27,19 @@ def test_a_loss_is_reached_between_the_validations_around_it() -> None:
 
 def test_a_row_says_how_many_seeds_reached_the_target_and_averages_those() -> None:
     curves = [Curve({10: 4.0, 20: 2.0}, 2.0), Curve({10: 4.0, 20: 3.5}, 3.0)]
-    cells = row(Result("muon", {0.004: 3.0}, 0.004, curves, [Curve({7: 3.25}, 2.0)]), target=3.0)
+    cells = row(Result("muon", {0.004: 3.0}, 0.004, 20, curves), target=3.0)
     assert cells["steps to the target"] == "15 (1 of 2 seeds)"
     assert cells["seconds to it"] == "30"
     assert cells["final loss"] == "2.7500" and cells["by seed"] == "2.0000, 3.5000"
-    assert cells["final loss of the shorter runs"] == "3.2500"
+    assert cells["steps"] == "20" and cells["seconds per step"] == "2.50"
 
 
 def test_the_target_is_the_first_optimizers_mean_final_loss() -> None:
     tried = {0.001: 5.25, 0.002: 5.0}
-    base = Result("adamw", tried, 0.002, [Curve({10: 3.0}, 1.0), Curve({10: 4.0}, 1.0)], [])
-    other = Result("muon", {0.004: 9.5}, 0.004, [Curve({10: 9.0}, 1.0)], [])
+    base = Result("adamw", tried, 0.002, 10, [Curve({10: 3.0}, 1.0), Curve({10: 4.0}, 1.0)])
+    other = Result("muon", {0.004: 9.5}, 0.004, 10, [Curve({10: 9.0}, 1.0)])
     text = table([base, other], Steps.of(10, 1 / 3, 0.7))
-    assert "adamw's final validation loss, 3.5000" in text and "shorter runs: 7 steps" in text
+    assert "adamw's final validation loss, 3.5000" in text
     assert "rates by runs of 3 steps" in text and "not reached" in text
     assert text.endswith("- adamw: 0.001 (5.2500), 0.002 (5.0000)\n- muon: 0.004 (9.5000)\n")
 
@@ -67,16 +67,17 @@ def test_the_best_rate_of_the_search_is_trained_in_full_with_every_seed() -> Non
     result, asked = asked_for(base=None)
     assert result.rate == 0.02 and list(result.tried) == [0.01, 0.02, 0.04]
     assert asked[:3] == [(0.01, 1, 3), (0.02, 1, 3), (0.04, 1, 3)]
-    assert asked[3:] == [(0.02, 1, 9), (0.02, 2, 9)] and result.shorter == []
+    assert asked[3:] == [(0.02, 1, 9), (0.02, 2, 9)] and result.steps == 9
 
 
-@pytest.mark.parametrize(("loss", "shorter"), [(1.5, [(0.02, 1, 6), (0.02, 2, 6)]), (0.5, [])])
-def test_fewer_steps_are_tried_by_those_that_reach_the_baselines_loss(
-    loss: float, shorter: list[tuple[float, int, int]]
+@pytest.mark.parametrize(("loss", "steps"), [(1.5, [6]), (0.5, [6, 9])])
+def test_all_steps_are_trained_where_fewer_miss_the_baselines_loss(
+    loss: float, steps: list[int]
 ) -> None:
-    base = Result("adamw", {0.001: loss}, 0.001, [Curve({9: loss}, 1.0)], [])
+    base = Result("adamw", {0.001: loss}, 0.001, 9, [Curve({9: loss}, 1.0)])
     result, asked = asked_for(base)
-    assert asked[5:] == shorter and len(result.shorter) == len(shorter)
+    assert asked[3:] == [(0.02, seed, each) for each in steps for seed in (1, 2)]
+    assert result.steps == steps[-1] and len(result.curves) == 2
 
 
 def test_every_rate_of_the_grids_is_a_configuration_and_every_optimizer_has_some() -> None:

@@ -5,11 +5,11 @@
 
 CORPUS holds novels as configs/data/novels_train.yaml and novels_val.yaml name them. Each optimizer
 is trained by configs/novels_cpu.yaml at each rate of a small grid for a third of the steps
-(--search) with seed 1, and for all steps with every seed at the rate of the lowest final validation
-loss. AdamW's final loss, averaged over seeds, is the target. Those that reach it are also trained
-for a part of the steps (--budget). The schedule is fitted to the steps of each run, since a
-schedule that still has to fall tells less. After an interruption, the same command continues with
-what is not finished.
+(--search) with seed 1, and with every seed at the rate of the lowest final validation loss. AdamW
+is trained for all steps, and its final loss, averaged over seeds, is the target. The others are
+trained for a part of the steps (--budget), and those that miss the target with a seed, for all of
+them. The schedule is fitted to the steps of each run, since a schedule that still has to fall
+tells less. After an interruption, the same command continues with what is not finished.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ CONFIG = commands.CONFIGS / "novels_cpu.yaml"
 # Peak rates; the middle one of AdamW is the recipe's.
 GRID: Mapping[str, tuple[float, ...]] = {
     "adamw": (1e-3, 2e-3, 4e-3),
-    "muon": (2e-3, 4e-3, 8e-3),
-    "adafactor": (0.005, 0.01, 0.02),
+    "muon": (4e-3, 8e-3, 0.016),
+    "adafactor": (0.02, 0.04, 0.08),
 }
 
 
@@ -70,13 +70,12 @@ class Result:
     tried: dict[float, float]
     """Final loss of each rate of the grid, after the steps of the search."""
     rate: float
+    steps: int
     curves: list[Curve]
-    shorter: list[Curve]
-    """With a part of the steps; empty for the baseline, and where no seed reached its loss."""
 
     @property
     def final(self) -> float:
-        """The loss after all steps, averaged over seeds."""
+        """The loss after the last step, averaged over seeds."""
         return mean(curve.final for curve in self.curves)
 
 
@@ -89,11 +88,12 @@ def row(result: Result, target: float) -> dict[str, str]:
     return {
         "optimizer": result.name,
         "peak rate": f"{result.rate:g}",
+        "steps": f"{result.steps}",
         "final loss": f"{result.final:.4f}",
         "by seed": ", ".join(f"{curve.final:.4f}" for curve in result.curves),
         "steps to the target": f"{mean(steps):.0f}{missed}" if steps else "not reached",
         "seconds to it": f"{mean(seconds):.0f}" if seconds else "",
-        "final loss of the shorter runs": ", ".join(f"{one.final:.4f}" for one in result.shorter),
+        "seconds per step": f"{mean(one.seconds_per_step for one in result.curves):.2f}",
     }
 
 
@@ -110,7 +110,7 @@ class Steps:
     search: int
     """Of the runs that choose the rate."""
     fewer: int
-    """Of the shorter runs; as many as `full`: none."""
+    """Of the first runs of all but the baseline."""
 
     @classmethod
     def of(cls, full: int, search: float, budget: float) -> Steps:
@@ -125,7 +125,7 @@ def table(results: Sequence[Result], steps: Steps) -> str:
     lines = [
         f"Target: {results[0].name}'s final validation loss, {target:.4f} nats a token, after "
         f"{steps.full} steps; {len(results[0].curves)} seeds; rates by runs of {steps.search} "
-        f"steps; shorter runs: {steps.fewer} steps",
+        "steps",
         "",
         f"| {' | '.join(rows[0])} |",
         "|" + "---|" * len(rows[0]),
@@ -176,18 +176,19 @@ class Trainer:
     def result(
         self, name: str, rates: Sequence[float], seeds: int, plan: Steps, base: Result | None
     ) -> Result:
-        """The optimizer at its best rate with every seed, and with fewer steps if that may do.
+        """The optimizer at its best rate with every seed, with fewer steps if these are enough.
 
         `base` is the baseline, whose final loss is the target; None while it is itself trained.
         """
         found = self._curves((name, rate, 1, plan.search) for rate in rates)
         tried = {rate: curve.final for rate, curve in zip(rates, found, strict=True)}
         best, all_seeds = min(tried, key=tried.__getitem__), range(1, seeds + 1)
+        if base and plan.fewer < plan.full:
+            curves = self._curves((name, best, seed, plan.fewer) for seed in all_seeds)
+            if all(one.reaches(base.final) is not None for one in curves):
+                return Result(name, tried, best, plan.fewer, curves)
         curves = self._curves((name, best, seed, plan.full) for seed in all_seeds)
-        shorter: list[Curve] = []
-        if base and plan.fewer < plan.full and any(one.reaches(base.final) for one in curves):
-            shorter = self._curves((name, best, seed, plan.fewer) for seed in all_seeds)
-        return Result(name, tried, best, curves, shorter)
+        return Result(name, tried, best, plan.full, curves)
 
     def _curves(self, runs: Iterable[tuple[str, float, int, int]]) -> list[Curve]:
         return commands.each(self._jobs, lambda one: self.curve(*one), runs)
@@ -204,7 +205,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--config", type=Path, default=CONFIG, help="recipe of the model")
     parser.add_argument("--seeds", type=int, default=3, help="runs at the best rate")
     parser.add_argument("--search", type=float, default=1 / 3, help="part for choosing the rate")
-    parser.add_argument("--budget", type=float, default=0.7, help="part of the steps; 1: none")
+    parser.add_argument("--budget", type=float, default=0.7, help="part of the steps to try first")
     parser.add_argument("--rates", type=int, default=0, help="first rates of a grid; 0: all")
     commands.add_jobs(parser)
     evidence.add_option(parser)
