@@ -184,11 +184,20 @@ class Trainer:
         tried = {rate: curve.final for rate, curve in zip(rates, found, strict=True)}
         best, all_seeds = min(tried, key=tried.__getitem__), range(1, seeds + 1)
         if base and plan.fewer < plan.full:
-            curves = self._curves((name, best, seed, plan.fewer) for seed in all_seeds)
-            if all(one.reaches(base.final) is not None for one in curves):
+            curves = self._until_missed(base.final, name, best, all_seeds, plan.fewer)
+            if len(curves) == seeds:
                 return Result(name, tried, best, plan.fewer, curves)
         curves = self._curves((name, best, seed, plan.full) for seed in all_seeds)
         return Result(name, tried, best, plan.full, curves)
+
+    def _until_missed(
+        self, target: float, name: str, rate: float, seeds: Sequence[int], steps: int
+    ) -> list[Curve]:
+        """The curves that reach the target: the first seed's alone at first, which may miss it."""
+        curves = [self.curve(name, rate, seeds[0], steps)]
+        if curves[0].reaches(target) is not None:
+            curves += self._curves((name, rate, seed, steps) for seed in seeds[1:])
+        return [one for one in curves if one.reaches(target) is not None]
 
     def _curves(self, runs: Iterable[tuple[str, float, int, int]]) -> list[Curve]:
         return commands.each(self._jobs, lambda one: self.curve(*one), runs)
