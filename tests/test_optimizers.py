@@ -27,20 +27,21 @@ def test_a_loss_is_reached_between_the_validations_around_it() -> None:
 
 def test_a_row_says_how_many_seeds_reached_the_target_and_averages_those() -> None:
     curves = [Curve({10: 4.0, 20: 2.0}, 2.0), Curve({10: 4.0, 20: 3.5}, 3.0)]
-    cells = row(Result("muon", {0.004: 3.0}, 0.004, 20, curves), target=3.0)
+    cells = row(Result("muon", {0.004: 3.0}, 0.004, 20, curves), [3.0, 3.25])
     assert cells["steps to the target"] == "15 (1 of 2 seeds)"
     assert cells["seconds to it"] == "30"
     assert cells["final loss"] == "2.7500" and cells["by seed"] == "2.0000, 3.5000"
     assert cells["steps"] == "20" and cells["seconds per step"] == "2.50"
 
 
-def test_the_target_is_the_first_optimizers_mean_final_loss() -> None:
+def test_the_targets_are_the_first_optimizers_final_losses_with_the_same_seed() -> None:
     tried = {0.001: 5.25, 0.002: 5.0}
     base = Result("adamw", tried, 0.002, 10, [Curve({10: 3.0}, 1.0), Curve({10: 4.0}, 1.0)])
-    other = Result("muon", {0.004: 9.5}, 0.004, 10, [Curve({10: 9.0}, 1.0)])
+    other = Result("muon", {0.004: 9.5}, 0.004, 8, [Curve({8: 3.5}, 1.0), Curve({8: 3.5}, 1.0)])
     text = table([base, other], Steps.of(10, 1 / 3, 0.7))
-    assert "adamw's final validation loss, 3.5000" in text
-    assert "rates by runs of 3 steps" in text and "not reached" in text
+    assert "adamw's final validation loss (nats a token) with the same seed after 10 steps" in text
+    assert "rates by runs of 3 steps" in text
+    assert "| muon | 0.004 | 8 | 3.5000 | 3.5000, 3.5000 | 8 (1 of 2 seeds) | 8 | 1.00 |" in text
     assert text.endswith("- adamw: 0.001 (5.2500), 0.002 (5.0000)\n- muon: 0.004 (9.5000)\n")
 
 
@@ -81,7 +82,7 @@ FEWER, ALL = [(0.02, 1, 6), (0.02, 2, 6)], [(0.02, 1, 9), (0.02, 2, 9)]
 def test_all_steps_are_trained_where_a_seed_misses_the_baselines_loss_in_fewer(
     loss: float, trained: list[tuple[float, int, int]]
 ) -> None:
-    base = Result("adamw", {0.001: loss}, 0.001, 9, [Curve({9: loss}, 1.0)])
+    base = Result("adamw", {0.001: loss}, 0.001, 9, [Curve({9: loss}, 1.0)] * 2)
     result, asked = asked_for(base)
     assert asked[3:] == trained
     assert result.steps == trained[-1][2] and len(result.curves) == 2

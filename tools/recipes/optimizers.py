@@ -6,10 +6,11 @@
 CORPUS holds novels as configs/data/novels_train.yaml and novels_val.yaml name them. Each optimizer
 is trained by configs/novels_cpu.yaml at each rate of a small grid for a third of the steps
 (--search) with seed 1, and with every seed at the rate of the lowest final validation loss. AdamW
-is trained for all steps, and its final loss, averaged over seeds, is the target. The others are
-trained for a part of the steps (--budget), and those that miss the target with a seed, for all of
-them. The schedule is fitted to the steps of each run, since a schedule that still has to fall
-tells less. After an interruption, the same command continues with what is not finished.
+is trained for all steps, and its final loss with a seed is that seed's target, since a seed is also
+an order of the data. The others are trained for a part of the steps (--budget), and those that miss
+a target, for all of them. The schedule is fitted to the steps of each run, since a schedule that
+still has to fall tells less. After an interruption, the same command continues with what is not
+finished.
 """
 
 from __future__ import annotations
@@ -74,14 +75,17 @@ class Result:
     curves: list[Curve]
 
     @property
-    def final(self) -> float:
-        """The loss after the last step, averaged over seeds."""
-        return mean(curve.final for curve in self.curves)
+    def finals(self) -> list[float]:
+        """The loss after the last step, of each seed."""
+        return [curve.final for curve in self.curves]
 
 
-def row(result: Result, target: float) -> dict[str, str]:
-    """The optimizer's cells of the table; averages are of the seeds that reached the target."""
-    reached = [(curve.reaches(target), curve.seconds_per_step) for curve in result.curves]
+def row(result: Result, targets: Sequence[float]) -> dict[str, str]:
+    """The optimizer's cells of the table; averages are of the seeds that reached their targets."""
+    reached = [
+        (curve.reaches(target), curve.seconds_per_step)
+        for curve, target in zip(result.curves, targets, strict=True)
+    ]
     steps = [step for step, _ in reached if step is not None]
     seconds = [step * each for step, each in reached if step is not None]
     missed = "" if len(steps) == len(reached) else f" ({len(steps)} of {len(reached)} seeds)"
@@ -89,8 +93,8 @@ def row(result: Result, target: float) -> dict[str, str]:
         "optimizer": result.name,
         "peak rate": f"{result.rate:g}",
         "steps": f"{result.steps}",
-        "final loss": f"{result.final:.4f}",
-        "by seed": ", ".join(f"{curve.final:.4f}" for curve in result.curves),
+        "final loss": f"{mean(result.finals):.4f}",
+        "by seed": ", ".join(f"{final:.4f}" for final in result.finals),
         "steps to the target": f"{mean(steps):.0f}{missed}" if steps else "not reached",
         "seconds to it": f"{mean(seconds):.0f}" if seconds else "",
         "seconds per step": f"{mean(one.seconds_per_step for one in result.curves):.2f}",
@@ -120,12 +124,11 @@ class Steps:
 
 def table(results: Sequence[Result], steps: Steps) -> str:
     """The comparison in Markdown; the first result is the baseline."""
-    target = results[0].final
-    rows = [row(result, target) for result in results]
+    base = results[0]
+    rows = [row(result, base.finals) for result in results]
     lines = [
-        f"Target: {results[0].name}'s final validation loss, {target:.4f} nats a token, after "
-        f"{steps.full} steps; {len(results[0].curves)} seeds; rates by runs of {steps.search} "
-        "steps",
+        f"Target: {base.name}'s final validation loss (nats a token) with the same seed after "
+        f"{steps.full} steps; {len(base.curves)} seeds; rates by runs of {steps.search} steps",
         "",
         f"| {' | '.join(rows[0])} |",
         "|" + "---|" * len(rows[0]),
@@ -178,26 +181,31 @@ class Trainer:
     ) -> Result:
         """The optimizer at its best rate with every seed, with fewer steps if these are enough.
 
-        `base` is the baseline, whose final loss is the target; None while it is itself trained.
+        `base` is the baseline, whose final losses are the targets; None while it is itself trained.
         """
         found = self._curves((name, rate, 1, plan.search) for rate in rates)
         tried = {rate: curve.final for rate, curve in zip(rates, found, strict=True)}
         best, all_seeds = min(tried, key=tried.__getitem__), range(1, seeds + 1)
         if base and plan.fewer < plan.full:
-            curves = self._until_missed(base.final, name, best, all_seeds, plan.fewer)
+            curves = self._until_missed(base.finals, name, best, plan.fewer)
             if len(curves) == seeds:
                 return Result(name, tried, best, plan.fewer, curves)
         curves = self._curves((name, best, seed, plan.full) for seed in all_seeds)
         return Result(name, tried, best, plan.full, curves)
 
     def _until_missed(
-        self, target: float, name: str, rate: float, seeds: Sequence[int], steps: int
+        self, targets: Sequence[float], name: str, rate: float, steps: int
     ) -> list[Curve]:
-        """The curves that reach the target: the first seed's alone at first, which may miss it."""
-        curves = [self.curve(name, rate, seeds[0], steps)]
-        if curves[0].reaches(target) is not None:
-            curves += self._curves((name, rate, seed, steps) for seed in seeds[1:])
-        return [one for one in curves if one.reaches(target) is not None]
+        """The curves that reach their targets; seed 1 is trained alone first, as it may miss."""
+        runs = [(name, rate, seed, steps) for seed in range(1, len(targets) + 1)]
+        curves = [self.curve(*runs[0])]
+        if curves[0].reaches(targets[0]) is not None:
+            curves += self._curves(runs[1:])
+        return [
+            curve
+            for curve, target in zip(curves, targets, strict=False)
+            if curve.reaches(target) is not None
+        ]
 
     def _curves(self, runs: Iterable[tuple[str, float, int, int]]) -> list[Curve]:
         return commands.each(self._jobs, lambda one: self.curve(*one), runs)
