@@ -685,7 +685,9 @@ class TrainConfig:
     max_skipped: int = setting(5, "skipped steps in a row after which the run stops", low=1)
     log_every: int = setting(10, "steps between log lines", low=1)
     validate_every: int = setting(200, "steps between validations; 0: none but the last", low=0)
-    validation_windows: int = setting(8, "windows of each validation lane", low=1)
+    validation_windows: int = setting(
+        8, "windows of each validation lane, the same for every run.seed", low=1
+    )
     validate_ema: bool = setting(False, "validate the average of optim.ema_decay as well")
     evaluate: list[EvaluationConfig] = setting(
         [],

@@ -11,6 +11,9 @@ from pretrain.data.lanes import Dataset, LanePlace, Mix
 from pretrain.data.loader import Loader
 from pretrain.training.run_state import RunState
 
+# Of the order of validation data, whatever the run's seed.
+VALIDATION_SEED = 0
+
 
 class RunData:
     """The data sets in a configuration. Raises DataError if one cannot be opened."""
@@ -47,21 +50,25 @@ class RunData:
 
     def loader(self, lanes: range, run: RunState) -> Loader:
         """The windows of `lanes` that follow `run`."""
-        return self._loader(self.mix, lanes, run.places, run.step)
+        return self._loader(self.mix, lanes, run.places, run.step, self._config.run.seed)
 
     def preface_loader(self, lanes: range, run: RunState) -> AbstractContextManager[Loader | None]:
         """The prefaces' windows that follow `run`; None without `data.preface`."""
         if self.prefaces is None or run.preface is None:
             return nullcontext()
-        return self._loader(self.prefaces, lanes, run.preface.places, run.step)
+        places = run.preface.places
+        return self._loader(self.prefaces, lanes, places, run.step, self._config.run.seed)
 
     def validation_loader(self, lanes: range) -> Loader:
-        """The first windows of the validation set's lanes."""
+        """The first windows of the validation set's lanes.
+
+        The same text for every seed, so that the losses of runs with several can be compared.
+        """
         assert self.validation is not None
-        return self._loader(self.validation, lanes, None, 0)
+        return self._loader(self.validation, lanes, None, 0, VALIDATION_SEED)
 
     def _loader(
-        self, mix: Mix, lanes: range, places: Sequence[LanePlace] | None, step: int
+        self, mix: Mix, lanes: range, places: Sequence[LanePlace] | None, step: int, seed: int
     ) -> Loader:
         config = self._config
         return Loader(
@@ -69,7 +76,7 @@ class RunData:
             lanes,
             config.data.lanes,
             config.window,
-            config.run.seed,
+            seed,
             places,
             config.data.prefetch,
             config.data.workers,

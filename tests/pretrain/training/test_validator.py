@@ -40,7 +40,7 @@ def plain_loss(
             weights.data.copy_(piece.values.view(piece.shape))
     total = weight = 0.0
     for index in range(4):
-        lane = Lane(Mix([Dataset(data)], (1.0,), prompt_weight), index, 4, run.config.run.seed)
+        lane = Lane(Mix([Dataset(data)], (1.0,), prompt_weight), index, 4, seed=0)
         memory = model.initial_state(1, "cpu")
         for _ in range(WINDOWS):
             tokens, targets, starts, weights_ = lane.window(32)
@@ -59,7 +59,9 @@ def plain_loss(
 def test_the_loss_is_the_weighted_mean_over_the_first_windows_with_memory_carried(
     open_run: Any, take_steps: Any, data_sets: dict[str, Path], words: tuple[str, ...], name: str
 ) -> None:
-    run = open_run(f"data.validation={data_sets[name]}", "data.prompt_weight=0.5", *words)
+    # Whatever the seed of the run, the text is the same.
+    words = ("data.prompt_weight=0.5", "run.seed=7", *words)
+    run = open_run(f"data.validation={data_sets[name]}", *words)
     take_steps(run, 1)
     beats: list[None] = []
     found = make_validator(run).run(lambda: beats.append(None))
