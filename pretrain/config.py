@@ -742,7 +742,8 @@ class AdafactorConfig:
 
     clip: float = setting(1.0, "d: root mean square that an update is clipped to", low=1e-6)
     decay: float = setting(0.8, "the second moments' decay at step t is 1 - t^-decay", low=0.0)
-    eps1: float = setting(1e-30, "added to squared gradients", low=0.0)
+    # 0 would divide 0 by 0 where a row's gradients are 0; less is not a normal float32.
+    eps1: float = setting(1e-30, "added to squared gradients", low=1e-37)
     eps2: float = setting(1e-3, "least size of a parameter, by which its rate is scaled", low=0.0)
 
 
@@ -798,9 +799,19 @@ class OptimConfig:
         return OPTIMIZERS[self.name].lr if self.lr is None else self.lr
 
     def problems(self) -> list[str]:
-        """Settings of another optimizer, which would have no effect."""
+        """Settings of another optimizer, which would have no effect, and decays without end."""
         read_by = {name: traits.settings for name, traits in OPTIMIZERS.items()}
         found = _without_effect(vars(self), vars(OptimConfig()), "optim.name", read_by)
+        if "beta1" in read_by[self.name]:
+            found += [
+                f"{name}: 1 never takes a gradient in; lower it, e.g. to {usual}"
+                for name, usual in (("beta1", 0.9), ("beta2", 0.95))
+                if getattr(self, name) == 1
+            ]
+            if self.eps == 0:
+                found.append("eps: 0 divides 0 by 0 where a gradient is 0; raise it, e.g. to 1e-8")
+        if self.name == "muon" and self.muon.momentum == 1:
+            found.append("muon.momentum: 1 never takes a gradient in; lower it, e.g. to 0.95")
         if self.ema_decay == 1:
             found.append("ema_decay: 1 averages nothing; lower it, e.g. to 0.999")
         return found
@@ -987,6 +998,8 @@ class Config:
                 "train.validate_ema: there is no average of the weights; set optim.ema_decay, e.g. "
                 "to 0.999"
             )
+        if self.train.validate_ema and not self.data.validation:
+            found.append("train.validate_ema: there is nothing to validate on; set data.validation")
         if self.optim.warmup_steps > self.train.steps:
             found.append(
                 f"optim.warmup_steps: {self.optim.warmup_steps} is more than "

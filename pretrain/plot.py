@@ -18,7 +18,7 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 from data_prep.dataset import durable
 from data_prep.dataset.settings import MistakeError
 from pretrain.evaluate.perplexity import MASKED, MEMORY, NO_MEMORY, range_of
-from pretrain.evaluate.results import write_figure
+from pretrain.evaluate.results import step_of, write_figure
 from pretrain.training.metrics import METRICS_FILE, read_records
 
 PLOTS = "plots"
@@ -194,7 +194,7 @@ def _positions(run_directory: Path) -> Figure | None:
     for column in columns:
         _draw_bits(upper, rows, column, report["total"]["bits_per_byte"][column])
     upper.legend(frameon=False)
-    _finish(upper, f"{report['data']}, model after step {report['step']}", "bits per byte")
+    _finish(upper, f"{report['data']}, model after {step_of(report)}", "bits per byte")
     if report["segment"] < rows[-1]["end"]:
         _mark_segment(figure.axes, report["segment"])
     lower.set_xticks(

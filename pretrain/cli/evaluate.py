@@ -192,7 +192,7 @@ class Mqar(OnModel):
         from pretrain.evaluate import mqar as capacity
 
         asked = Associations(self.pairs, self.distances, self.answers, self.seed)
-        return capacity.run(self.path, asked)
+        return capacity.run(self.path, asked, self.weights)
 
 
 class Summaries(OnModel):
@@ -260,7 +260,7 @@ class Generate(OnModel):
     max_tokens: int = option(256, "maximum number of tokens to generate", low=1)
     temperature: float = option(0.8, "0: greedy", low=0)
     top_p: float = option(0.95, "probability mass of nucleus sampling", above=0, high=1)
-    seed: int = option(0, "same seed, same text")
+    seed: int = option(0, "same seed, same text", low=0, high=2**63 - 1)
 
     def run(self) -> int:
         from pretrain.evaluate import generate

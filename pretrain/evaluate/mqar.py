@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 
 from data_prep.recall import mqar
 from data_prep.tokenizer.contract import Tokenizer
+from pretrain.config import Weights
 from pretrain.evaluate import recall, results
 from pretrain.evaluate.progress import TokenProgress, to_stderr
 from pretrain.evaluate.questions import Associations, EvaluationError
@@ -24,13 +25,13 @@ from pretrain.evaluate.results import Report
 from pretrain.trained import Trained
 
 
-def run(path: Path, asked: Associations) -> int:
+def run(path: Path, asked: Associations, weights: Weights = "last") -> int:
     """Ask a run or checkpoint; print the table and write it into the run.
 
     `mqar-STEP.json` holds the numbers, `plots/mqar-STEP.png` is a heat map. Returns the exit code,
     0. Raises what `open_model`, `evaluate` and `publish` raise.
     """
-    trained = results.open_model(path)
+    trained = results.open_model(path, weights)
     report = evaluate(trained, asked, to_stderr)
     results.publish(
         trained.run_directory,
@@ -134,7 +135,7 @@ def table(report: Report) -> str:
     """The report as text: a row per number of pairs, a column per distance; in percent."""
     distances = report["distances"]
     lines = [
-        f"step {report['step']}, memory {report['memory_kind']}, state of "
+        f"{results.step_of(report)}, memory {report['memory_kind']}, state of "
         f"{report['state_bytes']:,} bytes: values that are right, in %, by distance in segments "
         f"of {report['segment']}",
         " ".join([f"{'pairs':>6}", *(f"{distance:>6}" for distance in distances)]),
@@ -152,6 +153,7 @@ def heat_map(report: Report) -> Figure:
         np.vectorize("{:.0%}".format)(shares),
         ("pairs", list(map(str, report["pairs"]))),
         ("distance in segments", list(map(str, report["distances"]))),
-        f"memory {report['memory_kind']}, {report['state_bytes']:,} bytes, step {report['step']}",
+        f"memory {report['memory_kind']}, {report['state_bytes']:,} bytes, "
+        f"{results.step_of(report)}",
         "accuracy",
     )

@@ -134,9 +134,9 @@ def table(report: Report) -> str:
     compared = len(columns) == 2
     headings = [f"{'position':>19} {'tokens':>12}", *(f"{_HEADINGS[c]:>12}" for c in columns)]
     lines = [
-        f"step {report['step']} on {report['data']}: {counted(report['documents'], 'document')}, "
-        f"{report['text_bytes']:,} bytes; bits per byte by position (text tokens before the "
-        "target)",
+        f"{results.step_of(report)} on {report['data']}: "
+        f"{counted(report['documents'], 'document')}, {report['text_bytes']:,} bytes; bits per "
+        "byte by position (text tokens before the target)",
         " ".join([*headings, f"{'gain':>9}"] if compared else headings),
     ]
     rows = [(range_of(row), row) for row in report["positions"]] + [("all", report["total"])]

@@ -321,8 +321,9 @@ def table(report: Report) -> str:
     shown += ["RULER's rule"] if any("ruler" in row for row in rows) else []
     samples = rows[0]["samples"]
     lines = [
-        f"step {report['step']}, memory {report['memory_kind']}, {counted(samples, 'sample')} per "
-        "cell: exact answers / tokens that are right, in %, by depth",
+        f"{results.step_of(report)}, memory {report['memory_kind']}, "
+        f"{counted(samples, 'sample')} per cell: exact answers / tokens that are right, in %, "
+        "by depth",
         " ".join([f"{'task':<12} {'tokens':>9}", *(f"{name:>12}" for name in shown)]),
     ]
     for task, length in dict.fromkeys((row["task"], row["length"]) for row in rows):
@@ -348,6 +349,6 @@ def heat_map(report: Report) -> Figure:
         np.vectorize("{:.0%}\n({:.0%})".format)(values, exact),
         ("tokens of the prompt", list(map(TOKENS.show, lengths))),
         ("depth of the key", [f"{depth:.0%}" for depth in depths]),
-        f"{rows[0]['task']}, step {report['step']}, memory {report['memory_kind']}",
+        f"{rows[0]['task']}, {results.step_of(report)}, memory {report['memory_kind']}",
         "token accuracy (exact answers)",
     )

@@ -72,6 +72,12 @@ def of_model(learned: Learned) -> Report:
     }
 
 
+def step_of(report: Report) -> str:
+    """Words for the step of a report's model, and for its weights where they are not the step's."""
+    averaged = f" (weights {report['weights']})" if "weights" in report else ""
+    return f"step {report['step']}{averaged}"
+
+
 def publish(
     directory: Path,
     name: str,

@@ -68,11 +68,27 @@ def changes(trainer: Mapping[str, Any], config: Config) -> dict[str, str]:
     # A version that had no other optimizer did not say which.
     before = {"optim.name": "adamw", **dict(_leaves(trainer["configuration"]))}
     now = dict(_leaves(settings.to_plain(config)))
+    items_before, items_now = set(map(_item, before)), set(map(_item, now))
+
+    def changed(key: str) -> bool:
+        if key in before and key in now:
+            return bool(before[key] != now[key])
+        # A setting that only one version has is no change; an item of a list is.
+        return (_item(key) in items_before) != (_item(key) in items_now)
+
+    def shown(leaves: Mapping[str, Any], key: str) -> str:
+        return repr(leaves[key]) if key in leaves else "none"
+
     return {
-        key: f"{key}: {before[key]!r} -> {value!r}"
-        for key, value in now.items()
-        if key in before and before[key] != value
+        key: f"{key}: {shown(before, key)} -> {shown(now, key)}"
+        for key in {**before, **now}
+        if changed(key)
     }
+
+
+def _item(key: str) -> str:
+    """The item of a list that a setting belongs to, `train.evaluate[0`; empty: to none."""
+    return key.rpartition("].")[0]
 
 
 def _fingerprints(config: Config, made_before: Sequence[Path]) -> Fingerprints:

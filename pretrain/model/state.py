@@ -78,13 +78,14 @@ def lane_tensors(state: ModelState, row: int, prefix: str = "") -> dict[str, Ten
 def from_lane_tensors(
     lanes: Sequence[Mapping[str, Tensor]], like: ModelState, prefix: str = ""
 ) -> ModelState:
-    """The state whose `lane_tensors` are those of `lanes`, in the form and on the device of `like`.
+    """The state whose `lane_tensors` are those of `lanes`, in the form of `like`.
 
+    They are moved to its device and dtype, which is that of the activations for some memories.
     Raises KeyError if a lane lacks a tensor that `like` has.
     """
     return tuple(
         layer._make(
-            torch.stack([lane[f"{prefix}{index}.{name}"] for lane in lanes]).to(tensor.device)
+            torch.stack([lane[f"{prefix}{index}.{name}"] for lane in lanes]).to(tensor)
             for name, tensor in zip(layer._fields, layer, strict=True)
         )
         for index, layer in enumerate(like)

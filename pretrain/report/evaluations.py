@@ -15,8 +15,9 @@ from pretrain.report.runs import Result, Run
 _COLUMNS = {
     "memory": ("with memory", ""),
     "masked": ("memory read masked", "6 4"),
-    "no_memory": ("model without memory", "2 4"),
+    "none": ("model without memory", "2 4"),
 }
+"""Of pretrain.evaluate.perplexity, which a report does not import: it loads torch."""
 
 
 def figures(runs: Sequence[Run], shown: Sequence[Style]) -> list[Figure]:
@@ -83,19 +84,22 @@ def _positions(newest: Sequence[tuple[list[Result], Style]], runs: int) -> Itera
     """Bits per byte by position of documents, a figure per data set."""
     by_data: dict[str, list[Curve]] = {}
     for results, style in newest:
-        for result in results:
+        for result, data, which in _told_apart_by_data(results):
             rows = [r for r in _rows(result.report, "positions") if r.get("bytes") and r.get("end")]
-            curves = by_data.setdefault(str(result.report.get("data")), [])
-            for n, (column, (words, dash)) in enumerate(_COLUMNS.items(), 1):
+            curves = by_data.setdefault(data, [])
+            for column, (words, dash) in _COLUMNS.items():
                 pairs = [(r["end"], _number(r.get("bits_per_byte"), column)) for r in rows]
                 points = [pair for pair in pairs if pair[1] is not None]
                 if not points:
                     continue
                 x, y = (np.array(values, float) for values in zip(*points, strict=True))
                 if runs == 1:
-                    curves.append(Curve(words, x, y, f"var(--c{n})"))
+                    one = styles([""] * (len(curves) % MOST_RUNS + 1))[-1]
+                    curves.append(Curve(f"{words}{which}", x, y, one.colour, one.dash))
                 else:
-                    curves.append(Curve(f"{style.name}, {words}", x, y, style.colour, dash))
+                    name = f"{style.name}, {words}{which}"
+                    own = f"{dash or '9 3'} 1 3" if which else dash
+                    curves.append(Curve(name, x, y, style.colour, own))
     for data, curves in by_data.items():
         ends = sorted({end for curve in curves for end in curve.x})
         if ends:
@@ -135,6 +139,14 @@ def _told_apart(
         Curve(one.name, x, y, one.colour, one.dash)
         for one, (x, y) in zip(own, kept.values(), strict=True)
     ]
+
+
+def _told_apart_by_data(results: Sequence[Result]) -> Iterator[tuple[Result, str, str]]:
+    """Each result with its data set and what tells it from others of that set."""
+    for result in results:
+        data = str(result.report.get("data"))
+        own = [one for one in results if str(one.report.get("data")) == data]
+        yield result, data, _which(own, result)
 
 
 def _which(results: Sequence[Result], result: Result) -> str:

@@ -24,6 +24,7 @@ KINDS = {
 
 _LINE = re.compile(r"(\d\d):(\d\d):(\d\d) (.*)")
 _STEP = re.compile(r"step (\d+)(?:/| \|)")
+_FAILED = re.compile(r"step \d+ \| [^:]+: failed: ")  # an evaluation within the training
 _ATTEMPT = re.compile(r"attempt (\d+) began at (\S+) on .* from step (\d+)$")
 _RESUMED = re.compile(r"resumed from .*, step (\d+)$")
 _ROUTINE = re.compile(
@@ -31,6 +32,8 @@ _ROUTINE = re.compile(
     r"profiled steps |a copy of |learning rates: "
 )
 _SIGNS = {
+    # First: the settings that are named after it may be those of faults.
+    "note": re.compile(r"changed since the checkpoint: "),
     "fallback": re.compile(r"passed over checkpoint"),
     "resume": re.compile(r"resumed from "),
     "stop": re.compile(r"stopped after step "),
@@ -94,7 +97,7 @@ class _Reader:
         if begun := _ATTEMPT.match(line.text):
             self._attempt, self._time = int(begun[1]), _moment(begun[2])
             self._start(int(begun[3]))
-        elif reported := _STEP.match(line.text):
+        elif (reported := _STEP.match(line.text)) and not _FAILED.match(line.text):
             self._reach(int(reported[1]))
         elif not _ROUTINE.match(line.text):
             if resumed := _RESUMED.match(line.text):

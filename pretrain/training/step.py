@@ -170,7 +170,10 @@ class Stepper:
     ) -> RunState:
         """The state after a step that left `memory`; reads the preface's next windows."""
         histories, recent = _extended(run.histories, batch), run.recent
+        # A step without any target says nothing about whether the run diverges.
+        in_a_row = run.skipped_in_a_row + (not result.applied)
         if result.applied and not result.forward_only:
+            in_a_row = 0
             watched = self._config.train.spikes
             recent = spikes.noted(recent, result.loss, result.grad_norm, watched)
         read = run.preface
@@ -186,7 +189,7 @@ class Stepper:
             step=run.step + 1,
             tokens=run.tokens + self._config.data.lanes * self._config.window,
             skipped=run.skipped + (not result.applied),
-            skipped_in_a_row=0 if result.applied else run.skipped_in_a_row + 1,
+            skipped_in_a_row=in_a_row,
             places=batch.places,
             histories=histories,
             memory=memory if result.applied else state.without_nonfinite(memory),

@@ -181,7 +181,7 @@ def test_the_resolved_configuration_reads_back_as_itself(tmp_path: Path) -> None
         (["optim.ema_decay=1"], "optim.ema_decay: 1 averages nothing; lower it, e.g. to 0.999"),
         (["optim.ema_decay=1.5"], "optim.ema_decay: expected 0.0 to 1.0, found 1.5"),
         (
-            ["train.validate_ema=true"],
+            ["train.validate_ema=true", "data.validation=v"],
             "train.validate_ema: there is no average of the weights; set optim.ema_decay",
         ),
         (
@@ -219,6 +219,15 @@ def test_the_resolved_configuration_reads_back_as_itself(tmp_path: Path) -> None
             ["optim.schedule=wsd", "train.steps=250"],
             "optim.decay_steps: warm-up and decay together are longer than train.steps=250; set "
             "it to at most 150, or raise train.steps",
+        ),
+        (["optim.beta1=1"], "optim.beta1: 1 never takes a gradient in; lower it, e.g. to 0.9"),
+        (["optim.name=muon", "optim.beta2=1"], "optim.beta2: 1 never takes a gradient in"),
+        (["optim.name=muon", "optim.muon.momentum=1"], "optim.muon.momentum: 1 never takes a"),
+        (["optim.eps=0"], "optim.eps: 0 divides 0 by 0 where a gradient is 0"),
+        (["optim.name=adafactor", "optim.adafactor.eps1=0"], "optim.adafactor.eps1: "),
+        (
+            ["optim.ema_decay=0.9", "train.validate_ema=true"],
+            "train.validate_ema: there is nothing to validate on; set data.validation",
         ),
     ],
 )  # fmt: skip

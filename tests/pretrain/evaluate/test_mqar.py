@@ -12,6 +12,7 @@ import torch
 
 from data_prep.recall import mqar
 from pretrain import trained
+from pretrain.cli import main as cli
 from pretrain.evaluate import mqar as capacity
 from pretrain.evaluate.questions import Associations, EvaluationError
 from pretrain.trained import Trained
@@ -90,6 +91,22 @@ def test_a_run_is_asked_and_what_it_said_is_written(
     assert (model.run_directory / "plots" / "mqar-7.png").read_bytes()[:4] == b"\x89PNG"
     said = capsys.readouterr().out
     assert "memory delta, state of 1,152 bytes" in said and "mqar-7.json" in said
+
+
+def test_the_average_of_the_weights_is_asked_and_its_result_stands_beside_the_other(
+    tmp_path: Path, write_run: Any, symbols: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "averaged"
+    write_run(run, tokenizer=symbols, averaged=True)
+    # By the command, which takes the choice.
+    words = [str(run), "--pairs", "4", "--distances", "0", "--answers", "8"]
+    for weights in ("last", "ema"):
+        with pytest.raises(SystemExit) as ended:
+            cli.main(["eval", "mqar", *words, "--weights", weights])
+        assert ended.value.code == 0
+    last, averaged = (json.loads((run / f"mqar-{name}.json").read_text()) for name in ("7", "7-2"))
+    assert "weights" not in last and averaged["weights"] == "ema"
+    assert "step 7 (weights ema), memory delta" in capsys.readouterr().out
 
 
 def test_a_row_is_a_number_of_pairs_and_a_column_a_distance() -> None:

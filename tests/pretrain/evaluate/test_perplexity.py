@@ -238,6 +238,8 @@ def test_the_average_s_result_stands_beside_that_of_the_last_weights(
     )
     assert "weights" not in last and averaged["weights"] == "ema"
     assert last["total"] != averaged["total"]
+    assert perplexity.table(last).startswith("step 7 on ")
+    assert perplexity.table(averaged).startswith("step 7 (weights ema) on ")
     assert not (tmp_path / "averaged" / "eval-7-data-3.json").exists()
 
 

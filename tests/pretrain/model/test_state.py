@@ -46,6 +46,16 @@ def test_a_lane_that_is_not_finite_in_one_layer_is_emptied_in_all_and_others_sta
         assert torch.equal(layer.normaliser[[0, 2]], kept.normaliser)
 
 
+def test_stored_memories_are_read_in_the_dtype_of_the_activations() -> None:
+    stored = random_state(2)
+    lanes = [state.lane_tensors(stored, row) for row in range(2)]
+    like = tuple(layer._make(tensor.bfloat16() for tensor in layer) for layer in stored)
+    for layer, expected in zip(state.from_lane_tensors(lanes, like), stored, strict=True):
+        assert layer.matrix.dtype == torch.bfloat16
+        assert torch.equal(layer.matrix, expected.matrix.bfloat16())
+        assert torch.equal(layer.normaliser, expected.normaliser.bfloat16())
+
+
 def test_a_state_without_tensors_stays_one() -> None:
     empty = (Nothing(), Nothing())
     assert state.of_lanes(empty, slice(0, 2)) == state.detached(empty) == empty

@@ -55,6 +55,22 @@ def test_lines_that_are_not_routine_are_events_of_a_kind_an_attempt_and_a_step(
     assert "hunter2" not in fault.text
 
 
+def test_a_changed_setting_is_no_fault_and_an_evaluation_that_failed_is_one(
+    tmp_path: Path,
+) -> None:
+    text = (
+        "07:00:00 changed since the checkpoint: train.max_skipped: 5 -> 10\n"
+        "07:00:10 step 4/100 | loss 3.6\n"
+        "07:00:20 step 4 | passkey: 4k 0.5\n"
+        "07:00:30 step 8 | passkey: failed: a prompt of 64 tokens has no room\n"
+    )
+    found = [(event.kind, event.step, event.text) for event in read(tmp_path, text).events]
+    assert found == [
+        ("note", 0, "changed since the checkpoint: train.max_skipped: 5 -> 10"),
+        ("fault", 4, "step 8 | passkey: failed: a prompt of 64 tokens has no room"),
+    ]
+
+
 def test_what_a_launch_writes_is_what_is_read(tmp_path: Path) -> None:
     (tmp_path / "checkpoints/step-00000040").mkdir(parents=True)
     for number in (1, 2):

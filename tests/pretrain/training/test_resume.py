@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -486,6 +487,36 @@ def test_weights_of_a_mix_may_change_and_its_data_sets_may_not(
     assert sum(place.sources[1].read for place in again.state.places) > 4 + sum(
         place.sources[1].read for place in before
     )
+
+
+@pytest.mark.parametrize(
+    "kind", ["transformer_xl", "compressive", "memorizing", "rmt", "autocompressor"]
+)
+def test_another_precision_resumes_memories_that_have_the_dtype_of_activations(
+    open_run: Any, take_steps: Take, make_saver: Make, kind: str
+) -> None:
+    own = f"model.memory.kind={kind}"
+    for attempt, precision in enumerate(("float32", "bf16", "float32"), 1):
+        run = open_run(own, f"train.precision={precision}", attempt=attempt)
+        assert run.state.step == attempt - 1
+        (result,) = take_steps(run, 1)
+        assert result.applied and math.isfinite(result.loss)
+        saved(run, make_saver)
+
+
+def test_evaluations_that_were_added_changed_or_removed_are_told(open_run: Any) -> None:
+    def changes(before: str, now: str) -> dict[str, str]:
+        return resumable.changes(stored(open_run(before)), open_run(now).config)
+
+    some = "train.evaluate=[{kind: passkey, every: 5, lengths: [64]}]"
+    rarer = "train.evaluate=[{kind: passkey, every: 9, lengths: [64]}]"
+    added = changes("train.evaluate=[]", some)
+    assert added["train.evaluate[0].kind"] == "train.evaluate[0].kind: none -> 'passkey'"
+    assert added["train.evaluate[0].every"] == "train.evaluate[0].every: none -> 5"
+    assert all(key.startswith("train.evaluate[0].") for key in added)
+    assert changes(some, rarer) == {"train.evaluate[0].every": "train.evaluate[0].every: 5 -> 9"}
+    removed = changes(some, "train.evaluate=[]")
+    assert removed["train.evaluate[0].every"] == "train.evaluate[0].every: 5 -> none"
 
 
 def test_another_preface_or_none_is_refused(open_run: Any, data_sets: dict[str, Path]) -> None:

@@ -195,6 +195,23 @@ def test_a_step_that_is_not_finite_changes_no_weight_and_empties_the_memory_that
     assert (run.state.step, run.state.skipped, run.state.skipped_in_a_row) == (4, 1, 0)
 
 
+def test_a_step_without_any_weight_does_not_end_a_row_of_skipped_ones(
+    open_run: Any, next_batches: Batches
+) -> None:
+    run = open_run()
+    (first, nothing, last) = (batch for batch, _ in next_batches(run, 3))
+    nothing = replace(nothing, weights=torch.zeros_like(nothing.targets, dtype=torch.float32))
+    counts = []
+    for batch in (first, nothing, last):
+        for layer in run.state.memory:
+            layer.matrix.fill_(math.nan)
+        batch.starts[:] = False
+        weight = run.stepper.own_weight(batch)
+        run.state, result = run.stepper.step(run.state, batch, weight)
+        counts.append((result.applied, result.forward_only, run.state.skipped_in_a_row))
+    assert counts == [(False, False, 1), (True, True, 1), (False, False, 2)]
+
+
 @pytest.mark.parametrize("stage", range(4))
 @pytest.mark.parametrize(("loss", "norm", "of"), [(1.0, 1e9, "loss"), (1e9, 0.01, "gradient norm")])
 def test_a_spike_changes_no_weight_and_goes_on_with_memory_and_data(
