@@ -84,7 +84,7 @@ def _positions(newest: Sequence[tuple[list[Result], Style]], runs: int) -> Itera
     """Bits per byte by position of documents, a figure per data set."""
     by_data: dict[str, list[Curve]] = {}
     for results, style in newest:
-        for result, data, which in _told_apart_by_data(results):
+        for result, data, which, first in _by_data(results):
             rows = [r for r in _rows(result.report, "positions") if r.get("bytes") and r.get("end")]
             curves = by_data.setdefault(data, [])
             for column, (words, dash) in _COLUMNS.items():
@@ -98,7 +98,7 @@ def _positions(newest: Sequence[tuple[list[Result], Style]], runs: int) -> Itera
                     curves.append(Curve(f"{words}{which}", x, y, one.colour, one.dash))
                 else:
                     name = f"{style.name}, {words}{which}"
-                    own = f"{dash or '9 3'} 1 3" if which else dash
+                    own = dash if first else f"{dash or '9 3'} 1 3"
                     curves.append(Curve(name, x, y, style.colour, own))
     for data, curves in by_data.items():
         ends = sorted({end for curve in curves for end in curve.x})
@@ -141,12 +141,13 @@ def _told_apart(
     ]
 
 
-def _told_apart_by_data(results: Sequence[Result]) -> Iterator[tuple[Result, str, str]]:
-    """Each result with its data set and what tells it from others of that set."""
+def _by_data(results: Sequence[Result]) -> Iterator[tuple[Result, str, str, bool]]:
+    """Each result with its data set, what tells it from others of that set, and whether it is the
+    first of them."""
     for result in results:
         data = str(result.report.get("data"))
         own = [one for one in results if str(one.report.get("data")) == data]
-        yield result, data, _which(own, result)
+        yield result, data, _which(own, result), result is own[0]
 
 
 def _which(results: Sequence[Result], result: Result) -> str:
