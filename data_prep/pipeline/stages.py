@@ -246,12 +246,15 @@ class _Outcome:
         self.rejects.append([file, record.line, record.offset, reason, detail])
         self.account(file).rejected += 1
 
-    def drop(self, file: int, record: RawDocument | LongDocument, reason: str) -> None:
-        """Count a document that cleaning drops, and keep a sample of it."""
+    def drop(
+        self, file: int, record: RawDocument | LongDocument, reason: str, cleaner: Cleaner
+    ) -> None:
+        """Count a document that cleaning drops, and keep a sample of it, masked."""
         self.account(file).dropped[reason] += 1
         source, name = self.files[file].source, self.files[file].name
-        text = next(record.passages())
-        self.accounts.sample(source, reason, record.id, name, record.line, text)
+        if self.accounts.wants_sample(source, reason):
+            text = cleaner.masked(next(record.passages()))
+            self.accounts.sample(source, reason, record.id, name, record.line, text)
 
     def accept(self, file: int, record: RawDocument | LongDocument, written: Written) -> None:
         """Count a document that was written."""
@@ -310,7 +313,7 @@ class Tokenize(Stage):
             outcome.accept(file, record, written)
             return True
         except _DroppedError as dropped:
-            outcome.drop(file, record, dropped.reason)
+            outcome.drop(file, record, dropped.reason, self.cleaner(file))
         except BadRecordError as bad:
             outcome.reject(file, record, bad.reason, bad.detail)
         finally:

@@ -636,7 +636,7 @@ def cleaned_corpus(root: Path) -> None:
         "mail a@b.org " + texts[31],
         "d\u00e9ja\u0300 vu",
     ]
-    web.append("Das Meer war ruhig und der Wind kam leise \u00fcber den alten Hafen der Stadt.")
+    web.append("Das Meer (m@eer.de) war ruhig und der Wind kam leise \u00fcber den alten Hafen.")
     web.append(texts[32] + " the secret question of the exam is what stands here")
     books = [*texts[40:], texts[5], texts[41] + " again"]
     for name, documents in (("web", web), ("books", books)):
@@ -720,7 +720,7 @@ def test_samples_show_what_was_left_out_and_why(cleaned: tuple[Path, Path]) -> N
         ("web", "language: de"), ("web", "contaminated"),
     }  # fmt: skip
     german = shown["web", "language: de"]
-    assert german["text"].startswith("Das Meer") and german["line"] == 35
+    assert german["text"].startswith("Das Meer (email@example.com) war") and german["line"] == 35
     assert (german["file"], german["id"]) == ("web/web.jsonl", "web.jsonl:35")
     assert shown["web", "near duplicate"]["text"]
 
