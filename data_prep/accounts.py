@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from data_prep.dataset import shards
 from data_prep.dataset.parsing import json_value
-from data_prep.dataset.shards import DataError
+from data_prep.dataset.shards import DataError, Manifest
 from data_prep.dataset.wording import counted
 
 ACCOUNTS = "cleaning.json"
@@ -111,14 +112,53 @@ def load(directory: Path) -> Accounts:
         wrong = [name for name, account in accounts.sources.items() if not account.is_whole()]
     except FileNotFoundError:
         raise DataError(
-            f"{path}: is missing: the data set was made by a data-prep from before 2026-11-24; "
-            "report on it with that version, or prepare the data set again"
+            f"{path}: is missing: lost, or the data set was made by a data-prep from before "
+            "2026-11-24; copy it again, report on it with that version, or prepare it again"
         ) from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise DataError(f"{path}: cannot be read; prepare the data set again") from None
     if wrong:
         raise DataError(f"{path}: the records of {wrong[0]!r} do not add up to those read")
     return accounts
+
+
+def verify(directory: Path) -> list[str]:
+    """The problems of a data set and of what it says became of the records; empty: it is whole.
+
+    Reads all of it. One sentence per file, as `shards.verify` gives them.
+    """
+    found = shards.verify(directory)
+    try:
+        manifest = shards.read_manifest(directory)
+    except DataError:
+        return found
+    return found + problems(directory, manifest)
+
+
+def problems(directory: Path, manifest: Manifest) -> list[str]:
+    """What is wrong with the accounts and the list of rejects of a data set; one sentence each.
+
+    A data set that has neither, and had no rejects, was not made by data-prep, and needs none.
+    """
+    paths = (directory / ACCOUNTS, directory / REJECTS)
+    if not manifest.rejected and not any(path.exists() for path in paths):
+        return []
+    found = []
+    try:
+        accounts = load(directory)
+        numbers = {"accepted": manifest.documents}
+        numbers |= {name: getattr(manifest, name) for name in ("rejected", "dropped", "duplicates")}
+        for name, expected in numbers.items():
+            if (total := accounts.total(name)) != expected:
+                path = directory / ACCOUNTS
+                raise DataError(f"{path}: counts {total} {name}, the manifest says {expected}")
+    except DataError as error:
+        found.append(str(error))
+    try:
+        rejected_by_reason(directory, manifest.rejected)
+    except DataError as error:
+        found.append(str(error))
+    return found
 
 
 def rejects(directory: Path) -> Iterator[Sample]:
@@ -129,6 +169,10 @@ def rejects(directory: Path) -> Iterator[Sample]:
             for line in file:
                 one = json_value(line)
                 yield Sample("", one["reason"], "", one["file"], one["line"], one["detail"])
+    except FileNotFoundError:
+        raise DataError(
+            f"{path}: is missing; copy it again, or prepare the data set again"
+        ) from None
     except (OSError, ValueError, KeyError, TypeError):
         raise DataError(f"{path}: cannot be read; prepare the data set again") from None
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Literal
 
+from data_prep import accounts
 from data_prep import config as configuration
 from data_prep.config import Config
 from data_prep.dataset import command, durable, shards
@@ -194,7 +195,7 @@ class _Verify(_DataSet):
     """Read a data set and list every problem."""
 
     def run(self) -> int:
-        problems = shards.verify(self.directory)
+        problems = accounts.verify(self.directory)
         if problems:
             count = counted(len(problems), "problem")
             return _failed("\n".join([f"{self.directory}: {count}", *problems]), 1)

@@ -333,9 +333,10 @@ def parsed_manifest(path: str, data: bytes) -> Manifest:
 
 
 def verify(directory: Path) -> list[str]:
-    """The problems of the data set; reads all of it. Empty: it is whole.
+    """The problems of manifest, tokenizer and shards; reads all of them. Empty: they are whole.
 
     One sentence per file; of a shard the first problem, since it is prepared again as a whole.
+    `accounts.verify` also reads what became of the records.
     """
     try:
         manifest = read_manifest(directory)

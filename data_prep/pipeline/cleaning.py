@@ -102,6 +102,15 @@ class Cleaner:
         if not left:
             yield Cleaned("", dropped=_NOTHING)
 
+    def masked(self, text: str) -> str:
+        """The text with its addresses masked as in a document that is kept, whose text is repaired.
+
+        Without masks it is the text itself.
+        """
+        for change in (*self._repairs.values(), *self._masks.values()) if self._masks else ():
+            text = change(text)
+        return text
+
     def _contaminated(self, grams: Iterator[np.ndarray]) -> bool:
         seen = self._evaluation
         return bool(seen) and not all(seen.isdisjoint(hashes.tolist()) for hashes in grams)

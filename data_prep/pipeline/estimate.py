@@ -25,7 +25,7 @@ from data_prep.dataset.keyed import keyed
 from data_prep.dataset.wording import counted
 from data_prep.pipeline import order, pipeline, table, workspace
 from data_prep.pipeline.stages import DrawSample, Stage, Tokenize, TrainTokenizer, Written
-from data_prep.pipeline.workspace import Record, Work
+from data_prep.pipeline.workspace import NothingLeftError, Record, Work
 from data_prep.sources import compression, inputs, parquet, readers, storage
 from data_prep.sources.compression import UNSUPPORTED, UnsupportedError
 from data_prep.sources.documents import BadRecordError, LongDocument, RawDocument, Reject, Survey
@@ -168,7 +168,7 @@ def estimate(config: Config) -> Estimate:
         if not plan.documents:
             left_out: Counter[str] = sum((source.left_out for source in plan.sources), Counter())
             read = sum(len(source.records) for source in plan.sources)
-            raise pipeline.nothing_left(work, read, left_out)
+            raise workspace.nothing_left(work, read, left_out)
         _ = plan.shard_count
     return plan
 
@@ -215,8 +215,10 @@ def _measure(plan: Estimate, work: Work) -> None:
             if not given:
                 _timed(plan, DrawSample(config, sample))
             _timed(plan, TrainTokenizer(config, sample))
-        except TokenizerError as error:
-            plan.how = f"assumed: {_ASSUMED} bytes per token, since of the sample {error}"
+        except (TokenizerError, NothingLeftError) as error:
+            # Of the temporary directory the user knows nothing.
+            why = str(error).removeprefix(f"{sample.output}: ")
+            plan.how = f"assumed: {_ASSUMED} bytes per token, since of the sample {why}"
             tokenize = _CountBytes
         _timed(plan, tokenize(config, sample))
         if given:

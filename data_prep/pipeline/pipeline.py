@@ -210,26 +210,11 @@ class OrderDocuments(Stage):
             for account in accounts.sources.values():
                 reasons.update({f"dropped: {why}": n for why, n in account.dropped.items()})
             more = f" (each is in {REJECTS} or {ACCOUNTS} there)"
-            raise nothing_left(work, accounts.total("read"), reasons, more)
+            raise workspace.nothing_left(work, accounts.total("read"), reasons, more)
         prompts = int(tables.column("prompt")[kept].sum())
         parts = _write_recipe(self.config, work, kept)
         totals = {name: accounts.total(name) for name in ("rejected", "dropped", "duplicates")}
         return {"documents": len(kept), "prompt_tokens": prompts, **totals, "parts": parts}
-
-
-def nothing_left(work: Work, read: int, reasons: Counter[str], more: str = "") -> WorkspaceError:
-    """Why there is no data set to make of `read` records, by the number of each reason."""
-    if read:
-        why = ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common(5))
-        return WorkspaceError(
-            f"{work.output}: no document is left of {counted(read, 'record')}: {why}{more}"
-        )
-    formats = sorted({file.format for file in work.files})
-    warc = "; of WARC, responses and conversions are records" * ("warc" in formats)
-    return WorkspaceError(
-        f"{work.output}: no record was found in {counted(len(work.files), 'input file')} of format "
-        f"{', '.join(formats)}, such as {work.files[0].path}{warc}; check `paths` and `format`"
-    )
 
 
 class WriteManifest(Stage):

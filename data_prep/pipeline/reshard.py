@@ -18,6 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from data_prep import accounts
 from data_prep.dataset import durable, shards
 from data_prep.dataset.settings import SettingsError
 from data_prep.dataset.shards import DataError, Document, Manifest, ShardInfo
@@ -99,10 +100,15 @@ def _finished(work: Work, wanted: Manifest, begun: dict[str, Any]) -> Manifest |
 
 
 def _carry_over(directory: Path, source: Manifest, output: Path) -> None:
-    """Copy the tokenizer and the reports: every file but the shards and the manifest."""
+    """Copy the tokenizer and the reports: every file but the shards and the manifest.
+
+    Raises DataError where the tokenizer, the accounts or the list of rejects is damaged.
+    """
     model = directory / source.tokenizer.file
     if not model.is_file() or durable.sha256_of(model) != source.tokenizer.sha256:
         raise DataError(f"{model}: is missing, or is not the manifest's; copy the data set again")
+    if problems := accounts.problems(directory, source):
+        raise DataError("\n".join(problems))
     for path in sorted(directory.iterdir()):
         made_anew = path.name == shards.MANIFEST or path.suffix in (".tar", ".tmp")
         if path.is_file() and not made_anew:

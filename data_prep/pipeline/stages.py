@@ -7,13 +7,13 @@ directory.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import itertools
 import unicodedata
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -23,16 +23,18 @@ from data_prep.accounts import Account, Accounts
 from data_prep.config import Config
 from data_prep.dataset import durable, shards
 from data_prep.dataset.keyed import keyed
+from data_prep.dataset.wording import counted
 from data_prep.pipeline import duplicates, progress, workspace
-from data_prep.pipeline.cleaning import Cleaner
+from data_prep.pipeline.cleaning import Cleaned, Cleaner
 from data_prep.pipeline.duplicates import Signature
+from data_prep.pipeline.sample import Lowest, Sample
 from data_prep.pipeline.table import Rows
-from data_prep.pipeline.workspace import Record, Work, WorkspaceError
+from data_prep.pipeline.workspace import NothingLeftError, Record, Work, WorkspaceError
 from data_prep.sources import inputs, readers
 from data_prep.sources.documents import BadRecordError, LongDocument, RawDocument, Reject
 from data_prep.sources.inputs import InputFile
 from data_prep.tokenizer import contract, tokenizer, training
-from data_prep.tokenizer.contract import NFC_REMEDY
+from data_prep.tokenizer.contract import NFC_REMEDY, TokenizerError
 
 # Characters of a passage: long documents are sampled in passages, not as a whole.
 _PASSAGE = 16_384
@@ -113,38 +115,59 @@ class SurveyFiles(Stage):
 
 
 class DrawSample(Stage):
-    """Draw passages to train the tokenizer on, by a hash of their place: [hash, text] each."""
+    """Draw passages to train the tokenizer on, by a hash of their place: a Sample."""
 
     name = "sample"
     label = "drawing the sample"
 
     def do(self, unit: int) -> Any:
-        wanted = _MARGIN * self.config.tokenizer.sample_bytes + _SPARE
-        share = wanted / max(sum(self.sizes), 1)
-        limit = int(min(share, 1.0) * 2**64)
-        drawn = []
+        found = Sample(Lowest(self.config.tokenizer.sample_bytes))
         for file, record in self.work.records(unit):
             progress.count(record.read)
-            if not isinstance(record, Reject):
-                # A record that cannot be read to its end is not a document.
-                with contextlib.suppress(BadRecordError):
-                    drawn += list(self._drawn(file, record, limit))
-        return drawn
+            found.read += 1
+            if why := self._draw(file, record, found.drawn):
+                found.left_out[why] += 1
+        return found.plain()
 
-    def _drawn(
-        self, file: int, record: RawDocument | LongDocument, limit: int
-    ) -> Iterator[list[str]]:
-        """The passages of a document whose hash is within the limit."""
+    @cached_property
+    def _highest(self) -> int:
+        """The highest hash, as an integer of 64 bits, of a passage that is drawn."""
+        if self.config.limit:
+            # The sizes are those of whole files: the records taken may be a tiny part of them.
+            return 1 << 64
+        wanted = _MARGIN * self.config.tokenizer.sample_bytes + _SPARE
+        return int(min(wanted / max(sum(self.sizes), 1), 1.0) * (1 << 64))
+
+    def _draw(self, file: int, record: Record, drawn: Lowest) -> str:
+        """Add passages of a document; returns why the record is none that is kept, or ""."""
+        if isinstance(record, Reject):
+            return f"rejected: {record.reason}"
+        # A record that cannot be read to its end is not a document.
+        own, dropped = Lowest(self.config.tokenizer.sample_bytes, drawn.bound), ""
+        try:
+            for key, cleaned in self._cleaned(file, record, own):
+                if cleaned.dropped:
+                    dropped = dropped or f"dropped: {cleaned.dropped}"
+                else:
+                    own.add(key, cleaned.text)
+        except BadRecordError as bad:
+            return f"rejected: {bad.reason}"
+        passages = own.passages
+        for key, text in passages:
+            drawn.add(key, text)
+        return "" if passages else dropped
+
+    def _cleaned(
+        self, file: int, record: RawDocument | LongDocument, drawn: Lowest
+    ) -> Iterator[tuple[str, Cleaned]]:
+        """The document's passages whose hash is within the limit and low enough to be needed."""
         name, line, offset = self.work.files[file].name, str(record.line), 0
         for text in itertools.chain(record.passages(), record.replies):
             for start in range(0, len(text), _PASSAGE):
                 key = keyed(self.config.seed, "sample", name, line, str(offset + start))
-                if int.from_bytes(key[:8]) > limit:
-                    continue
-                # The passage alone: cleaning all of a long document would take long.
-                cleaned = self.cleaner(file)(text[start : start + _PASSAGE])
-                if not cleaned.dropped:
-                    yield [key.hex(), cleaned.text]
+                if int.from_bytes(key[:8]) <= self._highest and drawn.wants(key.hex()):
+                    # The passage alone: cleaning all of a long document would take long.
+                    yield key.hex(), self.cleaner(file)(text[start : start + _PASSAGE])
             offset += len(text)
 
 
@@ -190,19 +213,30 @@ class TrainTokenizer(Stage):
             training.train(self._sample(), path, wanted.vocab_size, wanted.character_coverage)
         return {"sha256": durable.sha256_of(self.work.output / name)}
 
-    def _sample(self) -> Iterator[str]:
-        drawn = [
-            (key, text)
-            for unit in range(len(self.work.units))
-            for key, text in self.work.read("sample", unit)
-        ]
+    def _sample(self) -> list[str]:
+        """The texts to train on. Raises NothingLeftError and TokenizerError where there is none."""
         left = self.config.tokenizer.sample_bytes
-        for _, text in sorted(drawn):
-            if left <= 0:
-                return
+        found = Sample(Lowest(left))
+        for unit in range(len(self.work.units)):
+            found.add(self.work.read(DrawSample.name, unit))
+        if not found.drawn.passages:
+            raise self._why_nothing(found)
+        texts = []
+        for _, text in found.drawn.passages:
             data = text.encode()[:left]
-            yield data.decode(errors="ignore")
+            texts.append(data.decode(errors="ignore"))
             left -= len(data)
+        return texts
+
+    def _why_nothing(self, found: Sample) -> NothingLeftError | TokenizerError:
+        if not found.undrawn:
+            return workspace.nothing_left(self.work, found.read, found.left_out)
+        others = "".join(f", {count:,} {why}" for why, count in found.left_out.most_common(5))
+        return TokenizerError(
+            f"the tokenizer has no text to train on: of {counted(found.read, 'record')} "
+            f"{found.undrawn:,} were not drawn{others}; raise tokenizer.sample_bytes, or give a "
+            "tokenizer.path"
+        )
 
 
 class _DroppedError(Exception):
@@ -246,12 +280,15 @@ class _Outcome:
         self.rejects.append([file, record.line, record.offset, reason, detail])
         self.account(file).rejected += 1
 
-    def drop(self, file: int, record: RawDocument | LongDocument, reason: str) -> None:
-        """Count a document that cleaning drops, and keep a sample of it."""
+    def drop(
+        self, file: int, record: RawDocument | LongDocument, reason: str, cleaner: Cleaner
+    ) -> None:
+        """Count a document that cleaning drops, and keep a sample of it, masked."""
         self.account(file).dropped[reason] += 1
         source, name = self.files[file].source, self.files[file].name
-        text = next(record.passages())
-        self.accounts.sample(source, reason, record.id, name, record.line, text)
+        if self.accounts.wants_sample(source, reason):
+            text = cleaner.masked(next(record.passages()))
+            self.accounts.sample(source, reason, record.id, name, record.line, text)
 
     def accept(self, file: int, record: RawDocument | LongDocument, written: Written) -> None:
         """Count a document that was written."""
@@ -310,7 +347,7 @@ class Tokenize(Stage):
             outcome.accept(file, record, written)
             return True
         except _DroppedError as dropped:
-            outcome.drop(file, record, dropped.reason)
+            outcome.drop(file, record, dropped.reason, self.cleaner(file))
         except BadRecordError as bad:
             outcome.reject(file, record, bad.reason, bad.detail)
         finally:

@@ -13,6 +13,7 @@ import json
 import shutil
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -26,6 +27,7 @@ from data_prep.config import Config, differences
 from data_prep.dataset import durable, shards
 from data_prep.dataset.settings import MistakeError
 from data_prep.dataset.shards import Manifest
+from data_prep.dataset.wording import counted
 from data_prep.pipeline.table import Tables
 from data_prep.sources import inputs, readers
 from data_prep.sources.documents import LongDocument, RawDocument, Reject, Survey
@@ -48,12 +50,16 @@ _COMPRESSED_PARTS = 8
 # Files are surveyed together up to this size or number, or 1 / _UNITS of the corpus.
 _SURVEY_BYTES = 4 << 20
 _SURVEY_FILES = 128
-_VERSION = 7
+_VERSION = 8
 _LOCK_SECONDS = 10.0
 
 
 class WorkspaceError(MistakeError):
     """The output directory belongs to another configuration, corpus or process."""
+
+
+class NothingLeftError(WorkspaceError):
+    """There is no document to make a data set of."""
 
 
 @dataclass(frozen=True)
@@ -389,6 +395,21 @@ def check_inputs(work: Work) -> None:
     for file, found in zip(work.files, work.surveys, strict=True):
         if file.listed != found.status:
             raise InputChangedError(file.path)
+
+
+def nothing_left(work: Work, read: int, reasons: Counter[str], more: str = "") -> NothingLeftError:
+    """Why there is no data set to make of `read` records, by the number of each reason."""
+    if read:
+        why = ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common(5))
+        return NothingLeftError(
+            f"{work.output}: no document is left of {counted(read, 'record')}: {why}{more}"
+        )
+    formats = sorted({file.format for file in work.files})
+    warc = "; of WARC, responses and conversions are records" * ("warc" in formats)
+    return NothingLeftError(
+        f"{work.output}: no record was found in {counted(len(work.files), 'input file')} of format "
+        f"{', '.join(formats)}, such as {work.files[0].path}{warc}; check `paths` and `format`"
+    )
 
 
 def clear(work: Work) -> None:

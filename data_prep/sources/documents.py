@@ -144,7 +144,7 @@ def records(
     is_long = file.config.max_held_bytes < found.size <= file.config.max_record_bytes
     if file.format == "text" and is_long and not found.damage:
         yield from (_gap(gap, 0, 1) for gap in gaps)
-        yield LongDocument(file.relative, 1, 0, found.size, partial(text_of, file, found))
+        yield _long(file, found)
         return
     for data, size in _lines(file, found, offset, stop):
         is_torn = False
@@ -162,6 +162,26 @@ def records(
     if found.damage and stop == found.size:
         detail = "the compressed file ends here, inside its data; the rest is lost"
         yield Reject(line, offset, found.damage, detail, found.size - offset)
+
+
+def _long(file: InputFile, found: Survey) -> LongDocument | Reject:
+    """A text file that is too large to be held, unless its head is of another format."""
+    try:
+        _check_text(file, _head(file, found))
+    except BadRecordError as bad:
+        return bad.at(1, 0, found.size)
+    return LongDocument(file.relative, 1, 0, found.size, partial(text_of, file, found))
+
+
+def _head(file: InputFile, found: Survey) -> bytes:
+    """The first bytes of a file, after decompression."""
+    head = b""
+    with storage.open_binary(file.path, contents.HEAD_BYTES) as raw:
+        for block in compression.blocks(raw, file.compression, found.gaps):
+            head += block
+            if len(head) >= contents.HEAD_BYTES:
+                break
+    return head
 
 
 def _gap(gap: Gap, offset: int, line: int) -> Reject:

@@ -29,7 +29,7 @@ def train(
     sentences = _sentences(texts)
     first = next(sentences, None)
     if first is None:
-        raise TokenizerError("the tokenizer has no text to train on: every document was rejected")
+        raise TokenizerError("the tokenizer has no text to train on: it is given line ends at most")
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from data_prep import accounts
 from data_prep.accounts import ACCOUNTS, REJECTS, Account, Accounts, Sample
 from data_prep.dataset.shards import DataError
+from tools.promises.data_sets import small
 
 
 def _accounts(source: str, samples: int) -> Accounts:
@@ -69,3 +71,26 @@ def test_rejects_are_counted_by_reason_and_a_cut_list_is_refused(tmp_path: Path)
     (tmp_path / REJECTS).write_text('{"file": "a"')
     with pytest.raises(DataError, match=r"rejects\.jsonl: cannot be read"):
         accounts.rejected_by_reason(tmp_path, 1)
+
+
+def test_accounts_of_other_numbers_than_the_manifest_says_are_a_problem(tmp_path: Path) -> None:
+    manifest = small(tmp_path, seed=0, documents=3, count=1)
+    assert accounts.verify(tmp_path) == [], "made by another program, without any"
+    told = Accounts()
+    told.of("test").read = told.of("test").accepted = 3
+    (tmp_path / REJECTS).touch()
+    (tmp_path / ACCOUNTS).write_text(json.dumps(told.plain()))
+    assert accounts.verify(tmp_path) == accounts.problems(tmp_path, manifest) == []
+    for kind, counts in (
+        ("accepted", "counts 3 accepted, the manifest says 2"),
+        ("rejected", "counts 0 rejected, the manifest says 2"),
+        ("dropped", "counts 0 dropped, the manifest says 2"),
+        ("duplicates", "counts 0 duplicates, the manifest says 2"),
+    ):
+        changed = {"documents" if kind == "accepted" else kind: 2}
+        found = accounts.problems(tmp_path, replace(manifest, **changed))
+        assert found[0] == f"{tmp_path / ACCOUNTS}: {counts}"
+        # The list of rejects has another number, too.
+        assert len(found) == 1 + (kind == "rejected")
+    (tmp_path / "manifest.json").write_text("{")
+    assert len(accounts.verify(tmp_path)) == 1

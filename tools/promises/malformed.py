@@ -78,7 +78,7 @@ def accounts_for_all(seed: int, room: Room) -> dict[str, Any]:
     # What no format fits is refused before the start, by its name: it is left out.
     wanted = _without_refused(wanted)
     manifest = pipeline.run(wanted).manifest
-    check(shards.verify(room.here / "set") == [], "the data set is not whole")
+    check(accounts.verify(room.here / "set") == [], "the data set is not whole")
     found = accounts.load(room.here / "set")
     read, rejected = _read_again(wanted)
     counts = {name: found.total(name) for name in ("read", "accepted", "rejected", "dropped",

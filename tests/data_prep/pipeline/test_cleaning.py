@@ -164,6 +164,15 @@ def test_a_long_document_is_dropped_where_a_rule_drops_a_passage_or_nothing_is_l
     assert last.dropped == "nothing left"
 
 
+def test_a_sample_is_masked_as_a_kept_text_is_and_else_as_it_is() -> None:
+    text = "a\uff0bb\uff20c.org and &lt;d@e.org&gt; at 9.9.9.9, cafe\u0301"
+    masks = Cleaner(CleaningConfig(repair=True, mask=["email", "ip"]))
+    assert masks.masked(text) == cleaned(text, repair=True, mask=["email", "ip"]).text
+    assert masks.masked("<d@e.org> at 9.9.9.9") == "<email@example.com> at 22.214.171.124"
+    assert Cleaner(CleaningConfig(mask=["ip"])).masked("d@e.org") == "d@e.org"
+    assert Cleaner(CleaningConfig(repair=True, nfc=True)).masked(text) == text
+
+
 def test_a_text_of_which_nothing_is_left_is_dropped() -> None:
     assert cleaned("\x1b[31m\x07", repair=True).dropped == "nothing left"
 

@@ -37,7 +37,7 @@ from data_prep.dataset import shards
 from data_prep.dataset.keyed import keyed
 from data_prep.dataset.settings import SettingsError
 from data_prep.dataset.shards import Document
-from data_prep.pipeline import pipeline, reshard, workspace, writing
+from data_prep.pipeline import pipeline, reshard, stages, workspace, writing
 from data_prep.pipeline.stages import DrawSample, SurveyFiles, TrainTokenizer, _why_lossy
 from data_prep.pipeline.table import Rows
 from data_prep.pipeline.workers import Workers
@@ -598,15 +598,76 @@ def test_an_input_that_changes_meanwhile_stops_the_run(corpus: Corpus, tmp_path:
     assert not (tmp_path / "set/manifest.json").exists()
 
 
-def test_a_corpus_of_rejects_is_reported(tmp_path: Path) -> None:
-    (tmp_path / "a.jsonl").write_bytes(b'{"text": ""}\n[]\n')
-    words = [
-        f"root={tmp_path}",
-        f"output={tmp_path / 'set'}",
-        "sources=[{name: s, paths: ['*.jsonl']}]",
-    ]
-    with pytest.raises(TokenizerError, match="every document was rejected"):
-        pipeline.run(config.load(None, words))
+ENGLISH = "The harbour lay calm in the morning light, and the ships came home from the sea."
+
+
+@pytest.mark.parametrize("more", [[], ["--dry-run"]])
+@pytest.mark.parametrize(
+    ("source", "reasons"),
+    [
+        ("cleaning: {languages: [de]}", "3 dropped: language: en, 1 rejected: not an object"),
+        ("text_field: content", "3 rejected: text missing, 1 rejected: not an object"),
+    ],
+)
+def test_where_no_document_is_left_to_train_on_the_reasons_are_told(
+    source: str, reasons: str, more: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # The last document has passages that are drawn one by one, and is counted once.
+    texts = [ENGLISH, ENGLISH + " It rained.", (ENGLISH + " ") * 600]
+    lines = [json.dumps({"text": text}) for text in texts]
+    (tmp_path / "a.jsonl").write_text("\n".join([*lines, "[]", ""]))
+    (tmp_path / "c.yaml").write_text(
+        f"root: {tmp_path}\noutput: {tmp_path / 'set'}\n"
+        f"sources: [{{name: s, paths: [a.jsonl], {source}}}]\n"
+    )
+    assert cli.main(["run", str(tmp_path / "c.yaml"), *more]) == 2
+    told = f"{tmp_path / 'set'}: no document is left of 4 records: {reasons}\n"
+    assert capsys.readouterr().err.endswith(told)
+
+
+def test_a_tokenizer_of_few_records_of_a_large_file_is_trained_on_all_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # One unit has the whole file, of which one passage in thirty would be drawn.
+    monkeypatch.setattr(workspace, "CUT_BYTES", 1 << 30)
+    texts = [f"record {n}: {ENGLISH}\n" * 20 for n in range(5000)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    words = [f"root={tmp_path}", "sources=[{name: s, paths: [a.jsonl]}]", "workers=1"]
+    words += ["tokenizer.sample_bytes=3000", "tokenizer.vocab_size=300", "shards.count=1"]
+    limited = config.load(None, [*words, f"output={tmp_path / 'set'}", "limit=2"])
+    assert pipeline.run(limited).manifest.documents == 2
+    few = tmp_path / "few"
+    few.mkdir()
+    (few / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts[:2]))
+    words[0] = f"root={few}"
+    pipeline.run(config.load(None, [*words, f"output={tmp_path / 'of few'}"]))
+    models = [tmp_path / name / "tokenizer.model" for name in ("set", "of few")]
+    assert models[0].read_bytes() == models[1].read_bytes()
+
+
+def test_records_of_which_no_passage_was_drawn_are_not_called_rejected(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stages, "_MARGIN", 0.0)
+    monkeypatch.setattr(stages, "_SPARE", 0)
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": ENGLISH}) + "\n[]\n[]\n")
+    words = [f"root={tmp_path}", f"output={tmp_path / 'set'}", "workers=1"]
+    with pytest.raises(
+        TokenizerError, match=r"of 3 records 1 were not drawn, 2 rejected: not an object; raise tok"
+    ):
+        pipeline.run(config.load(None, [*words, "sources=[{name: s, paths: ['*.jsonl']}]"]))
+
+
+def test_what_an_earlier_version_started_is_refused(corpus: Corpus, tmp_path: Path) -> None:
+    wanted = configured(corpus, tmp_path / "set")
+    work = pipeline.open_work(wanted)
+    with workspace.locked(work):
+        workspace.begin(work, wanted)
+    begun = json.loads(work.begun.read_text())
+    begun["version"][0] -= 1
+    work.begun.write_text(json.dumps(begun))
+    with pytest.raises(WorkspaceError, match="was started by another version of data-prep"):
+        pipeline.run(wanted)
 
 
 def test_two_runs_on_one_directory_are_kept_apart(
@@ -636,7 +697,7 @@ def cleaned_corpus(root: Path) -> None:
         "mail a@b.org " + texts[31],
         "d\u00e9ja\u0300 vu",
     ]
-    web.append("Das Meer war ruhig und der Wind kam leise \u00fcber den alten Hafen der Stadt.")
+    web.append("Das Meer (m@eer.de) war ruhig und der Wind kam leise \u00fcber den alten Hafen.")
     web.append(texts[32] + " the secret question of the exam is what stands here")
     books = [*texts[40:], texts[5], texts[41] + " again"]
     for name, documents in (("web", web), ("books", books)):
@@ -720,7 +781,7 @@ def test_samples_show_what_was_left_out_and_why(cleaned: tuple[Path, Path]) -> N
         ("web", "language: de"), ("web", "contaminated"),
     }  # fmt: skip
     german = shown["web", "language: de"]
-    assert german["text"].startswith("Das Meer") and german["line"] == 35
+    assert german["text"].startswith("Das Meer (email@example.com) war") and german["line"] == 35
     assert (german["file"], german["id"]) == ("web/web.jsonl", "web.jsonl:35")
     assert shown["web", "near duplicate"]["text"]
 
@@ -1085,11 +1146,13 @@ def test_a_run_that_finds_nothing_says_so_and_a_dry_run_too(
         (tmp_path / "c.yaml").write_text("{}\n")
         words = ["run", str(tmp_path / "c.yaml"), f"root={tmp_path}", "workers=1"]
         words += [f"sources=[{{name: s, paths: [{name}]}}]", f"output={tmp_path / name}.set"]
-        for more in (["--dry-run"], []):
-            assert cli.main([*words, *more, "tokenizer.path=" + str(small_model(tmp_path))]) == 2
+        given = f"tokenizer.path={small_model(tmp_path)}"
+        for more in (["--dry-run"], ["--dry-run", given], [given], [f"output={tmp_path / name}.2"]):
+            assert cli.main([*words, *more]) == 2
             told = capsys.readouterr().err
             assert problem in told
-            assert ("rejects.jsonl" in told) == (not more and name[0] in "cd")
+            # It is written after the tokenizer is made.
+            assert ("rejects.jsonl" in told) == (more == [given] and name[0] in "cd")
 
 
 def test_a_source_without_records_is_told(

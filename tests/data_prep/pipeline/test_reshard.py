@@ -6,6 +6,7 @@ import hashlib
 import json
 import multiprocessing
 import random
+import shutil
 import signal
 import time
 import tracemalloc
@@ -17,7 +18,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data_prep import cli, config
+from data_prep import accounts, cli, config
+from data_prep.accounts import Accounts
 from data_prep.dataset import shards
 from data_prep.dataset.settings import SettingsError
 from data_prep.dataset.shards import DataError
@@ -76,13 +78,13 @@ def test_there_and_back_again_gives_the_same_bytes(make: Make, tmp_path: Path) -
 def test_reports_of_any_name_are_carried_over_and_nothing_else(make: Make, tmp_path: Path) -> None:
     for path in make(7).iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
-    (tmp_path / "cleaning.json").write_bytes(b"{}")
+    (tmp_path / "notes.txt").write_bytes(b"{}")
     (tmp_path / "shard-00003.tar.tmp").write_bytes(b"left by a killed writer")
     output = tmp_path.with_name("output")
     reshard.run(tmp_path, output, 2)
     assert hashes(output) == {
         **hashes(make(2)),
-        "cleaning.json": hashlib.sha256(b"{}").hexdigest(),
+        "notes.txt": hashlib.sha256(b"{}").hexdigest(),
     }
 
 
@@ -149,6 +151,31 @@ def test_a_damaged_shard_is_named_before_anything_is_written(make: Make, tmp_pat
     assert hashes(output) == hashes(make(3))
 
 
+def test_damaged_accounts_are_listed_by_both_commands_and_not_copied(
+    make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    directory, output = tmp_path / "damaged", tmp_path / "output"
+    shutil.copytree(make(7), directory)
+    assert accounts.verify(directory) == []
+    (directory / "rejects.jsonl").unlink()
+    (directory / "cleaning.json").write_text("garbage")
+    expected = [
+        f"{directory}/cleaning.json: cannot be read; prepare the data set again",
+        f"{directory}/rejects.jsonl: is missing; copy it again, or prepare the data set again",
+    ]
+    assert accounts.verify(directory) == expected
+    assert cli.main(["verify", str(directory)]) == 1
+    assert "\n".join(["damaged: 2 problems", *expected]) in capsys.readouterr().err
+    assert cli.main(["reshard", str(directory), "--output", str(output), "--shards", "3"]) == 1
+    assert "\n".join(expected) in capsys.readouterr().err
+    assert [path.name for path in output.iterdir()] == ["work"]
+    for name in ("rejects.jsonl", "cleaning.json"):
+        shutil.copyfile(make(7) / name, directory / name)
+    (directory / "tokenizer.model").unlink()
+    (problem,) = accounts.verify(directory)
+    assert "tokenizer.model: is missing" in problem
+
+
 def test_impossible_requests_are_refused_at_once(make: Make, tmp_path: Path) -> None:
     with pytest.raises(SettingsError) as raised:
         reshard.run(make(7), make(7) / "inside", DOCUMENTS + 1)
@@ -193,6 +220,10 @@ def test_one_that_was_started_with_another_number_is_refused(
 def test_no_more_than_a_document_is_held_in_memory(tmp_path: Path, write_data_set: Any) -> None:
     each = 1 << 14
     manifest = write_data_set(tmp_path / "a", [np.full(each, n) for n in range(400)], 2, 1000)
+    told = Accounts()
+    told.of("test").read = told.of("test").accepted = manifest.documents
+    (tmp_path / "a" / "cleaning.json").write_text(json.dumps(told.plain()))
+    (tmp_path / "a" / "rejects.jsonl").touch()
     reshard.run(tmp_path / "a", tmp_path / "imports", 1)
     tracemalloc.start()
     reshard.run(tmp_path / "a", tmp_path / "b", 3)

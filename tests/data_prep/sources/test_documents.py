@@ -177,6 +177,28 @@ def test_a_text_that_is_too_large_to_be_held_comes_in_passages(
     assert isinstance(held, RawDocument) and held.text == text
 
 
+@pytest.mark.parametrize("compression", [None, "gzip", "zstd"])
+def test_a_file_of_another_format_is_rejected_whatever_its_size(
+    compression: Literal["gzip", "zstd"] | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A tar is known by bytes 257 to 262, which no single block holds.
+    monkeypatch.setattr(compression_module, "BLOCK_BYTES", 100)
+    tar = b"a.txt" + bytes(252) + b"ustar\0" + bytes(800)
+    for data, detail in (
+        (tar, "it is a tar archive, not text"),
+        (line(text="one") * 90, "it is JSON lines; set format: jsonl, or format: text to take it"),
+    ):
+        (tmp_path / "a.txt").write_bytes(packed(data, compression))
+        file = input_file(tmp_path / "a.txt", "text", compression)
+        (held,) = read(file)
+        assert isinstance(held, Reject) and held.detail.startswith(detail)
+        assert (held.line, held.offset, held.reason) == (1, 0, "unsupported file")
+        assert held.read == len(data)
+        assert read(with_settings(file, max_held_bytes=99)) == [held]
+    (text,) = read(with_settings(file, max_held_bytes=99, format="text"))
+    assert isinstance(text, LongDocument) and "".join(text.passages()).encode() == data
+
+
 def test_a_long_line_is_cut_before_a_space_or_anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(documents, "_PASSAGE", 10)
     for text, wanted in (
