@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TypeAlias
@@ -35,7 +35,13 @@ TASKS: dict[str, Task] = {
 }
 """By the names in commands and reports. All but the first are hidden in a book."""
 
-_SENTENCE = re.compile(r"[^.!?]+[.!?]+[^\s\w]*\s*")
+# Chinese and Japanese full stop, exclamation and question mark, and the danda of Hindi. Often no
+# space follows them: opening quotes and brackets behind them belong to the next sentence.
+_MARKS = "\u3002\uff01\uff1f\u0964"
+_OPENING = "\u201c\u2018\u300c\u300e\uff08\u300a\u3008\u3010"
+# The end of the text may stand for a mark: otherwise a text without one would be searched anew
+# from each of its characters.
+_SENTENCE = re.compile(rf"[^.!?{_MARKS}]+(?:([.!?]+[^\s\w]*|[{_MARKS}]+[^\s\w{_OPENING}]*)\s*|\Z)")
 
 
 class Haystack:
@@ -60,7 +66,7 @@ class Haystack:
         pieces = [
             " ".join(sentence.split())
             for document in shards.read_documents(directory, manifest)
-            for sentence in _SENTENCE.findall(own.decode(document.tokens))
+            for sentence in sentences(own.decode(document.tokens))
         ]
         if not pieces:
             raise DataError(f"{directory}: holds no sentence to hide anything among; give books")
@@ -70,6 +76,11 @@ class Haystack:
         """A function that gives the first n pieces from one place on."""
         first, count = draws.below(len(self._pieces)), len(self._pieces)
         return lambda n: [self._pieces[(first + place) % count] for place in range(n)]
+
+
+def sentences(text: str) -> Iterator[str]:
+    """The sentences of a text up to the last mark that ends one, in time linear in the text."""
+    return (match[0] for match in _SENTENCE.finditer(text) if match[1])
 
 
 def document(

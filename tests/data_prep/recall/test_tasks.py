@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import random
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -194,6 +195,39 @@ def test_sentences_are_taken_from_the_books_of_a_data_set(
     write("none", ["no end"])
     with pytest.raises(DataError, match="no sentence"):
         Haystack.of_books(tmp_path / "none")
+
+
+def test_sentences_are_those_of_a_search_from_every_place() -> None:
+    """Results refer to their bytes."""
+    naive, draws = re.compile(r"[^.!?]+[.!?]+[^\s\w]*\s*"), random.Random(2)
+    for _ in range(20_000):
+        text = "".join(draws.choices(["a", "b c", *'.!?.!?”"“, \n', "é", "字", "「"], k=12))
+        assert list(tasks.sentences(text)) == naive.findall(text), ascii(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("他走了。“你好\uff01”她说。完", ["他走了。", "“你好\uff01”", "她说。"]),
+        (
+            "「はい。」 「なぜ\uff1f\uff01」と聞いた。",
+            ["「はい。」 ", "「なぜ\uff1f\uff01」", "と聞いた。"],
+        ),
+        ("वह गया। कौन? कोई नहीं।", ["वह गया। ", "कौन? ", "कोई नहीं।"]),
+        ("。。好。Yes. 完\uff01", ["好。", "Yes. ", "完\uff01"]),
+    ],
+)
+def test_sentences_end_with_the_marks_of_their_language(text: str, found: list[str]) -> None:
+    assert list(tasks.sentences(text)) == found
+
+
+@pytest.mark.parametrize(
+    ("repeated", "marks"), [("字", 0), ("a ", 0), ("a“", 0), (".", 0), ("a.", 1), ("字。”", 1)]
+)
+def test_sentences_of_a_long_text_are_found_in_linear_time(repeated: str, marks: int) -> None:
+    """A search from every place takes hours for texts without marks; this takes a second."""
+    count = 500_000 if marks else 2_000_000
+    assert sum(1 for _ in tasks.sentences(repeated * count)) == marks * count
 
 
 def test_draws_are_fixed_for_good() -> None:
