@@ -77,9 +77,9 @@ FEWER, ALL = [(0.02, 1, 6), (0.02, 2, 6)], [(0.02, 1, 9), (0.02, 2, 9)]
 @pytest.mark.parametrize(
     ("loss", "trained"),
     # Seed 1 ends at 1.0 and seed 2 at 1.25.
-    [(1.5, FEWER), (1.125, [*FEWER, *ALL]), (0.5, [*FEWER[:1], *ALL])],
+    [(1.5, FEWER), (1.125, FEWER), (1.1, [*FEWER, *ALL])],
 )
-def test_all_steps_are_trained_where_a_seed_misses_the_baselines_loss_in_fewer(
+def test_all_steps_are_trained_where_fewer_miss_the_baselines_loss_on_average(
     loss: float, trained: list[tuple[float, int, int]]
 ) -> None:
     base = Result("adamw", {0.001: loss}, 0.001, 9, [Curve({9: loss}, 1.0)] * 2)
