@@ -105,7 +105,7 @@ def test_what_is_no_member_is_left_out_and_told(kind: Kind, tmp_path: Path) -> N
     texts, rejects = split(read(tmp_path / "a", kind, "text", format="text"))
     assert texts == ["".join(line.decode() for line in LINES[:2])]
     assert rejects == [(1, "damaged file"), (2, "damaged file")]
-    long = read(tmp_path / "a", kind, "text", max_held_bytes=9)
+    long = read(tmp_path / "a", kind, "text", format="text", max_held_bytes=9)
     (whole,) = [one for one in long if isinstance(one, LongDocument)]
     assert "".join(whole.passages()) == texts[0]
 
