@@ -1,8 +1,8 @@
 """Reports of trained models, kept apart from their runs.
 
 A recipe trains for hours and its tables need a few kilobytes of that. With a directory of reports
-(`--reports`) it makes its tables again, and goes on with what is missing, where neither runs nor
-data are left.
+(`--reports`) it makes its tables again, and trains what is missing, where neither runs nor data
+are left.
 """
 
 from __future__ import annotations

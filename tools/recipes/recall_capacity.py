@@ -123,7 +123,7 @@ def main(words: Sequence[str] | None = None, plan: Sequence[Stage[Documents]] = 
     except SettingsError as error:
         sys.exit(str(error))
     seeds = range(1, parsed.seeds + 1)
-    if any(run(one, seed) not in evidence.of(parsed) for one in models for seed in seeds):
+    if any(run_name(one, seed) not in evidence.of(parsed) for one in models for seed in seeds):
         for documents, count in documents_needed(plan, segment).items():
             _documents(parsed.out, documents, count, parsed.workers)
     found: dict[str, list[Report]] = {}
@@ -189,11 +189,11 @@ def _words(
 
 
 def _runs(parsed: argparse.Namespace, model: Model, seed: int) -> Path:
-    directory: Path = parsed.out / "runs" / run(model, seed)
+    directory: Path = parsed.out / "runs" / run_name(model, seed)
     return directory
 
 
-def run(model: Model, seed: int) -> str:
+def run_name(model: Model, seed: int) -> str:
     """The name of a model's runs and report."""
     return f"{model.name}-{seed}"
 
@@ -239,7 +239,7 @@ def _answered(
 
     settings = [*model.settings(plan[-1].segments), *parsed.settings]
     made_by = {**evidence.made_by(parsed.config, settings, plan), "asked": asdict(asked)}
-    return evidence.of(parsed).once(run(model, seed), made_by, make)
+    return evidence.of(parsed).once(run_name(model, seed), made_by, make)
 
 
 def _write(out: Path, models: Sequence[Model], found: dict[str, list[Report]]) -> None:
