@@ -799,7 +799,7 @@ class OptimConfig:
         return OPTIMIZERS[self.name].lr if self.lr is None else self.lr
 
     def problems(self) -> list[str]:
-        """Settings of another optimizer, which would have no effect, and values that cannot train."""
+        """Settings of another optimizer, without effect, and values that cannot train."""
         read_by = {name: traits.settings for name, traits in OPTIMIZERS.items()}
         found = _without_effect(vars(self), vars(OptimConfig()), "optim.name", read_by)
         if "beta1" in read_by[self.name]:
