@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import evidence
@@ -18,7 +19,7 @@ from tools.recipes.recall_capacity import DISTANCES, PAIRS, STAGES, Documents, M
 
 def test_stages_fit_every_kind_and_width_and_reach_what_is_asked_for() -> None:
     for kind in MEMORY_KINDS:
-        for stage in STAGES:
+        for stage in Model(kind, 128).plan(STAGES):
             words = [*stage.settings(Path("d")), *Model(kind, 128).settings(stage.segments)]
             config = configuration.load(recall_capacity.CONFIG, [*words, "run.directory=r"])
             assert config.model.n_heads * config.model.d_head == 128
@@ -26,6 +27,22 @@ def test_stages_fit_every_kind_and_width_and_reach_what_is_asked_for() -> None:
             assert config.window * config.data.lanes in (4096, 8192)
     pairs, gaps = zip(*[(one.pairs, one.gap) for one, _ in STAGES[-1].shares], strict=True)
     assert max(map(max, pairs)) == max(PAIRS) and max(gaps) >= 64 * max(DISTANCES)
+
+
+def test_all_but_infini_learn_from_the_values_of_the_same_texts() -> None:
+    linear, full = (Model(kind, 64).plan(STAGES) for kind in ("linear", "full"))
+    assert linear == list(STAGES)
+    for ours, theirs in zip(linear, full, strict=True):
+        assert replace(ours, shares=()) == replace(theirs, shares=())
+        for (one, share), (other, others) in zip(ours.shares, theirs.shares, strict=True):
+            assert (one.pairs, one.gap, one.symbols, share) == (
+                *(other.pairs, other.gap, other.symbols),
+                others,
+            )
+            assert other.answers == "values"
+            # Sets that differ are in directories of their own.
+            assert (one == other) == (one.name == other.name)
+    assert linear != full
 
 
 def test_the_mean_length_is_that_of_pairs_questions_and_a_log_uniform_gap() -> None:
