@@ -186,6 +186,10 @@ class _Sample(Work):
     def unit_sizes(self) -> list[int]:
         return [source.read for source in self.sources]
 
+    def text_bytes(self) -> float:
+        records = (record for source in self.sources for _, record in source.records)
+        return sum(len(record.text) for record in records if isinstance(record, RawDocument))
+
     def records(self, unit: int) -> Iterator[tuple[int, Record]]:
         return iter(self.sources[unit].records)
 
@@ -433,6 +437,8 @@ def _left_out_lines(plan: Estimate) -> list[str]:
         for source in plan.sources
         if not source.records and source.covered >= source.disk
     ]
+    if plan.config.limit:
+        found.append(f"limit={plan.config.limit} is not applied: this is of all records")
     if plan.config.duplicates.wanted:
         found.append("duplicates are not estimated: documents, text and tokens include them")
     return ["", *found] if found else []

@@ -38,8 +38,8 @@ from data_prep.tokenizer.contract import NFC_REMEDY, TokenizerError
 
 # Characters of a passage: long documents are sampled in passages, not as a whole.
 _PASSAGE = 16_384
-# More passages are drawn than are needed, since not all bytes read are text of documents, and a few
-# more since the number of small samples varies by chance; training takes the first up to the size.
+# More passages are drawn than are needed, since not all text is kept, and a few more since the
+# number of small samples varies by chance; training takes the first up to the size.
 _MARGIN = 4.0
 _SPARE = 16 * _PASSAGE
 
@@ -136,7 +136,7 @@ class DrawSample(Stage):
             # The sizes are those of whole files: the records taken may be a tiny part of them.
             return 1 << 64
         wanted = _MARGIN * self.config.tokenizer.sample_bytes + _SPARE
-        return int(min(wanted / max(sum(self.sizes), 1), 1.0) * (1 << 64))
+        return int(min(wanted / max(self.work.text_bytes(), 1.0), 1.0) * (1 << 64))
 
     def _draw(self, file: int, record: Record, drawn: Lowest) -> str:
         """Add passages of a document; returns why the record is none that is kept, or ""."""

@@ -89,7 +89,8 @@ class Survey:
     decompression. `cuts` are (offset, line) of records at which reading can begin, the first of
     them (0, 1); `damage` is "", "truncated file", or why nothing of it is used ("damaged file",
     "unsupported file"), with its `detail`. `gaps` are left out of its compressed data. `records` is
-    how many there are at least: of a WARC file that is not known before it is read.
+    how many there are at least: of a WARC file that is not known before it is read. `is_pages`:
+    most of its text is in web pages, among much markup.
     """
 
     bytes: int
@@ -101,6 +102,7 @@ class Survey:
     records: int
     detail: str = ""
     gaps: list[Gap] = field(default_factory=list)
+    is_pages: bool = False
 
     @classmethod
     def of(cls, plain: dict[str, Any]) -> Survey:

@@ -23,6 +23,7 @@ class _Counted:
 
     def __init__(self, file: InputFile, cut_bytes: int) -> None:
         self._is_lines, self._cut_bytes = file.format == "jsonl", cut_bytes
+        self._is_warc, self._pages = file.format == "warc", 0
         self.size, self.line, self.cuts, self.last = 0, 1, [(0, 1)], b"\n"
         self._marked = (0, 1, 1, b"\n")
 
@@ -30,6 +31,11 @@ class _Counted:
     def records(self) -> int:
         """Lines, where they are records."""
         return self.line - (self.last == b"\n") if self._is_lines else 1
+
+    @property
+    def is_pages(self) -> bool:
+        """Whether more records are web pages than plain text; a few are missed between blocks."""
+        return self._pages > 0
 
     def mark(self) -> tuple[int, int]:
         self._marked = (self.size, self.line, len(self.cuts), self.last)
@@ -48,6 +54,9 @@ class _Counted:
                 before = block.count(b"\n", 0, newline + 1)
                 self.cuts.append((self.size + newline + 1, self.line + before))
             self.line += block.count(b"\n")
+        elif self._is_warc:
+            self._pages += block.count(b"WARC-Type: response")
+            self._pages -= block.count(b"WARC-Type: conversion")
         self.size, self.last = self.size + len(block), block[-1:]
 
 
@@ -102,7 +111,7 @@ def survey(file: InputFile, cut_bytes: int) -> Survey:
     if cuts[-1][0] >= size and len(cuts) > 1:
         cuts.pop()
     place = (status.bytes, status.version, digest)
-    return Survey(*place, size, cuts, damage, records, detail, gaps)
+    return Survey(*place, size, cuts, damage, records, detail, gaps, counted.is_pages)
 
 
 def records(

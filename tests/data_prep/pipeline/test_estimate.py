@@ -160,6 +160,8 @@ def test_the_command_takes_settings_after_the_option(
     assert cli.main(["run", str(tmp_path / "c.yaml"), words[0], "--dry-run", *words[1:]]) == 0
     assert f"the plan for {tmp_path / 'set'}; nothing is written" in capsys.readouterr().out
     assert not (tmp_path / "set").exists()
+    assert cli.main(["run", str(tmp_path / "c.yaml"), *words, "--dry-run", "--limit", "3"]) == 0
+    assert "limit=3 is not applied: this is of all records" in capsys.readouterr().out
     assert cli.main(["run", str(tmp_path / "c.yaml"), "--dri-run", *words]) == 2
     assert cli.main(["run", str(tmp_path / "c.yaml"), *words]) == 0
     assert cli.main(["run", str(tmp_path / "c.yaml"), *words, "--dry-run"]) == 0

@@ -19,6 +19,7 @@ import sys
 import time
 import tracemalloc
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing.context import ForkProcess
 from pathlib import Path
@@ -1193,6 +1194,38 @@ def slow(page: str, **options: object) -> str:
     return page
 
 
+def write_pages(path: Path, pages: Sequence[str]) -> None:
+    """An archive of web pages."""
+    bodies = [f"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\n\r\n{page}" for page in pages]
+    head = "WARC/1.0\r\nWARC-Type: response\r\nContent-Length: {}\r\n\r\n{}\r\n\r\n"
+    archive = "".join(head.format(len(body), body) for body in bodies)
+    path.write_text(archive, newline="")
+
+
+def said(seed: int) -> str:
+    """Some 1,700 bytes of words, by the seed."""
+    drawn = np.random.default_rng(seed).integers(0, 400, 300)
+    return " ".join(f"word{number}" for number in drawn)
+
+
+def test_a_tokenizer_of_web_pages_is_trained_on_as_much_text_as_asked_for(tmp_path: Path) -> None:
+    markup = "<script>" + "x = 1; " * 8000 + "</script>"
+    pages = [f"<html><body>{markup}<p>{said(seed)}</p></body></html>" for seed in range(600)]
+    write_pages(tmp_path / "a.warc", pages)
+    words = [f"root={tmp_path}", f"output={tmp_path / 'set'}", "workers=1"]
+    words += ["sources=[{name: s, paths: ['*.warc']}]", "tokenizer.sample_bytes=200000"]
+    wanted = config.load(None, words)
+    work = pipeline.open_work(wanted)
+    with workspace.locked(work):
+        workspace.begin(work, wanted)
+    for stage in (SurveyFiles, DrawSample):
+        made = stage(wanted, work)
+        made.run(range(len(made.sizes)))
+    drawn = [work.read("sample", unit)["passages"] for unit in range(len(work.units))]
+    sizes = [len(text.encode()) for passages in drawn for _, text in passages]
+    assert 200_000 <= sum(sizes) < 1_000_000
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_page_on_which_the_extractor_hangs_is_rejected_by_the_workers(
     workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -1201,10 +1234,7 @@ def test_a_page_on_which_the_extractor_hangs_is_rejected_by_the_workers(
     monkeypatch.setattr(extractor, "SECONDS", 2.0)
     for number in range(2):
         pages = [f"<p>page {number}.{n}{' slow' * (n == 1)}" for n in range(3)]
-        bodies = [f"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\n\r\n{page}" for page in pages]
-        head = "WARC/1.0\r\nWARC-Type: response\r\nContent-Length: {}\r\n\r\n{}\r\n\r\n"
-        archive = "".join(head.format(len(body), body) for body in bodies)
-        (tmp_path / f"{number}.warc").write_text(archive, newline="")
+        write_pages(tmp_path / f"{number}.warc", pages)
     words = [f"root={tmp_path}", f"output={tmp_path / 'set'}", f"workers={workers}"]
     words += ["sources=[{name: s, paths: ['*.warc']}]", f"tokenizer.path={small_model(tmp_path)}"]
     manifest = pipeline.run(config.load(None, [*words, "shards.count=1"])).manifest
