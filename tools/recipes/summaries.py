@@ -27,6 +27,8 @@ from pretrain.evaluate import rouge
 from pretrain.evaluate.results import Report
 
 PASSAGES = {"train": 26_000, "passages": 200}
+# The model before it sees a pair.
+BASE = ("train.start_from=", "train.steps=300", "optim.warmup_steps=30")
 NAMES = 5
 ASKED = ("--max-tokens", "64")
 SHARES = "0.1,0.25,0.5,1"
@@ -45,9 +47,8 @@ def main(words: Sequence[str] | None = None) -> None:
     novels, pairs = _prepare(parsed.corpus, out)
     base, tuned = out / "runs" / "base", out / "runs" / "tuned"
     commands.run(
-        *("pretrain", "train", CONFIGS / "language_modelling_cpu.yaml"),
-        *("train.steps=300", "optim.warmup_steps=30", f"data.train={novels}"),
-        *(f"run.directory={base}", *parsed.settings),
+        *("pretrain", "train", CONFIGS / "summaries_cpu.yaml", *BASE),
+        *(f"data.train={novels}", f"run.directory={base}", *parsed.settings),
     )
     commands.run(
         *("pretrain", "train", CONFIGS / "summaries_cpu.yaml"),
