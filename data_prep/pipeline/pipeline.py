@@ -26,6 +26,7 @@ from data_prep.dataset.settings import SettingsError
 from data_prep.dataset.shards import InputInfo, Manifest, ShardInfo, TokenizerInfo
 from data_prep.dataset.wording import counted
 from data_prep.pipeline import duplicates, order, table, workspace, writing
+from data_prep.pipeline.ngrams import words
 from data_prep.pipeline.stages import (
     DrawSample,
     MatchDuplicates,
@@ -120,9 +121,15 @@ def _evaluation(config: Config, problems: list[str]) -> dict[str, Path]:
         key, wrong = f"sources[{index}].cleaning.decontaminate", list[str]()
         files = inputs.evaluation_files(config, source, wrong)
         problems += [f"{key}: {problem}" for problem in wrong]
-        problems += [
-            f"{key}: {why}" for path in files.values() if (why := evaluation.problem(path))
-        ]
+        unread = [f"{key}: {why}" for path in files.values() if (why := evaluation.problem(path))]
+        problems += unread
+        size = source.cleaning.ngram
+        texts = (text for path in files.values() for text in evaluation.texts(path))
+        if files and not unread and all(len(words(text)) < size for text in texts):
+            problems.append(
+                f"{key}: no evaluation text has {size} words, the n-gram that is looked for; lower "
+                "cleaning.ngram, or leave decontaminate out"
+            )
         found |= files
     return found
 

@@ -921,6 +921,10 @@ def test_an_evaluation_set_that_changed_is_another_data_set(
             SettingsError, match=r"decontaminate: .*exam\.jsonl: is not UTF-8 jsonl"
         ):
             pipeline.run(wanted)
+        # Seven words where eight in a row are looked for.
+        (root / "exam.jsonl").write_text(json.dumps({"q": "Who, " * 7, "a": "me"}))
+        with pytest.raises(SettingsError, match="decontaminate: no evaluation text has 8 words"):
+            pipeline.run(wanted)
     finally:
         (root / "exam.jsonl").write_text(exam)
 
