@@ -802,6 +802,8 @@ class OptimConfig:
         """Settings of another optimizer, without effect, and values that cannot train."""
         read_by = {name: traits.settings for name, traits in OPTIMIZERS.items()}
         found = _without_effect(vars(self), vars(OptimConfig()), "optim.name", read_by)
+        scheduled = {"cosine": (), "wsd": ("decay_steps",)}
+        found += _without_effect(vars(self), vars(OptimConfig()), "optim.schedule", scheduled)
         if "beta1" in read_by[self.name]:
             found += [
                 f"{name}: 1 never takes a gradient in; lower it, e.g. to {usual}"

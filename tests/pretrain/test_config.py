@@ -170,6 +170,11 @@ def test_the_resolved_configuration_reads_back_as_itself(tmp_path: Path) -> None
             "model.memory.compressive: has no effect with memory.kind=delta; remove it, or set",
         ),
         (
+            ["optim.decay_steps=50"],
+            "optim.decay_steps: has no effect with optim.schedule=cosine; remove it, or set "
+            "optim.schedule=wsd",
+        ),
+        (
             ["optim.muon.rms=0.4"],
             "optim.muon: has no effect with optim.name=adamw; remove it, or set optim.name=muon",
         ),
