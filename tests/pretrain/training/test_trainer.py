@@ -812,7 +812,7 @@ def test_a_document_begins_with_the_memory_of_what_its_lane_has_read_of_the_pref
     run = new_run()
     still = ("optim.lr=0", "optim.gate_lr=0", "train.steps=6")
     preface = f"data.preface={data['other']}"
-    train(2, run.config, *run.words, preface, *still, "optim.decay_steps=0")
+    train(2, run.config, *run.words, preface, *still)
     assert ledger.check(run.directory) == []
     state = stored(run.checkpoint(6))
     model = Transformer(load(run.directory / "config.yaml").model, VOCABULARY)
