@@ -25,6 +25,8 @@ def test_every_kind_of_memory_is_compared_and_the_base_comes_first() -> None:
     assert names[0] == "none" and set(MEMORY_KINDS) < set(names)
     some = [model.name for model in models(base, ["linear"])]
     assert some == ["none", "linear", "none_lanes", "none_steps"]
+    whole = [model.name for model in models(base, ["linear"], shortened=False)]
+    assert whole == ["none", "linear"]
 
 
 def test_models_have_one_size_and_one_budget() -> None:
@@ -72,7 +74,7 @@ def test_the_table_has_gains_with_intervals_and_the_cost_of_each_model() -> None
     ]  # fmt: skip
     far = [{**row, "gain": 2 * row["gain"]} for row in rows]
     text = table(rows, far, titles, reports)
-    assert text.startswith("2 whole documents, 1,234 bytes, after 5,678 tokens; 1 seeds")
+    assert text.startswith("2 whole documents, 1,234 bytes, after 5,678 tokens; 1 seed;")
     assert "| local | 2.0000 (1.0000 to 3.0000) | 2.0000 |  |  | 1,000 | 0 | 1 |" in text
     gains = "+0.5000 (+0.2500 to +0.7500) | +1.0000 (+0.2500 to +0.7500)"
     assert f"| Delta | 1.5000 (1.0000 to 3.0000) | 1.5000 | {gains} | 3,048 | 2,048 |" in text
@@ -107,6 +109,7 @@ def test_the_recipe_makes_a_table_of_packages_and_repeats_no_finished_work(
         "2", "--seeds", "2", "--documents", "2", "--jobs", "2", "model.n_layers=1",
         "model.d_model=16", "model.n_heads=2", "model.n_kv_heads=2", "model.d_head=8",
         "model.d_ff=16", "optim.warmup_steps=1", "data.lanes=2", "train.window_segments=4",
+        "train.compile=false",
     ]  # fmt: skip
     language_modelling.main(words)
     made = out / "repositories" / "comparison.json"

@@ -1,8 +1,8 @@
 """The paper's Table 2 on whole documents: every kind of memory, none, and full attention.
 
     python tools/recipes/language_modelling.py NOVELS OUT [--corpora novels,repositories]
-        [--kinds none,linear,...] [--steps N] [--seeds 3] [--reports DIR] [--jobs 1]
-        [key=value ...]
+        [--kinds none,linear,...] [--whole-windows] [--steps N] [--seeds 3] [--reports DIR]
+        [--jobs 1] [key=value ...]
 
 NOVELS holds novels as configs/data/novels_train.yaml and novels_val.yaml name them; repositories
 are the Python packages of this environment (configs/data/repositories_train.yaml). All models have
@@ -34,6 +34,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from data_prep.dataset.settings import SettingsError
+from data_prep.dataset.wording import counted
 from pretrain import config as configuration
 from pretrain.config import Config
 from pretrain.evaluate import perplexity
@@ -69,8 +70,11 @@ class Model:
     settings: tuple[str, ...]
 
 
-def models(config: Config, kinds: Sequence[str]) -> list[Model]:
-    """The rows of the table, the base first; all see the same number of tokens."""
+def models(config: Config, kinds: Sequence[str], *, shortened: bool = True) -> list[Model]:
+    """The rows of the table, the base first; all see the same number of tokens.
+
+    `shortened`: those on shorter windows, too.
+    """
     segments, steps, warmup = (
         config.train.window_segments, config.train.steps, config.optim.warmup_steps
     )  # fmt: skip
@@ -80,7 +84,7 @@ def models(config: Config, kinds: Sequence[str]) -> list[Model]:
     window = f"windows of {quarter * config.model.segment:,}"
     asked = (BASE, *(kind for kind in kinds if kind != BASE))
     found = [Model(kind, TITLES[kind], _kind(kind, segments)) for kind in asked]
-    for kind in SHORTENED:
+    for kind in SHORTENED if shortened else ():
         if kind in asked:
             own = (*_kind(kind, quarter), f"train.window_segments={quarter}")
             wide = (*own, f"data.lanes={lanes}")
@@ -113,6 +117,7 @@ def _parser() -> argparse.ArgumentParser:
         default=list(TITLES),
         help="of memory (default: all)",
     )
+    add("--whole-windows", action="store_true", help="no models on shorter windows")
     add("--config", type=Path, default=CONFIG, help="recipe of the models")
     add("--steps", type=int, default=0, help="optimizer steps; 0: the recipe's")
     add("--documents", type=int, default=0, help="whole held-out documents; 0: all")
@@ -131,7 +136,8 @@ def main(words: Sequence[str] | None = None) -> None:
         settings.append(f"train.steps={parsed.steps}")
     try:
         common = [f"data.train={out}", f"run.directory={out}", *settings]
-        compared = models(configuration.load(parsed.config, common), parsed.kinds)
+        config = configuration.load(parsed.config, common)
+        compared = models(config, parsed.kinds, shortened=not parsed.whole_windows)
         for model in compared:
             configuration.load(parsed.config, [*common, *model.settings])
     except SettingsError as error:
@@ -249,8 +255,8 @@ def table(
     first = reports[BASE][0]
     lines = [
         f"{first['documents']} whole documents, {first['text_bytes']:,} bytes, after "
-        f"{first['tokens']:,} tokens; {len(rows[0]['seeds'])} seeds; bits per byte, 95 % intervals "
-        "over documents; gains are over local attention alone",
+        f"{first['tokens']:,} tokens; {counted(len(rows[0]['seeds']), 'seed')}; bits per byte, "
+        "95 % intervals over documents; gains are over local attention alone",
         "",
         f"| Model | all positions | by seed | gain | gain from position {FAR:,} on | parameters | "
         "bytes of state | minutes |",
