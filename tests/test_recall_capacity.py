@@ -64,6 +64,7 @@ def test_a_summary_leaves_out_what_no_memory_is_needed_for() -> None:
     found = recall_capacity.summary(Model("delta", 64), REPORTS)
     assert found["accuracies"] == [[0.75, 0.25], [0.5, 0.125]]
     assert (found["state_bytes"], found["pairs"]) == (2048, [4, 128])
+    assert found["by_distance"] == [[1.0, 1.0, 0.5], [1.0, 0.5, 0.5]]
     assert mean_row(recall_capacity.mean(REPORTS)) == [1.0, 0.75, 0.5, 0.75, 0.25, 0.125]
 
 
@@ -81,6 +82,13 @@ def test_the_table_has_means_and_ranges_over_seeds() -> None:
         "|---|--:|--:|--:|--:|--:|",
         "| delta | 64 | 2,048 | 62 (50 to 75) | 19 (12 to 25) | 2 |",
         "| none | 128 | 0 | 75 | 25 | 1 |",
+        "",
+        "Of 4 pairs, by distance in segments:",
+        "",
+        "| memory | width | bytes of state | 0 | 1 | 64 | seeds |",
+        "|---|--:|--:|--:|--:|--:|--:|",
+        "| delta | 64 | 2,048 | 100 (100 to 100) | 75 (50 to 100) | 50 (50 to 50) | 2 |",
+        "| none | 128 | 0 | 100 | 100 | 50 | 1 |",
     ]
     assert len(recall_capacity.curves(rows).axes) == 2
 

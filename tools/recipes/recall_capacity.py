@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -299,37 +299,52 @@ def mean(reports: Sequence[Report]) -> Report:
 def summary(model: Model, reports: Sequence[Report]) -> dict[str, Any]:
     """A model's bytes of state, and its accuracy by number of pairs for each seed.
 
-    The accuracy is the mean over distances of at least a segment, which only a memory bridges.
+    The accuracy is the mean over distances of at least a segment, which only a memory bridges. By
+    distance, it is that of the fewest pairs.
     """
     first = reports[0]
     far = [distance > 0 for distance in first["distances"]]
+    # [seeds, distances, pairs]
+    found = np.stack([mqar.accuracies(report) for report in reports])
     return {
         "kind": model.kind,
         "width": model.width,
         "state_bytes": first["state_bytes"],
         "pairs": first["pairs"],
-        # [seeds, pairs]
-        "accuracies": [mqar.accuracies(report)[far].mean(axis=0).tolist() for report in reports],
+        "accuracies": found[:, far].mean(axis=1).tolist(),
+        "distances": first["distances"],
+        "by_distance": found[:, :, 0].tolist(),
     }
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """The summaries in Markdown: means over seeds, and their range where there are several."""
-    pairs = rows[0]["pairs"]
-    lines = [
-        f"| memory | width | bytes of state | {' | '.join(map(str, pairs))} | seeds |",
-        f"|---|--:|--:|{'--:|' * len(pairs)}--:|",
-    ]
+    first = rows[0]
+    return "\n".join(
+        [
+            *_rows(rows, "accuracies", first["pairs"]),
+            "",
+            f"Of {first['pairs'][0]} pairs, by distance in segments:",
+            "",
+            *_rows(rows, "by_distance", first["distances"]),
+            "",
+        ]
+    )
+
+
+def _rows(rows: Sequence[dict[str, Any]], shares: str, columns: Sequence[int]) -> Iterator[str]:
+    """The lines of a table of `shares`, [seeds, columns] in each row, in %."""
+    yield f"| memory | width | bytes of state | {' | '.join(map(str, columns))} | seeds |"
+    yield f"|---|--:|--:|{'--:|' * len(columns)}--:|"
     for row in rows:
-        seeds = 100 * np.array(row["accuracies"])
+        seeds = 100 * np.array(row[shares])
         cells = [
             f"{each.mean():.0f}"
             + (f" ({each.min():.0f} to {each.max():.0f})" if each.size > 1 else "")
             for each in seeds.T
         ]
         about = f"| {row['kind']} | {row['width']} | {row['state_bytes']:,} "
-        lines.append(f"{about}| {' | '.join(cells)} | {len(seeds)} |")
-    return "\n".join(lines) + "\n"
+        yield f"{about}| {' | '.join(cells)} | {len(seeds)} |"
 
 
 def curves(rows: Sequence[dict[str, Any]]) -> Figure:
