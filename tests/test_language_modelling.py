@@ -109,7 +109,7 @@ def test_the_recipe_makes_a_table_of_packages_and_repeats_no_finished_work(
         "2", "--seeds", "2", "--documents", "2", "--jobs", "2", "model.n_layers=1",
         "model.d_model=16", "model.n_heads=2", "model.n_kv_heads=2", "model.d_head=8",
         "model.d_ff=16", "optim.warmup_steps=1", "data.lanes=2", "train.window_segments=4",
-        "train.compile=false",
+        "train.compile=false", "model.segment=64",
     ]  # fmt: skip
     language_modelling.main(words)
     made = out / "repositories" / "comparison.json"
@@ -123,7 +123,7 @@ def test_the_recipe_makes_a_table_of_packages_and_repeats_no_finished_work(
         name: [json.loads((kept / f"{name}-{seed}.json").read_text()) for seed in (1, 2)]
         for name in names
     }
-    assert {report["tokens"] for two in reports.values() for report in two} == {2 * 2 * 4 * 128}
+    assert {report["tokens"] for two in reports.values() for report in two} == {2 * 2 * 4 * 64}
     assert scores.scores_of(reports["rmt"]).nats.shape == (2, 2)
     assert (made.parent / "positions.png").exists() and (made.parent / "gates.png").exists()
     table = (made.parent / "comparison.md").read_text()
