@@ -188,7 +188,8 @@ class _Sample(Work):
 
     def text_bytes(self) -> float:
         records = (record for source in self.sources for _, record in source.records)
-        return sum(len(record.text) for record in records if isinstance(record, RawDocument))
+        texts = (record.text for record in records if isinstance(record, RawDocument))
+        return sum(len(text.encode()) for text in texts)
 
     def records(self, unit: int) -> Iterator[tuple[int, Record]]:
         return iter(self.sources[unit].records)

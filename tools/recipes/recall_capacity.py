@@ -5,7 +5,7 @@
 
 Multi-query associative recall (after Zoology, arXiv 2312.04927): pairs of a key and a value, and
 after a gap the question for every key. Models of two layers, of each kind of memory and each width,
-are trained with one budget on the same documents, whose pairs and gaps grow from stage to stage,
+are trained with one budget on documents whose pairs and gaps grow from stage to stage,
 and are asked by number of pairs and by distance in segments. After an interruption, the same
 command continues with what is not finished.
 """
