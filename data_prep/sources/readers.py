@@ -55,8 +55,9 @@ class _Counted:
                 self.cuts.append((self.size + newline + 1, self.line + before))
             self.line += block.count(b"\n")
         elif self._is_warc:
-            self._pages += block.count(b"WARC-Type: response")
-            self._pages -= block.count(b"WARC-Type: conversion")
+            names = block.lower()  # of any case, as for the reader
+            self._pages += names.count(b"warc-type: response")
+            self._pages -= names.count(b"warc-type: conversion")
         self.size, self.last = self.size + len(block), block[-1:]
 
 
