@@ -3,47 +3,55 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import evidence
 import numpy as np
 import pytest
-from stages import Stage
+from stages import Stage, documents_needed
 
+from data_prep.recall.mqar import MOST_PAIRS
 from pretrain import config as configuration
 from pretrain.config import MEMORY_KINDS
 from tools.recipes import recall_capacity
-from tools.recipes.recall_capacity import DISTANCES, PAIRS, STAGES, Documents, Model
+from tools.recipes.recall_capacity import DISTANCES, PAIRS, Documents, Model, Plans
 
 
 def test_stages_fit_every_kind_and_width_and_reach_what_is_asked_for() -> None:
     for kind in MEMORY_KINDS:
-        for stage in Model(kind, 128).plan(STAGES):
+        for stage in Plans().of(kind):
             words = [*stage.settings(Path("d")), *Model(kind, 128).settings(stage.segments)]
             config = configuration.load(recall_capacity.CONFIG, [*words, "run.directory=r"])
             assert config.model.n_heads * config.model.d_head == 128
             assert config.model.memory.kind == kind
             assert config.window * config.data.lanes in (4096, 8192)
-    pairs, gaps = zip(*[(one.pairs, one.gap) for one, _ in STAGES[-1].shares], strict=True)
-    assert max(map(max, pairs)) == max(PAIRS) and max(gaps) >= 64 * max(DISTANCES)
+        last = Plans().of(kind)[-1]
+        pairs, gaps = zip(*[(one.pairs, one.gap) for one, _ in last.shares], strict=True)
+        assert max(map(max, pairs)) == max(PAIRS) and max(gaps) >= 64 * max(DISTANCES)
 
 
-def test_all_but_infini_learn_as_long_from_the_values_of_such_texts() -> None:
-    linear, full = (Model(kind, 64).plan(STAGES) for kind in ("linear", "full"))
-    assert linear == list(STAGES)
-    assert len({sum(s.steps * s.lanes * s.segments for s in plan) for plan in (linear, full)}) == 1
-    for ours, theirs in zip(linear, full, strict=True):
-        assert replace(ours, shares=(), steps=0) == replace(theirs, shares=(), steps=0)
-        for (one, share), (other, others) in zip(ours.shares, theirs.shares, strict=True):
-            assert (one.pairs, one.gap, one.symbols, share) == (
-                *(other.pairs, other.gap, other.symbols),
-                others,
-            )
-            assert other.answers == "values"
-            # Sets that differ are in directories of their own.
-            assert (one == other) == (one.name == other.name)
-    assert linear != full
+def test_all_kinds_read_as_many_tokens_and_end_with_the_same_stages() -> None:
+    linear, full = (Plans().of(kind) for kind in ("linear", "full"))
+    assert [[t.steps, t.segments] for t in linear[-2:]] == [
+        [t.steps, t.segments] for t in full[-2:]
+    ]
+    tokens = {
+        sum(s.steps * s.lanes * s.segments * (s.segment or 64) for s in plan)
+        for plan in (linear, full)
+    }
+    assert tokens == {12_697_600}
+    # All but Infini-attention learn from values alone, and have all symbols before the memory.
+    assert {one.answers for stage in full for one, _ in stage.shares} == {"values"}
+    near = [stage for stage in full if stage.segment]
+    assert [one.symbols for stage in near for one, _ in stage.shares] == [32, 128, MOST_PAIRS]
+    assert all(one.symbols == MOST_PAIRS for s in full[len(near) :] for one, _ in s.shares)
+
+
+def test_sets_are_in_directories_of_their_own_and_as_large_whichever_kinds_are_trained() -> None:
+    linear, full = (documents_needed(Plans().of(kind), 64) for kind in ("linear", "full"))
+    assert {one.name for one in linear} & {one.name for one in full} == {"many", "most"}
+    assert all(linear[one] == full[one] for one in linear.keys() & full.keys())
+    assert len({one.name for one in [*linear, *full]}) == len(linear.keys() | full.keys()) == 10
 
 
 def test_the_mean_length_is_that_of_pairs_questions_and_a_log_uniform_gap() -> None:
@@ -111,13 +119,14 @@ def test_the_recipe_makes_tables_from_no_data_and_repeats_no_finished_work(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     sets = (Documents("few", (2, 4), 16), Documents("some", (4, 8), 64))
-    plan = (
+    stages = (
         Stage("1_few", ((sets[0], 1.0),), 3, 4, 4, 1e-3, 0.0),
         Stage("2_some", ((sets[0], 0.5), (sets[1], 0.5)), 3, 2, 8, 1e-3, 0.0, 0.5),
     )
+    plans = Plans(stages, stages)
     words = [str(tmp_path), "--kinds", "linear,none", "--widths", "32", "--seeds", "1"]
     words += ["--pairs", "4,16", "--distances", "0,2", "--answers", "8"]
-    recall_capacity.main(words, plan)
+    recall_capacity.main(words, plans)
     first = (tmp_path / "capacity.md").read_text()
     assert first in capfd.readouterr().out
     assert first.endswith(f"\n\nCommit {evidence.commit()}.\n")
@@ -133,9 +142,9 @@ def test_the_recipe_makes_tables_from_no_data_and_repeats_no_finished_work(
     assert f"start_from: {tmp_path / 'runs' / 'linear-32-1' / '1_few'}" in settings
     # With the reports alone, somewhere else: nothing is made, trained or asked again.
     elsewhere = [str(tmp_path / "other"), "--reports", str(tmp_path / "reports"), *words[1:]]
-    recall_capacity.main(elsewhere, plan)
+    recall_capacity.main(elsewhere, plans)
     again = capfd.readouterr()
     assert "$" not in again.out and "mqar:" not in again.err
     assert (tmp_path / "other" / "capacity.md").read_text() == first
     with pytest.raises(SystemExit, match=r"linear-32-1\.json is of other settings"):
-        recall_capacity.main([*words, "model.init_std=0.05"], plan)
+        recall_capacity.main([*words, "model.init_std=0.05"], plans)

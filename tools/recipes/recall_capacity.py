@@ -67,28 +67,64 @@ class Documents:
         return 4 * sum(self.pairs) / len(self.pairs) + self.gap / np.log(self.gap + 1)
 
 
-# Few pairs of few symbols first, and all of them near. Then through the memory, which
-# Infini-attention learns late and at once, after 400 to 1,100 steps. A model that can do so takes
-# four times the symbols, and then more pairs, within 300 steps each, with a loss of the values
-# alone (docs/trials.md).
 NEAR = Documents("near", (3, 5, 7), 2, symbols=32, answers="pairs")
 FEW = Documents("few", (4, 8, 14), 64, symbols=32, answers="pairs")
 MORE = Documents("more", (4, 8, 14), 64, symbols=128)
 ALL = Documents("all", (4, 8, 14), 64)
 MANY = Documents("many", (16, 32, 64, 128), 1024)
 MOST = Documents("most", (4, 16, 64, 128, 256, 512), 4096)
+NEAR_VALUES = replace(NEAR, name="near_values", answers="values")
+NEAR_MORE = replace(NEAR_VALUES, name="near_more", symbols=128)
+NEAR_ALL = replace(NEAR_VALUES, name="near_all", symbols=MOST_PAIRS)
+# A set has as many documents as its stages read: this one more.
+ALL_LONGER = replace(ALL, name="all_longer")
 
-STAGES = (
+
+def _last_stages(few_pairs: Documents) -> tuple[Stage[Documents], ...]:
+    return (
+        Stage("5_many", ((few_pairs, 0.2), (MANY, 0.8)), 300, 4, 32, 2e-3, 0.0),
+        Stage("6_most", ((few_pairs, 0.1), (MANY, 0.5), (MOST, 0.4)), 150, 2, 64, 1e-3, 0.0, 0.5),
+    )
+
+
+# Few pairs of few symbols first, and all of them near. Then through the memory, which
+# Infini-attention learns late and at once, after 400 to 1,100 steps, and only from a loss of keys
+# and values: it has to read its memory at all first, and keys are read from it too. A model that
+# can do so takes four times the symbols within 300 steps, and then more pairs, with a loss of the
+# values alone (docs/trials.md).
+INFINI_STAGES = (
     Stage("1_near", ((NEAR, 1.0),), 400, 8, 1, 3e-3, 0.0, segment=512),
     Stage("2_few", ((FEW, 1.0),), 1200, 8, 8, 3e-3, 0.0),
     Stage("3_more", ((MORE, 1.0),), 300, 8, 8, 3e-3, 0.0),
     Stage("4_all", ((ALL, 1.0),), 300, 8, 8, 3e-3, 0.0),
-    Stage("5_many", ((ALL, 0.2), (MANY, 0.8)), 300, 4, 32, 2e-3, 0.0),
-    Stage("6_most", ((ALL, 0.1), (MANY, 0.5), (MOST, 0.4)), 150, 2, 64, 1e-3, 0.0, 0.5),
+    *_last_stages(ALL),
 )
-# Who learns from the values alone has 32 symbols within 100 steps, and takes no more symbols after
-# 1,200 (docs/trials.md): such a model has these times the steps of a stage, as many in all.
-TIMES_OF_VALUES = {"1_near": 1, "2_few": 1 / 4, "3_more": 2, "4_all": 3}
+# Other kinds learn to match keys from the values alone, and at once; keys, which nothing predicts,
+# are a noise that grows with the pairs. They take more symbols while all is near, and not always
+# later: so all symbols come before the memory does. As many tokens in all.
+STAGES = (
+    Stage("1_near", ((NEAR_VALUES, 1.0),), 400, 8, 1, 3e-3, 0.0, segment=512),
+    Stage("2_near_more", ((NEAR_MORE, 1.0),), 200, 8, 1, 3e-3, 0.0, segment=512),
+    Stage("3_near_all", ((NEAR_ALL, 1.0),), 300, 8, 1, 3e-3, 0.0, segment=512),
+    Stage("4_all", ((ALL_LONGER, 1.0),), 1300, 8, 8, 3e-3, 0.0),
+    *_last_stages(ALL_LONGER),
+)
+
+
+@dataclass(frozen=True)
+class Plans:
+    """The stages of Infini-attention, and those of all other kinds."""
+
+    infini: Sequence[Stage[Documents]] = INFINI_STAGES
+    others: Sequence[Stage[Documents]] = STAGES
+
+    def of(self, kind: str) -> Sequence[Stage[Documents]]:
+        """The stages of this kind of memory."""
+        return self.infini if kind in INFINI else self.others
+
+    def shortened(self, share: float) -> Plans:
+        """With `share` of the steps."""
+        return Plans(shortened(self.infini, share), shortened(self.others, share))
 
 
 @dataclass(frozen=True)
@@ -102,30 +138,6 @@ class Model:
     def name(self) -> str:
         """Of its runs, without the seed."""
         return f"{self.kind}-{self.width}"
-
-    def plan(self, stages: Sequence[Stage[Documents]]) -> list[Stage[Documents]]:
-        """Its stages: those given, as many tokens of such texts, with the loss that it learns from.
-
-        Keys, which nothing predicts, are a noise that grows with the pairs, and attention learns to
-        match them from the values alone. Infini-attention does not: it has to read its memory at
-        all first, and keys are read from it too (docs/trials.md).
-        """
-        if self.kind in INFINI:
-            return list(stages)
-        # Sets of their own where they read more, or less, of them.
-        apart = {
-            one for stage in stages if stage.name in TIMES_OF_VALUES for one, _ in stage.shares
-        }
-        return [
-            replace(
-                stage,
-                shares=tuple(
-                    (_values(one) if one in apart else one, share) for one, share in stage.shares
-                ),
-                steps=max(2, round(TIMES_OF_VALUES.get(stage.name, 1) * stage.steps)),
-            )
-            for stage in stages
-        ]
 
     def settings(self, segments: int) -> list[str]:
         """Its settings in windows of `segments` segments, as `key=value`."""
@@ -145,18 +157,13 @@ class Model:
         ]
 
 
-def _values(one: Documents) -> Documents:
-    """A set of such documents with a loss of the values alone."""
-    return replace(one, name=f"{one.name}_values", answers="values")
-
-
-def main(words: Sequence[str] | None = None, plan: Sequence[Stage[Documents]] = STAGES) -> None:
+def main(words: Sequence[str] | None = None, plans: Plans = Plans()) -> None:
     """Prepare, train and evaluate whatever is missing, then write tables, curves and heat maps."""
     parsed = _parser().parse_intermixed_args(words)
-    plan = shortened(plan, parsed.steps_share)
+    plans = plans.shortened(parsed.steps_share)
     models = [Model(*pair) for pair in itertools.product(parsed.kinds, parsed.widths)]
     try:
-        segment = _segment(parsed, plan, models)
+        segment = _segment(parsed, plans, models)
     except SettingsError as error:
         sys.exit(str(error))
     seeds = range(1, parsed.seeds + 1)
@@ -165,14 +172,14 @@ def main(words: Sequence[str] | None = None, plan: Sequence[Stage[Documents]] = 
         for one in models
         if any(run_name(one, seed) not in evidence.of(parsed) for seed in seeds)
     ]
-    needed = [documents_needed(one.plan(plan), segment) for one in missing]
+    needed = [documents_needed(plans.of(one.kind), segment) for one in missing]
     for documents, count in dict(itertools.chain(*map(dict.items, needed))).items():
         _documents(parsed.out, documents, count, parsed.workers)
     found: dict[str, list[Report]] = {}
     # Seed by seed, so that a run that is stopped early already has a comparison.
     for seed in seeds:
         answered = commands.each(
-            parsed.jobs, lambda model, seed=seed: _answered(parsed, plan, model, seed), models
+            parsed.jobs, lambda model, seed=seed: _answered(parsed, plans, model, seed), models
         )
         for model, report in zip(models, answered, strict=True):
             found.setdefault(model.name, []).append(report)
@@ -209,14 +216,12 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _segment(
-    parsed: argparse.Namespace, plan: Sequence[Stage[Documents]], models: Sequence[Model]
-) -> int:
+def _segment(parsed: argparse.Namespace, plans: Plans, models: Sequence[Model]) -> int:
     """Tokens per segment. Raises SettingsError with all mistakes in the settings."""
     loaded = [
         configuration.load(parsed.config, _words(parsed, stage, model, 1))
         for model in models
-        for stage in model.plan(plan)
+        for stage in plans.of(model.kind)
     ]
     return loaded[0].model.segment
 
@@ -255,12 +260,10 @@ def _documents(out: Path, one: Documents, count: int, workers: int) -> None:
         commands.prepare("mqar", directory, data, own)
 
 
-def _trained(
-    parsed: argparse.Namespace, plan: Sequence[Stage[Documents]], model: Model, seed: int
-) -> Path:
+def _trained(parsed: argparse.Namespace, plans: Plans, model: Model, seed: int) -> Path:
     """Train all stages, each from the weights of the one before it; returns the last run."""
     last = None
-    for stage in model.plan(plan):
+    for stage in plans.of(model.kind):
         before = [] if last is None else [f"train.start_from={last}"]
         words = [*_words(parsed, stage, model, seed), *before]
         commands.run("pretrain", "train", parsed.config, *words)
@@ -269,19 +272,17 @@ def _trained(
     return last
 
 
-def _answered(
-    parsed: argparse.Namespace, plan: Sequence[Stage[Documents]], model: Model, seed: int
-) -> Report:
+def _answered(parsed: argparse.Namespace, plans: Plans, model: Model, seed: int) -> Report:
     """The model's report; trained and asked if it is missing."""
     asked = Associations(parsed.pairs, parsed.distances, parsed.answers, SEED_ASKED)
 
     def make() -> Report:
-        trained = load(_trained(parsed, plan, model, seed), default_device())
+        trained = load(_trained(parsed, plans, model, seed), default_device())
         return mqar.evaluate(trained, asked, to_stderr)
 
-    settings = [*model.settings(plan[-1].segments), *parsed.settings]
+    settings = [*model.settings(plans.of(model.kind)[-1].segments), *parsed.settings]
     made_by = {
-        **evidence.made_by(parsed.config, settings, model.plan(plan)),
+        **evidence.made_by(parsed.config, settings, plans.of(model.kind)),
         "asked": asdict(asked),
     }
     return evidence.of(parsed).once(run_name(model, seed), made_by, make)
