@@ -31,27 +31,29 @@ def test_stages_fit_every_kind_and_width_and_reach_what_is_asked_for() -> None:
 
 
 def test_all_kinds_read_as_many_tokens_and_end_with_the_same_stages() -> None:
-    linear, full = (Plans().of(kind) for kind in ("linear", "full"))
-    assert [[t.steps, t.segments] for t in linear[-2:]] == [
-        [t.steps, t.segments] for t in full[-2:]
-    ]
-    tokens = {
-        sum(s.steps * s.lanes * s.segments * (s.segment or 64) for s in plan)
-        for plan in (linear, full)
-    }
-    assert tokens == {12_697_600}
-    # All but Infini-attention learn from values alone, and have all symbols before the memory.
-    assert {one.answers for stage in full for one, _ in stage.shares} == {"values"}
-    near = [stage for stage in full if stage.segment]
-    assert [one.symbols for stage in near for one, _ in stage.shares] == [32, 128, MOST_PAIRS]
-    assert all(one.symbols == MOST_PAIRS for s in full[len(near) :] for one, _ in s.shares)
+    plans = [Plans().of(kind) for kind in ("linear", "rmt", "full")]
+    for plan in plans:
+        assert sum(s.steps * s.lanes * s.segments * (s.segment or 64) for s in plan) == 12_697_600
+        assert [(s.name, s.steps) for s in plan[-2:]] == [("5_many", 300), ("6_most", 150)]
+        assert len({stage.name for stage in plan}) == len(plan)
+
+
+def test_all_but_infini_learn_from_values_with_all_symbols_before_the_memory() -> None:
+    for plan in (Plans().of("rmt"), Plans().of("full")):
+        assert {one.answers for stage in plan for one, _ in stage.shares} == {"values"}
+        near = [stage for stage in plan if stage.segment]
+        assert [one.symbols for stage in near for one, _ in stage.shares] == [32, 128, MOST_PAIRS]
 
 
 def test_sets_are_in_directories_of_their_own_and_as_large_whichever_kinds_are_trained() -> None:
-    linear, full = (documents_needed(Plans().of(kind), 64) for kind in ("linear", "full"))
-    assert {one.name for one in linear} & {one.name for one in full} == {"many", "most"}
-    assert all(linear[one] == full[one] for one in linear.keys() & full.keys())
-    assert len({one.name for one in [*linear, *full]}) == len(linear.keys() | full.keys()) == 10
+    made = Plans().documents(64)
+    assert len({one.name for one in made}) == len(made) == 11
+    for kind in MEMORY_KINDS:
+        for one, count in documents_needed(Plans().of(kind), 64).items():
+            assert made[one] >= count
+    longest = documents_needed(Plans().of("full"), 64)
+    [longer] = [one for one in made if one.name == "all_longer"]
+    assert made[longer] == longest[longer] > documents_needed(Plans().of("rmt"), 64)[longer]
 
 
 def test_the_mean_length_is_that_of_pairs_questions_and_a_log_uniform_gap() -> None:
@@ -123,7 +125,7 @@ def test_the_recipe_makes_tables_from_no_data_and_repeats_no_finished_work(
         Stage("1_few", ((sets[0], 1.0),), 3, 4, 4, 1e-3, 0.0),
         Stage("2_some", ((sets[0], 0.5), (sets[1], 0.5)), 3, 2, 8, 1e-3, 0.0, 0.5),
     )
-    plans = Plans(stages, stages)
+    plans = Plans(stages, stages, stages)
     words = [str(tmp_path), "--kinds", "linear,none", "--widths", "32", "--seeds", "1"]
     words += ["--pairs", "4,16", "--distances", "0,2", "--answers", "8"]
     recall_capacity.main(words, plans)

@@ -40,6 +40,7 @@ from pretrain.trained import default_device, load
 
 CONFIG = CONFIGS / "recall_capacity_cpu.yaml"
 INFINI = ("linear", "delta")
+RECURRENT = ("rmt", "autocompressor")
 # Kinds that attend to tokens of earlier segments by their distance, as to those of their own.
 BY_DISTANCE = ("full", "transformer_xl", "compressive", "memorizing")
 PAIRS = tuple(2**power for power in range(2, 10))
@@ -76,6 +77,7 @@ MOST = Documents("most", (4, 16, 64, 128, 256, 512), 4096)
 NEAR_VALUES = replace(NEAR, name="near_values", answers="values")
 NEAR_MORE = replace(NEAR_VALUES, name="near_more", symbols=128)
 NEAR_ALL = replace(NEAR_VALUES, name="near_all", symbols=MOST_PAIRS)
+FEW_VALUES = replace(FEW, name="few_values", answers="values")
 # A set has as many documents as its stages read: this one more.
 ALL_LONGER = replace(ALL, name="all_longer")
 
@@ -102,29 +104,57 @@ INFINI_STAGES = (
 # Other kinds learn to match keys from the values alone, and at once; keys, which nothing predicts,
 # are a noise that grows with the pairs. They take more symbols while all is near, and not always
 # later: so all symbols come before the memory does. As many tokens in all.
-STAGES = (
+NEAR_STAGES = (
     Stage("1_near", ((NEAR_VALUES, 1.0),), 400, 8, 1, 3e-3, 0.0, segment=512),
     Stage("2_near_more", ((NEAR_MORE, 1.0),), 200, 8, 1, 3e-3, 0.0, segment=512),
     Stage("3_near_all", ((NEAR_ALL, 1.0),), 300, 8, 1, 3e-3, 0.0, segment=512),
+)
+STAGES = (
+    *NEAR_STAGES,
     Stage("4_all", ((ALL_LONGER, 1.0),), 1300, 8, 8, 3e-3, 0.0),
+    *_last_stages(ALL_LONGER),
+)
+# A recurrence, which has yet to learn to write, does so from few symbols.
+RECURRENT_STAGES = (
+    *NEAR_STAGES,
+    Stage("4_few", ((FEW_VALUES, 1.0),), 400, 8, 8, 3e-3, 0.0),
+    Stage("4_all", ((ALL_LONGER, 1.0),), 900, 8, 8, 3e-3, 0.0),
     *_last_stages(ALL_LONGER),
 )
 
 
+Plan = Sequence[Stage[Documents]]
+
+
 @dataclass(frozen=True)
 class Plans:
-    """The stages of Infini-attention, and those of all other kinds."""
+    """The stages of Infini-attention, of the recurrences, and of all other kinds."""
 
-    infini: Sequence[Stage[Documents]] = INFINI_STAGES
-    others: Sequence[Stage[Documents]] = STAGES
+    infini: Plan = INFINI_STAGES
+    recurrent: Plan = RECURRENT_STAGES
+    others: Plan = STAGES
 
-    def of(self, kind: str) -> Sequence[Stage[Documents]]:
+    def of(self, kind: str) -> Plan:
         """The stages of this kind of memory."""
-        return self.infini if kind in INFINI else self.others
+        if kind in INFINI:
+            return self.infini
+        return self.recurrent if kind in RECURRENT else self.others
 
     def shortened(self, share: float) -> Plans:
         """With `share` of the steps."""
-        return Plans(shortened(self.infini, share), shortened(self.others, share))
+        return Plans(*(shortened(plan, share) for plan in self._all))
+
+    def documents(self, segment: int) -> dict[Documents, int]:
+        """All sets, each with as many documents as the stages that read most of it need."""
+        found: dict[Documents, int] = {}
+        for plan in self._all:
+            for one, count in documents_needed(plan, segment).items():
+                found[one] = max(count, found.get(one, 0))
+        return found
+
+    @property
+    def _all(self) -> tuple[Plan, Plan, Plan]:
+        return self.infini, self.recurrent, self.others
 
 
 @dataclass(frozen=True)
@@ -172,9 +202,10 @@ def main(words: Sequence[str] | None = None, plans: Plans = Plans()) -> None:
         for one in models
         if any(run_name(one, seed) not in evidence.of(parsed) for seed in seeds)
     ]
-    needed = [documents_needed(plans.of(one.kind), segment) for one in missing]
-    for documents, count in dict(itertools.chain(*map(dict.items, needed))).items():
-        _documents(parsed.out, documents, count, parsed.workers)
+    read = {one for model in missing for s in plans.of(model.kind) for one, _ in s.shares}
+    for documents, count in plans.documents(segment).items():
+        if documents in read:
+            _documents(parsed.out, documents, count, parsed.workers)
     found: dict[str, list[Report]] = {}
     # Seed by seed, so that a run that is stopped early already has a comparison.
     for seed in seeds:
