@@ -10,6 +10,7 @@ is cut, and needs time that is quadratic in the length of a line.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections import deque
 from collections.abc import Iterator
@@ -265,7 +266,8 @@ class _Records:
         read, self._done = self._archive.tell() - self._done, self._archive.tell()
         try:
             documents.check_size(self._file, length)
-            if any(offset < gap.offset < self._done and gap.is_loss for gap in self._gaps):
+            inside = itertools.takewhile(lambda gap: gap.offset < self._done, self._gaps)
+            if any(offset < gap.offset and gap.is_loss for gap in inside):
                 raise BadRecordError("damaged file", "a part of the record is left out")
             text = self._text(header, content, length)
         except BadRecordError as bad:
