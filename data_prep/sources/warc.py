@@ -339,7 +339,7 @@ class _Records:
             raise BadRecordError("unsupported record", "a part of a record in several segments")
         if _kind(header) == "response":
             if kind not in ("application/http", ""):
-                raise BadRecordError("not plain text", f"a response of type {kind}")
+                raise BadRecordError("not HTML", f"a response of type {kind}")
             if length > len(content):
                 detail = f"{length} bytes; a page may have {html.LARGEST}"
                 raise BadRecordError("record too large", detail)

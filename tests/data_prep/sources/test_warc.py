@@ -117,7 +117,7 @@ def test_responses_say_why_they_are_no_documents(tmp_path: Path) -> None:
     found = [(one.line, one.reason) for one in rejects if isinstance(one, Reject)]
     assert found == [
         (2, "record too large"),
-        (3, "not plain text"),
+        (3, "not HTML"),
         (5, "invalid UTF-8"),
         (6, "empty text"),
         (7, "not plain text"),
@@ -257,11 +257,15 @@ def test_a_conversion_is_read_in_the_encoding_that_it_states(tmp_path: Path) -> 
     add(writer, "conversion", b"caf\xe9", "text/plain; charset=utf-8", 4)
     add(writer, "conversion", b"caf\xe9", "text/plain; charset=iso-2022-jp", 5)
     add(writer, "conversion", b"cafe", "text/plain; charset=klingon", 6)
+    add(writer, "conversion", b"cafe", "text/plain; charset=base64", 7)
+    add(writer, "conversion", b"\xad\xa1\xa4\xa2", "text/plain; charset=euc-jp", 8)
+    add(writer, "conversion", b"\xfe\xfe\xa4\xa2", "text/plain; charset=euc-jp", 9)
     (tmp_path / "a").write_bytes(out.getvalue())
     made = read(input_file(tmp_path / "a", "gzip"))
     assert [one.text if isinstance(one, RawDocument) else one.reason for one in made] == [
         *("\u0142\u00f3d\u017a", "\u65e5\u672c", "caf\u00e9"),
         *("invalid UTF-8", "not in its encoding", "unknown encoding"),
+        *("not in its encoding", "\u2460\u3042", "not in its encoding"),
     ]
 
 
@@ -275,7 +279,7 @@ def test_what_is_not_read_says_so(tmp_path: Path) -> None:
         ),
         (b"filedesc://a.arc 0.0.0.0 20060101 text/plain 9\n", "unsupported file", "an ARC archive"),
         (record % b"WARC-Segment-Number: 1\r\n", "unsupported record", "several segments"),
-        (record % b"Content-Type: text/dns\r\n", "not plain text", "a response of type text/dns"),
+        (record % b"Content-Type: text/dns\r\n", "not HTML", "a response of type text/dns"),
     ):
         (tmp_path / "a").write_bytes(data)
         (reject,) = read(input_file(tmp_path / "a", None))
