@@ -8,6 +8,7 @@ where. NULs between and behind members are padding, as for gzip itself.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import re
 import zlib
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -21,17 +22,18 @@ from data_prep.sources import contents
 BLOCK_BYTES = 1 << 18
 # Four bytes of a zstd frame can expand to 128 KiB, and its decoder returns all that it can.
 _ZSTD_BYTES = 1 << 9
-# Bytes at which decoding is tried anew behind damage, and the most such places of a file: each may
-# cost a pass over the rest.
+# Bytes at which decoding is tried anew behind damage.
 _STARTS = {
     "gzip": re.compile(rb"\x1f\x8b\x08[\x00-\x1f]"),
     "zstd": re.compile(rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18", re.DOTALL),
 }
 _START_BYTES = 4
-_MOST_TRIALS = 1000
+# Bytes that may be read in vain behind damage, in sizes of the file: each trial could cost all.
+_MOST_IN_VAIN, _LEAST_IN_VAIN = 16, 1 << 24
 # Enough for the header of a member.
 _HEAD_BYTES = 512
 _LARGEST_WINDOW = 1 << 31
+_GIVEN_UP = "after so much damage they are not looked at further"
 
 UNSUPPORTED = "unsupported file"
 """The reason of rejects for what is not damaged, but of a kind that is not read."""
@@ -56,7 +58,7 @@ class Gap:
     """Bytes [start, stop) of a compressed file that are left out; `why` they are.
 
     Of the data after decompression it lies at `offset`, in or before record `line`. `is_loss`: it
-    began as a member does, so data are missing there.
+    began as a member does, or was not looked at, so data are missing there.
     """
 
     start: int
@@ -118,7 +120,8 @@ def scan(raw: BinaryIO, compression: Literal["gzip", "zstd"], sink: Sink) -> tup
     Raises DamageError where nothing of it is sound, UnsupportedError where it is of another kind.
     """
     gaps: list[Gap] = []
-    data, is_sound, trials = raw.read(BLOCK_BYTES), False, _MOST_TRIALS
+    search = _Search(raw, compression)
+    data, is_sound = raw.read(BLOCK_BYTES), False
     if not data:
         raise DamageError("truncated file")
     while data:
@@ -133,11 +136,12 @@ def scan(raw: BinaryIO, compression: Literal["gzip", "zstd"], sink: Sink) -> tup
                 why = _unsupported(head, compression, start)
                 if why and not place[0]:
                     raise UnsupportedError(why) from None
-                stop, trials = _next_sound(raw, compression, start + 1, trials)
+                stop = search.next_sound(start + 1)
+                why = why or ("" if stop is not None else search.given_up)
                 if stop is None and not why and str(error) == "truncated file":
                     return gaps, str(error)
                 sink.undo()
-                stop = stop or raw.seek(0, 2)
+                stop = search.size if stop is None else stop
                 gaps.append(_gap(start, stop, place, head, why, compression))
                 raw.seek(stop)
                 data = b""
@@ -159,40 +163,54 @@ def _into(sink: Sink, member: Generator[bytes, None, bytes]) -> bytes:
 def _gap(
     start: int, stop: int, place: tuple[int, int], head: bytes, why: str, compression: str
 ) -> Gap:
-    is_loss = bool(_STARTS[compression].match(head))
+    is_loss = why == _GIVEN_UP or bool(_STARTS[compression].match(head))
     what = "fail their check" if is_loss else f"are not {compression} data"
     lost = f"bytes {start:,} to {stop:,} of the compressed file are left out: "
     return Gap(start, stop, *place, lost + (why or f"they {what}"), is_loss)
 
 
-def _next_sound(
-    raw: BinaryIO, compression: Literal["gzip", "zstd"], start: int, trials: int
-) -> tuple[int | None, int]:
-    """Where the next sound member begins, from `start` on, if any; the trials that are left."""
-    data = b""
-    raw.seek(start)
-    while trials and (block := raw.read(BLOCK_BYTES)):
-        data += block
-        at = raw.tell() - len(data)
-        for found in _STARTS[compression].finditer(data):
-            trials -= 1
-            if _is_sound(raw, at + found.start(), compression):
-                return at + found.start(), trials
-            if not trials:
-                break
-        raw.seek(at + len(data))
-        data = data[1 - _START_BYTES :]
-    return None, trials
+class _Search:
+    """Looks for sound members behind damage; `given_up` says so where too much was read in vain."""
 
+    def __init__(self, raw: BinaryIO, compression: Literal["gzip", "zstd"]) -> None:
+        self._raw, self._compression = raw, compression
+        self.size, self.given_up = raw.seek(0, 2), ""
+        self._left = _MOST_IN_VAIN * self.size + _LEAST_IN_VAIN
+        raw.seek(0)
 
-def _is_sound(raw: BinaryIO, start: int, compression: Literal["gzip", "zstd"]) -> bool:
-    raw.seek(start)
-    try:
-        for _ in _member(raw.read, raw.read(BLOCK_BYTES), compression):
-            pass
-    except DamageError:
-        return False
-    return True
+    def next_sound(self, start: int) -> int | None:
+        """Where the next sound member begins, from `start` on; None where none is found."""
+        data = b""
+        self._raw.seek(start)
+        while block := self._raw.read(BLOCK_BYTES):
+            data += block
+            at = self._raw.tell() - len(data)
+            for found in _STARTS[self._compression].finditer(data):
+                if self._left <= 0:
+                    self.given_up = _GIVEN_UP
+                    return None
+                if self._is_sound(at + found.start()):
+                    return at + found.start()
+            self._raw.seek(at + len(data))
+            data = data[1 - _START_BYTES :]
+        return None
+
+    def _is_sound(self, start: int) -> bool:
+        """Whether a sound member begins here. If not, what was read is charged."""
+        self._raw.seek(start)
+        # Ever larger blocks, since most trials fail within the first.
+        sizes = (min(_HEAD_BYTES << n, BLOCK_BYTES) for n in itertools.count())
+
+        def read(most: int) -> bytes:
+            return self._raw.read(min(next(sizes), most))
+
+        try:
+            for _ in _member(read, read(BLOCK_BYTES), self._compression):
+                pass
+        except DamageError:
+            self._left -= self._raw.tell() - start
+            return False
+        return True
 
 
 def _without(raw: BinaryIO, gaps: Sequence[Gap]) -> Read:

@@ -40,12 +40,11 @@ _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 _ZLIB, _RAW = 15, -15
 _MOST_LAYERS = 3
 _CHARSET = re.compile(r"charset\s*=\s*[\"']?\s*([^\s\"';,]+)", re.IGNORECASE)
-_META = re.compile(
-    rb"<meta[^>]{0,400}?charset\s*=\s*[\"']?\s*([^\s\"'/>;]+)"
-    rb"|<\?xml[^>]{0,200}?encoding\s*=\s*[\"']([^\"']+)",
-    re.IGNORECASE,
-)
+# What the encoding is looked for in (html.spec.whatwg.org, "prescan a byte stream").
 _META_BYTES = 1 << 14
+_XML = re.compile(r"\s*<\?xml[^>]{0,200}?encoding\s*=\s*[\"']([^\"']+)", re.IGNORECASE)
+_TAG = re.compile(r"<(?:(!--)|(meta)(?=[\s/])|/?[a-z][^\s/>]*)", re.IGNORECASE)
+_ATTRIBUTE = re.compile(r"[\s/]*([^\s/>=]+)(?:\s*=\s*(?:\"([^\"]*)\"|'([^']*)'|([^\s>\"']*)))?")
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
     (codecs.BOM_UTF16_LE, "utf-16"),
@@ -56,12 +55,21 @@ _MEANT = {
     **dict.fromkeys(("ascii", "iso8859-1"), "cp1252"),
     **{"gb2312": "gb18030", "gbk": "gb18030", "shift_jis": "cp932", "euc_kr": "cp949"},
     **{"big5": "big5hkscs", "iso8859-9": "cp1254", "tis-620": "cp874", "iso8859-11": "cp874"},
+    "iso2022_jp": "iso2022_jp_ext",
 }
+# In these, Python lacks characters that NEC and IBM added to JIS X 0208, and pages use.
+_JAPANESE = ("euc_jp", "iso2022_jp_ext")
+# Their errors are handled here: Python would read on at the second byte of a pair.
+_PAIRED = (*_JAPANESE, "cp932", "cp949", "big5hkscs", "gb18030")
+_TRIPLE = re.compile(rb"\x8f[\xa1-\xfe]{2}")
+_PAIR = re.compile(rb"[\x81-\xfe][\x80-\xff]")
 _ALIASES = {"windows-874": "cp874", "iso-8859-8-i": "iso8859-8", "sjis": "cp932"}
 # Names of codecs of Python that are no encodings of pages.
 _NO_CHARSETS = ("idna", "punycode", "unicode_escape", "raw_unicode_escape", "undefined")
 # Continuation bytes from which on valid UTF-8 is no accident: of pairs of GBK 8 in 100 are valid.
 _SURE_UTF8 = 8
+# Characters of several bytes to one wrong byte from which on a page is UTF-8 with faults.
+_WIDE_A_FAULT = 20
 
 
 def text_of(response: bytes, extract: Extract, kind: str = "") -> str:
@@ -73,7 +81,7 @@ def text_of(response: bytes, extract: Extract, kind: str = "") -> str:
     said = fields.get("content-type", "")
     kind = (kind or re.split("[;,]", said)[0]).strip().lower()
     if kind not in _PAGES:
-        raise BadRecordError("not plain text", f"a response of type {kind or 'unknown'}")
+        raise BadRecordError("not HTML", f"a response of type {kind or 'unknown'}")
     if status != 200:
         raise BadRecordError("not a page", f"its HTTP status is {status}")
     page = _decoded(_dechunked(body, fields), fields.get("content-encoding", ""))
@@ -226,15 +234,25 @@ def in_charset(page: bytes, said: str) -> str | bytes:
         if page.startswith(mark):
             return page.decode(name, errors="replace")
     names = [*_CHARSET.findall(said)[:1], *_of_page(page)]
-    try:
-        text = page.decode()
-        wide = len(page) - len(text)
-        if wide >= _SURE_UTF8 or (wide and any(_codec(name) == "utf-8" for name in names)):
-            return text
-    except UnicodeDecodeError:
-        text = None
-    found = (_in(page, name) for name in names)
-    return next((one for one in found if one is not None), page if text is None else text)
+    text = _as_utf8(page, any(_codec(name) == "utf-8" for name in names))
+    if text is None:
+        text = next(filter(None, (_in(page, name) for name in names)), None)
+    if text is None:
+        with contextlib.suppress(UnicodeDecodeError):
+            return page.decode()
+    return page if text is None else text
+
+
+def _as_utf8(page: bytes, is_said: bool) -> str | None:
+    """The page if it is plainly UTF-8, but for a cut at its end and a few wrong bytes."""
+    text = codecs.getincrementaldecoder("utf-8")("replace").decode(page)
+    wrong = text.count("\ufffd") - page.count("\ufffd".encode())
+    wide = len(text) - len(text.encode("ascii", errors="ignore")) - wrong
+    if wrong * _WIDE_A_FAULT > wide:
+        return None
+    # U+FFFD has two continuation bytes.
+    continued = len(text.encode()) - len(text) - 2 * wrong
+    return text if continued >= (1 if is_said else _SURE_UTF8) else None
 
 
 def said_text(data: bytes, said: str) -> str | None:
@@ -249,19 +267,51 @@ def said_text(data: bytes, said: str) -> str | None:
     if codec is None:
         raise BadRecordError("unknown encoding", f"its Content-Type says charset={name}")
     try:
-        return data.decode(codec)
-    except ValueError:
+        return data.decode(codec, errors=_ADDED)
+    except (LookupError, ValueError):
         raise BadRecordError("not in its encoding", f"its Content-Type says {name}") from None
 
 
 def _of_page(page: bytes) -> Iterator[str]:
     """The encodings that the page itself shows, most reliable first."""
-    for groups in _META.findall(page[:_META_BYTES])[:1]:
-        name = next(filter(None, groups)).decode("latin-1")
-        # It could not be read if it were.
-        yield "utf-8" if name.lower().startswith("utf-16") else name
+    head = page[:_META_BYTES].decode("latin-1")
+    of_xml = _XML.match(head)
+    for name in (of_xml and of_xml[1], next(_of_metas(head), None)):
+        if name:
+            # It could not be read if it were.
+            yield "utf-8" if name.lower().startswith("utf-16") else name
     if b"\x1b$" in page:
         yield "iso-2022-jp"
+
+
+def _of_metas(head: str) -> Iterator[str]:
+    """The known encodings that elements of `meta` state, outside of comments."""
+    at = 0
+    while tag := _TAG.search(head, at):
+        at = tag.end()
+        if tag[1]:
+            # The dashes that open a comment can close it, too.
+            at = head.find("-->", at - 2) + 3
+            if at < 3:
+                return
+            continue
+        fields: dict[str, str] = {}
+        while found := _ATTRIBUTE.match(head, at):
+            at = found.end()
+            fields.setdefault(found[1].lower(), found[2] or found[3] or found[4] or "")
+        name = _of_meta(fields) if tag[2] else ""
+        if _codec(name):
+            yield name
+
+
+def _of_meta(fields: dict[str, str]) -> str:
+    """The encoding that a `meta` with these attributes states, or ""."""
+    content = fields.get("content", "")
+    # A media type is one, whatever the attribute beside it is called.
+    is_type = content.lstrip().lower().startswith(_PAGES)
+    is_type = is_type or fields.get("http-equiv", "").lower() == "content-type"
+    of_type = _CHARSET.findall(content) if is_type else []
+    return next(filter(None, (fields.get("charset"), *of_type)), "")
 
 
 def _codec(name: str) -> str | None:
@@ -279,9 +329,44 @@ def _in(page: bytes, name: str) -> str | None:
     if codec is None or (codec.startswith(("utf-16", "utf-32")) and b"\0" not in page):
         return None
     try:
-        text = page.decode(codec, errors="replace")
+        text = page.decode(codec, errors=_REPLACED if codec in _PAIRED else "replace")
     except (LookupError, ValueError):
         return None
     wrong = text.count("\ufffd")
     others = len(text) - len(text.encode("ascii", errors="ignore"))
     return None if wrong * 4 > others else text
+
+
+def _added(error: UnicodeError) -> tuple[str, int]:
+    """(a character, where to read on): one that NEC or IBM added to JIS X 0208, as cp932 has it.
+
+    Raises the error where it is none of these.
+    """
+    assert isinstance(error, UnicodeDecodeError)
+    pair = error.object[error.start : error.start + 2]
+    places = [(byte & 0x7F) - 0x20 for byte in pair]
+    if error.encoding not in _JAPANESE or len(pair) < 2 or not all(0 < n < 95 for n in places):
+        raise error
+    row, cell = places
+    first = (row + 1) // 2 + (0x80 if row < 63 else 0xC0)
+    second = cell + (0x9E if row % 2 == 0 else 0x3F if cell < 64 else 0x40)
+    return bytes((first, second)).decode("cp932"), error.start + 2
+
+
+def _replaced(error: UnicodeError) -> tuple[str, int]:
+    """(what stands for wrong bytes, where to read on), so that the pairs behind them stay pairs."""
+    with contextlib.suppress(UnicodeDecodeError):
+        return _added(error)
+    assert isinstance(error, UnicodeDecodeError)
+    # Crawlers cut pages anywhere.
+    if error.reason.startswith("incomplete"):
+        return "", error.end
+    wrong = _PAIR.match(error.object, error.start)
+    if error.encoding == "euc_jp":
+        wrong = _TRIPLE.match(error.object, error.start) or wrong
+    return "\ufffd", wrong.end() if wrong else error.end
+
+
+_ADDED, _REPLACED = "characters of NEC and IBM", "whole pairs"
+codecs.register_error(_ADDED, _added)
+codecs.register_error(_REPLACED, _replaced)

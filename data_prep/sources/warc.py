@@ -10,13 +10,12 @@ is cut, and needs time that is quadratic in the length of a line.
 
 from __future__ import annotations
 
-import io
+import itertools
 import re
 from collections import deque
 from collections.abc import Iterator
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
-from data_prep.dataset.blocks import BlockReader
 from data_prep.sources import compression, contents, documents, html, storage
 from data_prep.sources.compression import UNSUPPORTED, DamageError, UnsupportedError
 from data_prep.sources.documents import BadRecordError, RawDocument, Reject, Survey
@@ -36,12 +35,66 @@ _HEAD_BYTES = 1 << 13
 _DIGITS = 18
 # Bytes that may be read again after faults, in sizes of the file: each could cost all of it.
 _MOST_AGAIN, _LEAST_AGAIN = 16, 1 << 26
+# Bytes that are held to be read again. For those further back a member is decompressed anew.
+_KEPT = 1 << 20
 
 
 def records(file: InputFile, found: Survey) -> Iterator[RawDocument | Reject]:
     """The documents and rejects of the whole file."""
     with storage.open_binary(file.path) as raw, Extractor() as extract:
         yield from _Records(file, found, _Archive(raw, file, found), extract)
+
+
+class _Stream:
+    """Data from an offset on, of which the last _KEPT bytes that were read can be read again.
+
+    Where the data are damaged they end: `damage` says so from there on.
+    """
+
+    def __init__(self, blocks: Iterator[bytes], offset: int) -> None:
+        self._blocks, self._data, self._first = blocks, bytearray(), offset
+        self.offset, self.damage = offset, ""
+
+    def has_more(self) -> bool:
+        """Whether anything follows."""
+        return self.offset < self._first + len(self._data) or self._grow()
+
+    def _grow(self) -> bool:
+        """Take in the next block, if there is one."""
+        if (old := self.offset - self._first - _KEPT) > 0:
+            del self._data[:old]
+            self._first += old
+        try:
+            block = next(self._blocks, b"")
+        except DamageError as error:
+            block, self.damage = b"", str(error)
+        self._data += block
+        return bool(block)
+
+    def read(self, size: int) -> bytes:
+        """The next bytes: so many, or all that there are."""
+        parts: list[bytes] = []
+        while size > 0 and self.has_more():
+            at = self.offset - self._first
+            parts.append(bytes(self._data[at : at + size]))
+            size -= len(parts[-1])
+            self.offset += len(parts[-1])
+        return b"".join(parts)
+
+    def readline(self, most: int) -> bytes:
+        """The next line, or so many bytes of it."""
+        while True:
+            at = self.offset - self._first
+            end = self._data.find(b"\n", at, at + most) + 1
+            if end or len(self._data) - at >= most or not self._grow():
+                return self.read(end - at if end else most)
+
+    def back(self, offset: int) -> bool:
+        """Read on from this offset, if it is still held."""
+        is_held = self._first <= offset
+        if is_held:
+            self.offset = offset
+        return is_held
 
 
 class _Archive:
@@ -52,13 +105,12 @@ class _Archive:
         # (offset, place in the file) of members, from the last one before what is read on.
         self._members: deque[tuple[int, int]] = deque([(0, 0)])
         self._again = _MOST_AGAIN * found.bytes + _LEAST_AGAIN
+        self.has_given_up = False
         self._open(0, 0)
 
     def _open(self, offset: int, place: int) -> None:
-        self._base = offset
         self._raw.seek(place)
-        source: Any = BlockReader(self._blocks(offset))
-        self._stream = io.BufferedReader(source, compression.BLOCK_BYTES)
+        self._stream = _Stream(self._blocks(offset), offset)
         self.read, self.readline = self._stream.read, self._stream.readline
 
     def _blocks(self, offset: int) -> Iterator[bytes]:
@@ -73,7 +125,15 @@ class _Archive:
 
     def tell(self) -> int:
         """The offset of what is read next."""
-        return self._base + self._stream.tell()
+        return self._stream.offset
+
+    def is_done(self) -> bool:
+        """Whether nothing follows. Raises DamageError where the file ends inside of its data."""
+        if self._stream.has_more():
+            return False
+        if self._stream.damage:
+            raise DamageError(self._stream.damage)
+        return True
 
     def forget(self, offset: int) -> None:
         """Nothing before this offset is to be read again."""
@@ -82,15 +142,33 @@ class _Archive:
 
     def is_member(self, offset: int) -> bool:
         """Whether a compressed member begins at this offset, which is not before the last one."""
-        return any(start == offset for start, _ in self._members)
+        first = next((start for start, _ in self._members if start >= offset), None)
+        return first == offset
 
-    def back(self, offset: int) -> None:
+    def ends_record(self, end: bytes) -> bool:
+        """Whether a record ends here: by `end`, as it should, or by any blank lines, or none.
+
+        Not all writers end records as they should; then a head, or the end of a member or of the
+        file, has to follow. Reads over the blank lines. Raises DamageError.
+        """
+        blank = b""
+        while not self.is_done() and not self.is_member(self.tell()):
+            line = self.readline(_HEADER_BYTES)
+            if line.strip():
+                self._back(self.tell() - len(line))
+                return blank == end or bool(_FIRST.match(line))
+            blank = (blank + line)[: len(end)]
+        return True
+
+    def _back(self, offset: int) -> None:
         """Read on from this offset, which was read before. Raises DamageError."""
+        if self._stream.back(offset):
+            return
         start, place = (offset, offset) if self._compression is None else self._members[0]
         for member in self._members:
             if self._compression and member[0] <= offset:
                 start, place = member
-        self._again -= self.tell() - start
+        self._again -= offset - start
         self._open(start, place)
         self.skip(offset - start)
 
@@ -105,30 +183,31 @@ class _Archive:
     def next_head(self, offset: int) -> int | None:
         """Where the next record begins behind the one at this offset; None: no more is found.
 
-        What is read next is that record.
+        What is read next is that record. After much reading again none is looked for:
+        `has_given_up`.
         """
+        if self._again <= 0:
+            self.has_given_up = True
+            return None
         # Where records are members, what looks like a head inside of one is its text.
         in_members = offset > 0 and self.is_member(offset)
-        try:
-            self.back(offset + 1)
-            at, data = offset + 1, b""
-            while self._again > 0:
-                block = self.read(compression.BLOCK_BYTES)
-                data += block
-                # A head near the end is looked at again with what follows it.
-                most = len(data) - _HEAD_BYTES if block else len(data)
-                for found in _HEAD.finditer(data):
-                    place = at + found.start()
-                    if found.start() < most and (not in_members or self.is_member(place)):
-                        self.back(place)
-                        return place
-                if not block:
-                    return None
-                cut = max(most, 0)
-                at, data = at + cut, data[cut:]
-        except DamageError:
-            pass
-        return None
+        self._again -= self.tell() - offset
+        self._back(offset + 1)
+        at, data = offset + 1, b""
+        while True:
+            block = self.read(compression.BLOCK_BYTES)
+            data += block
+            # A head near the end is looked at again with what follows it.
+            most = len(data) - _HEAD_BYTES if block else len(data)
+            for found in _HEAD.finditer(data):
+                place = at + found.start()
+                if found.start() < most and (not in_members or self.is_member(place)):
+                    self._back(place)
+                    return place
+            if not block:
+                return None
+            cut = max(most, 0)
+            at, data = at + cut, data[cut:]
 
 
 class _Records:
@@ -171,7 +250,8 @@ class _Records:
 
     def _first_line(self) -> bytes | None:
         """The line that begins the next record; None at the end."""
-        while line := self._archive.readline(_HEADER_BYTES):
+        while not self._archive.is_done():
+            line = self._archive.readline(_HEADER_BYTES)
             if line.strip():
                 return line
         return None
@@ -186,7 +266,8 @@ class _Records:
         read, self._done = self._archive.tell() - self._done, self._archive.tell()
         try:
             documents.check_size(self._file, length)
-            if any(offset < gap.offset < self._done and gap.is_loss for gap in self._gaps):
+            inside = itertools.takewhile(lambda gap: gap.offset < self._done, self._gaps)
+            if any(offset < gap.offset and gap.is_loss for gap in inside):
                 raise BadRecordError("damaged file", "a part of the record is left out")
             text = self._text(header, content, length)
         except BadRecordError as bad:
@@ -204,8 +285,13 @@ class _Records:
         elif following is None and is_short:
             reason = "truncated file"
         if following is None:
-            detail += ", and no record is found behind it"
-            following = max(self._archive.tell(), self._done)
+            following = self._found.size
+            detail += (
+                ", and after so much damage no other is looked for in the "
+                f"{following - offset:,} bytes from it to the end"
+                if self._archive.has_given_up
+                else ", and no record is found behind it"
+            )
         read, self._done = following - self._done, following
         return Reject(self._line, offset, reason, detail, read)
 
@@ -234,13 +320,15 @@ class _Records:
         if not (stated.isascii() and stated.isdecimal()) or len(stated) > _DIGITS:
             raise DamageError(f"a record's Content-Length is {stated[:40]!r}")
         kind, length = _kind(header), int(stated)
+        if length > self._found.size - self._archive.tell():
+            raise DamageError("truncated file")
         most = min(self._file.held_bytes, html.LARGEST) if kind == "response" else 0
         kept = min(length, self._file.held_bytes if kind == "conversion" else most)
         content = self._archive.read(kept)
         if len(content) < kept:
             raise DamageError("truncated file")
         self._archive.skip(length - kept)
-        if not end.startswith(self._archive.read(len(end))):
+        if not self._archive.ends_record(end):
             raise DamageError(f"a record does not end where its Content-Length {stated} says")
         return length, content if kind in ("conversion", "response") else None
 
@@ -251,7 +339,7 @@ class _Records:
             raise BadRecordError("unsupported record", "a part of a record in several segments")
         if _kind(header) == "response":
             if kind not in ("application/http", ""):
-                raise BadRecordError("not plain text", f"a response of type {kind}")
+                raise BadRecordError("not HTML", f"a response of type {kind}")
             if length > len(content):
                 detail = f"{length} bytes; a page may have {html.LARGEST}"
                 raise BadRecordError("record too large", detail)

@@ -144,6 +144,37 @@ def test_a_line_never_reaches_across_a_member_that_is_left_out(
     assert split(read(tmp_path / "a", kind))[0] == []
 
 
+@pytest.mark.parametrize("kind", PACKS)
+def test_however_many_members_are_damaged_each_costs_its_own_lines(
+    kind: Kind, tmp_path: Path
+) -> None:
+    texts = [f"text {n}, of {n * 7919 % 10007}" for n in range(3300)]
+    members = [PACKS[kind](json.dumps({"text": text}).encode() + b"\n") for text in texts]
+    # Every second one, and at the end all but every hundredth.
+    lost = {n for n in range(3300) if (n % 2 if n < 2200 else n % 100)}
+    stored = [flipped(member) if n in lost else member for n, member in enumerate(members)]
+    (tmp_path / "a").write_bytes(b"".join(stored))
+    kept, rejects = split(read(tmp_path / "a", kind))
+    assert kept == [text for n, text in enumerate(texts) if n not in lost]
+    assert len(rejects) == 1100 + 11
+
+
+def test_the_search_behind_damage_ends_and_says_so(tmp_path: Path) -> None:
+    # Frames to skip of 8 MB, as they say: to see that they end early, all the rest is read.
+    false = b"\x50\x2a\x4d\x18" + (1 << 23).to_bytes(4, "little")
+    data = PACKS["zstd"](LINES[0]) + false * 9000 + bytes(1 << 20) + PACKS["zstd"](LINES[1])
+    (tmp_path / "a").write_bytes(data)
+    made = read(tmp_path / "a", "zstd")
+    assert split(made) == (TEXTS[:1], [(2, "damaged file")])
+    start = len(PACKS["zstd"](LINES[0]))
+    assert made[1].detail == (
+        f"bytes {start} to {len(data):,} of the compressed file are left out: "
+        "after so much damage they are not looked at further"
+    )
+    # What was not looked at may be a part of a text.
+    assert split(read(tmp_path / "a", "zstd", "text", format="text"))[0] == []
+
+
 def dictionary(data: bytes) -> bytes:
     samples = [bytes(random.Random(n).choices(b"abcdefgh \n", k=200)) for n in range(200)]
     trained = zstandard.train_dictionary(1000, samples)

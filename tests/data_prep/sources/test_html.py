@@ -157,15 +157,121 @@ def test_what_is_said_of_an_encoding_yields_to_what_the_bytes_are() -> None:
     assert html.in_charset(latin, "charset=utf-8") == latin
 
 
+RUSSIAN = "\u041f\u0440\u0438\u0432\u0435\u0442, \u043c\u0438\u0440! "
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        "<!-- <meta charset=iso-8859-1> --><meta charset=windows-1251>",
+        "<!--><!-- a > b <meta charset=iso-8859-1>--><meta charset=windows-1251>",
+        '<meta name="keywords" content="charset=iso-8859-1, text"><meta charset=windows-1251>',
+        "<meta name=description content='The charset=iso-8859-1'/><META CharSet = 'Windows-1251'/>",
+        '<a title="<meta charset=iso-8859-1>"><meta charset="windows-1251">',
+        '<script charset="iso-8859-1" src=a.js></script><meta charset=cp1251>',
+        '<metadata charset="iso-8859-1"><meta charset=cp1251>',
+        "<meta charset=klingon><meta charset=windows-1251>",
+        '<meta content="text/html; charset=windows-1251" http-equiv="content-type">',
+        '<meta http-equiv=content-type content="charset=windows-1251">',
+        # A mistake for http-equiv that many pages make.
+        '<meta name="content-type" content="text/html; charset=windows-1251">',
+        '<meta charset=windows-1251 http-equiv=content-type content="text/html; charset=koi8-r">',
+        "<meta x='a>b' charset=windows-1251>",
+    ],
+)
+def test_the_encoding_is_taken_from_what_states_it_not_from_comments_and_texts(head: str) -> None:
+    page = f"<html><head>{head}</head><body>{RUSSIAN * 9}"
+    assert html.in_charset(page.encode("cp1251"), "text/html") == page
+    xml = '<?xml version="1.0" encoding="utf-8"?>' + page
+    assert html.in_charset(xml.encode("cp1251"), "text/html") == xml
+
+
+def test_what_only_looks_like_a_stated_encoding_is_none() -> None:
+    for head in (
+        "<!-- <meta charset=iso-8859-1> -->",
+        "<!-- <meta charset=iso-8859-1>",
+        '<meta name="keywords" content="charset=iso-8859-1">',
+        '<link charset="iso-8859-1">',
+    ):
+        page = f"<html>{head}{RUSSIAN}".encode("cp1251")
+        assert html.in_charset(page, "text/html") == page
+
+
+# Row 13 of NEC, the rows of IBM (encoding.spec.whatwg.org/index-jis0208.txt), and a pair that is
+# no character, each before what would be shifted if one byte of it were skipped.
+@pytest.mark.parametrize(
+    ("pair", "char"),
+    [
+        (b"\x2d\x21", "\u2460"),
+        (b"\x2d\x6a", "\u3231"),
+        (b"\x2d\x7c", "\u222a"),
+        (b"\x79\x21", "\u7e8a"),
+        (b"\x7c\x6e", "\u9ed1"),
+        (b"\x7e\x7e", "\ufffd"),
+    ],
+)
+def test_japanese_pages_have_the_characters_of_nec_and_ibm(pair: bytes, char: str) -> None:
+    before, after = "<p>" + JAPANESE, JAPANESE + "</p>"
+    euc = bytes(byte | 0x80 for byte in pair)
+    page = before.encode("euc_jp") + euc * 3 + after.encode("euc_jp")
+    assert html.in_charset(page, "charset=euc-jp") == before + char * 3 + after
+    page = (
+        before.encode("iso2022_jp") + b"\x1b$B" + pair * 3 + b"\x1b(B" + after.encode("iso2022_jp")
+    )
+    for said in ("charset=iso-2022-jp", "text/html"):
+        assert html.in_charset(page, said) == before + char * 3 + after
+
+
+def test_a_pair_that_is_no_character_shifts_nothing() -> None:
+    korean = "\uc548\ub155\ud558\uc138\uc694 " * 9
+    for text, name, wrong in (
+        (korean, "cp949", b"\xc9\xa1"),
+        (JAPANESE, "cp932", b"\x85\x9f"),
+        (JAPANESE, "euc_jp", b"\x8f\xf3\xf3"),
+        (CHINESE, "gb18030", b"\x81\xff"),
+        ("\u9019\u662f\u7db2\u9801" * 9, "big5", b"\x81\xa1"),
+    ):
+        page = text.encode(name) + wrong + text.encode(name)
+        assert html.in_charset(page, f"charset={name}") == f"{text}\ufffd{text}", name
+    assert html.in_charset(b"\x1b(I\x31\x32\x1b(B!", "charset=iso-2022-jp") == "\uff71\uff72!"
+
+
+def test_a_page_that_is_cut_inside_of_a_character_keeps_its_encoding() -> None:
+    for said in ("charset=iso-8859-1", "charset=utf-8", "charset=gbk", "text/html"):
+        for text in (RUSSIAN * 9, CHINESE, "\U0001f600" * 9):
+            whole = f"<p>{text}{text[-3]}".encode()
+            for cut in range(1, len(text[-3].encode())):
+                assert html.in_charset(whole[:-cut], said) == f"<p>{text}"
+    for text, name in ((CHINESE, "gbk"), (JAPANESE, "shift_jis"), (JAPANESE, "euc-jp")):
+        assert html.in_charset(text.encode(name)[:-1], f"charset={name}") == text[:-1]
+    # As many bytes of another encoding are no UTF-8 that is cut.
+    for text, name in (("caf\u00e9", "cp1252"), (RUSSIAN * 9, "cp1251"), (CHINESE, "gbk")):
+        assert html.in_charset(text.encode(name), f"charset={name}") == text
+
+
+def test_a_few_wrong_bytes_make_no_other_encoding_of_utf8() -> None:
+    page = (RUSSIAN * 9).encode()
+    for wrong in (b"\xff", b"\xe9t\xe9", page[1:2]):
+        found = html.in_charset(page + wrong + page, "charset=iso-8859-1")
+        assert isinstance(found, str) and found.count(RUSSIAN) == 18
+    # A U+FFFD that the page has itself is none of them.
+    assert html.in_charset(page + "\ufffd".encode() * 99, "charset=iso-8859-1") == (
+        RUSSIAN * 9 + "\ufffd" * 99
+    )
+    # A few characters of UTF-8 among many of another encoding make no UTF-8.
+    mixed = (RUSSIAN * 9).encode("cp1251") + (RUSSIAN * 9).encode()
+    assert html.in_charset(mixed, "charset=windows-1251") == mixed.decode("cp1251", "replace")
+
+
 @pytest.mark.parametrize(
     ("stored", "reason", "detail"),
     [
         (b"", "not a page", "its HTTP response is empty"),
         (b"junk\r\n\r\n" + PAGE.encode(), "not a page", "begins with b'junk"),
-        (b"HTTP/1.1 200 OK\r\n" + b"a: b\r\n" * 999 + b"\r\n", "not plain text", "unknown"),
+        (b"HTTP/1.1 200 OK\r\n" + b"a: b\r\n" * 999 + b"\r\n", "not HTML", "unknown"),
         (response(PAGE.encode(), status="404 Not Found"), "not a page", "its HTTP status is 404"),
-        (response(b"{}", kind="application/json"), "not plain text", "of type application/json"),
-        (b"HTTP/1.1 200 OK\r\n\r\n" + PAGE.encode(), "not plain text", "of type unknown"),
+        (response(b"{}", kind="application/json"), "not HTML", "of type application/json"),
+        (b"HTTP/1.1 200 OK\r\n\r\n" + PAGE.encode(), "not HTML", "of type unknown"),
         (
             response(b"\x0b\x05\x80<html>\x03", "Content-Encoding: br"),
             "not a page",

@@ -117,7 +117,7 @@ def test_responses_say_why_they_are_no_documents(tmp_path: Path) -> None:
     found = [(one.line, one.reason) for one in rejects if isinstance(one, Reject)]
     assert found == [
         (2, "record too large"),
-        (3, "not plain text"),
+        (3, "not HTML"),
         (5, "invalid UTF-8"),
         (6, "empty text"),
         (7, "not plain text"),
@@ -154,6 +154,7 @@ def packed(data: bytes, how: str) -> bytes:
 
 
 WAYS = ["plain", "each gzip", "each zstd", "all gzip", "all zstd"]
+KINDS: dict[str, Compression] = {"plain": None, "gzip": "gzip", "zstd": "zstd"}
 
 
 @pytest.mark.parametrize("how", WAYS)
@@ -178,9 +179,7 @@ def test_a_record_at_fault_costs_that_record(
     at = data.index(b"<urn:20>")
     at = data.index(old, at) if not old.startswith(b"WARC") else data.rindex(old, 0, at)
     (tmp_path / "a").write_bytes(packed(data[:at] + data[at:].replace(old, new, 1), how))
-    made = read(
-        input_file(tmp_path / "a", (None, "gzip", "zstd")[("gzip" in how) + 2 * ("zstd" in how)])
-    )
+    made = read(input_file(tmp_path / "a", KINDS[how.split()[-1]]))
     rejects = [one for one in made if isinstance(one, Reject)]
     assert [doc.text for doc in made if isinstance(doc, RawDocument)] == TEXTS[:20] + TEXTS[21:]
     # What looks like a head inside of the record is told from one by members alone.
@@ -199,8 +198,7 @@ def test_a_fault_in_a_record_that_is_no_document_costs_no_document(
         (tmp_path / "a").write_bytes(
             packed(data[:at] + data[at:].replace(b"Content-Length: ", new, 1), how)
         )
-        kind = (None, "gzip", "zstd")[("gzip" in how) + 2 * ("zstd" in how)]
-        first, *made = read(input_file(tmp_path / "a", kind))
+        first, *made = read(input_file(tmp_path / "a", KINDS[how.split()[-1]]))
         assert isinstance(first, Reject) and (first.line, first.offset) == (1, 0)
         assert [doc.text for doc in made if isinstance(doc, RawDocument)] == TEXTS
 
@@ -259,11 +257,15 @@ def test_a_conversion_is_read_in_the_encoding_that_it_states(tmp_path: Path) -> 
     add(writer, "conversion", b"caf\xe9", "text/plain; charset=utf-8", 4)
     add(writer, "conversion", b"caf\xe9", "text/plain; charset=iso-2022-jp", 5)
     add(writer, "conversion", b"cafe", "text/plain; charset=klingon", 6)
+    add(writer, "conversion", b"cafe", "text/plain; charset=base64", 7)
+    add(writer, "conversion", b"\xad\xa1\xa4\xa2", "text/plain; charset=euc-jp", 8)
+    add(writer, "conversion", b"\xfe\xfe\xa4\xa2", "text/plain; charset=euc-jp", 9)
     (tmp_path / "a").write_bytes(out.getvalue())
     made = read(input_file(tmp_path / "a", "gzip"))
     assert [one.text if isinstance(one, RawDocument) else one.reason for one in made] == [
         *("\u0142\u00f3d\u017a", "\u65e5\u672c", "caf\u00e9"),
         *("invalid UTF-8", "not in its encoding", "unknown encoding"),
+        *("not in its encoding", "\u2460\u3042", "not in its encoding"),
     ]
 
 
@@ -277,7 +279,7 @@ def test_what_is_not_read_says_so(tmp_path: Path) -> None:
         ),
         (b"filedesc://a.arc 0.0.0.0 20060101 text/plain 9\n", "unsupported file", "an ARC archive"),
         (record % b"WARC-Segment-Number: 1\r\n", "unsupported record", "several segments"),
-        (record % b"Content-Type: text/dns\r\n", "not plain text", "a response of type text/dns"),
+        (record % b"Content-Type: text/dns\r\n", "not HTML", "a response of type text/dns"),
     ):
         (tmp_path / "a").write_bytes(data)
         (reject,) = read(input_file(tmp_path / "a", None))
@@ -293,10 +295,74 @@ def test_what_is_not_read_says_so(tmp_path: Path) -> None:
         ] == ["abcd"] * 2
 
 
+def plain_record(text: str, *, end: bytes = b"\r\n\r\n", eol: bytes = b"\r\n") -> bytes:
+    """A record whose length is right, whatever ends it."""
+    data = text.encode()
+    head = (b"WARC/1.0", b"WARC-Type: conversion", b"Content-Length: %d" % len(data))
+    return eol.join([*head, b"", data]) + end
+
+
+@pytest.mark.parametrize("eol", [b"\r\n", b"\n"])
+@pytest.mark.parametrize(
+    "end", [b"", b"\n", b"\r\n", b"\n\n", b"\r\n\r\n", b"\r\n" * 3, b" \n\n\n"]
+)
+@pytest.mark.parametrize("how", ["plain", "each gzip", "all gzip"])
+def test_a_record_of_the_right_length_is_sound_however_many_blank_lines_end_it(
+    how: str, end: bytes, eol: bytes, tmp_path: Path
+) -> None:
+    records = [plain_record(text, end=end, eol=eol) for text in TEXTS]
+    pack = gzip.compress if how == "each gzip" else bytes
+    data = b"".join(map(pack, records))
+    (tmp_path / "a").write_bytes(gzip.compress(data) if how == "all gzip" else data)
+    made = read(input_file(tmp_path / "a", KINDS[how.split()[-1]]))
+    assert [doc.text for doc in made if isinstance(doc, RawDocument)] == TEXTS
+    assert (len(made), [doc.line for doc in made]) == (len(TEXTS), list(range(1, 41)))
+    if end == b"\n\n" and how != "all gzip":
+        with io.BytesIO(data) as stream:
+            peer = [one.content_stream().read().decode() for one in ArchiveIterator(stream)]
+        assert peer == TEXTS
+
+
+def test_the_blank_line_between_paragraphs_ends_no_record(tmp_path: Path) -> None:
+    record = plain_record("one\n\ntwo").replace(b"Length: 8", b"Length: 3")
+    (tmp_path / "a").write_bytes(record + plain_record("kept"))
+    lost, kept = read(input_file(tmp_path / "a", None))
+    assert isinstance(lost, Reject) and "does not end where its Content-Length 3" in lost.detail
+    assert isinstance(kept, RawDocument) and kept.text == "kept"
+
+
+@pytest.mark.parametrize("how", WAYS)
+def test_however_many_records_are_at_fault_each_costs_itself(how: str, tmp_path: Path) -> None:
+    texts = [f"text {n}" + " of some words" * 80 for n in range(800)]
+    faults = (b"%d more than its length says\r\n\r\n", b"\r\n\r\n")
+    records = [plain_record(text, end=faults[n % 2]) for n, text in enumerate(texts)]
+    records[::4] = [one.replace(b"Length: ", b"Length: 9000") for one in records[::4]]
+    (tmp_path / "a").write_bytes(packed(b"".join(records), how))
+    made = read(input_file(tmp_path / "a", KINDS[how.split()[-1]]))
+    assert [doc.text for doc in made if isinstance(doc, RawDocument)] == texts[1::2]
+    rejects = [one for one in made if isinstance(one, Reject)]
+    assert [one.line for one in rejects] == list(range(1, 801, 2))
+    assert {one.reason for one in rejects} == {"damaged file"}
+    assert not any("no record is found" in one.detail for one in rejects)
+
+
 def test_a_file_of_nothing_but_faults_is_read_in_bounded_time(tmp_path: Path) -> None:
-    record = b"WARC/1.0\r\nWARC-Type: conversion\r\nContent-Length: 900000000\r\n\r\n" + b"x" * 9000
-    (tmp_path / "a").write_bytes(gzip.compress(record * 3000))
+    record = b"WARC/1.0\r\nWARC-Type: conversion\r\nContent-Length: 8000000\r\n\r\n" + b"x" * 9000
+    (tmp_path / "a").write_bytes(gzip.compress(record * 1000))
     rejects = read(input_file(tmp_path / "a", "gzip"))
     assert all(isinstance(one, Reject) for one in rejects)
-    assert 1 <= len(rejects) < 3000
+    assert 1 <= len(rejects) < 1000
+    last, size = rejects[-1], 1000 * len(record)
+    assert isinstance(last, Reject) and last.offset + last.read == size
+    assert "no record is found" not in last.detail
+    assert f"no other is looked for in the {size - last.offset:,} bytes from it" in last.detail
+
+
+def test_behind_a_length_beyond_the_end_of_the_file_the_next_record_is_found(
+    tmp_path: Path,
+) -> None:
+    record = b"WARC/1.0\r\nWARC-Type: conversion\r\nContent-Length: 900000000\r\n\r\n" + b"x" * 9000
+    (tmp_path / "a").write_bytes(gzip.compress(record * 200))
+    rejects = read(input_file(tmp_path / "a", "gzip"))
+    assert [one.offset for one in rejects] == [n * len(record) for n in range(200)]
     assert isinstance(rejects[-1], Reject) and "no record is found behind it" in rejects[-1].detail
