@@ -50,7 +50,7 @@ _COMPRESSED_PARTS = 8
 # Files are surveyed together up to this size or number, or 1 / _UNITS of the corpus.
 _SURVEY_BYTES = 4 << 20
 _SURVEY_FILES = 128
-_VERSION = 9
+_VERSION = 10
 _LOCK_SECONDS = 10.0
 # Share of a crawl's bytes that is main text, about: of Common Crawl's pages some 3 in 100.
 _PAGE_TEXT = 1 / 32
