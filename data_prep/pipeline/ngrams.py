@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import regex
@@ -118,6 +119,19 @@ class NGrams:
                 yield _hashes(found, self._size)
             self._open = found[ends:]
             start = stop
+
+
+def hashes_of_record(texts: Sequence[str], size: int) -> Iterator[np.ndarray]:
+    """Hashes of the n-grams of a record's texts, and of those that reach from one into the next.
+
+    The latter are datatrove's "overlap n-grams" of a question and its answer.
+    """
+    for text in texts:
+        yield from NGrams(size)(text)
+    for one, other in itertools.pairwise(map(words, texts)):
+        found = one[max(len(one) - size + 1, 0) :] + other[: size - 1]
+        if len(found) >= size:
+            yield _hashes(found, size)
 
 
 def _hashes(found: list[str], size: int) -> np.ndarray:
