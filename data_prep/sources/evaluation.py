@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -72,7 +72,7 @@ def _of_table(text: str, separator: str) -> Iterator[list[str]]:
     """The rows; a TSV has quotes around cells, or takes them for text, as its columns tell."""
     csv.field_size_limit(max(csv.field_size_limit(), len(text)))
 
-    def rows(quoting: int) -> list[list[str]]:
+    def rows(quoting: Literal[0, 3]) -> list[list[str]]:
         lines = io.StringIO(text, newline="")
         return list(csv.reader(lines, delimiter=separator, quoting=quoting, strict=True))
 
