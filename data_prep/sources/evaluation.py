@@ -69,7 +69,13 @@ def _data(raw: BinaryIO, kind: Compression) -> bytes:
 
 
 def _of_table(text: str, separator: str) -> Iterator[list[str]]:
-    """The rows; a TSV has quotes around cells, or takes them for text, as its columns tell."""
+    """The rows; a TSV has quotes around cells, or takes them for text, as its columns tell.
+
+    Where the comma is the decimal point, semicolons stand between the cells of a CSV.
+    """
+    first = text.partition("\n")[0]
+    if separator == "," and ";" in first and "," not in first:
+        separator = ";"
     csv.field_size_limit(max(csv.field_size_limit(), len(text)))
 
     def rows(quoting: Literal[0, 3]) -> list[list[str]]:

@@ -69,6 +69,14 @@ def test_cells_of_any_length_are_read(tmp_path: Path) -> None:
         assert list(evaluation.records(tmp_path / name)) == [["context", "q"], [long, "who?"]]
 
 
+def test_cells_of_a_csv_may_be_separated_by_semicolons(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text('q;n\n"ships; or, not";1,5\nships, or not;2\n')
+    rows = [["q", "n"], ["ships; or, not", "1,5"], ["ships, or not", "2"]]
+    assert list(evaluation.records(tmp_path / "a.csv")) == rows
+    (tmp_path / "a.csv").write_text("q,n\nships; or not,2\n")
+    assert list(evaluation.records(tmp_path / "a.csv")) == [["q", "n"], ["ships; or not", "2"]]
+
+
 @pytest.mark.parametrize(
     ("data", "rows"),
     [
