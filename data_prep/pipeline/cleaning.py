@@ -8,6 +8,7 @@ package. Nothing is downloaded.
 from __future__ import annotations
 
 import functools
+import itertools
 import re
 import string
 import unicodedata
@@ -23,7 +24,7 @@ from datatrove.pipeline.formatters import FTFYFormatter, PIIFormatter
 from ftfy.badness import is_bad
 
 from data_prep.config import CleaningConfig
-from data_prep.pipeline.ngrams import NGrams
+from data_prep.pipeline.ngrams import NGrams, hashes_of_record
 from data_prep.sources import evaluation
 
 # The language is identified by the first characters; more would only take time.
@@ -62,7 +63,7 @@ class Cleaner:
 
     def __init__(self, config: CleaningConfig, evaluation: tuple[Path, ...] = ()) -> None:
         self.config = config
-        self._evaluation = evaluation_grams(evaluation, config.ngram)
+        self._evaluation = evaluation_grams(evaluation, config.ngram, config.repair)
         self._rules = _rules(config)
         self._masks = {f"mask {name}": _MASKS[name]() for name in config.mask}
         self._repairs: dict[str, Callable[[str], str]] = {}
@@ -237,8 +238,16 @@ def _may_change(line: str) -> bool:
 
 
 @functools.cache
-def evaluation_grams(paths: tuple[Path, ...], size: int) -> frozenset[int]:
-    """Hashes of all n-grams of the evaluation files, computed once per process."""
-    texts = (text for path in paths for text in evaluation.texts(path))
-    hashes = (found for text in texts for found in NGrams(size)(text))
-    return frozenset(gram for found in hashes for gram in found.tolist())
+def evaluation_grams(paths: tuple[Path, ...], size: int, repair: bool) -> frozenset[int]:
+    """Hashes of all n-grams of the evaluation files, computed once per process.
+
+    Where documents are repaired first, also those of the repaired texts.
+    """
+    mend = _repair() if repair else None
+    found: set[int] = set()
+    for texts in itertools.chain.from_iterable(map(evaluation.records, paths)):
+        mended = list(map(mend, texts)) if mend else texts
+        for some in (texts, mended) if mended != texts else (texts,):
+            for hashes in hashes_of_record(some, size):
+                found.update(hashes.tolist())
+    return frozenset(found)

@@ -286,7 +286,7 @@ def _sampled(plan: Estimate, source: SourceConfig, files: list[InputFile]) -> So
 def _records(seed: int, files: list[InputFile], limit: int) -> tuple[list[Record], float]:
     """Records of about `limit` bytes of a file or group, and the bytes on disk that they cover.
 
-    They are the first ones, or in plain lines those from a place drawn by key.
+    They are the first ones, or in plain lines those from a place drawn by key on.
     """
     file, covered, start = files[0], float(sum(file.listed.bytes for file in files)), (0, 1)
     found = _survey(file, limit)
@@ -312,12 +312,17 @@ def _records(seed: int, files: list[InputFile], limit: int) -> tuple[list[Record
 
 
 def _line_from(seed: int, file: InputFile, limit: int) -> tuple[int, int]:
-    """Offset of a line drawn by key, and 2: it is not the first."""
+    """Offset of a line drawn by key, and 2: it is not the first; (0, 1) where none is near."""
     place = int.from_bytes(keyed(seed, "estimate from", file.name)[:8])
+    place %= file.listed.bytes - limit
     with storage.open_binary(file.path) as raw:
-        raw.seek(place % (file.listed.bytes - limit))
-        raw.readline()
-        return raw.tell(), 2
+        raw.seek(place)
+        last = place + file.held_bytes
+        while place < last and (block := raw.read(compression.BLOCK_BYTES)):
+            if end := block.find(b"\n") + 1:
+                return (place + end, 2) if place + end < file.listed.bytes else (0, 1)
+            place += len(block)
+    return 0, 1
 
 
 def _beginning(document: LongDocument, limit: int) -> RawDocument | Reject:

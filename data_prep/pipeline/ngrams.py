@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import regex
 import xxhash
 from datatrove.utils.text import PUNCTUATION
 
-# Scripts without spaces between words are split into characters where a word begins with them.
-_SPACELESS = r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]"
-_HAS_SPACELESS = regex.compile(_SPACELESS)
-_WORD = regex.compile(_SPACELESS + r"|\S+")
-_IN_WORDS = regex.compile(r"[\p{L}\p{M}\p{N}]")
+# Of scripts without spaces between words each character is a word, whatever stands beside it; the
+# last four are letters of Japanese that Unicode counts to no script.
+_SPACELESS = regex.compile(
+    r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\u30fc\uff70\uff9e\uff9f]"
+)
+# Of other symbols a run is a word: a word of Braille, a formula's sign, a line of a table.
+_SYMBOLS = regex.compile(r"[^\x00-\x7f\p{L}\p{M}\p{N}]+")
+# They stand for what is missing.
+_REPLACEMENTS = "\ufffc\ufffd"
 _FOREIGN = re.compile(r"[^\x00-\x7f]")
 _FEW = 30
 # Characters that are simplified at a time, and where a text may be cut for that.
@@ -29,14 +34,20 @@ class _Simple(dict[int, str | None]):
     def __missing__(self, code: int) -> str | None:
         character = chr(code)
         found: str | None = character
-        if unicodedata.category(character) == "Mn":
+        category = unicodedata.category(character)
+        if category == "Mn":
             found = None
-        elif character in PUNCTUATION:
+        elif character in PUNCTUATION or _is_between_words(character, category):
             found = " "
-        elif not _IN_WORDS.match(character):
-            found = f" {character} " if _HAS_SPACELESS.match(character) else " "
+        elif _SPACELESS.match(character):
+            found = f" {character} "
         self[code] = found
         return found
+
+
+def _is_between_words(character: str, category: str) -> bool:
+    """Whether it is punctuation, white space, invisible or half a character."""
+    return category[0] in "PZ" or category in ("Cc", "Cf", "Cs") or character in _REPLACEMENTS
 
 
 _SIMPLE = _Simple()
@@ -54,25 +65,36 @@ class _Alone(dict[str, str | None]):
 
 
 _ALONE = _Alone()
+# What becomes of each byte of UTF-8 where the characters outside of ASCII are simple already.
+_SIMPLE_ASCII = bytes(range(128)).decode().lower().translate(_SIMPLE).encode() + bytes(
+    range(128, 256)
+)
 
 
 def words(text: str) -> list[str]:
-    """Words for comparing texts: those of datatrove's `simplify_text`, but numbers count."""
-    if not text.isascii():
-        text = _without_few(text)
-    simple = unicodedata.normalize("NFD", text.lower()).translate(_SIMPLE)
-    if simple.isascii() or not _HAS_SPACELESS.search(simple):
-        return simple.split()
-    found: list[str] = _WORD.findall(simple)
-    return found
+    """Words for comparing texts: those of datatrove's `simplify_text`, but numbers count.
+
+    Letters and numbers, symbols, and each character of a script without spaces are words of their
+    own also where they touch.
+    """
+    plain = _with_simple_few(text)
+    if plain is None:
+        simple = unicodedata.normalize("NFD", text.lower()).translate(_SIMPLE)
+    else:
+        simple = plain.encode().translate(_SIMPLE_ASCII).decode()
+    if not simple.isascii():
+        simple = _SYMBOLS.sub(r" \g<0> ", simple)
+    return simple.split()
 
 
-def _without_few(text: str) -> str:
-    """The text with characters outside of ASCII simplified first, if they are few."""
-    # What follows takes a fraction of the time for ASCII alone.
+def _with_simple_few(text: str) -> str | None:
+    """The text with all characters outside of ASCII simplified; None if they are not few."""
+    # The others then take a fraction of the time.
+    if text.isascii():
+        return text
     few = set(_FOREIGN.findall(text))
     if len(few) > _FEW or None in map(_ALONE.__getitem__, few):
-        return text
+        return None
     for character in few:
         text = text.replace(character, _ALONE[character] or "")
     return text
@@ -97,6 +119,19 @@ class NGrams:
                 yield _hashes(found, self._size)
             self._open = found[ends:]
             start = stop
+
+
+def hashes_of_record(texts: Sequence[str], size: int) -> Iterator[np.ndarray]:
+    """Hashes of the n-grams of a record's texts, and of those that reach from one into the next.
+
+    The latter are datatrove's "overlap n-grams" of a question and its answer.
+    """
+    for text in texts:
+        yield from NGrams(size)(text)
+    for one, other in itertools.pairwise(map(words, texts)):
+        found = one[max(len(one) - size + 1, 0) :] + other[: size - 1]
+        if len(found) >= size:
+            yield _hashes(found, size)
 
 
 def _hashes(found: list[str], size: int) -> np.ndarray:

@@ -7,6 +7,7 @@ data set depend on the input files, the configuration and the seed alone.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import sys
@@ -26,7 +27,7 @@ from data_prep.dataset.settings import SettingsError
 from data_prep.dataset.shards import InputInfo, Manifest, ShardInfo, TokenizerInfo
 from data_prep.dataset.wording import counted
 from data_prep.pipeline import duplicates, order, table, workspace, writing
-from data_prep.pipeline.ngrams import words
+from data_prep.pipeline.ngrams import hashes_of_record, words
 from data_prep.pipeline.stages import (
     DrawSample,
     MatchDuplicates,
@@ -123,15 +124,31 @@ def _evaluation(config: Config, problems: list[str]) -> dict[str, Path]:
         problems += [f"{key}: {problem}" for problem in wrong]
         unread = [f"{key}: {why}" for path in files.values() if (why := evaluation.problem(path))]
         problems += unread
-        size = source.cleaning.ngram
-        texts = (text for path in files.values() for text in evaluation.texts(path))
-        if files and not unread and all(len(words(text)) < size for text in texts):
-            problems.append(
-                f"{key}: no evaluation text has {size} words, the n-gram that is looked for; lower "
-                "cleaning.ngram, or leave decontaminate out"
-            )
+        if files and not unread:
+            _tell_short(key, list(files.values()), source.cleaning.ngram, problems)
         found |= files
     return found
+
+
+def _tell_short(key: str, paths: list[Path], size: int, problems: list[str]) -> None:
+    """Tell how many evaluation records have no n-gram; it is a problem if none has one."""
+    long = short = 0
+    for texts in itertools.chain.from_iterable(map(evaluation.records, paths)):
+        if next(hashes_of_record(texts, size), None) is not None:
+            long += 1
+        elif any(map(words, texts)):
+            short += 1
+    if not long:
+        problems.append(
+            f"{key}: no evaluation text has {size} words, the n-gram that is looked for; lower "
+            "cleaning.ngram, or leave decontaminate out"
+        )
+    elif short:
+        print(
+            f"{key}: {short:,} of {long + short:,} evaluation texts have fewer than {size} words, "
+            "the n-gram that is looked for, and cannot be found; a lower cleaning.ngram finds more",
+            file=sys.stderr,
+        )
 
 
 def workers(config: Config) -> int:

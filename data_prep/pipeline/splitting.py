@@ -5,6 +5,11 @@ run are split once and looked up afterwards. One step of it does not: special ca
 are also sought over the white space between runs, and of matches that overlap the longest wins. So
 "so:) )" is not split as "so:)" is. That can only change a run whose words depend on that step, and
 only if a special case may reach over its border; such lines are split by spaCy as a whole.
+
+spaCy takes punctuation from both ends of a run, one after the other. Its patterns are given to it
+so that they look at the ends alone, not each time at all of the run. It still copies the run each
+time, so that of very long runs with hundreds of marks at their ends these are taken here: special
+cases such as ":)" are not found among them. Any other run has spaCy's words.
 """
 
 from __future__ import annotations
@@ -26,6 +31,12 @@ _HELD = 1_500_000
 # spaCy takes this name for one of its own; datatrove then leaves it out of the text.
 BREAKS_SPACY = "IS_ALPHA"
 _PIECE = regex.compile(r"\s+|\S+")
+_RUN = regex.compile(r"\S+")
+# Punctuation is taken here from runs of more characters, if there are so many pieces of it.
+_LONG, _MANY = 10_000, 500
+# What spaCy takes from an end has fewer characters, with those that its patterns look back at;
+# only of dots it takes any number.
+_END = 32
 
 
 class EnglishWords(SpaCyTokenizer):  # type: ignore[misc]
@@ -34,6 +45,22 @@ class EnglishWords(SpaCyTokenizer):  # type: ignore[misc]
     def __init__(self) -> None:
         super().__init__("en")
         self.forget()
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """spaCy's pipeline, with faster patterns of the same matches."""
+        pipeline = super().tokenizer
+        spacy = pipeline.tokenizer
+        search = spacy.suffix_search
+
+        def suffix(text: str) -> Any:
+            dots = len(text) - len(text.rstrip("."))
+            return search(text[-dots - _END :])
+
+        # Each of its alternatives is anchored, which `search` does not use.
+        spacy.prefix_search = spacy.prefix_search.__self__.match
+        spacy.suffix_search = suffix
+        return pipeline
 
     def forget(self) -> None:
         """Empty the table."""
@@ -81,8 +108,25 @@ class EnglishWords(SpaCyTokenizer):  # type: ignore[misc]
         return list(zip(starts, [*ends, place], strict=True)) if text else []
 
     def _by_spacy(self, text: str) -> list[str]:
-        found: list[str] = super().word_tokenize(text)
+        found: list[str] = []
+        begin = 0
+        for match in _RUN.finditer(text):
+            run = match.group()
+            if words := self._stripped(run):
+                found += super().word_tokenize(text[begin : match.start()])
+                found += words
+                begin = match.end()
+        found += super().word_tokenize(text[begin:])
         return found
+
+    def _stripped(self, run: str) -> list[str]:
+        """The words of a very long run whose ends are much punctuation; else none."""
+        if len(run) <= _LONG:
+            return []
+        before, rest, after = _without_affixes(run, self.tokenizer.tokenizer)
+        if len(before) + len(after) < _MANY:
+            return []
+        return [*before, *super().word_tokenize(rest), *after]
 
     def _pieces(self, text: str) -> Iterator[str]:
         """spaCy's tokens: words and white space but for single spaces behind words."""
@@ -131,11 +175,13 @@ class EnglishWords(SpaCyTokenizer):  # type: ignore[misc]
         return True
 
     def _add(self, runs: list[str]) -> None:
+        words = {run: found for run in runs if (found := tuple(self._stripped(run)))}
+        others = [run for run in runs if run not in words]
         # Every special case of the last step holds punctuation.
-        uneven = [run for run in runs if not run.isalnum()]
+        uneven = [run for run in others if not run.isalnum()]
         without = self._without_special_cases  # made outside of the zone, which is forgotten
         with self.tokenizer.memory_zone():
-            words = dict(zip(runs, _split(self.tokenizer.tokenizer, runs), strict=True))
+            words |= zip(others, _split(self.tokenizer.tokenizer, others), strict=True)
             for run, pieces in zip(uneven, _split(without, uneven), strict=True):
                 if words[run] != pieces:
                     self._fragile[run] = pieces[0], pieces[-1]
@@ -208,6 +254,26 @@ def _patterns(whole: Tokenizer) -> tuple[Any, ...]:
         whole.token_match,
         whole.url_match,
     )
+
+
+def _without_affixes(run: str, spacy: Tokenizer) -> tuple[list[str], str, list[str]]:
+    """What spaCy takes from the ends of a run until they are none or the run is no longer long."""
+    before: list[str] = []
+    after: list[str] = []
+    start, end = 0, len(run)
+    while end - start > _LONG:
+        head = spacy.find_prefix(run[start : start + _END])
+        tail = spacy.find_suffix(run[end - _END : end])
+        if head == _END or tail == _END:  # of dots there may be more
+            head, tail = spacy.find_prefix(run[start:end]), spacy.find_suffix(run[start:end])
+        if head == end - start or not head + tail:
+            break
+        if head:
+            before.append(run[start : start + head])
+        if tail:
+            after.append(run[end - tail : end])
+        start, end = start + head, end - tail
+    return before, run[start:end], after[::-1]
 
 
 def _split(tokenizer: Tokenizer, runs: list[str]) -> Iterator[tuple[str, ...]]:

@@ -1,4 +1,7 @@
-"""The texts of evaluation files, which training data must not share: every string in any field."""
+"""The texts of evaluation files, which training data must not share: every string in any field.
+
+They come by record, since a question and its answer may be found one behind the other.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,9 @@ import csv
 import io
 from collections import deque
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -21,11 +25,11 @@ _JSON = {".json", ".jsonl", ".ndjson"}
 _PACKED: dict[str, Compression] = {"gzip data": "gzip", "zstd data": "zstd"}
 
 
-def texts(path: Path) -> Iterator[str]:
-    """The strings of JSON, JSON lines, parquet, CSV and TSV; the whole text of another file.
+def records(path: Path) -> Iterator[list[str]]:
+    """The strings of each record of JSON, JSON lines, parquet, CSV and TSV.
 
-    JSON is recognised by its content, so that no escape is taken for text. Raises OSError, and
-    ValueError where the file cannot be read as what it is.
+    Another file is one text. JSON is recognised by its content, so that no escape is taken for
+    text. Raises OSError, and ValueError where the file cannot be read as what it is.
     """
     with path.open("rb") as raw:
         head = raw.read(contents.HEAD_BYTES)
@@ -42,16 +46,15 @@ def texts(path: Path) -> Iterator[str]:
     if text.lstrip()[:1] in ("{", "[") or _JSON & set(suffixes):
         yield from _of_json(text, is_sure=bool(_JSON & set(suffixes)))
     elif separators := [_TABLES[suffix] for suffix in suffixes if suffix in _TABLES]:
-        for row in csv.reader(io.StringIO(text, newline=""), delimiter=separators[0], strict=True):
-            yield from row
+        yield from _of_table(text, separators[0])
     else:
-        yield text
+        yield [text]
 
 
 def problem(path: Path) -> str | None:
     """Why the evaluation file cannot be read; None if it can."""
     try:
-        deque(texts(path), maxlen=0)
+        deque(records(path), maxlen=0)
     except OSError as error:
         return f"{path}: cannot be read ({error.strerror or error})"
     except (ValueError, DamageError, csv.Error, RecursionError) as error:
@@ -65,27 +68,52 @@ def _data(raw: BinaryIO, kind: Compression) -> bytes:
     return b"".join(compression.blocks(raw, kind))
 
 
-def _of_json(text: str, *, is_sure: bool) -> Iterator[str]:
-    """The strings of one JSON value or of one a line; the text itself if that is not JSON."""
+def _of_table(text: str, separator: str) -> Iterator[list[str]]:
+    """The rows; a TSV has quotes around cells, or takes them for text, as its columns tell.
+
+    Where the comma is the decimal point, semicolons stand between the cells of a CSV.
+    """
+    first = text.partition("\n")[0]
+    if separator == "," and ";" in first and "," not in first:
+        separator = ";"
+    csv.field_size_limit(max(csv.field_size_limit(), len(text)))
+
+    def rows(quoting: Literal[0, 3]) -> list[list[str]]:
+        lines = io.StringIO(text, newline="")
+        return list(csv.reader(lines, delimiter=separator, quoting=quoting, strict=True))
+
+    if separator != "\t":
+        yield from rows(csv.QUOTE_MINIMAL)
+        return
+    plain = rows(csv.QUOTE_NONE)
+    columns = {len(row) for row in plain if row}
+    if len(columns) > 1 or columns == {1}:
+        # A cell with line ends, or one column of such cells.
+        with suppress(csv.Error):
+            plain = rows(csv.QUOTE_MINIMAL)
+    yield from plain
+
+
+def _of_json(text: str, *, is_sure: bool) -> Iterator[list[str]]:
+    """Of one JSON value, each item of a list or the value, else one a line; the text if no JSON."""
     try:
-        values = [json_value(text)]
+        value = json_value(text)
+        values = value if isinstance(value, list) else [value]
     except ValueError:
         try:
             values = [json_value(line) for line in text.split("\n") if line.strip()]
         except ValueError:
             if is_sure:
                 raise
-            yield text
+            yield [text]
             return
-    for value in values:
-        yield from _strings(value)
+    yield from (list(_strings(value)) for value in values)
 
 
-def _of_parquet(path: Path) -> Iterator[str]:
+def _of_parquet(path: Path) -> Iterator[list[str]]:
     try:
         for batch in pq.ParquetFile(path).iter_batches(1024):
-            for row in batch.to_pylist():
-                yield from _strings(row)
+            yield from (list(_strings(row)) for row in batch.to_pylist())
     except (pa.ArrowException, OSError) as error:
         raise ValueError(" ".join(str(error).split())[:200]) from None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import re
 import socket
@@ -169,6 +170,31 @@ def test_a_shared_n_gram_is_contamination_whatever_its_case_and_punctuation(tmp_
         cleaned("which river flows through the old town Neckar Main", path, ngram=8).dropped == ""
     )
     assert cleaned(PROSE, path, ngram=8).dropped == ""
+
+
+def test_a_question_and_its_answer_are_found_one_behind_the_other(tmp_path: Path) -> None:
+    path = tmp_path / "questions.jsonl"
+    question, answer = "Which river flows through Heidelberg?", "It is the river Neckar, a long one"
+    rows = [{"q": question, "n": 4, "a": [answer]}, {"q": "And this one, which is another?"}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert cleaned(f"{PROSE}{question} {answer}.", path, ngram=13).dropped == "contaminated"
+    assert cleaned(f"{PROSE}{question} No: {answer}.", path, ngram=13).dropped == ""
+    # The next record is another text.
+    text = f"{answer}. And this one, which is another?"
+    assert cleaned(text, path, ngram=13).dropped == ""
+    assert cleaned(question, path, ngram=1).dropped == "contaminated"
+
+
+def test_an_evaluation_text_is_found_in_its_copy_that_is_repaired(tmp_path: Path) -> None:
+    text = "Fish &amp; chips are &lt;b&gt;what&lt;/b&gt; the caf&eacute; by the sea doesnâ€™t sell"
+    path = tmp_path / "questions.jsonl"
+    path.write_text(json.dumps({"q": text}) + "\n")
+    for repair in (False, True):
+        found = cleaned(text, path, repair=repair, ngram=5)
+        assert (found.dropped, found.changed) == ("contaminated", ["repair"] * repair)
+    repaired = "Fish & chips are <b>what</b> the café by the sea"
+    assert cleaned(repaired, path, repair=True, ngram=5).dropped == "contaminated"
+    assert cleaned(PROSE, path, repair=True, ngram=5).dropped == ""
 
 
 def test_a_long_document_is_cleaned_as_a_whole_one(tmp_path: Path) -> None:

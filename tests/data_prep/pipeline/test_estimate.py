@@ -20,6 +20,7 @@ from data_prep.dataset import shards
 from data_prep.dataset.settings import SettingsError
 from data_prep.pipeline import estimate, pipeline
 from data_prep.pipeline.workspace import WorkspaceError
+from data_prep.sources import compression
 
 STDLIB = Path(sysconfig.get_path("stdlib"))
 
@@ -119,6 +120,23 @@ def test_groups_and_parquet_are_estimated_as_they_are_read(tmp_path: Path) -> No
     plan = estimate.estimate(config.load(None, [*places, f"sources={sources}"]))
     assert plan.whole and plan.documents == 400 + 3
     assert plan.text_bytes == sum(map(len, rows)) + 12 * 2400 + 9 * len("\n\n")
+
+
+@pytest.mark.parametrize("end", ["\n", ""])
+def test_files_of_a_single_long_line_are_estimated(
+    tmp_path: Path, end: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(estimate, "_READ_BYTES", 80_000)
+    monkeypatch.setattr(compression, "BLOCK_BYTES", 1000)
+    for number in range(12):
+        line = json.dumps({"text": f"chapter {number:02} " * 3000})
+        (tmp_path / f"{number}.jsonl").write_text(line + end)
+    words = [f"root={tmp_path}", f"output={tmp_path / 'set'}", "sources=[{name: s, paths: ['*']}]"]
+    # With the latter no line end is looked for so far.
+    for held in ("1000000", "4000"):
+        plan = estimate.estimate(config.load(None, [*words, f"sources.0.max_held_bytes={held}"]))
+        assert len(plan.sources[0].records) == 3 and not plan.whole
+        assert round(plan.documents) == (12 if held == "1000000" else 0)
 
 
 def test_where_no_tokenizer_can_be_trained_the_assumption_is_stated(tmp_path: Path) -> None:

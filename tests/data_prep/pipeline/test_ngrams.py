@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import regex
 from datatrove.utils.hashes.xxhash import xxhash64
-from datatrove.utils.text import TextNormConfig, simplify_text
+from datatrove.utils.text import PUNCTUATION, TextNormConfig, simplify_text
 
 from data_prep.pipeline import ngrams
 from data_prep.pipeline.ngrams import NGrams, words
@@ -18,9 +18,13 @@ TABLES = [
     "\n".join(f"{n * step % 997},{n * step % 991},{n * step % 983 / 7:.4f}" for n in range(60))
     for step in (7919, 104729)
 ]
+SPACELESS = r"[[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}ーｰﾞﾟ]--[\p{P}]]"
+# datatrove leaves punctuation that is not in its list, or comes from decomposed characters.
 NAIVE = regex.compile(
-    r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]|[\p{L}\p{M}\p{N}]+"
+    rf"(?V1){SPACELESS}|[[\p{{L}}\p{{M}}\p{{N}}]--{SPACELESS}]+"
+    rf"|[[\p{{S}}\p{{Co}}]--{SPACELESS}--[{regex.escape(PUNCTUATION)}\ufffc\ufffd]]+"
 )
+SHIPS = "在2023年的调查中。共有1200名受访者表示他们每天使用手机超过5小时以上的时间"
 
 
 def naive(text: str) -> list[str]:
@@ -43,6 +47,37 @@ def test_words_are_simple_and_of_any_script() -> None:
     assert words("春の海 abc") == ["春", "の", "海", "abc"]
 
 
+def test_each_character_of_a_script_without_spaces_is_a_word_whatever_it_touches() -> None:
+    assert words("在2023年的GPU上") == ["在", "2023", "年", "的", "gpu", "上"]
+    assert words("コンピューターAPI") == [*"コンヒューター", "api"]  # without diacritics
+    assert words("ราคา5บาท") == [*"ราคา", "5", *"บาท"]
+    assert words("៥ km។១") == ["៥", "km", "១"]
+    inside = hashes(13, f"新闻。{SHIPS}。以上就是全部内容。")
+    assert set(hashes(13, SHIPS)) <= set(inside) and len(words(SHIPS)) > 30
+
+
+def test_symbols_tell_texts_apart() -> None:
+    assert words("⠓⠑⠇⠇⠕ ⠺⠕⠗⠇⠙") == ["⠓⠑⠇⠇⠕", "⠺⠕⠗⠇⠙"]
+    assert words("P∧q → r≤5€") == ["p", "∧", "q", "→", "r", "≤", "5", "€"]
+    assert words("♔♕ ☰ ⓐⓑ done🙂🙃 ├───┤") == ["♔♕", "☰", "ⓐⓑ", "done", "🙂🙃", "├───┤"]
+    for one, other in (("∧", "\u2228"), ("⠓⠑", "⠑⠓"), ("→", "↔"), ("ⓐ", "ⓑ")):
+        texts = [f"the premises are p {symbol} q and so" for symbol in (one, other)]
+        assert set(hashes(5, texts[0])).isdisjoint(hashes(5, texts[1]))
+
+
+def test_punctuation_that_datatrove_does_not_list_and_marks_of_loss_are_no_words() -> None:
+    assert words("है। है \u06d4 a،b don\ufffdt • x\u200by") == [
+        "ह",
+        "ह",
+        "a",
+        "b",
+        "don",
+        "t",
+        "x",
+        "y",
+    ]
+
+
 @pytest.mark.parametrize("at_once", [ngrams._FEW, 997])
 def test_every_character_is_treated_as_in_datatroves_simplified_text(at_once: int) -> None:
     codes = [code for code in range(0x110000) if unicodedata.category(chr(code)) not in "Cs Cn Co"]
@@ -59,6 +94,7 @@ def test_any_mixture_of_characters_has_the_words_of_the_simplified_text() -> Non
     source = random.Random(5)
     some = "aZ9 \u00e9\u0301\u0338\u03a3\u03c3\u0130\u0131\u00df\uff21\uff11;\u037e_-\n\t\u2000\xa0"
     some += "\u6625\u0e44\u0e34\u302e\ud55c\u20dd\u00b2\u00bd\u2019\ufb01\u0903\u0930"
+    some += "\u2192\u00b0\u20ac\u283d\U0001f642\ufffd\u0e2f\u30fc"
     for _ in range(500):
         text = "".join(source.choices(some, k=30))
         assert words(text) == naive(text), ascii(text)

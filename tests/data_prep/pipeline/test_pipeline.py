@@ -905,6 +905,22 @@ def test_the_memory_of_a_worker_does_not_grow_with_a_document(
     assert manifest.text_bytes == (tmp_path / "in/long.txt").stat().st_size + 11
 
 
+def test_it_is_told_how_many_evaluation_texts_are_too_short_to_be_found(
+    cleaned: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, _ = cleaned
+    # The others have eight words: in one text, and in a question with its answer.
+    rows: list[dict[str, object]] = [{"q": "Who, " * 7}, {"q": "Who, " * 8}, {"n": 1}]
+    rows += [{"q": "Who, " * 7, "a": "me"}, {"q": "Who?"}]
+    (tmp_path / "quiz.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    decontaminate = f"sources.1.cleaning.decontaminate=[{tmp_path}/quiz.jsonl]"
+    pipeline.open_work(cleaning_of(root, tmp_path / "set", decontaminate))
+    assert capsys.readouterr().err == (
+        "sources[1].cleaning.decontaminate: 2 of 4 evaluation texts have fewer than 8 words, the "
+        "n-gram that is looked for, and cannot be found; a lower cleaning.ngram finds more\n"
+    )
+
+
 def test_an_evaluation_set_that_changed_is_another_data_set(
     cleaned: tuple[Path, Path], tmp_path: Path
 ) -> None:
@@ -922,7 +938,7 @@ def test_an_evaluation_set_that_changed_is_another_data_set(
         ):
             pipeline.run(wanted)
         # Seven words where eight in a row are looked for.
-        (root / "exam.jsonl").write_text(json.dumps({"q": "Who, " * 7, "a": "me"}))
+        (root / "exam.jsonl").write_text(json.dumps({"q": "Who, " * 7}))
         with pytest.raises(SettingsError, match="decontaminate: no evaluation text has 8 words"):
             pipeline.run(wanted)
     finally:

@@ -19,34 +19,34 @@ QUESTION = (
     '"he" wrote, 1 & 2.'
 )
 VALUE = [{"question": QUESTION, "choices": ["one", {"two": "deep"}], "n": 3}, {"question": "x"}]
-STRINGS = [QUESTION, "one", "deep", "x"]
+RECORDS = [[QUESTION, "one", "deep"], ["x"]]
 LINES = "".join(json.dumps(row) + "\n" for row in VALUE).encode()
 
 
 @pytest.mark.parametrize(
-    ("name", "data", "strings"),
+    ("name", "data", "records"),
     [
-        ("a.json", json.dumps(VALUE).encode(), STRINGS),
-        ("a.json", json.dumps(VALUE, indent=2).encode("utf-8-sig"), STRINGS),
-        ("a.json", LINES, STRINGS),
-        ("a.jsonl", LINES, STRINGS),
-        ("a.JSONL", LINES, STRINGS),
-        ("a.ndjson", LINES, STRINGS),
-        ("a.jsonl.gz", gzip.compress(LINES), STRINGS),
-        ("a.jsonl.zst", zstandard.compress(LINES), STRINGS),
-        ("a.jsonl", gzip.compress(LINES), STRINGS),
-        ("tasks", LINES, STRINGS),
-        ("tasks.txt", LINES, STRINGS),
-        ("a.txt", QUESTION.encode(), [QUESTION]),
-        ("a.txt.gz", gzip.compress(QUESTION.encode()), [QUESTION]),
-        ("a.md", b"[1] a note", ["[1] a note"]),
+        ("a.json", json.dumps(VALUE).encode(), RECORDS),
+        ("a.json", json.dumps(VALUE, indent=2).encode("utf-8-sig"), RECORDS),
+        ("a.json", LINES, RECORDS),
+        ("a.jsonl", LINES, RECORDS),
+        ("a.JSONL", LINES, RECORDS),
+        ("a.ndjson", LINES, RECORDS),
+        ("a.jsonl.gz", gzip.compress(LINES), RECORDS),
+        ("a.jsonl.zst", zstandard.compress(LINES), RECORDS),
+        ("a.jsonl", gzip.compress(LINES), RECORDS),
+        ("tasks", LINES, RECORDS),
+        ("tasks.txt", LINES, RECORDS),
+        ("a.txt", QUESTION.encode(), [[QUESTION]]),
+        ("a.txt.gz", gzip.compress(QUESTION.encode()), [[QUESTION]]),
+        ("a.md", b"[1] a note", [["[1] a note"]]),
     ],
 )
 def test_the_strings_of_a_file_are_told_by_what_it_holds(
-    name: str, data: bytes, strings: list[str], tmp_path: Path
+    name: str, data: bytes, records: list[list[str]], tmp_path: Path
 ) -> None:
     (tmp_path / name).write_bytes(data)
-    assert list(evaluation.texts(tmp_path / name)) == strings
+    assert list(evaluation.records(tmp_path / name)) == records
     assert evaluation.problem(tmp_path / name) is None
 
 
@@ -54,11 +54,49 @@ def test_tables_are_read(tmp_path: Path) -> None:
     for name, separator in (("a.csv", ","), ("a.tsv", "\t"), ("a.CSV", ",")):
         with (tmp_path / name).open("w", newline="", encoding="utf-8") as out:
             csv.writer(out, delimiter=separator).writerows([["id", "question"], ["1", QUESTION]])
-        assert list(evaluation.texts(tmp_path / name)) == ["id", "question", "1", QUESTION]
+        rows = [["id", "question"], ["1", QUESTION]]
+        assert list(evaluation.records(tmp_path / name)) == rows
     table = pa.table({"q": [QUESTION, None], "more": [[{"a": "one"}], []], "n": [1, 2]})
     for name in ("a.parquet", "b"):
         pq.write_table(table, tmp_path / name)
-        assert list(evaluation.texts(tmp_path / name)) == [QUESTION, "one"]
+        assert list(evaluation.records(tmp_path / name)) == [[QUESTION, "one"], []]
+
+
+def test_cells_of_any_length_are_read(tmp_path: Path) -> None:
+    long = "word " * 30_000
+    for name, separator in (("a.csv", ","), ("a.tsv", "\t")):
+        (tmp_path / name).write_text(f"context{separator}q\n{long}{separator}who?\n")
+        assert list(evaluation.records(tmp_path / name)) == [["context", "q"], [long, "who?"]]
+
+
+def test_cells_of_a_csv_may_be_separated_by_semicolons(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text('q;n\n"ships; or, not";1,5\nships, or not;2\n')
+    rows = [["q", "n"], ["ships; or, not", "1,5"], ["ships, or not", "2"]]
+    assert list(evaluation.records(tmp_path / "a.csv")) == rows
+    (tmp_path / "a.csv").write_text("q,n\nships; or not,2\n")
+    assert list(evaluation.records(tmp_path / "a.csv")) == [["q", "n"], ["ships; or not", "2"]]
+
+
+@pytest.mark.parametrize(
+    ("data", "rows"),
+    [
+        ('1\t"Yes" he said\n0\tplain\n', [["1", '"Yes" he said'], ["0", "plain"]]),
+        # Quotes around a cell would make one row of these three.
+        (
+            '1\t"seven ships\n0\tand\n1\tmore"\n',
+            [["1", '"seven ships'], ["0", "and"], ["1", 'more"']],
+        ),
+        ('1\t"seven\nships"\n', [["1", "seven\nships"]]),
+        ('"seven\nships"\n"two"\n', [["seven\nships"], ["two"]]),
+        ('1\t"Yes" he said\n0\ta\tb\n', [["1", '"Yes" he said'], ["0", "a", "b"]]),
+    ],
+)
+def test_quotes_of_a_tsv_are_around_cells_or_text_as_its_columns_tell(
+    data: str, rows: list[list[str]], tmp_path: Path
+) -> None:
+    (tmp_path / "a.tsv").write_text(data)
+    assert list(evaluation.records(tmp_path / "a.tsv")) == rows
+    assert evaluation.problem(tmp_path / "a.tsv") is None
 
 
 @pytest.mark.parametrize(
