@@ -129,15 +129,10 @@ def _question_problems(config: Config, later: Collection[Path]) -> list[str]:
                 problems.append(f"{key}.filler: {error}")
         for task in one.tasks_asked if own else ():
             assert own is not None
-            least = tasks.least_of_all(
-                task, own, seed=one.seed, samples=one.samples, depths=one.depths_asked
+            short = tasks.too_short(
+                task, own, one.lengths, seed=one.seed, samples=one.samples, depths=one.depths_asked
             )
-            problems += [
-                f"{key}.lengths: {counted(length, 'token is', 'tokens are')} fewer than {task} has "
-                f"without any filler; ask for at least {least}"
-                for length in one.lengths
-                if length < least
-            ]
+            problems += [f"{key}.lengths: {reason}" for reason in short]
     return problems
 
 
