@@ -49,7 +49,7 @@ def test_what_a_directory_is_instead_of_a_run_is_said(
     for path, said in (
         (data["train"], f": is a data set; {EXPECTED_RUN}"),
         (tmp_path / "hub", ": is a Hugging Face model; give what `pretrain import` makes of it"),
-        (tmp_path / "empty", ": is neither a run directory (no checkpoints/ in it) nor a "),
+        (tmp_path / "empty", ": is neither a run directory (no checkpoint in checkpoints/) nor a "),
     ):
         ended = pretrain("export", str(path), "out")
         assert ended.returncode == 2
