@@ -37,6 +37,15 @@ _LOCATION = Kind(
     str,
     refusal=lambda location: "" if is_url(location) else no_data_set(Path(location)),
 )
+_NAME = Kind(
+    "a name",
+    str,
+    refusal=lambda name: (
+        f"{name} contains /, and is to be part of a file's name; leave it out"
+        if "/" in name
+        else ""
+    ),
+)
 WEIGHTS_MEANING = "last: those after the last step; ema: their moving average (optim.ema_decay)"
 _IN_TRAINING = EvaluationConfig()
 _NEEDLES = [task for task in TASKS if task != PASSKEY]
@@ -203,7 +212,7 @@ class Summaries(OnModel):
     """
 
     pairs: list[Path] = word("one pair per line", metavar="PAIRS.jsonl[.gz]")
-    name: str = option("", "name of the report", otherwise="the first file's name")
+    name: str = option("", "name of the report", kind=_NAME, otherwise="the first file's name")
     documents: int | None = option(None, "evaluate only the first N", low=1, otherwise="all")
     shares: list[float] = option(
         [1.0],
