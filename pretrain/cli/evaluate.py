@@ -25,7 +25,7 @@ from data_prep.dataset.shards import no_data_set
 from data_prep.recall import mqar
 from data_prep.recall.tasks import PASSKEY, TASKS
 from data_prep.sources.storage import is_url
-from pretrain.checkpoint.runs import no_run
+from pretrain.checkpoint.runs import no_run, run_directory_of
 from pretrain.config import EvaluationConfig, Weights
 from pretrain.evaluate import pairs
 from pretrain.evaluate.pairs import Fields, Pair
@@ -71,8 +71,14 @@ class Perplexity(OnModel):
     documents: int | None = option(None, "evaluate only the first N", low=1, otherwise="all")
     batch: int = option(8, "documents per batch", low=1)
     window_segments: int | None = option(None, "segments per window", low=1, otherwise="the run's")
+    check: bool = option(
+        False, "evaluate nothing: check the command line and print the run's directory"
+    )
 
     def run(self) -> int:
+        if self.check:
+            print(f"directory={run_directory_of(self.path).resolve()}")
+            return 0
         from pretrain.evaluate import perplexity
 
         return perplexity.run(
