@@ -40,6 +40,16 @@ def test_a_mistake_is_one_problem(pretrain: Run, tmp_path: Path, words: str, pro
     assert (ended.returncode, ended.stderr) == (2, expected)
 
 
+def test_an_import_names_mistakes_in_its_settings_beside_a_source_that_is_missing(
+    pretrain: Run,
+) -> None:
+    ended = pretrain("import", "nowhere", "out", "segment=0", "memory.kind=foo", "foo=1")
+    assert ended.returncode == 2
+    assert [line[4:].split(":")[0] for line in ended.stderr.splitlines()[1:]] == [
+        *("source", "foo", "segment", "memory.kind")
+    ]
+
+
 def test_what_a_directory_is_instead_of_a_run_is_said(
     pretrain: Run, data: dict[str, Path], tmp_path: Path
 ) -> None:
