@@ -157,6 +157,15 @@ def test_an_evaluation_is_checked_whole_and_logs_beside_the_run(dry: Submit, pla
     assert found.startswith("--help: expected options of the evaluation after --")
 
 
+def test_a_dry_run_checks_the_configuration_of_a_data_set(dry: Submit, place: Path) -> None:
+    (place / "one_data.yaml").write_text("output: made\nsources: [{name: s, paths: [c.yaml]}]\n")
+    done = dry("data_prep", "one_data.yaml", "--", "slurm.tasks=2")
+    shown = "would submit: data-prep submit one_data.yaml slurm.partition=main slurm.tasks=2"
+    assert done.returncode == 0 and shown in done.stdout.splitlines()
+    found = mistakes(dry("data_prep", "one_data.yaml", "--", "slurm.taskz=2"))
+    assert [problem.split(":")[0] for problem in found] == ["slurm.taskz"]
+
+
 def test_nodes_that_a_run_has_excluded_are_not_requested(dry: Submit, place: Path) -> None:
     logs = place / "marked" / "slurm"
     logs.mkdir(parents=True)
