@@ -12,7 +12,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, NamedTuple, TypeAlias, get_args
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 from data_prep.dataset import settings
 from data_prep.dataset.settings import group, setting
@@ -421,17 +421,17 @@ class RopeScalingConfig:
     truncate: bool = setting(True, "yarn: blend between whole pairs of components")
 
     def problems(self) -> list[str]:
-        """Combinations that cannot work."""
-        found = []
-        if self.kind == "none" and self.factor != 1:
-            found.append(f"factor: {self.factor} does nothing under kind none; choose a kind")
+        """Settings of another kind, without effect, and combinations that cannot work."""
+        blended = ("factor", "low_turns", "high_turns", "original_length")
+        read_by = {
+            "none": (),
+            "linear": ("factor",),
+            "llama3": blended,
+            "yarn": (*blended, "attention_factor", "truncate"),
+        }
+        found = _without_effect(vars(self), vars(RopeScalingConfig()), "kind", read_by)
         if self.kind == "yarn" and not self.low_turns:
             found.append("low_turns: yarn's blend has no end at 0 turns; raise it, e.g. to 1")
-        if self.kind != "yarn" and self.attention_factor:
-            found.append(
-                f"attention_factor: does nothing under kind {self.kind}; remove it, or set "
-                "kind=yarn"
-            )
         if self.kind in ("llama3", "yarn") and self.low_turns >= self.high_turns:
             found.append(
                 f"low_turns: {self.low_turns} is not below high_turns, {self.high_turns}; lower it"
@@ -710,12 +710,25 @@ class TrainConfig:
     )
 
     def problems(self) -> list[str]:
-        """Evaluations that metrics could not tell apart."""
+        """Evaluations that metrics could not tell apart, and profiles that would not be."""
         names = [one.label for one in self.evaluate]
-        return [
+        found = [
             f"evaluate: two evaluations have the name {name!r}; give each a different `name`"
             for name in sorted({name for name in names if names.count(name) > 1})
         ]
+        if not self.profile_steps:
+            found += [
+                f"{name}: has no effect with profile_steps=0; remove it, or set profile_steps, "
+                "e.g. to 3"
+                for name in ("profile_after", "profile_ranks")
+                if getattr(self, name) != getattr(TrainConfig, name)
+            ]
+        elif self.profile_after >= self.steps:
+            found.append(
+                f"profile_after: no step is left to profile after {self.profile_after} of "
+                f"steps={self.steps}; lower it"
+            )
+        return found
 
 
 class OptimizerTraits(NamedTuple):
@@ -832,6 +845,11 @@ class ZeroConfig:
         "fewer take less memory and are gathered more often",
         low=1,
     )
+
+    def problems(self) -> list[str]:
+        """Settings of another stage, which would have no effect."""
+        read_by = {0: (), 1: (), 2: (), 3: ("live_parameters",)}
+        return _without_effect(vars(self), vars(ZeroConfig()), "zero.stage", read_by)
 
 
 @dataclass(frozen=True)
@@ -1000,8 +1018,8 @@ class Config:
                 "train.validate_ema: there is no average of the weights; set optim.ema_decay, e.g. "
                 "to 0.999"
             )
-        if self.train.validate_ema and not self.data.validation:
-            found.append("train.validate_ema: there is nothing to validate on; set data.validation")
+        if not self.data.validation:
+            found += self._validation_problems()
         if self.optim.warmup_steps > self.train.steps:
             found.append(
                 f"optim.warmup_steps: {self.optim.warmup_steps} is more than "
@@ -1017,6 +1035,20 @@ class Config:
                 f"train.steps={self.train.steps}; set it to at most {left}, or raise train.steps"
             )
         return found
+
+    def _validation_problems(self) -> list[str]:
+        """Settings of validations where there are none; an interval of 0 asks for none."""
+        train, default = self.train, TrainConfig()
+        asked = {
+            "validate_every": train.validate_every not in (0, default.validate_every),
+            "validation_windows": train.validation_windows != default.validation_windows,
+            "validate_ema": train.validate_ema,
+        }
+        return [
+            f"train.{name}: there is nothing to validate on; set data.validation, or remove it"
+            for name, is_asked in asked.items()
+            if is_asked
+        ]
 
     def fitting_ranks(self) -> list[int]:
         """The numbers of ranks that can share the lanes evenly, in whole micro-batches.
@@ -1076,7 +1108,7 @@ def _without_effect(
     chosen: Mapping[str, object],
     defaults: Mapping[str, object],
     key: str,
-    read_by: Mapping[str, Sequence[str]],
+    read_by: Mapping[Any, Sequence[str]],
 ) -> list[str]:
     """Settings that are not their default and that only other choices of `key` read.
 

@@ -108,8 +108,9 @@ class Option:
 
     The bounds `low` and `high` are closed, `above` is open. A list is given separated by commas,
     or as several `words` behind one option, or by the option given `again`; `unique` refuses equal
-    items. `otherwise` is shown in the help in place of the default. Of this option and the one
-    that it is `instead_of`, only one may be given.
+    items; `check` says what is wrong with all of them together, a sentence each that begins with
+    what it is about. `otherwise` is shown in the help in place of the default. Of this option and
+    the one that it is `instead_of`, only one may be given.
     """
 
     doc: str
@@ -121,6 +122,7 @@ class Option:
     kind: Kind | None = None
     many: Literal["commas", "words", "again"] = "commas"
     unique: bool = False
+    check: Callable[[Any], list[str]] | None = None
     metavar: str = ""
     otherwise: str = ""
     instead_of: str = ""
@@ -193,6 +195,7 @@ class Option:
         twice = [one for one in dict.fromkeys(items) if self.unique and items.count(one) > 1]
         wrong += [f"{self.reader.show(one)} is given twice" for one in twice]
         problems += [f"{self.label}: {text}" for text in wrong]
+        problems += self.check(items) if self.check and not wrong else []
         if len(items) < len(texts):
             return None
         return items if self.is_list else items[0]

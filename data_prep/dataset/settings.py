@@ -102,7 +102,13 @@ def load(
     Raises SettingsError with every unknown key, wrong type, value out of bounds, and with each
     sentence that a dataclass's own `problems()` returns. Those sentences start with the key.
     """
-    raw, problems = _read(schema, path, overrides)
+    unread, merged = _from_file(path)
+    raw, problems = _read(schema, merged, overrides, whole=not unread)
+    if unread:
+        # What the file may say is not missing: only the overrides are checked.
+        with contextlib.suppress(_WrongValueError):
+            _build(schema, raw, "", problems)
+        raise SettingsError([*unread, *(one for one in problems if not one.endswith(": missing"))])
     if inherited is not None:
         raw = _over(inherited(_build(schema, raw, "", [])), raw)
     built = _build(schema, raw, "", problems)
@@ -164,18 +170,23 @@ def _over(inherited: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, A
 
 
 def _read(
-    schema: type[Any], path: Path | None, overrides: Sequence[str]
+    schema: type[Any], merged: Any, overrides: Sequence[str], *, whole: bool
 ) -> tuple[dict[str, Any], list[str]]:
+    """The values of the configuration `merged` with overrides on top, and what is wrong with these.
+
+    Where it is not the `whole` file, overrides that need what is in it are left out.
+    """
     import yaml
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
     problems: list[str] = []
-    merged: Any = OmegaConf.create({}) if path is None else _from_file(path)
     for word in overrides:
         key, equals, given = word.partition("=")
         if not equals or not _KEY.fullmatch(key):
             problems.append(f"{word!r}: expected key=value, for example train.steps=100")
+            continue
+        if not whole and ("[" in key or "${" in given):
             continue
         try:
             value = _given(_kind_of(schema, key), given)
@@ -195,32 +206,33 @@ def _read(
     return _resolved(schema, merged, problems), problems
 
 
-def _from_file(path: Path) -> Any:
-    """A file's keys and values. Raises SettingsError."""
+def _from_file(path: Path | None) -> tuple[list[str], Any]:
+    """Why a file cannot be read, and its keys and values, none where it cannot or is not given."""
     import yaml
     from omegaconf import DictConfig, OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
+    nothing = OmegaConf.create({})
+    if path is None:
+        return [], nothing
     try:
         text = path.read_text(encoding="utf-8")
         found = OmegaConf.create(text)
         if isinstance(yaml.safe_load(text), str):  # OmegaConf takes it for a key
-            raise SettingsError([f"{path}: expected keys with values, found one value"])
+            return [f"{path}: expected keys with values, found one value"], nothing
         if not isinstance(found, DictConfig):
-            raise SettingsError([f"{path}: expected keys with values, found a list"])
-    except SettingsError:
-        raise
+            return [f"{path}: expected keys with values, found a list"], nothing
     except OSError as error:
-        raise SettingsError([f"{path}: cannot be read ({error.strerror})"]) from None
+        return [f"{path}: cannot be read ({error.strerror})"], nothing
     except UnicodeDecodeError:
-        raise SettingsError([f"{path}: is not UTF-8 text"]) from None
+        return [f"{path}: is not UTF-8 text"], nothing
     except AssertionError:  # OmegaConf's, for a file that holds a number
-        raise SettingsError([f"{path}: expected keys with values, found one value"]) from None
+        return [f"{path}: expected keys with values, found one value"], nothing
     except RecursionError:
-        raise SettingsError([f"{path}: is nested too deeply"]) from None
+        return [f"{path}: is nested too deeply"], nothing
     except (yaml.YAMLError, OmegaConfBaseException, ValueError) as error:
-        raise SettingsError([f"{path}: is not valid YAML: {error}"]) from None
-    return found
+        return [f"{path}: is not valid YAML: {error}"], nothing
+    return [], found
 
 
 def _kind_of(schema: Any, key: str) -> Any:
@@ -248,6 +260,8 @@ def _given(kind: Any, text: str) -> Any:
     if kind is str or (choices and all(isinstance(choice, str) for choice in choices)):
         return text
     bare = text.strip()
+    if not bare:
+        return ""  # YAML's null, but mostly a variable of the shell that is not set
     if bare.startswith(("[", "{")):
         return _in_brackets(bare)
     if re.fullmatch(r"[+-]?\d+", bare):
@@ -417,6 +431,8 @@ def _value(kind: Any, raw: Any, key: str, bounds: Mapping[str, Any], problems: l
         return raw
     if origin is types.UnionType:
         # Of one type and None.
+        if raw == "" and arguments[0] is not str:
+            _wrong(f"{key}: expected a value, or null for none, found {raw!r}", problems)
         return None if raw is None else _value(arguments[0], raw, key, bounds, problems)
     return _scalar(kind, raw, key, bounds, problems)
 

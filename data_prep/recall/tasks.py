@@ -11,6 +11,7 @@ from typing import TypeAlias
 
 from data_prep.dataset import shards
 from data_prep.dataset.shards import DataError
+from data_prep.dataset.wording import counted
 from data_prep.recall import needles, passkey, stories
 from data_prep.recall.draws import Draws
 from data_prep.recall.pair import Pair, fitted
@@ -129,6 +130,25 @@ def least_of_all(
         for depth in depths
         for number in range(samples)
     )
+
+
+def too_short(
+    task: str,
+    model: Tokenizer,
+    lengths: Sequence[int],
+    *,
+    seed: int,
+    samples: int,
+    depths: Sequence[float | None],
+) -> list[str]:
+    """Which of `lengths` are fewer tokens than `least_of_all`, a sentence each."""
+    least_asked = least_of_all(task, model, seed=seed, samples=samples, depths=depths)
+    return [
+        f"{counted(length, 'token is', 'tokens are')} fewer than {task} has without any filler; "
+        f"ask for at least {least_asked}"
+        for length in lengths
+        if length < least_asked
+    ]
 
 
 def _tokens(model: Tokenizer | None, text: str) -> int:

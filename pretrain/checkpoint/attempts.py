@@ -167,6 +167,11 @@ def failures_recorded(attempt: Attempt, exit_code: Callable[[Exception], int]) -
         raise
 
 
+def begun(directory: Path) -> bool:
+    """Whether an attempt was claimed in the directory."""
+    return bool(_numbers(directory))
+
+
 def committed_step(directory: Path) -> int:
     """The step of the run's newest checkpoint, good or damaged; 0 without any."""
     return max(steps_in(directory / CHECKPOINTS), default=0)

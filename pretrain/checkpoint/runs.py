@@ -10,13 +10,16 @@ from typing import Any
 from data_prep.dataset import durable, shards
 from data_prep.dataset.parsing import json_value
 from data_prep.dataset.settings import MistakeError
-from pretrain.checkpoint.attempts import ATTEMPTS
-from pretrain.checkpoint.manifest import CHECKPOINTS, CHECKSUM, step_of
+from pretrain.checkpoint.attempts import begun
+from pretrain.checkpoint.manifest import CHECKPOINTS, CHECKSUM, step_of, steps_in
 
 CHAT_TEMPLATE = "chat_template.jinja"
 MORE_TEMPLATES = "additional_chat_templates"
 GENERATION = "generation_config.json"
 """Files and a directory of files beside an imported model's weights, as transformers name them."""
+
+HUGGING_FACE = "config.json"
+"""The file that tells a Hugging Face model."""
 
 _EXPECTED = f"expected a run directory, or a checkpoint in its {CHECKPOINTS}/"
 
@@ -31,8 +34,11 @@ def is_checkpoint(path: Path) -> bool:
 
 
 def is_run(path: Path) -> bool:
-    """Whether the directory is that of a run."""
-    return (path / CHECKPOINTS).is_dir() or (path / ATTEMPTS).is_dir()
+    """Whether the directory is that of a run: an attempt has begun there, or it has a checkpoint.
+
+    A directory named checkpoints/ alone says nothing: other programs make such, too.
+    """
+    return begun(path) or bool(steps_in(path / CHECKPOINTS))
 
 
 def no_run(path: Path) -> str:
@@ -51,11 +57,11 @@ def no_run(path: Path) -> str:
         return ""
     if (path / shards.MANIFEST).is_file():
         return f"{path}: is a data set; {_EXPECTED}"
-    if (path / "config.json").is_file():
+    if (path / HUGGING_FACE).is_file():
         return f"{path}: is a Hugging Face model; give what `pretrain import` makes of it"
     return (
-        f"{path}: is neither a run directory (no {CHECKPOINTS}/ in it) nor a checkpoint of one "
-        f"(named RUN/{CHECKPOINTS}/step-00000100)"
+        f"{path}: is neither a run directory (no checkpoint in {CHECKPOINTS}/) nor a checkpoint "
+        f"of one (named RUN/{CHECKPOINTS}/step-00000100)"
     )
 
 

@@ -33,6 +33,15 @@ def _no_model(path: Path) -> str:
     return "" if begins == b"GGUF" else f"{path}: is neither a directory nor a GGUF file"
 
 
+def _import_problems(words: list[str]) -> list[str]:
+    """Every mistake in an import's settings."""
+    try:
+        settings.load(ImportConfig, None, words)
+    except SettingsError as error:
+        return error.problems
+    return []
+
+
 _NEW_DIRECTORY = path_kind(_taken)
 _MODEL = path_kind(_no_model)
 _PAGE = Path("report.html")
@@ -47,7 +56,9 @@ class Import(Command):
 
     source: Path = word("the model's directory, or a GGUF file", kind=_MODEL)
     out: Path = word("directory to create", kind=_NEW_DIRECTORY)
-    settings: list[str] = word("settings of the imported model", [], metavar="key=value")
+    settings: list[str] = word(
+        "settings of the imported model", [], metavar="key=value", check=_import_problems
+    )
     tokenizer: Path | None = option(
         None, "tokenizer.model or tokenizer.json", otherwise="the one in SOURCE"
     )
@@ -55,13 +66,6 @@ class Import(Command):
     @classmethod
     def epilog(cls) -> str:
         return "\n  ".join(["settings and their defaults:", *settings.describe(ImportConfig)])
-
-    def problems(self) -> list[str]:
-        try:
-            settings.load(ImportConfig, None, self.settings)
-        except SettingsError as error:
-            return error.problems
-        return []
 
     def run(self) -> int:
         from pretrain.convert import llama

@@ -25,7 +25,7 @@ from data_prep.dataset.shards import no_data_set
 from data_prep.recall import mqar
 from data_prep.recall.tasks import PASSKEY, TASKS
 from data_prep.sources.storage import is_url
-from pretrain.checkpoint.runs import no_run
+from pretrain.checkpoint.runs import no_run, run_directory_of
 from pretrain.config import EvaluationConfig, Weights
 from pretrain.evaluate import pairs
 from pretrain.evaluate.pairs import Fields, Pair
@@ -36,6 +36,15 @@ _LOCATION = Kind(
     "a directory or a URL",
     str,
     refusal=lambda location: "" if is_url(location) else no_data_set(Path(location)),
+)
+_NAME = Kind(
+    "a name",
+    str,
+    refusal=lambda name: (
+        f"{name} contains /, and is to be part of a file's name; leave it out"
+        if "/" in name
+        else ""
+    ),
 )
 WEIGHTS_MEANING = "last: those after the last step; ema: their moving average (optim.ema_decay)"
 _IN_TRAINING = EvaluationConfig()
@@ -62,8 +71,14 @@ class Perplexity(OnModel):
     documents: int | None = option(None, "evaluate only the first N", low=1, otherwise="all")
     batch: int = option(8, "documents per batch", low=1)
     window_segments: int | None = option(None, "segments per window", low=1, otherwise="the run's")
+    check: bool = option(
+        False, "evaluate nothing: check the command line and print the run's directory"
+    )
 
     def run(self) -> int:
+        if self.check:
+            print(f"directory={run_directory_of(self.path).resolve()}")
+            return 0
         from pretrain.evaluate import perplexity
 
         return perplexity.run(
@@ -203,7 +218,7 @@ class Summaries(OnModel):
     """
 
     pairs: list[Path] = word("one pair per line", metavar="PAIRS.jsonl[.gz]")
-    name: str = option("", "name of the report", otherwise="the first file's name")
+    name: str = option("", "name of the report", kind=_NAME, otherwise="the first file's name")
     documents: int | None = option(None, "evaluate only the first N", low=1, otherwise="all")
     shares: list[float] = option(
         [1.0],

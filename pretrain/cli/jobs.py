@@ -123,7 +123,7 @@ class Check(OnRun):
 
     def run(self) -> int:
         config = self.wanted
-        problems = tracking_problems(config) + directory_problems(config)
+        problems = tracking_problems(config) + directory_problems(config, self.made_before)
         problems += data_problems(config, self.made_before)
         problems += origin.problems(config) + resumable.problems(config, self.made_before)
         try:

@@ -9,8 +9,10 @@ from __future__ import annotations
 import hashlib
 import os
 import traceback
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.api.task import Task
 from lm_eval.models.utils import normalize_gen_kwargs
 
+from data_prep.dataset import durable
 from pretrain.config import Weights
 from pretrain.evaluate import results
 from pretrain.evaluate.generate import extended, generate
@@ -86,7 +89,7 @@ def run(
         **results.of_model(trained),
         "tasks": names,
         "tasks_directory": tasks_directory.resolve().name,
-        "tasks_sha256": _sha256(tasks_directory),
+        "tasks_sha256": _sha256(tasks_directory, loaded["tasks"]),
         "shots": shots,
         "limit": limit,
         **{key: _plain(found[key]) for key in _MEASURED if key in found},
@@ -113,7 +116,19 @@ def _tasks(directory: Path, asked: Sequence[str]) -> tuple[Any, list[str]]:
         raise EvaluationError(
             f"{directory}: no task file in it; expected task files (YAML) of the harness"
         )
-    return manager, sorted(asked) or there
+    return manager, sorted(asked) or _each_once(manager)
+
+
+def _each_once(manager: Any) -> list[str]:
+    """The names of all groups, and of all tasks that are in none of them."""
+    contents = {name: manager.load([name]) for name in manager.all_groups}
+    inside = {
+        name
+        for group, held in contents.items()
+        for name in (*held["tasks"], *held["groups"])
+        if name != group
+    }
+    return sorted({*manager.all_groups, *manager.all_subtasks} - inside)
 
 
 @contextmanager
@@ -194,14 +209,30 @@ def _asked(options: Mapping[str, Any]) -> tuple[list[str], Sampling]:
     return ends, Sampling(asked["max_gen_toks"], temperature, asked.get("top_p") or 1.0)
 
 
-def _sha256(directory: Path) -> str:
-    """Of the names and bytes of the task files in a directory, and of the code beside them."""
+def _sha256(directory: Path, tasks: Mapping[str, Any]) -> str:
+    """Of the names and bytes of the task files in a directory, of the code beside them, and of the
+    bytes of this machine's files that the tasks read their questions from."""
     digest = hashlib.sha256()
     for path in sorted(directory.rglob("*")):
         if path.suffix in (".yaml", ".yml", ".py") and path.is_file():
             digest.update(f"{path.relative_to(directory)}\0{path.stat().st_size}\0".encode())
             digest.update(path.read_bytes())
+    for path in sorted({path for task in tasks.values() for path in _data_files(task)}):
+        digest.update(f"{durable.sha256_of(path)}\0".encode())
     return digest.hexdigest()
+
+
+def _data_files(task: Any) -> list[Path]:
+    """The files of this machine that a task names as those of its questions."""
+    given = (task.get_config("dataset_kwargs") or {}).get("data_files") or []
+    listed = given.values() if isinstance(given, Mapping) else [given]
+    places = [Path(p) for each in listed for p in ([each] if isinstance(each, str) else each)]
+    return [
+        path
+        for place in places
+        for path in Path(place.anchor).glob(str(place.relative_to(place.anchor)))
+        if path.is_file()
+    ]
 
 
 class Streamed(TemplateLM):
@@ -242,8 +273,19 @@ class Streamed(TemplateLM):
         return [self._score([self.prefix_token_id], text)[0] for text in texts]
 
     def generate_until(self, requests: Sequence[Any], **_: Any) -> list[str]:
-        """What follows each context, up to the first of the request's `until`."""
-        return [self._continuation(*request.args) for request in requests]
+        """What follows each context, up to the first of the request's `until`.
+
+        What is sampled depends on the context and on how often it was asked before (`repeats` of a
+        task), not on other requests.
+        """
+        asked: Counter[str] = Counter()
+        found = []
+        for request in requests:
+            context, options = request.args
+            seed = _seed(context, asked[context])
+            found.append(self._continuation(context, options, seed))
+            asked[context] += 1
+        return found
 
     def _score(self, context: Sequence[int], following: Sequence[int]) -> tuple[float, bool]:
         """Nats of `following` after `context`, and whether each token of it is the likeliest."""
@@ -261,8 +303,9 @@ class Streamed(TemplateLM):
             greedy = greedy and bool((scores.argmax(dim=1) == targets).all())
         return total, greedy
 
-    def _continuation(self, context: str, options: Mapping[str, Any]) -> str:
+    def _continuation(self, context: str, options: Mapping[str, Any], seed: int) -> str:
         ends, sampling = _asked(options)
+        sampling = replace(sampling, seed=seed)
         ids, text = self._tokenizer.encode(context), ""
         for piece in generate(self._trained, ids, sampling, lambda line: None):
             text += piece
@@ -274,6 +317,12 @@ class Streamed(TemplateLM):
         if id is None:
             raise EvaluationError(f"{self._tokenizer.path}: has no {name}, which the harness needs")
         return id
+
+
+def _seed(context: str, number: int) -> int:
+    """The seed of the sample of this number after a context."""
+    digest = hashlib.sha256(f"{number}\0{context}".encode()).digest()
+    return int.from_bytes(digest[:4], "little")
 
 
 def _plain(value: Any) -> Any:

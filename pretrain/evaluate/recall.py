@@ -102,9 +102,11 @@ def evaluate(
     Returns JSON-able numbers: what was asked, and `rows`, each with task, length, depth, samples,
     the mean `tokens` of the prompts, the shares `exact` and `token_accuracy`, and for tasks of
     RULER `ruler`, the share by its rule.
-    Raises EvaluationError where a length is less than the task's own text has, and ResultError
-    where a logit is not finite.
+    Raises EvaluationError with all lengths that are less than a task's own text has, before any
+    is asked for, and ResultError where a logit is not finite.
     """
+    if short := pace(functools.partial(_too_short, learned.tokenizer, asked)):
+        raise EvaluationError("; ".join(f"--lengths: {reason}" for reason in short))
     total = sum(asked.lengths) * len(asked.tasks) * len(asked.depths) * asked.samples
     progress = TokenProgress("recall", total, report)
     rows: list[dict[str, Any]] = []
@@ -147,19 +149,27 @@ def line(report: Report) -> str:
     return f"exact answers / right tokens: {', '.join(cells)}"
 
 
+def _too_short(tokenizer: Tokenizer, asked: Questions) -> list[str]:
+    """Which lengths have no room for a task, a sentence each."""
+    return [
+        reason
+        for task in asked.tasks
+        for reason in tasks.too_short(
+            task,
+            tokenizer,
+            asked.lengths,
+            seed=asked.seed,
+            samples=asked.samples,
+            depths=asked.depths,
+        )
+    ]
+
+
 def _questions(
     tokenizer: Tokenizer, haystack: Haystack, asked: Questions, task: str, length: int
 ) -> list[_Question]:
     """By depth, then sample; the samples of a number ask the same at every depth."""
     found = []
-    least = tasks.least_of_all(
-        task, tokenizer, seed=asked.seed, samples=asked.samples, depths=asked.depths
-    )
-    if least > length:
-        raise EvaluationError(
-            f"--lengths: {counted(length, 'token is', 'tokens are')} fewer than {task} has without "
-            f"any filler; ask for at least {least}"
-        )
     for depth in asked.depths:
         for number in range(asked.samples):
             pair = tasks.document(

@@ -92,7 +92,7 @@ def publish(
 
     `measured` are the keys of the report that hold what was found; the others say what was asked
     of which model. `lines` become `name`.jsonl, the figure plots/`name`.png. Raises ResultError
-    where a file cannot be written, after the whole report was printed.
+    where a file cannot be written, after the whole report and the lines were printed.
     """
     report = {**report, "code": _code(), "written": datetime.now(UTC).isoformat(timespec="seconds")}
     try:
@@ -109,6 +109,7 @@ def publish(
     except OSError as error:
         print(table)
         print(json.dumps(report, indent=1, sort_keys=True, ensure_ascii=False))
+        print((lines or b"").decode(), end="")
         raise ResultError(
             f"{error.filename or directory}: cannot be written ({error.strerror or error}); the "
             "whole result was printed instead"

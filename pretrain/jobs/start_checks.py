@@ -13,8 +13,9 @@ from data_prep.dataset.shards import DataError
 from data_prep.dataset.wording import counted
 from data_prep.recall import tasks
 from data_prep.tokenizer import tokenizer
-from data_prep.tokenizer.contract import Tokenizer, TokenizerError
-from pretrain.checkpoint.runs import is_run
+from data_prep.tokenizer.contract import FILES, Tokenizer, TokenizerError
+from pretrain.checkpoint.manifest import CHECKPOINTS
+from pretrain.checkpoint.runs import HUGGING_FACE, is_run
 from pretrain.config import CONFIG_FILE, Config
 from pretrain.data.files import files_of, manifest_of
 from pretrain.jobs import origin, resumable
@@ -45,10 +46,38 @@ def tracking_problems(config: Config) -> list[str]:
     ]
 
 
-def directory_problems(config: Config) -> list[str]:
-    """Why no run can be in `run.directory`."""
-    reason = durable.obstacle(Path(config.run.directory), directory=True)
+def directory_problems(config: Config, made_before: Sequence[Path] = ()) -> list[str]:
+    """Why no run can be in `run.directory`; an earlier job makes data sets in `made_before`."""
+    directory = Path(config.run.directory)
+    reason = durable.obstacle(directory, directory=True) or no_place_for_a_run(directory)
+    if directory.resolve() in {one.resolve() for one in made_before}:
+        reason = f"{directory} is where an earlier job makes a data set; give another directory"
     return [f"run.directory: {reason}"] if reason else []
+
+
+def no_place_for_a_run(path: Path) -> str:
+    """Why training at `path` would replace or mix up files of something else; empty: it is a run,
+    or has none of the files that a run begins with."""
+    resolved = path.resolve()
+    for one in (resolved, *resolved.parents):
+        if one.name == CHECKPOINTS and is_run(one.parent):
+            return f"{path} is in the {CHECKPOINTS}/ of the run {one.parent}; give another place"
+    if is_run(path):
+        return ""
+    if (path / shards.MANIFEST).is_file():
+        return f"{path} is a data set, whose tokenizer would be replaced; give a new directory"
+    if (path / HUGGING_FACE).is_file():
+        return (
+            f"{path} is a Hugging Face model, whose tokenizer would be replaced; give a new "
+            "directory"
+        )
+    replaced = [name for name in (CONFIG_FILE, *FILES) if (path / name).exists()]
+    if not replaced:
+        return ""
+    return (
+        f"{path} is no run, and its {' and '.join(replaced)} would be replaced; give a new "
+        "directory, or move what is there away"
+    )
 
 
 def moved_problems(path: Path, overrides: Sequence[str], config: Config) -> list[str]:
@@ -129,15 +158,10 @@ def _question_problems(config: Config, later: Collection[Path]) -> list[str]:
                 problems.append(f"{key}.filler: {error}")
         for task in one.tasks_asked if own else ():
             assert own is not None
-            least = tasks.least_of_all(
-                task, own, seed=one.seed, samples=one.samples, depths=one.depths_asked
+            short = tasks.too_short(
+                task, own, one.lengths, seed=one.seed, samples=one.samples, depths=one.depths_asked
             )
-            problems += [
-                f"{key}.lengths: {counted(length, 'token is', 'tokens are')} fewer than {task} has "
-                f"without any filler; ask for at least {least}"
-                for length in one.lengths
-                if length < least
-            ]
+            problems += [f"{key}.lengths: {reason}" for reason in short]
     return problems
 
 

@@ -234,11 +234,46 @@ def test_the_resolved_configuration_reads_back_as_itself(tmp_path: Path) -> None
             ["optim.ema_decay=0.9", "train.validate_ema=true"],
             "train.validate_ema: there is nothing to validate on; set data.validation",
         ),
+        (["train.validate_every=5"], "train.validate_every: there is nothing to validate on; set"),
+        (["train.validation_windows=9"], "train.validation_windows: there is nothing to validate"),
+        (
+            ["train.profile_after=6"],
+            "train.profile_after: has no effect with profile_steps=0; remove it, or set profile_st",
+        ),
+        (["train.profile_ranks=all"], "train.profile_ranks: has no effect with profile_steps=0"),
+        (
+            ["train.profile_steps=3", "train.profile_after=1000"],
+            "train.profile_after: no step is left to profile after 1000 of steps=1000; lower it",
+        ),
+        (
+            ["zero.stage=1", "zero.live_parameters=10"],
+            "zero.live_parameters: has no effect with zero.stage=1; remove it, or set zero.stage=3",
+        ),
+        (
+            ["model.rope_scaling.low_turns=2"],
+            "model.rope_scaling.low_turns: has no effect with kind=none; remove it, or set "
+            "kind=llama3 or yarn",
+        ),
+        (
+            ["model.rope_scaling.kind=linear", "model.rope_scaling.original_length=4"],
+            "model.rope_scaling.original_length: has no effect with kind=linear; remove it",
+        ),
+        (
+            ["model.rope_scaling.kind=llama3", "model.rope_scaling.truncate=false"],
+            "model.rope_scaling.truncate: has no effect with kind=llama3; remove it, or set "
+            "kind=yarn",
+        ),
     ],
 )  # fmt: skip
 def test_a_mistake_is_said_in_one_sentence(words: list[str], said: str) -> None:
     (problem,) = problems(*words)
     assert said in problem
+
+
+def test_no_validation_may_be_asked_for_where_there_is_nothing_to_validate_on() -> None:
+    assert problems("train.validate_every=0") == []
+    asked = ["train.validate_every=5", "train.validation_windows=9", "data.validation=v"]
+    assert problems(*asked) == []
 
 
 @pytest.mark.parametrize("kind", MEMORY_KINDS)

@@ -13,6 +13,7 @@ import torch
 from data_prep.tokenizer import contract, training
 from data_prep.tokenizer.contract import TokenizerError
 from pretrain import trained
+from pretrain.checkpoint.attempts import claim
 from pretrain.checkpoint.manifest import CheckpointError
 from pretrain.checkpoint.runs import TrainedError
 from pretrain.config import MemoryConfig
@@ -82,7 +83,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_logged(
 def test_paths_without_a_model_are_distinguished(tmp_path: Path, write_run: Any) -> None:
     write_run(tmp_path / "run")
     (tmp_path / "other").mkdir()
-    (tmp_path / "young" / "checkpoints").mkdir(parents=True)
+    claim(tmp_path / "young", ranks=1, steps=1, most_without_progress=None)
     shutil.copytree(tmp_path / "run" / "checkpoints" / "step-00000007", tmp_path / "copy")
     for name, words in {
         "nowhere": "there is no such directory",

@@ -110,6 +110,62 @@ def test_the_jobs_of_a_chain_share_one_name_and_wait_for_each_other(dry: Submit)
     assert {"--dependency=singleton", "--no-requeue", "--job-name=run"} <= set(jobs[0])
 
 
+def test_what_a_job_waits_for_is_in_one_option_of_which_sbatch_takes_the_last(dry: Submit) -> None:
+    def waits(verb: str, *words: str) -> list[str]:
+        options = [word for job in sbatch_words(dry(verb, "c.yaml", *words)) for word in job]
+        return [word for word in options if word.startswith("--dependency")]
+
+    words = ("--nodes=2", "--dependency", "afterok:12,afterany:9")
+    assert waits("train", *words) == ["--dependency=afterok:12,afterany:9"]
+    joined = "--dependency=afterok:12,afterany:9,singleton"
+    assert waits("train", *words, "--chain=2") == [joined] * 2
+    assert waits("train", "--nodes=2", "--dependency=afterok:1?afterok:2")
+    (found,) = mistakes(
+        dry("train", "c.yaml", "--nodes=2", "--chain=2", "--dependency=afterok:1?afterok:2")
+    )
+    assert found.startswith("--dependency: afterok:1?afterok:2 cannot be joined with what the jobs")
+
+
+def test_options_without_a_value_or_behind_the_overrides_are_refused(dry: Submit) -> None:
+    found = mistakes(
+        dry("train", "c.yaml", "--time", "--data=x", "--exclusive", "--mem", "--", "--help", "a=1")
+    )
+    assert [problem.split(":")[0] for problem in found] == [
+        *("--time", "--mem", "--help", "--data", "--nodes")
+    ]
+    assert found[0] == "--time: expected a value, as in --time=VALUE"
+    assert found[2].startswith("--help: expected overrides, key=value, after --")
+
+
+def test_an_evaluation_is_checked_whole_and_logs_beside_the_run(dry: Submit, place: Path) -> None:
+    checkpoint = place / "trained" / "checkpoints" / "step-00000007"
+    checkpoint.mkdir(parents=True, exist_ok=True)
+    words = ("--data", "data", "--dependency=afterok:5", "--", "--documents", "4")
+    for subject in (place / "trained", checkpoint):
+        ((*options, script, _, _, path, data, name, count),) = sbatch_words(
+            dry("eval", str(subject.relative_to(place)), *words)
+        )
+        assert (path, data, name, count) == (str(subject), "--data=data", "--documents", "4")
+        assert script == str(ROOT / "slurm/eval.sbatch")
+        assert f"--output={place}/trained/slurm/eval-%j.log" in options
+        assert "--dependency=afterok:5" in options
+    found = mistakes(dry("eval", "data", "--data=c.yaml", "--", "--documentz", "4"))
+    assert [problem.split(":")[0] for problem in found] == ["--documentz", "path", "--data"]
+    found = mistakes(dry("eval", "trained", "--data=data", "--", "--documents=0"))
+    assert found == ["--documents: expected at least 1, found 0"]
+    (found,) = mistakes(dry("eval", "trained", "--", "--help"))[:1]
+    assert found.startswith("--help: expected options of the evaluation after --")
+
+
+def test_a_dry_run_checks_the_configuration_of_a_data_set(dry: Submit, place: Path) -> None:
+    (place / "one_data.yaml").write_text("output: made\nsources: [{name: s, paths: [c.yaml]}]\n")
+    done = dry("data_prep", "one_data.yaml", "--", "slurm.tasks=2")
+    shown = "would submit: data-prep submit one_data.yaml slurm.partition=main slurm.tasks=2"
+    assert done.returncode == 0 and shown in done.stdout.splitlines()
+    found = mistakes(dry("data_prep", "one_data.yaml", "--", "slurm.taskz=2"))
+    assert [problem.split(":")[0] for problem in found] == ["slurm.taskz"]
+
+
 def test_nodes_that_a_run_has_excluded_are_not_requested(dry: Submit, place: Path) -> None:
     logs = place / "marked" / "slurm"
     logs.mkdir(parents=True)
@@ -141,6 +197,8 @@ def test_a_pipeline_is_a_sequence_of_dependent_jobs(dry: Submit, place: Path) ->
         ["--dependency=afterok:JOB"], ["--dependency=afterok:JOB:JOB"], ["--dependency=afterok:JOB"]
     ]  # fmt: skip
     assert evaluation[-2:] == [str(place / "run"), "--data=made_val"]
+    _, _, train, _ = sbatch_words(dry("pipeline", *line[:3], "--dependency=after:7", *line[3:]))
+    assert [w for w in train if w.startswith("--dep")] == ["--dependency=after:7,afterok:JOB:JOB"]
     # What the training reads must exist, or be made by the pipeline.
     found = mistakes(dry("pipeline", *line[:-1], "data.validation=no"))
     assert [problem.split(":")[0] for problem in found] == ["data.validation"]

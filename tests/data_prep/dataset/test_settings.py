@@ -27,6 +27,7 @@ class Inner:
     rate: float = setting(0.5, "a share", low=0.0, high=1.0)
     kind: Literal["a", "b", 3] = setting("a", "a choice")
     limit: int = setting(5, "a limit", low=0)
+    most: float | None = setting(2.0, "the most; none: any")
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ def test_all_mistakes_are_in_one_message(tmp_path: Path) -> None:
             "inner.rate: expected 0.0 to 1.0, found 1.5",
             "inner.kind: expected one of a, b, 3; found 'c'",
             "inner.limit: expected at least 0, found -1",
-            "inner.other: unknown key; known: rate, kind, limit",
+            "inner.other: unknown key; known: rate, kind, limit, most",
             "items[0].name: expected text, found 1",
             "items[0].sizes[0]: expected at least 1, found 0",
             "items[0].sizes[1]: expected a whole number, found 'x'",
@@ -116,6 +117,28 @@ def test_all_mistakes_are_in_one_message(tmp_path: Path) -> None:
 )
 def test_a_wrong_override_is_reported(word: str, problem: str) -> None:
     assert problems_of([word]) == [problem]
+
+
+def test_an_empty_text_is_no_number_and_a_number_that_may_be_left_out_is_so_in_words() -> None:
+    assert settings.load(Outer, None, ["inner.most=null"]).inner.most is None
+    assert problems_of(["inner.most=", "inner.limit= ", "items="]) == [
+        "inner.limit: expected a whole number, found ''",
+        "inner.most: expected a value, or null for none, found ''",
+        "items: expected a list, found ''",
+    ]
+    assert settings.load(Outer, None, ["label="]).label == ""
+
+
+def test_overrides_are_checked_beside_a_file_that_cannot_be_read(tmp_path: Path) -> None:
+    path = tmp_path / "none.yaml"
+    # What the file may hold is not missed: items, keys, and what only the whole would show.
+    words = ["cuont=1", "inner.rate=2", "items[0].name=a", "label=${other}", "count=13", "x y"]
+    assert problems_of(words, path) == [
+        f"{path}: cannot be read (No such file or directory)",
+        "'x y': expected key=value, for example train.steps=100",
+        "cuont: unknown key; did you mean count?",
+        "inner.rate: expected 0.0 to 1.0, found 2.0",
+    ]
 
 
 def test_a_number_without_a_dot_is_a_number() -> None:
@@ -272,6 +295,7 @@ def test_every_key_is_described() -> None:
         "inner.rate = 0.5  a share",
         "inner.kind = 'a'  a choice",
         "inner.limit = 5  a limit",
+        "inner.most = 2.0  the most; none: any",
         "items = []  items",
     ]
 
@@ -283,7 +307,7 @@ def test_a_default_list_is_not_shared() -> None:
 def test_an_unknown_key_or_wrong_value_does_not_hide_what_cannot_work_together() -> None:
     assert problems_of(["count=13", "inner.oops=1", "enabled=3"]) == [
         "enabled: expected true or false, found 3",
-        "inner.oops: unknown key; known: rate, kind, limit",
+        "inner.oops: unknown key; known: rate, kind, limit, most",
         "count: 13 brings bad luck",
     ]
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pretrain.checkpoint.attempts import claim
 from pretrain.cli.main import main
 
 
@@ -32,7 +33,8 @@ def pretrain(
     """Run `pretrain` in this process, in a directory with c.yaml and a run without checkpoints."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "c.yaml").write_text("launch: {device: cpu}\n")
-    (tmp_path / "run/checkpoints").mkdir(parents=True)
+    claim(tmp_path / "run", ranks=1, steps=1, most_without_progress=None)
+    (tmp_path / "run/checkpoints").mkdir()
 
     def run(*words: str) -> subprocess.CompletedProcess[str]:
         with pytest.raises(SystemExit) as ended:

@@ -40,6 +40,16 @@ def test_a_mistake_is_one_problem(pretrain: Run, tmp_path: Path, words: str, pro
     assert (ended.returncode, ended.stderr) == (2, expected)
 
 
+def test_an_import_names_mistakes_in_its_settings_beside_a_source_that_is_missing(
+    pretrain: Run,
+) -> None:
+    ended = pretrain("import", "nowhere", "out", "segment=0", "memory.kind=foo", "foo=1")
+    assert ended.returncode == 2
+    assert [line[4:].split(":")[0] for line in ended.stderr.splitlines()[1:]] == [
+        *("source", "foo", "segment", "memory.kind")
+    ]
+
+
 def test_what_a_directory_is_instead_of_a_run_is_said(
     pretrain: Run, data: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -49,7 +59,7 @@ def test_what_a_directory_is_instead_of_a_run_is_said(
     for path, said in (
         (data["train"], f": is a data set; {EXPECTED_RUN}"),
         (tmp_path / "hub", ": is a Hugging Face model; give what `pretrain import` makes of it"),
-        (tmp_path / "empty", ": is neither a run directory (no checkpoints/ in it) nor a "),
+        (tmp_path / "empty", ": is neither a run directory (no checkpoint in checkpoints/) nor a "),
     ):
         ended = pretrain("export", str(path), "out")
         assert ended.returncode == 2

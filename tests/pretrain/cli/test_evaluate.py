@@ -72,10 +72,12 @@ def test_of_summaries(pretrain: Run, tmp_path: Path) -> None:
     (tmp_path / "pairs.jsonl").write_text('{"prompt": "no answer"}\n')
     words = ["--shares", "0,0.5,0.5,1.5", "--max-tokens", "0", "--temperature=-1", "--top-p", "0"]
     said = refused(
-        pretrain("eval", "summaries", "run", "pairs.jsonl", *words, "--documents", "0"),
-        "--documents", *["--shares"] * 3, "--max-tokens", "--temperature", "--top-p",
+        pretrain("eval", "summaries", "run", "pairs.jsonl", *words, "--documents", "0",
+                 "--name", "first/half"),
+        "--name", "--documents", *["--shares"] * 3, "--max-tokens", "--temperature", "--top-p",
         "--question", "pairs.jsonl",
     )  # fmt: skip
+    assert "--name: first/half contains /, and is to be part of a file's name; leave it out" in said
     assert "--shares: expected more than 0 and at most 1, found 1.5" in said
     assert "--question: not given, and not known from run" in said
 

@@ -145,6 +145,28 @@ def test_a_continuation_ends_before_the_first_of_the_requests_ends(model: Traine
     assert continued(until=[end, "never there"], max_gen_toks=40) == whole[: whole.index(end)]
 
 
+def test_samples_after_one_context_differ_and_do_not_depend_on_other_requests(
+    model: Trained,
+) -> None:
+    options = {"until": [], "max_gen_toks": 12, "do_sample": True, "temperature": 1.0}
+    one, other = (SimpleNamespace(args=(context, options)) for context in (TEXT, "However little"))
+    streamed = Streamed(model)
+    samples = streamed.generate_until([one] * 4)
+    assert len(set(samples)) == 4
+    assert streamed.generate_until([other, one, one, other])[1:3] == samples[:2]
+
+
+def test_the_tasks_of_a_group_are_evaluated_in_it_alone(
+    model: Trained, tasks: Path, tmp_path: Path
+) -> None:
+    (tasks / "some.yaml").write_text("group: some\ntask: [choice, rolling]\n")
+    (tasks / "more.yaml").write_text("group: more\ntask: [some]\n")
+    assert harness.run(tmp_path / "run", tasks, tasks=[], shots=None, limit=1) == 0
+    written = json.loads((tmp_path / "run/harness-7.json").read_text())
+    assert written["tasks"] == ["continue", "more"]
+    assert {"choice", "rolling", "continue"} <= written["results"].keys()
+
+
 def test_a_task_that_is_not_there_is_refused_with_those_that_are(
     model: Trained, tasks: Path, tmp_path: Path
 ) -> None:
@@ -170,6 +192,31 @@ def test_tasks_of_another_directory_of_the_same_name_are_another_question(
         file.write("metadata: {version: 2}\n")
     asked(copied)
     assert len(list((tmp_path / "run").glob("harness*"))) == 2
+    with (tasks / "questions.jsonl").open("a") as file:
+        file.write(json.dumps({"question": "Or", "first": "a", "second": "b", "answer": 0}) + "\n")
+    asked(copied)  # which reads them from there
+    assert len(list((tmp_path / "run").glob("harness*"))) == 3
+
+
+def test_the_files_of_a_tasks_questions_are_found_as_they_may_be_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("set/train/a.jsonl", "set/b.jsonl", "c.jsonl"):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).touch()
+
+    def found(**options: Any) -> list[str]:
+        task = SimpleNamespace(get_config={"dataset_kwargs": options}.get)
+        return sorted(map(str, harness._data_files(task)))
+
+    both = {"test": ["c.jsonl", "set/b.jsonl"], "dev": "c.jsonl"}
+    assert found(data_files=both) == ["c.jsonl", "c.jsonl", "set/b.jsonl"]
+    assert found(data_files="*.jsonl") == ["c.jsonl"]
+    assert found(data_files=f"{tmp_path}/set/**/*.jsonl") == [
+        f"{tmp_path}/set/b.jsonl", f"{tmp_path}/set/train/a.jsonl"
+    ]  # fmt: skip
+    assert found(data_files="https://example.org/q.jsonl") == found() == []
 
 
 def refusal(run: Path, tasks: Path, *names: str) -> str:

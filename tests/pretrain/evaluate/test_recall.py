@@ -174,6 +174,18 @@ def test_a_length_without_room_for_the_task_is_refused(model: Trained) -> None:
         recall.evaluate(model, Haystack.repeated(), asked, lambda line: None)
 
 
+def test_all_lengths_without_room_are_named_before_any_question_is_asked(model: Trained) -> None:
+    model.model.embedding.weight.fill_(float("nan"))  # an answer would raise another error
+    asked = Questions(["passkey", "single"], [2500, 20, 30], [None], samples=1, seed=0)
+    with pytest.raises(EvaluationError) as caught:
+        recall.evaluate(model, Haystack.repeated(), asked, lambda line: None)
+    found = str(caught.value).split("; --lengths: ")
+    assert [" ".join(one.split()[:6]) for one in found] == [
+        "--lengths: 20 tokens are fewer than", "30 tokens are fewer than passkey",
+        "20 tokens are fewer than single", "30 tokens are fewer than single",
+    ]  # fmt: skip
+
+
 def test_logits_that_are_not_finite_are_no_answer(model: Trained) -> None:
     model.model.embedding.weight.fill_(float("nan"))
     with pytest.raises(ResultError, match="not finite"):

@@ -87,6 +87,11 @@ def test_where_writing_fails_at_the_end_the_whole_result_is_printed(
     printed = capsys.readouterr().out
     assert printed.startswith("| 2.5 |\n")
     assert json.loads(printed.removeprefix("| 2.5 |\n"))["rows"] == [2.5]
+    with pytest.raises(ResultError):
+        results.publish(
+            tmp_path / "gone", "some", {}, measured=(), table="", lines='{"text": "é"}\n'.encode()
+        )
+    assert capsys.readouterr().out.endswith('}\n{"text": "é"}\n')
 
 
 @contextmanager

@@ -12,6 +12,7 @@ import torch
 
 from data_prep.dataset import settings
 from data_prep.tokenizer import training
+from pretrain.checkpoint.attempts import claim
 from pretrain.checkpoint.load import Checkpoint
 from pretrain.checkpoint.manifest import read_manifest
 from pretrain.config import Config, MemoryConfig, ModelConfig, RopeScalingConfig, load
@@ -109,7 +110,7 @@ def test_a_directory_without_a_checkpoint_is_reported(tmp_path: Path, data: Path
     (text,) = problems(tmp_path)
     where = f"train.start_from: {tmp_path / 'old'}"
     assert text.startswith(f"{where}: there is no such directory; expected a run directory, or a")
-    (tmp_path / "old/checkpoints").mkdir(parents=True)
+    claim(tmp_path / "old", ranks=1, steps=1, most_without_progress=None)
     assert problems(tmp_path) == [
         f"{where}: the run has no checkpoint yet; let it reach its first one"
     ]

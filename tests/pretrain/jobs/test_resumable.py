@@ -130,7 +130,8 @@ def test_a_runs_own_configuration_must_name_the_run_that_it_lies_in(
     assert moved_problems(moved, ["run.directory=runs/a"], config) == []
     own = configured(Path("runs/b"), data["one"])
     assert moved_problems(moved, [], own) == []
-    # A configuration that lies in no run is whoever's.
+    # A configuration that lies in no run is whoever's, also beside another program's checkpoints.
+    Path("elsewhere/checkpoints").mkdir()
     assert moved_problems(Path("elsewhere/config.yaml"), [], config) == []
     # Nor does it depend on where one stands.
     monkeypatch.chdir("runs")

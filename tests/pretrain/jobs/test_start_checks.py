@@ -10,8 +10,15 @@ import numpy as np
 import pytest
 
 from data_prep.dataset.settings import SettingsError
+from pretrain.checkpoint.attempts import claim
+from pretrain.checkpoint.manifest import step_name
 from pretrain.config import load
-from pretrain.jobs.start_checks import check_start, data_problems
+from pretrain.jobs.start_checks import (
+    check_start,
+    data_problems,
+    directory_problems,
+    no_place_for_a_run,
+)
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +52,54 @@ def test_a_run_that_can_start_has_no_problems(data: dict[str, Path]) -> None:
 def test_ranks_of_every_launcher_are_counted(data: dict[str, Path]) -> None:
     (found,) = problems(3, f"data.train={data['train']}")
     assert found.startswith("data.lanes: 8 lanes cannot be shared evenly by 3 ranks")
+
+
+def test_a_run_in_the_directory_of_a_data_set_is_refused_made_or_not(
+    data: dict[str, Path], tmp_path: Path
+) -> None:
+    (found,) = problems(1, f"data.train={data['train']}", f"run.directory={data['few']}")
+    assert found.startswith(f"run.directory: {data['few']} is a data set, whose tokenizer would")
+    later = load(None, [f"run.directory={tmp_path}/later", f"data.train={data['train']}"])
+    assert directory_problems(later, [tmp_path / "other"]) == []
+    (found,) = directory_problems(later, [tmp_path / "later"])
+    assert found.startswith(f"run.directory: {tmp_path}/later is where an earlier job makes a data")
+
+
+@pytest.mark.parametrize(
+    ("file", "said"),
+    [
+        ("manifest.json", "is a data set, whose tokenizer would be replaced; give a new directory"),
+        ("config.json", "is a Hugging Face model, whose tokenizer would be replaced; give a new"),
+        ("config.yaml", "is no run, and its config.yaml would be replaced; give a new directory"),
+        ("tokenizer.json", "is no run, and its tokenizer.json would be replaced; give a new"),
+    ],
+)
+def test_a_run_replaces_no_file_of_something_else(tmp_path: Path, file: str, said: str) -> None:
+    (tmp_path / file).touch()
+    assert no_place_for_a_run(tmp_path).startswith(f"{tmp_path} {said}")
+    # In a run, all of these are its own.
+    claim(tmp_path, ranks=1, steps=1, most_without_progress=None)
+    assert no_place_for_a_run(tmp_path) == ""
+
+
+def test_a_run_begins_in_a_new_directory_an_empty_one_and_beside_the_logs_of_its_queued_job(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "slurm").mkdir()
+    (tmp_path / "slurm" / "jobs").touch()
+    for directory in (tmp_path / "new" / "run", tmp_path / "slurm", tmp_path):
+        assert no_place_for_a_run(directory) == ""
+
+
+def test_no_run_begins_among_the_checkpoints_of_another(tmp_path: Path) -> None:
+    (tmp_path / "run" / "checkpoints" / step_name(4)).mkdir(parents=True)
+    for inside in ("checkpoints", "checkpoints/mine", f"checkpoints/{step_name(4)}"):
+        directory = tmp_path / "run" / inside
+        assert no_place_for_a_run(directory) == (
+            f"{directory} is in the checkpoints/ of the run {tmp_path / 'run'}; give another place"
+        )
+    # Who keeps runs in a directory of that name may.
+    assert no_place_for_a_run(tmp_path / "checkpoints" / "first") == ""
 
 
 @pytest.mark.parametrize("which", ["validation", "preface"])
