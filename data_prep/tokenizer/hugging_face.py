@@ -8,6 +8,7 @@ import re
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tokenizers
@@ -88,10 +89,33 @@ class HuggingFace(Tokenizer):
     @cached_property
     def standalone(self) -> bytes:
         """The file, with the special tokens in it that files beside it named."""
-        plain = tokenizer_json.standalone(self._plain, self.special_tokens, self._model)
+        return self._written(
+            tokenizer_json.standalone(self._plain, self.special_tokens, self._model)
+        )
+
+    @cached_property
+    def as_laid(self) -> bytes:
+        """As `standalone`, where BOS is what the file's post-processor puts before texts, whatever
+        else is named so; a copy that `standalone` wrote says itself what is laid."""
+        if tokenizer_json.of_copy(self._plain) is not None:
+            return self.standalone
+        before, _ = tokenizer_json.laid(self._model)
+        found = {**self.special_tokens, "bos_token": before[0] if len(before) == 1 else None}
+        return self._written(tokenizer_json.standalone(self._plain, found, self._model))
+
+    @cached_property
+    def laying(self) -> bytes:
+        """The file, for other programs: they lay BOS before texts, if it has one, and no EOS."""
+        return self._written(tokenizer_json.laying(self._plain, self.special_tokens, self._model))
+
+    def _written(self, plain: dict[str, Any] | None) -> bytes:
+        """The changed file; None: as it is. What was written into a copy can be taken out again,
+        so that its lines are kept as they are."""
         if plain is None:
             return self._data
-        return json.dumps(plain, ensure_ascii=False, indent=2).encode()
+        copy = tokenizer_json.of_copy(self._plain) is not None
+        indent = None if copy and not self._data.startswith(b"{\n") else 2
+        return json.dumps(plain, ensure_ascii=False, indent=indent).encode()
 
     @cached_property
     def _keeps_first_space(self) -> bool:

@@ -18,10 +18,19 @@ def load(path: Path, eos_token: str = "") -> Tokenizer:
 
     Raises TokenizerError.
     """
+    return of_bytes(path, read(path), eos_token)
+
+
+def read(path: Path) -> bytes:
+    """The bytes of a tokenizer's file. Raises TokenizerError."""
     try:
-        data = path.read_bytes()
+        return path.read_bytes()
     except OSError as error:
         raise TokenizerError(f"{path}: the tokenizer cannot be read ({error.strerror})") from None
+
+
+def of_bytes(path: Path, data: bytes, eos_token: str = "") -> Tokenizer:
+    """The tokenizer in what a file at `path` holds. Raises TokenizerError."""
     kind = HuggingFace if data.startswith(b"{") else SentencePiece
     return kind(path, data, eos_token)
 

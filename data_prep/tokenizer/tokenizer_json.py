@@ -67,7 +67,7 @@ def special_tokens(
 
     Raises ValueError where a companion cannot be read or names a token that the file lacks.
     """
-    if (found := _embedded(plain)) is not None:
+    if (found := of_copy(plain)) is not None:
         return found
     found = _of_file(plain, model)
     for name in reversed(_COMPANIONS):
@@ -91,25 +91,32 @@ def standalone(
     They are written as the special tokens of a template that adds nothing, before the file's own
     post-processor: other programs read the file and encode as before.
     """
-    if _embedded(plain) == found:
+    template = _template(found, model, lays=False)
+    if template in _steps(plain.get("post_processor"), "processors"):
         return None
-    tokens = {
-        role: {
-            "id": role,
-            "ids": [] if token is None else [model.token_to_id(token)],
-            "tokens": [] if token is None else [token],
-        }
-        for role, token in found.items()
-    }
-    template = {
-        "type": "TemplateProcessing",
-        "single": [_ALONE],
-        "pair": [_ALONE, _SECOND],
-        "special_tokens": tokens,
-    }
-    own = _steps(plain.get("post_processor"), "processors")
-    own = [step for step in own if not _WELL_KNOWN.keys() <= step.get("special_tokens", {}).keys()]
-    return {**plain, "post_processor": {"type": "Sequence", "processors": [template, *own]}}
+    return _with_processors(plain, [template, *_own_processors(plain)])
+
+
+def laying(
+    plain: dict[str, Any], found: dict[str, str | None], model: tokenizers.Tokenizer
+) -> dict[str, Any] | None:
+    """The file with `found` in it, and with a post-processor that lays BOS, if there is one, before
+    a text and nothing else; None where the file's own does. `standalone` of it is that of the file,
+    unless the file's own post-processor lays something else."""
+    bos = found["bos_token"]
+    if laid(model) == ([bos] * (bos is not None), []):
+        return None
+    own = [step for step in _own_processors(plain) if step["type"] == "ByteLevel"]
+    return _with_processors(plain, [_template(found, model, lays=True), *own])
+
+
+def laid(model: tokenizers.Tokenizer) -> tuple[list[str], list[str]]:
+    """The special tokens that the file's post-processor puts before a text, and after it."""
+    encoded = model.encode("a")
+    places = [place for place, mark in enumerate(encoded.special_tokens_mask) if not mark]
+    if not places:
+        return [], []
+    return encoded.tokens[: places[0]], encoded.tokens[places[-1] + 1 :]
 
 
 def pieces(plain: dict[str, Any], model: tokenizers.Tokenizer) -> list[bytes]:
@@ -202,7 +209,8 @@ def _line_cut(plain: dict[str, Any]) -> re.Pattern[str] | None:
     return _LINE_START if pattern in (LLAMA3, QWEN) else None
 
 
-def _embedded(plain: dict[str, Any]) -> dict[str, str | None] | None:
+def of_copy(plain: dict[str, Any]) -> dict[str, str | None] | None:
+    """What `standalone` wrote into the file; None where it is no copy of ours."""
     for step in _steps(plain.get("post_processor"), "processors"):
         tokens = step.get("special_tokens", {})
         if _WELL_KNOWN.keys() <= tokens.keys():
@@ -218,28 +226,71 @@ def _of_file(plain: dict[str, Any], model: tokenizers.Tokenizer) -> dict[str, st
         found[role] = there.pop() if len(there) == 1 else None
     if plain.get("padding"):
         found["pad_token"] = plain["padding"]["pad_token"]
-    encoded = model.encode("a")
-    marks = encoded.special_tokens_mask
-    if marks[:2] == [1, 0]:
-        found["bos_token"] = encoded.tokens[0]
-    if marks[-2:] == [0, 1]:
-        found["eos_token"] = encoded.tokens[-1]
+    before, after = laid(model)
+    if len(before) == 1:
+        found["bos_token"] = before[0]
+    if len(after) == 1:
+        found["eos_token"] = after[0]
     return found
+
+
+def companion(path: Path) -> dict[str, Any]:
+    """The object in a file beside a tokenizer. Raises ValueError."""
+    try:
+        plain = json_value(path.read_bytes())
+    except (OSError, ValueError):
+        plain = None
+    if not isinstance(plain, dict):
+        raise ValueError(f"{path}: is not a JSON object; repair or remove it")
+    return plain
 
 
 def _of_companion(path: Path) -> dict[str, str | None]:
     """The roles that the file names: a token as a string, in an object's `content`, or null."""
-    try:
-        plain = json_value(path.read_bytes())
-        named = {role: plain[role] for role in _WELL_KNOWN if role in plain}
-    except (OSError, ValueError, TypeError):
-        raise ValueError(f"{path}: is not a JSON object; repair or remove it") from None
+    plain = companion(path)
+    named = {role: plain[role] for role in _WELL_KNOWN if role in plain}
     found = {}
     for role, value in named.items():
         found[role] = value.get("content") if isinstance(value, dict) else value
         if not (value is None or isinstance(found[role], str)):
             raise ValueError(f"{path}: {role}: expected a token or null, found {value!r}")
     return found
+
+
+def _template(
+    found: dict[str, str | None], model: tokenizers.Tokenizer, lays: bool
+) -> dict[str, Any]:
+    """A step that holds `found`; `lays`: and lays BOS, if there is one."""
+    tokens = {
+        role: {
+            "id": role,
+            "ids": [] if token is None else [model.token_to_id(token)],
+            "tokens": [] if token is None else [token],
+        }
+        for role, token in found.items()
+    }
+    begins = lays and found["bos_token"] is not None
+    first, second = (
+        [{"SpecialToken": {"id": "bos_token", "type_id": type_id}}] * begins for type_id in (0, 1)
+    )
+    return {
+        "type": "TemplateProcessing",
+        "single": [*first, _ALONE],
+        "pair": [*first, _ALONE, *second, _SECOND],
+        "special_tokens": tokens,
+    }
+
+
+def _with_processors(plain: dict[str, Any], steps: list[dict[str, Any]]) -> dict[str, Any]:
+    return {**plain, "post_processor": {"type": "Sequence", "processors": steps}}
+
+
+def _own_processors(plain: dict[str, Any]) -> list[dict[str, Any]]:
+    """The steps of the post-processor that `standalone` did not write."""
+    steps = _steps(plain.get("post_processor"), "processors")
+    return [
+        step for step in steps if not _WELL_KNOWN.keys() <= step.get("special_tokens", {}).keys()
+    ]
 
 
 def _steps(part: dict[str, Any] | None, key: str) -> list[dict[str, Any]]:

@@ -13,6 +13,7 @@ from typing import Any
 
 from data_prep.dataset.parsing import json_value
 from data_prep.dataset.settings import SettingsError
+from data_prep.tokenizer.contract import Tokenizer
 from pretrain.checkpoint.runs import CHAT_TEMPLATE, GENERATION, MORE_TEMPLATES, ends_of
 
 _ADAPTER = "adapter_config.json"
@@ -58,12 +59,27 @@ def files(templates: Mapping[str, str], generation: Mapping[str, Any]) -> dict[s
     return found
 
 
-def generation(directory: Path, special: Mapping[str, int | None]) -> dict[str, Any]:
+def unknown_ends(files: Mapping[str, bytes], own: Tokenizer) -> list[str]:
+    """What is wrong with the ids that end a text, in the files to keep of a model with the
+    tokenizer: the rows of ids beyond its own are left out, and no text would end there."""
+    kept = json_value(files[GENERATION]) if GENERATION in files else {}
+    return [
+        f"eos_token_id: {id} is no token of {own.path}, which has {own.vocab_size}; name the "
+        "tokenizer that has it: --tokenizer FILE"
+        for id in ends_of(kept)
+        if id >= own.vocab_size
+    ]
+
+
+def generation(
+    directory: Path, special: Mapping[str, int | None], vocab_size: int
+) -> dict[str, Any]:
     """The generation_config.json of an export: what was kept in a run directory, with the `special`
     ids of its tokenizer, whose EOS ends a text beside those that did so before."""
     path = directory / GENERATION
     kept: dict[str, Any] = json_value(path.read_bytes()) if path.is_file() else {}
-    ends = ends_of(kept)
+    # Imports of earlier versions kept ids whose tokens they left out.
+    ends = [id for id in ends_of(kept) if id < vocab_size]
     own = special["eos_token_id"]
     if own is not None and own not in ends:
         ends.append(own)

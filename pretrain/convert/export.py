@@ -27,6 +27,7 @@ from data_prep.dataset.settings import SettingsError
 from data_prep.dataset.wording import counted
 from data_prep.tokenizer import tokenizer
 from data_prep.tokenizer.contract import Tokenizer
+from data_prep.tokenizer.hugging_face import HuggingFace
 from pretrain.checkpoint.load import Checkpoint
 from pretrain.checkpoint.manifest import CheckpointError, TensorInfo
 from pretrain.checkpoint.pieces import DTYPES, dtype_name, stream_tensors
@@ -178,7 +179,7 @@ def _bytes(info: TensorInfo) -> int:
 
 def _write_configuration(directory: Path, source: Source, own: Tokenizer) -> None:
     special = {"bos_token_id": own.bos_id, "eos_token_id": own.eos_id, "pad_token_id": own.pad_id}
-    generation = beside.generation(directory, special)
+    generation = beside.generation(directory, special, source.vocab_size)
     dtypes = [info.dtype for name, info in source.tensors.items() if name not in source.gates]
     config = config_json(
         source.config.model,
@@ -194,7 +195,8 @@ def _write_configuration(directory: Path, source: Source, own: Tokenizer) -> Non
 def _write_tokenizer(directory: Path, own: Tokenizer) -> None:
     """The run's own file, and what AutoTokenizer reads beside it: it lays BOS, as training did,
     before each text, and no EOS after it."""
-    tokenizer.write(directory, own.path.name, own.path.read_bytes())
+    data = own.laying if isinstance(own, HuggingFace) else own.path.read_bytes()
+    tokenizer.write(directory, own.path.name, data)
     durable.write_json(directory / "tokenizer_config.json", _tokenizer_config(own))
 
 

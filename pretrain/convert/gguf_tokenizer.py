@@ -11,6 +11,7 @@ import tokenizers
 
 from data_prep.tokenizer import tokenizer_json
 from data_prep.tokenizer.contract import FILES, TokenizerError
+from pretrain.convert.their_tokenizer import without
 
 # Kinds of a piece: llama.cpp's are SentencePiece's.
 _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = 3, 4, 5, 6
@@ -57,11 +58,15 @@ def _sentencepiece(own: Mapping[str, Any], roles: Mapping[str, int | None]) -> b
     trainer.vocab_size = len(own["tokens"])
     trainer.byte_fallback = _BYTE in own["token_type"]
     trainer.unk_id = own.get("unknown_token_id", 0)
-    for role, id in roles.items():
-        setattr(trainer, f"{role}_id", -1 if id is None else id)
-        if id is not None:
-            setattr(trainer, f"{role}_piece", own["tokens"][id])
     trainer.unk_piece = own["tokens"][trainer.unk_id]
+    for role, id in roles.items():
+        if id is not None:
+            setattr(trainer, f"{role}_id", id)
+            setattr(trainer, f"{role}_piece", own["tokens"][id])
+        elif getattr(trainer, f"{role}_piece") in own["tokens"]:
+            without(trainer, role)
+        else:
+            setattr(trainer, f"{role}_id", -1)
     normalizer = model.normalizer_spec
     normalizer.name = "identity"
     normalizer.add_dummy_prefix = own.get("add_space_prefix", True)

@@ -30,6 +30,7 @@ from pretrain.checkpoint.ranks import SoloRanks
 from pretrain.checkpoint.runs import write_beside
 from pretrain.checkpoint.verify import verify
 from pretrain.config import CONFIG_FILE, Config, ImportConfig, ModelConfig, RunConfig, TrainConfig
+from pretrain.convert import beside
 from pretrain.convert.hugging_face import chosen_there, model_config, their_name
 from pretrain.convert.source import Source, Stored, of_directory
 from pretrain.model.memories.kinds import attention_of, is_of_memory
@@ -143,6 +144,7 @@ class Plan:
                 f"taken: {_HEAD}, which differs from the embedding, though tie_word_embeddings is "
                 "true; so the model has model.tied_embeddings=false"
             )
+        lines += self.source.notes
         if self.source.beside:
             lines.append(f"kept: {', '.join(sorted(self.source.beside))}")
         if new := [name for name in self.tensors if their_name(name) not in self.source.stored]:
@@ -180,6 +182,8 @@ def _plan(path: Path, out: Path, overrides: Sequence[str], tokenizer_path: Path 
             f"{own.path}: has {own.vocab_size} pieces and the embedding {rows} rows: it is "
             "another model's"
         )
+    if own is not None:
+        problems += beside.unknown_ends(source.beside, own)
     if problems or own is None or model is None or chosen is None:
         raise SettingsError(problems)
     for name in set(tensors) & set(_EMBEDDINGS):

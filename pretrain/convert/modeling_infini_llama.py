@@ -634,6 +634,13 @@ class InfiniLlamaForCausalLM(InfiniLlamaPreTrainedModel, GenerationMixin):
     def _supports_default_dynamic_cache(cls) -> bool:
         return False
 
+    def _prefill(
+        self, input_ids: Tensor, generation_config: Any, model_kwargs: dict[str, Any], **others: Any
+    ) -> Any:
+        # A text is computed segment by segment anyway; chunks would need a cache before it begins.
+        generation_config.prefill_chunk_size = None
+        return super()._prefill(input_ids, generation_config, model_kwargs, **others)
+
     @can_return_tuple
     def forward(
         self,

@@ -21,7 +21,7 @@ from data_prep.dataset.settings import SettingsError
 from data_prep.tokenizer import tokenizer
 from data_prep.tokenizer.contract import Tokenizer, TokenizerError
 from pretrain.checkpoint.manifest import TensorInfo
-from pretrain.convert import beside
+from pretrain.convert import beside, their_tokenizer
 
 _CONFIG = "config.json"
 _WEIGHTS = "model.safetensors"
@@ -53,6 +53,8 @@ class Source:
     """Name and bytes of a copy of the tokenizer that needs no file beside it."""
     beside: Mapping[str, bytes] = field(default_factory=dict)
     """Files that are kept as they are, by name."""
+    notes: list[str] = field(default_factory=list)
+    """What the user is to know of the tokenizer."""
     problems: list[str] = field(default_factory=list)
 
     def attempt(self, action: Callable[[], Any], otherwise: Any) -> Any:
@@ -67,7 +69,9 @@ class Source:
 
     def take_tokenizer(self, path: Path) -> None:
         """Use the tokenizer in a file. Raises TokenizerError."""
-        self.tokenizer, self.tokenizer_file = tokenizer.load(path), tokenizer.standalone(path)
+        theirs = their_tokenizer.of_file(path)
+        self.tokenizer, self.tokenizer_file = theirs.tokenizer, theirs.file
+        self.notes += theirs.notes
 
 
 def of_directory(path: Path, tokenizer_path: Path | None) -> Source:

@@ -12,6 +12,7 @@ import tokenizers
 
 from data_prep.tokenizer import tokenizer, tokenizer_json
 from data_prep.tokenizer.contract import TokenizerError
+from data_prep.tokenizer.hugging_face import HuggingFace
 
 
 def test_a_text_is_cut_only_where_that_is_known_to_be_exact(files: dict[str, Path]) -> None:
@@ -108,3 +109,40 @@ def test_mistakes_are_reported(files: dict[str, Path], tmp_path: Path) -> None:
         (tmp_path / "tokenizer_config.json").write_text(text)
         with pytest.raises(TokenizerError, match=words):
             tokenizer.load(bad)
+
+
+@pytest.mark.parametrize("kind", ["llama3", "gpt2", "qwen", "llama2"])
+def test_a_file_that_lays_bos_for_other_programs_is_the_same_copy(
+    files: dict[str, Path], tmp_path: Path, kind: str
+) -> None:
+    (tmp_path / "tokenizer.json").write_bytes(files[kind].read_bytes())
+    first = "<s>" if kind == "llama2" else "<|begin_of_text|>"
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"bos_token": first}))
+    copy = tmp_path / "copy.json"
+    copy.write_bytes(tokenizer.standalone(tmp_path / "tokenizer.json")[1])
+    model = tokenizer.load(copy)
+    assert isinstance(model, HuggingFace)
+    assert (model.laying == copy.read_bytes()) is (kind in ("llama3", "qwen"))
+    laying = tokenizers.Tokenizer.from_str(model.laying.decode())
+    laying.no_truncation()
+    laying.no_padding()
+    expected = [model.bos_id, *model.encode("self.x").tolist()]
+    assert laying.encode("self.x").ids == expected
+    assert laying.encode("self.x", "self.x").ids == expected * 2
+    (tmp_path / "laying.json").write_bytes(model.laying)
+    assert tokenizer.standalone(tmp_path / "laying.json")[1] == copy.read_bytes()
+
+
+def test_what_is_laid_may_be_none_of_what_is_named(files: dict[str, Path], tmp_path: Path) -> None:
+    def laid(kind: str, **named: str | None) -> tuple[int | None, int | None]:
+        (tmp_path / "tokenizer.json").write_bytes(files[kind].read_bytes())
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(named))
+        model = tokenizer.load(tmp_path / "tokenizer.json")
+        assert isinstance(model, HuggingFace)
+        copy = HuggingFace(tmp_path / "elsewhere.json", model.as_laid)
+        assert copy.as_laid == copy.standalone == model.as_laid
+        return copy.bos_id, copy.eos_id
+
+    assert laid("gpt2", bos_token="<|begin_of_text|>") == (None, 401)
+    assert laid("llama3", bos_token="<|eot_id|>") == (400, 401)
+    assert laid("llama3", bos_token=None, eos_token="<|eot_id|>") == (400, 402)

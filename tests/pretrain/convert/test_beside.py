@@ -61,6 +61,9 @@ def test_without_a_generation_config_the_ends_are_those_of_the_configuration(
         ({"eos_token_id": 5}, 2, [5, 2]),
         ({"eos_token_id": [5, 2]}, 2, [5, 2]),
         ({"eos_token_id": [5, 6]}, None, [5, 6]),
+        # As an import of an earlier version kept it, which left the token out.
+        ({"eos_token_id": 7}, 2, 2),
+        ({"eos_token_id": [5, 9]}, None, 5),
     ],
 )
 def test_an_export_ends_a_text_where_its_origin_did_and_at_its_own_eos(
@@ -68,7 +71,7 @@ def test_an_export_ends_a_text_where_its_origin_did_and_at_its_own_eos(
 ) -> None:
     write(tmp_path, generation_config=kept)
     special = {"bos_token_id": 1, "eos_token_id": own, "pad_token_id": None}
-    assert beside.generation(tmp_path, special) == {**special, "eos_token_id": ends}
+    assert beside.generation(tmp_path, special, 7) == {**special, "eos_token_id": ends}
 
 
 @pytest.mark.parametrize(

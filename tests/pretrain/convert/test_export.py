@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from data_prep.dataset.settings import SettingsError
+from data_prep.tokenizer import tokenizer
 from pretrain import trained
 from pretrain.checkpoint.load import Checkpoint
 from pretrain.checkpoint.manifest import CheckpointError, step_name
@@ -22,6 +23,9 @@ from pretrain.checkpoint.runs import TrainedError
 from pretrain.config import MemoryConfig, RopeScalingConfig, Weights
 from pretrain.convert import export, llama
 from pretrain.model.transformer import Transformer
+from tests.data_prep.tokenizer.conftest import LLAMA3 as SPLIT
+from tests.data_prep.tokenizer.conftest import byte_level
+from tests.data_prep.tokenizer.texts import SPECIAL
 from tests.pretrain import kinds
 
 CPU = torch.device("cpu")
@@ -296,6 +300,87 @@ def test_a_tokenizer_json_gives_autotokenizer_its_special_tokens(
     assert theirs.eos_token_id == ours.eos_id is not None
     text = "It is a truth, “naïve” or not.\n"
     assert theirs.encode(text, add_special_tokens=False) == ours.encode(text).tolist()
+
+
+def copied(directory: Path, split: str | None, **config: Any) -> Path:
+    """A data set's copy of a byte-level tokenizer.json with a tokenizer_config.json beside it."""
+    directory.mkdir()
+    byte_level(directory / "tokenizer.json", split)
+    (directory / "tokenizer_config.json").write_text(json.dumps(config))
+    _, data = tokenizer.standalone(directory / "tokenizer.json")
+    (directory / "copy.json").write_bytes(data)
+    return directory / "copy.json"
+
+
+BOS, EOS, _ = SPECIAL
+BEGUN: dict[str, tuple[str | None, dict[str, Any], list[int], bool]] = {
+    "laid by the file": (SPLIT, {}, [400], True),
+    "named beside the file": (None, {"bos_token": BOS, "eos_token": EOS}, [400], True),
+    "none, though laid by the file": (SPLIT, {"bos_token": None}, [], False),
+    "another one than the file lays": (SPLIT, {"bos_token": EOS}, [401], False),
+    "none": (None, {"bos_token": None}, [], True),
+}
+"""How texts begin in training, and whether an export's tokenizer is the run's on import."""
+
+
+@pytest.mark.parametrize(("split", "config", "first", "again"), BEGUN.values(), ids=BEGUN)
+@pytest.mark.parametrize("memory", ["delta", "none"])
+def test_an_exported_tokenizer_json_begins_a_text_as_training_did(
+    tmp_path: Path, write_run: Any, memory: str, split: str | None, config: dict[str, Any],
+    first: list[int], again: bool,
+) -> None:  # fmt: skip
+    from transformers import AutoTokenizer
+
+    file = copied(tmp_path / "from", split, **config)
+    write_run(tmp_path / "run", tokenizer=file, memory=kinds.memory(memory))
+    export.run(tmp_path / "run", tmp_path / "hub", "stored")
+    theirs = AutoTokenizer.from_pretrained(tmp_path / "hub", trust_remote_code=False)
+    ours = trained.load(tmp_path / "run", CPU).tokenizer
+    assert [ours.bos_id] == (first or [None])
+    # What looks like a special token is one to transformers, unless it is asked for as text.
+    marked = f"x {EOS} y"
+    assert 401 in theirs(marked).input_ids[len(first) :]
+    split = theirs(marked, split_special_tokens=True).input_ids
+    assert split == [*first, *ours.encode(marked).tolist()]
+    for text in ("It is a truth, “naïve” or not.\n", "def x: it's 12", ""):
+        assert theirs(text).input_ids == [*first, *ours.encode(text).tolist()]
+    both = theirs("self", ".value")
+    own = [[*first, *ours.encode(text).tolist()] for text in ("self", ".value")]
+    assert both.input_ids == own[0] + own[1]
+    # The import has the run's tokenizer, as data sets have it: runs on them may start from it.
+    words = ["memory.kind=none", "segment=16"] if memory == "none" else []
+    llama.run(tmp_path / "hub", tmp_path / "again", words, None)
+    one, other = (tmp_path / name / "tokenizer.json" for name in ("run", "again"))
+    assert tokenizer.load(other).bos_id == ours.bos_id
+    assert (one.read_bytes() == other.read_bytes()) is again
+
+
+def test_a_copy_without_line_ends_comes_back_from_an_export_too(
+    tmp_path: Path, write_run: Any
+) -> None:
+    file = copied(tmp_path / "from", None, bos_token=BOS)
+    file.write_text(json.dumps(json.loads(file.read_bytes()), ensure_ascii=False))
+    write_run(tmp_path / "run", tokenizer=file)
+    export.run(tmp_path / "run", tmp_path / "hub", "stored")
+    assert (tmp_path / "hub/tokenizer.json").read_bytes() != file.read_bytes()
+    llama.run(tmp_path / "hub", tmp_path / "again", [], None)
+    assert (tmp_path / "again/tokenizer.json").read_bytes() == file.read_bytes()
+
+
+def test_an_exported_tokenizer_json_lays_no_eos(tmp_path: Path, write_run: Any) -> None:
+    import tokenizers
+    from transformers import AutoTokenizer
+
+    model = tokenizers.Tokenizer.from_file(str(copied(tmp_path / "from", None, bos_token=BOS)))
+    ends = tokenizers.processors.TemplateProcessing(single=f"$A {EOS}", special_tokens=[(EOS, 401)])
+    model.post_processor = tokenizers.processors.Sequence([ends])
+    model.save(str(tmp_path / "ends.json"))
+    write_run(tmp_path / "run", tokenizer=tmp_path / "ends.json")
+    export.run(tmp_path / "run", tmp_path / "hub", "stored")
+    theirs = AutoTokenizer.from_pretrained(tmp_path / "hub", trust_remote_code=False)
+    ours = trained.load(tmp_path / "run", CPU).tokenizer
+    assert ours.bos_id == 400 and ours.eos_id == 401
+    assert theirs("self").input_ids == [400, *ours.encode("self").tolist()]
 
 
 def test_a_path_without_a_model_is_refused(tmp_path: Path) -> None:

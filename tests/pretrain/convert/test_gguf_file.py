@@ -21,6 +21,7 @@ from torch import Tensor
 from data_prep.dataset.settings import SettingsError
 from data_prep.tokenizer import tokenizer
 from data_prep.tokenizer.hugging_face import HuggingFace
+from data_prep.tokenizer.sentencepiece import SentencePiece
 from pretrain import trained
 from pretrain.checkpoint.load import Checkpoint
 from pretrain.checkpoint.runs import files_beside
@@ -287,6 +288,22 @@ def byte_level(pre: str) -> dict[str, Any]:
         "eos_token_id": 1,
         "padding_token_id": 0,
     }
+
+
+def test_a_sentencepiece_model_has_a_bos_only_if_the_file_says_so(
+    tmp_path: Path, tokenizer_model: Path
+) -> None:
+    def of(**more: Any) -> SentencePiece:
+        fields = {**sentencepiece_fields(tokenizer_model), **more}
+        metadata = {f"tokenizer.ggml.{key}": value for key, value in fields.items()}
+        _, data = gguf_tokenizer.of_metadata(tmp_path / "m.gguf", metadata)
+        return SentencePiece(tmp_path / "tokenizer.model", data)
+
+    with_bos, without = of(), of(add_bos_token=False)
+    assert (with_bos.bos_id, with_bos.eos_id, with_bos.pad_id) == (1, 2, None)
+    assert (without.bos_id, without.eos_id, without.pad_id) == (None, 2, None)
+    text = "It is a <s> truth"
+    assert without.encode(text).tolist() == with_bos.encode(text).tolist()
 
 
 @pytest.mark.parametrize("pre", ["gpt-2", "smollm"])

@@ -29,6 +29,7 @@ from pretrain.model import local_attention, rotary
 from pretrain.model.memories.kinds import is_of_memory
 from pretrain.model.transformer import Transformer
 from tests import ranks
+from tests.data_prep.tokenizer.conftest import byte_level
 from tests.pretrain import kinds
 from tests.pretrain.convert.conftest import LLAMA3, YARN, random_tokens
 from tests.pretrain.jobs.test_origin import words as words_of
@@ -264,6 +265,33 @@ def test_rows_without_a_token_are_left_out(
     ours = imported(tmp_path, "memory.kind=none")
     assert "left out: 64 rows of the embeddings" in capsys.readouterr().out
     assert_equal_logits(logits(ours, tokens), theirs(model, tokens)[..., :320])
+
+
+def test_rows_of_tokens_that_are_named_beside_the_tokenizer_are_kept(
+    tmp_path: Path, save_model: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, tokens = save_model(tmp_path / "hub", vocab_size=406), random_tokens(40) + 86
+    (tmp_path / "hub/tokenizer.model").unlink()
+    byte_level(tmp_path / "hub/tokenizer.json")
+    added = {"<|im_start|>": 404, "<|im_end|>": 405}
+    (tmp_path / "hub/added_tokens.json").write_text(json.dumps(added))
+    change(tmp_path / "hub/generation_config.json", eos_token_id=[401, 405])
+    ours = imported(tmp_path, "memory.kind=none")
+    assert_equal_logits(logits(ours, tokens), theirs(model, tokens))
+    assert logits(ours, tokens).shape[2] == 406
+    said = capsys.readouterr().out
+    assert "added to tokenizer.json: <|im_start|>, <|im_end|>" in said and "left out" not in said
+    assert trained.load(tmp_path / "out", CPU).ends == {401, 405}
+
+
+def test_an_end_of_text_that_is_no_token_is_refused(tmp_path: Path, save_model: Any) -> None:
+    save_model(tmp_path / "hub", vocab_size=324)
+    change(tmp_path / "hub/generation_config.json", eos_token_id=[2, 320, 323])
+    assert refused(tmp_path) == [
+        f"eos_token_id: {id} is no token of {tmp_path / 'hub/tokenizer.model'}, which has 320; "
+        "name the tokenizer that has it: --tokenizer FILE"
+        for id in (320, 323)
+    ]
 
 
 def test_a_text_is_continued_as_by_transformers(

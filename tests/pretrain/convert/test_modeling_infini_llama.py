@@ -141,6 +141,21 @@ def test_padded_texts_go_on_as_alone(side: str) -> None:
         assert torch.equal(by_beams[2 * row : 2 * row + 2], alone)
 
 
+@on_each_side
+@pytest.mark.parametrize("size", [1, 3, 100])
+def test_a_text_that_is_to_be_read_in_chunks_goes_on_the_same(side: str, size: int) -> None:
+    model, texts = random_model(), random_texts()
+    ids, mask = padded(texts, side)
+    options = {"max_new_tokens": 9, "do_sample": False, "eos_token_id": None}
+    expected = model.generate(ids, attention_mask=mask, **options)
+    chunked = {"prefill_chunk_size": size, **options}
+    assert torch.equal(model.generate(ids, attention_mask=mask, **chunked), expected)
+    beams = {"num_beams": 3, **options}
+    expected = model.generate(ids, attention_mask=mask, **beams)
+    found = model.generate(ids, attention_mask=mask, prefill_chunk_size=size, **beams)
+    assert torch.equal(found, expected)
+
+
 @torch.no_grad()
 def test_positions_that_begin_again_begin_another_text() -> None:
     model, texts = random_model(), random_texts()
