@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import itertools
 import os
 import re
@@ -16,6 +17,7 @@ from data_prep.dataset.settings import MistakeError
 from data_prep.dataset.wording import counted
 from data_prep.sources import compression, contents, globs, storage
 from data_prep.sources.compression import Compression, DamageError
+from data_prep.sources.globs import Found
 from data_prep.sources.storage import Listed, Status
 
 Format = Literal["text", "jsonl", "parquet", "warc"]
@@ -116,21 +118,7 @@ def _of_source(
 ) -> list[InputFile]:
     excluded = globs.Excluded(config.root, source.exclude)
     problems += [f"{key}.exclude: {problem}" for problem in excluded.problems]
-    found: dict[str, Listed] = {}
-    for index, matched in enumerate(globs.matches(config.root, source.paths, excluded)):
-        place = f"{key}.paths[{index}]"
-        if isinstance(matched, str):
-            problems.append(f"{place}: {matched}")
-            continue
-        if not matched:
-            base, rest = globs.anchored(config.root, source.paths[index])
-            problems.append(f"{place}: no file matches {rest!r} below {base}")
-        for one in matched:
-            found.setdefault(one.path, one)
-    output = os.path.realpath(config.output).rstrip("/") + "/"
-    inside = [path for path in found if path.startswith(output)]
-    if inside:
-        problems.append(f"{key}.paths: matches {inside[0]}, which is in the output directory")
+    found = _matched(config, source, key, excluded, problems)
     unreadable = {path: wrong for path in found if (wrong := _unreadable(path))}
     problems += [f"{key}.paths: {wrong}" for wrong in unreadable.values()]
     problems += _repeated(key, found)
@@ -140,6 +128,56 @@ def _of_source(
     sound = [file for file in files if file.path not in unreadable]
     problems += [f"{key}.paths: {wrong}" for wrong in _contradictions(source, sound)]
     return files
+
+
+def _matched(
+    config: Config, source: SourceConfig, key: str, excluded: globs.Excluded, problems: list[str]
+) -> dict[str, Listed]:
+    """The files that the source's globs match, by path; adds to `problems` what is wrong."""
+    answers = globs.matches(config.root, source.paths, excluded, config.output)
+    matched = {
+        one.path: one for found in answers if isinstance(found, Found) for one in found.files
+    }
+    paths = sorted(matched)
+    for index, (pattern, found) in enumerate(zip(source.paths, answers, strict=True)):
+        place = f"{key}.paths[{index}]"
+        if inside := _in_output(config, pattern):
+            problems.append(f"{place}: {inside}")
+        elif isinstance(found, str):
+            problems.append(f"{place}: {found}")
+        else:
+            # What is in a directory may be found by another pattern.
+            missed = [
+                path for path in found.directories if not found.files or _is_empty(path, paths)
+            ]
+            if missed:
+                problems.append(f"{place}: {_is_directory(pattern, missed)}")
+            elif not found.files:
+                base, rest = globs.anchored(config.root, pattern)
+                problems.append(f"{place}: no file matches {rest!r} below {base}")
+    return matched
+
+
+def _in_output(config: Config, pattern: str) -> str:
+    """Why a glob cannot lie where the data set is written, or ""."""
+    base, _ = globs.anchored(config.root, pattern)
+    output = os.path.realpath(Path(config.output).expanduser())
+    if storage.is_url(base) or not Path(os.path.realpath(base)).is_relative_to(output):
+        return ""
+    return f"{base} is in the output directory; give files outside of it, or another output"
+
+
+def _is_empty(directory: str, paths: list[str]) -> bool:
+    """Whether none of the sorted paths lies in the directory."""
+    first = bisect.bisect_left(paths, f"{directory}/")
+    return not (first < len(paths) and paths[first].startswith(f"{directory}/"))
+
+
+def _is_directory(pattern: str, directories: list[str]) -> str:
+    """What to give instead of a pattern that matches directories."""
+    others = f" and {counted(len(directories) - 1, 'other')} are directories"
+    told = others if directories[1:] else " is a directory"
+    return f"{directories[0]}{told}; give {pattern.rstrip('/') + '/**'!r} for the files inside"
 
 
 def _unreadable(path: str) -> str:
@@ -299,15 +337,17 @@ def evaluation_files(
     patterns = source.cleaning.decontaminate
     found: dict[str, Path] = {}
     wrong = [] if problems is None else problems
-    nothing = globs.Excluded(root, [])
-    for pattern, matched in zip(patterns, globs.matches(root, patterns, nothing), strict=True):
+    answers = globs.matches(root, patterns, globs.Excluded(root, []), config.output)
+    for pattern, matched in zip(patterns, answers, strict=True):
         if isinstance(matched, str):
             wrong.append(matched)
         elif storage.is_url(pattern):
             wrong.append(f"{pattern}: evaluation files are read from local paths; copy it")
-        elif not matched:
+        elif matched.directories:
+            wrong.append(_is_directory(pattern, matched.directories))
+        elif not matched.files:
             wrong.append(f"no file matches {pattern!r} below {root}")
         else:
-            for one in matched:
+            for one in matched.files:
                 found[f"evaluation/{os.path.relpath(one.path, root)}"] = Path(one.path)
     return found

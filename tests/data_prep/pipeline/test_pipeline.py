@@ -474,6 +474,21 @@ def test_in_two_steps_it_is_the_same_data_set(corpus: Corpus, made: Path, tmp_pa
     assert hashes(tmp_path / "set") == hashes(made)
 
 
+def test_a_data_set_below_the_root_is_continued_and_then_left_alone(tmp_path: Path) -> None:
+    for name in "abc":
+        (tmp_path / f"{name}.txt").write_text(f"some text {name}")
+    (tmp_path / "model").mkdir()
+    model = small_model(tmp_path / "model")
+    sources = "sources=[{name: s, paths: ['**/*'], exclude: ['model/**']}]"
+    words = [f"root={tmp_path}", f"output={tmp_path / 'set'}", sources, "shards.count=1"]
+    wanted = config.load(None, [*words, f"tokenizer.path={model}", "workers=1"])
+    pipeline.run_tokenizer(wanted)
+    assert [file.path for file in pipeline.run(wanted, "shards").manifest.inputs] == [
+        *("s/a.txt", "s/b.txt", "s/c.txt")
+    ]
+    assert pipeline.run(wanted).already
+
+
 def test_files_are_surveyed_a_few_megabytes_or_many_files_at_a_time(tmp_path: Path) -> None:
     def units(*sizes: int) -> list[int]:
         files = [

@@ -88,11 +88,62 @@ def test_two_files_of_one_name_are_refused(tmp_path: Path) -> None:
     assert "are both called 'a.txt'" in problems[0]
 
 
-def test_the_output_is_no_input(tmp_path: Path) -> None:
-    make(tmp_path, "a.jsonl", "out/rejects.jsonl")
-    _, problems = find(tmp_path, "[{name: s, paths: ['**/*.jsonl']}]")
-    assert len(problems) == 1
-    assert "is in the output directory" in problems[0]
+def test_what_a_run_left_in_the_output_below_the_root_is_no_input(tmp_path: Path) -> None:
+    make(tmp_path, "a.jsonl", "d/b.jsonl", "out/rejects.jsonl", "out/work/begun.json")
+    (tmp_path / "link").symlink_to("out")
+    for pattern in ("**/*.json*", "**", "*/*.jsonl"):
+        files, problems = find(tmp_path, f"[{{name: s, paths: ['{pattern}']}}]")
+        assert problems == []
+        assert [file.relative for file in files] == ["a.jsonl", "d/b.jsonl"][
+            pattern[0:3] == "*/*" :
+        ]
+    # The output is told by where it leads, too.
+    (tmp_path / "again").symlink_to(".")
+    sources = "sources=[{name: s, paths: ['**'], cleaning: {decontaminate: ['*/*.jsonl']}}]"
+    words = [f"root={tmp_path}", f"output={tmp_path}/again/out", sources]
+    loaded, problems = config.load(None, words), []
+    assert [file.relative for file in inputs.find(loaded, problems)] == ["a.jsonl", "d/b.jsonl"]
+    assert [*inputs.evaluation_files(loaded, loaded.sources[0], problems)] == [
+        *("evaluation/again/a.jsonl", "evaluation/d/b.jsonl")
+    ]
+    assert problems == []
+
+
+def test_globs_inside_of_the_output_are_refused(tmp_path: Path) -> None:
+    make(tmp_path, "a.txt", "out/a.txt", "out/d/b.txt")
+    for root, pattern in (("", "out/*.txt"), ("", "out/d/b.txt"), ("out", "*")):
+        sources = f"sources=[{{name: s, paths: ['{pattern}']}}]"
+        words = [f"root={tmp_path / root}", f"output={tmp_path / 'out'}", sources]
+        problems: list[str] = []
+        inputs.find(config.load(None, words), problems)
+        (problem,) = problems
+        assert problem.startswith(f"sources[0].paths[0]: {tmp_path}/out")
+        assert "is in the output directory; give files outside of it" in problem
+
+
+def test_a_directory_where_files_are_asked_for_is_told(tmp_path: Path) -> None:
+    make(tmp_path, "a.tsv", "b.tsv/part-0", "b.tsv/_SUCCESS", "c.tsv/part-0", "d/x.txt")
+
+    def problem(*patterns: str) -> str:
+        _, (found,) = find(tmp_path, f"[{{name: s, format: text, paths: {list(patterns)}}}]")
+        return found.removeprefix("sources[0].paths[0]: ")
+
+    told = f"{tmp_path}/b.tsv and 1 other are directories; give '*.tsv/**' for the files inside"
+    assert problem("*.tsv") == told
+    assert problem("d") == f"{tmp_path}/d is a directory; give 'd/**' for the files inside"
+    assert problem("d/") == problem("d")
+    assert problem("*/") == "no file matches '*/' below " + str(tmp_path)
+    # Its files are found by another pattern, it is left out, or every file beside it is meant.
+    for patterns in (
+        *("paths: ['*.tsv', '*.tsv/p*']", "paths: ['**/*.t*', '**/part-?']"),
+        *("paths: ['*.tsv'], exclude: ['?.tsv/**']", "paths: ['*', '**']"),
+    ):
+        assert find(tmp_path, f"[{{name: s, format: text, {patterns}}}]")[1] == []
+    sources = "sources=[{name: s, paths: ['*'], cleaning: {decontaminate: [d]}}]"
+    loaded = config.load(None, [f"root={tmp_path}", "output=/x", sources])
+    wrong: list[str] = []
+    assert inputs.evaluation_files(loaded, loaded.sources[0], wrong) == {}
+    assert wrong == [problem("d")]
 
 
 def test_suffixes_tell_tables_and_archives(tmp_path: Path) -> None:

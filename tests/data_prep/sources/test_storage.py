@@ -302,8 +302,11 @@ def test_a_listing_on_a_server_finds_what_a_local_one_finds(s3: str) -> None:
         ("a/1.txt", ["1.txt"]),
     ):
         (found,) = globs.matches(root, [pattern], globs.Excluded(root, []))
-        assert isinstance(found, list)
-        assert [one.relative for one in found] == names, pattern
+        assert isinstance(found, globs.Found) and not found.directories
+        assert [one.relative for one in found.files] == names, pattern
+    for pattern, directories in (("a", ["a"]), ("a/", ["a"]), ("[ab]", ["a"]), ("no/", [])):
+        (found,) = globs.matches(root, [pattern], globs.Excluded(root, []))
+        assert found == globs.Found([], [f"{root}/{name}" for name in directories]), pattern
 
 
 class _Refusing(BaseHTTPRequestHandler):
