@@ -25,7 +25,7 @@ from data_prep.dataset import durable, shards
 from data_prep.dataset.settings import SettingsError
 from data_prep.dataset.shards import InputInfo, Manifest, ShardInfo, TokenizerInfo
 from data_prep.dataset.wording import counted
-from data_prep.pipeline import duplicates, order, table, workspace, writing
+from data_prep.pipeline import duplicates, order, table, unchanged, workspace, writing
 from data_prep.pipeline.ngrams import words
 from data_prep.pipeline.stages import (
     DrawSample,
@@ -75,6 +75,8 @@ def run(config: Config, part: Literal["all", "shards"] = "all") -> Outcome:
         _run(config, work, stages(config))
 
     manifest, already = workspace.make_once(work, lambda: finished(config, work), make)
+    if already:
+        unchanged.renew(work)
     return Outcome(manifest, 0.0 if already else time.monotonic() - started, already)
 
 
@@ -150,11 +152,7 @@ def finished(config: Config, work: Work) -> Manifest | None:
     manifest = workspace.finished(work.output, config)
     if manifest is None:
         return None
-    now = {file.name: file.listed.bytes for file in work.files}
-    now |= {name: path.stat().st_size for name, path in work.evaluation.items()}
-    then = {file.path: file.bytes for file in manifest.inputs}
-    changed = sorted(name for name in now.keys() | then.keys() if now.get(name) != then.get(name))
-    if changed:
+    if changed := unchanged.changed(work, manifest):
         others = f" and {counted(len(changed) - 1, 'other')} differ" if changed[1:] else " differs"
         raise WorkspaceError(
             f"{work.output}: was made from other input files: {changed[0]}{others}; give another "
@@ -254,6 +252,7 @@ class WriteManifest(Stage):
             prompt_tokens=ordered["prompt_tokens"],
         )
         assert manifest.documents == ordered["documents"]
+        unchanged.write(self.work)
         shards.write_manifest(self.work.output, manifest)
 
 

@@ -16,7 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -29,7 +29,7 @@ from data_prep.dataset.settings import MistakeError
 from data_prep.dataset.shards import Manifest
 from data_prep.dataset.wording import counted
 from data_prep.pipeline.table import Tables
-from data_prep.sources import inputs, readers
+from data_prep.sources import inputs, readers, storage
 from data_prep.sources.documents import LongDocument, RawDocument, Reject, Survey
 from data_prep.sources.inputs import InputChangedError, InputFile
 from data_prep.tokenizer import tokenizer
@@ -398,10 +398,24 @@ def _refuse_other(output: Path, config: Config, theirs: dict[str, Any]) -> None:
 
 
 def check_inputs(work: Work) -> None:
-    """Raise InputChangedError unless every file was surveyed as it was listed by this run."""
-    for file, found in zip(work.files, work.surveys, strict=True):
-        if file.listed != found.status:
-            raise InputChangedError(file.path)
+    """Raise InputChangedError unless every file that this run lists holds what was surveyed.
+
+    One of another status, such as a restored one, is hashed; its survey takes the new status.
+    """
+    for unit, members in enumerate(work.survey_units):
+        then = [work.surveys[index] for index in members]
+        now = [_unchanged(work.files[index], work.surveys[index]) for index in members]
+        if now != then:
+            work.finish("survey", unit, [asdict(found) for found in now])
+    vars(work).pop("surveys")  # they are read anew
+
+
+def _unchanged(file: InputFile, found: Survey) -> Survey:
+    if file.listed == found.status:
+        return found
+    if file.listed.bytes != found.bytes or storage.sha256_of(file.path) != found.sha256:
+        raise InputChangedError(file.path)
+    return replace(found, version=file.listed.version)
 
 
 def nothing_left(work: Work, read: int, reasons: Counter[str], more: str = "") -> NothingLeftError:

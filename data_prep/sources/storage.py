@@ -9,6 +9,7 @@ fsspec has a thread and connections for each process: nothing of it is passed to
 from __future__ import annotations
 
 import errno
+import hashlib
 import io
 import os
 import re
@@ -85,6 +86,15 @@ def open_binary(path: str, block: int = BLOCK_BYTES) -> BinaryIO:
             path, lambda: _range(fetch, start, min(stop, size))
         )
     return io.BufferedReader(opened, block) if block else opened
+
+
+def sha256_of(path: str) -> str:
+    """Hex sha256 of the file's bytes. Raises OSError with the path or URL and the cause."""
+    digest = hashlib.sha256()
+    with open_binary(path) as raw:
+        while block := raw.read(BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def _range(fetch: Callable[[int, int], bytes], start: int, stop: int) -> bytes:

@@ -43,7 +43,7 @@ from data_prep.pipeline.stages import DrawSample, SurveyFiles, TrainTokenizer, _
 from data_prep.pipeline.table import Rows
 from data_prep.pipeline.workers import Workers
 from data_prep.pipeline.workspace import WorkspaceError
-from data_prep.sources import extractor, inputs
+from data_prep.sources import extractor, inputs, storage
 from data_prep.sources.documents import Survey
 from data_prep.sources.inputs import InputChangedError, InputFile
 from data_prep.sources.storage import Status
@@ -164,7 +164,7 @@ def test_the_data_set_is_whole_and_alone_in_its_directory(made: Path) -> None:
     assert shards.verify(made) == []
     names = {shards.shard_name(number) for number in range(7)}
     assert {path.name for path in made.iterdir()} == names | {
-        *("manifest.json", "rejects.jsonl", "cleaning.json", "tokenizer.model")
+        *("manifest.json", "inputs.json", "rejects.jsonl", "cleaning.json", "tokenizer.model")
     }
 
 
@@ -612,6 +612,78 @@ def test_an_input_that_changes_meanwhile_stops_the_run(corpus: Corpus, tmp_path:
     with pytest.raises(InputChangedError, match=r"a\.jsonl: changed since"):
         pipeline.run(wanted)
     assert not (tmp_path / "set/manifest.json").exists()
+
+
+def touched(path: Path) -> None:
+    """Give the file another modification time, an hour later."""
+    at = path.stat().st_mtime_ns + 3600 * 10**9
+    os.utime(path, ns=(at, at))
+
+
+def test_an_input_that_was_restored_is_continued_with(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text(Path(__file__).read_text())
+    (tmp_path / "b.txt").write_text("more")
+    for number, path in enumerate((small_model(tmp_path), None)):
+        words = [f"root={tmp_path}", f"output={tmp_path / str(number)}", "workers=1"]
+        words += ["sources=[{name: s, paths: ['*.txt']}]", "shards.count=1"]
+        words += [f"tokenizer.path={path}" if path else "tokenizer.vocab_size=400"]
+        wanted = config.load(None, words)
+        work = pipeline.open_work(wanted)
+        with workspace.locked(work):
+            pipeline._run(wanted, work, pipeline.stages(wanted)[: 1 if number else 2])
+        (tmp_path / "b.txt").write_text("less")
+        touched(tmp_path / "b.txt")
+        with pytest.raises(InputChangedError, match=r"b\.txt: changed since"):
+            pipeline.run(wanted)
+        (tmp_path / "b.txt").write_text("more")
+        touched(tmp_path / "b.txt")
+        assert pipeline.run(wanted).manifest.documents == 2
+
+
+def test_a_finished_data_set_is_of_other_input_where_its_bytes_changed_and_not_its_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluation, text = tmp_path / "exam.txt", tmp_path / "a.txt"
+    evaluation.write_text("one two three")
+    text.write_text("some text")
+    (tmp_path / "b.txt").write_text("more text")
+    source = "{name: s, paths: [a.txt, b.txt], cleaning: {decontaminate: [exam.txt], ngram: 3}}"
+    words = [f"root={tmp_path}", f"output={tmp_path / 'set'}", f"sources=[{source}]", "workers=1"]
+    words += ["shards.count=1", f"tokenizer.path={small_model(tmp_path)}"]
+    wanted = config.load(None, words)
+    manifest = pipeline.run(wanted).manifest
+    hashed: list[str] = []
+    digest = storage.sha256_of
+
+    def counting(path: str) -> str:
+        hashed.append(path)
+        return digest(path)
+
+    monkeypatch.setattr(storage, "sha256_of", counting)
+    assert pipeline.run(wanted).already and hashed == []
+    for path, other, name in (
+        (text, "same size", r"s/a\.txt"),
+        (evaluation, "one two eight", r"evaluation/exam\.txt"),
+    ):
+        before = path.read_text()
+        path.write_text(other)
+        touched(path)
+        with pytest.raises(
+            WorkspaceError, match=f"was made from other input files: {name} differs"
+        ):
+            pipeline.run(wanted)
+        path.write_text(before)
+        touched(path)
+        hashed.clear()
+        # Of the file restored all bytes are read, once.
+        for _ in range(2):
+            assert pipeline.run(wanted).manifest == manifest
+            assert hashed == [str(path)]
+    # Data sets of earlier versions have the sizes alone.
+    (tmp_path / "set/inputs.json").unlink()
+    text.write_text("same size")
+    assert pipeline.run(wanted).already
+    assert not (tmp_path / "set/inputs.json").exists()
 
 
 ENGLISH = "The harbour lay calm in the morning light, and the ships came home from the sea."
