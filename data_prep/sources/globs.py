@@ -35,7 +35,8 @@ _ENDS: set[Names] = {(), ("",)}
 class Found:
     """The files that a pattern matches, and the directories, in which it takes nothing.
 
-    Of a pattern that ends in `*` or `**` directories are not meant, and not told.
+    Of a pattern that ends in `*`, `**` or `*.*` directories are not meant, and not told; nor is an
+    empty one.
     """
 
     files: list[Listed] = field(default_factory=list)
@@ -185,21 +186,21 @@ def _remote(base: str, pattern: str) -> Found:
 
 
 def _is_named(names: Names) -> bool:
-    """Whether a directory that matches was meant: the last name is more than `*` or `**`."""
-    return bool(next((name for name in reversed(names) if name), "/").strip("*"))
+    """Whether a directory that matches was meant: the last name is more than `*`, `**`, `*.*`."""
+    return bool(next((name for name in reversed(names) if name), "/").strip("*."))
 
 
 def _local(base: str, names: Names, excluded: Excluded, output: _Place | None) -> Found:
     # Patterns for hidden names may match some that no `**` leaves out.
     pruned = None if any(name.startswith(".") for name in names) else excluded
-    found, directories = list[Listed](), list[str]()
-    if names == ("",) and _kind(base):
+    found, directories, is_named = list[Listed](), list[str](), _is_named(names)
+    if names == ("",) and _kind(base) and _holds_files(base):
         directories.append(base)
     for path, is_directory in sorted(_walk(base, {names}, pruned, (), output)):
         if excluded.holds(path):
             continue
         if is_directory:
-            if not excluded.holds_all_below(path):
+            if is_named and not excluded.holds_all_below(path) and _holds_files(path):
                 directories.append(path)
             continue
         try:
@@ -209,7 +210,11 @@ def _local(base: str, names: Names, excluded: Excluded, output: _Place | None) -
             # A dangling link is reported with its reason, not passed over.
             status = Status(0, "")
         found.append(Listed(path, path[len(base) + 1 :], status))
-    return Found(found, directories if _is_named(names) else [])
+    return Found(found, directories)
+
+
+def _holds_files(directory: str) -> bool:
+    return any(files for _, _, files in os.walk(directory))
 
 
 def _walk(

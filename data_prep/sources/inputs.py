@@ -7,8 +7,8 @@ import itertools
 import os
 import re
 import stat
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -35,6 +35,10 @@ _FORMATS: dict[str, Format] = {
 }
 # Files of each suffix that are looked into before the run, locally and from a server.
 _LOOKED_INTO, _ASKED_FOR = 16, 3
+# How a parquet file begins.
+_PARQUET = b"PAR1"
+# Keys of a record that a message names.
+_NAMED = 8
 
 
 @dataclass(frozen=True)
@@ -122,7 +126,7 @@ def _of_source(
     unreadable = {path: wrong for path in found if (wrong := _unreadable(path))}
     problems += [f"{key}.paths: {wrong}" for wrong in unreadable.values()]
     problems += _repeated(key, found)
-    files = [_input(source, listed) for listed in found.values()]
+    files = _tables([_input(source, listed) for listed in found.values()], unreadable)
     problems += _misfits(key, source, files)
     # To open a pipe would be to wait.
     sound = [file for file in files if file.path not in unreadable]
@@ -198,6 +202,35 @@ def _unreadable(path: str) -> str:
     )
 
 
+def _tables(files: list[InputFile], unreadable: Collection[str]) -> list[InputFile]:
+    """The files, of which df.parquet.gzip and the like may be parquet with compressed pages.
+
+    Of each suffix the first file is looked into.
+    """
+    is_parquet: dict[str, bool] = {}
+    found = []
+    for file in files:
+        stem, suffix = os.path.splitext(file.relative.lower())  # noqa: PTH122
+        is_packed = suffix in _COMPRESSIONS or suffix in contents.REFUSED
+        named = file.config.format == "auto" and stem.endswith(".parquet")
+        if is_packed and (named or file.config.format == "parquet") and file.path not in unreadable:
+            if suffix not in is_parquet:
+                is_parquet[suffix] = _is_parquet(file.path)
+            if is_parquet[suffix]:
+                found.append(replace(file, format="parquet", compression=None))
+                continue
+        found.append(file)
+    return found
+
+
+def _is_parquet(path: str) -> bool:
+    try:
+        with storage.open_binary(path, len(_PARQUET)) as raw:
+            return raw.read(len(_PARQUET)) == _PARQUET
+    except OSError:
+        return False  # reported where it is read
+
+
 def _misfits(key: str, source: SourceConfig, files: list[InputFile]) -> list[str]:
     """Problems of the files' formats."""
     found = [
@@ -229,6 +262,8 @@ def _contradictions(source: SourceConfig, files: list[InputFile]) -> list[str]:
 
 def _suffix(file: InputFile) -> str:
     """The suffix that tells the format; that of a compression counts where it is not read."""
+    if file.format == "parquet" and file.compression is None:
+        return ".parquet"
     stem, suffix = os.path.splitext(file.relative.lower())  # noqa: PTH122
     return os.path.splitext(stem)[1] if suffix in _COMPRESSIONS else suffix  # noqa: PTH122
 
@@ -258,28 +293,53 @@ def _contradicted(files: list[InputFile]) -> str:
 
 def _misread(file: InputFile) -> str:
     """Why the beginning of the file does not fit its format, or ""."""
+    if file.config.group_by != "file":
+        return ""  # each member that is no text is rejected by its name
     try:
-        head = _head(file)
+        if wrong := _not_packed(file):
+            return wrong
+        head = first_bytes(file)
     except (OSError, DamageError):
         return ""  # reported where it is read
     expected = {"parquet": "a parquet table", "warc": "a WARC archive"}.get(file.format, "")
     other = contents.binary(head)
-    if other and other != expected and file.config.group_by == "file":
+    if other.startswith("text in "):
+        return f"it is {other}; convert it to UTF-8 (iconv), or exclude it"
+    if other and other != expected:
         return f"it is {other}, not {file.format}; rename it, set `format`, or exclude it"
-    if file.config.format != "auto" or file.config.group_by != "file" or not head.strip():
+    if file.config.format != "auto" or not head.strip():
         return ""
-    is_lines = contents.is_json_lines(head, file.config.text_field)
+    is_lines = contents.is_json_lines(head)
     if file.format == "text" and is_lines:
         return "it is JSON lines; set format: jsonl, or format: text to take it as text"
-    if _suffix(file) == ".json" and not is_lines:
-        return (
-            "it is no JSON lines (an object a line); convert it (jq -c '.[]'), set format: text to "
-            "take it as text, or exclude it"
-        )
+    return _misread_json(file, head, is_lines) if _suffix(file) == ".json" else ""
+
+
+def _misread_json(file: InputFile, head: bytes, is_lines: bool) -> str:
+    """Why the beginning of a .json file is no records with a text, or ""."""
+    others = "set format: text to take it as text, or exclude it"
+    if not is_lines:
+        return f"it is no JSON lines (an object a line); convert it (jq -c '.[]'), {others}"
+    keys, wanted = contents.keys(head), file.config.text_field
+    if keys and wanted not in keys:
+        named = ", ".join(map(repr, keys[:_NAMED]))
+        return f"its first records have no key {wanted!r}, but {named}; set text_field, {others}"
     return ""
 
 
-def _head(file: InputFile) -> bytes:
+def _not_packed(file: InputFile) -> str:
+    """Why a file is not compressed as its name says, or "": damaged data are told by the run."""
+    if file.compression is None:
+        return ""
+    with storage.open_binary(file.path, contents.HEAD_BYTES) as raw:
+        head = raw.read(contents.HEAD_BYTES)
+    found = contents.binary(head) or ("plain text" if contents.is_text(head) else "")
+    if not found or found.startswith(file.compression):
+        return ""
+    return f"it is {found}, not {file.compression} data as its name says; rename or exclude it"
+
+
+def first_bytes(file: InputFile) -> bytes:
     """The first bytes of a file, after decompression. Raises OSError, DamageError."""
     head = b""
     with storage.open_binary(file.path, contents.HEAD_BYTES) as raw:

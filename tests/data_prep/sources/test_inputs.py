@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import gzip
+import json
 import sysconfig
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import zstandard
 
@@ -123,6 +126,7 @@ def test_globs_inside_of_the_output_are_refused(tmp_path: Path) -> None:
 
 def test_a_directory_where_files_are_asked_for_is_told(tmp_path: Path) -> None:
     make(tmp_path, "a.tsv", "b.tsv/part-0", "b.tsv/_SUCCESS", "c.tsv/part-0", "d/x.txt")
+    (tmp_path / "empty.tsv").mkdir()
 
     def problem(*patterns: str) -> str:
         _, (found,) = find(tmp_path, f"[{{name: s, format: text, paths: {list(patterns)}}}]")
@@ -148,7 +152,8 @@ def test_a_directory_where_files_are_asked_for_is_told(tmp_path: Path) -> None:
 
 def test_suffixes_tell_tables_and_archives(tmp_path: Path) -> None:
     names = ("a.parquet", "b.warc", "c.warc.gz", "d.warc.wet.gz", "e.wet.zst", "f.warc.wat.gz")
-    make(tmp_path, *names)
+    for name in names:
+        (tmp_path / name).touch()
     files, problems = find(tmp_path, "[{name: s, paths: ['*']}]")
     assert problems == []
     assert [(file.format, file.compression) for file in files] == [
@@ -159,11 +164,30 @@ def test_suffixes_tell_tables_and_archives(tmp_path: Path) -> None:
         ("warc", "zstd"),
         ("warc", "gzip"),
     ]
-    make(tmp_path, "g.parquet.gz")
+    (tmp_path / "g.parquet.gz").write_bytes(gzip.compress(b"PAR1"))
     _, problems = find(tmp_path, "[{name: s, paths: ['*']}]")
     assert problems == [
         f"sources[0].paths: {tmp_path}/g.parquet.gz is a compressed parquet file; decompress it"
     ]
+
+
+@pytest.mark.parametrize("more", ["", ", format: parquet"])
+def test_parquet_named_by_the_compression_of_its_pages_is_parquet(
+    more: str, tmp_path: Path
+) -> None:
+    # As in pandas' documentation: df.to_parquet("df.parquet.gzip", compression="gzip").
+    for name, kind in (("a.parquet.gzip", "gzip"), ("b.parquet.snappy", "snappy")):
+        pq.write_table(pa.table({"text": [name] * 3}), tmp_path / name, compression=kind)
+    files, problems = find(tmp_path, f"[{{name: s, paths: ['*']{more}}}]")
+    assert problems == []
+    assert [(file.format, file.compression) for file in files] == [("parquet", None)] * 2
+    for file in files:
+        found = readers.survey(file, 1 << 20)
+        texts = [record.text for record in readers.records(file, found, (0, 1), found.size)]
+        assert texts == [file.relative] * 3
+    (tmp_path / "c.parquet.lz4").write_bytes(b"\x04\x22\x4d\x18")
+    _, (problem,) = find(tmp_path, f"[{{name: s, paths: ['c*']{more}}}]")
+    assert "*.lz4 files are not read; decompress" in problem or "it is lz4 data, not" in problem
 
 
 def test_members_of_a_group_are_in_natural_order_and_together(tmp_path: Path) -> None:
@@ -219,6 +243,25 @@ def problems_of(root: Path, name: str, data: bytes, more: str = "") -> list[str]
         ("a.parquet", b"PK\3\4", "it is a zip archive or office document, not parquet"),
         ("a", b"PAR1\x15\x04\x15", "it is a parquet table, not text"),
         ("a", b"WARC/1.0\r\nWARC-Type: x\r\n", "it is a WARC archive, not text"),
+        ("a.jsonl.gz", ROWS, "it is plain text, not gzip data as its name says; rename"),
+        ("a.jsonl.zst", gzip.compress(ROWS), "it is gzip data, not zstd data as its name says"),
+        ("a.warc.gz", b"WARC/1.0\r\n", "it is a WARC archive, not gzip data as its name says"),
+        ("a.log", b'{"content": "' + b"x" * 100_000, "it is JSON lines; set format: jsonl"),
+        ("a.log", b'{"content": "x"}', "it is JSON lines; set format: jsonl"),
+        (
+            "a.json",
+            b'{"content": "x", "url": "y"}\n' * 2,
+            "its first records have no key 'text', but 'content', 'url'; set text_field, set",
+        ),
+        ("a.json", b'{"content": "x"}', "its first records have no key 'text', but 'content';"),
+        ("a.html", b"<p>", "*.html files are no plain text; convert the texts"),
+        ("a.xml", b"<mediawiki>", "*.xml files are no plain text"),
+        ("a.ipynb", b'{\n "cells": []}', "*.ipynb files are no plain text"),
+        ("a.txt", b"{\\rtf1\\ansi a}", "it is an RTF document, not text"),
+        ("a.txt", b"%!PS-Adobe-3.0\n", "it is a PostScript document, not text"),
+        ("a.txt", "text".encode("utf-16-le"), "it is text in UTF-16-LE; convert it to UTF-8"),
+        ("a.txt", ("line\n" * 99).encode("utf-16-be"), "it is text in UTF-16-BE; convert it"),
+        ("a.txt", "Title: \u706f\u53f0".encode("iso2022_jp"), "it is text in ISO-2022-JP;"),
     ],
 )
 def test_what_a_file_holds_contradicts_how_it_would_be_read(
@@ -234,6 +277,7 @@ def test_json_lines_of_any_name_are_jsonl_and_what_is_set_goes_first(tmp_path: P
         ("a.json", ROWS),
         ("b.JSONLINES", ROWS),
         ("c.json", b'\xef\xbb\xbf{"text": "one"}'),
+        ("d.json", b'{"raw": "' + b"x" * 100_000 + b'", "text": "one"}\n'),
     ):
         assert problems_of(tmp_path, name, data) == []
         (tmp_path / name).write_bytes(data)
@@ -252,8 +296,17 @@ def test_json_lines_of_any_name_are_jsonl_and_what_is_set_goes_first(tmp_path: P
         ("g.txt", b"\xe9\xff"),
         ("h.jsonl", b"[1]\n"),
         ("i.json", b""),
+        ("j.txt", b"a\0b"),
+        ("k.txt", b"\x1b[1mbold\x1b$"),
+        ("l.txt", b"{a: 1}"),
+        # Damage, which is told record by record.
+        ("m.jsonl.gz", bytes(99)),
+        ("n.jsonl.gz", b"\xff" * 99),
     ):
         assert problems_of(tmp_path, name, data) == [], name
+    field = "\u0442\u0435\u043a\u0441\u0442"
+    row = json.dumps({field: "a"}, ensure_ascii=False).encode()
+    assert problems_of(tmp_path, "a.json", row, f", text_field: {field}") == []
 
 
 def test_files_of_one_suffix_are_one_problem(tmp_path: Path) -> None:
