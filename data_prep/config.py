@@ -194,7 +194,8 @@ class SourceConfig:
 
 
 def _wrong_url(pattern: str) -> list[str]:
-    if re.match(r"https?://.*[*\[]", pattern, re.DOTALL):
+    # The brackets of an IPv6 address are none, nor is what follows the path.
+    if re.match(r"https?://(\[[^/\]]*\])?+[^?#]*[*\[]", pattern, re.DOTALL):
         return ["the web cannot list files; give each URL, without wildcards"]
     return []
 

@@ -40,7 +40,7 @@ from data_prep.pipeline.workers import Workers
 from data_prep.pipeline.workspace import Work, WorkspaceError
 from data_prep.pipeline.writing import WriteParts, WriteShards
 from data_prep.sources import evaluation, inputs
-from data_prep.tokenizer import tokenizer
+from data_prep.tokenizer import contract, tokenizer
 from data_prep.tokenizer.contract import TokenizerError
 
 # Runs of spaces, line ends and tabs, with and without a space before the first word: a normaliser
@@ -105,7 +105,7 @@ def open_work(config: Config) -> Work:
     if not finished and (reason := durable.obstacle(output, directory=True)):
         problems.append(f"output: {reason}")
     if config.tokenizer.path and not model.is_file():
-        problems.append(f"tokenizer.path: {model} does not exist; prepare or copy it first")
+        problems.append(f"tokenizer.path: {_no_tokenizer(model)}")
     files = inputs.find(config, problems)
     evaluation = _evaluation(config, problems)
     if problems:
@@ -114,6 +114,14 @@ def open_work(config: Config) -> Work:
         check_lossless(model, config.tokenizer.eos_token)
         _check_end(config, model)
     return Work(output, files, evaluation, config.limit)
+
+
+def _no_tokenizer(model: Path) -> str:
+    """What to give instead of a path at which there is no file."""
+    if not model.is_dir():
+        return f"{model} does not exist; prepare or copy it first"
+    inside = next((model / name for name in contract.FILES if (model / name).is_file()), None)
+    return f"{model} is a directory; give the file in it{f', {inside}' if inside else ''}"
 
 
 def _evaluation(config: Config, problems: list[str]) -> dict[str, Path]:

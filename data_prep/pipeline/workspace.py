@@ -50,8 +50,10 @@ _COMPRESSED_PARTS = 8
 # Files are surveyed together up to this size or number, or 1 / _UNITS of the corpus.
 _SURVEY_BYTES = 4 << 20
 _SURVEY_FILES = 128
-_VERSION = 9
+_VERSION = 10
 _LOCK_SECONDS = 10.0
+# Files that are looked into for the keys of their records, where no document is left.
+_LOOKED_INTO = 16
 # Share of a crawl's bytes that is main text, about: of Common Crawl's pages some 3 in 100.
 _PAGE_TEXT = 1 / 32
 
@@ -422,6 +424,9 @@ def nothing_left(work: Work, read: int, reasons: Counter[str], more: str = "") -
     """Why there is no data set to make of `read` records, by the number of each reason."""
     if read:
         why = ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common(5))
+        if any(reason.endswith(" missing") for reason in reasons):
+            looked_into = map(readers.missing_field, work.files[:_LOOKED_INTO])
+            why += "".join([f"; {missing}" for missing in looked_into if missing][:1])
         return NothingLeftError(
             f"{work.output}: no document is left of {counted(read, 'record')}: {why}{more}"
         )

@@ -142,6 +142,36 @@ def matches(
         return list(pool.map(ask, patterns))
 
 
+def directory(root: str, pattern: str, excluded: Excluded) -> str:
+    """A directory that the local pattern matches, where it matches no file; empty: there is none.
+
+    Not one that is left out, or empty.
+    """
+    base, rest = anchored(root, pattern)
+    names, found = _names(rest), ""
+    if storage.is_url(base) or not _is_named(names):
+        return ""
+    if names == ("",):
+        return base if _kind(base) and not excluded.holds_all_below(base) else ""
+    for path, is_directory in _walk(base.rstrip("/"), {names}, excluded, (), None):
+        if not is_directory:
+            return ""
+        if not found and not excluded.holds_all_below(path) and _holds_files(path):
+            found = path
+    return found
+
+
+def spelled(root: str, pattern: str) -> str:
+    """How to give the first name with a wildcard where a file or directory is called so, or ""."""
+    base, rest = anchored(root, pattern)
+    name = rest.split("/")[0]
+    if storage.is_url(base) or fnmatch.fnmatchcase(name, name):
+        return ""
+    if not os.path.lexists(Path(base, name)):
+        return ""
+    return f"; give {glob.escape(name)!r} for the name {name!r}, which has the signs of a wildcard"
+
+
 def _names(pattern: str) -> Names:
     """The names of a glob; an empty last one asks for a directory, and so for no file."""
     *names, last = pattern.split("/")
@@ -205,11 +235,13 @@ def _local(base: str, names: Names, excluded: Excluded, output: _Place | None) -
             continue
         try:
             # One call per file: there may be very many.
-            status = storage.local_status(os.stat(path))  # noqa: PTH116
+            state = os.stat(path)  # noqa: PTH116
         except FileNotFoundError:
             # A dangling link is reported with its reason, not passed over.
-            status = Status(0, "")
-        found.append(Listed(path, path[len(base) + 1 :], status))
+            found.append(Listed(path, path[len(base) + 1 :], Status(0, "")))
+            continue
+        place = state.st_dev, state.st_ino
+        found.append(Listed(path, path[len(base) + 1 :], storage.local_status(state), place))
     return Found(found, directories)
 
 

@@ -89,10 +89,24 @@ def find(config: Config, problems: list[str]) -> list[InputFile]:
     Paths are in order of their characters; within a group in natural order: name by name, where
     runs of the digits 0-9 count as numbers.
     """
+    if wrong := _no_root(config):
+        problems.append(f"root: {wrong}; give the directory below which the sources lie")
+        return []
     files: list[InputFile] = []
     for index, source in enumerate(config.sources):
         files += _of_source(config, source, f"sources[{index}]", problems)
     return sorted(files, key=_place)
+
+
+def _no_root(config: Config) -> str:
+    """Why no file can be below `root`, or "", also where no path is."""
+    root = Path(config.root).expanduser()
+    paths = [path for source in config.sources for path in source.paths]
+    base = str(root.absolute())
+    is_below = any(globs.anchored(base, path)[0].startswith(base) for path in paths)
+    if storage.is_url(config.root) or root.is_dir() or not is_below:
+        return ""
+    return f"{root} is not a directory" if root.exists() else f"{root} does not exist"
 
 
 def groups(files: Sequence[InputFile]) -> list[range]:
@@ -122,10 +136,11 @@ def _of_source(
 ) -> list[InputFile]:
     excluded = globs.Excluded(config.root, source.exclude)
     problems += [f"{key}.exclude: {problem}" for problem in excluded.problems]
+    problems += _wrong_exclude(config, source, key, excluded)
     found = _matched(config, source, key, excluded, problems)
     unreadable = {path: wrong for path in found if (wrong := _unreadable(path))}
     problems += [f"{key}.paths: {wrong}" for wrong in unreadable.values()]
-    problems += _repeated(key, found)
+    problems += _repeated(key, found) + _linked(key, source, found)
     files = _tables([_input(source, listed) for listed in found.values()], unreadable)
     problems += _misfits(key, source, files)
     # To open a pipe would be to wait.
@@ -158,8 +173,30 @@ def _matched(
                 problems.append(f"{place}: {_is_directory(pattern, missed)}")
             elif not found.files:
                 base, rest = globs.anchored(config.root, pattern)
-                problems.append(f"{place}: no file matches {rest!r} below {base}")
+                hint = globs.spelled(config.root, pattern)
+                problems.append(f"{place}: no file matches {rest!r} below {base}{hint}")
     return matched
+
+
+def _wrong_exclude(
+    config: Config, source: SourceConfig, key: str, excluded: globs.Excluded
+) -> list[str]:
+    """Problems of globs that leave out nothing, though there is something of that name.
+
+    Others may find nothing: what they leave out need not be on every machine.
+    """
+    found = []
+    for index, pattern in enumerate(source.exclude):
+        place = f"{key}.exclude[{index}]"
+        try:
+            directory = globs.directory(config.root, pattern, excluded)
+        except OSError:
+            continue  # it may be left out because it cannot be read
+        if directory:
+            found.append(f"{place}: {_is_directory(pattern, [directory])}")
+        elif hint := globs.spelled(config.root, pattern):
+            found.append(f"{place}: {pattern!r} leaves out nothing{hint}")
+    return found
 
 
 def _in_output(config: Config, pattern: str) -> str:
@@ -322,9 +359,14 @@ def _misread_json(file: InputFile, head: bytes, is_lines: bool) -> str:
         return f"it is no JSON lines (an object a line); convert it (jq -c '.[]'), {others}"
     keys, wanted = contents.keys(head), file.config.text_field
     if keys and wanted not in keys:
-        named = ", ".join(map(repr, keys[:_NAMED]))
-        return f"its first records have no key {wanted!r}, but {named}; set text_field, {others}"
+        found = f"have no key {wanted!r}, but {listed(keys)}"
+        return f"its first records {found}; set text_field, {others}"
     return ""
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first few names of keys or columns, for a message."""
+    return ", ".join([*map(repr, names[:_NAMED]), *(["..."] if names[_NAMED:] else [])])
 
 
 def _not_packed(file: InputFile) -> str:
@@ -363,6 +405,25 @@ def _repeated(key: str, found: dict[str, Listed]) -> list[str]:
                 "glob from their common directory, or two sources"
             )
     return problems
+
+
+def _linked(key: str, source: SourceConfig, found: dict[str, Listed]) -> list[str]:
+    """A problem where links lead to files that are read already; the members of groups may."""
+    seen: dict[tuple[int, int], str] = {}
+    pairs = [
+        (other, path)
+        for path, listed in found.items()
+        if listed.place and (other := seen.setdefault(listed.place, path)) != path
+    ]
+    # Hard links have a path each: they are files of their own.
+    twice = [pair for pair in pairs if len({*map(os.path.realpath, pair)}) == 1]
+    if not twice or source.group_by != "file":
+        return []
+    (other, path), more = twice[0], f", as would {counted(len(twice) - 1, 'other')}"
+    return [
+        f"{key}.paths: {other} and {path} are one file, which would be read twice by way of a "
+        f"link{more * bool(twice[1:])}; exclude one path of each"
+    ]
 
 
 def _input(source: SourceConfig, listed: Listed) -> InputFile:

@@ -43,11 +43,15 @@ class Status:
 
 @dataclass(frozen=True)
 class Listed:
-    """A file that a pattern matches; `relative` is its path below the pattern's fixed part."""
+    """A file that a pattern matches; `relative` is its path below the pattern's fixed part.
+
+    `place` tells a local file from others, whatever its path: device and inode.
+    """
 
     path: str
     relative: str
     status: Status
+    place: tuple[int, int] | None = None
 
 
 def is_url(path: str | Path) -> bool:

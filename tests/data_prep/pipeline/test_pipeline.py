@@ -614,6 +614,17 @@ def test_an_input_that_changes_meanwhile_stops_the_run(corpus: Corpus, tmp_path:
     assert not (tmp_path / "set/manifest.json").exists()
 
 
+def test_a_tokenizer_that_is_a_directory_is_told(corpus: Corpus, tmp_path: Path) -> None:
+    def problem() -> str:
+        with pytest.raises(SettingsError) as raised:
+            pipeline.open_work(configured(corpus, tmp_path / "set", f"tokenizer.path={tmp_path}"))
+        return raised.value.problems[0]
+
+    assert problem() == f"tokenizer.path: {tmp_path} is a directory; give the file in it"
+    (tmp_path / "tokenizer.json").touch()
+    assert problem().endswith(f"; give the file in it, {tmp_path}/tokenizer.json")
+
+
 def touched(path: Path) -> None:
     """Give the file another modification time, an hour later."""
     at = path.stat().st_mtime_ns + 3600 * 10**9
@@ -694,7 +705,11 @@ ENGLISH = "The harbour lay calm in the morning light, and the ships came home fr
     ("source", "reasons"),
     [
         ("cleaning: {languages: [de]}", "3 dropped: language: en, 1 rejected: not an object"),
-        ("text_field: content", "3 rejected: text missing, 1 rejected: not an object"),
+        (
+            "text_field: content",
+            "3 rejected: text missing, 1 rejected: not an object; text_field is 'content', but "
+            "{root}/a.jsonl has 'text', 'url'",
+        ),
     ],
 )
 def test_where_no_document_is_left_to_train_on_the_reasons_are_told(
@@ -702,14 +717,16 @@ def test_where_no_document_is_left_to_train_on_the_reasons_are_told(
 ) -> None:
     # The last document has passages that are drawn one by one, and is counted once.
     texts = [ENGLISH, ENGLISH + " It rained.", (ENGLISH + " ") * 600]
-    lines = [json.dumps({"text": text}) for text in texts]
+    lines = [json.dumps({"text": text, "url": "u"}) for text in texts]
     (tmp_path / "a.jsonl").write_text("\n".join([*lines, "[]", ""]))
     (tmp_path / "c.yaml").write_text(
         f"root: {tmp_path}\noutput: {tmp_path / 'set'}\n"
         f"sources: [{{name: s, paths: [a.jsonl], {source}}}]\n"
     )
     assert cli.main(["run", str(tmp_path / "c.yaml"), *more]) == 2
-    told = f"{tmp_path / 'set'}: no document is left of 4 records: {reasons}\n"
+    told = (
+        f"{tmp_path / 'set'}: no document is left of 4 records: {reasons.format(root=tmp_path)}\n"
+    )
     assert capsys.readouterr().err.endswith(told)
 
 

@@ -150,6 +150,64 @@ def test_a_directory_where_files_are_asked_for_is_told(tmp_path: Path) -> None:
     assert wrong == [problem("d")]
 
 
+def test_globs_that_leave_out_nothing_of_their_name_are_told(tmp_path: Path) -> None:
+    make(tmp_path, "a.txt", "private/b.txt", "c[1]/d.txt", "e.txt", "in/private/f.txt")
+
+    def problems(*exclude: str) -> list[str]:
+        return find(tmp_path, f"[{{name: s, paths: ['**'], exclude: {list(exclude)}}}]")[1]
+
+    told = f"{tmp_path}/private is a directory; give 'private/**' for the files inside"
+    assert problems("a.txt", "private") == [f"sources[0].exclude[1]: {told}"]
+    assert problems("private/") == [f"sources[0].exclude[0]: {told}"]
+    (problem,) = problems("**/private")
+    assert problem.endswith("is a directory; give '**/private/**' for the files inside")
+    assert problems("c[1]/**") == [
+        "sources[0].exclude[0]: 'c[1]/**' leaves out nothing; give 'c[[]1]' for the name 'c[1]', "
+        "which has the signs of a wildcard"
+    ]
+    # Those that need not find anything, and a name that is left out by another.
+    assert problems("**/*.tmp", "none", "out/**", "private/**", "c[[]1]/*", "?.txt") == []
+    assert problems("private", "private/**") == []
+
+
+def test_a_name_with_the_signs_of_wildcards_is_told_how_to_give(tmp_path: Path) -> None:
+    make(tmp_path, "run[1]/x.txt", "a*b.txt")
+    for pattern in ("run[1]/x.txt", "run[1]/*.txt"):
+        _, (problem,) = find(tmp_path, f"[{{name: s, paths: ['{pattern}']}}]")
+        assert problem.startswith(f"sources[0].paths[0]: no file matches {pattern!r} below")
+        assert problem.endswith(
+            "; give 'run[[]1]' for the name 'run[1]', which has the signs of a wildcard"
+        )
+    files, problems = find(tmp_path, "[{name: s, paths: ['run[[]1]/*', 'a*b.txt']}]")
+    assert problems == [] and len(files) == 2
+
+
+def test_a_root_that_is_no_directory_is_told(tmp_path: Path) -> None:
+    make(tmp_path, "a.txt")
+    for name, wrong in (("none", "does not exist"), ("a.txt", "is not a directory")):
+        _, problems = find(tmp_path / name, "[{name: s, paths: ['*', 'x/*']}]")
+        expected = (
+            f"root: {tmp_path / name} {wrong}; give the directory below which the sources lie"
+        )
+        assert problems == [expected]
+        files, problems = find(tmp_path / name, f"[{{name: s, paths: ['{tmp_path}/*.txt']}}]")
+        assert problems == [] and len(files) == 1
+
+
+def test_a_file_that_links_lead_to_twice_is_told(tmp_path: Path) -> None:
+    make(tmp_path, "2024-01/a.txt", "2024-01/b.txt", "c.txt")
+    (tmp_path / "d.txt").hardlink_to(tmp_path / "c.txt")
+    assert find(tmp_path, "[{name: s, paths: ['**/*.txt']}]")[1] == []
+    (tmp_path / "latest").symlink_to("2024-01")
+    _, (problem,) = find(tmp_path, "[{name: s, paths: ['**/*.txt']}]")
+    assert problem == (
+        f"sources[0].paths: {tmp_path}/2024-01/a.txt and {tmp_path}/latest/a.txt are one file, "
+        "which would be read twice by way of a link, as would 1 other; exclude one path of each"
+    )
+    for more in (", exclude: ['latest/**']", ", group_by: top"):
+        assert find(tmp_path, f"[{{name: s, paths: ['**/*.txt']{more}}}]")[1] == []
+
+
 def test_suffixes_tell_tables_and_archives(tmp_path: Path) -> None:
     names = ("a.parquet", "b.warc", "c.warc.gz", "d.warc.wet.gz", "e.wet.zst", "f.warc.wat.gz")
     for name in names:

@@ -280,7 +280,8 @@ def test_a_remote_file_that_changes_stops_the_run(web: Web, tmp_path: Path) -> N
 
 def test_secrets_and_wildcards_are_refused_in_urls() -> None:
     wrong = ["https://me:word@h/a", "https://h/a?X-Amz-Signature=1", "https://h/*.jsonl"]
-    source = config.SourceConfig(name="s", paths=[*wrong, "https://h/a?download=true"])
+    right = ["https://h/a?download=true", "http://[::1]:9/x.jsonl", "http://h/a?list=[1]"]
+    source = config.SourceConfig(name="s", paths=[*wrong, *right])
     assert [problem[:30] for problem in source.problems()] == [
         "paths[0]: holds credentials, w",
         "paths[1]: holds credentials, w",
