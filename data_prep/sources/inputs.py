@@ -281,6 +281,11 @@ def _misfits(key: str, source: SourceConfig, files: list[InputFile]) -> list[str
             f"{key}.group_by: joins text files, and {others[0].path} is {others[0].format}; "
             "exclude such files, or leave group_by out"
         )
+    formats = sorted({file.format for file in files})
+    # Where the format is set, the configuration is refused by itself.
+    if source.format == "auto" and formats and not {"jsonl", "parquet"} & set(formats):
+        unused = source.unused_field(" and ".join(formats))
+        found += [f"{key}.{name}: {unused}" for name in source.changed_fields()]
     return found
 
 

@@ -159,7 +159,6 @@ def _system(url: str) -> tuple[Any, str]:
     """The file system, of this process, and the file's name in it."""
     import fsspec
 
-    options: dict[str, Any] = {}
     if urlsplit(url).scheme in _WEB:
         import aiohttp
 
@@ -167,9 +166,11 @@ def _system(url: str) -> tuple[Any, str]:
         # A .gz file stays compressed, whatever its headers say; proxies and ~/.netrc are used.
         plain = {"Accept-Encoding": "identity"}
         client = {"timeout": timeout, "headers": plain, "auto_decompress": False}
-        options["client_kwargs"] = client | {"trust_env": True}
+        options = client | {"trust_env": True}
+        # url_to_fs takes `::`, as of an IPv6 address, for a chain of file systems.
+        return fsspec.filesystem(urlsplit(url).scheme, client_kwargs=options), url
     try:
-        system, name = fsspec.core.url_to_fs(url, **options)
+        system, name = fsspec.core.url_to_fs(url)
     except ImportError as error:
         raise ValueError(str(error)) from None
     return system, name

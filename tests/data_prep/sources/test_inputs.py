@@ -367,6 +367,18 @@ def test_json_lines_of_any_name_are_jsonl_and_what_is_set_goes_first(tmp_path: P
     assert problems_of(tmp_path, "a.json", row, f", text_field: {field}") == []
 
 
+def test_a_key_is_refused_where_no_file_has_keys(tmp_path: Path) -> None:
+    make(tmp_path, "a.txt", "b.warc", "c.jsonl")
+    (tmp_path / "b.warc").write_bytes(b"WARC/1.0\r\n")
+    _, problems = find(tmp_path, "[{name: s, paths: ['a*', 'b*'], text_field: body}]")
+    assert problems == [
+        "sources[0].text_field: has no effect on text and warc, where no keys or columns are read; "
+        "leave it out"
+    ]
+    _, problems = find(tmp_path, "[{name: s, paths: ['a*', 'c*'], text_field: body}]")
+    assert problems == []
+
+
 def test_files_of_one_suffix_are_one_problem(tmp_path: Path) -> None:
     make(tmp_path, "d/a.csv", "d/b.csv", "e/c.CSV", "e/d.txt")
     _, problems = find(tmp_path, "[{name: s, paths: ['**/*']}]")

@@ -278,6 +278,15 @@ def test_a_remote_file_that_changes_stops_the_run(web: Web, tmp_path: Path) -> N
         pipeline.run(wanted)
 
 
+def test_two_colons_belong_to_a_url_of_the_web(web: Web) -> None:
+    # As in http://[::1]/x; fsspec divides other URLs there.
+    web.files["a::b.jsonl"] = lines(3, "row")
+    url = web.url("a::b.jsonl")
+    assert storage.page(url).relative == "a::b.jsonl"
+    with storage.open_binary(url) as raw:
+        assert raw.read() == lines(3, "row")
+
+
 def test_secrets_and_wildcards_are_refused_in_urls() -> None:
     wrong = ["https://me:word@h/a", "https://h/a?X-Amz-Signature=1", "https://h/*.jsonl"]
     right = ["https://h/a?download=true", "http://[::1]:9/x.jsonl", "http://h/a?list=[1]"]
