@@ -413,22 +413,26 @@ def _repeated(key: str, found: dict[str, Listed]) -> list[str]:
 
 
 def _linked(key: str, source: SourceConfig, found: dict[str, Listed]) -> list[str]:
-    """A problem where links lead to files that are read already; the members of groups may."""
+    """A problem where a directory is read twice, by way of a link; those of groups may be."""
     seen: dict[tuple[int, int], str] = {}
     pairs = [
         (other, path)
         for path, listed in found.items()
         if listed.place and (other := seen.setdefault(listed.place, path)) != path
     ]
-    # Hard links have a path each: they are files of their own.
-    twice = [pair for pair in pairs if len({*map(os.path.realpath, pair)}) == 1]
+    # A single file may have several names in a collection, such as a hard link or a link beside it.
+    twice = [pair for pair in pairs if _is_directory_twice(*map(os.path.dirname, pair))]
     if not twice or source.group_by != "file":
         return []
     (other, path), more = twice[0], f", as would {counted(len(twice) - 1, 'other')}"
     return [
-        f"{key}.paths: {other} and {path} are one file, which would be read twice by way of a "
-        f"link{more * bool(twice[1:])}; exclude one path of each"
+        f"{key}.paths: {other} and {path} are one file, which would be read twice by way of a link "
+        f"to a directory{more * bool(twice[1:])}; exclude the link"
     ]
+
+
+def _is_directory_twice(one: str, other: str) -> bool:
+    return one != other and os.path.realpath(one) == os.path.realpath(other)
 
 
 def _input(source: SourceConfig, listed: Listed) -> InputFile:

@@ -194,15 +194,18 @@ def test_a_root_that_is_no_directory_is_told(tmp_path: Path) -> None:
         assert problems == [] and len(files) == 1
 
 
-def test_a_file_that_links_lead_to_twice_is_told(tmp_path: Path) -> None:
+def test_a_directory_that_is_read_twice_by_a_link_is_told(tmp_path: Path) -> None:
     make(tmp_path, "2024-01/a.txt", "2024-01/b.txt", "c.txt")
     (tmp_path / "d.txt").hardlink_to(tmp_path / "c.txt")
+    (tmp_path / "e.txt").symlink_to("c.txt")
+    (tmp_path / "2024-01/c.txt").symlink_to("../c.txt")
     assert find(tmp_path, "[{name: s, paths: ['**/*.txt']}]")[1] == []
     (tmp_path / "latest").symlink_to("2024-01")
     _, (problem,) = find(tmp_path, "[{name: s, paths: ['**/*.txt']}]")
     assert problem == (
         f"sources[0].paths: {tmp_path}/2024-01/a.txt and {tmp_path}/latest/a.txt are one file, "
-        "which would be read twice by way of a link, as would 1 other; exclude one path of each"
+        "which would be read twice by way of a link to a directory, as would 2 others; exclude the "
+        "link"
     )
     for more in (", exclude: ['latest/**']", ", group_by: top"):
         assert find(tmp_path, f"[{{name: s, paths: ['**/*.txt']{more}}}]")[1] == []
