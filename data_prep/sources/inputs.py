@@ -296,9 +296,11 @@ def _contradictions(source: SourceConfig, files: list[InputFile]) -> list[str]:
         by_suffix.setdefault(_suffix(file), []).append(file)
     found = []
     for suffix, those in sorted(by_suffix.items()):
-        if wrong := _refused(source, suffix) or _contradicted(those):
+        if wrong := _refused(source, suffix):
             more = f" and {counted(len(those) - 1, 'other')}" if len(those) > 1 else ""
             found.append(f"{those[0].path}{more}: {wrong}")
+        elif wrong := _contradicted(those):
+            found.append(wrong)
     return found
 
 
@@ -325,11 +327,11 @@ def _refused(source: SourceConfig, suffix: str) -> str:
 
 
 def _contradicted(files: list[InputFile]) -> str:
-    """Why the contents of some of these files do not fit their format, or ""."""
+    """Which of some of these files holds what does not fit its format, and why, or ""."""
     most = _ASKED_FOR if storage.is_url(files[0].path) else _LOOKED_INTO
     for file in files[:: max(len(files) // most, 1)][:most]:
         if wrong := _misread(file):
-            return f"{wrong} (found in {file.path})" if file is not files[0] else wrong
+            return f"{file.path}: {wrong}"
     return ""
 
 

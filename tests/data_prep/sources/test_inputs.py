@@ -391,6 +391,15 @@ def test_files_of_one_suffix_are_one_problem(tmp_path: Path) -> None:
     assert problems == []
 
 
+def test_of_several_files_the_one_of_another_format_is_named(tmp_path: Path) -> None:
+    for name, data in (("a.txt", b"one"), ("b.txt", ROWS), ("c.txt", b"three")):
+        (tmp_path / name).write_bytes(data)
+    _, (problem,) = find(tmp_path, "[{name: s, paths: ['*']}]")
+    assert problem.startswith(f"sources[0].paths: {tmp_path}/b.txt: it is JSON lines; set format")
+    _, (problem,) = find(tmp_path, "[{name: s, paths: ['b*', 'c*']}]")
+    assert problem.startswith(f"sources[0].paths: {tmp_path}/b.txt: it is JSON lines; set format")
+
+
 def test_a_text_that_was_not_looked_into_is_rejected_where_it_is_read(tmp_path: Path) -> None:
     for number in range(200):
         (tmp_path / f"{number:03}.txt").write_bytes(b"text")
