@@ -69,6 +69,10 @@ class CleaningConfig:
         ]
         if self.max_words and "gopher_quality" not in self.rules:
             found.append("max_words: has no effect without gopher_quality; add it to rules")
+        if self.ngram != CleaningConfig.ngram and not self.decontaminate:
+            found.append("ngram: has no effect without decontaminate; give evaluation files")
+        if self.language_score != CleaningConfig.language_score and not self.languages:
+            found.append("language_score: has no effect without languages; give their codes")
         return found
 
 
@@ -81,6 +85,19 @@ class DuplicatesConfig:
     ngram: int = setting(5, "words of an n-gram for MinHash", low=1)
     buckets: int = setting(20, "buckets, in one of which similar documents must match", low=1)
     rows: int = setting(5, "hashes that must be equal for documents to match in a bucket", low=1)
+
+    def problems(self) -> list[str]:
+        """Settings that would have no effect."""
+        changed = [
+            name
+            for name in ("ngram", "buckets", "rows")
+            if getattr(self, name) != getattr(DuplicatesConfig, name)
+        ]
+        return [
+            f"{name}: has no effect without near; set near: true, or leave it out"
+            for name in changed
+            if not self.near
+        ]
 
     @property
     def wanted(self) -> bool:
@@ -159,7 +176,19 @@ class SourceConfig:
             found.append(f"group_by: joins text files, but format is {self.format}; leave it out")
         if self.group_by == "file" and self.group_separator != _SEPARATOR:
             found.append("group_separator: has no effect while group_by is file; leave it out")
+        if self.format in ("text", "warc"):
+            found += [f"{name}: {self.unused_field(self.format)}" for name in self.changed_fields()]
         return found + self._pair_problems()
+
+    def changed_fields(self) -> list[str]:
+        """The settings of keys and columns that are not the default."""
+        names = ("text_field", "id_field")
+        return [name for name in names if getattr(self, name) != getattr(SourceConfig, name)]
+
+    @staticmethod
+    def unused_field(format: str) -> str:
+        """Why a key or column is not looked for in files of this format."""
+        return f"has no effect on {format}, where no keys or columns are read; leave it out"
 
     @property
     def has_pairs(self) -> bool:
@@ -194,7 +223,8 @@ class SourceConfig:
 
 
 def _wrong_url(pattern: str) -> list[str]:
-    if re.match(r"https?://.*[*\[]", pattern, re.DOTALL):
+    # The brackets of an IPv6 address are none, nor is what follows the path.
+    if re.match(r"https?://(\[[^/\]]*\])?+[^?#]*[*\[]", pattern, re.DOTALL):
         return ["the web cannot list files; give each URL, without wildcards"]
     return []
 

@@ -26,7 +26,7 @@ from data_prep.dataset import durable, shards
 from data_prep.dataset.settings import SettingsError
 from data_prep.dataset.shards import InputInfo, Manifest, ShardInfo, TokenizerInfo
 from data_prep.dataset.wording import counted
-from data_prep.pipeline import duplicates, order, table, workspace, writing
+from data_prep.pipeline import duplicates, order, table, unchanged, workspace, writing
 from data_prep.pipeline.ngrams import hashes_of_record, words
 from data_prep.pipeline.stages import (
     DrawSample,
@@ -41,7 +41,7 @@ from data_prep.pipeline.workers import Workers
 from data_prep.pipeline.workspace import Work, WorkspaceError
 from data_prep.pipeline.writing import WriteParts, WriteShards
 from data_prep.sources import evaluation, inputs
-from data_prep.tokenizer import tokenizer
+from data_prep.tokenizer import contract, tokenizer
 from data_prep.tokenizer.contract import TokenizerError
 
 # Runs of spaces, line ends and tabs, with and without a space before the first word: a normaliser
@@ -76,6 +76,8 @@ def run(config: Config, part: Literal["all", "shards"] = "all") -> Outcome:
         _run(config, work, stages(config))
 
     manifest, already = workspace.make_once(work, lambda: finished(config, work), make)
+    if already:
+        unchanged.renew(work)
     return Outcome(manifest, 0.0 if already else time.monotonic() - started, already)
 
 
@@ -104,7 +106,7 @@ def open_work(config: Config) -> Work:
     if not finished and (reason := durable.obstacle(output, directory=True)):
         problems.append(f"output: {reason}")
     if config.tokenizer.path and not model.is_file():
-        problems.append(f"tokenizer.path: {model} does not exist; prepare or copy it first")
+        problems.append(f"tokenizer.path: {_no_tokenizer(model)}")
     files = inputs.find(config, problems)
     evaluation = _evaluation(config, problems)
     if problems:
@@ -113,6 +115,14 @@ def open_work(config: Config) -> Work:
         check_lossless(model, config.tokenizer.eos_token)
         _check_end(config, model)
     return Work(output, files, evaluation, config.limit)
+
+
+def _no_tokenizer(model: Path) -> str:
+    """What to give instead of a path at which there is no file."""
+    if not model.is_dir():
+        return f"{model} does not exist; prepare or copy it first"
+    inside = next((model / name for name in contract.FILES if (model / name).is_file()), None)
+    return f"{model} is a directory; give the file in it{f', {inside}' if inside else ''}"
 
 
 def _evaluation(config: Config, problems: list[str]) -> dict[str, Path]:
@@ -167,11 +177,7 @@ def finished(config: Config, work: Work) -> Manifest | None:
     manifest = workspace.finished(work.output, config)
     if manifest is None:
         return None
-    now = {file.name: file.listed.bytes for file in work.files}
-    now |= {name: path.stat().st_size for name, path in work.evaluation.items()}
-    then = {file.path: file.bytes for file in manifest.inputs}
-    changed = sorted(name for name in now.keys() | then.keys() if now.get(name) != then.get(name))
-    if changed:
+    if changed := unchanged.changed(work, manifest):
         others = f" and {counted(len(changed) - 1, 'other')} differ" if changed[1:] else " differs"
         raise WorkspaceError(
             f"{work.output}: was made from other input files: {changed[0]}{others}; give another "
@@ -271,6 +277,7 @@ class WriteManifest(Stage):
             prompt_tokens=ordered["prompt_tokens"],
         )
         assert manifest.documents == ordered["documents"]
+        unchanged.write(self.work)
         shards.write_manifest(self.work.output, manifest)
 
 

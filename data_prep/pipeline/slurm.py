@@ -23,7 +23,7 @@ from datatrove.utils.logging import logger
 from data_prep.config import Config
 from data_prep.dataset import durable
 from data_prep.dataset.settings import SettingsError
-from data_prep.pipeline import pipeline, workspace
+from data_prep.pipeline import pipeline, unchanged, workspace
 from data_prep.pipeline.stages import Stage
 from data_prep.pipeline.workspace import Work
 
@@ -69,6 +69,7 @@ def submit(config: Config) -> dict[str, str]:
     with workspace.locked(work):
         if pipeline.finished(config, work) is not None:
             workspace.clear(work)
+            unchanged.renew(work)
             return {}
         workspace.begin(work, config)
         return _launch(config, work)

@@ -120,6 +120,10 @@ class DrawSample(Stage):
     name = "sample"
     label = "drawing the sample"
 
+    def check(self) -> None:
+        """Raise InputChangedError where inputs changed."""
+        workspace.check_inputs(self.work)
+
     def do(self, unit: int) -> Any:
         found = Sample(Lowest(self.config.tokenizer.sample_bytes))
         for file, record in self.work.records(unit):

@@ -16,7 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -29,7 +29,7 @@ from data_prep.dataset.settings import MistakeError
 from data_prep.dataset.shards import Manifest
 from data_prep.dataset.wording import counted
 from data_prep.pipeline.table import Tables
-from data_prep.sources import inputs, readers
+from data_prep.sources import inputs, readers, storage
 from data_prep.sources.documents import LongDocument, RawDocument, Reject, Survey
 from data_prep.sources.inputs import InputChangedError, InputFile
 from data_prep.tokenizer import tokenizer
@@ -52,6 +52,8 @@ _SURVEY_BYTES = 4 << 20
 _SURVEY_FILES = 128
 _VERSION = 10
 _LOCK_SECONDS = 10.0
+# Files that are looked into for the keys of their records, where no document is left.
+_LOOKED_INTO = 16
 # Share of a crawl's bytes that is main text, about: of Common Crawl's pages some 3 in 100.
 _PAGE_TEXT = 1 / 32
 
@@ -398,16 +400,33 @@ def _refuse_other(output: Path, config: Config, theirs: dict[str, Any]) -> None:
 
 
 def check_inputs(work: Work) -> None:
-    """Raise InputChangedError unless every file was surveyed as it was listed by this run."""
-    for file, found in zip(work.files, work.surveys, strict=True):
-        if file.listed != found.status:
-            raise InputChangedError(file.path)
+    """Raise InputChangedError unless every file that this run lists holds what was surveyed.
+
+    One of another status, such as a restored one, is hashed; its survey takes the new status.
+    """
+    for unit, members in enumerate(work.survey_units):
+        then = [work.surveys[index] for index in members]
+        now = [_unchanged(work.files[index], work.surveys[index]) for index in members]
+        if now != then:
+            work.finish("survey", unit, [asdict(found) for found in now])
+    vars(work).pop("surveys")  # they are read anew
+
+
+def _unchanged(file: InputFile, found: Survey) -> Survey:
+    if file.listed == found.status:
+        return found
+    if file.listed.bytes != found.bytes or storage.sha256_of(file.path) != found.sha256:
+        raise InputChangedError(file.path)
+    return replace(found, version=file.listed.version)
 
 
 def nothing_left(work: Work, read: int, reasons: Counter[str], more: str = "") -> NothingLeftError:
     """Why there is no data set to make of `read` records, by the number of each reason."""
     if read:
         why = ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common(5))
+        if any(reason.endswith(" missing") for reason in reasons):
+            looked_into = map(readers.missing_field, work.files[:_LOOKED_INTO])
+            why += "".join([f"; {missing}" for missing in looked_into if missing][:1])
         return NothingLeftError(
             f"{work.output}: no document is left of {counted(read, 'record')}: {why}{more}"
         )

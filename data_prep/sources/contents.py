@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import codecs
 import re
 
 from data_prep.dataset.parsing import json_value
@@ -35,7 +35,16 @@ _BINARY = (
     (rb"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "an office document"),
     (rb"WARC/\d\.\d+\r?\n", "a WARC archive"),
     (rb"filedesc://", "an ARC archive"),
+    (rb"\{\\rtf\d", "an RTF document"),
+    (rb"%!PS", "a PostScript document"),
+    # ASCII up to where it goes to Japanese; letters of which every second byte is NUL.
+    (rb"[\t-\r -~]*+\x1b\$[@B]", "text in ISO-2022-JP"),
+    (rb"(?:[^\0]\0){16}|(?:[^\0]\0){2,15}\Z", "text in UTF-16-LE"),
+    (rb"(?:\0[^\0]){16}|(?:\0[^\0]){2,15}\Z", "text in UTF-16-BE"),
 )
+_OBJECT = re.compile(rb'\s*\{\s*"(?:[^"\\]|\\.)*+"\s*:')
+# Lines of JSON that are looked into.
+_FEW = 4
 _KINDS = [(re.compile(pattern, re.DOTALL), name) for pattern, name in _BINARY]
 
 _UNPACK, _CONVERT = "unpack", "convert the texts to jsonl or parquet"
@@ -52,6 +61,7 @@ TABLES = {
     **dict.fromkeys((".xls", ".xlsx", ".ods", ".sqlite", ".db", ".h5", ".hdf5"), _CONVERT),
     **dict.fromkeys((".npy", ".npz", ".pkl", ".pickle", ".pt", ".safetensors"), _CONVERT),
     **dict.fromkeys((".pdf", ".doc", ".docx", ".odt", ".epub", ".mobi", ".djvu"), _CONVERT),
+    **dict.fromkeys((".html", ".htm", ".xhtml", ".xml", ".rtf", ".ps", ".eps", ".ipynb"), _CONVERT),
 }
 """The same, of suffixes that are no plain text, unless a configuration says that they are."""
 
@@ -61,19 +71,34 @@ def binary(head: bytes) -> str:
     return next((name for pattern, name in _KINDS if pattern.match(head)), "")
 
 
-def is_json_lines(head: bytes, text_field: str) -> bool:
-    """Whether the beginning of a file is JSON objects, one a line; of a single one, with a text."""
-    first, *rest = [
-        line for line in head.removeprefix(b"\xef\xbb\xbf").split(b"\n") if line.strip()
-    ] or [b""]
-    if not first.lstrip().startswith(b"{"):
+def is_text(head: bytes) -> bool:
+    """Whether the beginning of a file is text in UTF-8, as far as it goes; no text has NULs."""
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(head)
+    except UnicodeDecodeError:
         return False
+    return bool(head) and b"\0" not in head
+
+
+def is_json_lines(head: bytes) -> bool:
+    """Whether the beginning of a file is JSON objects, one a line, or a single one."""
+    first, *rest = _lines(head) or [b""]
     if not rest:
         # Whole, or as far as the head reaches.
-        return bool(re.match(rb'\s*\{\s*"', first)) and json.dumps(text_field).encode() in first
+        return bool(_OBJECT.match(first))
     # The last line may be cut.
-    whole = [first, *rest[: max(len(rest) - 1, 1)]][:4] if len(rest) > 1 else [first]
+    whole = [first, *rest[: max(len(rest) - 1, 1)]][:_FEW] if len(rest) > 1 else [first]
     return all(isinstance(_value(line), dict) for line in whole) and rest[0].lstrip()[:1] == b"{"
+
+
+def keys(head: bytes) -> list[str]:
+    """The keys of the first few objects of JSON lines that are whole; none where none is."""
+    objects = (value for line in _lines(head)[:_FEW] if isinstance(value := _value(line), dict))
+    return [*dict.fromkeys(key for found in objects for key in found)]
+
+
+def _lines(head: bytes) -> list[bytes]:
+    return [line for line in head.removeprefix(b"\xef\xbb\xbf").split(b"\n") if line.strip()]
 
 
 def _value(line: bytes) -> object:

@@ -253,9 +253,10 @@ def _record(
 def _check_text(file: InputFile, data: bytes) -> None:
     """Raise BadRecordError where a text file is plainly one of another format."""
     if found := contents.binary(data[: contents.HEAD_BYTES]):
-        raise BadRecordError(compression.UNSUPPORTED, f"it is {found}, not text")
+        right = "in UTF-8" if found.startswith("text in ") else "text"
+        raise BadRecordError(compression.UNSUPPORTED, f"it is {found}, not {right}")
     is_sure = file.config.format == "text" or file.config.group_by != "file"
-    if not is_sure and contents.is_json_lines(data[: contents.HEAD_BYTES], file.config.text_field):
+    if not is_sure and contents.is_json_lines(data[: contents.HEAD_BYTES]):
         detail = "it is JSON lines; set format: jsonl, or format: text to take it as text"
         raise BadRecordError(compression.UNSUPPORTED, detail)
 

@@ -15,6 +15,7 @@ import stat
 import sysconfig
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from data_prep.sources import storage
@@ -26,6 +27,20 @@ _Place = tuple[int, int]
 _STDLIB = "{stdlib}/"
 # Servers that are asked about files at once.
 _ASKED = 16
+# What remains of a pattern that a directory's name matches: it may end in a slash.
+_ENDS: set[Names] = {(), ("",)}
+
+
+@dataclass(frozen=True)
+class Found:
+    """The files that a pattern matches, and the directories, in which it takes nothing.
+
+    Of a pattern that ends in `*`, `**` or `*.*` directories are not meant, and not told; nor is an
+    empty one.
+    """
+
+    files: list[Listed] = field(default_factory=list)
+    directories: list[str] = field(default_factory=list)
 
 
 def anchored(root: str, pattern: str) -> tuple[str, str]:
@@ -70,7 +85,9 @@ class Excluded:
         self._urls: set[str] = set()
         answers = matches(root, urls, self)
         self.problems = [answer for answer in answers if isinstance(answer, str)]
-        self._urls = {one.path for found in answers if isinstance(found, list) for one in found}
+        self._urls = {
+            one.path for found in answers if isinstance(found, Found) for one in found.files
+        }
 
     def holds(self, path: str) -> bool:
         """Whether the file is left out."""
@@ -93,19 +110,28 @@ class Excluded:
         return self._left[directory]
 
 
-def matches(root: str, patterns: Sequence[str], excluded: Excluded) -> list[list[Listed] | str]:
-    """The files that each pattern matches and `excluded` does not hold, or why they are unknown.
+def matches(
+    root: str, patterns: Sequence[str], excluded: Excluded, output: str = ""
+) -> list[Found | str]:
+    """What each pattern matches and `excluded` does not hold, or why that is unknown.
 
-    Directories that are left out as a whole are not read.
+    Directories that are left out as a whole are not read, and nothing is found in `output`,
+    whatever a run has left there.
     """
+    own = _place(os.path.realpath(Path(output).expanduser())) if output else None
 
-    def ask(pattern: str) -> list[Listed] | str:
+    def ask(pattern: str) -> Found | str:
         base, rest = anchored(root, pattern)
         try:
             if not storage.is_url(base):
-                return _local(base.rstrip("/"), _names(rest), excluded)
-            found = [storage.page(base + rest)] if storage.is_web(base) else _remote(base, rest)
-            return [one for one in found if not excluded.holds(one.path)]
+                return _local(base.rstrip("/"), _names(rest), excluded, own)
+            if storage.is_web(base):
+                found = Found([storage.page(base + rest)])
+            else:
+                found = _remote(base, rest)
+            return Found(
+                [one for one in found.files if not excluded.holds(one.path)], found.directories
+            )
         except OSError as error:
             remedy = "" if storage.is_url(base) else "; repair it, make it readable, or exclude it"
             return f"{error.filename or base}: {error.strerror or error}{remedy}"
@@ -114,6 +140,36 @@ def matches(root: str, patterns: Sequence[str], excluded: Excluded) -> list[list
 
     with ThreadPoolExecutor(_ASKED) as pool:
         return list(pool.map(ask, patterns))
+
+
+def directory(root: str, pattern: str, excluded: Excluded) -> str:
+    """A directory that the local pattern matches, where it matches no file; empty: there is none.
+
+    Not one that is left out, or empty.
+    """
+    base, rest = anchored(root, pattern)
+    names, found = _names(rest), ""
+    if storage.is_url(base) or not _is_named(names):
+        return ""
+    if names == ("",):
+        return base if _kind(base) and not excluded.holds_all_below(base) else ""
+    for path, is_directory in _walk(base.rstrip("/"), {names}, excluded, (), None):
+        if not is_directory:
+            return ""
+        if not found and not excluded.holds_all_below(path) and _holds_files(path):
+            found = path
+    return found
+
+
+def spelled(root: str, pattern: str) -> str:
+    """How to give the first name with a wildcard where a file or directory is called so, or ""."""
+    base, rest = anchored(root, pattern)
+    name = rest.split("/")[0]
+    if storage.is_url(base) or fnmatch.fnmatchcase(name, name):
+        return ""
+    if not os.path.lexists(Path(base, name)):
+        return ""
+    return f"; give {glob.escape(name)!r} for the name {name!r}, which has the signs of a wildcard"
 
 
 def _names(pattern: str) -> Names:
@@ -136,48 +192,75 @@ def _after(name: str, pattern: Names) -> set[Names]:
     return {*left, pattern} if rest else {(), pattern}
 
 
-def _remote(base: str, pattern: str) -> list[Listed]:
-    """The files below a URL that match the pattern. Raises as `storage.entries` does."""
-    found, open_ = [], [(base, "", {_names(pattern)})]
+def _remote(base: str, pattern: str) -> Found:
+    """What matches the pattern below a URL. Raises as `storage.entries` does."""
+    if not pattern:
+        return Found([], [base.rstrip("/")] if storage.entries(base) else [])
+    found, directories, open_ = list[Listed](), list[str](), [(base, "", {_names(pattern)})]
     while open_:
         url, relative, left = open_.pop()
         crosses = any(names[0] == "**" for names in left)
         for path, name, status in storage.entries(url, below=crosses):
-            *directories, last = name.split("/")
             after = left
-            for step in [*directories, last]:
+            for step in name.split("/"):
                 after = {rest for names in after for rest in _after(step, names)}
             if status is not None and () in after:
                 found.append(Listed(path, relative + name, status))
-            elif status is None and after - {()}:
-                open_.append((path, f"{relative}{name}/", after - {()}))
-    return sorted(found, key=lambda one: one.path)
+            elif status is None:
+                if after & _ENDS:
+                    directories.append(path)
+                if after - {()}:
+                    open_.append((path, f"{relative}{name}/", after - {()}))
+    found.sort(key=lambda one: one.path)
+    return Found(found, sorted(directories) if _is_named(_names(pattern)) else [])
 
 
-def _local(base: str, names: Names, excluded: Excluded) -> list[Listed]:
+def _is_named(names: Names) -> bool:
+    """Whether a directory that matches was meant: the last name is more than `*`, `**`, `*.*`."""
+    return bool(next((name for name in reversed(names) if name), "/").strip("*."))
+
+
+def _local(base: str, names: Names, excluded: Excluded, output: _Place | None) -> Found:
     # Patterns for hidden names may match some that no `**` leaves out.
     pruned = None if any(name.startswith(".") for name in names) else excluded
-    found = []
-    for path in sorted(_walk(base, {names}, pruned, ())):
+    found, directories, is_named = list[Listed](), list[str](), _is_named(names)
+    if names == ("",) and _kind(base) and _holds_files(base):
+        directories.append(base)
+    for path, is_directory in sorted(_walk(base, {names}, pruned, (), output)):
         if excluded.holds(path):
+            continue
+        if is_directory:
+            if is_named and not excluded.holds_all_below(path) and _holds_files(path):
+                directories.append(path)
             continue
         try:
             # One call per file: there may be very many.
-            status = storage.local_status(os.stat(path))  # noqa: PTH116
+            state = os.stat(path)  # noqa: PTH116
         except FileNotFoundError:
             # A dangling link is reported with its reason, not passed over.
-            status = Status(0, "")
-        found.append(Listed(path, path[len(base) + 1 :], status))
-    return found
+            found.append(Listed(path, path[len(base) + 1 :], Status(0, "")))
+            continue
+        place = state.st_dev, state.st_ino
+        found.append(Listed(path, path[len(base) + 1 :], storage.local_status(state), place))
+    return Found(found, directories)
+
+
+def _holds_files(directory: str) -> bool:
+    return any(files for _, _, files in os.walk(directory))
 
 
 def _walk(
-    directory: str, left: set[Names], pruned: Excluded | None, above: tuple[_Place, ...]
-) -> Iterator[str]:
-    """What is no directory and matches one of `left`, except in directories that are left out.
+    directory: str,
+    left: set[Names],
+    pruned: Excluded | None,
+    above: tuple[_Place, ...],
+    output: _Place | None,
+) -> Iterator[tuple[str, bool]]:
+    """What matches one of `left` and whether it is a directory, except in those left out.
 
     glob itself would walk through all that is left out, and look for files in each file. `above`
-    are the directories on the way: `**` does not follow a link back to one of them.
+    are the directories on the way: `**` does not follow a link back to one of them. `output` is
+    not entered.
     """
     if pruned and pruned.holds_all_below(directory):
         return
@@ -186,14 +269,18 @@ def _walk(
         path = f"{directory}/{name}"
         after = {rest for names in left for rest in _after(name, names)}
         if not is_directory and () in after:
-            yield path
-        elif is_directory and after - {()}:
-            if _place(path) in way:
+            yield path, False
+        elif is_directory and after:
+            if (place := _place(path)) and place == output:
+                continue
+            if after & _ENDS:
+                yield path, True
+            if place in way:
                 after = {
                     rest for names in left if names[:1] != ("**",) for rest in _after(name, names)
                 }
             if after - {()}:
-                yield from _walk(path, after - {()}, pruned, way)
+                yield from _walk(path, after - {()}, pruned, way, output)
 
 
 def _place(directory: str) -> _Place | None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import bisect
 import itertools
 import os
 import re
 import stat
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -16,6 +17,7 @@ from data_prep.dataset.settings import MistakeError
 from data_prep.dataset.wording import counted
 from data_prep.sources import compression, contents, globs, storage
 from data_prep.sources.compression import Compression, DamageError
+from data_prep.sources.globs import Found
 from data_prep.sources.storage import Listed, Status
 
 Format = Literal["text", "jsonl", "parquet", "warc"]
@@ -33,6 +35,10 @@ _FORMATS: dict[str, Format] = {
 }
 # Files of each suffix that are looked into before the run, locally and from a server.
 _LOOKED_INTO, _ASKED_FOR = 16, 3
+# How a parquet file begins.
+_PARQUET = b"PAR1"
+# Keys of a record that a message names.
+_NAMED = 8
 
 
 @dataclass(frozen=True)
@@ -83,10 +89,24 @@ def find(config: Config, problems: list[str]) -> list[InputFile]:
     Paths are in order of their characters; within a group in natural order: name by name, where
     runs of the digits 0-9 count as numbers.
     """
+    if wrong := _no_root(config):
+        problems.append(f"root: {wrong}; give the directory below which the sources lie")
+        return []
     files: list[InputFile] = []
     for index, source in enumerate(config.sources):
         files += _of_source(config, source, f"sources[{index}]", problems)
     return sorted(files, key=_place)
+
+
+def _no_root(config: Config) -> str:
+    """Why no file can be below `root`, or "", also where no path is."""
+    root = Path(config.root).expanduser()
+    paths = [path for source in config.sources for path in source.paths]
+    base = str(root.absolute())
+    is_below = any(globs.anchored(base, path)[0].startswith(base) for path in paths)
+    if storage.is_url(config.root) or root.is_dir() or not is_below:
+        return ""
+    return f"{root} is not a directory" if root.exists() else f"{root} does not exist"
 
 
 def groups(files: Sequence[InputFile]) -> list[range]:
@@ -116,30 +136,89 @@ def _of_source(
 ) -> list[InputFile]:
     excluded = globs.Excluded(config.root, source.exclude)
     problems += [f"{key}.exclude: {problem}" for problem in excluded.problems]
-    found: dict[str, Listed] = {}
-    for index, matched in enumerate(globs.matches(config.root, source.paths, excluded)):
-        place = f"{key}.paths[{index}]"
-        if isinstance(matched, str):
-            problems.append(f"{place}: {matched}")
-            continue
-        if not matched:
-            base, rest = globs.anchored(config.root, source.paths[index])
-            problems.append(f"{place}: no file matches {rest!r} below {base}")
-        for one in matched:
-            found.setdefault(one.path, one)
-    output = os.path.realpath(config.output).rstrip("/") + "/"
-    inside = [path for path in found if path.startswith(output)]
-    if inside:
-        problems.append(f"{key}.paths: matches {inside[0]}, which is in the output directory")
+    problems += _wrong_exclude(config, source, key, excluded)
+    found = _matched(config, source, key, excluded, problems)
     unreadable = {path: wrong for path in found if (wrong := _unreadable(path))}
     problems += [f"{key}.paths: {wrong}" for wrong in unreadable.values()]
-    problems += _repeated(key, found)
-    files = [_input(source, listed) for listed in found.values()]
+    problems += _repeated(key, found) + _linked(key, source, found)
+    files = _tables([_input(source, listed) for listed in found.values()], unreadable)
     problems += _misfits(key, source, files)
     # To open a pipe would be to wait.
     sound = [file for file in files if file.path not in unreadable]
     problems += [f"{key}.paths: {wrong}" for wrong in _contradictions(source, sound)]
     return files
+
+
+def _matched(
+    config: Config, source: SourceConfig, key: str, excluded: globs.Excluded, problems: list[str]
+) -> dict[str, Listed]:
+    """The files that the source's globs match, by path; adds to `problems` what is wrong."""
+    answers = globs.matches(config.root, source.paths, excluded, config.output)
+    matched = {
+        one.path: one for found in answers if isinstance(found, Found) for one in found.files
+    }
+    paths = sorted(matched)
+    for index, (pattern, found) in enumerate(zip(source.paths, answers, strict=True)):
+        place = f"{key}.paths[{index}]"
+        if inside := _in_output(config, pattern):
+            problems.append(f"{place}: {inside}")
+        elif isinstance(found, str):
+            problems.append(f"{place}: {found}")
+        else:
+            # What is in a directory may be found by another pattern.
+            missed = [
+                path for path in found.directories if not found.files or _is_empty(path, paths)
+            ]
+            if missed:
+                problems.append(f"{place}: {_is_directory(pattern, missed)}")
+            elif not found.files:
+                base, rest = globs.anchored(config.root, pattern)
+                hint = globs.spelled(config.root, pattern)
+                problems.append(f"{place}: no file matches {rest!r} below {base}{hint}")
+    return matched
+
+
+def _wrong_exclude(
+    config: Config, source: SourceConfig, key: str, excluded: globs.Excluded
+) -> list[str]:
+    """Problems of globs that leave out nothing, though there is something of that name.
+
+    Others may find nothing: what they leave out need not be on every machine.
+    """
+    found = []
+    for index, pattern in enumerate(source.exclude):
+        place = f"{key}.exclude[{index}]"
+        try:
+            directory = globs.directory(config.root, pattern, excluded)
+        except OSError:
+            continue  # it may be left out because it cannot be read
+        if directory:
+            found.append(f"{place}: {_is_directory(pattern, [directory])}")
+        elif hint := globs.spelled(config.root, pattern):
+            found.append(f"{place}: {pattern!r} leaves out nothing{hint}")
+    return found
+
+
+def _in_output(config: Config, pattern: str) -> str:
+    """Why a glob cannot lie where the data set is written, or ""."""
+    base, _ = globs.anchored(config.root, pattern)
+    output = os.path.realpath(Path(config.output).expanduser())
+    if storage.is_url(base) or not Path(os.path.realpath(base)).is_relative_to(output):
+        return ""
+    return f"{base} is in the output directory; give files outside of it, or another output"
+
+
+def _is_empty(directory: str, paths: list[str]) -> bool:
+    """Whether none of the sorted paths lies in the directory."""
+    first = bisect.bisect_left(paths, f"{directory}/")
+    return not (first < len(paths) and paths[first].startswith(f"{directory}/"))
+
+
+def _is_directory(pattern: str, directories: list[str]) -> str:
+    """What to give instead of a pattern that matches directories."""
+    others = f" and {counted(len(directories) - 1, 'other')} are directories"
+    told = others if directories[1:] else " is a directory"
+    return f"{directories[0]}{told}; give {pattern.rstrip('/') + '/**'!r} for the files inside"
 
 
 def _unreadable(path: str) -> str:
@@ -160,6 +239,35 @@ def _unreadable(path: str) -> str:
     )
 
 
+def _tables(files: list[InputFile], unreadable: Collection[str]) -> list[InputFile]:
+    """The files, of which df.parquet.gzip and the like may be parquet with compressed pages.
+
+    Of each suffix the first file is looked into.
+    """
+    is_parquet: dict[str, bool] = {}
+    found = []
+    for file in files:
+        stem, suffix = os.path.splitext(file.relative.lower())  # noqa: PTH122
+        is_packed = suffix in _COMPRESSIONS or suffix in contents.REFUSED
+        named = file.config.format == "auto" and stem.endswith(".parquet")
+        if is_packed and (named or file.config.format == "parquet") and file.path not in unreadable:
+            if suffix not in is_parquet:
+                is_parquet[suffix] = _is_parquet(file.path)
+            if is_parquet[suffix]:
+                found.append(replace(file, format="parquet", compression=None))
+                continue
+        found.append(file)
+    return found
+
+
+def _is_parquet(path: str) -> bool:
+    try:
+        with storage.open_binary(path, len(_PARQUET)) as raw:
+            return raw.read(len(_PARQUET)) == _PARQUET
+    except OSError:
+        return False  # reported where it is read
+
+
 def _misfits(key: str, source: SourceConfig, files: list[InputFile]) -> list[str]:
     """Problems of the files' formats."""
     found = [
@@ -173,6 +281,11 @@ def _misfits(key: str, source: SourceConfig, files: list[InputFile]) -> list[str
             f"{key}.group_by: joins text files, and {others[0].path} is {others[0].format}; "
             "exclude such files, or leave group_by out"
         )
+    formats = sorted({file.format for file in files})
+    # Where the format is set, the configuration is refused by itself.
+    if source.format == "auto" and formats and not {"jsonl", "parquet"} & set(formats):
+        unused = source.unused_field(" and ".join(formats))
+        found += [f"{key}.{name}: {unused}" for name in source.changed_fields()]
     return found
 
 
@@ -183,14 +296,18 @@ def _contradictions(source: SourceConfig, files: list[InputFile]) -> list[str]:
         by_suffix.setdefault(_suffix(file), []).append(file)
     found = []
     for suffix, those in sorted(by_suffix.items()):
-        if wrong := _refused(source, suffix) or _contradicted(those):
+        if wrong := _refused(source, suffix):
             more = f" and {counted(len(those) - 1, 'other')}" if len(those) > 1 else ""
             found.append(f"{those[0].path}{more}: {wrong}")
+        elif wrong := _contradicted(those):
+            found.append(wrong)
     return found
 
 
 def _suffix(file: InputFile) -> str:
     """The suffix that tells the format; that of a compression counts where it is not read."""
+    if file.format == "parquet" and file.compression is None:
+        return ".parquet"
     stem, suffix = os.path.splitext(file.relative.lower())  # noqa: PTH122
     return os.path.splitext(stem)[1] if suffix in _COMPRESSIONS else suffix  # noqa: PTH122
 
@@ -210,38 +327,68 @@ def _refused(source: SourceConfig, suffix: str) -> str:
 
 
 def _contradicted(files: list[InputFile]) -> str:
-    """Why the contents of some of these files do not fit their format, or ""."""
+    """Which of some of these files holds what does not fit its format, and why, or ""."""
     most = _ASKED_FOR if storage.is_url(files[0].path) else _LOOKED_INTO
     for file in files[:: max(len(files) // most, 1)][:most]:
         if wrong := _misread(file):
-            return f"{wrong} (found in {file.path})" if file is not files[0] else wrong
+            return f"{file.path}: {wrong}"
     return ""
 
 
 def _misread(file: InputFile) -> str:
     """Why the beginning of the file does not fit its format, or ""."""
+    if file.config.group_by != "file":
+        return ""  # each member that is no text is rejected by its name
     try:
-        head = _head(file)
+        if wrong := _not_packed(file):
+            return wrong
+        head = first_bytes(file)
     except (OSError, DamageError):
         return ""  # reported where it is read
     expected = {"parquet": "a parquet table", "warc": "a WARC archive"}.get(file.format, "")
     other = contents.binary(head)
-    if other and other != expected and file.config.group_by == "file":
+    if other.startswith("text in "):
+        return f"it is {other}; convert it to UTF-8 (iconv), or exclude it"
+    if other and other != expected:
         return f"it is {other}, not {file.format}; rename it, set `format`, or exclude it"
-    if file.config.format != "auto" or file.config.group_by != "file" or not head.strip():
+    if file.config.format != "auto" or not head.strip():
         return ""
-    is_lines = contents.is_json_lines(head, file.config.text_field)
+    is_lines = contents.is_json_lines(head)
     if file.format == "text" and is_lines:
         return "it is JSON lines; set format: jsonl, or format: text to take it as text"
-    if _suffix(file) == ".json" and not is_lines:
-        return (
-            "it is no JSON lines (an object a line); convert it (jq -c '.[]'), set format: text to "
-            "take it as text, or exclude it"
-        )
+    return _misread_json(file, head, is_lines) if _suffix(file) == ".json" else ""
+
+
+def _misread_json(file: InputFile, head: bytes, is_lines: bool) -> str:
+    """Why the beginning of a .json file is no records with a text, or ""."""
+    others = "set format: text to take it as text, or exclude it"
+    if not is_lines:
+        return f"it is no JSON lines (an object a line); convert it (jq -c '.[]'), {others}"
+    keys, wanted = contents.keys(head), file.config.text_field
+    if keys and wanted not in keys:
+        found = f"have no key {wanted!r}, but {listed(keys)}"
+        return f"its first records {found}; set text_field, {others}"
     return ""
 
 
-def _head(file: InputFile) -> bytes:
+def listed(names: Sequence[str]) -> str:
+    """The first few names of keys or columns, for a message."""
+    return ", ".join([*map(repr, names[:_NAMED]), *(["..."] if names[_NAMED:] else [])])
+
+
+def _not_packed(file: InputFile) -> str:
+    """Why a file is not compressed as its name says, or "": damaged data are told by the run."""
+    if file.compression is None:
+        return ""
+    with storage.open_binary(file.path, contents.HEAD_BYTES) as raw:
+        head = raw.read(contents.HEAD_BYTES)
+    found = contents.binary(head) or ("plain text" if contents.is_text(head) else "")
+    if not found or found.startswith(file.compression):
+        return ""
+    return f"it is {found}, not {file.compression} data as its name says; rename or exclude it"
+
+
+def first_bytes(file: InputFile) -> bytes:
     """The first bytes of a file, after decompression. Raises OSError, DamageError."""
     head = b""
     with storage.open_binary(file.path, contents.HEAD_BYTES) as raw:
@@ -265,6 +412,29 @@ def _repeated(key: str, found: dict[str, Listed]) -> list[str]:
                 "glob from their common directory, or two sources"
             )
     return problems
+
+
+def _linked(key: str, source: SourceConfig, found: dict[str, Listed]) -> list[str]:
+    """A problem where a directory is read twice, by way of a link; those of groups may be."""
+    seen: dict[tuple[int, int], str] = {}
+    pairs = [
+        (other, path)
+        for path, listed in found.items()
+        if listed.place and (other := seen.setdefault(listed.place, path)) != path
+    ]
+    # A single file may have several names in a collection, such as a hard link or a link beside it.
+    twice = [pair for pair in pairs if _is_directory_twice(*map(os.path.dirname, pair))]
+    if not twice or source.group_by != "file":
+        return []
+    (other, path), more = twice[0], f", as would {counted(len(twice) - 1, 'other')}"
+    return [
+        f"{key}.paths: {other} and {path} are one file, which would be read twice by way of a link "
+        f"to a directory{more * bool(twice[1:])}; exclude the link"
+    ]
+
+
+def _is_directory_twice(one: str, other: str) -> bool:
+    return one != other and os.path.realpath(one) == os.path.realpath(other)
 
 
 def _input(source: SourceConfig, listed: Listed) -> InputFile:
@@ -299,15 +469,17 @@ def evaluation_files(
     patterns = source.cleaning.decontaminate
     found: dict[str, Path] = {}
     wrong = [] if problems is None else problems
-    nothing = globs.Excluded(root, [])
-    for pattern, matched in zip(patterns, globs.matches(root, patterns, nothing), strict=True):
+    answers = globs.matches(root, patterns, globs.Excluded(root, []), config.output)
+    for pattern, matched in zip(patterns, answers, strict=True):
         if isinstance(matched, str):
             wrong.append(matched)
         elif storage.is_url(pattern):
             wrong.append(f"{pattern}: evaluation files are read from local paths; copy it")
-        elif not matched:
+        elif matched.directories:
+            wrong.append(_is_directory(pattern, matched.directories))
+        elif not matched.files:
             wrong.append(f"no file matches {pattern!r} below {root}")
         else:
-            for one in matched:
+            for one in matched.files:
                 found[f"evaluation/{os.path.relpath(one.path, root)}"] = Path(one.path)
     return found

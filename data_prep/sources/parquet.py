@@ -43,16 +43,22 @@ def survey(file: InputFile, cut_bytes: int) -> tuple[int, int, list[tuple[int, i
     """The size, number of records, cuts, damage and detail of documents.Survey."""
     try:
         with _opened(file) as opened:
-            groups, bad = opened.groups, opened.bad
+            groups = opened.groups
     except DamageError as error:
         size = storage.status(file.path).bytes
         return size, 1, [(0, 1)], *_why_lost(file, size, error)
     cuts = [(0, 1)]
-    for group in groups if bad is None else ():
+    for group in groups:
         if group.offset - cuts[-1][0] >= cut_bytes:
             cuts.append((group.offset, group.line))
-    rows = sum(group.rows for group in groups) if bad is None else 1
+    rows = sum(group.rows for group in groups)
     return sum(group.span for group in groups), rows, cuts, "", ""
+
+
+def columns(file: InputFile) -> list[str]:
+    """The names of its columns. Raises DamageError."""
+    with _opened(file) as opened:
+        return [str(name) for name in opened.plain.schema_arrow.names]
 
 
 def _why_lost(file: InputFile, size: int, error: DamageError) -> tuple[str, str]:
@@ -76,9 +82,6 @@ def records(file: InputFile, start: int, stop: int) -> Iterator[RawDocument | Re
     """The rows of the row groups that begin at offsets from `start` up to `stop`."""
     try:
         with _opened(file) as opened:
-            if opened.bad is not None:
-                yield opened.bad.at(1, 0, stop)
-                return
             for group in opened.groups:
                 if start <= group.offset < stop:
                     yield from _rows(file, opened, group)
@@ -175,6 +178,9 @@ def _is_text(kind: pa.DataType | None) -> bool:
 
 
 def _rows(file: InputFile, opened: _Opened, group: _Group) -> Iterator[RawDocument | Reject]:
+    if opened.bad is not None:
+        yield from _all_lost(group, 0, 0, opened.bad.reason, opened.bad.detail)
+        return
     done = read = 0
     try:
         for text, id in _values(file, opened, group):
@@ -188,8 +194,12 @@ def _rows(file: InputFile, opened: _Opened, group: _Group) -> Iterator[RawDocume
     except DamageError as error:
         cause, reason = str(error), _reason(error)
     detail = f"{group.rows - done} rows of row group {group.number} are lost: {cause}"
+    yield from _all_lost(group, done, read, reason, detail)
+
+
+def _all_lost(group: _Group, done: int, read: int, reason: str, detail: str) -> Iterator[Reject]:
+    """The rows of the group after the first `done`, of `read` bytes: each is a record."""
     for line in range(group.line + done, group.line + group.rows):
-        # Each is a record, so each counts.
         yield Reject(line, group.offset, reason, detail, group.span - read)
         read = group.span
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any, BinaryIO
 
-from data_prep.sources import compression, contents, documents, parquet, storage, warc
+from data_prep.sources import compression, contents, documents, inputs, parquet, storage, warc
 from data_prep.sources.compression import UNSUPPORTED, DamageError, Gap, UnsupportedError
 from data_prep.sources.documents import BadRecordError, LongDocument, RawDocument, Reject, Survey
 from data_prep.sources.inputs import InputChangedError, InputFile
@@ -133,6 +133,26 @@ def records(
         yield from warc.records(file, found)
     else:
         yield from documents.records(file, found, start, stop)
+
+
+def missing_field(file: InputFile) -> str:
+    """Which setting names no key or column of the file's first records, and what those have; "":
+    all are there, or that is not known.
+    """
+    config = file.config
+    names = ("prompt_field", "answer_field") if config.has_pairs else ("text_field",)
+    try:
+        if file.format == "jsonl":
+            found = contents.keys(inputs.first_bytes(file))
+        else:
+            found = parquet.columns(file) if file.format == "parquet" else []
+    except (OSError, DamageError):
+        return ""
+    absent = [name for name in names if found and getattr(config, name) not in found]
+    if not absent:
+        return ""
+    wanted = " and ".join(f"{name} is {getattr(config, name)!r}" for name in absent)
+    return f"{wanted}, but {file.path} has {inputs.listed(found)}"
 
 
 def group(

@@ -9,6 +9,7 @@ fsspec has a thread and connections for each process: nothing of it is passed to
 from __future__ import annotations
 
 import errno
+import hashlib
 import io
 import os
 import re
@@ -42,11 +43,15 @@ class Status:
 
 @dataclass(frozen=True)
 class Listed:
-    """A file that a pattern matches; `relative` is its path below the pattern's fixed part."""
+    """A file that a pattern matches; `relative` is its path below the pattern's fixed part.
+
+    `place` tells a local file from others, whatever its path: device and inode.
+    """
 
     path: str
     relative: str
     status: Status
+    place: tuple[int, int] | None = None
 
 
 def is_url(path: str | Path) -> bool:
@@ -85,6 +90,15 @@ def open_binary(path: str, block: int = BLOCK_BYTES) -> BinaryIO:
             path, lambda: _range(fetch, start, min(stop, size))
         )
     return io.BufferedReader(opened, block) if block else opened
+
+
+def sha256_of(path: str) -> str:
+    """Hex sha256 of the file's bytes. Raises OSError with the path or URL and the cause."""
+    digest = hashlib.sha256()
+    with open_binary(path) as raw:
+        while block := raw.read(BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def _range(fetch: Callable[[int, int], bytes], start: int, stop: int) -> bytes:
@@ -145,7 +159,6 @@ def _system(url: str) -> tuple[Any, str]:
     """The file system, of this process, and the file's name in it."""
     import fsspec
 
-    options: dict[str, Any] = {}
     if urlsplit(url).scheme in _WEB:
         import aiohttp
 
@@ -153,9 +166,11 @@ def _system(url: str) -> tuple[Any, str]:
         # A .gz file stays compressed, whatever its headers say; proxies and ~/.netrc are used.
         plain = {"Accept-Encoding": "identity"}
         client = {"timeout": timeout, "headers": plain, "auto_decompress": False}
-        options["client_kwargs"] = client | {"trust_env": True}
+        options = client | {"trust_env": True}
+        # url_to_fs takes `::`, as of an IPv6 address, for a chain of file systems.
+        return fsspec.filesystem(urlsplit(url).scheme, client_kwargs=options), url
     try:
-        system, name = fsspec.core.url_to_fs(url, **options)
+        system, name = fsspec.core.url_to_fs(url)
     except ImportError as error:
         raise ValueError(str(error)) from None
     return system, name

@@ -143,7 +143,7 @@ def test_tasks_and_kills_change_no_shard(
     assert done.stat().st_mtime_ns == before
     again = run(raw, model, tmp_path, 3)
     ours = {name: digest for name, digest in hashes(made).items() if name != "manifest.json"}
-    assert ours.items() <= hashes(again).items() and len(ours) == 7
+    assert ours.items() <= hashes(again).items() and len(ours) == 8
     other = run(raw, model, tmp_path / "other", 7)
     assert {n: h for n, h in hashes(other).items() if n.endswith(".tar")} == {
         n: h for n, h in ours.items() if n.endswith(".tar")

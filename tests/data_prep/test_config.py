@@ -95,6 +95,36 @@ def test_slurm_settings_decide_no_byte_and_are_checked() -> None:
     ]
 
 
+def test_settings_of_steps_that_are_not_asked_for_are_refused() -> None:
+    with pytest.raises(SettingsError) as raised:
+        config.load(
+            None,
+            [
+                *(
+                    "output=o",
+                    "duplicates.exact=true",
+                    "duplicates.buckets=14",
+                    "duplicates.rows=8",
+                ),
+                "sources=[{name: s, paths: [a], format: text, text_field: body, id_field: key, "
+                "cleaning: {ngram: 8, language_score: 0.3}}]",
+            ],
+        )
+    assert [problem.split(";")[0] for problem in raised.value.problems] == [
+        "sources[0].cleaning.ngram: has no effect without decontaminate",
+        "sources[0].cleaning.language_score: has no effect without languages",
+        *(
+            f"sources[0].{name}: has no effect on text, where no keys or columns are read"
+            for name in ("text_field", "id_field")
+        ),
+        *(f"duplicates.{name}: has no effect without near" for name in ("buckets", "rows")),
+    ]
+    asked = "cleaning: {ngram: 8, decontaminate: [x], language_score: 0.3, languages: [en]}"
+    source = f"sources=[{{name: s, paths: [a], text_field: body, {asked}}}]"
+    near = ["duplicates.near=true", "duplicates.buckets=14", "duplicates.rows=8"]
+    assert config.load(None, ["output=o", source, *near]).duplicates.rows == 8
+
+
 PAIRS = {"prompt_field": "question", "answer_field": "answer", "format": "jsonl"}
 
 

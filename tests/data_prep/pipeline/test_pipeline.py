@@ -43,7 +43,7 @@ from data_prep.pipeline.stages import DrawSample, SurveyFiles, TrainTokenizer, _
 from data_prep.pipeline.table import Rows
 from data_prep.pipeline.workers import Workers
 from data_prep.pipeline.workspace import WorkspaceError
-from data_prep.sources import extractor, inputs
+from data_prep.sources import extractor, inputs, storage
 from data_prep.sources.documents import Survey
 from data_prep.sources.inputs import InputChangedError, InputFile
 from data_prep.sources.storage import Status
@@ -164,7 +164,7 @@ def test_the_data_set_is_whole_and_alone_in_its_directory(made: Path) -> None:
     assert shards.verify(made) == []
     names = {shards.shard_name(number) for number in range(7)}
     assert {path.name for path in made.iterdir()} == names | {
-        *("manifest.json", "rejects.jsonl", "cleaning.json", "tokenizer.model")
+        *("manifest.json", "inputs.json", "rejects.jsonl", "cleaning.json", "tokenizer.model")
     }
 
 
@@ -474,6 +474,21 @@ def test_in_two_steps_it_is_the_same_data_set(corpus: Corpus, made: Path, tmp_pa
     assert hashes(tmp_path / "set") == hashes(made)
 
 
+def test_a_data_set_below_the_root_is_continued_and_then_left_alone(tmp_path: Path) -> None:
+    for name in "abc":
+        (tmp_path / f"{name}.txt").write_text(f"some text {name}")
+    (tmp_path / "model").mkdir()
+    model = small_model(tmp_path / "model")
+    sources = "sources=[{name: s, paths: ['**/*'], exclude: ['model/**']}]"
+    words = [f"root={tmp_path}", f"output={tmp_path / 'set'}", sources, "shards.count=1"]
+    wanted = config.load(None, [*words, f"tokenizer.path={model}", "workers=1"])
+    pipeline.run_tokenizer(wanted)
+    assert [file.path for file in pipeline.run(wanted, "shards").manifest.inputs] == [
+        *("s/a.txt", "s/b.txt", "s/c.txt")
+    ]
+    assert pipeline.run(wanted).already
+
+
 def test_files_are_surveyed_a_few_megabytes_or_many_files_at_a_time(tmp_path: Path) -> None:
     def units(*sizes: int) -> list[int]:
         files = [
@@ -599,6 +614,89 @@ def test_an_input_that_changes_meanwhile_stops_the_run(corpus: Corpus, tmp_path:
     assert not (tmp_path / "set/manifest.json").exists()
 
 
+def test_a_tokenizer_that_is_a_directory_is_told(corpus: Corpus, tmp_path: Path) -> None:
+    def problem() -> str:
+        with pytest.raises(SettingsError) as raised:
+            pipeline.open_work(configured(corpus, tmp_path / "set", f"tokenizer.path={tmp_path}"))
+        return raised.value.problems[0]
+
+    assert problem() == f"tokenizer.path: {tmp_path} is a directory; give the file in it"
+    (tmp_path / "tokenizer.json").touch()
+    assert problem().endswith(f"; give the file in it, {tmp_path}/tokenizer.json")
+
+
+def touched(path: Path) -> None:
+    """Give the file another modification time, an hour later."""
+    at = path.stat().st_mtime_ns + 3600 * 10**9
+    os.utime(path, ns=(at, at))
+
+
+def test_an_input_that_was_restored_is_continued_with(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text(Path(__file__).read_text())
+    (tmp_path / "b.txt").write_text("more")
+    for number, path in enumerate((small_model(tmp_path), None)):
+        words = [f"root={tmp_path}", f"output={tmp_path / str(number)}", "workers=1"]
+        words += ["sources=[{name: s, paths: ['*.txt']}]", "shards.count=1"]
+        words += [f"tokenizer.path={path}" if path else "tokenizer.vocab_size=400"]
+        wanted = config.load(None, words)
+        work = pipeline.open_work(wanted)
+        with workspace.locked(work):
+            pipeline._run(wanted, work, pipeline.stages(wanted)[: 1 if number else 2])
+        (tmp_path / "b.txt").write_text("less")
+        touched(tmp_path / "b.txt")
+        with pytest.raises(InputChangedError, match=r"b\.txt: changed since"):
+            pipeline.run(wanted)
+        (tmp_path / "b.txt").write_text("more")
+        touched(tmp_path / "b.txt")
+        assert pipeline.run(wanted).manifest.documents == 2
+
+
+def test_a_finished_data_set_is_of_other_input_where_its_bytes_changed_and_not_its_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluation, text = tmp_path / "exam.txt", tmp_path / "a.txt"
+    evaluation.write_text("one two three")
+    text.write_text("some text")
+    (tmp_path / "b.txt").write_text("more text")
+    source = "{name: s, paths: [a.txt, b.txt], cleaning: {decontaminate: [exam.txt], ngram: 3}}"
+    words = [f"root={tmp_path}", f"output={tmp_path / 'set'}", f"sources=[{source}]", "workers=1"]
+    words += ["shards.count=1", f"tokenizer.path={small_model(tmp_path)}"]
+    wanted = config.load(None, words)
+    manifest = pipeline.run(wanted).manifest
+    hashed: list[str] = []
+    digest = storage.sha256_of
+
+    def counting(path: str) -> str:
+        hashed.append(path)
+        return digest(path)
+
+    monkeypatch.setattr(storage, "sha256_of", counting)
+    assert pipeline.run(wanted).already and hashed == []
+    for path, other, name in (
+        (text, "same size", r"s/a\.txt"),
+        (evaluation, "one two eight", r"evaluation/exam\.txt"),
+    ):
+        before = path.read_text()
+        path.write_text(other)
+        touched(path)
+        with pytest.raises(
+            WorkspaceError, match=f"was made from other input files: {name} differs"
+        ):
+            pipeline.run(wanted)
+        path.write_text(before)
+        touched(path)
+        hashed.clear()
+        # Of the file restored all bytes are read, once.
+        for _ in range(2):
+            assert pipeline.run(wanted).manifest == manifest
+            assert hashed == [str(path)]
+    # Data sets of earlier versions have the sizes alone.
+    (tmp_path / "set/inputs.json").unlink()
+    text.write_text("same size")
+    assert pipeline.run(wanted).already
+    assert not (tmp_path / "set/inputs.json").exists()
+
+
 ENGLISH = "The harbour lay calm in the morning light, and the ships came home from the sea."
 
 
@@ -607,7 +705,11 @@ ENGLISH = "The harbour lay calm in the morning light, and the ships came home fr
     ("source", "reasons"),
     [
         ("cleaning: {languages: [de]}", "3 dropped: language: en, 1 rejected: not an object"),
-        ("text_field: content", "3 rejected: text missing, 1 rejected: not an object"),
+        (
+            "text_field: content",
+            "3 rejected: text missing, 1 rejected: not an object; text_field is 'content', but "
+            "{root}/a.jsonl has 'text', 'url'",
+        ),
     ],
 )
 def test_where_no_document_is_left_to_train_on_the_reasons_are_told(
@@ -615,14 +717,16 @@ def test_where_no_document_is_left_to_train_on_the_reasons_are_told(
 ) -> None:
     # The last document has passages that are drawn one by one, and is counted once.
     texts = [ENGLISH, ENGLISH + " It rained.", (ENGLISH + " ") * 600]
-    lines = [json.dumps({"text": text}) for text in texts]
+    lines = [json.dumps({"text": text, "url": "u"}) for text in texts]
     (tmp_path / "a.jsonl").write_text("\n".join([*lines, "[]", ""]))
     (tmp_path / "c.yaml").write_text(
         f"root: {tmp_path}\noutput: {tmp_path / 'set'}\n"
         f"sources: [{{name: s, paths: [a.jsonl], {source}}}]\n"
     )
     assert cli.main(["run", str(tmp_path / "c.yaml"), *more]) == 2
-    told = f"{tmp_path / 'set'}: no document is left of 4 records: {reasons}\n"
+    told = (
+        f"{tmp_path / 'set'}: no document is left of 4 records: {reasons.format(root=tmp_path)}\n"
+    )
     assert capsys.readouterr().err.endswith(told)
 
 
@@ -890,7 +994,7 @@ def test_the_memory_of_a_worker_does_not_grow_with_a_document(
     (tmp_path / "c.yaml").write_text(given)
     words = [f"root={tmp_path / 'in'}", f"tokenizer.path={made / 'tokenizer.model'}", "workers=1"]
     # Near duplicates would take half of the time.
-    words += [f"duplicates.near={str(size < 1 << 30).lower()}", "duplicates.buckets=2"]
+    words += ["duplicates.near=true", "duplicates.buckets=2"] if size < 1 << 30 else []
     words += [f"output={tmp_path / 'set'}"]
     command = [sys.executable, "-m", "data_prep.cli", "run", str(tmp_path / "c.yaml"), *words]
     found: dict[int, int] = {}

@@ -19,7 +19,7 @@ from data_prep.sources import globs, inputs
 def find(root: Path, pattern: str, *exclude: str) -> list[str] | str:
     """Paths, or why they are unknown."""
     (found,) = globs.matches(str(root), [pattern], globs.Excluded(str(root), exclude))
-    return found if isinstance(found, str) else [one.path for one in found]
+    return found if isinstance(found, str) else [one.path for one in found.files]
 
 
 def make(root: Path, *names: str) -> None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import gzip
+import json
 import sysconfig
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import zstandard
 
@@ -88,16 +91,130 @@ def test_two_files_of_one_name_are_refused(tmp_path: Path) -> None:
     assert "are both called 'a.txt'" in problems[0]
 
 
-def test_the_output_is_no_input(tmp_path: Path) -> None:
-    make(tmp_path, "a.jsonl", "out/rejects.jsonl")
-    _, problems = find(tmp_path, "[{name: s, paths: ['**/*.jsonl']}]")
-    assert len(problems) == 1
-    assert "is in the output directory" in problems[0]
+def test_what_a_run_left_in_the_output_below_the_root_is_no_input(tmp_path: Path) -> None:
+    make(tmp_path, "a.jsonl", "d/b.jsonl", "out/rejects.jsonl", "out/work/begun.json")
+    (tmp_path / "link").symlink_to("out")
+    for pattern in ("**/*.json*", "**", "*/*.jsonl"):
+        files, problems = find(tmp_path, f"[{{name: s, paths: ['{pattern}']}}]")
+        assert problems == []
+        assert [file.relative for file in files] == ["a.jsonl", "d/b.jsonl"][
+            pattern[0:3] == "*/*" :
+        ]
+    # The output is told by where it leads, too.
+    (tmp_path / "again").symlink_to(".")
+    sources = "sources=[{name: s, paths: ['**'], cleaning: {decontaminate: ['*/*.jsonl']}}]"
+    words = [f"root={tmp_path}", f"output={tmp_path}/again/out", sources]
+    loaded, problems = config.load(None, words), []
+    assert [file.relative for file in inputs.find(loaded, problems)] == ["a.jsonl", "d/b.jsonl"]
+    assert [*inputs.evaluation_files(loaded, loaded.sources[0], problems)] == [
+        *("evaluation/again/a.jsonl", "evaluation/d/b.jsonl")
+    ]
+    assert problems == []
+
+
+def test_globs_inside_of_the_output_are_refused(tmp_path: Path) -> None:
+    make(tmp_path, "a.txt", "out/a.txt", "out/d/b.txt")
+    for root, pattern in (("", "out/*.txt"), ("", "out/d/b.txt"), ("out", "*")):
+        sources = f"sources=[{{name: s, paths: ['{pattern}']}}]"
+        words = [f"root={tmp_path / root}", f"output={tmp_path / 'out'}", sources]
+        problems: list[str] = []
+        inputs.find(config.load(None, words), problems)
+        (problem,) = problems
+        assert problem.startswith(f"sources[0].paths[0]: {tmp_path}/out")
+        assert "is in the output directory; give files outside of it" in problem
+
+
+def test_a_directory_where_files_are_asked_for_is_told(tmp_path: Path) -> None:
+    make(tmp_path, "a.tsv", "b.tsv/part-0", "b.tsv/_SUCCESS", "c.tsv/part-0", "d/x.txt")
+    (tmp_path / "empty.tsv").mkdir()
+
+    def problem(*patterns: str) -> str:
+        _, (found,) = find(tmp_path, f"[{{name: s, format: text, paths: {list(patterns)}}}]")
+        return found.removeprefix("sources[0].paths[0]: ")
+
+    told = f"{tmp_path}/b.tsv and 1 other are directories; give '*.tsv/**' for the files inside"
+    assert problem("*.tsv") == told
+    assert problem("d") == f"{tmp_path}/d is a directory; give 'd/**' for the files inside"
+    assert problem("d/") == problem("d")
+    assert problem("*/") == "no file matches '*/' below " + str(tmp_path)
+    # Its files are found by another pattern, it is left out, or every file beside it is meant.
+    for patterns in (
+        *("paths: ['*.tsv', '*.tsv/p*']", "paths: ['**/*.t*', '**/part-?']"),
+        *("paths: ['*.tsv'], exclude: ['?.tsv/**']", "paths: ['*', '**']"),
+    ):
+        assert find(tmp_path, f"[{{name: s, format: text, {patterns}}}]")[1] == []
+    sources = "sources=[{name: s, paths: ['*'], cleaning: {decontaminate: [d]}}]"
+    loaded = config.load(None, [f"root={tmp_path}", "output=/x", sources])
+    wrong: list[str] = []
+    assert inputs.evaluation_files(loaded, loaded.sources[0], wrong) == {}
+    assert wrong == [problem("d")]
+
+
+def test_globs_that_leave_out_nothing_of_their_name_are_told(tmp_path: Path) -> None:
+    make(tmp_path, "a.txt", "private/b.txt", "c[1]/d.txt", "e.txt", "in/private/f.txt")
+
+    def problems(*exclude: str) -> list[str]:
+        return find(tmp_path, f"[{{name: s, paths: ['**'], exclude: {list(exclude)}}}]")[1]
+
+    told = f"{tmp_path}/private is a directory; give 'private/**' for the files inside"
+    assert problems("a.txt", "private") == [f"sources[0].exclude[1]: {told}"]
+    assert problems("private/") == [f"sources[0].exclude[0]: {told}"]
+    (problem,) = problems("**/private")
+    assert problem.endswith("is a directory; give '**/private/**' for the files inside")
+    assert problems("c[1]/**") == [
+        "sources[0].exclude[0]: 'c[1]/**' leaves out nothing; give 'c[[]1]' for the name 'c[1]', "
+        "which has the signs of a wildcard"
+    ]
+    # Those that need not find anything, and a name that is left out by another.
+    assert problems("**/*.tmp", "none", "out/**", "private/**", "c[[]1]/*", "?.txt") == []
+    assert problems("private", "private/**") == []
+
+
+def test_a_name_with_the_signs_of_wildcards_is_told_how_to_give(tmp_path: Path) -> None:
+    make(tmp_path, "run[1]/x.txt", "a*b.txt")
+    for pattern in ("run[1]/x.txt", "run[1]/*.txt"):
+        _, (problem,) = find(tmp_path, f"[{{name: s, paths: ['{pattern}']}}]")
+        assert problem.startswith(f"sources[0].paths[0]: no file matches {pattern!r} below")
+        assert problem.endswith(
+            "; give 'run[[]1]' for the name 'run[1]', which has the signs of a wildcard"
+        )
+    files, problems = find(tmp_path, "[{name: s, paths: ['run[[]1]/*', 'a*b.txt']}]")
+    assert problems == [] and len(files) == 2
+
+
+def test_a_root_that_is_no_directory_is_told(tmp_path: Path) -> None:
+    make(tmp_path, "a.txt")
+    for name, wrong in (("none", "does not exist"), ("a.txt", "is not a directory")):
+        _, problems = find(tmp_path / name, "[{name: s, paths: ['*', 'x/*']}]")
+        expected = (
+            f"root: {tmp_path / name} {wrong}; give the directory below which the sources lie"
+        )
+        assert problems == [expected]
+        files, problems = find(tmp_path / name, f"[{{name: s, paths: ['{tmp_path}/*.txt']}}]")
+        assert problems == [] and len(files) == 1
+
+
+def test_a_directory_that_is_read_twice_by_a_link_is_told(tmp_path: Path) -> None:
+    make(tmp_path, "2024-01/a.txt", "2024-01/b.txt", "c.txt")
+    (tmp_path / "d.txt").hardlink_to(tmp_path / "c.txt")
+    (tmp_path / "e.txt").symlink_to("c.txt")
+    (tmp_path / "2024-01/c.txt").symlink_to("../c.txt")
+    assert find(tmp_path, "[{name: s, paths: ['**/*.txt']}]")[1] == []
+    (tmp_path / "latest").symlink_to("2024-01")
+    _, (problem,) = find(tmp_path, "[{name: s, paths: ['**/*.txt']}]")
+    assert problem == (
+        f"sources[0].paths: {tmp_path}/2024-01/a.txt and {tmp_path}/latest/a.txt are one file, "
+        "which would be read twice by way of a link to a directory, as would 2 others; exclude the "
+        "link"
+    )
+    for more in (", exclude: ['latest/**']", ", group_by: top"):
+        assert find(tmp_path, f"[{{name: s, paths: ['**/*.txt']{more}}}]")[1] == []
 
 
 def test_suffixes_tell_tables_and_archives(tmp_path: Path) -> None:
     names = ("a.parquet", "b.warc", "c.warc.gz", "d.warc.wet.gz", "e.wet.zst", "f.warc.wat.gz")
-    make(tmp_path, *names)
+    for name in names:
+        (tmp_path / name).touch()
     files, problems = find(tmp_path, "[{name: s, paths: ['*']}]")
     assert problems == []
     assert [(file.format, file.compression) for file in files] == [
@@ -108,11 +225,30 @@ def test_suffixes_tell_tables_and_archives(tmp_path: Path) -> None:
         ("warc", "zstd"),
         ("warc", "gzip"),
     ]
-    make(tmp_path, "g.parquet.gz")
+    (tmp_path / "g.parquet.gz").write_bytes(gzip.compress(b"PAR1"))
     _, problems = find(tmp_path, "[{name: s, paths: ['*']}]")
     assert problems == [
         f"sources[0].paths: {tmp_path}/g.parquet.gz is a compressed parquet file; decompress it"
     ]
+
+
+@pytest.mark.parametrize("more", ["", ", format: parquet"])
+def test_parquet_named_by_the_compression_of_its_pages_is_parquet(
+    more: str, tmp_path: Path
+) -> None:
+    # As in pandas' documentation: df.to_parquet("df.parquet.gzip", compression="gzip").
+    for name, kind in (("a.parquet.gzip", "gzip"), ("b.parquet.snappy", "snappy")):
+        pq.write_table(pa.table({"text": [name] * 3}), tmp_path / name, compression=kind)
+    files, problems = find(tmp_path, f"[{{name: s, paths: ['*']{more}}}]")
+    assert problems == []
+    assert [(file.format, file.compression) for file in files] == [("parquet", None)] * 2
+    for file in files:
+        found = readers.survey(file, 1 << 20)
+        texts = [record.text for record in readers.records(file, found, (0, 1), found.size)]
+        assert texts == [file.relative] * 3
+    (tmp_path / "c.parquet.lz4").write_bytes(b"\x04\x22\x4d\x18")
+    _, (problem,) = find(tmp_path, f"[{{name: s, paths: ['c*']{more}}}]")
+    assert "*.lz4 files are not read; decompress" in problem or "it is lz4 data, not" in problem
 
 
 def test_members_of_a_group_are_in_natural_order_and_together(tmp_path: Path) -> None:
@@ -168,6 +304,25 @@ def problems_of(root: Path, name: str, data: bytes, more: str = "") -> list[str]
         ("a.parquet", b"PK\3\4", "it is a zip archive or office document, not parquet"),
         ("a", b"PAR1\x15\x04\x15", "it is a parquet table, not text"),
         ("a", b"WARC/1.0\r\nWARC-Type: x\r\n", "it is a WARC archive, not text"),
+        ("a.jsonl.gz", ROWS, "it is plain text, not gzip data as its name says; rename"),
+        ("a.jsonl.zst", gzip.compress(ROWS), "it is gzip data, not zstd data as its name says"),
+        ("a.warc.gz", b"WARC/1.0\r\n", "it is a WARC archive, not gzip data as its name says"),
+        ("a.log", b'{"content": "' + b"x" * 100_000, "it is JSON lines; set format: jsonl"),
+        ("a.log", b'{"content": "x"}', "it is JSON lines; set format: jsonl"),
+        (
+            "a.json",
+            b'{"content": "x", "url": "y"}\n' * 2,
+            "its first records have no key 'text', but 'content', 'url'; set text_field, set",
+        ),
+        ("a.json", b'{"content": "x"}', "its first records have no key 'text', but 'content';"),
+        ("a.html", b"<p>", "*.html files are no plain text; convert the texts"),
+        ("a.xml", b"<mediawiki>", "*.xml files are no plain text"),
+        ("a.ipynb", b'{\n "cells": []}', "*.ipynb files are no plain text"),
+        ("a.txt", b"{\\rtf1\\ansi a}", "it is an RTF document, not text"),
+        ("a.txt", b"%!PS-Adobe-3.0\n", "it is a PostScript document, not text"),
+        ("a.txt", "text".encode("utf-16-le"), "it is text in UTF-16-LE; convert it to UTF-8"),
+        ("a.txt", ("line\n" * 99).encode("utf-16-be"), "it is text in UTF-16-BE; convert it"),
+        ("a.txt", "Title: \u706f\u53f0".encode("iso2022_jp"), "it is text in ISO-2022-JP;"),
     ],
 )
 def test_what_a_file_holds_contradicts_how_it_would_be_read(
@@ -183,6 +338,7 @@ def test_json_lines_of_any_name_are_jsonl_and_what_is_set_goes_first(tmp_path: P
         ("a.json", ROWS),
         ("b.JSONLINES", ROWS),
         ("c.json", b'\xef\xbb\xbf{"text": "one"}'),
+        ("d.json", b'{"raw": "' + b"x" * 100_000 + b'", "text": "one"}\n'),
     ):
         assert problems_of(tmp_path, name, data) == []
         (tmp_path / name).write_bytes(data)
@@ -201,8 +357,29 @@ def test_json_lines_of_any_name_are_jsonl_and_what_is_set_goes_first(tmp_path: P
         ("g.txt", b"\xe9\xff"),
         ("h.jsonl", b"[1]\n"),
         ("i.json", b""),
+        ("j.txt", b"a\0b"),
+        ("k.txt", b"\x1b[1mbold\x1b$"),
+        ("l.txt", b"{a: 1}"),
+        # Damage, which is told record by record.
+        ("m.jsonl.gz", bytes(99)),
+        ("n.jsonl.gz", b"\xff" * 99),
     ):
         assert problems_of(tmp_path, name, data) == [], name
+    field = "\u0442\u0435\u043a\u0441\u0442"
+    row = json.dumps({field: "a"}, ensure_ascii=False).encode()
+    assert problems_of(tmp_path, "a.json", row, f", text_field: {field}") == []
+
+
+def test_a_key_is_refused_where_no_file_has_keys(tmp_path: Path) -> None:
+    make(tmp_path, "a.txt", "b.warc", "c.jsonl")
+    (tmp_path / "b.warc").write_bytes(b"WARC/1.0\r\n")
+    _, problems = find(tmp_path, "[{name: s, paths: ['a*', 'b*'], text_field: body}]")
+    assert problems == [
+        "sources[0].text_field: has no effect on text and warc, where no keys or columns are read; "
+        "leave it out"
+    ]
+    _, problems = find(tmp_path, "[{name: s, paths: ['a*', 'c*'], text_field: body}]")
+    assert problems == []
 
 
 def test_files_of_one_suffix_are_one_problem(tmp_path: Path) -> None:
@@ -212,6 +389,15 @@ def test_files_of_one_suffix_are_one_problem(tmp_path: Path) -> None:
     assert problem.startswith(f"sources[0].paths: {tmp_path}/d/a.csv and 2 others: *.csv files")
     _, problems = find(tmp_path, "[{name: s, paths: ['**/*'], exclude: ['**/*.csv', '**/*.CSV']}]")
     assert problems == []
+
+
+def test_of_several_files_the_one_of_another_format_is_named(tmp_path: Path) -> None:
+    for name, data in (("a.txt", b"one"), ("b.txt", ROWS), ("c.txt", b"three")):
+        (tmp_path / name).write_bytes(data)
+    _, (problem,) = find(tmp_path, "[{name: s, paths: ['*']}]")
+    assert problem.startswith(f"sources[0].paths: {tmp_path}/b.txt: it is JSON lines; set format")
+    _, (problem,) = find(tmp_path, "[{name: s, paths: ['b*', 'c*']}]")
+    assert problem.startswith(f"sources[0].paths: {tmp_path}/b.txt: it is JSON lines; set format")
 
 
 def test_a_text_that_was_not_looked_into_is_rejected_where_it_is_read(tmp_path: Path) -> None:

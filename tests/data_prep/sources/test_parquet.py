@@ -86,20 +86,23 @@ def test_a_bad_row_is_rejected_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("columns", "reason", "detail"),
     [
-        ({"txt": ["a"]}, "text missing", "no column 'text'"),
-        ({"text": [1]}, "text not a string", "column 'text' is int64"),
-        ({"text": [b"a"]}, "text not a string", "is binary"),
-        ({"text": [["a"]]}, "text not a string", "is list"),
+        ({"txt": ["a"] * 70}, "text missing", "no column 'text'"),
+        ({"text": [1] * 70}, "text not a string", "column 'text' is int64"),
+        ({"text": [b"a"] * 70}, "text not a string", "is binary"),
+        ({"text": [["a"]] * 70}, "text not a string", "is list"),
     ],
 )
-def test_a_wrong_column_is_one_reject(
+def test_of_a_wrong_column_each_row_is_a_reject(
     columns: dict[str, Any], reason: str, detail: str, tmp_path: Path
 ) -> None:
-    (reject,) = read(write(tmp_path / "a.parquet", columns), 1)
-    assert isinstance(reject, Reject)
-    assert (reject.line, reject.offset) == (1, 0)
-    assert reject.reason == reason
-    assert detail in reject.detail
+    file = write(tmp_path / "a.parquet", columns)
+    made = read(file, 1)
+    rejects = [record for record in made if isinstance(record, Reject)]
+    assert [reject.line for reject in rejects] == [*range(1, 71)] and rejects == made
+    assert {reject.reason for reject in rejects} == {reason}
+    assert detail in rejects[69].detail
+    found = readers.survey(file, 1)
+    assert found.records == 70 and sum(reject.read for reject in rejects) == found.size
 
 
 def test_an_empty_table_holds_nothing(tmp_path: Path) -> None:

@@ -278,9 +278,19 @@ def test_a_remote_file_that_changes_stops_the_run(web: Web, tmp_path: Path) -> N
         pipeline.run(wanted)
 
 
+def test_two_colons_belong_to_a_url_of_the_web(web: Web) -> None:
+    # As in http://[::1]/x; fsspec divides other URLs there.
+    web.files["a::b.jsonl"] = lines(3, "row")
+    url = web.url("a::b.jsonl")
+    assert storage.page(url).relative == "a::b.jsonl"
+    with storage.open_binary(url) as raw:
+        assert raw.read() == lines(3, "row")
+
+
 def test_secrets_and_wildcards_are_refused_in_urls() -> None:
     wrong = ["https://me:word@h/a", "https://h/a?X-Amz-Signature=1", "https://h/*.jsonl"]
-    source = config.SourceConfig(name="s", paths=[*wrong, "https://h/a?download=true"])
+    right = ["https://h/a?download=true", "http://[::1]:9/x.jsonl", "http://h/a?list=[1]"]
+    source = config.SourceConfig(name="s", paths=[*wrong, *right])
     assert [problem[:30] for problem in source.problems()] == [
         "paths[0]: holds credentials, w",
         "paths[1]: holds credentials, w",
@@ -302,8 +312,11 @@ def test_a_listing_on_a_server_finds_what_a_local_one_finds(s3: str) -> None:
         ("a/1.txt", ["1.txt"]),
     ):
         (found,) = globs.matches(root, [pattern], globs.Excluded(root, []))
-        assert isinstance(found, list)
-        assert [one.relative for one in found] == names, pattern
+        assert isinstance(found, globs.Found) and not found.directories
+        assert [one.relative for one in found.files] == names, pattern
+    for pattern, directories in (("a", ["a"]), ("a/", ["a"]), ("[ab]", ["a"]), ("no/", [])):
+        (found,) = globs.matches(root, [pattern], globs.Excluded(root, []))
+        assert found == globs.Found([], [f"{root}/{name}" for name in directories]), pattern
 
 
 class _Refusing(BaseHTTPRequestHandler):
