@@ -7,20 +7,39 @@ from pathlib import Path
 
 import pytest
 
-from tools.recipes import recall_capacity
+from tools.recipes import language_modelling, recall_capacity
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
+REPORTS = DOCS / "results" / "reports"
 
 
-def test_the_table_of_recall_capacity_is_that_of_its_reports(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # A report that is missing, or of other settings, fails here instead of being made.
+@pytest.fixture(autouse=True)
+def nothing_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A report that is missing, or of other settings, fails instead of being made."""
     monkeypatch.setattr("commands.run", lambda *words: sys.exit(f"would run {words}"))
-    words = ["--kinds", "linear,delta", "--widths", "64", "--seeds", "2"]
-    reports = DOCS / "results" / "reports" / "recall_capacity"
-    recall_capacity.main([str(tmp_path), *words, "--reports", str(reports)])
-    made = (tmp_path / "capacity.md").read_text(encoding="utf-8").splitlines()
-    rows = [line for line in made if line.startswith("|")]
-    assert len(rows) == 8
-    assert set(rows) <= set((DOCS / "results.md").read_text(encoding="utf-8").splitlines())
+
+
+def _are_in_the_docs(table: Path, rows: int) -> None:
+    made = [line for line in table.read_text(encoding="utf-8").splitlines() if line.startswith("|")]
+    assert len(made) == rows
+    assert set(made) <= set((DOCS / "results.md").read_text(encoding="utf-8").splitlines())
+
+
+@pytest.mark.parametrize(
+    ("kinds", "seeds", "rows"),
+    [("linear,delta", 2, 8), ("linear,delta,transformer_xl,compressive,full", 1, 14)],
+)
+def test_the_tables_of_recall_capacity_are_those_of_their_reports(
+    tmp_path: Path, kinds: str, seeds: int, rows: int
+) -> None:
+    words = ["--kinds", kinds, "--widths", "64", "--seeds", str(seeds)]
+    reports = str(REPORTS / "recall_capacity")
+    recall_capacity.main([str(tmp_path), *words, "--reports", reports])
+    _are_in_the_docs(tmp_path / "capacity.md", rows)
+
+
+def test_the_table_of_language_models_is_that_of_its_reports(tmp_path: Path) -> None:
+    words = ["--corpora", "repositories", "--kinds", "none,delta,transformer_xl,full"]
+    words += ["--whole-windows", "--seeds", "1", "--reports", str(REPORTS / "language_modelling")]
+    language_modelling.main([str(tmp_path / "corpus"), str(tmp_path), *words])
+    _are_in_the_docs(tmp_path / "repositories" / "comparison.md", 6)

@@ -261,7 +261,7 @@ _REFUSED = [
     (("--", "run.directory=a\ntouch canary"), "contains a control character"),
     (("--", "run.directory=a%j"), "goes into the names of Slurm's logs"),
     (("--", "wandb.name=${oc.env:HOME}"), "uses a resolver"),
-    (("--", "--wandb.name=x"), "--wandb.name=x: unknown option"),
+    (("--", "--wandb.name=x"), "--wandb.name=x: expected overrides, key=value, after --"),
     (("--", "data.mix=[!!python/object/apply:os.system ['touch canary']]"), "cannot be read"),
     (("--", "$(touch canary)"), "'$(touch canary)': expected key=value"),
 ]

@@ -463,7 +463,9 @@ def test_lanes_of_very_unequal_targets_train_as_one_batch_in_plain_torch(two_ran
 
 
 def test_weighted_losses_train_as_one_batch_in_plain_torch(two_ranks: Bench) -> None:
-    config = load(None, two_ranks.job("weighted", *WEIGHTED)["settings"])
+    config = load(
+        None, two_ranks.job("weighted", f"data.validation={two_ranks.pairs}", *WEIGHTED)["settings"]
+    )
     curve, _ = reference(config, two_ranks.pairs, STEPS)
     assert_near(two_ranks.curve("weighted"), curve)
     assert_near(two_ranks.curve("weighted-shared"), curve)
