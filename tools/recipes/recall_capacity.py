@@ -406,6 +406,8 @@ def curves(rows: Sequence[dict[str, Any]]) -> Figure:
             axes.plot(sizes, means, marker="o", markersize=4, color=f"C{number}", label=kind)
         # Linear up to a KiB: kinds without a memory have no bytes.
         axes.set_xscale("symlog", base=2, linthresh=1024)
+        axes.set_xticks([0, 1 << 10, 1 << 15, 1 << 20], ["0", "1 Ki", "32 Ki", "1 Mi"])
+        axes.minorticks_off()
         axes.set_ylim(-0.03, 1.03)
         axes.set_title(f"{count} pairs", fontsize=9)
     figure.supxlabel("bytes of state")
