@@ -27,7 +27,10 @@ def _are_in_the_docs(table: Path, rows: int) -> None:
 
 @pytest.mark.parametrize(
     ("kinds", "seeds", "rows"),
-    [("linear,delta", 2, 8), ("linear,delta,transformer_xl,compressive,memorizing,full", 1, 16)],
+    [
+        ("linear,delta", 2, 8),
+        ("linear,delta,transformer_xl,compressive,memorizing,rmt,full,none", 1, 20),
+    ],
 )
 def test_the_tables_of_recall_capacity_are_those_of_their_reports(
     tmp_path: Path, kinds: str, seeds: int, rows: int
