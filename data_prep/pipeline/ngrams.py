@@ -12,7 +12,7 @@ import regex
 import xxhash
 from datatrove.utils.text import PUNCTUATION
 
-# Of scripts without spaces between words each character is a word, whatever stands beside it; the
+# Of scripts without spaces between words each character is a word, whatever is next to it; the
 # last four are letters of Japanese that Unicode counts to no script.
 _SPACELESS = regex.compile(
     r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\u30fc\uff70\uff9e\uff9f]"

@@ -1,6 +1,6 @@
 """Whether the input files are still those that a finished data set was made of.
 
-Sizes and sha256 are in the manifest. What is told of a file without reading it, its modification
+Sizes and sha256 are in the manifest. What is known of a file without reading it, its modification
 time or ETag, is in a file of its own: the manifest is the same wherever the input lies.
 """
 

@@ -377,7 +377,7 @@ def listed(names: Sequence[str]) -> str:
 
 
 def _not_packed(file: InputFile) -> str:
-    """Why a file is not compressed as its name says, or "": damaged data are told by the run."""
+    """Why a file is not compressed as its name says, or "": the run reports damaged data."""
     if file.compression is None:
         return ""
     with storage.open_binary(file.path, contents.HEAD_BYTES) as raw:
