@@ -12,10 +12,16 @@ from pathlib import Path
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
-def wait_for(reached: Callable[[], object], what: str, seconds: float = 300) -> None:
+def wait_for(
+    reached: Callable[[], object],
+    what: str,
+    seconds: float = 300,
+    shown: Callable[[], str] = str,
+) -> None:
+    """Wait until `reached` holds; what it was, and what `shown` gives then, if it never does."""
     deadline = time.monotonic() + seconds
     while not reached():
-        assert time.monotonic() < deadline, f"never: {what}"
+        assert time.monotonic() < deadline, f"never: {what}\n{shown()}"
         time.sleep(0.1)
 
 
@@ -43,9 +49,15 @@ class Job:
 
     def restart(self, count: int) -> None:
         """Wait for the count-th requeue, and have Slurm start the job at once."""
-        wait_for(lambda: self.log().count("; requeued, ") >= count, f"requeue {count}")
-        begun = f", restart {count}, on "
-        wait_for(lambda: begun in self.log() or self.state() == "PENDING", "a pending job")
+
+        def requeued() -> bool:
+            return self.log().count("; requeued, ") >= count
+
+        def pending_or_begun() -> bool:
+            return f", restart {count}, on " in self.log() or self.state() == "PENDING"
+
+        wait_for(requeued, f"requeue {count}", shown=self.log)
+        wait_for(pending_or_begun, "a pending job", shown=self.log)
         # A node refuses credentials made in the second in which it revoked the former one.
         time.sleep(1.1)
         self.on_cluster("scontrol", "update", f"jobid={self.number}", "StartTime=now")

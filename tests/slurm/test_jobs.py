@@ -187,8 +187,12 @@ def test_a_run_on_two_nodes_excludes_a_bad_node_saves_at_a_signal_and_resumes(
     run.mkdir()
     on_host("n2", "mount", "--bind", run, run)
     on_host("n2", "mount", "-o", "remount,bind,ro", run)
+    # Slurm takes whichever nodes earlier jobs have left first: without n3 it has to take n2.
+    on_cluster("scontrol", "update", "nodename=n3", "state=drain", "reason=test")
     job = submit("two", "--nodes=2", "--", "train.steps=60", site="site.env")
     alone = trained_alone(place, "alone", "launch.ranks=2", "train.steps=60")
+    wait_for(lambda: "; requeued, " in job.log(), "the requeue", shown=job.log)
+    on_cluster("scontrol", "update", "nodename=n3", "state=resume")
     job.restart(1)
     assert text(run / "slurm/exclude").startswith("n2\t")
     assert f"node n2 is excluded: {run} cannot be written: Read-only file system" in job.log()
