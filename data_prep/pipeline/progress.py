@@ -24,8 +24,9 @@ def count(read: int, tokens: int = 0) -> None:
     """Count bytes that the stage has read, and tokens."""
     if _counters is not None:
         with _counters.get_lock():
-            _counters[0] += read
-            _counters[1] += tokens
+            plain = _counters.get_obj()  # the array itself: its wrapper locks at each access
+            plain[0] += read
+            plain[1] += tokens
 
 
 class Progress:

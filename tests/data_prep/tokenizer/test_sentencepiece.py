@@ -25,9 +25,11 @@ def test_every_text_comes_back_exactly(trained: Tokenizer) -> None:
         assert trained.decode_bytes(ids) == text.encode()
 
 
-def test_chunked_encoding_is_sentencepieces_own(trained: Tokenizer) -> None:
+def test_encoding_whole_or_in_chunks_is_sentencepieces_own(trained: Tokenizer) -> None:
     peer = sentencepiece.SentencePieceProcessor(model_file=str(trained.path))
-    for text in [TEXT * 3, "x" * 20_000, *nasty_texts(300)]:
+    long = TEXT * (1 + 40_000 // len(TEXT))
+    around = [long[: (1 << 14) + more] for more in (-1, 0, 1)]  # chunks begin at this length
+    for text in [long, *around, "x" * 20_000, *nasty_texts(300)]:
         if "\u2581" not in text:
             assert trained.encode(text).tolist() == peer.encode(text)
 
