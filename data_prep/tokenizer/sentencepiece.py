@@ -18,8 +18,8 @@ from data_prep.tokenizer.contract import Tokenizer, TokenizerError
 from data_prep.tokenizer.spelling import SPACE
 
 # A long text is encoded in SentencePiece's own chunks: exact, and less memory and time. A short one
-# is not: each such call starts a thread and waits for it, which takes 30 times as long as encoding a
-# sentence (sentencepiece 0.2.3).
+# is not: each such call starts a thread and waits for it, which takes 30 times as long as to encode
+# a sentence (sentencepiece 0.2.3).
 _CHUNK = 1024
 _CHUNKED_FROM = 1 << 14  # characters, from which chunks take less time
 # Places between two characters, and a piece's bytes that hold both.
