@@ -213,17 +213,19 @@ def text_of(file: InputFile, found: Survey) -> Iterator[str]:
 
 
 def passages(texts: Iterable[str]) -> Iterator[str]:
-    """The joined texts in passages of up to 1 Mi characters, however they come.
+    """The joined texts in passages of about 1 Mi characters, however they come.
 
-    A passage ends after a line, or before a space where the line is longer, if it has any.
+    A passage ends after a line, or before a space where the line is longer, if it has any. None but
+    a whole text has less than half as many characters: rules judge each alone.
     """
+    half = _PASSAGE // 2
 
     def stop(held: str, start: int) -> int:
-        end = start + _PASSAGE
-        found = held.rfind("\n", start, end) + 1 or held.rfind(" ", start + 1, end)
+        least, end = start + half, start + _PASSAGE
+        found = held.rfind("\n", least - 1, end) + 1 or held.rfind(" ", least, end)
         return end if found < 0 else found
 
-    return cut(texts, _PASSAGE, stop)
+    return cut(texts, _PASSAGE + half, stop)
 
 
 def check_size(file: InputFile, size: int) -> None:
@@ -254,7 +256,9 @@ def _check_text(file: InputFile, data: bytes) -> None:
     """Raise BadRecordError where a text file is plainly one of another format."""
     if found := contents.binary(data[: contents.HEAD_BYTES]):
         right = "in UTF-8" if found.startswith("text in ") else "text"
-        raise BadRecordError(compression.UNSUPPORTED, f"it is {found}, not {right}")
+        to_do = contents.remedy(found, "")
+        detail = f"it is {found}, not {right}{'; ' * bool(to_do)}{to_do}"
+        raise BadRecordError(compression.UNSUPPORTED, detail)
     is_sure = file.config.format == "text" or file.config.group_by != "file"
     if not is_sure and contents.is_json_lines(data[: contents.HEAD_BYTES]):
         detail = "it is JSON lines; set format: jsonl, or format: text to take it as text"

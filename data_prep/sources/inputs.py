@@ -142,7 +142,7 @@ def _of_source(
     problems += [f"{key}.paths: {wrong}" for wrong in unreadable.values()]
     problems += _repeated(key, found) + _linked(key, source, found)
     files = _tables([_input(source, listed) for listed in found.values()], unreadable)
-    problems += _misfits(key, source, files)
+    problems += _joined(key, files) + _misfits(key, source, files)
     # To open a pipe would be to wait.
     sound = [file for file in files if file.path not in unreadable]
     problems += [f"{key}.paths: {wrong}" for wrong in _contradictions(source, sound)]
@@ -350,7 +350,8 @@ def _misread(file: InputFile) -> str:
     if other.startswith("text in "):
         return f"it is {other}; convert it to UTF-8 (iconv), or exclude it"
     if other and other != expected:
-        return f"it is {other}, not {file.format}; rename it, set `format`, or exclude it"
+        remedy = contents.remedy(other, "rename it, set `format`, or exclude it")
+        return f"it is {other}, not {file.format}; {remedy}"
     if file.config.format != "auto" or not head.strip():
         return ""
     is_lines = contents.is_json_lines(head)
@@ -385,7 +386,8 @@ def _not_packed(file: InputFile) -> str:
     found = contents.binary(head) or ("plain text" if contents.is_text(head) else "")
     if not found or found.startswith(file.compression):
         return ""
-    return f"it is {found}, not {file.compression} data as its name says; rename or exclude it"
+    remedy = contents.remedy(found, "rename or exclude it")
+    return f"it is {found}, not {file.compression} data as its name says; {remedy}"
 
 
 def first_bytes(file: InputFile) -> bytes:
@@ -412,6 +414,31 @@ def _repeated(key: str, found: dict[str, Listed]) -> list[str]:
                 "glob from their common directory, or two sources"
             )
     return problems
+
+
+def _joined(key: str, files: list[InputFile]) -> list[str]:
+    """A problem for each group of files that globs of different directories found.
+
+    Directories of one name in different places are different documents.
+    """
+    seen: dict[str, InputFile] = {}
+    problems: dict[str, str] = {}
+    for file in files:
+        other = seen.setdefault(file.group, file)
+        if file.group and _base(other) != _base(file):
+            problems[file.group] = problems.get(file.group) or (
+                f"{key}.paths: {other.path} and {file.path} would be joined in one document, "
+                f"called {file.group!r}, though they lie below different globs; give one glob from "
+                "their common directory, or two sources"
+            )
+    return list(problems.values())
+
+
+def _base(file: InputFile) -> str:
+    """The fixed part of the glob that found the file; on the web its server."""
+    if storage.is_web(file.path):
+        return "/".join(file.path.split("/")[:3])
+    return file.path.removesuffix(file.relative)
 
 
 def _linked(key: str, source: SourceConfig, found: dict[str, Listed]) -> list[str]:

@@ -1068,6 +1068,22 @@ def test_a_limit_takes_the_first_records_of_each_source(
         assert all(line["line"] <= min(limit, 128) for line in taken)
 
 
+def test_a_limit_counts_the_records_of_all_archives_of_a_source(tmp_path: Path) -> None:
+    for number in range(3):
+        record = "WARC/1.0\r\nWARC-Type: conversion\r\nContent-Length: 5\r\n\r\ntext{}\r\n\r\n"
+        (tmp_path / f"{number}.wet").write_text("".join(map(record.format, range(4))), newline="")
+    (tmp_path / "b.txt").write_text("another source")
+    sources = "sources=[{name: a, paths: ['*.wet']}, {name: b, paths: ['*.txt']}]"
+    words = [f"root={tmp_path}", sources, f"tokenizer.path={small_model(tmp_path)}"]
+    for limit, read in ((3, 3), (4, 4), (6, 6), (9, 9), (99, 12)):
+        output = tmp_path / f"set {limit}"
+        pipeline.run(config.load(None, [*words, f"output={output}", f"limit={limit}"]))
+        accounts = json.loads((output / "cleaning.json").read_text())["sources"]
+        assert {name: account["read"] for name, account in accounts.items()} == {"a": read, "b": 1}
+        ids = {document.id.partition(":")[0] for document in documents_of(output)}
+        assert ids == {*(f"{n}.wet" for n in range((read + 3) // 4)), "b.txt"}
+
+
 def test_a_prompt_and_its_answer_share_no_token(tmp_path: Path) -> None:
     source = random.Random(3)
     pairs = {f"pair {n}": (story(source, 80), story(source, 9)) for n in range(60)}

@@ -264,7 +264,30 @@ def test_members_of_a_group_are_in_natural_order_and_together(tmp_path: Path) ->
     assert inputs.groups(files) == [range(n, n + 1) for n in range(6)]
 
 
+@pytest.mark.parametrize(
+    ("grouped", "name"),
+    [("directory", "x"), ("top", "x"), ("directory", ".")],
+)
+def test_directories_of_one_name_below_two_globs_are_not_joined(
+    grouped: str, name: str, tmp_path: Path
+) -> None:
+    inside = "" if name == "." else f"{name}/"
+    make(tmp_path, f"a/{inside}1.txt", f"b/{inside}2.txt", f"b/{inside}3.md", "b/y/4.txt")
+    globs = "['a/**/*.txt', 'b/**/*.txt', 'b/**/*.md']"
+    _, problems = find(tmp_path, f"[{{name: s, paths: {globs}, group_by: {grouped}}}]")
+    assert problems == [
+        f"sources[0].paths: {tmp_path}/a/{inside}1.txt and {tmp_path}/b/{inside}2.txt would be "
+        f"joined in one document, called {name!r}, though they lie below different globs; give one "
+        "glob from their common directory, or two sources"
+    ]
+    globs = "['[ab]/**/*.txt', '[ab]/**/*.t*']"
+    files, problems = find(tmp_path, f"[{{name: s, paths: {globs}, group_by: {grouped}}}]")
+    assert problems == []
+    assert len({file.group for file in files}) == (2 if grouped == "top" else 3)
+
+
 ROWS = b"".join(b'{"id": "%d", "text": "row %d"}\n' % (n, n) for n in range(9))
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 12345\n"
 
 
 def problems_of(root: Path, name: str, data: bytes, more: str = "") -> list[str]:
@@ -323,6 +346,16 @@ def problems_of(root: Path, name: str, data: bytes, more: str = "") -> list[str]
         ("a.txt", "text".encode("utf-16-le"), "it is text in UTF-16-LE; convert it to UTF-8"),
         ("a.txt", ("line\n" * 99).encode("utf-16-be"), "it is text in UTF-16-BE; convert it"),
         ("a.txt", "Title: \u706f\u53f0".encode("iso2022_jp"), "it is text in ISO-2022-JP;"),
+        ("a.txt", "one".encode("utf-16"), "it is text in UTF-16; convert it to UTF-8"),
+        ("a.txt", b"\xfe\xff" + "\u706f".encode("utf-16-be"), "it is text in UTF-16;"),
+        ("a.jsonl", ROWS.decode().encode("utf-16"), "it is text in UTF-16; convert it to UTF-8"),
+        ("a.jsonl.gz", gzip.compress("one".encode("utf-32")), "it is text in UTF-32;"),
+        ("a.txt", "some text\n".encode("utf-32-le"), "it is text in UTF-32-LE; convert it"),
+        ("a.txt", "some text\n".encode("utf-32-be"), "it is text in UTF-32-BE; convert it"),
+        ("a.txt", POINTER, "it is a Git LFS pointer, not text; fetch the file that it stands for"),
+        ("a.jsonl", POINTER, "it is a Git LFS pointer, not jsonl; fetch the file that it stands"),
+        ("a.parquet", POINTER, "it is a Git LFS pointer, not parquet; fetch the file that it"),
+        ("a.jsonl.gz", POINTER, "it is a Git LFS pointer, not gzip data as its name says; fetch"),
     ],
 )
 def test_what_a_file_holds_contradicts_how_it_would_be_read(
