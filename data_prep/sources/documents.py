@@ -253,7 +253,10 @@ def _record(
 
 
 def _check_text(file: InputFile, data: bytes) -> None:
-    """Raise BadRecordError where a text file is plainly one of another format."""
+    """Raise BadRecordError where a text file is plainly one of another format, or lost its data."""
+    if (head := data[: contents.HEAD_BYTES]) and not head.strip(b"\0"):
+        detail = f"it begins with {counted(len(head), 'NUL')} in place of text"
+        raise BadRecordError("damaged file", detail)
     if found := contents.binary(data[: contents.HEAD_BYTES]):
         right = "in UTF-8" if found.startswith("text in ") else "text"
         to_do = contents.remedy(found, "")
@@ -284,12 +287,25 @@ def _json(file: InputFile, data: bytes, line: int) -> tuple[str, list[str]]:
         texts = _turns(value, file.config.prompt_field, file.config.answer_field)
     else:
         texts = [_text(value, file.config.text_field, "text")]
+    _check_once(file, content)
     try:
         for part in (*texts, id):
             part.encode()
     except UnicodeEncodeError as error:
         raise BadRecordError("lone surrogate", f"{error.object[error.start]!r}") from None
     return id, texts
+
+
+def _check_once(file: InputFile, content: str) -> None:
+    """Raise BadRecordError where the object has a key of its texts twice: json takes the last."""
+    config = file.config
+    keys = {config.prompt_field: "prompt", config.answer_field: "answer"}
+    for key, what in keys.items() if config.prompt_field else ((config.text_field, "text"),):
+        # In a text the quotes are escaped.
+        if content.count(f'"{key}"') > 1:
+            names = json.loads(content, object_pairs_hook=lambda pairs: [name for name, _ in pairs])
+            if names.count(key) > 1:
+                raise BadRecordError(f"{what} twice", f"the key {key!r}")
 
 
 def _turns(value: dict[str, Any], prompt: str, answer: str) -> list[str]:

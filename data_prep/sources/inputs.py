@@ -172,10 +172,23 @@ def _matched(
             if missed:
                 problems.append(f"{place}: {_is_directory(pattern, missed)}")
             elif not found.files:
-                base, rest = globs.anchored(config.root, pattern)
-                hint = globs.spelled(config.root, pattern)
-                problems.append(f"{place}: no file matches {rest!r} below {base}{hint}")
+                problems.append(f"{place}: {_nothing(config, source, pattern)}")
     return matched
+
+
+def _nothing(config: Config, source: SourceConfig, pattern: str) -> str:
+    """Why the pattern finds no file."""
+    base, rest = globs.anchored(config.root, pattern)
+    if source.exclude:
+        (found,) = globs.matches(
+            config.root, [pattern], globs.Excluded(config.root, []), config.output
+        )
+        if isinstance(found, Found) and found.files:
+            return (
+                f"`exclude` leaves out every file that matches {rest!r} below {base}, such as "
+                f"{found.files[0].path}"
+            )
+    return f"no file matches {rest!r} below {base}{globs.spelled(config.root, pattern)}"
 
 
 def _wrong_exclude(
@@ -492,16 +505,22 @@ def evaluation_files(
 
     Adds to `problems` what is wrong with the patterns.
     """
-    root = str(Path(config.root).expanduser().absolute())
-    patterns = source.cleaning.decontaminate
+    is_remote = storage.is_url(config.root)
+    root = "/" if is_remote else str(Path(config.root).expanduser().absolute())
     found: dict[str, Path] = {}
     wrong = [] if problems is None else problems
+    patterns = []
+    for pattern in source.cleaning.decontaminate:
+        base, rest = globs.anchored(config.root if is_remote else root, pattern)
+        if storage.is_url(base):
+            to_do = "copy it, and give its absolute path"
+            wrong.append(f"{base}{rest}: evaluation files are read from local paths; {to_do}")
+        else:
+            patterns.append(pattern)
     answers = globs.matches(root, patterns, globs.Excluded(root, []), config.output)
     for pattern, matched in zip(patterns, answers, strict=True):
         if isinstance(matched, str):
             wrong.append(matched)
-        elif storage.is_url(pattern):
-            wrong.append(f"{pattern}: evaluation files are read from local paths; copy it")
         elif matched.directories:
             wrong.append(_is_directory(pattern, matched.directories))
         elif not matched.files:

@@ -31,6 +31,8 @@ BAD = [
     (b'{"text": null}\n', "text not a string", "found NoneType"),
     (b'{"text": ["a"]}\n', "text not a string", "found list"),
     (b'{"text": ""}\n', "empty text", ""),
+    (b'{"text": "a", "id": 1, "text": "b"}\n', "text twice", "the key 'text'"),
+    (b'{"meta": {"text": 1}, "text": "a", "text": "a"}\n', "text twice", "the key 'text'"),
     (b'{"text": "a\\ud800"}\n', "lone surrogate", "ud800"),
     (b'{"text": "a", "id": "\\udfff"}\n', "lone surrogate", "udfff"),
     (b"\n", "blank line", ""),
@@ -217,6 +219,28 @@ def test_a_file_of_another_format_is_rejected_whatever_its_size(
         assert read(with_settings(file, max_held_bytes=99)) == [held]
     (text,) = read(with_settings(file, max_held_bytes=99, format="text"))
     assert isinstance(text, LongDocument) and "".join(text.passages()).encode() == data
+
+
+def test_a_key_may_repeat_in_other_objects_and_in_texts(tmp_path: Path) -> None:
+    text = 'a "text": "b", "text": "c"'
+    spans = [{"text": "a"}, {"text": "b"}]
+    (tmp_path / "a").write_bytes(line(text=text, spans=spans) + line(meta={"text": 1}, text=text))
+    assert [record.text for record in read(input_file(tmp_path / "a"))] == [text, text]  # type: ignore[union-attr]
+
+
+def test_a_file_of_zeros_is_no_text(tmp_path: Path) -> None:
+    # As some file systems leave it after a power loss.
+    (tmp_path / "a").write_bytes(bytes(200_000))
+    for held in (1 << 20, 1 << 16):
+        (reject,) = read(input_file(tmp_path / "a", "text", max_held_bytes=held))
+        detail = "it begins with 65,536 NULs in place of text"
+        assert reject == Reject(1, 0, "damaged file", detail, 200_000)
+    (tmp_path / "a").write_bytes(b"\0")
+    (reject,) = read(input_file(tmp_path / "a", "text"))
+    assert reject == Reject(1, 0, "damaged file", "it begins with 1 NUL in place of text", 1)
+    (tmp_path / "a").write_bytes(bytes(99) + b"text")
+    (document,) = read(input_file(tmp_path / "a", "text"))
+    assert isinstance(document, RawDocument) and document.text == "\0" * 99 + "text"
 
 
 def test_a_long_line_is_cut_before_a_space_or_anywhere(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -91,6 +91,34 @@ def test_two_files_of_one_name_are_refused(tmp_path: Path) -> None:
     assert "are both called 'a.txt'" in problems[0]
 
 
+def test_files_that_are_all_left_out_are_told_as_such(tmp_path: Path) -> None:
+    make(tmp_path, "d/a.txt", "d/e/b.txt", "c.md")
+    for exclude in ("**", "d/**", "**/*.txt"):
+        source = f"{{name: s, paths: ['d/**/*.txt'], exclude: ['{exclude}']}}"
+        assert find(tmp_path, f"[{source}]")[1] == [
+            f"sources[0].paths[0]: `exclude` leaves out every file that matches '**/*.txt' below "
+            f"{tmp_path}/d, such as {tmp_path}/d/a.txt"
+        ]
+    assert "no file matches" in find(tmp_path, "[{name: s, paths: ['*.x'], exclude: ['**']}]")[1][0]
+
+
+def test_evaluation_files_of_a_root_on_a_server_are_refused_as_such(tmp_path: Path) -> None:
+    paths = ["eval/a.jsonl", f"{tmp_path}/b.jsonl", "s3://b/c.jsonl"]
+    source = f"sources=[{{name: s, paths: ['*.txt'], cleaning: {{decontaminate: {paths}}}}}]"
+    wanted, problems = (
+        config.load(None, ["root=memory://corpus", f"output={tmp_path}/set", source]),
+        [],
+    )
+    make(tmp_path, "b.jsonl")
+    assert inputs.evaluation_files(wanted, wanted.sources[0], problems) == {
+        f"evaluation{tmp_path}/b.jsonl": tmp_path / "b.jsonl"
+    }
+    assert problems == [
+        f"{url}: evaluation files are read from local paths; copy it, and give its absolute path"
+        for url in ("memory://corpus/eval/a.jsonl", "s3://b/c.jsonl")
+    ]
+
+
 def test_what_a_run_left_in_the_output_below_the_root_is_no_input(tmp_path: Path) -> None:
     make(tmp_path, "a.jsonl", "d/b.jsonl", "out/rejects.jsonl", "out/work/begun.json")
     (tmp_path / "link").symlink_to("out")
