@@ -1068,6 +1068,26 @@ def test_a_limit_takes_the_first_records_of_each_source(
         assert all(line["line"] <= min(limit, 128) for line in taken)
 
 
+@pytest.mark.parametrize(
+    "name", ["tokenizer.json", "tokenizer.model", "rejects.jsonl", "cleaning.json", "shard-0.tar"]
+)
+def test_files_of_something_else_are_not_replaced(name: str, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("some text")
+    (tmp_path / "model").mkdir()
+    model = small_model(tmp_path)
+    words = [f"root={tmp_path}", f"output={tmp_path / 'model'}", f"tokenizer.path={model}"]
+    wanted = config.load(None, [*words, "sources=[{name: s, paths: ['a.txt']}]"])
+    kept = tmp_path / "model" / name
+    kept.write_text("mine")
+    with pytest.raises(SettingsError, match=rf"output: .*model holds {name}, which a data set th"):
+        pipeline.run(wanted)
+    assert [path.name for path in (tmp_path / "model").iterdir()] == [name]
+    kept.rename(tmp_path / "model" / "notes.txt")
+    pipeline.run(wanted)
+    assert pipeline.run(wanted).already
+    assert (tmp_path / "model" / "notes.txt").read_text() == "mine"
+
+
 def test_a_limit_counts_the_records_of_all_archives_of_a_source(tmp_path: Path) -> None:
     for number in range(3):
         record = "WARC/1.0\r\nWARC-Type: conversion\r\nContent-Length: 5\r\n\r\ntext{}\r\n\r\n"
