@@ -7,6 +7,7 @@ import itertools
 import os
 import re
 import stat
+import sys
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -56,6 +57,8 @@ class InputFile:
     compression: Compression
     listed: Status = Status(0, "")
     group: str = ""
+    place: tuple[int, int] | None = None
+    """As of Listed."""
 
     @property
     def source(self) -> str:
@@ -95,7 +98,28 @@ def find(config: Config, problems: list[str]) -> list[InputFile]:
     files: list[InputFile] = []
     for index, source in enumerate(config.sources):
         files += _of_source(config, source, f"sources[{index}]", problems)
-    return sorted(files, key=_place)
+    files.sort(key=_place)
+    if not config.duplicates.wanted:
+        _tell_repeats(files)
+    return files
+
+
+def _tell_repeats(files: list[InputFile]) -> None:
+    """Tell that files are read more than once, in two sources or by several names."""
+    seen: dict[object, InputFile] = {}
+    again = [
+        (other, file)
+        for file in files
+        if (other := seen.setdefault(file.place or file.path, file)) is not file
+    ]
+    if again:
+        other, file = again[0]
+        names = f"{other.path} in source {other.source} and {file.path} in source {file.source}"
+        print(
+            f"{counted(len(again), 'input file is', 'input files are')} read more than once, such "
+            f"as {names}; if that is not meant, use `exclude`, or set duplicates.exact: true",
+            file=sys.stderr,
+        )
 
 
 def _no_root(config: Config) -> str:
@@ -487,7 +511,9 @@ def _input(source: SourceConfig, listed: Listed) -> InputFile:
     group = _group(source, listed.relative)
     if source.group_by != "file" and suffix == ".json":
         kind = "text"  # a member of a directory of texts, as in a repository
-    return InputFile(source, listed.path, listed.relative, kind, packed, listed.status, group)
+    return InputFile(
+        source, listed.path, listed.relative, kind, packed, listed.status, group, listed.place
+    )
 
 
 def _group(source: SourceConfig, relative: str) -> str:

@@ -102,6 +102,35 @@ def test_files_that_are_all_left_out_are_told_as_such(tmp_path: Path) -> None:
     assert "no file matches" in find(tmp_path, "[{name: s, paths: ['*.x'], exclude: ['**']}]")[1][0]
 
 
+def test_files_that_are_read_more_than_once_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make(tmp_path, "blobs/1", "blobs/2", "a/x.txt", "b/y.txt")
+    one = "{name: one, paths: ['*/*.txt']}"
+    assert find(tmp_path, f"[{one}]")[1] == []
+    assert capsys.readouterr().err == ""
+    # As in the cache of Hugging Face's hub, where a revision is a directory of links.
+    for revision in ("old", "new"):
+        (tmp_path / revision).mkdir()
+        for number in (1, 2):
+            (tmp_path / revision / f"{number}.txt").symlink_to(f"../blobs/{number}")
+    assert find(tmp_path, f"[{one}]")[1] == []
+    assert capsys.readouterr().err == (
+        f"2 input files are read more than once, such as {tmp_path}/new/1.txt in source one and "
+        f"{tmp_path}/old/1.txt in source one; if that is not meant, use `exclude`, or set "
+        "duplicates.exact: true\n"
+    )
+    both = "[{name: one, paths: ['a/*.txt']}, {name: two, paths: ['[ab]/*']}]"
+    assert find(tmp_path, both)[1] == []
+    assert capsys.readouterr().err.startswith(
+        f"1 input file is read more than once, such as {tmp_path}/a/x.txt in source one and "
+        f"{tmp_path}/a/x.txt in source two;"
+    )
+    for more in ({"duplicates.exact": "true"}, {"duplicates.near": "true"}):
+        assert find(tmp_path, both, **more)[1] == []
+    assert capsys.readouterr().err == ""
+
+
 def test_evaluation_files_of_a_root_on_a_server_are_refused_as_such(tmp_path: Path) -> None:
     paths = ["eval/a.jsonl", f"{tmp_path}/b.jsonl", "s3://b/c.jsonl"]
     source = f"sources=[{{name: s, paths: ['*.txt'], cleaning: {{decontaminate: {paths}}}}}]"
