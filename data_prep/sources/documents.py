@@ -253,10 +253,7 @@ def _record(
 
 
 def _check_text(file: InputFile, data: bytes) -> None:
-    """Raise BadRecordError where a text file is plainly one of another format, or lost its data."""
-    if (head := data[: contents.HEAD_BYTES]) and not head.strip(b"\0"):
-        detail = f"it begins with {counted(len(head), 'NUL')} in place of text"
-        raise BadRecordError("damaged file", detail)
+    """Raise BadRecordError where a text file is plainly one of another format."""
     if found := contents.binary(data[: contents.HEAD_BYTES]):
         right = "in UTF-8" if found.startswith("text in ") else "text"
         to_do = contents.remedy(found, "")

@@ -533,7 +533,7 @@ def test_the_sample_has_the_stated_size(corpus: Corpus, tmp_path: Path, size: in
 def test_a_tokenizer_json_is_copied_in_place_of_another(corpus: Corpus, tmp_path: Path) -> None:
     model = tokenizers.Tokenizer.from_file(str(byte_level(tmp_path / "bytes.json")))
     # What a run that was killed had copied, before its configuration was corrected.
-    (tmp_path / "set").mkdir()
+    (tmp_path / "set/work").mkdir(parents=True)
     (tmp_path / "set/tokenizer.model").write_bytes(b"stale")
     wanted = configured(corpus, tmp_path / "set", f"tokenizer.path={tmp_path}/bytes.json")
     manifest = pipeline.run(wanted).manifest

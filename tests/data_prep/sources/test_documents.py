@@ -228,21 +228,6 @@ def test_a_key_may_repeat_in_other_objects_and_in_texts(tmp_path: Path) -> None:
     assert [record.text for record in read(input_file(tmp_path / "a"))] == [text, text]  # type: ignore[union-attr]
 
 
-def test_a_file_of_zeros_is_no_text(tmp_path: Path) -> None:
-    # As some file systems leave it after a power loss.
-    (tmp_path / "a").write_bytes(bytes(200_000))
-    for held in (1 << 20, 1 << 16):
-        (reject,) = read(input_file(tmp_path / "a", "text", max_held_bytes=held))
-        detail = "it begins with 65,536 NULs in place of text"
-        assert reject == Reject(1, 0, "damaged file", detail, 200_000)
-    (tmp_path / "a").write_bytes(b"\0")
-    (reject,) = read(input_file(tmp_path / "a", "text"))
-    assert reject == Reject(1, 0, "damaged file", "it begins with 1 NUL in place of text", 1)
-    (tmp_path / "a").write_bytes(bytes(99) + b"text")
-    (document,) = read(input_file(tmp_path / "a", "text"))
-    assert isinstance(document, RawDocument) and document.text == "\0" * 99 + "text"
-
-
 def test_a_long_line_is_cut_before_a_space_or_anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(documents, "_PASSAGE", 10)
     for text, wanted in (
