@@ -80,7 +80,7 @@ class InfiniShardWriter(PipelineStep):  # type: ignore[misc]
     `seed` decides the order of documents; `shards` is their number, 0: one for every
     `shard_tokens`; `source` is the name that the documents carry. Raises TokenizerError; when it
     runs, WorkspaceError where the directory was started with other settings or another number of
-    tasks.
+    tasks, or holds files of something else that a data set would replace.
     """
 
     type = "data-prep"
@@ -113,6 +113,8 @@ class InfiniShardWriter(PipelineStep):  # type: ignore[misc]
         ended = next((work.directory / Tokenize.name).glob("*.json"), None)
         if ended is not None:
             _refuse_other(work, int(ended.stem), self.config)
+        if reason := pipeline.would_replace(work.output):
+            raise WorkspaceError(reason)
         work.directory.mkdir(parents=True, exist_ok=True)
         with self.track_time():
             _TokenizeTask(self.config, replace(work, data=data)).run_task(rank, world_size)

@@ -239,7 +239,8 @@ class TokenizerConfig:
     eos_token: str = setting(
         "", "special token of that tokenizer.json with which documents end; empty: its own EOS"
     )
-    vocab_size: int = setting(8192, "pieces of a trained model", low=300, high=1 << 20)
+    # 256 bytes, three special pieces, the line end and a character: no text allows fewer.
+    vocab_size: int = setting(8192, "pieces of a trained model", low=261, high=1 << 20)
     sample_bytes: int = setting(
         20_000_000, "UTF-8 bytes of text to train on, drawn over all documents", low=1
     )

@@ -103,7 +103,9 @@ def open_work(config: Config) -> Work:
     output, model = Path(config.output).expanduser(), Path(config.tokenizer.path).expanduser()
     problems = []
     finished = (output / shards.MANIFEST).exists()  # nothing is written, so it may be read-only
-    if not finished and (reason := durable.obstacle(output, directory=True)):
+    if not finished and (
+        reason := durable.obstacle(output, directory=True) or would_replace(output)
+    ):
         problems.append(f"output: {reason}")
     if config.tokenizer.path and not model.is_file():
         problems.append(f"tokenizer.path: {_no_tokenizer(model)}")
@@ -115,6 +117,21 @@ def open_work(config: Config) -> Work:
         check_lossless(model, config.tokenizer.eos_token)
         _check_end(config, model)
     return Work(output, files, evaluation, config.limit)
+
+
+def would_replace(output: Path) -> str:
+    """Which files of something else a data set in this directory would replace, or ""."""
+    if Work(output, []).directory.exists():
+        return ""  # they are of a run that was begun here
+    names = (*contract.FILES, REJECTS, ACCOUNTS, unchanged.VERSIONS)
+    there = [name for name in names if (output / name).exists()]
+    there += sorted(path.name for path in output.glob("shard-*.tar"))[:1]
+    if not there:
+        return ""
+    return (
+        f"{output} holds {', '.join(there)}, which a data set there would replace, and none was "
+        "begun there; give another directory"
+    )
 
 
 def _no_tokenizer(model: Path) -> str:

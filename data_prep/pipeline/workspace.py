@@ -50,7 +50,7 @@ _COMPRESSED_PARTS = 8
 # Files are surveyed together up to this size or number, or 1 / _UNITS of the corpus.
 _SURVEY_BYTES = 4 << 20
 _SURVEY_FILES = 128
-_VERSION = 10
+_VERSION = 11
 _LOCK_SECONDS = 10.0
 # Files that are looked into for the keys of their records, where no document is left.
 _LOOKED_INTO = 16
@@ -191,7 +191,7 @@ class Work:
         left: dict[str, int] = {}
         for members in inputs.groups(self.files):
             for part in self._limited(self._parts(members, least), left):
-                if open_bytes >= wanted:
+                if open_bytes >= wanted and not (units and self._is_one(units[-1][-1], part)):
                     units.append([])
                     open_bytes = 0
                     wanted = min(least, max(ahead // _LAST_UNITS, least // _SMALLER))
@@ -200,8 +200,23 @@ class Work:
                 ahead -= part.stop - part.offset
         return units
 
+    def _is_one(self, part: Part, following: Part) -> bool:
+        """Whether `limit` may be reached anywhere in both parts, since they are of archives.
+
+        How many records an archive has is not known before it is read.
+        """
+        one, other = self.files[part.file].source, self.files[following.file].source
+        return one == other and one in self._uncounted
+
+    @cached_property
+    def _uncounted(self) -> set[str]:
+        return {file.source for file in self.files if file.format == "warc" and self.limit}
+
     def _limited(self, parts: list[Part], left: dict[str, int]) -> Iterator[Part]:
-        """The parts, or those within `limit`; `left` counts the records left by source."""
+        """The parts, or those within `limit`; `left` counts the records left by source.
+
+        Those of archives are counted where they are read.
+        """
         if not self.limit:
             yield from parts
             return
@@ -212,7 +227,8 @@ class Work:
             source = self.files[part.file].source
             most = left.setdefault(source, self.limit)
             if most:
-                left[source] = max(most - (following - part.line), 0)
+                is_counted = source not in self._uncounted
+                left[source] = max(most - (following - part.line) * is_counted, 0)
                 yield replace(part, most=most)
 
     def _parts(self, members: range, least: int) -> list[Part]:
@@ -230,6 +246,7 @@ class Work:
 
     def records(self, unit: int) -> Iterator[tuple[int, Record]]:
         """(index of the file, record) for each record of the unit."""
+        taken = Counter[str]()
         for part in self.units[unit]:
             members = slice(part.file, part.file + part.files)
             files, surveys = self.files[members], self.surveys[members]
@@ -239,7 +256,10 @@ class Work:
                 continue
             start = (part.offset, part.line)
             found = readers.records(files[0], surveys[0], start, part.stop)
-            for record in itertools.islice(found, part.most):
+            source = files[0].source
+            most = None if part.most is None else min(part.most, self.limit - taken[source])
+            for record in itertools.islice(found, most):
+                taken[source] += 1
                 yield part.file, record
 
     def unit_sizes(self) -> list[int]:

@@ -75,6 +75,8 @@ class Stats:
         return {
             "documents": manifest.documents,
             "rejected": manifest.rejected,
+            "dropped": manifest.dropped,
+            "duplicates": manifest.duplicates,
             "tokens": manifest.tokens,
             "bytes": text_bytes,
             "bytes_per_token": text_bytes / manifest.tokens,
@@ -125,6 +127,8 @@ def lines(found: Stats) -> list[str]:
         ("documents", f"{plain['documents']:,}"),
         ("rejected", f"{plain['rejected']:,}"),
         *((f"  {reason}", f"{count:,}") for reason, count in found.rejected_by_reason.items()),
+        ("dropped by cleaning", f"{plain['dropped']:,}"),
+        ("duplicates", f"{plain['duplicates']:,}"),
         ("tokens", f"{plain['tokens']:,}"),
         ("bytes of text", f"{plain['bytes']:,}"),
         ("bytes per token", f"{plain['bytes_per_token']:.3f}"),

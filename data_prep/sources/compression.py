@@ -241,7 +241,8 @@ def _unsupported(head: bytes, compression: Literal["gzip", "zstd"], start: int =
     """Why a member with this head, which begins at `start` of its file, is not read, or ""."""
     found = "" if start else contents.binary(head)
     if found and not found.startswith(compression):
-        return f"it is {found}, not {compression} data as its name says; rename it"
+        remedy = contents.remedy(found, "rename it")
+        return f"it is {found}, not {compression} data as its name says; {remedy}"
     return _unsupported_gzip(head) if compression == "gzip" else _unsupported_zstd(head)
 
 

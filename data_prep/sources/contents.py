@@ -10,6 +10,7 @@ from data_prep.dataset.parsing import json_value
 HEAD_BYTES = 1 << 16
 """Bytes at the beginning of a file, after decompression, by which it is judged."""
 
+LFS_POINTER = "a Git LFS pointer"
 # How files of formats that are no text begin. Those of letters alone have more than a word of them.
 _BINARY = (
     (rb"\x1f\x8b\x08", "gzip data"),
@@ -35,10 +36,15 @@ _BINARY = (
     (rb"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "an office document"),
     (rb"WARC/\d\.\d+\r?\n", "a WARC archive"),
     (rb"filedesc://", "an ARC archive"),
+    (rb"version https://git-lfs\.github\.com/spec/v\d+\n", LFS_POINTER),
     (rb"\{\\rtf\d", "an RTF document"),
     (rb"%!PS", "a PostScript document"),
-    # ASCII up to where it goes to Japanese; letters of which every second byte is NUL.
+    # ASCII up to where it goes to Japanese; letters between which there are NULs.
     (rb"[\t-\r -~]*+\x1b\$[@B]", "text in ISO-2022-JP"),
+    (rb"\xff\xfe\0\0|\0\0\xfe\xff", "text in UTF-32"),
+    (rb"\xff\xfe|\xfe\xff", "text in UTF-16"),
+    (rb"(?:[^\0]\0{3}){8}|(?:[^\0]\0{3}){2,7}\Z", "text in UTF-32-LE"),
+    (rb"(?:\0{3}[^\0]){8}|(?:\0{3}[^\0]){2,7}\Z", "text in UTF-32-BE"),
     (rb"(?:[^\0]\0){16}|(?:[^\0]\0){2,15}\Z", "text in UTF-16-LE"),
     (rb"(?:\0[^\0]){16}|(?:\0[^\0]){2,15}\Z", "text in UTF-16-BE"),
 )
@@ -69,6 +75,13 @@ TABLES = {
 def binary(head: bytes) -> str:
     """The format that is no text, by its first bytes; empty where none is known."""
     return next((name for pattern, name in _KINDS if pattern.match(head)), "")
+
+
+def remedy(found: str, other: str) -> str:
+    """What to do with a file that holds what `binary` found; `other`: where it is no pointer."""
+    if found == LFS_POINTER:
+        return "fetch the file that it stands for (git lfs pull)"
+    return other
 
 
 def is_text(head: bytes) -> bool:

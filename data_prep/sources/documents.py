@@ -213,17 +213,19 @@ def text_of(file: InputFile, found: Survey) -> Iterator[str]:
 
 
 def passages(texts: Iterable[str]) -> Iterator[str]:
-    """The joined texts in passages of up to 1 Mi characters, however they come.
+    """The joined texts in passages of about 1 Mi characters, however they come.
 
-    A passage ends after a line, or before a space where the line is longer, if it has any.
+    A passage ends after a line, or before a space where the line is longer, if it has any. None but
+    a whole text has less than half as many characters: rules judge each alone.
     """
+    half = _PASSAGE // 2
 
     def stop(held: str, start: int) -> int:
-        end = start + _PASSAGE
-        found = held.rfind("\n", start, end) + 1 or held.rfind(" ", start + 1, end)
+        least, end = start + half, start + _PASSAGE
+        found = held.rfind("\n", least - 1, end) + 1 or held.rfind(" ", least, end)
         return end if found < 0 else found
 
-    return cut(texts, _PASSAGE, stop)
+    return cut(texts, _PASSAGE + half, stop)
 
 
 def check_size(file: InputFile, size: int) -> None:
@@ -254,7 +256,9 @@ def _check_text(file: InputFile, data: bytes) -> None:
     """Raise BadRecordError where a text file is plainly one of another format."""
     if found := contents.binary(data[: contents.HEAD_BYTES]):
         right = "in UTF-8" if found.startswith("text in ") else "text"
-        raise BadRecordError(compression.UNSUPPORTED, f"it is {found}, not {right}")
+        to_do = contents.remedy(found, "")
+        detail = f"it is {found}, not {right}{'; ' * bool(to_do)}{to_do}"
+        raise BadRecordError(compression.UNSUPPORTED, detail)
     is_sure = file.config.format == "text" or file.config.group_by != "file"
     if not is_sure and contents.is_json_lines(data[: contents.HEAD_BYTES]):
         detail = "it is JSON lines; set format: jsonl, or format: text to take it as text"
@@ -280,12 +284,25 @@ def _json(file: InputFile, data: bytes, line: int) -> tuple[str, list[str]]:
         texts = _turns(value, file.config.prompt_field, file.config.answer_field)
     else:
         texts = [_text(value, file.config.text_field, "text")]
+    _check_once(file, content)
     try:
         for part in (*texts, id):
             part.encode()
     except UnicodeEncodeError as error:
         raise BadRecordError("lone surrogate", f"{error.object[error.start]!r}") from None
     return id, texts
+
+
+def _check_once(file: InputFile, content: str) -> None:
+    """Raise BadRecordError where the object has a key of its texts twice: json takes the last."""
+    config = file.config
+    keys = {config.prompt_field: "prompt", config.answer_field: "answer"}
+    for key, what in keys.items() if config.prompt_field else ((config.text_field, "text"),):
+        # In a text the quotes are escaped.
+        if content.count(f'"{key}"') > 1:
+            names = json.loads(content, object_pairs_hook=lambda pairs: [name for name, _ in pairs])
+            if names.count(key) > 1:
+                raise BadRecordError(f"{what} twice", f"the key {key!r}")
 
 
 def _turns(value: dict[str, Any], prompt: str, answer: str) -> list[str]:

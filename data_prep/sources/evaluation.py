@@ -121,6 +121,10 @@ def _of_parquet(path: Path) -> Iterator[list[str]]:
 def _strings(value: Any) -> Iterator[str]:
     if isinstance(value, str):
         yield value
-    elif isinstance(value, dict | list):
+    elif isinstance(value, bytes):
+        # Some programs write texts to parquet as bytes; others are images and the like.
+        with suppress(UnicodeDecodeError):
+            yield value.decode()
+    elif isinstance(value, dict | list | tuple):  # a map of parquet has pairs
         for item in value.values() if isinstance(value, dict) else value:
             yield from _strings(item)

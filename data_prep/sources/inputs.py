@@ -7,6 +7,7 @@ import itertools
 import os
 import re
 import stat
+import sys
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -56,6 +57,8 @@ class InputFile:
     compression: Compression
     listed: Status = Status(0, "")
     group: str = ""
+    place: tuple[int, int] | None = None
+    """As of Listed."""
 
     @property
     def source(self) -> str:
@@ -95,7 +98,28 @@ def find(config: Config, problems: list[str]) -> list[InputFile]:
     files: list[InputFile] = []
     for index, source in enumerate(config.sources):
         files += _of_source(config, source, f"sources[{index}]", problems)
-    return sorted(files, key=_place)
+    files.sort(key=_place)
+    if not config.duplicates.wanted:
+        _tell_repeats(files)
+    return files
+
+
+def _tell_repeats(files: list[InputFile]) -> None:
+    """Tell that files are read more than once, in two sources or by several names."""
+    seen: dict[object, InputFile] = {}
+    again = [
+        (other, file)
+        for file in files
+        if (other := seen.setdefault(file.place or file.path, file)) is not file
+    ]
+    if again:
+        other, file = again[0]
+        names = f"{other.path} in source {other.source} and {file.path} in source {file.source}"
+        print(
+            f"{counted(len(again), 'input file is', 'input files are')} read more than once, such "
+            f"as {names}; if that is not meant, use `exclude`, or set duplicates.exact: true",
+            file=sys.stderr,
+        )
 
 
 def _no_root(config: Config) -> str:
@@ -142,7 +166,7 @@ def _of_source(
     problems += [f"{key}.paths: {wrong}" for wrong in unreadable.values()]
     problems += _repeated(key, found) + _linked(key, source, found)
     files = _tables([_input(source, listed) for listed in found.values()], unreadable)
-    problems += _misfits(key, source, files)
+    problems += _joined(key, files) + _misfits(key, source, files)
     # To open a pipe would be to wait.
     sound = [file for file in files if file.path not in unreadable]
     problems += [f"{key}.paths: {wrong}" for wrong in _contradictions(source, sound)]
@@ -172,10 +196,23 @@ def _matched(
             if missed:
                 problems.append(f"{place}: {_is_directory(pattern, missed)}")
             elif not found.files:
-                base, rest = globs.anchored(config.root, pattern)
-                hint = globs.spelled(config.root, pattern)
-                problems.append(f"{place}: no file matches {rest!r} below {base}{hint}")
+                problems.append(f"{place}: {_nothing(config, source, pattern)}")
     return matched
+
+
+def _nothing(config: Config, source: SourceConfig, pattern: str) -> str:
+    """Why the pattern finds no file."""
+    base, rest = globs.anchored(config.root, pattern)
+    if source.exclude:
+        (found,) = globs.matches(
+            config.root, [pattern], globs.Excluded(config.root, []), config.output
+        )
+        if isinstance(found, Found) and found.files:
+            return (
+                f"`exclude` leaves out every file that matches {rest!r} below {base}, such as "
+                f"{found.files[0].path}"
+            )
+    return f"no file matches {rest!r} below {base}{globs.spelled(config.root, pattern)}"
 
 
 def _wrong_exclude(
@@ -350,7 +387,8 @@ def _misread(file: InputFile) -> str:
     if other.startswith("text in "):
         return f"it is {other}; convert it to UTF-8 (iconv), or exclude it"
     if other and other != expected:
-        return f"it is {other}, not {file.format}; rename it, set `format`, or exclude it"
+        remedy = contents.remedy(other, "rename it, set `format`, or exclude it")
+        return f"it is {other}, not {file.format}; {remedy}"
     if file.config.format != "auto" or not head.strip():
         return ""
     is_lines = contents.is_json_lines(head)
@@ -385,7 +423,8 @@ def _not_packed(file: InputFile) -> str:
     found = contents.binary(head) or ("plain text" if contents.is_text(head) else "")
     if not found or found.startswith(file.compression):
         return ""
-    return f"it is {found}, not {file.compression} data as its name says; rename or exclude it"
+    remedy = contents.remedy(found, "rename or exclude it")
+    return f"it is {found}, not {file.compression} data as its name says; {remedy}"
 
 
 def first_bytes(file: InputFile) -> bytes:
@@ -412,6 +451,31 @@ def _repeated(key: str, found: dict[str, Listed]) -> list[str]:
                 "glob from their common directory, or two sources"
             )
     return problems
+
+
+def _joined(key: str, files: list[InputFile]) -> list[str]:
+    """A problem for each group of files that globs of different directories found.
+
+    Directories of one name in different places are different documents.
+    """
+    seen: dict[str, InputFile] = {}
+    problems: dict[str, str] = {}
+    for file in files:
+        other = seen.setdefault(file.group, file)
+        if file.group and _base(other) != _base(file):
+            problems[file.group] = problems.get(file.group) or (
+                f"{key}.paths: {other.path} and {file.path} would be joined in one document, "
+                f"called {file.group!r}, though they lie below different globs; give one glob from "
+                "their common directory, or two sources"
+            )
+    return list(problems.values())
+
+
+def _base(file: InputFile) -> str:
+    """The fixed part of the glob that found the file; on the web its server."""
+    if storage.is_web(file.path):
+        return "/".join(file.path.split("/")[:3])
+    return file.path.removesuffix(file.relative)
 
 
 def _linked(key: str, source: SourceConfig, found: dict[str, Listed]) -> list[str]:
@@ -447,7 +511,9 @@ def _input(source: SourceConfig, listed: Listed) -> InputFile:
     group = _group(source, listed.relative)
     if source.group_by != "file" and suffix == ".json":
         kind = "text"  # a member of a directory of texts, as in a repository
-    return InputFile(source, listed.path, listed.relative, kind, packed, listed.status, group)
+    return InputFile(
+        source, listed.path, listed.relative, kind, packed, listed.status, group, listed.place
+    )
 
 
 def _group(source: SourceConfig, relative: str) -> str:
@@ -465,16 +531,22 @@ def evaluation_files(
 
     Adds to `problems` what is wrong with the patterns.
     """
-    root = str(Path(config.root).expanduser().absolute())
-    patterns = source.cleaning.decontaminate
+    is_remote = storage.is_url(config.root)
+    root = "/" if is_remote else str(Path(config.root).expanduser().absolute())
     found: dict[str, Path] = {}
     wrong = [] if problems is None else problems
+    patterns = []
+    for pattern in source.cleaning.decontaminate:
+        base, rest = globs.anchored(config.root if is_remote else root, pattern)
+        if storage.is_url(base):
+            to_do = "copy it, and give its absolute path"
+            wrong.append(f"{base}{rest}: evaluation files are read from local paths; {to_do}")
+        else:
+            patterns.append(pattern)
     answers = globs.matches(root, patterns, globs.Excluded(root, []), config.output)
     for pattern, matched in zip(patterns, answers, strict=True):
         if isinstance(matched, str):
             wrong.append(matched)
-        elif storage.is_url(pattern):
-            wrong.append(f"{pattern}: evaluation files are read from local paths; copy it")
         elif matched.directories:
             wrong.append(_is_directory(pattern, matched.directories))
         elif not matched.files:

@@ -71,7 +71,8 @@ def _why_lost(file: InputFile, size: int, error: DamageError) -> tuple[str, str]
         return UNSUPPORTED, "it is encrypted, which is not read; write it anew without encryption"
     other = contents.binary(head)
     if other and head[: len(_MAGIC)] != _MAGIC:
-        return UNSUPPORTED, f"it is {other}, not parquet as its name or `format` says; rename it"
+        remedy = contents.remedy(other, "rename it")
+        return UNSUPPORTED, f"it is {other}, not parquet as its name or `format` says; {remedy}"
     if isinstance(error, UnsupportedError):
         return UNSUPPORTED, f"Arrow does not read it: {error}"
     damage = "damaged file" if tail == _MAGIC else "truncated file"
@@ -156,7 +157,9 @@ def _bad_schema(file: InputFile, opened: pq.ParquetFile) -> BadRecordError | Non
     name = file.config.text_field
     kind = _type(opened, name)
     if kind is None:
-        return BadRecordError("text missing", f"no column {name!r}")
+        count = opened.schema_arrow.names.count(name)
+        several = f"{count} columns are called {name!r}"
+        return BadRecordError("text missing", several if count else f"no column {name!r}")
     if not _is_text(kind):
         return BadRecordError("text not a string", f"column {name!r} is {kind}")
     return None

@@ -74,7 +74,7 @@ def _too_small(vocab_size: int, reason: str) -> str:
     if most:
         remedy = f"the text allows at most {most[1]}: lower it, or give more text"
     elif least:
-        remedy = f"bytes and characters alone need more than {least[1]}: raise it"
+        remedy = f"bytes and characters alone need at least {least[1]}: raise it"
     else:
         remedy = reason
     return f"tokenizer.vocab_size: {vocab_size} does not fit the training text; {remedy}"

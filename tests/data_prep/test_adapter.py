@@ -160,6 +160,15 @@ def test_a_finished_data_set_is_left_alone_and_another_is_refused(
     assert hashes(made) == before
 
 
+def test_files_of_something_else_are_not_replaced(raw: Path, model: Path, tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "tokenizer.json").write_text("mine")
+    writer = InfiniShardWriter(tmp_path / "set", tokenizer=model)
+    with pytest.raises(WorkspaceError, match=r"set holds tokenizer\.json, which a data set there"):
+        writer.run(iter([]))
+    assert (tmp_path / "set" / "tokenizer.json").read_text() == "mine"
+
+
 def test_a_task_that_is_missing_is_named(raw: Path, model: Path, tmp_path: Path) -> None:
     writer = InfiniShardWriter(tmp_path / "set", tokenizer=model)
     with pytest.raises(WorkspaceError, match="of 0 tasks"):

@@ -104,7 +104,7 @@ def test_all_mistakes_are_reported_at_once_without_torch(home: Path) -> None:
         "  - sed: unknown key; did you mean seed?",
         "  - seed: expected a whole number, found 'x'",
         "  - workers: expected at least 0, found -1",
-        "  - tokenizer.vocab_size: expected 300 to 1048576, found 1",
+        "  - tokenizer.vocab_size: expected 261 to 1048576, found 1",
         "  - shards.count: expected a whole number, found 'many'",
     ]
 

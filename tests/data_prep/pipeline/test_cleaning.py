@@ -8,6 +8,7 @@ import re
 import socket
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -338,3 +339,36 @@ ODD = [
     "300.8.8.8.8",
     "8.8. 8.8",
 ]
+
+
+def test_the_evaluation_texts_take_eight_bytes_an_n_gram(tmp_path: Path) -> None:
+    words = [f"w{number}" for number in range(50_000)]
+    path = tmp_path / "a.txt"
+    path.write_text(" ".join(words * 2))
+    tracemalloc.start()
+    try:
+        found = cleaning.evaluation_grams((path,), 5, False)
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(found) == 50_000
+    assert held < 20 * len(found)
+
+
+def test_a_text_is_contaminated_where_a_naive_search_finds_an_n_gram(tmp_path: Path) -> None:
+    draw = random.Random(5)
+    words = [f"w{number}" for number in range(40)]
+    texts = [[draw.choice(words) for _ in range(draw.randint(1, 30))] for _ in range(300)]
+    exam, documents = texts[:20], texts[20:]
+    path = tmp_path / "exam.jsonl"
+    path.write_text("\n".join(json.dumps({"q": " ".join(text)}) for text in exam))
+    for size in (1, 2, 3):
+
+        def grams(text: list[str], size: int = size) -> set[tuple[str, ...]]:
+            return {tuple(text[n : n + size]) for n in range(len(text) - size + 1)}
+
+        seen = set().union(*map(grams, exam))
+        cleaner = Cleaner(CleaningConfig(ngram=size, decontaminate=["exam.jsonl"]), (path,))
+        wanted = ["contaminated" if seen & grams(text) else "" for text in documents]
+        assert [cleaner(" ".join(text)).dropped for text in documents] == wanted
+        assert size == 1 or len(set(wanted)) == 2

@@ -533,7 +533,7 @@ def test_the_sample_has_the_stated_size(corpus: Corpus, tmp_path: Path, size: in
 def test_a_tokenizer_json_is_copied_in_place_of_another(corpus: Corpus, tmp_path: Path) -> None:
     model = tokenizers.Tokenizer.from_file(str(byte_level(tmp_path / "bytes.json")))
     # What a run that was killed had copied, before its configuration was corrected.
-    (tmp_path / "set").mkdir()
+    (tmp_path / "set/work").mkdir(parents=True)
     (tmp_path / "set/tokenizer.model").write_bytes(b"stale")
     wanted = configured(corpus, tmp_path / "set", f"tokenizer.path={tmp_path}/bytes.json")
     manifest = pipeline.run(wanted).manifest
@@ -1066,6 +1066,42 @@ def test_a_limit_takes_the_first_records_of_each_source(
         # a.jsonl has 128 lines; what is beyond it comes from b.jsonl.gz.
         assert {line["file"] for line in taken} <= {"lines/a.jsonl", "lines/b.jsonl.gz"}
         assert all(line["line"] <= min(limit, 128) for line in taken)
+
+
+@pytest.mark.parametrize(
+    "name", ["tokenizer.json", "tokenizer.model", "rejects.jsonl", "cleaning.json", "shard-0.tar"]
+)
+def test_files_of_something_else_are_not_replaced(name: str, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("some text")
+    (tmp_path / "model").mkdir()
+    model = small_model(tmp_path)
+    words = [f"root={tmp_path}", f"output={tmp_path / 'model'}", f"tokenizer.path={model}"]
+    wanted = config.load(None, [*words, "sources=[{name: s, paths: ['a.txt']}]"])
+    kept = tmp_path / "model" / name
+    kept.write_text("mine")
+    with pytest.raises(SettingsError, match=rf"output: .*model holds {name}, which a data set th"):
+        pipeline.run(wanted)
+    assert [path.name for path in (tmp_path / "model").iterdir()] == [name]
+    kept.rename(tmp_path / "model" / "notes.txt")
+    pipeline.run(wanted)
+    assert pipeline.run(wanted).already
+    assert (tmp_path / "model" / "notes.txt").read_text() == "mine"
+
+
+def test_a_limit_counts_the_records_of_all_archives_of_a_source(tmp_path: Path) -> None:
+    for number in range(3):
+        record = "WARC/1.0\r\nWARC-Type: conversion\r\nContent-Length: 5\r\n\r\ntext{}\r\n\r\n"
+        (tmp_path / f"{number}.wet").write_text("".join(map(record.format, range(4))), newline="")
+    (tmp_path / "b.txt").write_text("another source")
+    sources = "sources=[{name: a, paths: ['*.wet']}, {name: b, paths: ['*.txt']}]"
+    words = [f"root={tmp_path}", sources, f"tokenizer.path={small_model(tmp_path)}"]
+    for limit, read in ((3, 3), (4, 4), (6, 6), (9, 9), (99, 12)):
+        output = tmp_path / f"set {limit}"
+        pipeline.run(config.load(None, [*words, f"output={output}", f"limit={limit}"]))
+        accounts = json.loads((output / "cleaning.json").read_text())["sources"]
+        assert {name: account["read"] for name, account in accounts.items()} == {"a": read, "b": 1}
+        ids = {document.id.partition(":")[0] for document in documents_of(output)}
+        assert ids == {*(f"{n}.wet" for n in range((read + 3) // 4)), "b.txt"}
 
 
 def test_a_prompt_and_its_answer_share_no_token(tmp_path: Path) -> None:

@@ -55,6 +55,24 @@ def test_the_numbers_are_those_of_the_texts(made: Path) -> None:
     assert found["length_percentiles"]["0"] == min(*lengths, alone)
     assert found["length_percentiles"]["100"] == max(lengths)
     assert found["rejected_by_reason"] == {"not an object": 2, "text not a string": 1}
+    assert found["dropped"] == found["duplicates"] == 0
+
+
+def test_the_records_that_were_left_out_add_up(tmp_path: Path) -> None:
+    texts = [TEXT, TEXT, "Bonjour tout le monde, il fait beau et je vais bien. " * 9, TEXT * 2]
+    lines = [*map(json.dumps, [{"text": text} for text in texts]), "[]"]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    sources = "sources=[{name: one, paths: ['*.jsonl'], cleaning: {languages: [en]}}]"
+    words = [f"root={tmp_path}", f"output={tmp_path / 'set'}", sources, "duplicates.exact=true"]
+    pipeline.run(config.load(None, [*words, "tokenizer.vocab_size=300", "shards.count=1"]))
+    found = statistics.stats(tmp_path / "set")
+    plain = found.plain()
+    kinds = ("documents", "rejected", "dropped", "duplicates")
+    assert [plain[kind] for kind in kinds] == [2, 1, 1, 1]
+    shown = [line.split("  ")[0] for line in statistics.lines(found)]
+    assert [
+        name for name in shown if name in ("rejected", "dropped by cleaning", "duplicates")
+    ] == [*("rejected", "dropped by cleaning", "duplicates")]
 
 
 def test_words_and_the_longest_are_those_of_the_texts(

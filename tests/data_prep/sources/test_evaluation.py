@@ -62,6 +62,21 @@ def test_tables_are_read(tmp_path: Path) -> None:
         assert list(evaluation.records(tmp_path / name)) == [[QUESTION, "one"], []]
 
 
+def test_strings_of_any_column_of_a_table_are_read(tmp_path: Path) -> None:
+    columns = {
+        "map": pa.array([[("key", "one"), ("other", None)]], pa.map_(pa.string(), pa.string())),
+        # As written without the note that the bytes are text.
+        "binary": pa.array([QUESTION.encode()]),
+        "image": pa.array([b"\x89PNG\xff"]),
+        "repeated": pa.array(["two"]).dictionary_encode(),
+        "large": pa.array(["three"], pa.large_string()),
+        "deep": pa.array([{"a": [{"b": "four"}]}]),
+    }
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    (record,) = evaluation.records(tmp_path / "a.parquet")
+    assert record == ["key", "one", "other", QUESTION, "two", "three", "four"]
+
+
 def test_cells_of_any_length_are_read(tmp_path: Path) -> None:
     long = "word " * 30_000
     for name, separator in (("a.csv", ","), ("a.tsv", "\t")):

@@ -91,6 +91,63 @@ def test_two_files_of_one_name_are_refused(tmp_path: Path) -> None:
     assert "are both called 'a.txt'" in problems[0]
 
 
+def test_files_that_are_all_left_out_are_told_as_such(tmp_path: Path) -> None:
+    make(tmp_path, "d/a.txt", "d/e/b.txt", "c.md")
+    for exclude in ("**", "d/**", "**/*.txt"):
+        source = f"{{name: s, paths: ['d/**/*.txt'], exclude: ['{exclude}']}}"
+        assert find(tmp_path, f"[{source}]")[1] == [
+            f"sources[0].paths[0]: `exclude` leaves out every file that matches '**/*.txt' below "
+            f"{tmp_path}/d, such as {tmp_path}/d/a.txt"
+        ]
+    assert "no file matches" in find(tmp_path, "[{name: s, paths: ['*.x'], exclude: ['**']}]")[1][0]
+
+
+def test_files_that_are_read_more_than_once_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make(tmp_path, "blobs/1", "blobs/2", "a/x.txt", "b/y.txt")
+    one = "{name: one, paths: ['*/*.txt']}"
+    assert find(tmp_path, f"[{one}]")[1] == []
+    assert capsys.readouterr().err == ""
+    # As in the cache of Hugging Face's hub, where a revision is a directory of links.
+    for revision in ("old", "new"):
+        (tmp_path / revision).mkdir()
+        for number in (1, 2):
+            (tmp_path / revision / f"{number}.txt").symlink_to(f"../blobs/{number}")
+    assert find(tmp_path, f"[{one}]")[1] == []
+    assert capsys.readouterr().err == (
+        f"2 input files are read more than once, such as {tmp_path}/new/1.txt in source one and "
+        f"{tmp_path}/old/1.txt in source one; if that is not meant, use `exclude`, or set "
+        "duplicates.exact: true\n"
+    )
+    both = "[{name: one, paths: ['a/*.txt']}, {name: two, paths: ['[ab]/*']}]"
+    assert find(tmp_path, both)[1] == []
+    assert capsys.readouterr().err.startswith(
+        f"1 input file is read more than once, such as {tmp_path}/a/x.txt in source one and "
+        f"{tmp_path}/a/x.txt in source two;"
+    )
+    for more in ({"duplicates.exact": "true"}, {"duplicates.near": "true"}):
+        assert find(tmp_path, both, **more)[1] == []
+    assert capsys.readouterr().err == ""
+
+
+def test_evaluation_files_of_a_root_on_a_server_are_refused_as_such(tmp_path: Path) -> None:
+    paths = ["eval/a.jsonl", f"{tmp_path}/b.jsonl", "s3://b/c.jsonl"]
+    source = f"sources=[{{name: s, paths: ['*.txt'], cleaning: {{decontaminate: {paths}}}}}]"
+    wanted, problems = (
+        config.load(None, ["root=memory://corpus", f"output={tmp_path}/set", source]),
+        [],
+    )
+    make(tmp_path, "b.jsonl")
+    assert inputs.evaluation_files(wanted, wanted.sources[0], problems) == {
+        f"evaluation{tmp_path}/b.jsonl": tmp_path / "b.jsonl"
+    }
+    assert problems == [
+        f"{url}: evaluation files are read from local paths; copy it, and give its absolute path"
+        for url in ("memory://corpus/eval/a.jsonl", "s3://b/c.jsonl")
+    ]
+
+
 def test_what_a_run_left_in_the_output_below_the_root_is_no_input(tmp_path: Path) -> None:
     make(tmp_path, "a.jsonl", "d/b.jsonl", "out/rejects.jsonl", "out/work/begun.json")
     (tmp_path / "link").symlink_to("out")
@@ -264,7 +321,30 @@ def test_members_of_a_group_are_in_natural_order_and_together(tmp_path: Path) ->
     assert inputs.groups(files) == [range(n, n + 1) for n in range(6)]
 
 
+@pytest.mark.parametrize(
+    ("grouped", "name"),
+    [("directory", "x"), ("top", "x"), ("directory", ".")],
+)
+def test_directories_of_one_name_below_two_globs_are_not_joined(
+    grouped: str, name: str, tmp_path: Path
+) -> None:
+    inside = "" if name == "." else f"{name}/"
+    make(tmp_path, f"a/{inside}1.txt", f"b/{inside}2.txt", f"b/{inside}3.md", "b/y/4.txt")
+    globs = "['a/**/*.txt', 'b/**/*.txt', 'b/**/*.md']"
+    _, problems = find(tmp_path, f"[{{name: s, paths: {globs}, group_by: {grouped}}}]")
+    assert problems == [
+        f"sources[0].paths: {tmp_path}/a/{inside}1.txt and {tmp_path}/b/{inside}2.txt would be "
+        f"joined in one document, called {name!r}, though they lie below different globs; give one "
+        "glob from their common directory, or two sources"
+    ]
+    globs = "['[ab]/**/*.txt', '[ab]/**/*.t*']"
+    files, problems = find(tmp_path, f"[{{name: s, paths: {globs}, group_by: {grouped}}}]")
+    assert problems == []
+    assert len({file.group for file in files}) == (2 if grouped == "top" else 3)
+
+
 ROWS = b"".join(b'{"id": "%d", "text": "row %d"}\n' % (n, n) for n in range(9))
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 12345\n"
 
 
 def problems_of(root: Path, name: str, data: bytes, more: str = "") -> list[str]:
@@ -323,6 +403,16 @@ def problems_of(root: Path, name: str, data: bytes, more: str = "") -> list[str]
         ("a.txt", "text".encode("utf-16-le"), "it is text in UTF-16-LE; convert it to UTF-8"),
         ("a.txt", ("line\n" * 99).encode("utf-16-be"), "it is text in UTF-16-BE; convert it"),
         ("a.txt", "Title: \u706f\u53f0".encode("iso2022_jp"), "it is text in ISO-2022-JP;"),
+        ("a.txt", "one".encode("utf-16"), "it is text in UTF-16; convert it to UTF-8"),
+        ("a.txt", b"\xfe\xff" + "\u706f".encode("utf-16-be"), "it is text in UTF-16;"),
+        ("a.jsonl", ROWS.decode().encode("utf-16"), "it is text in UTF-16; convert it to UTF-8"),
+        ("a.jsonl.gz", gzip.compress("one".encode("utf-32")), "it is text in UTF-32;"),
+        ("a.txt", "some text\n".encode("utf-32-le"), "it is text in UTF-32-LE; convert it"),
+        ("a.txt", "some text\n".encode("utf-32-be"), "it is text in UTF-32-BE; convert it"),
+        ("a.txt", POINTER, "it is a Git LFS pointer, not text; fetch the file that it stands for"),
+        ("a.jsonl", POINTER, "it is a Git LFS pointer, not jsonl; fetch the file that it stands"),
+        ("a.parquet", POINTER, "it is a Git LFS pointer, not parquet; fetch the file that it"),
+        ("a.jsonl.gz", POINTER, "it is a Git LFS pointer, not gzip data as its name says; fetch"),
     ],
 )
 def test_what_a_file_holds_contradicts_how_it_would_be_read(

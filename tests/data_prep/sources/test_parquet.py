@@ -18,8 +18,9 @@ from data_prep.sources.inputs import InputFile
 TEXTS = [f"row {n}: \u00fc\0\r\n" + "x" * (n * 7 % 50) for n in range(100)]
 
 
-def write(path: Path, columns: dict[str, Any], **options: Any) -> InputFile:
-    pq.write_table(pa.table(columns), path, **{"row_group_size": 30, **options})
+def write(path: Path, columns: dict[str, Any] | pa.Table, **options: Any) -> InputFile:
+    table = columns if isinstance(columns, pa.Table) else pa.table(columns)
+    pq.write_table(table, path, **{"row_group_size": 30, **options})
     return InputFile(SourceConfig("src"), str(path), path.name, "parquet", None)
 
 
@@ -87,13 +88,18 @@ def test_a_bad_row_is_rejected_alone(tmp_path: Path) -> None:
     ("columns", "reason", "detail"),
     [
         ({"txt": ["a"] * 70}, "text missing", "no column 'text'"),
+        (
+            pa.Table.from_arrays([pa.array(["a"] * 70)] * 2, ["text", "text"]),
+            "text missing",
+            "2 columns are called 'text'",
+        ),
         ({"text": [1] * 70}, "text not a string", "column 'text' is int64"),
         ({"text": [b"a"] * 70}, "text not a string", "is binary"),
         ({"text": [["a"]] * 70}, "text not a string", "is list"),
     ],
 )
 def test_of_a_wrong_column_each_row_is_a_reject(
-    columns: dict[str, Any], reason: str, detail: str, tmp_path: Path
+    columns: dict[str, Any] | pa.Table, reason: str, detail: str, tmp_path: Path
 ) -> None:
     file = write(tmp_path / "a.parquet", columns)
     made = read(file, 1)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
+from data_prep import config
 from data_prep.tokenizer import tokenizer, training
 from data_prep.tokenizer.contract import Tokenizer, TokenizerError
 from tests.data_prep.tokenizer.texts import SIZE, TEXT
+
+SOURCES = "sources=[{name: s, paths: ['*']}]"
 
 
 def test_training_is_reproducible(trained: Tokenizer, tmp_path: Path) -> None:
@@ -28,11 +32,23 @@ def test_lines_with_the_sign_for_the_unknown_are_trained_on(tmp_path: Path) -> N
     assert len(tokenizer.load(tmp_path / "m.model").encode(TEXT)) < len(TEXT) / 2
 
 
+@pytest.mark.parametrize("text", ["a", " " * 99, "hello world " * 50, "\u65e5\u672c\u8a9e" * 300])
+def test_the_sizes_that_a_refusal_names_can_be_set_and_trained(text: str, tmp_path: Path) -> None:
+    for wanted in (261, 2000):
+        try:
+            training.train([text], tmp_path / "m.model", wanted)
+        except TokenizerError as error:
+            (named,) = map(int, re.findall(r"(?:at most|at least) (\d+)", str(error)))
+            config.load(None, [f"tokenizer.vocab_size={named}", "output=a", SOURCES])
+            training.train([text], tmp_path / "m.model", named)
+            assert tokenizer.load(tmp_path / "m.model").vocab_size == named
+
+
 @pytest.mark.parametrize(
     ("texts", "size", "words"),
     [
         (["a b c"], 2000, "2000 does not fit the training text; the text allows at most 26"),
-        ([TEXT], 260, "bytes and characters alone need more than"),
+        ([TEXT], 260, "bytes and characters alone need at least"),
         ([], SIZE, "no text to train on"),
     ],
 )
