@@ -18,6 +18,12 @@ from pretrain.checkpoint.runs import CHAT_TEMPLATE, GENERATION, MORE_TEMPLATES, 
 
 _ADAPTER = "adapter_config.json"
 _ROLES = ("bos_token_id", "eos_token_id", "pad_token_id")
+# Keys of ids, of lists of them, and of lists of phrases.
+_TOKENS = (
+    *("bos_token_id", "pad_token_id", "decoder_start_token_id", "forced_bos_token_id"),
+    *("forced_eos_token_id", "suppress_tokens", "begin_suppress_tokens", "bad_words_ids"),
+    *("force_words_ids", "sequence_bias"),
+)
 _OF_A_VERSION = ("transformers_version", "_from_model_config")
 
 
@@ -75,16 +81,32 @@ def generation(
     directory: Path, special: Mapping[str, int | None], vocab_size: int
 ) -> dict[str, Any]:
     """The generation_config.json of an export: what was kept in a run directory, with the `special`
-    ids of its tokenizer, whose EOS ends a text beside those that did so before."""
+    ids of its tokenizer, whose EOS ends a text beside those that did so before.
+
+    Ids that are no token are left out, since an import leaves out their rows: transformers load no
+    model that pads with one, and such a token is never generated.
+    """
     path = directory / GENERATION
     kept: dict[str, Any] = json_value(path.read_bytes()) if path.is_file() else {}
-    # Imports of earlier versions kept ids whose tokens they left out.
-    ends = [id for id in ends_of(kept) if id < vocab_size]
+    for key in [key for key in _TOKENS if key in kept]:
+        value = kept.pop(key)
+        alone = not isinstance(value, list)
+        left = [one for one in ([value] if alone else value) if _is_known(one, vocab_size)]
+        if left:
+            kept[key] = value if alone else left
+    ends = [id for id in ends_of(kept) if _is_known(id, vocab_size)]
     own = special["eos_token_id"]
     if own is not None and own not in ends:
         ends.append(own)
     eos = ends if len(ends) > 1 else ends[0] if ends else None
     return {**special, **kept, "eos_token_id": eos}
+
+
+def _is_known(given: Any, vocab_size: int) -> bool:
+    """Whether all ids in it, one or a phrase, which may have a bias, are tokens."""
+    if isinstance(given, list):
+        return all(_is_known(one, vocab_size) for one in given)
+    return not isinstance(given, int) or 0 <= given < vocab_size
 
 
 def _templates(given: Any, problems: list[str]) -> dict[str, str]:
