@@ -43,7 +43,8 @@ def of_directory(source: Path, plain: Mapping[str, Any]) -> dict[str, bytes]:
     texts = _templates(settings.get("chat_template"), problems)
     for path in [source / CHAT_TEMPLATE, *sorted((source / MORE_TEMPLATES).glob("*.jinja"))]:
         if path.is_file():
-            texts["default" if path.name == CHAT_TEMPLATE else path.stem] = path.read_text("utf-8")
+            name = "default" if path.name == CHAT_TEMPLATE else path.stem
+            texts[name] = _text(path, problems)
     generation = _json(source / GENERATION, problems)
     if problems:
         raise SettingsError(problems)
@@ -67,8 +68,13 @@ def files(templates: Mapping[str, str], generation: Mapping[str, Any]) -> dict[s
 
 def unknown_ends(files: Mapping[str, bytes], own: Tokenizer) -> list[str]:
     """What is wrong with the ids that end a text, in the files to keep of a model with the
-    tokenizer: the rows of ids beyond its own are left out, and no text would end there."""
+    tokenizer: of other values, and of ids beyond its own, whose rows are left out, no text would
+    end."""
     kept = json_value(files[GENERATION]) if GENERATION in files else {}
+    given = kept.get("eos_token_id")
+    listed = given if isinstance(given, list) else [given] * (given is not None)
+    if listed != ends_of(kept):
+        return [f"eos_token_id: expected an id, or a list of ids, found {given!r}"]
     return [
         f"eos_token_id: {id} is no token of {own.path}, which has {own.vocab_size}; name the "
         "tokenizer that has it: --tokenizer FILE"
@@ -122,6 +128,15 @@ def _templates(given: Any, problems: list[str]) -> dict[str, str]:
             break
         found[name] = text
     return found
+
+
+def _text(path: Path, problems: list[str]) -> str:
+    """The text of a file; empty where it cannot be read."""
+    try:
+        return path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        problems.append(f"{path.name}: cannot be read ({error})")
+    return ""
 
 
 def _json(path: Path, problems: list[str]) -> dict[str, Any]:

@@ -92,6 +92,25 @@ def test_an_export_names_no_id_that_is_no_token(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("given", ["2", [2, "7"], {"id": 2}])
+def test_an_end_of_texts_that_is_no_id_is_refused(
+    tmp_path: Path, save_model: Any, given: Any
+) -> None:
+    save_model(tmp_path / "hub")
+    write(tmp_path / "hub", generation_config={"eos_token_id": given})
+    with pytest.raises(SettingsError) as caught:
+        llama.run(tmp_path / "hub", tmp_path / "out", ["segment=64"], None)
+    (problem,) = caught.value.problems
+    assert problem == f"eos_token_id: expected an id, or a list of ids, found {given!r}"
+
+
+def test_a_template_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "chat_template.jinja").write_bytes(b"\xff")
+    with pytest.raises(SettingsError) as caught:
+        beside.of_directory(tmp_path, {})
+    assert caught.value.problems[0].startswith("chat_template.jinja: cannot be read ('utf-8' codec")
+
+
 @pytest.mark.parametrize(
     ("files", "said"),
     [
