@@ -30,7 +30,11 @@ class Family:
 
 
 _NO_BIAS = ((False, None), "our projection of the heads has no bias")
-_SWITCHES = {"use_sliding_window": ((True, False), "true or false")}
+_SWITCHES = {
+    "use_sliding_window": ((True, False), "true or false"),
+    # As Qwen2.5's own files say; transformers read it in none of these types.
+    "use_mrope": ((False, None), "our rotary embedding has one position for each token"),
+}
 _QWEN = {"num_key_value_heads": 32, "max_position_embeddings": 32768, "sliding_window": 4096}
 
 FAMILIES = {

@@ -90,6 +90,7 @@ def test_what_calls_itself_a_llama_is_refused_by_what_else_it_says(
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "no list": ({"model_type": "qwen2", "layer_types": 5}, "layer_types: expected a list or null"),
     "no name": ({"model_type": "qwen2", "layer_types": [{}]}, "layer_types: [{}]; our layers all"),
+    "several positions": ({"model_type": "qwen2", "use_mrope": True}, "use_mrope: True; our rota"),
     "no heads": ({"num_key_value_heads": -1}, "num_key_value_heads: expected at least 1, found -1"),
     "heads that do not fit": (
         {"num_key_value_heads": 3},
