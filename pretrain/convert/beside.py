@@ -18,6 +18,12 @@ from pretrain.checkpoint.runs import CHAT_TEMPLATE, GENERATION, MORE_TEMPLATES, 
 
 _ADAPTER = "adapter_config.json"
 _ROLES = ("bos_token_id", "eos_token_id", "pad_token_id")
+# Keys of ids, of lists of them, and of lists of phrases.
+_TOKENS = (
+    *("bos_token_id", "pad_token_id", "decoder_start_token_id", "forced_bos_token_id"),
+    *("forced_eos_token_id", "suppress_tokens", "begin_suppress_tokens", "bad_words_ids"),
+    *("force_words_ids", "sequence_bias"),
+)
 _OF_A_VERSION = ("transformers_version", "_from_model_config")
 
 
@@ -37,7 +43,8 @@ def of_directory(source: Path, plain: Mapping[str, Any]) -> dict[str, bytes]:
     texts = _templates(settings.get("chat_template"), problems)
     for path in [source / CHAT_TEMPLATE, *sorted((source / MORE_TEMPLATES).glob("*.jinja"))]:
         if path.is_file():
-            texts["default" if path.name == CHAT_TEMPLATE else path.stem] = path.read_text("utf-8")
+            name = "default" if path.name == CHAT_TEMPLATE else path.stem
+            texts[name] = _text(path, problems)
     generation = _json(source / GENERATION, problems)
     if problems:
         raise SettingsError(problems)
@@ -61,8 +68,13 @@ def files(templates: Mapping[str, str], generation: Mapping[str, Any]) -> dict[s
 
 def unknown_ends(files: Mapping[str, bytes], own: Tokenizer) -> list[str]:
     """What is wrong with the ids that end a text, in the files to keep of a model with the
-    tokenizer: the rows of ids beyond its own are left out, and no text would end there."""
+    tokenizer: of other values, and of ids beyond its own, whose rows are left out, no text would
+    end."""
     kept = json_value(files[GENERATION]) if GENERATION in files else {}
+    given = kept.get("eos_token_id")
+    listed = given if isinstance(given, list) else [given] * (given is not None)
+    if listed != ends_of(kept):
+        return [f"eos_token_id: expected an id, or a list of ids, found {given!r}"]
     return [
         f"eos_token_id: {id} is no token of {own.path}, which has {own.vocab_size}; name the "
         "tokenizer that has it: --tokenizer FILE"
@@ -75,16 +87,32 @@ def generation(
     directory: Path, special: Mapping[str, int | None], vocab_size: int
 ) -> dict[str, Any]:
     """The generation_config.json of an export: what was kept in a run directory, with the `special`
-    ids of its tokenizer, whose EOS ends a text beside those that did so before."""
+    ids of its tokenizer, whose EOS ends a text beside those that did so before.
+
+    Ids that are no token are left out, since an import leaves out their rows: transformers load no
+    model that pads with one, and such a token is never generated.
+    """
     path = directory / GENERATION
     kept: dict[str, Any] = json_value(path.read_bytes()) if path.is_file() else {}
-    # Imports of earlier versions kept ids whose tokens they left out.
-    ends = [id for id in ends_of(kept) if id < vocab_size]
+    for key in [key for key in _TOKENS if key in kept]:
+        value = kept.pop(key)
+        alone = not isinstance(value, list)
+        left = [one for one in ([value] if alone else value) if _is_known(one, vocab_size)]
+        if left:
+            kept[key] = value if alone else left
+    ends = [id for id in ends_of(kept) if _is_known(id, vocab_size)]
     own = special["eos_token_id"]
     if own is not None and own not in ends:
         ends.append(own)
     eos = ends if len(ends) > 1 else ends[0] if ends else None
     return {**special, **kept, "eos_token_id": eos}
+
+
+def _is_known(given: Any, vocab_size: int) -> bool:
+    """Whether all ids in it, one or a phrase, which may have a bias, are tokens."""
+    if isinstance(given, list):
+        return all(_is_known(one, vocab_size) for one in given)
+    return not isinstance(given, int) or 0 <= given < vocab_size
 
 
 def _templates(given: Any, problems: list[str]) -> dict[str, str]:
@@ -100,6 +128,15 @@ def _templates(given: Any, problems: list[str]) -> dict[str, str]:
             break
         found[name] = text
     return found
+
+
+def _text(path: Path, problems: list[str]) -> str:
+    """The text of a file; empty where it cannot be read."""
+    try:
+        return path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        problems.append(f"{path.name}: cannot be read ({error})")
+    return ""
 
 
 def _json(path: Path, problems: list[str]) -> dict[str, Any]:

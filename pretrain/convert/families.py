@@ -30,7 +30,11 @@ class Family:
 
 
 _NO_BIAS = ((False, None), "our projection of the heads has no bias")
-_SWITCHES = {"use_sliding_window": ((True, False), "true or false")}
+_SWITCHES = {
+    "use_sliding_window": ((True, False), "true or false"),
+    # As Qwen2.5's own files say; transformers read it in none of these types.
+    "use_mrope": ((False, None), "our rotary embedding has one position for each token"),
+}
 _QWEN = {"num_key_value_heads": 32, "max_position_embeddings": 32768, "sliding_window": 4096}
 
 FAMILIES = {
@@ -183,8 +187,10 @@ def _sliding(plain: Mapping[str, Any], family: Family, span: int, segment: int) 
     window = plain.get("sliding_window", family.defaults.get("sliding_window"))
     if family.chooses_layers:
         switched, types = plain.get("use_sliding_window", False), plain.get("layer_types")
+        if not isinstance(types, list | None):
+            return [f"layer_types: expected a list or null, found {types!r}"]
         slides = switched if types is None else "sliding_attention" in types
-        if types is not None and not set(types) <= {"full_attention", "sliding_attention"}:
+        if any(one not in ("full_attention", "sliding_attention") for one in types or []):
             return [f"layer_types: {types!r}; our layers all have full attention"]
         if slides and not switched:
             return ["layer_types: names sliding_attention, and use_sliding_window is false"]

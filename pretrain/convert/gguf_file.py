@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from data_prep.dataset.settings import SettingsError
+from data_prep.dataset.wording import counted
 from data_prep.tokenizer.contract import FILES
 from data_prep.tokenizer.hugging_face import HuggingFace
 from data_prep.tokenizer.sentencepiece import SentencePiece
@@ -82,6 +83,8 @@ _FACTORS = "rope_freqs.weight"
 # Llama 3.1's scaling, of which a GGUF file has the factor of each frequency instead.
 _LOW, _HIGH, _ORIGINAL = 1.0, 4.0, 8192
 _STORED = {"F32": "F32", "F16": "F16", "BF16": "BF16"}
+_PLAIN = {"F32": np.float32, "F16": np.float16}
+"""Types whose numbers are read as they are."""
 _TORCH = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
@@ -106,6 +109,7 @@ def of_file(path: Path, tokenizer_path: Path | None) -> Source:
         if one.name != _FACTORS
         for name in [_their_name(one.name)]
     }
+    source.problems += _unread(path, reader)
     if tokenizer_path is None:
         source.attempt(lambda: _take_tokenizer(source, metadata), None)
     else:
@@ -130,6 +134,23 @@ def _read(path: Path) -> tuple[gguf.GGUFReader, dict[str, Any]]:
             [f"{path}: general.type: {metadata['general.type']!r}; expected 'model'"]
         )
     return reader, metadata
+
+
+def _unread(path: Path, reader: gguf.GGUFReader) -> list[str]:
+    """Which tensors are of a type that the `gguf` package does not dequantize."""
+    found = []
+    for kind in dict.fromkeys(one.tensor_type for one in reader.tensors):
+        names = [one.name for one in reader.tensors if one.tensor_type == kind]
+        block = np.zeros((1, gguf.GGML_QUANT_SIZES[kind][1]), np.uint8)
+        try:
+            gguf.quants.dequantize(block.view(_PLAIN.get(kind.name, np.uint8)), kind)
+        except NotImplementedError:
+            more = f" and {counted(len(names) - 1, 'more tensor')}" if len(names) > 1 else ""
+            found.append(
+                f"{path.name}: {names[0]}{more}: of type {kind.name}, which the gguf package does "
+                "not dequantize; take the model in another type, such as F16 or Q8_0"
+            )
+    return found
 
 
 def _config(

@@ -35,7 +35,7 @@ def of_metadata(path: Path, metadata: Mapping[str, Any]) -> tuple[str, bytes]:
     roles = {"bos": own.get("bos_token_id") if begins else None, "eos": own.get("eos_token_id"),
              "pad": own.get("padding_token_id")}  # fmt: skip
     if kind == "llama" and own.keys() >= {"tokens", "scores", "token_type"}:
-        return FILES[0], _sentencepiece(own, roles)
+        return FILES[0], _sentencepiece(path, own, roles)
     splitter = _splitter(pre)
     if kind == "gpt2" and splitter and own.keys() >= {"tokens", "merges", "token_type"}:
         return FILES[1], _byte_level(path, own, roles, splitter)
@@ -45,8 +45,17 @@ def of_metadata(path: Path, metadata: Mapping[str, Any]) -> tuple[str, bytes]:
     )
 
 
-def _sentencepiece(own: Mapping[str, Any], roles: Mapping[str, int | None]) -> bytes:
-    """A SentencePiece model."""
+def _sentencepiece(path: Path, own: Mapping[str, Any], roles: Mapping[str, int | None]) -> bytes:
+    """A SentencePiece model. Raises TokenizerError."""
+    try:
+        data: bytes = _pieces(own, roles).SerializeToString()
+    except (IndexError, TypeError, ValueError) as error:
+        raise TokenizerError(f"{path}: its tokenizer cannot be read ({error})") from None
+    return data
+
+
+def _pieces(own: Mapping[str, Any], roles: Mapping[str, int | None]) -> Any:
+    """The model. Raises IndexError, TypeError or ValueError where its fields do not fit."""
     from sentencepiece import sentencepiece_model_pb2
 
     model = sentencepiece_model_pb2.ModelProto()
@@ -71,8 +80,7 @@ def _sentencepiece(own: Mapping[str, Any], roles: Mapping[str, int | None]) -> b
     normalizer.name = "identity"
     normalizer.add_dummy_prefix = own.get("add_space_prefix", True)
     normalizer.remove_extra_whitespaces = False
-    data: bytes = model.SerializeToString()
-    return data
+    return model
 
 
 def _splitter(pre: Any) -> dict[str, Any] | None:

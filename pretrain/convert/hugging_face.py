@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any
@@ -17,6 +18,14 @@ _KEYS = {
     "n_layers": "num_hidden_layers",
     "n_heads": "num_attention_heads",
     "d_ff": "intermediate_size",
+}
+# The keys of what may be left out there.
+_MORE_KEYS = {
+    "n_kv_heads": "num_key_value_heads",
+    "d_head": "head_dim",
+    "norm_eps": "rms_norm_eps",
+    "tied_embeddings": "tie_word_embeddings",
+    "init_std": "initializer_range",
 }
 _PARTS = {
     **{f"attention.{x}_proj.weight": f"self_attn.{x}_proj.weight" for x in "qkvo"},
@@ -166,5 +175,6 @@ def config_json(
 
 def _in_their_words(problem: str) -> str:
     """A problem with one of our settings, under the name that config.json has for it."""
-    key, _, text = problem.partition(":")
-    return f"{_KEYS.get(key, key)}:{text}"
+    for ours, theirs in (_KEYS | _MORE_KEYS).items():
+        problem = re.sub(rf"\b{ours}\b", theirs, problem)
+    return problem

@@ -231,6 +231,11 @@ def _tensors(
     model: ModelConfig, rows: int, stored: Mapping[str, Stored]
 ) -> tuple[dict[str, TensorInfo], list[str]]:
     """What our parameters will be, and which tensors are missing, too many or of another shape."""
+    if model.n_layers > len(stored):  # of billions the names alone would fill the memory
+        return {}, [
+            f"num_hidden_layers: {model.n_layers} layers, and there are "
+            f"{counted(len(stored), 'tensor')} in all"
+        ]
     ours = on_meta(model, rows)
     wanted = {name: (their_name(name), tuple(p.shape)) for name, p in ours.named_parameters()}
     unused = set(stored) - {theirs for theirs, _ in wanted.values()}

@@ -289,6 +289,8 @@ class Streamed(TemplateLM):
 
     def _score(self, context: Sequence[int], following: Sequence[int]) -> tuple[float, bool]:
         """Nats of `following` after `context`, and whether each token of it is the likeliest."""
+        if not following:  # an empty text is certain
+            return 0.0, True
         tokens = np.array([*context, *following], np.int64)
         stream = self._trained.model.open_stream(1, self._trained.device)
         total, greedy, done = 0.0, True, 0

@@ -77,8 +77,9 @@ def evaluate(trained: Trained, asked: Associations, report: Callable[[str], None
 
 
 def _check(tokenizer: Tokenizer) -> None:
-    """Raise EvaluationError unless each symbol is a token."""
-    if len(tokenizer.encode(mqar.SYMBOLS)) != len(mqar.SYMBOLS):
+    """Raise EvaluationError unless each symbol is a token of its own."""
+    ids = tokenizer.encode(mqar.SYMBOLS)
+    if not len(ids) == len(np.unique(ids)) == len(mqar.SYMBOLS):
         raise EvaluationError(
             f"{tokenizer.path}: does not have a token for each key and value; expected a run that "
             "was trained on documents of `data-prep mqar`, with the tokenizer beside them"

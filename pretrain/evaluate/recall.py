@@ -103,7 +103,7 @@ def evaluate(
     the mean `tokens` of the prompts, the shares `exact` and `token_accuracy`, and for tasks of
     RULER `ruler`, the share by its rule.
     Raises EvaluationError with all lengths that are less than a task's own text has, before any
-    is asked for, and ResultError where a logit is not finite.
+    is asked for, or where an answer has no tokens, and ResultError where a logit is not finite.
     """
     if short := pace(functools.partial(_too_short, learned.tokenizer, asked)):
         raise EvaluationError("; ".join(f"--lengths: {reason}" for reason in short))
@@ -180,12 +180,21 @@ def _questions(
 
 
 def laid_out(tokenizer: Tokenizer, pair: Pair) -> tuple[np.ndarray, int]:
-    """BOS, the prompt and its answer as ids [n], int32, and where the answer begins."""
+    """BOS, the prompt and its answer as ids [n], int32, and where the answer begins.
+
+    Raises EvaluationError where the tokenizer does not tell the answer from others.
+    """
     prompt, whole = (tokenizer.encode(text) for text in (pair.prompt, "".join(pair)))
     # A token that reaches from the prompt into the answer belongs to the answer.
     shared = min(len(prompt), len(whole))
     same = prompt[:shared] == whole[:shared]
     first = shared if same.all() else int(same.argmin())
+    said = tokenizer.decode_bytes(whole[first:], inside=True)
+    if not said.strip() or tokenizer.unk_id in whole[first:].tolist():
+        raise EvaluationError(
+            f"{tokenizer.path}: has no tokens for the answer {pair.answer.strip()!r}, so that any "
+            "other would count as right; expected a run whose tokenizer has its characters"
+        )
     head = np.array([] if tokenizer.bos_id is None else [tokenizer.bos_id], np.int64)
     return np.concatenate([head, whole]).astype(np.int32), first + len(head)
 

@@ -74,6 +74,43 @@ def test_an_export_ends_a_text_where_its_origin_did_and_at_its_own_eos(
     assert beside.generation(tmp_path, special, 7) == {**special, "eos_token_id": ends}
 
 
+def test_an_export_names_no_id_that_is_no_token(tmp_path: Path) -> None:
+    unknown = {
+        "bos_token_id": 7, "pad_token_id": -1, "decoder_start_token_id": 8,
+        "forced_eos_token_id": 7, "begin_suppress_tokens": [9],
+    }  # fmt: skip
+    known = {"forced_bos_token_id": 6, "top_p": 0.9, "max_length": 400}
+    mixed = {
+        "suppress_tokens": [8, 5], "bad_words_ids": [[1, 7], [3, 4]],
+        "sequence_bias": [[[7], -1.0], [[2, 6], -10.0]],
+    }  # fmt: skip
+    write(tmp_path, generation_config=unknown | known | mixed)
+    special = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": None}
+    assert beside.generation(tmp_path, special, 7) == {
+        **special, **known, "suppress_tokens": [5], "bad_words_ids": [[3, 4]],
+        "sequence_bias": [[[2, 6], -10.0]],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("given", ["2", [2, "7"], {"id": 2}])
+def test_an_end_of_texts_that_is_no_id_is_refused(
+    tmp_path: Path, save_model: Any, given: Any
+) -> None:
+    save_model(tmp_path / "hub")
+    write(tmp_path / "hub", generation_config={"eos_token_id": given})
+    with pytest.raises(SettingsError) as caught:
+        llama.run(tmp_path / "hub", tmp_path / "out", ["segment=64"], None)
+    (problem,) = caught.value.problems
+    assert problem == f"eos_token_id: expected an id, or a list of ids, found {given!r}"
+
+
+def test_a_template_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "chat_template.jinja").write_bytes(b"\xff")
+    with pytest.raises(SettingsError) as caught:
+        beside.of_directory(tmp_path, {})
+    assert caught.value.problems[0].startswith("chat_template.jinja: cannot be read ('utf-8' codec")
+
+
 @pytest.mark.parametrize(
     ("files", "said"),
     [

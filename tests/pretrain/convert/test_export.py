@@ -182,6 +182,16 @@ def test_what_stood_beside_imported_weights_goes_out_with_them(
     assert json.loads((tmp_path / "hub/generation_config.json").read_text())["bos_token_id"] == 1
 
 
+@pytest.mark.parametrize("memory", ["delta", "none"])
+def test_a_padding_that_is_no_token_is_not_exported(
+    tmp_path: Path, write_run: Any, memory: str
+) -> None:
+    write_run(tmp_path / "run", memory=kinds.memory(memory))
+    (tmp_path / "run/generation_config.json").write_text('{"pad_token_id": 399}')
+    theirs = exported(tmp_path)  # transformers make no embedding that pads beyond its rows
+    assert theirs.config.pad_token_id is None and theirs.generation_config.pad_token_id is None
+
+
 def test_of_the_memory_only_its_own_settings_are_written(tmp_path: Path, write_run: Any) -> None:
     write_run(tmp_path / "run", memory=MemoryConfig(kind="linear", kernel="torch"))
     export.run(tmp_path / "run", tmp_path / "hub", "stored")

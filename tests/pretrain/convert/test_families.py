@@ -87,6 +87,38 @@ def test_what_calls_itself_a_llama_is_refused_by_what_else_it_says(
     assert refused(hub, tmp_path / "out")
 
 
+WRONG: dict[str, tuple[dict[str, Any], str]] = {
+    "no list": ({"model_type": "qwen2", "layer_types": 5}, "layer_types: expected a list or null"),
+    "no name": ({"model_type": "qwen2", "layer_types": [{}]}, "layer_types: [{}]; our layers all"),
+    "several positions": ({"model_type": "qwen2", "use_mrope": True}, "use_mrope: True; our rota"),
+    "no heads": ({"num_key_value_heads": -1}, "num_key_value_heads: expected at least 1, found -1"),
+    "heads that do not fit": (
+        {"num_key_value_heads": 3},
+        "num_attention_heads: 4 query heads cannot share 3 key/value heads; choose a multiple of "
+        "num_key_value_heads",
+    ),
+    "an odd head": ({"head_dim": 7}, "head_dim: rotary embedding needs an even number, found 7"),
+    "an epsilon": ({"rms_norm_eps": "x"}, "rms_norm_eps: expected a number, found 'x'"),
+    "layers without tensors": (
+        {"num_hidden_layers": 10**12},
+        "num_hidden_layers: 1000000000000 layers, and there are 21 tensors in all",
+    ),
+}
+
+
+@pytest.mark.parametrize(("changes", "said"), WRONG.values(), ids=WRONG)
+def test_what_cannot_be_is_refused_by_the_name_that_config_json_has_for_it(
+    tmp_path: Path, save_model: Any, changes: dict[str, Any], said: str
+) -> None:
+    save_model(tmp_path / "hub")
+    path = tmp_path / "hub/config.json"
+    plain = json.loads(path.read_text())
+    plain.pop("architectures")
+    path.write_text(json.dumps({**plain, **changes}))
+    problems = refused(tmp_path / "hub", tmp_path / "out")
+    assert any(text.removeprefix("config.json: ").startswith(said) for text in problems), problems
+
+
 def test_the_table_of_families_in_the_docs_is_that_of_the_code() -> None:
     page = (ROOT / "docs/models.md").read_text()
     for kind, about in families.OTHERS.items():

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from data_prep.dataset.settings import SettingsError
 from data_prep.tokenizer import tokenizer
+from data_prep.tokenizer.contract import TokenizerError
 from data_prep.tokenizer.hugging_face import HuggingFace
 from data_prep.tokenizer.sentencepiece import SentencePiece
 from pretrain import trained
@@ -238,6 +239,31 @@ def test_what_our_model_does_not_compute_is_refused(
         imported(tmp_path)
     assert any(said in text for text in caught.value.problems), caught.value.problems
     assert not (tmp_path / "out").exists()
+
+
+def test_a_type_that_cannot_be_dequantized_is_refused_before_anything_is_written(
+    tmp_path: Path, save_model: Any, tokenizer_model: Path
+) -> None:
+    write_gguf(tmp_path / "m.gguf", save_model(tmp_path / "hub"), tokenizer_model, TYPES.F32)
+    shape, norm = (48,), "blk.0.attn_norm.weight"
+    whole = bytearray((tmp_path / "m.gguf").read_bytes())
+    # Behind a tensor's name: the number of its dimensions, these, and its type.
+    at = whole.index(norm.encode()) + len(norm) + 4 + 8 * len(shape)
+    whole[at] = TYPES.I32  # of as many bytes
+    (tmp_path / "m.gguf").write_bytes(whole)
+    with pytest.raises(SettingsError, match=rf"m\.gguf: {norm}: of type I32, which the gguf pack"):
+        imported(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["hub", "m.gguf"]
+
+
+@pytest.mark.parametrize("fields", [{"bos_token_id": 320}, {"scores": [0.5]}])
+def test_a_tokenizer_that_contradicts_itself_is_refused(
+    tmp_path: Path, tokenizer_model: Path, fields: Mapping[str, Any]
+) -> None:
+    whole = {**sentencepiece_fields(tokenizer_model), **fields}
+    metadata = {f"tokenizer.ggml.{key}": value for key, value in whole.items()}
+    with pytest.raises(TokenizerError, match=r"m\.gguf: its tokenizer cannot be read \("):
+        gguf_tokenizer.of_metadata(tmp_path / "m.gguf", metadata)
 
 
 def test_what_is_no_whole_file_and_another_architecture_are_refused(

@@ -77,6 +77,8 @@ MODELS: dict[str, dict[str, Any]] = {
     "SmolLM2": {"num_attention_heads": 3, "num_key_value_heads": 1, "tie_word_embeddings": True,
                 "is_llama_config": True, "rope_interleaved": False},
     "Qwen2": {"kind": "Qwen2"},
+    "Qwen2.5": {"kind": "Qwen2", "use_mrope": False, "max_window_layers": 24,
+                "use_sliding_window": False, "sliding_window": 32},
     "Qwen2 with a sliding window of a segment in layer 1": {
         "kind": "Qwen2", "use_sliding_window": True, "sliding_window": SEGMENT,
         "max_window_layers": 1},

@@ -97,6 +97,13 @@ def test_likelihoods_are_those_of_the_whole_document(
     assert rolled == pytest.approx(likelihood(model, "", context + following)[0], rel=1e-5)
 
 
+def test_a_text_without_tokens_is_certain(model: Trained) -> None:
+    streamed = Streamed(model)
+    assert streamed.loglikelihood_rolling([SimpleNamespace(args=("",))]) == [0.0]
+    requests = [SimpleNamespace(args=(TEXT, ""))]
+    assert streamed.loglikelihood(requests, disable_tqdm=True) == [(0.0, True)]
+
+
 def test_the_likeliest_continuation_is_known_as_such(model: Trained) -> None:
     bos = model.tokenizer.bos_id
     assert bos is not None

@@ -17,6 +17,7 @@ from pretrain.evaluate import mqar as capacity
 from pretrain.evaluate.questions import Associations, EvaluationError
 from pretrain.trained import Trained
 from tests.pretrain import kinds
+from tests.pretrain.evaluate.test_recall import without_digits
 
 ASKED = Associations([80, 512], [0, 3], answers=1200, seed=3)
 
@@ -138,3 +139,11 @@ def test_a_model_of_another_tokenizer_is_refused(tmp_path: Path, write_run: Any)
     write_run(tmp_path / "run")
     with pytest.raises(EvaluationError, match="trained on documents of `data-prep mqar`"):
         capacity.run(tmp_path / "run", ASKED)
+
+
+def test_a_tokenizer_to_which_all_values_are_one_unknown_token_is_refused(tmp_path: Path) -> None:
+    # As many tokens as symbols, and any value would be as right as another.
+    own = without_digits(tmp_path / "tokenizer.json", "<unk>")
+    assert len(own.encode(mqar.SYMBOLS)) == len(mqar.SYMBOLS)
+    with pytest.raises(EvaluationError, match="does not have a token for each key and value"):
+        capacity._check(own)

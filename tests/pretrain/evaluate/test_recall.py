@@ -8,11 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tokenizers
 import torch
+from tokenizers import decoders, models
 
 from data_prep.recall import tasks
 from data_prep.recall.pair import Pair
 from data_prep.recall.tasks import Haystack
+from data_prep.tokenizer.hugging_face import HuggingFace
 from pretrain.evaluate import recall
 from pretrain.evaluate.progress import TokenProgress
 from pretrain.evaluate.questions import EvaluationError, Questions, ResultError
@@ -166,6 +169,26 @@ def test_rulers_shares_are_averaged_over_the_samples_of_a_depth(model: Trained) 
     exact, wrong = ids[first:], ids[first:] + 1
     shares = recall._by_ruler(model, "qa1", questions, [exact, wrong, exact], lambda line: None)
     assert shares == {0.1: 0.5, 0.9: 1.0}
+
+
+def without_digits(path: Path, unknown: str | None) -> HuggingFace:
+    """A token for each letter; other characters are `unknown`, each, or left out."""
+    letters = "abcdefghijklmnopqrstuvwxyz "
+    vocabulary = {text: id for id, text in enumerate(["<unk>", *letters])}
+    model = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token=unknown))
+    model.decoder = decoders.Fuse()
+    model.save(str(path))
+    return HuggingFace(path, path.read_bytes())
+
+
+@pytest.mark.parametrize("unknown", ["<unk>", None])
+def test_an_answer_without_tokens_is_not_asked_for(tmp_path: Path, unknown: str | None) -> None:
+    # Each of its digits is the same unknown token, so that 54321 would be as right.
+    own = without_digits(tmp_path / "tokenizer.json", unknown)
+    with pytest.raises(EvaluationError, match="has no tokens for the answer '12345', so that any"):
+        recall.laid_out(own, Pair("the pass key is", " 12345"))
+    _, first = recall.laid_out(own, Pair("the pass key is", " known"))
+    assert first == len("the pass key is")
 
 
 def test_a_length_without_room_for_the_task_is_refused(model: Trained) -> None:
