@@ -304,9 +304,9 @@ def _resolved(schema: type[Any], merged: Any, problems: list[str]) -> dict[str, 
 def _without_empty(schema: type[Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """What was given, without groups and lists that have no value, such as those whose lines are
     all commented out."""
-    kept = {}
+    kept, fields = {}, _fields(schema)  # type: ignore[arg-type]
     for name, value in given.items():
-        kind = _fields(schema)[name][0] if name in _fields(schema) else None
+        kind = fields[name][0] if name in fields else None
         if dataclasses.is_dataclass(kind) and isinstance(value, dict):
             kept[name] = _without_empty(kind, value)  # type: ignore[arg-type]
         elif value is not None or not (dataclasses.is_dataclass(kind) or get_origin(kind) is list):
