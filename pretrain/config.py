@@ -8,6 +8,7 @@ step consumes one window from each of `data.lanes` lanes, whatever the number of
 from __future__ import annotations
 
 import itertools
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -120,6 +121,12 @@ class CacheConfig:
         "those that are fetched ahead",
         low=1e-6,
     )
+
+    def problems(self) -> list[str]:
+        """A place that is no directory of the node."""
+        if "://" not in self.directory:
+            return []
+        return [f"directory: {self.directory} is a URL; give a directory on a disk of the node"]
 
     @property
     def path(self) -> Path:
@@ -738,14 +745,16 @@ class OptimizerTraits(NamedTuple):
     """The settings and groups of `optim` that this optimizer alone, or with some others, reads."""
     lr: float
     """Its peak learning rate where none is set."""
+    moments: tuple[int, int]
+    """Float32 numbers that it keeps of each element of a matrix: in the blocks, and elsewhere."""
 
 
 _ADAM = ("beta1", "beta2", "eps")
 
 OPTIMIZERS = {
-    "adamw": OptimizerTraits(_ADAM, lr=1e-3),
-    "adafactor": OptimizerTraits(("adafactor",), lr=0.01),
-    "muon": OptimizerTraits((*_ADAM, "muon"), lr=1e-3),
+    "adamw": OptimizerTraits(_ADAM, lr=1e-3, moments=(2, 2)),
+    "adafactor": OptimizerTraits(("adafactor",), lr=0.01, moments=(0, 0)),
+    "muon": OptimizerTraits((*_ADAM, "muon"), lr=1e-3, moments=(1, 2)),
 }
 
 
@@ -873,6 +882,17 @@ class CheckpointConfig:
     keep_every: int = setting(
         0, "checkpoints at multiples of this are never pruned; 0: none", low=0
     )
+
+    def problems(self) -> list[str]:
+        """Multiples at most of which no checkpoint is written."""
+        every, kept = self.every, self.keep_every
+        if not kept or kept % every == 0 or every % kept == 0:
+            return []
+        return [
+            f"keep_every: a checkpoint is written every {every} steps, so of the multiples of "
+            f"{kept} only those of {math.lcm(every, kept)} would be kept; choose a multiple of "
+            f"every, e.g. {-(-kept // every) * every}"
+        ]
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import re
@@ -16,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from data_prep.dataset import durable
+from data_prep.dataset.parsing import json_value
 from data_prep.dataset.settings import MistakeError
 from pretrain.evaluate.perplexity import MASKED, MEMORY, NO_MEMORY, range_of
 from pretrain.evaluate.results import step_of, write_figure
@@ -26,6 +26,7 @@ PLOTS = "plots"
 _EVALUATION = re.compile(r"eval-(\d+)-.*\.json")
 # Okabe and Ito's palette, which the colour-blind can distinguish.
 _BLUE, _ORANGE, _GREEN, _GREY = "#0072B2", "#D55E00", "#009E73", "#666666"
+_OF_AN_EVALUATION = {"positions", "total", "data", "segment", "step"}
 _COLUMNS = {
     MEMORY: ("with memory", _BLUE, "o"),
     MASKED: ("memory read masked", _ORANGE, "s"),
@@ -93,7 +94,7 @@ def _loss(train: Records, validation: Records) -> Figure:
         _draw(axes, train, _Z, _BLUE, "z-loss")
         _finish(axes, "z-loss, added to the loss", "per token")
     _draw(lower, train, "lr", _BLUE, "weights")
-    if train[-1]["gates"]:
+    if any(record.get("gates") for record in train):
         _draw(lower, train, "gate_lr", _GREEN, "gates")
         lower.set_yscale("log")
         lower.legend(frameon=False)
@@ -106,7 +107,8 @@ def _speed(train: Records) -> Figure:
     figure = Figure(figsize=(8, 4), layout="constrained")
     axes = figure.subplots()
     _draw(axes, train, "tokens_per_second", _BLUE, "between log lines")
-    median = float(np.median([record["tokens_per_second"] for record in train]))
+    rates = [r["tokens_per_second"] for r in train if r.get("tokens_per_second") is not None]
+    median = float(np.median(rates)) if rates else math.nan
     axes.axhline(median, color=_GREY, linestyle="--", linewidth=1, label=f"median {median:,.0f}")
     axes.legend(frameon=False, loc="lower right")
     axes.set_ylim(bottom=0)
@@ -142,7 +144,7 @@ def _mean(values: float | list[float | None] | None) -> float:
 
 def _gates(record: dict[str, Any]) -> Figure | None:
     """The paper's Figure 3: each head between local attention and memory."""
-    layers: list[list[float]] = record["gates"]
+    layers: list[list[float]] = record.get("gates", [])
     if not layers:
         _log.warning("gates.png is skipped: the model has no gates")
         return None
@@ -174,15 +176,14 @@ def _gates(record: dict[str, Any]) -> Figure | None:
 
 
 def _positions(run_directory: Path) -> Figure | None:
-    path = newest_evaluation(run_directory)
-    if path is None:
+    report = newest_evaluation(run_directory)
+    if report is None:
         _log.warning(
             "positions.png is skipped: %s has no evaluation; "
             "run `pretrain eval perplexity %s --data DIR`",
             run_directory, run_directory,
         )  # fmt: skip
         return None
-    report = json.loads(path.read_text(encoding="utf-8"))
     rows = [row for row in report["positions"] if row["bytes"]]
     columns = [column for column in _COLUMNS if column in report["total"]["nats"]]
     figure = Figure(figsize=(8, 6.5 if len(columns) == 2 else 4.5), layout="constrained")
@@ -204,14 +205,25 @@ def _positions(run_directory: Path) -> Figure | None:
     return figure
 
 
-def newest_evaluation(run_directory: Path) -> Path | None:
-    """The run's evaluation of the highest step, of several the one written last."""
+def newest_evaluation(run_directory: Path) -> dict[str, Any] | None:
+    """The run's evaluation of the highest step, of several the one written last.
+
+    A file that is no evaluation, as one that was copied in part, is passed over, and logged.
+    """
     found = [
         (int(match[1]), path.stat().st_mtime_ns, path)
         for path in run_directory.glob("eval-*.json")
         if (match := _EVALUATION.fullmatch(path.name))
     ]
-    return max(found)[2] if found else None
+    for *_, path in sorted(found, reverse=True):
+        try:
+            report = json_value(path.read_bytes())
+        except ValueError:
+            report = None
+        if isinstance(report, dict) and report.keys() >= _OF_AN_EVALUATION:
+            return report
+        _log.warning("%s is no evaluation that can be read, and is passed over", path)
+    return None
 
 
 def _draw_bits(axes: Axes, rows: Records, column: str, total: float) -> None:

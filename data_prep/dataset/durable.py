@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+_URL = re.compile(r"[A-Za-z][\w+.-]+:/")
 _TEMPORARY = re.compile(r"(.+)\.[0-9a-f]{8}\.tmp", re.DOTALL)
 _listed: dict[tuple[int, Path], dict[str, list[str]]] = {}
 
@@ -41,6 +42,9 @@ def obstacle(path: Path, *, directory: bool) -> str:
 
     Directories that are missing above it do not count: they are made.
     """
+    if _URL.match(str(path)):  # of which Path has left one slash
+        url = str(path).replace(":/", "://", 1)
+        return f"{url} is a URL, and files are written to file systems alone; give a path"
     at = path
     while not os.path.lexists(at):
         at = at.parent

@@ -298,7 +298,20 @@ def _resolved(schema: type[Any], merged: Any, problems: list[str]) -> dict[str, 
     except OmegaConfBaseException as error:
         raise SettingsError([*problems, str(error).splitlines()[0]]) from None
     assert isinstance(resolved, dict)
-    return {str(key): value for key, value in resolved.items()}
+    return _without_empty(schema, {str(key): value for key, value in resolved.items()})
+
+
+def _without_empty(schema: type[Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """What was given, without groups and lists that have no value, such as those whose lines are
+    all commented out."""
+    kept, fields = {}, _fields(schema)  # type: ignore[arg-type]
+    for name, value in given.items():
+        kind = fields[name][0] if name in fields else None
+        if dataclasses.is_dataclass(kind) and isinstance(value, dict):
+            kept[name] = _without_empty(kind, value)  # type: ignore[arg-type]
+        elif value is not None or not (dataclasses.is_dataclass(kind) or get_origin(kind) is list):
+            kept[name] = value
+    return kept
 
 
 def _with_defaults(kind: Any, given: Any) -> Any:

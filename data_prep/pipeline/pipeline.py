@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import os
 import sys
 import time
 from collections import Counter
@@ -22,7 +21,7 @@ import numpy as np
 
 from data_prep.accounts import ACCOUNTS, REJECTS, SAMPLE_CHARACTERS, Accounts
 from data_prep.config import Config
-from data_prep.dataset import durable, shards
+from data_prep.dataset import cores, durable, shards
 from data_prep.dataset.settings import SettingsError
 from data_prep.dataset.shards import InputInfo, Manifest, ShardInfo, TokenizerInfo
 from data_prep.dataset.wording import counted
@@ -180,10 +179,7 @@ def _tell_short(key: str, paths: list[Path], size: int, problems: list[str]) -> 
 
 def workers(config: Config) -> int:
     """Number of processes: those configured, or one for each core that this process may use."""
-    if config.workers:
-        return config.workers
-    # Under Slurm a job may be limited to some of the machine's cores.
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    return config.workers or cores.usable()
 
 
 def finished(config: Config, work: Work) -> Manifest | None:

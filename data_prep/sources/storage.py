@@ -33,6 +33,10 @@ _TRANSIENT = (408, 425, 429)
 _VERSIONS = ("ETag", "etag", "md5Hash", "Content-MD5", "mtime", "LastModified", "Last-Modified")
 
 
+class UnansweredError(OSError):
+    """A server that was not reached, or could not answer: it may later, without any change here."""
+
+
 @dataclass(frozen=True)
 class Status:
     """Size in bytes, and what changes with the file: its modification time in ns, or an ETag."""
@@ -186,7 +190,8 @@ def _asked(url: str, ask: Callable[[], T]) -> T:
             # fsspec wraps every error on the web into "file not found".
             cause = error.__cause__ or error if isinstance(error, FileNotFoundError) else error
             if wait is None or not _may_pass(cause):
-                raise OSError(errno.EIO, _cause(cause), url) from None
+                kind = UnansweredError if _may_pass(cause) and _is_network(cause) else OSError
+                raise kind(errno.EIO, _cause(cause), url) from None
         time.sleep(wait)
     raise AssertionError
 
@@ -196,6 +201,16 @@ def _may_pass(error: BaseException) -> bool:
     if code:
         return code >= 500 or code in _TRANSIENT
     return not isinstance(error, FileNotFoundError | PermissionError | ValueError | TypeError)
+
+
+def _is_network(error: BaseException) -> bool:
+    """Whether it is the network's or the server's; botocore's and aiohttp's have no base of both.
+
+    Missing credentials are botocore's, too, and no matter of time.
+    """
+    names = {one.__name__ for one in type(error).__mro__}
+    network = {"ConnectionError", "TimeoutError", "ClientConnectionError", "HTTPClientError"}
+    return bool(getattr(error, "status", 0) or names & network)
 
 
 def _cause(error: BaseException) -> str:

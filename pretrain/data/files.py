@@ -21,6 +21,10 @@ from pretrain.data.cache import FileCache
 _BLOCK_BYTES = 1 << 20
 
 
+class UnreachableError(DataError):
+    """A data set whose server does not answer, which is no mistake: the same may work later."""
+
+
 class Files(ABC):
     """The files of a data set at `location`, a directory or a URL."""
 
@@ -117,13 +121,14 @@ def _fetched(url: str) -> bytes:
 
 
 def _blocks(url: str) -> Iterator[bytes]:
-    """The bytes under a URL. Raises DataError with the cause."""
+    """The bytes under a URL. Raises DataError with the cause, or UnreachableError: it may pass."""
     try:
         with storage.open_binary(url) as file:
             while block := file.read(_BLOCK_BYTES):
                 yield block
     except (OSError, ValueError) as error:
         cause = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise DataError(
+        kind = UnreachableError if isinstance(error, storage.UnansweredError) else DataError
+        raise kind(
             f"{url}: cannot be fetched: {cause}; check the URL, the credentials and the network"
         ) from None

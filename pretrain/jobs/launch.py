@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
+from data_prep.dataset import cores
 from data_prep.dataset.settings import EXIT_MISTAKE, MistakeError, SettingsError
 from pretrain.checkpoint.attempts import NoProgressError, SupersededError
 from pretrain.config import Config
@@ -58,13 +60,22 @@ def place_in(environment: Mapping[str, str]) -> Place | None:
     Understood: our own launcher, torchrun (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT)
     and srun with one task per rank (SLURM_PROCID and kin; the batch script sets MASTER_ADDR and
     MASTER_PORT). Only a step of srun has SLURM_STEP_ID; the batch shell has a SLURM_PROCID, too.
-    Raises SettingsError where srun's tasks cannot find each other.
+    Raises SettingsError where the ranks cannot find each other.
     """
     env = environment
     if "RANK" in env and "WORLD_SIZE" in env:
-        method = f"file://{env[_STORE]}" if _STORE in env else "env://"
-        local_rank = int(env.get("LOCAL_RANK", "0"))
-        return Place(int(env["RANK"]), int(env["WORLD_SIZE"]), local_rank, method)
+        rank, size, local_rank = _numbers(env, "RANK", "WORLD_SIZE", "LOCAL_RANK")
+        if _STORE in env:
+            return Place(rank, size, local_rank, f"file://{env[_STORE]}")
+        if missing := [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in env]:
+            raise SettingsError(
+                [
+                    f"RANK={rank} and WORLD_SIZE={size} are set, as torchrun does, without "
+                    f"{' and '.join(missing)}; launch with torchrun, or unset RANK and WORLD_SIZE "
+                    "to have the ranks launched here"
+                ]
+            )
+        return Place(rank, size, local_rank, "env://")
     if "SLURM_STEP_ID" in env and int(env.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
         missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in env]
         if missing:
@@ -79,6 +90,27 @@ def place_in(environment: Mapping[str, str]) -> Place | None:
         method = f"tcp://{env['MASTER_ADDR']}:{env['MASTER_PORT']}"
         return Place(rank, size, int(env["SLURM_LOCALID"]), method)
     return None
+
+
+def _numbers(environment: Mapping[str, str], *names: str) -> list[int]:
+    """Variables that a launcher sets to whole numbers; 0 for one that is not set.
+
+    Raises SettingsError where one is set to something else, or the rank is none of them.
+    """
+    given = {name: environment.get(name, "0") for name in names}
+    problems = [
+        f"{name}: expected a whole number, as torchrun sets it, found {text!r}; unset it"
+        for name, text in given.items()
+        if not re.fullmatch("[0-9]+", text)
+    ]
+    if not problems and int(given["RANK"]) >= int(given["WORLD_SIZE"]):
+        problems = [
+            f"RANK: {given['RANK']} is none of WORLD_SIZE={given['WORLD_SIZE']} ranks, which count "
+            "from 0; unset both to have the ranks launched here"
+        ]
+    if problems:
+        raise SettingsError(problems)
+    return [int(text) for text in given.values()]
 
 
 def default_ranks(config: Config) -> int:
@@ -213,7 +245,7 @@ def _exit_code(failed: Mapping[int, int]) -> int:
 
 
 def _environment(rank: int, ranks: int, store: Path) -> dict[str, str]:
-    threads = max(1, (os.cpu_count() or 1) // ranks)
+    threads = max(1, cores.usable() // ranks)
     return {
         "OMP_NUM_THREADS": str(threads),
         # All ranks are on this machine: no need to guess the network interface.

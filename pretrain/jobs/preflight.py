@@ -35,9 +35,9 @@ from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined
 from data_prep.dataset import durable
 from data_prep.dataset.shards import DataError
 from data_prep.dataset.wording import counted
-from pretrain.config import Config
+from pretrain.config import OPTIMIZERS, Config
 from pretrain.data.files import manifest_of
-from pretrain.model import flops
+from pretrain.model.transformer import on_meta
 
 RECORDS = "preflight.jsonl"
 
@@ -220,16 +220,22 @@ def _host_memory_problems(needed: int) -> list[str]:
 
 
 def _checkpoint_bytes(config: Config) -> int:
-    """Float32 master and two moments of every weight; 0 where the data set cannot be read.
+    """Float32 master, average and moments of every weight; 0 where the data set cannot be read.
 
-    The lanes' memories come on top, which are small beside them.
+    What vectors have other than matrices, Adafactor's means and the lanes' memories are left out,
+    which are small beside them.
     """
     source = next(iter(config.data.sources.values()))
     try:
         vocabulary = manifest_of(source.data).tokenizer.vocab_size
     except DataError:
         return 0  # the trainer says why
-    return 12 * flops.parameters(config.model, vocabulary)
+    whole = bool(config.optim.ema_decay) + 1
+    of_blocks, elsewhere = OPTIMIZERS[config.optim.name].moments
+    return 4 * sum(
+        parameter.numel() * (whole + (of_blocks if name.startswith("layers.") else elsewhere))
+        for name, parameter in on_meta(config.model, vocabulary).named_parameters()
+    )
 
 
 def _versions() -> dict[str, str]:

@@ -17,7 +17,7 @@ from data_prep.tokenizer.contract import FILES, Tokenizer, TokenizerError
 from pretrain.checkpoint.manifest import CHECKPOINTS
 from pretrain.checkpoint.runs import HUGGING_FACE, is_run
 from pretrain.config import CONFIG_FILE, Config
-from pretrain.data.files import files_of, manifest_of
+from pretrain.data.files import UnreachableError, files_of, manifest_of
 from pretrain.jobs import origin, resumable
 
 
@@ -102,7 +102,9 @@ def moved_problems(path: Path, overrides: Sequence[str], config: Config) -> list
 def data_problems(config: Config, made_before: Sequence[Path] = ()) -> list[str]:
     """Why the data sets cannot be read, or not together.
 
-    Those in `made_before`, which an earlier job makes, need not exist yet.
+    Those in `made_before`, which an earlier job makes, need not exist yet. Raises UnreachableError
+    where a server does not answer: a job that is started again then is not to end as one with a
+    mistake does.
     """
     directories = {key: source.data for key, source in config.data.sources.items()}
     directories |= {"data.preface": config.data.preface, "data.validation": config.data.validation}
@@ -117,6 +119,8 @@ def data_problems(config: Config, made_before: Sequence[Path] = ()) -> list[str]
             continue
         try:
             manifest = manifests[key] = manifest_of(directory)
+        except UnreachableError as error:
+            raise UnreachableError(f"{key}: {error}") from None
         except DataError as error:
             problems.append(f"{key}: {error}")
             continue

@@ -29,6 +29,8 @@ from pretrain.training.run_state import place_record
 
 LEDGER_FILE = "ledger.jsonl"
 
+_OF_A_COMMIT = {"step", "attempt", "window", "weights", "histories"}
+
 
 def extended(history: str, tokens: np.ndarray, starts: np.ndarray) -> str:
     """The history after a window: tokens int64 and document starts bool, both [length]."""
@@ -82,7 +84,7 @@ def check(directory: Path) -> list[str]:
     problems: list[str] = []
     step = attempt = 0
     for number, (text, line) in enumerate(numbered(directory / LEDGER_FILE), 1):
-        if line is None:
+        if line is None or not line.keys() >= _OF_A_COMMIT:
             problems += [f"{LEDGER_FILE}: line {number} cannot be read"] if text.strip() else []
             continue
         if line["step"] <= step or line["attempt"] < attempt:

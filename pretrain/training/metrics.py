@@ -123,6 +123,9 @@ def peak_memory(device: torch.device) -> int:
 
 def log_line(record: Mapping[str, Any], steps: int, memory: Mapping[str, list[float]]) -> str:
     """A training record as a line of the log; `memory`: its metrics, of which layers' means."""
+    measured = "no target has a weight"
+    if "loss" in record:
+        measured = f"loss {record['loss']:.4f} | grad {record['grad_norm']:.3f}"
     mfu = "n/a" if record["mfu"] is None else f"{record['mfu']:.1%}"
     skipped = f" | skipped {record['skipped']}" if record["skipped"] else ""
     if record["spikes"]:
@@ -138,8 +141,7 @@ def log_line(record: Mapping[str, Any], steps: int, memory: Mapping[str, list[fl
     if "z_loss" in record:
         held += f" | z-loss {record['z_loss']:.4g}"
     return (
-        f"step {record['step']}/{steps} | loss {record['loss']:.4f} | "
-        f"grad {record['grad_norm']:.3f} | lr {record['lr']:.2e} | "
+        f"step {record['step']}/{steps} | {measured} | lr {record['lr']:.2e} | "
         f"{record['tokens_per_second']:,.0f} tok/s | MFU {mfu} | "
         f"mem {record['memory_bytes'] / 2**30:.2f} GiB | data {record['data_wait']:.1%}{held} | "
         f"ETA {timedelta(seconds=round(record['eta_seconds']))}{read}{skipped}"

@@ -11,6 +11,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from data_prep.dataset.settings import SettingsError
+from data_prep.dataset.wording import counted
 from pretrain.checkpoint.ranks import Ranks
 from pretrain.config import Config, LaunchConfig
 from pretrain.jobs.launch import Place
@@ -19,10 +21,22 @@ from pretrain.training.heap import keep_freed_memory
 
 @contextmanager
 def ranks_joined(launch: LaunchConfig, place: Place) -> Iterator[torch.device]:
-    """The process group of all ranks, and this rank's device."""
+    """The process group of all ranks, and this rank's device.
+
+    Raises SettingsError where this rank was to have a GPU that its machine has not.
+    """
     cuda = launch.device == "cuda" or (launch.device == "auto" and torch.cuda.is_available())
     device = torch.device("cuda", place.local_rank) if cuda else torch.device("cpu")
     if cuda:
+        gpus = torch.cuda.device_count()
+        if place.local_rank >= gpus:
+            raise SettingsError(
+                [
+                    f"launch.device: rank {place.rank} would have GPU {place.local_rank} of its "
+                    f"machine, where torch finds {counted(gpus, 'GPU')}; launch at most a rank for "
+                    "each, or set launch.device=cpu"
+                ]
+            )
         torch.cuda.set_device(device)
     else:
         keep_freed_memory()

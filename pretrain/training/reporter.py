@@ -73,10 +73,11 @@ class Reporter:
             return
         optim, steps = self._config.optim, self._config.train.steps
         fraction = rate_fraction(optim, steps, run.step)
+        # Without any weighted target nothing was measured: a loss of 0 would be drawn as one.
+        measured = {"loss": result.loss, "grad_norm": result.grad_norm}
         record = {
             "step": run.step,
-            "loss": result.loss,
-            "grad_norm": result.grad_norm,
+            **({} if result.forward_only else measured),
             "lr": optim.peak * fraction,
             "gate_lr": optim.gate_lr * fraction,
             **rates,
@@ -110,8 +111,17 @@ class Reporter:
     def report_validation(
         self, step: int, found: Validation, averaged: Validation | None = None
     ) -> None:
-        """Log and record a validation after `step`, and that of the weights' average."""
+        """Log and record a validation after `step`, and that of the weights' average.
+
+        One without any weighted target has measured nothing: it is logged alone.
+        """
         if self._records is None:
+            return
+        if not found.weight:
+            _log.warning(
+                "step %d | validation: no token of its windows has a weight in the loss, so there "
+                "is no loss; raise train.validation_windows or data.prompt_weight", step,
+            )  # fmt: skip
             return
         record = {"step": step, "loss": found.loss}
         beside, seconds = "", found.seconds

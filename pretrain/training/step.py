@@ -33,7 +33,7 @@ class StepResult:
     """The result of a step, over all ranks."""
 
     loss: float
-    """Nats per unit of target weight; 0 if no target had any weight."""
+    """Nats per unit of target weight; 0 if no target had any weight, which is no measurement."""
     applied: bool
     """False if the update was skipped: a gradient was not finite, or the step is a spike."""
     grad_norm: float

@@ -110,6 +110,9 @@ class Wandb:
                     x_save_requirements=False,
                 ),
             )
+            # Charts count optimizer steps; wandb's own step counts records of all kinds, and begins
+            # at 0 with each attempt that is offline.
+            self._run.define_metric("*", step_metric="step")
         except wandb.errors.Error as error:
             raise TrackingError(
                 f"wandb.mode={config.wandb.mode}: {error} Or set wandb.mode=offline and `wandb "

@@ -225,6 +225,15 @@ def test_the_resolved_configuration_reads_back_as_itself(tmp_path: Path) -> None
             "optim.decay_steps: warm-up and decay together are longer than train.steps=250; set "
             "it to at most 150, or raise train.steps",
         ),
+        (
+            ["checkpoint.every=200", "checkpoint.keep_every=500"],
+            "checkpoint.keep_every: a checkpoint is written every 200 steps, so of the multiples "
+            "of 500 only those of 1000 would be kept; choose a multiple of every, e.g. 600",
+        ),
+        (
+            ["data.cache.directory=s3://bucket/cache"],
+            "data.cache.directory: s3://bucket/cache is a URL; give a directory on a disk",
+        ),
         (["optim.beta1=1"], "optim.beta1: 1 never takes a gradient in; lower it, e.g. to 0.9"),
         (["optim.name=muon", "optim.beta2=1"], "optim.beta2: 1 never takes a gradient in"),
         (["optim.name=muon", "optim.muon.momentum=1"], "optim.muon.momentum: 1 never takes a"),
@@ -298,6 +307,24 @@ def test_an_optimizer_has_its_own_rate_unless_one_is_set(name: str, rate: float)
     words = [*MINIMUM, f"optim.name={name}"]
     assert load(None, words).optim.peak == rate
     assert load(None, [*words, "optim.lr=0"]).optim.peak == 0.0
+
+
+def test_checkpoints_are_kept_at_multiples_of_their_interval_or_all_of_them() -> None:
+    for kept in (0, 50, 100, 200, 1000):
+        assert problems("checkpoint.every=200", f"checkpoint.keep_every={kept}") == []
+
+
+def test_a_section_whose_lines_are_all_commented_out_has_its_defaults(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(
+        "run: {directory: r}\n"
+        "data:\n  train: d\n  mix:\n  # - {data: a}\n  cache:\n"
+        "train:\n  # steps: 3\nmodel: {memory: }\n"
+    )
+    assert load(path) == load(None, ["run.directory=r", "data.train=d"])
+    path.write_text("run: {directory: r, seed: }\ndata: {train: d}\n")
+    with pytest.raises(SettingsError, match=r"run\.seed: expected a whole number, found None"):
+        load(path)
 
 
 def test_mistakes_are_said_all_at_once() -> None:

@@ -96,9 +96,33 @@ def test_bits_by_position_and_what_memory_saves_are_drawn(tmp_path: Path) -> Non
 def test_the_newest_evaluation_is_of_the_highest_step(tmp_path: Path) -> None:
     assert plot.newest_evaluation(tmp_path) is None
     for number, name in enumerate(("eval-20-b", "eval-20-a", "eval-9-c", "eval-x-d")):
-        (tmp_path / f"{name}.json").write_text("{}")
-        os.utime(tmp_path / f"{name}.json", (1000 + number, 1000 + number))
-    assert plot.newest_evaluation(tmp_path) == tmp_path / "eval-20-a.json"
+        path = tmp_path / f"{name}.json"
+        _write_evaluation(path)
+        path.write_text(path.read_text().replace('"novels"', f'"{name}"'))
+        os.utime(path, (1000 + number, 1000 + number))
+    newest = plot.newest_evaluation(tmp_path)
+    assert newest is not None and newest["data"] == "eval-20-a"
+
+
+def test_an_evaluation_that_cannot_be_read_costs_no_plot(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    _write_run(tmp_path)
+    for step, text in ((30, '{"total": {'), (31, "[]"), (32, '{"step": 32}')):
+        (tmp_path / f"eval-{step}-novels.json").write_text(text)
+    with caplog.at_level(logging.WARNING, logger="pretrain.plot"):
+        assert len(plot.plot(tmp_path)) == 5
+    assert [record.message.rpartition("/")[2] for record in caplog.records] == [
+        f"eval-{step}-novels.json is no evaluation that can be read, and is passed over"
+        for step in (32, 31, 30)
+    ]
+
+
+def test_a_record_without_all_of_its_numbers_costs_no_plot(tmp_path: Path) -> None:
+    _write_run(tmp_path)
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"kind": "train", "step": 99}\n')
+    assert {path.name for path in plot.plot(tmp_path)} >= {"loss.png", "speed.png"}
 
 
 def test_what_there_is_nothing_of_is_skipped_and_logged(

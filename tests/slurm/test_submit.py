@@ -218,6 +218,28 @@ def test_a_site_file_and_slurm_are_required(place: Path, tmp_path: Path) -> None
     ]
 
 
+def test_all_mistakes_in_a_site_file_are_reported_at_once(dry: Submit, place: Path) -> None:
+    site = place / "wrong.env"
+    site.write_text(
+        "PYTHON=/nowhere/python\nGPUS_PER_NODE=eight\nGRACE_SECONDS=5m\n"
+        "SBATCH_OPTIONS='--exclusive --mem=0'\nSRUN_OPTIONS=(--mpi pmix '--export=A=b c')\n"
+        "PREFLIGHT_OPTIONS='--timeout 9'\n"
+    )
+    found = mistakes(dry("train", "c.yaml", "--nodes=1", "--site=wrong.env"))
+    assert [problem.split(":")[0] for problem in found] == [
+        "PYTHON", "GPUS_PER_NODE", "GRACE_SECONDS", "SBATCH_OPTIONS", "PREFLIGHT_OPTIONS",
+    ]  # fmt: skip
+    assert "SBATCH_OPTIONS=(--mem=0 --exclusive)" in found[3] and str(site) in found[3]
+
+
+@pytest.mark.parametrize("line", ["false", "if [ ; then", "PARTITION=$NOT_SET"])
+def test_a_site_file_that_ends_with_an_error_is_named(dry: Submit, place: Path, line: str) -> None:
+    site = place / "failing.env"
+    site.write_text(f"{(place / 'site.env').read_text()}{line}\n")
+    (found,) = mistakes(dry("train", "c.yaml", "--nodes=1", "--site=failing.env"))
+    assert found.startswith(f"{site}: ends with exit code ")
+
+
 def test_the_example_of_a_site_file_sets_what_the_launchers_read() -> None:
     example = (ROOT / "slurm/site.env.example").read_text()
     defaults = (ROOT / "slurm/site.sh").read_text()

@@ -154,6 +154,15 @@ def test_what_stands_in_the_way_of_an_output_is_named(tmp_path: Path) -> None:
     assert durable.obstacle(Path("a"), directory=True) == ""
 
 
+def test_a_url_is_no_place_for_files_that_are_written(tmp_path: Path) -> None:
+    for url in ("s3://bucket/run", "gs://bucket", "memory://a/b"):
+        said = durable.obstacle(Path(url), directory=True)
+        assert said.startswith(f"{url} is a URL, and files are written to file systems alone")
+    for path in ("a:b/c", "x/s3:/y", "c:/d"):  # a name may have a colon
+        assert durable.obstacle(tmp_path / path, directory=True) == ""
+    assert durable.obstacle(Path("c:/d"), directory=True) == ""
+
+
 def _without_rights() -> None:
     if os.geteuid() == 0:
         os.setuid(65534)

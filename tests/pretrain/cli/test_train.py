@@ -70,10 +70,14 @@ def test_a_run_directory_that_cannot_be_made_is_a_mistake_of_every_rank_too(
     problem = "run.directory: c.yaml/r cannot be made, since c.yaml is not a directory; give "
     for found in mistakes(pretrain("train", *words)), pretrain("check", *words).stderr.split("- "):
         assert found[-1].strip() == f"{problem}another place"
+    place = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
     rank = subprocess.run(
-        [sys.executable, "-m", "pretrain.cli", "train", *words], capture_output=True, text=True,
-        env={**os.environ, "RANK": "0", "WORLD_SIZE": "1"}, check=False,
-    )  # fmt: skip
+        [sys.executable, "-m", "pretrain.cli", "train", *words],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **place},
+        check=False,
+    )
     assert mistakes(rank) == [f"{problem}another place"]
 
 

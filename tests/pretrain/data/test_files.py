@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,10 +16,12 @@ from moto.server import ThreadedMotoServer
 
 from data_prep.dataset.shards import DataError, read_manifest
 from data_prep.sources import storage
-from pretrain.config import CacheConfig
-from pretrain.data.files import manifest_of, name_of
+from pretrain.config import CacheConfig, load
+from pretrain.data.files import UnreachableError, manifest_of, name_of
 from pretrain.data.lanes import Dataset, Mix
 from pretrain.data.loader import Loader
+from pretrain.jobs import launch
+from pretrain.jobs.start_checks import data_problems
 from tools.promises.servers import Proxy, Web, faulty
 
 LANES, LENGTH, SHARDS = 2, 50, 6
@@ -144,6 +147,30 @@ def test_a_shard_that_is_refused_ends_in_one_sentence(
         web.statuses[f"books/shard-{number:05d}.tar"] = status
     with pytest.raises(DataError, match=rf"shard-0000.*: cannot be fetched: {cause}; check"):
         read(dataset)
+
+
+@pytest.mark.parametrize("fault", ["unanswered", "unreachable"])
+def test_a_server_that_does_not_answer_at_the_start_is_no_mistake_of_the_users(
+    web: Web, fault: str
+) -> None:
+    url = f"http://127.0.0.1:{web.port if fault == 'unanswered' else _unused_port()}/books"
+    web.statuses["books/manifest.json"] = 503
+    config = load(None, ["run.directory=r", f"data.train={url}", "data.lanes=2"])
+    with pytest.raises(UnreachableError) as raised:
+        data_problems(config)
+    assert str(raised.value).startswith(f"data.train: {url}/manifest.json: cannot be fetched: ")
+    assert launch.exit_code(raised.value) == 1  # a job is requeued after it, unlike after 2
+    web.statuses["books/manifest.json"] = 404
+    mistyped = load(None, ["run.directory=r", f"data.train=http://127.0.0.1:{web.port}/books"])
+    (problem,) = data_problems(mistyped)
+    assert "its server answers 404 Not Found" in problem
+
+
+def _unused_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+        return port
 
 
 def test_a_shard_that_was_changed_is_refused_by_its_name(

@@ -90,6 +90,17 @@ def test_torchrun_gives_a_place() -> None:
     assert place_in(environment) == Place(5, 8, 1, "env://")
 
 
+def test_variables_of_torchrun_that_give_no_place_are_named_with_what_to_do() -> None:
+    with pytest.raises(SettingsError, match="without MASTER_ADDR and MASTER_PORT; launch with to"):
+        place_in({"RANK": "0", "WORLD_SIZE": "1"})
+    meeting = {"MASTER_ADDR": "node1", "MASTER_PORT": "29500"}
+    with pytest.raises(SettingsError) as caught:
+        place_in({"RANK": "", "WORLD_SIZE": "two", "LOCAL_RANK": "1", **meeting})
+    assert [one.split(":")[0] for one in caught.value.problems] == ["RANK", "WORLD_SIZE"]
+    with pytest.raises(SettingsError, match="RANK: 2 is none of WORLD_SIZE=2 ranks"):
+        place_in({"RANK": "2", "WORLD_SIZE": "2", **meeting})
+
+
 SRUN = {
     "SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "16", "SLURM_PROCID": "9",
     "SLURM_LOCALID": "1", "SLURM_NTASKS": "16", "MASTER_ADDR": "node1", "MASTER_PORT": "29500",
@@ -135,6 +146,17 @@ def test_a_gpu_that_is_not_there_is_a_mistake() -> None:
 
 
 # Ranks.
+
+
+def test_ranks_share_the_cores_that_the_launcher_may_use(tmp_path: Path) -> None:
+    code = "import os, pathlib; name = os.environ['RANK']; " \
+        "pathlib.Path(name).write_text(os.environ['OMP_NUM_THREADS'])"  # fmt: skip
+    one_core = f"{{{min(os.sched_getaffinity(0))}}}"
+    limited = f"import os; os.sched_setaffinity(0, {one_core}); {LAUNCHER}"
+    command = [sys.executable, "-c", limited, "1", code]
+    without = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    subprocess.run(command, cwd=tmp_path, env=without, check=True)
+    assert (tmp_path / "0").read_text() == "1"
 
 
 def test_every_rank_gets_its_place(tmp_path: Path) -> None:

@@ -17,9 +17,11 @@ import pytest
 import torch
 
 from data_prep.dataset.wording import counted
-from pretrain.config import Config, DataConfig, LaunchConfig, RunConfig
+from pretrain.config import OPTIMIZERS, Config, DataConfig, LaunchConfig, OptimConfig, RunConfig
 from pretrain.jobs import preflight
 from pretrain.jobs.preflight import Report, verdict
+from pretrain.model.transformer import on_meta
+from pretrain.planning import states
 
 ROOT = Path(__file__).resolve().parents[3]
 GOOD = Report(versions={"torch": "2.13", "driver": "570"}, product=0.010, exchange=0.004)
@@ -111,6 +113,18 @@ def test_two_checkpoints_must_find_their_place(
     (found,) = preflight.look(replace(base, model=model), 1).directory
     assert "GB free, but two checkpoints need" in found
     assert preflight.look(base, 1).directory == []
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("decay", [0.0, 0.999])
+def test_the_size_of_a_checkpoint_is_that_of_its_optimizer_and_average(
+    tmp_path: Path, write_data_set: Callable[..., Any], optimizer: Any, decay: float
+) -> None:
+    write_data_set(tmp_path / "data", [range(3, 40)] * 8, 8, 4800)
+    base = config(tmp_path / "run", tmp_path / "data")
+    chosen = replace(base, optim=OptimConfig(name=optimizer, ema_decay=decay))
+    stored = states.stored_bytes(chosen, on_meta(chosen.model, 4800), 1)
+    assert preflight._checkpoint_bytes(chosen) == pytest.approx(stored, rel=0.02)
 
 
 def test_the_copies_of_a_checkpoint_must_find_host_memory(

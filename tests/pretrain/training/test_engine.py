@@ -298,9 +298,9 @@ class Bench:
         work(__file__, ranks, path)
 
     def curve(self, name: str) -> dict[int, tuple[float, float]]:
-        """Loss and gradient norm of each step."""
-        records = self.records(name, "train")
-        return {line["step"]: (line["loss"], line["grad_norm"]) for line in records}
+        """Loss and gradient norm of each step in which a target has a weight."""
+        measured = [line for line in self.records(name, "train") if "loss" in line]
+        return {line["step"]: (line["loss"], line["grad_norm"]) for line in measured}
 
     def records(self, name: str, kind: str) -> list[dict[str, Any]]:
         records = read_records(self.root / name / "metrics.jsonl")
@@ -480,11 +480,13 @@ def test_windows_without_any_weight_go_through_the_memory_and_move_no_weight(
 ) -> None:
     config = load(None, two_ranks.job("read", f"data.train={two_ranks.prompts}")["settings"])
     curve, model = reference(config, two_ranks.prompts, STEPS)
-    assert [step for step, values in curve.items() if values != (0.0, 0.0)] == [4, 7]
+    curve = {step: values for step, values in curve.items() if values != (0.0, 0.0)}
+    assert list(curve) == [4, 7]
     for name in ("read", "read-parts"):
+        assert len(two_ranks.records(name, "train")) == STEPS
         assert_near(two_ranks.curve(name), curve)
     # The answer at step 7 stands on the memory of windows before and behind the checkpoint.
-    assert_near(two_ranks.curve("read-0"), {step: curve[step] for step in range(5, STEPS + 1)})
+    assert_near(two_ranks.curve("read-0"), {7: curve[7]})
     final = two_ranks.state("read", STEPS)
     assert final["trainer optimizer_steps"] == 2
     for name, parameter in model.named_parameters():

@@ -161,8 +161,9 @@ def test_a_line_of_the_ledger_that_cannot_be_read_is_found_and_kept(run: Run) ->
     first, last = path.read_text().splitlines(keepends=True)
     path.write_text(first + "\n" + last)
     assert check(run.directory) == []
-    path.write_text(first + "{cut\n" + last)
-    assert check(run.directory) == ["ledger.jsonl: line 2 cannot be read"]
+    for line in ('{"step": 5}', "{cut"):
+        path.write_text(f"{first}{line}\n{last}")
+        assert check(run.directory) == ["ledger.jsonl: line 2 cannot be read"]
     Ledger(Attempt(run.directory, 2), 1, run.config, 9).close()
     assert path.read_text() == first + "{cut\n" + last
 

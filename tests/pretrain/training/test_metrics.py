@@ -392,6 +392,14 @@ def test_wandb_gets_every_record_as_numbers_by_name(tracked: Path) -> None:
             assert "train/mfu" not in entry
 
 
+def test_wandbs_charts_count_optimizer_steps_in_every_attempt(tracked: Path) -> None:
+    records = _wandb_records(tracked)
+    defined = [r.metric for r in records if r.WhichOneof("record_type") == "metric"]
+    assert [(one.glob_name, one.step_metric) for one in defined if one.glob_name] == [
+        ("*", "step")
+    ] * 2
+
+
 def test_records_of_a_cpu_have_no_mfu_and_all_else(tracked: Path) -> None:
     records = [r for r in read_records(tracked / "metrics.jsonl") if r["kind"] == "train"]
     for record in records:

@@ -15,14 +15,15 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from pretrain.config import MemoryConfig, ModelConfig
-from pretrain.jobs.launch import leave, place_in
+from data_prep.dataset.settings import SettingsError
+from pretrain.config import LaunchConfig, MemoryConfig, ModelConfig
+from pretrain.jobs.launch import Place, leave, place_in
 from pretrain.model.loss import IGNORE
 from pretrain.model.memories.infini import MemoryState
 from pretrain.model.state import ModelState
 from pretrain.model.transformer import Transformer
 from pretrain.planning.simulate import Ledger
-from pretrain.training.parallel import SequenceGroup, Share
+from pretrain.training.parallel import SequenceGroup, Share, ranks_joined
 from tests.ranks import work
 
 VOCABULARY = 19
@@ -215,6 +216,18 @@ def measured(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     path = tmp_path_factory.mktemp("ranks") / "measured.pt"
     work(__file__, request.param, path)
     return request.param, torch.load(path)
+
+
+def test_a_rank_without_a_gpu_of_its_own_says_how_many_there_are(tmp_path: Path) -> None:
+    gpus = torch.cuda.device_count()
+    place = Place(5, 8, gpus, f"file://{tmp_path / 'store'}")
+    expected = rf"rank 5 would have GPU {gpus} of its machine, where torch finds {gpus} GPU"
+    with (
+        pytest.raises(SettingsError, match=expected),
+        ranks_joined(LaunchConfig(device="cuda"), place),
+    ):
+        pass
+    assert not dist.is_initialized()
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -24,7 +24,8 @@ def test_attempts_without_progress_are_counted_unless_the_batch_script_does(
 
     def rank_of_three(**environment: str) -> subprocess.CompletedProcess[str]:
         words = ["run.directory=r", "data.train=data", "train.max_attempts_without_progress=1"]
-        place = {"RANK": "0", "WORLD_SIZE": "3", "LOCAL_RANK": "0"}
+        place = {"RANK": "0", "WORLD_SIZE": "3", "LOCAL_RANK": "0",
+                 "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}  # fmt: skip
         return subprocess.run(
             [sys.executable, "-m", "pretrain.cli", "train", "c.yaml", *words],
             cwd=tmp_path, env={**os.environ, **place, **environment},

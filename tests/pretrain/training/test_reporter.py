@@ -112,6 +112,24 @@ def test_a_record_has_every_number_of_its_step(run: Run, caplog: pytest.LogCaptu
     records.close()
 
 
+def test_a_step_without_any_weighted_target_has_no_loss_that_could_be_taken_for_one(
+    run: Run, caplog: pytest.LogCaptureFixture
+) -> None:
+    records = Records(run.attempt, 1, run.config, run.data, 10)
+    made = reporter(run, records)
+    result = StepResult(0.0, applied=True, grad_norm=0.0, forward_only=True)
+    with caplog.at_level(logging.INFO, "pretrain.training.reporter"):
+        made.report(known_state(run.state), result)
+        made.report_validation(14, Validation(0.0, 0.0, 0.5))
+    records.close()
+    (record,) = read_records(run.attempt.directory / "metrics.jsonl")
+    assert list(record) == [key for key in KEYS if key not in ("loss", "grad_norm")]
+    assert "step 14/24 | no target has a weight | lr " in caplog.text
+    assert "step 14 | validation: no token of its windows has a weight in the loss" in caplog.text
+    assert "perplexity" not in caplog.text
+    assert (run.attempt.directory / "plots" / "loss.png") in plot.plot(run.attempt.directory)
+
+
 @kinds.of_every_kind
 def test_the_numbers_of_every_memory_are_recorded_by_layer_logged_and_plotted(
     open_run: Any, take_steps: Any, kind: str, caplog: pytest.LogCaptureFixture
