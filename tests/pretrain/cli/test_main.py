@@ -76,10 +76,11 @@ def test_a_full_disk_under_the_log_changes_no_exit_code(tmp_path: Path) -> None:
     leaving = "from pretrain.jobs.launch import leave; print('said'); leave(75)"
     rank = ["-m", "pretrain.cli", "train", "c.yaml", "run.directory=r", "data.train=none"]
     (tmp_path / "c.yaml").touch()
+    own = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
     for words, code in ((["-c", leaving], 75), (rank, 2)):
         with Path("/dev/full").open("w") as full:
             ended = subprocess.run(
                 [sys.executable, *words], cwd=tmp_path, stdout=full, stderr=full, check=False,
-                env={**os.environ, "PYTHONUNBUFFERED": "", "RANK": "0", "WORLD_SIZE": "1"},
+                env={**os.environ, "PYTHONUNBUFFERED": "", **own},
             )  # fmt: skip
         assert ended.returncode == code
