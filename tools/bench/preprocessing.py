@@ -3,8 +3,10 @@
     python tools/bench/preprocessing.py corpus --megatron ../Megatron-LM --json out.json
 
 The whole pipeline with an existing tokenizer (read, tokenize, shuffle, write, checksum) takes turns
-with `SentencePieceProcessor.ParallelEncode` on texts in memory, on the same cores. Two corpora: the
-`*.jsonl.gz` of a directory, and the standard library's sources. datatrove's DocumentTokenizer does
+with bare SentencePiece on texts in memory, on the same cores. Three corpora: the `*.jsonl.gz` of a
+directory, the standard library's sources, and the paragraphs of the former, each a document, as
+short as the texts of conversations. SentencePiece divides long texts among threads
+(`ParallelEncode`), and many short ones (`Encode`). datatrove's DocumentTokenizer does
 not support SentencePiece models, so it gets a byte-level BPE of the same size and training text.
 Megatron-LM is a clone that you provide (core_v0.12.0 runs without a GPU); its time includes process
 start-up, so compare it with the command `data-prep run`.
@@ -14,9 +16,11 @@ from __future__ import annotations
 
 import argparse
 import gzip
+import itertools
 import json
 import os
 import platform
+import re
 import shutil
 import statistics
 import subprocess
@@ -45,7 +49,10 @@ SOURCES = {
     "novels": "sources=[{name: novels, paths: ['*.jsonl.gz']}]",
     "stdlib": "sources=[{name: stdlib, paths: ['{stdlib}/**/*.py'], "
     "exclude: ['{stdlib}/site-packages/**', '{stdlib}/**/test/**', '{stdlib}/**/tests/**']}]",
+    "paragraphs": "sources=[{name: paragraphs, paths: ['*.jsonl.gz']}]",
 }
+_PARAGRAPHS = 20_000
+BARE = "SentencePiece"
 _CHUNK = 1024
 _MB = 1e6
 
@@ -58,7 +65,7 @@ def main() -> None:
     if parsed.megatron and not (parsed.megatron / "tools/preprocess_data.py").is_file():
         sys.exit(f"--megatron: {parsed.megatron} holds no tools/preprocess_data.py; give a clone")
     rows = []
-    for name in SOURCES:
+    for name in parsed.corpora:
         with tempfile.TemporaryDirectory(dir=parsed.scratch) as scratch:
             rows += _measure(name, parsed, Path(scratch))
     found = {"machine": _machine(parsed), "rows": rows}
@@ -68,6 +75,9 @@ def main() -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = machine.parser(__doc__)
     parser.add_argument("corpus", type=Path, help="directory of *.jsonl.gz with a `text` field")
+    parser.add_argument(
+        "--corpora", nargs="+", choices=SOURCES, default=list(SOURCES), help="default: all"
+    )
     parser.add_argument("--vocab-size", type=int, default=32_000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--cores", type=int, default=len(os.sched_getaffinity(0)))
@@ -79,15 +89,18 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _measure(name: str, parsed: argparse.Namespace, scratch: Path) -> list[dict[str, Any]]:
-    texts = _texts(name, parsed.corpus)
+    root = parsed.corpus
+    if name == "paragraphs":
+        root = _paragraphs(root, scratch / "paragraphs")
+    texts = _texts(name, root)
     model = scratch / "m.model"
     sample = [text[: 20_000_000 // len(texts)] for text in texts]
     training.train(sample, model, parsed.vocab_size)
     size = sum(len(text.encode()) for text in texts)
     contestants: dict[str, Callable[[], object]] = {
-        "ParallelEncode": _bare(texts, model, parsed.cores),
-        "data-prep": _ours(name, parsed, model, scratch / "ours"),
-        "data-prep, its start included": _command(name, parsed, model, scratch),
+        BARE: _bare(name, texts, model, parsed.cores),
+        "data-prep": _ours(_words(name, root, parsed, model, scratch / "ours")),
+        "data-prep, its start included": _command(name, root, parsed, model, scratch),
         "datatrove": _datatrove(texts, sample, parsed, scratch),
     }
     if parsed.megatron:
@@ -101,7 +114,7 @@ def _measure(name: str, parsed: argparse.Namespace, scratch: Path) -> list[dict[
             act()
             seconds[contestant].append(time.perf_counter() - begun)
             print(f"{name}: {contestant}: {seconds[contestant][-1]:.2f} s", file=sys.stderr)
-    bare = seconds["ParallelEncode"]
+    bare = seconds[BARE]
     return [
         {
             "corpus": name,
@@ -117,6 +130,21 @@ def _measure(name: str, parsed: argparse.Namespace, scratch: Path) -> list[dict[
     ]
 
 
+def _paragraphs(corpus: Path, root: Path) -> Path:
+    """Write the first paragraphs of the corpus, each a document, and return their directory."""
+    found = (
+        paragraph
+        for text in _texts("novels", corpus)
+        for paragraph in re.split(r"\n\s*\n", text)
+        if paragraph.strip()
+    )
+    root.mkdir()
+    with gzip.open(root / "paragraphs.jsonl.gz", "wt", encoding="utf-8", newline="\n") as lines:
+        for paragraph in itertools.islice(found, _PARAGRAPHS):
+            lines.write(json.dumps({"text": paragraph}) + "\n")
+    return root
+
+
 def _texts(name: str, corpus: Path) -> Texts:
     wanted = config.load(None, [f"root={corpus}", "output=unused", SOURCES[name]])
     texts = []
@@ -129,8 +157,10 @@ def _texts(name: str, corpus: Path) -> Texts:
     return [text for text in texts if text]
 
 
-def _bare(texts: Texts, model: Path, cores: int) -> Callable[[], object]:
+def _bare(name: str, texts: Texts, model: Path, cores: int) -> Callable[[], object]:
     processor = sentencepiece.SentencePieceProcessor(model_file=str(model))
+    if name == "paragraphs":
+        return lambda: processor.Encode(texts, num_threads=cores, return_type="numpy")
 
     def encode() -> None:
         for text in texts:
@@ -139,13 +169,14 @@ def _bare(texts: Texts, model: Path, cores: int) -> Callable[[], object]:
     return encode
 
 
-def _ours(name: str, parsed: argparse.Namespace, model: Path, output: Path) -> Callable[[], object]:
-    words = _words(name, parsed, model, output)
+def _ours(words: list[str]) -> Callable[[], object]:
     return lambda: pipeline.run(config.load(None, words))
 
 
-def _words(name: str, parsed: argparse.Namespace, model: Path, output: Path) -> list[str]:
-    words = [f"root={parsed.corpus}", f"output={output}", SOURCES[name]]
+def _words(
+    name: str, root: Path, parsed: argparse.Namespace, model: Path, output: Path
+) -> list[str]:
+    words = [f"root={root}", f"output={output}", SOURCES[name]]
     return [
         *words,
         *(f"tokenizer.path={model}", f"workers={parsed.cores}", "shards.tokens=1_000_000"),
@@ -153,12 +184,12 @@ def _words(name: str, parsed: argparse.Namespace, model: Path, output: Path) -> 
 
 
 def _command(
-    name: str, parsed: argparse.Namespace, model: Path, scratch: Path
+    name: str, root: Path, parsed: argparse.Namespace, model: Path, scratch: Path
 ) -> Callable[[], object]:
     empty = scratch / "empty.yaml"
     empty.touch()
     command: list[str | Path] = [sys.executable, "-m", "data_prep.cli", "run", empty]
-    command += _words(name, parsed, model, scratch / "ours")
+    command += _words(name, root, parsed, model, scratch / "ours")
     return lambda: _ran(command, ROOT, "data-prep run")
 
 
