@@ -4,7 +4,7 @@
 
 The whole pipeline with an existing tokenizer (read, tokenize, shuffle, write, checksum) takes turns
 with bare SentencePiece on texts in memory, on the same cores. Three corpora: the `*.jsonl.gz` of a
-directory, the standard library's sources, and the paragraphs of the former, each a document, as
+directory, the standard library's sources, and paragraphs of the first, each a document, about as
 short as the texts of conversations. SentencePiece divides long texts among threads
 (`ParallelEncode`), and many short ones (`Encode`). datatrove's DocumentTokenizer does
 not support SentencePiece models, so it gets a byte-level BPE of the same size and training text.
