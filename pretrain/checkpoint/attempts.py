@@ -28,7 +28,7 @@ from data_prep.dataset import durable
 from data_prep.dataset.parsing import json_value
 from data_prep.dataset.settings import EXIT_MISTAKE
 from data_prep.dataset.wording import counted
-from pretrain.checkpoint.manifest import CHECKPOINTS, CheckpointError, steps_in
+from pretrain.checkpoint.manifest import CHECKPOINTS, CheckpointError, undoubted_steps
 
 EXIT_FILE = "exit.json"
 LOG_FILE = "log.txt"
@@ -173,8 +173,12 @@ def begun(directory: Path) -> bool:
 
 
 def committed_step(directory: Path) -> int:
-    """The step of the run's newest checkpoint, good or damaged; 0 without any."""
-    return max(steps_in(directory / CHECKPOINTS), default=0)
+    """The step of the run's newest checkpoint that no attempt passed over; 0 without any.
+
+    One that was passed over as damaged is not where attempts start, and while its step is not
+    reached again, every checkpoint behind it is progress.
+    """
+    return max(undoubted_steps(directory / CHECKPOINTS), default=0)
 
 
 def note(directory: Path, text: str) -> None:

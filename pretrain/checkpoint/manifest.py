@@ -24,6 +24,9 @@ CHECKSUM = "manifest.sha256"
 CHECKPOINTS = "checkpoints"
 """Where a run directory has its checkpoints."""
 
+PASSED_OVER = "passed_over.txt"
+"""The file that says, in a checkpoint, why the last attempt did not resume from it."""
+
 _STEP_NAME = re.compile(r"step-(\d{8,})")
 
 
@@ -78,6 +81,11 @@ def steps_in(root: Path) -> list[int]:
     """The steps of the checkpoints under `root`, good or damaged, newest first."""
     names = [entry.name for entry in root.iterdir()] if root.is_dir() else []
     return sorted((step for name in names if (step := step_of(name)) is not None), reverse=True)
+
+
+def undoubted_steps(root: Path) -> list[int]:
+    """The steps of the checkpoints under `root` that no attempt passed over, newest first."""
+    return [step for step in steps_in(root) if not (root / step_name(step) / PASSED_OVER).exists()]
 
 
 def none_good(root: Path, reasons: Iterable[tuple[str, str]]) -> str:

@@ -11,6 +11,7 @@ from data_prep.dataset.wording import counted
 from pretrain.checkpoint.manifest import (
     CHECKSUM,
     MANIFEST,
+    PASSED_OVER,
     CheckpointError,
     Manifest,
     files_of,
@@ -89,7 +90,7 @@ def _check_sizes(directory: Path, manifest: Manifest) -> list[str]:
             f"{MANIFEST} does not list the files of {counted(manifest.ranks, 'rank')}"
         )
     present = {entry.name: entry.lstat() for entry in directory.iterdir()}
-    extra = sorted(set(present) - expected - {MANIFEST, CHECKSUM})
+    extra = sorted(set(present) - expected - {MANIFEST, CHECKSUM, PASSED_OVER})
     if missing := sorted(expected - set(present)):
         raise CheckpointError(f"{', '.join(missing)}: missing")
     for name in sorted(set(present) - set(extra)):

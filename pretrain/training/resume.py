@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from data_prep.dataset import durable
 from data_prep.dataset.settings import SettingsError
 from pretrain.checkpoint.attempts import Attempt
 from pretrain.checkpoint.commit import take_over
-from pretrain.checkpoint.load import Checkpoint, newest_good
-from pretrain.checkpoint.manifest import CHECKPOINTS, CheckpointError
+from pretrain.checkpoint.load import Checkpoint, Found, newest_good
+from pretrain.checkpoint.manifest import CHECKPOINTS, PASSED_OVER, CheckpointError
 from pretrain.checkpoint.ranks import Ranks, agreed
 from pretrain.checkpoint.runs import files_beside, write_beside
 from pretrain.config import Config
@@ -51,6 +53,7 @@ class Resumer:
         found = newest_good(root, self.ranks)
         for name, reason in found.passed_over:
             _log.warning("passed over checkpoint %s: %s", name, reason)
+        agreed(self.ranks, lambda: _mark(found, root, attempt) if self.ranks.rank == 0 else None)
         return self.start(attempt.directory) if found.path is None else self.resume(found.path)
 
     def start(self, directory: Path) -> RunState:
@@ -91,6 +94,20 @@ class Resumer:
             raise CheckpointError(f"{path}: {error}") from None
         _log.info("resumed from %s, step %d", path, run.step)
         return run
+
+
+def _mark(found: Found, root: Path, attempt: Attempt) -> None:
+    """Say in each checkpoint that was passed over why, so that it does not count as progress.
+
+    One that is good after all, whose disk was away for a while, counts again.
+    """
+    attempt.require_newest()
+    with suppress(OSError):  # the damage may be that nothing can be written there
+        for name, reason in found.passed_over:
+            durable.write_bytes(root / name / PASSED_OVER, f"{reason}\n".encode())
+    if found.path is not None:
+        with suppress(OSError):
+            (found.path / PASSED_OVER).unlink(missing_ok=True)
 
 
 def check_resumable(trainer: Mapping[str, Any], config: Config, data: RunData) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from pretrain.checkpoint.manifest import MANIFEST, PASSED_OVER, step_name
 from tests.slurm.job import Job, Run, losses, text, wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -68,13 +69,16 @@ def jobs(on_cluster: Run, place: Path) -> Iterator[dict[str, Job]]:
         'echo \'{"attempt": 1, "code": 2, "step": 3, "why": "x"}\' >mistaken/exit.json\n'
         "exit 1\n"
     )
+    good, damaged = (f"older/checkpoints/{step_name(step)}" for step in (7, 9))
+    passed_over = f"mkdir -p {good} {damaged} && touch {good}/{MANIFEST} {damaged}/{MANIFEST}\n"
+    passed_over += f"touch {damaged}/{PASSED_OVER}\nexit 1\n"
     replaced = '[ "${SLURM_RESTART_COUNT:-0}" = 1 ] && sleep 600; exit 1'
     chain = 'trap "exit 1" USR1; for i in $(seq 6000); do sleep 0.1; done'
     with submitting(on_cluster, place) as submit:
         yield {
             "stuck": submit("stuck", "--nodes=2", end="exit 1"),
             "mistaken": submit("mistaken", "--nodes=1", end=mistaken),
-            "older": submit("older", "--nodes=1", end="exit 1"),
+            "older": submit("older", "--nodes=1", end=passed_over),
             "replaced": submit("replaced", "--nodes=1", end=replaced),
             "cancelled": submit("cancelled", "--nodes=2", end="sleep 600"),
             "chain": submit("chain", "--nodes=2", "--chain=2", end=chain),
@@ -116,6 +120,13 @@ def test_the_exit_code_of_an_older_attempt_is_ignored(jobs: dict[str, Job]) -> N
     job = jobs["older"]
     wait_for(lambda: "; requeued, " in job.log(), "a requeue")
     assert "failed with exit code 1" in job.log()
+
+
+def test_a_checkpoint_that_the_trainer_passed_over_is_not_the_newest(jobs: dict[str, Job]) -> None:
+    job = jobs["older"]
+    wait_for(lambda: "; requeued, " in job.log(), "a requeue")
+    assert "from checkpoint step-00000007" in job.log()
+    assert "step-00000009" not in job.log()
 
 
 def test_an_attempt_that_was_replaced_does_not_disturb_its_successor(

@@ -19,6 +19,7 @@ from pretrain.checkpoint.attempts import (
     committed_step,
     failures_recorded,
 )
+from pretrain.checkpoint.manifest import PASSED_OVER
 
 STEPS = 100
 
@@ -194,3 +195,16 @@ def test_the_committed_step_is_that_of_the_newest_name(tmp_path: Path) -> None:
     for step in (4, 120, 8):
         commit(tmp_path, step)
     assert committed_step(tmp_path) == 120
+
+
+def test_behind_a_checkpoint_that_was_passed_over_every_later_one_is_progress(
+    tmp_path: Path,
+) -> None:
+    for step in (40, 50):
+        commit(tmp_path, step)
+    assert claims(tmp_path, 3) == [False] * 3
+    (tmp_path / "checkpoints" / "step-00000050" / PASSED_OVER).write_text("a reason\n")
+    assert committed_step(tmp_path) == 40
+    assert claims(tmp_path, 3) == [False] * 3
+    commit(tmp_path, 45)
+    assert claims(tmp_path, 4) == [False] * 3 + [True]

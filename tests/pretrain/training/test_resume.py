@@ -15,9 +15,10 @@ import torch
 
 from data_prep.dataset import settings
 from data_prep.dataset.settings import SettingsError
+from pretrain.checkpoint.attempts import committed_step
 from pretrain.checkpoint.commit import save
 from pretrain.checkpoint.load import Checkpoint
-from pretrain.checkpoint.manifest import CheckpointError, step_name
+from pretrain.checkpoint.manifest import PASSED_OVER, CheckpointError, step_name
 from pretrain.checkpoint.pieces import Piece
 from pretrain.checkpoint.ranks import SoloRanks
 from pretrain.config import MEMORY_KINDS
@@ -275,6 +276,43 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
     name = "rank-00000-of-00001.safetensors"
     assert f"passed over checkpoint step-00000003: {name} is damaged" in caplog.text
     assert f"resumed from {path_of(run, 2)}, step 2" in caplog.text
+
+
+def test_the_reason_stays_in_a_checkpoint_that_was_passed_over_while_it_holds(
+    open_run: Any, take_steps: Take, make_saver: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = open_run()
+    for _ in range(3):
+        take_steps(run, 1)
+        saved(run, make_saver)
+    directory = path_of(run, 3).parent.parent
+    tensors = path_of(run, 3) / "rank-00000-of-00001.safetensors"
+    good = tensors.read_bytes()
+    damage(tensors)
+    open_run(attempt=2)
+    assert (tensors.parent / PASSED_OVER).read_text().startswith(f"{tensors.name} is damaged")
+    assert committed_step(directory) == 2
+
+    tensors.write_bytes(good)  # its disk is back
+    with caplog.at_level(logging.WARNING):
+        assert open_run(attempt=3).state.step == 3
+    assert committed_step(directory) == 3
+    assert "not part of it" not in caplog.text
+
+
+def test_a_checkpoint_saved_anew_in_place_of_one_passed_over_counts(
+    open_run: Any, take_steps: Take, make_saver: Make
+) -> None:
+    run = open_run()
+    for _ in range(2):
+        take_steps(run, 1)
+        saved(run, make_saver)
+    damage(path_of(run, 2) / "rank-00000-of-00001.safetensors")
+    again = open_run(attempt=2)
+    assert committed_step(path_of(run, 2).parent.parent) == 1
+    take_steps(again, 1)
+    saved(again, make_saver)
+    assert committed_step(path_of(run, 2).parent.parent) == 2
 
 
 def test_checkpoints_that_are_all_damaged_stop_the_run_instead_of_starting_over(
