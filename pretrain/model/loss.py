@@ -17,6 +17,9 @@ IGNORE = -100
 _CHUNK_LOGITS = {"cpu": 2**24, "cuda": 2**27}
 _LEAST_CHUNK = 64  # tokens
 
+# The share of tokens from which on all logits are computed: that few others are not worth a copy.
+_MOST = 0.75
+
 
 class Losses(NamedTuple):
     """The losses of a batch of targets."""
@@ -58,15 +61,34 @@ class OutputHead(nn.Module):
         """x [B, T, d_model] -> logits [B, T, V]; given targets [B, T], losses instead.
 
         A token's losses are 0 where the target is IGNORE, and multiplied by `weights` [B, T],
-        float32, if given. No [B, T, V] tensor is ever in memory.
+        float32, if given. No [B, T, V] tensor is ever in memory, and where many weights are 0, as
+        of prompts, there are no logits of those tokens at all.
         """
         if targets is None:
             return F.linear(x, self.weight)
-        flat = None if weights is None else weights.flatten()
-        total, losses, z_loss = _CrossEntropy.apply(  # type: ignore[no-untyped-call]
-            x.flatten(0, 1), self.weight, targets.flatten(), flat, self.z_loss
-        )
+        hidden, wanted = x.flatten(0, 1), targets.flatten()
+        if weights is None:
+            total, losses, z_loss = self._cross_entropy(hidden, wanted, None)
+            return Losses(total, losses.view_as(targets), z_loss)
+        flat = weights.flatten()
+        rows = ((wanted != IGNORE) & (flat != 0)).nonzero().squeeze(1)
+        if len(rows) > _MOST * len(wanted):
+            total, losses, z_loss = self._cross_entropy(hidden, wanted, flat)
+        else:
+            total, some, z_loss = self._cross_entropy(
+                hidden.index_select(0, rows), wanted[rows], flat[rows]
+            )
+            losses = some.new_zeros(wanted.shape).index_copy_(0, rows, some)
         return Losses(total, losses.view_as(targets), z_loss)
+
+    def _cross_entropy(
+        self, hidden: Tensor, targets: Tensor, weights: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """As _CrossEntropy gives them."""
+        found: tuple[Tensor, Tensor, Tensor] = _CrossEntropy.apply(  # type: ignore[no-untyped-call]
+            hidden, self.weight, targets, weights, self.z_loss
+        )
+        return found
 
 
 class _CrossEntropy(torch.autograd.Function):

@@ -139,9 +139,12 @@ def _ours(given: dict[str, Any]) -> tuple[Step, dict[str, Any]]:
     starts = torch.zeros(tokens.shape, dtype=torch.bool)
 
     carried = [model.initial_state(len(tokens), "cpu")]
+    weights = None
+    if "answers" in given:  # one token in so many is in the loss, the others are of prompts
+        weights = (torch.arange(targets.numel()) % given["answers"] == 0).float().view_as(targets)
 
     def losses() -> Losses:
-        output = model(tokens, starts, carried[0], targets)
+        output = model(tokens, starts, carried[0], targets, weights=weights)
         if given.get("carry", False):
             carried[0] = detached(output.state)
         yield output.loss / targets.numel()

@@ -10,6 +10,7 @@
     length  seconds per token and peak memory for windows of 4 Ki to 256 Ki tokens
     heap    with and without the heap's settings of pretrain.training.heap
     compile with and without `train.compile`
+    prompts with the loss on one token in 16, as of answers to prompts, against all tokens
 
 Each contestant is a separate process; they take turns of one step while the others wait. A ratio is
 the median over pairs of steps next to each other in time, so that other load on the machine affects
@@ -156,6 +157,9 @@ def _groups(what: str, threads: int) -> list[list[Contestant]]:
     if what == "heap":
         return [[one("ours, as the C library has it", LARGE, 4096, keep_freed_memory=False),
                  one("ours, freed memory kept", LARGE, 4096)]]  # fmt: skip
+    if what == "prompts":
+        return [[one("ours, every token in the loss", LARGE, 4096),
+                 one("ours, one token in 16", LARGE, 4096, answers=16)]]  # fmt: skip
     assert what == "compile"
     return [[one("ours", shape, 4096), one("ours, compiled", shape, 4096, compile=True)]
             for shape in (LARGE, SMALL)]  # fmt: skip
@@ -199,7 +203,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = machine.parser(__doc__)
     parser.add_argument(
         "what",
-        choices=("rate", "peer", "loop", "llama", "memory", "length", "heap", "compile"),
+        choices=("rate", "peer", "loop", "llama", "memory", "length", "heap", "compile", "prompts"),
         help="the comparison",
     )
     parser.add_argument("--rounds", type=int, default=5)

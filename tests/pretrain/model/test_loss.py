@@ -127,6 +127,39 @@ def test_weights_of_1_change_no_bit() -> None:
     assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
 
 
+@pytest.mark.parametrize("answers", [0, 1, 40, 300])
+def test_tokens_without_weight_cost_no_logits_and_change_no_loss(
+    answers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    head, x, targets = head_and_tokens(300)
+    head.z_loss = 0.03
+    weights = torch.zeros(600, dtype=torch.float64)
+    weights[torch.randperm(600)[:answers]] = 0.7
+    rows = 0
+    plain = loss._losses
+
+    def counted(logits: Tensor, *more: Any) -> Any:
+        nonlocal rows
+        rows += len(logits)
+        return plain(logits, *more)
+
+    monkeypatch.setattr(loss, "_losses", counted)
+    total, losses, z_loss = head(x, targets, weights.view(2, 300))
+    ours = torch.autograd.grad(3 * total, [x, head.weight])
+    in_loss = weights * (targets.flatten() != IGNORE)
+    assert rows == in_loss.count_nonzero()
+    logits = (x @ head.weight.T).flatten(0, 1)
+    expected = in_loss * F.cross_entropy(
+        logits, targets.flatten(), ignore_index=IGNORE, reduction="none"
+    )
+    expected_z = 0.03 * (in_loss * logits.logsumexp(1).square()).sum()
+    theirs = torch.autograd.grad(3 * (expected.sum() + expected_z), [x, head.weight])
+    torch.testing.assert_close(losses.flatten(), expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(z_loss, expected_z, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(total, expected.sum() + expected_z, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("weighted", [False, True])
 def test_the_z_loss_is_the_square_of_the_log_of_the_partition_function(
     weighted: bool, monkeypatch: pytest.MonkeyPatch
