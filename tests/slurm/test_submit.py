@@ -31,10 +31,12 @@ def mistakes(done: subprocess.CompletedProcess[str]) -> list[str]:
 
 def test_a_dry_run_shows_the_plan_the_command_and_the_script(dry: Submit, place: Path) -> None:
     done = dry("train", "c.yaml", "--nodes", "1-2", "--partition", "low", "--", "train.steps=7")
-    ((*options, script, project, site, run, ranks, patience, config, setting),) = sbatch_words(done)
+    (words,) = sbatch_words(done)
+    *options, script, project, site, run, ranks, patience, excluded, config, setting = words
     assert (script, project) == (str(ROOT / "slurm/train.sbatch"), str(ROOT))
     assert (site, run) == (str(place / "site.env"), str(place / "run"))
-    assert (ranks, patience, config, setting) == ("1", "2", "c.yaml", "train.steps=7")
+    assert (ranks, patience, excluded) == ("1", "2", "")
+    assert (config, setting) == ("c.yaml", "train.steps=7")
     assert {"--nodes=1-2", "--partition=low", "--job-name=run", "--requeue"} <= set(options)
     assert {f"--output={place}/run/slurm/%j.log", "--signal=B:USR1@60"} <= set(options)
     assert "ranks:   1 on each of 1-2 nodes, sharing 12 lanes" in done.stdout
@@ -173,6 +175,26 @@ def test_nodes_that_a_run_has_excluded_are_not_requested(dry: Submit, place: Pat
     words = ("--nodes", "2", "--exclude", "n9", "--", "run.directory=marked")
     ((*options,),) = sbatch_words(dry("train", "c.yaml", *words))
     assert "--exclude=n2,n7,n9" in options
+
+
+def test_nodes_that_the_site_excludes_stay_excluded_beside_those_of_a_run(
+    dry: Submit, place: Path
+) -> None:
+    logs = place / "kept_out" / "slurm"
+    logs.mkdir(parents=True)
+    (logs / "exclude").write_text("n7\tyesterday\t3\ta reason\n")
+    site = place / "excluding.env"
+    site.write_text((place / "site.env").read_text() + "SBATCH_OPTIONS=(--exclude=n[4-5] --x=1)\n")
+
+    def excluded(*words: str) -> tuple[set[str], str]:
+        """The nodes of the option that counts, and those that the job adds when it is requeued."""
+        line = ("--nodes=2", "--site=excluding.env", *words, "--", "run.directory=kept_out")
+        ((*options, by_hand, _, _),) = sbatch_words(dry("train", "c.yaml", *line))
+        counts = [word for word in options if word.startswith("--exclude=")][-1]
+        return set(counts.removeprefix("--exclude=").split(",")), by_hand
+
+    assert excluded() == ({"n7", "n[4-5]"}, "n[4-5]")
+    assert excluded("--exclude=n9") == ({"n7", "n9"}, "n9")  # in place of the site's
 
 
 def test_a_pipeline_is_a_sequence_of_dependent_jobs(dry: Submit, place: Path) -> None:
