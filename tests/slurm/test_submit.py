@@ -168,6 +168,19 @@ def test_a_dry_run_checks_the_configuration_of_a_data_set(dry: Submit, place: Pa
     assert [problem.split(":")[0] for problem in found] == ["slurm.taskz"]
 
 
+def test_job_arrays_get_the_account_and_the_qos_of_the_site(place: Path, tmp_path: Path) -> None:
+    if programs.find("sbatch") is None:
+        programs.skip_without("sbatch")
+    python = tmp_path / "python"  # in place of data-prep, whose jobs need a cluster
+    python.write_text('#!/bin/sh\necho "account $SBATCH_ACCOUNT, qos $SBATCH_QOS"\n')
+    python.chmod(0o755)
+    site = tmp_path / "site.env"
+    site.write_text(f"PYTHON={python} ACCOUNT=lab QOS=low\n")
+    line = [ROOT / "slurm" / "submit", "data_prep", "c.yaml", "--site", site]
+    done = subprocess.run(line, cwd=place, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "account lab, qos low\n"), done.stderr
+
+
 def test_nodes_that_a_run_has_excluded_are_not_requested(dry: Submit, place: Path) -> None:
     logs = place / "marked" / "slurm"
     logs.mkdir(parents=True)
