@@ -28,7 +28,6 @@ from data_prep.pipeline import pipeline, unchanged, workspace
 from data_prep.pipeline.stages import Stage
 from data_prep.pipeline.workspace import Work
 
-
 # Of sbatch, each for an option that the arrays have; WAIT would keep `submit` until their end.
 _VARIABLES = (
     *("PARTITION", "TIMELIMIT", "MEM_PER_CPU", "MEM_PER_NODE", "JOB_NAME", "OUTPUT", "ERROR"),
