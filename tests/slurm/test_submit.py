@@ -60,7 +60,7 @@ def test_a_path_behind_an_equals_sign_may_begin_at_home(
 ) -> None:
     monkeypatch.setenv("HOME", str(place))
     words = ["--nodes=1-4", "--site=~/site.env", "--", "run.directory=~/at home #2"]
-    ((*_, site, run, _, _, _, _),) = sbatch_words(dry("train", "~/c.yaml", *words))
+    ((*_, site, run, _, _, _, _, _),) = sbatch_words(dry("train", "~/c.yaml", *words))
     assert (site, run) == (str(place / "site.env"), str(place / "at home #2"))
 
 
@@ -265,6 +265,19 @@ def test_all_mistakes_in_a_site_file_are_reported_at_once(dry: Submit, place: Pa
         "PYTHON", "GPUS_PER_NODE", "GRACE_SECONDS", "SBATCH_OPTIONS", "PREFLIGHT_OPTIONS",
     ]  # fmt: skip
     assert "SBATCH_OPTIONS=(--mem=0 --exclusive)" in found[3] and str(site) in found[3]
+
+
+def test_a_time_limit_within_the_time_to_save_is_refused(dry: Submit, place: Path) -> None:
+    """GRACE_SECONDS are 60 here."""
+    for limit in ("1", "0:60", "00:01:00", "0-0:1", "0-0:00:60", "0-0:1:0"):
+        (found,) = mistakes(dry("train", "c.yaml", "--nodes=1", f"--time={limit}"))
+        assert found.startswith(f"--time: {limit} is not longer than GRACE_SECONDS=60 ({place}/")
+    for limit in ("1:01", "08:09:00", "1-0", "0"):
+        assert sbatch_words(dry("train", "c.yaml", "--nodes=1", f"--time={limit}"))
+    site = place / "short.env"
+    site.write_text((place / "site.env").read_text() + "TIME=1\n")
+    line = ("train", "c.yaml", "--nodes=1", "--site=short.env")
+    assert len(mistakes(dry(*line))) == 1 and sbatch_words(dry(*line, "--time=2"))
 
 
 @pytest.mark.parametrize("line", ["false", "if [ ; then", "PARTITION=$NOT_SET"])
