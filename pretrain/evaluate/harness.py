@@ -51,7 +51,7 @@ _WITHOUT_EFFECT = {
     "use_cache": (True,),
 }
 # What tells a file of a task or a group from one that such files include, and where none are.
-_NAMED = re.compile(r"^(task|group):[ \t]*([^#\s]*)", re.MULTILINE)
+_NAMED = re.compile(r"^(task|group):[ \t]*(.*?)[ \t]*(?:[ \t]#.*)?$", re.MULTILINE)
 _NO_TASKS = {"__pycache__", ".ipynb_checkpoints"}
 _MEASURED = ("results", "versions", "n-shot", "n-samples", "higher_is_better")
 
@@ -135,7 +135,7 @@ def _left_out(directory: Path, there: Sequence[str]) -> list[str]:
         named = dict(_NAMED.findall(path.read_text(encoding="utf-8", errors="replace")))
         if not named:
             continue
-        name = named.get("group", named.get("task", "")).strip("'\"")
+        name = str(named.get("group") or named.get("task")).strip("'\"")
         if path.suffix != ".yaml":
             problems.append(f"{path}: is not read by the harness; call it {path.stem}.yaml")
         elif name not in there:

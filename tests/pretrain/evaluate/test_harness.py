@@ -270,6 +270,7 @@ def test_task_files_that_the_harness_would_leave_out_are_refused(
 ) -> None:
     text = (tasks / "choice.yaml").read_text()
     (tasks / "common.yml").write_text("output_type: multiple_choice\n")  # for files that include it
+    (tasks / "spaced.yaml").write_text(text.replace("task: choice", "task: a choice # named so"))
     (tasks / "more").mkdir()
     (tasks / "more" / "again.yaml").write_text(text)
     (tasks / "other.yml").write_text(text.replace("task: choice", "task: other"))
