@@ -928,6 +928,16 @@ class WandbConfig:
     entity: str = setting("", "team or user; empty: your default")
     name: str = setting("", "display name; empty: the run directory's name")
 
+    def problems(self) -> list[str]:
+        """A project that wandb refuses, which would be known once all ranks have started."""
+        wrong = sorted(set(self.project) & set("/\\#?%:"))
+        if self.mode != "disabled" and (wrong or len(self.project) > 128):
+            return [
+                f"project: {self.project!r}: wandb takes names of at most 128 characters without "
+                "/ \\ # ? % and :; give such a one"
+            ]
+        return []
+
 
 @dataclass(frozen=True)
 class TensorBoardConfig:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import multiprocessing
+import os
 import shlex
 import shutil
 import subprocess
@@ -26,6 +27,12 @@ from data_prep.dataset.settings import SettingsError
 from data_prep.pipeline import pipeline, unchanged, workspace
 from data_prep.pipeline.stages import Stage
 from data_prep.pipeline.workspace import Work
+
+# Of sbatch, each for an option that the arrays have; WAIT would keep `submit` until their end.
+_VARIABLES = (
+    *("PARTITION", "TIMELIMIT", "MEM_PER_CPU", "MEM_PER_NODE", "JOB_NAME", "OUTPUT", "ERROR"),
+    *("ARRAY_INX", "EXPORT", "WAIT"),
+)
 
 
 class SubmitError(RuntimeError):
@@ -112,7 +119,18 @@ def _remaining(config: Config, work: Work) -> list[type[Stage]]:
     raise AssertionError("every stage is done, and there is no data set")
 
 
+def _set_aside_variables(config: Config) -> None:
+    """Drop the environment variables with which sbatch would replace what is set here.
+
+    datatrove writes options into the script, and SBATCH_* take precedence over these.
+    """
+    given = (word.removeprefix("--").partition("=")[0] for word in config.slurm.sbatch)
+    for name in (*(name.upper().replace("-", "_") for name in given), *_VARIABLES):
+        os.environ.pop(f"SBATCH_{name}", None)
+
+
 def _launch(config: Config, work: Work) -> dict[str, str]:
+    _set_aside_variables(config)
     # datatrove logs several lines for each job.
     logger.disable("datatrove")
     jobs: dict[str, str] = {}

@@ -139,6 +139,11 @@ class Report(Command):
         found = []
         if len(self.runs) > MOST_RUNS:
             found.append(f"RUN: {len(self.runs)} runs; expected at most {MOST_RUNS}: choose some")
+        first: dict[Path, Path] = {}
+        for run in self.runs:
+            same = first.setdefault(run_directory_of(run).resolve(), run)
+            if same is not run:
+                found.append(f"RUN: {run} is of the same run as {same}; leave one of them out")
         if self.out is None and (reason := durable.obstacle(self.page, directory=False)):
             found.append(f"--out: {reason}")
         return found

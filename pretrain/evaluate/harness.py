@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import traceback
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,6 +16,9 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+# First: these are read where the harness, or the data sets that it uses, are imported.
+os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1")
 
 import numpy as np
 import torch
@@ -46,6 +50,9 @@ _WITHOUT_EFFECT = {
     "early_stopping": (False,),
     "use_cache": (True,),
 }
+# What tells a file of a task or a group from one that such files include, and where none are.
+_NAMED = re.compile(r"^(task|group):[ \t]*(.*?)[ \t]*(?:[ \t]#.*)?$", re.MULTILINE)
+_NO_TASKS = {"__pycache__", ".ipynb_checkpoints"}
 _MEASURED = ("results", "versions", "n-shot", "n-samples", "higher_is_better")
 
 
@@ -63,9 +70,6 @@ def run(
     Prints the harness's table, and writes its results to `harness-STEP.json` in the run; returns
     the exit code, 0. Nothing is downloaded. Raises EvaluationError and what `open_model` raises.
     """
-    for variable in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
-        os.environ[variable] = "1"
-    # Imported now, since `datasets` looks at the variables as it is imported.
     from lm_eval import simple_evaluate
     from lm_eval.utils import make_table
 
@@ -110,6 +114,8 @@ def _tasks(directory: Path, asked: Sequence[str]) -> tuple[Any, list[str]]:
 
     manager = TaskManager(include_path=str(directory), include_defaults=False)
     there = sorted(manager.all_tasks)
+    if left_out := _left_out(directory, there):
+        raise EvaluationError("; ".join(left_out))
     if unknown := sorted(set(asked) - set(there)):
         raise EvaluationError(f"{directory}: has no task {', '.join(unknown)}; it has {there}")
     if not there:
@@ -117,6 +123,26 @@ def _tasks(directory: Path, asked: Sequence[str]) -> tuple[Any, list[str]]:
             f"{directory}: no task file in it; expected task files (YAML) of the harness"
         )
     return manager, sorted(asked) or _each_once(manager)
+
+
+def _left_out(directory: Path, there: Sequence[str]) -> list[str]:
+    """Why files of tasks are left out by the harness, which says nothing of it; a sentence each."""
+    problems = []
+    first: dict[str, Path] = {}
+    for path in sorted(directory.rglob("*.y*ml"), key=Path.as_posix):
+        if not path.is_file() or _NO_TASKS & set(path.parts):
+            continue
+        named = dict(_NAMED.findall(path.read_text(encoding="utf-8", errors="replace")))
+        if not named:
+            continue
+        name = str(named.get("group") or named.get("task")).strip("'\"")
+        if path.suffix != ".yaml":
+            problems.append(f"{path}: is not read by the harness; call it {path.stem}.yaml")
+        elif name not in there:
+            problems.append(f"{path}: is not YAML of a task or a group that the harness can read")
+        elif first.setdefault(name, path) is not path:
+            problems.append(f"{path}: is not read by the harness, as {first[name]} is {name}, too")
+    return problems
 
 
 def _each_once(manager: Any) -> list[str]:

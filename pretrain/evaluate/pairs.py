@@ -21,6 +21,7 @@ from pretrain import config as configuration
 from pretrain.config import CONFIG_FILE
 from pretrain.data.files import manifest_of
 
+_BOM = b"\xef\xbb\xbf"
 _REPORTED = 10  # lines of a file whose mistakes are reported one by one
 
 
@@ -91,8 +92,12 @@ def read(paths: Sequence[Path], fields: Fields) -> tuple[list[Pair], list[str]]:
     for path in paths:
         wrong = []
         try:
+            if packed := _packed(path):
+                problems.append(f"{path}: is {packed}; expected JSON lines, plain or named .gz")
+                continue
             for number, line in enumerate(_lines(path), 1):
-                pair = _pair(line, fields, f"{path.name}:{number}")
+                text = line.removeprefix(_BOM) if number == 1 else line
+                pair = _pair(text, fields, f"{path.name}:{number}")
                 if isinstance(pair, Pair):
                     pairs.append(pair)
                 else:
@@ -109,6 +114,15 @@ def read(paths: Sequence[Path], fields: Fields) -> tuple[list[Pair], list[str]]:
     if not pairs and not problems:
         problems.append(f"{', '.join(map(str, paths))}: holds no pair; expected one a line")
     return pairs, problems
+
+
+def _packed(path: Path) -> str:
+    """What a file is that is compressed, and by its name is not; empty: it is none of these."""
+    with path.open("rb") as file:
+        head = file.read(4)
+    kinds = {b"\x1f\x8b": "gzip data", b"\x28\xb5\x2f\xfd": "zstd data", b"BZh": "bzip2 data"}
+    found = next((kind for magic, kind in kinds.items() if head.startswith(magic)), "")
+    return "" if (found, path.suffix) == ("gzip data", ".gz") else found
 
 
 def _lines(path: Path) -> Iterator[bytes]:

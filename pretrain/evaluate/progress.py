@@ -51,8 +51,8 @@ class TokenProgress:
             return
         self._reported = now
         rate = self.done / (now - self._started)
-        left = max(self.total - self.done, 0) / rate
-        self._report(
-            f"{self.task}: {self.done:,} of {self.total:,} tokens | {rate:,.0f} tok/s | "
-            f"ETA {timedelta(seconds=round(left))}"
-        )
+        of, left = f"of {self.total:,} tokens", (self.total - self.done) / rate
+        end = f"ETA {timedelta(seconds=round(left))}" if left >= 0 else "ETA unknown"
+        if left < 0:  # the first documents are longer than the others
+            of = f"tokens, where about {self.total:,} were expected"
+        self._report(f"{self.task}: {self.done:,} {of} | {rate:,.0f} tok/s | {end}")

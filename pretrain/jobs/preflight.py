@@ -166,6 +166,9 @@ def look(config: Config, ranks: int, nodes: int = 1) -> Report:
             )
     elif config.launch.device == "cuda":
         report.problems.append("torch finds no GPU")
+    elif config.launch.device == "auto" and (given := _gpus_of_slurm()):
+        # Training would begin on the CPU.
+        report.problems.append(f"torch finds none of the {counted(given, 'GPU')} of the job")
     for device in devices:
         try:
             seconds, right = _product(device)
@@ -176,6 +179,12 @@ def look(config: Config, ranks: int, nodes: int = 1) -> Report:
         if not right:
             report.problems.append(f"{device}: a matrix product is wrong")
     return report
+
+
+def _gpus_of_slurm() -> int:
+    """The GPUs that a step of Slurm has on this node; 0 where there is no step, or it has none."""
+    given = os.environ.get("SLURM_GPUS_ON_NODE", "")
+    return int(given) if given.isdecimal() else 0
 
 
 def _directory_problems(config: Config) -> list[str]:

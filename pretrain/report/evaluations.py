@@ -18,6 +18,8 @@ _COLUMNS = {
     "none": ("model without memory", "2 4"),
 }
 """Of pretrain.evaluate.perplexity, which a report does not import: it loads torch."""
+_DASH = "\N{EN DASH}"
+_METRICS = 6  # of lm-evaluation-harness that the table shows
 
 
 def figures(runs: Sequence[Run], shown: Sequence[Style]) -> list[Figure]:
@@ -166,12 +168,54 @@ def _number(values: Any, key: str) -> float | None:
 
 
 def _found(report: Mapping[str, Any]) -> str:
-    """The main figure of a result, where it has one that we know."""
+    """The main figure of a result, where it has one that we know, and the weights if averaged."""
+    found = _bits(report) or _shares(report) or _rouge(report) or _of_harness(report)
+    weights = report.get("weights")
+    which = f" (weights {weights})" if isinstance(weights, str) else ""
+    return f"{found or _DASH}{which}"
+
+
+def _bits(report: Mapping[str, Any]) -> str:
     total = report.get("total")
     bits = total.get("bits_per_byte") if isinstance(total, Mapping) else None
     columns = [(words, _number(bits, column)) for column, (words, _) in _COLUMNS.items()]
     known = [f"{number(value)} {words}" for words, value in columns if value is not None]
-    if known:
-        return f"bits per byte: {', '.join(known)}"
+    return f"bits per byte: {', '.join(known)}" if known else ""
+
+
+def _shares(report: Mapping[str, Any]) -> str:
+    """Of answers' tokens, or of the values of pairs."""
     shares = [share for _, values in _by_length(report).values() for share in values]
-    return f"tokens right: {np.mean(shares):.1%}" if shares else "\N{EN DASH}"
+    if shares:
+        return f"tokens right: {np.mean(shares):.1%}"
+    values = [_number(row, "accuracy") for row in _rows(report, "rows")]
+    right = [value for value in values if value is not None]
+    return f"values right: {np.mean(right):.1%}" if right else ""
+
+
+def _rouge(report: Mapping[str, Any]) -> str:
+    """Of the answers to the largest share of the documents."""
+    shares = [
+        (share, value)
+        for row in _rows(report, "rows")
+        if isinstance(rouge := row.get("rouge"), Mapping)
+        and (share := _number(row, "share")) is not None
+        and (value := _number(rouge.get("overall"), "value")) is not None
+    ]
+    if not shares:
+        return ""
+    share, value = max(shares)
+    return f"Rouge, overall: {number(value)}" + (f" at {share:.0%} read" if share < 1 else "")
+
+
+def _of_harness(report: Mapping[str, Any]) -> str:
+    """The metrics of the first tasks, as `acc,none` of filters; without their errors."""
+    results = report.get("results")
+    found = [
+        f"{task} {metric.removesuffix(',none')} {number(float(value))}"
+        for task, metrics in (results.items() if isinstance(results, Mapping) else ())
+        for metric, value in (metrics.items() if isinstance(metrics, Mapping) else ())
+        if isinstance(value, float) and "_stderr" not in metric
+    ]
+    more = f", and {len(found) - _METRICS} more" if len(found) > _METRICS else ""
+    return ", ".join(found[:_METRICS]) + more

@@ -27,8 +27,9 @@ _STEP = re.compile(r"step (\d+)(?:/| \|)")
 _FAILED = re.compile(r"step \d+ \| [^:]+: failed: ")  # an evaluation within the training
 _ATTEMPT = re.compile(r"attempt (\d+) began at (\S+) on .* from step (\d+)$")
 _RESUMED = re.compile(r"resumed from .*, step (\d+)$")
+_FINISHED = "finished"
 _ROUTINE = re.compile(
-    r"[\d,]+ parameters, |local attention: |memory: |checkpoint \S+ in |finished|weights of |"
+    r"[\d,]+ parameters, |local attention: |memory: |checkpoint \S+ in |weights of |"
     r"profiled steps |a copy of |learning rates: "
 )
 _SIGNS = {
@@ -67,11 +68,15 @@ class Event(NamedTuple):
 
 @dataclass
 class Log:
-    """Events in order; (time, step) of all progress, repeated steps included; steps by attempt."""
+    """Events in order; (time, step) of all progress, repeated steps included; steps by attempt.
+
+    `finished` are the attempts that came to the run's last step, or began there.
+    """
 
     events: list[Event] = field(default_factory=list)
     progress: list[tuple[datetime, int]] = field(default_factory=list)
     reached: dict[int, int] = field(default_factory=dict)
+    finished: set[int] = field(default_factory=set)
 
 
 class _Line(NamedTuple):
@@ -99,6 +104,8 @@ class _Reader:
             self._start(int(begun[3]))
         elif (reported := _STEP.match(line.text)) and not _FAILED.match(line.text):
             self._reach(int(reported[1]))
+        elif line.text.startswith(_FINISHED):
+            self.log.finished.add(self._attempt)
         elif not _ROUTINE.match(line.text):
             if resumed := _RESUMED.match(line.text):
                 self._start(int(resumed[1]))

@@ -171,8 +171,12 @@ def _ended(directory: Path, number: int, found: Log, ending: Mapping[str, Any]) 
     hang = directory / STACKS / f"attempt-{number:06d}" / "why.txt"
     if hang.exists():
         return str(redacted(hang.read_text(encoding="utf-8", errors="replace")))
+    if number in found.finished:
+        return "finished"
     own = [event for event in found.events if event.attempt == number]
-    return own[-1].text if own and own[-1].kind in ("fault", "stop") else ""
+    is_mistake = (directory / ATTEMPTS / f"{number:06d}.mistake").exists()
+    says_why = own and (is_mistake or own[-1].kind in ("fault", "stop"))
+    return own[-1].text.strip() if says_why else ""
 
 
 def _state(attempts: list[Attempt], ending: Mapping[str, Any]) -> str:

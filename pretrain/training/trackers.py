@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from data_prep.dataset import durable, settings
 from data_prep.dataset.parsing import json_value
+from data_prep.dataset.settings import SettingsError
 from pretrain.config import Config
 
 TENSORBOARD = "tensorboard"
@@ -41,7 +42,7 @@ class Tracker(Protocol):
 def started(directory: Path, config: Config, resumed_step: int) -> dict[str, Tracker]:
     """The trackers that are switched on, by name; steps after `resumed_step` come anew.
 
-    Raises TrackingError.
+    Raises TrackingError and SettingsError.
     """
     trackers: dict[str, Tracker] = {}
     if config.wandb.mode != "disabled":
@@ -84,6 +85,8 @@ class TensorBoard:
 class Wandb:
     """wandb's run and its process. Only the checked configuration is stored: no arguments,
     environment, source code or console, any of which could hold a secret.
+
+    Raises TrackingError, and SettingsError for what only the user can mend, as a missing key.
     """
 
     def __init__(self, directory: Path, config: Config) -> None:
@@ -96,7 +99,7 @@ class Wandb:
             self._run: Any = wandb.init(
                 project=config.wandb.project,
                 entity=config.wandb.entity or None,
-                name=config.wandb.name or directory.name,
+                name=config.wandb.name or directory.resolve().name,
                 id=identity["id"],
                 resume="allow",
                 mode=config.wandb.mode,
@@ -114,10 +117,13 @@ class Wandb:
             # at 0 with each attempt that is offline.
             self._run.define_metric("*", step_metric="step")
         except wandb.errors.Error as error:
-            raise TrackingError(
-                f"wandb.mode={config.wandb.mode}: {error} Or set wandb.mode=offline and `wandb "
-                "sync` the run directory's wandb/ later"
-            ) from error
+            text = f"wandb.mode={config.wandb.mode}: {error}"
+            if config.wandb.mode == "online":
+                text += " Or set wandb.mode=offline and `wandb sync` the run's wandb/ later"
+            # A job is not to be started again, as it is for a server that does not answer.
+            if isinstance(error, wandb.errors.UsageError | wandb.errors.AuthenticationError):
+                raise SettingsError([text]) from error
+            raise TrackingError(text) from error
 
     def log(self, step: int, numbers: Mapping[str, float]) -> None:
         """An entry of wandb's history."""

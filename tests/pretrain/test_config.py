@@ -342,6 +342,14 @@ def test_a_resolver_that_could_store_a_secret_is_refused(monkeypatch: pytest.Mon
     assert problem.startswith("wandb.name:") and "hunter2" not in problem
 
 
+def test_a_project_that_wandb_refuses_is_refused_with_the_configuration() -> None:
+    assert problems("wandb.project=Infini 1b, long-context") == []
+    assert problems("wandb.project=team/infini", "wandb.mode=disabled") == []
+    for project in ("team/infini", "infini: long", "a" * 129):
+        (problem,) = problems(f"wandb.project='{project}'")
+        assert problem.startswith(f"wandb.project: '{project}': wandb takes names of at most 128")
+
+
 def test_lanes_are_blocks_of_equal_size() -> None:
     config = load(None, [*MINIMUM, "data.lanes=12"])
     assert [list(config.lanes_of_rank(rank, 3)) for rank in range(3)] == [

@@ -139,7 +139,7 @@ def test_an_attempt_that_was_replaced_does_not_disturb_its_successor(
     shown = job.on_cluster("scontrol", "-o", "show", "job", job.number).stdout
     node = next(w for w in shown.split() if w.startswith("NodeList=")).partition("=")[2]
     environment = [f"SLURM_JOB_ID={job.number}", f"SLURM_JOB_NODELIST={node}"]
-    words = [str(ROOT), str(place / "recorder.env"), str(job.run), "1", "2", "c.yaml"]
+    words = [str(ROOT), str(place / "recorder.env"), str(job.run), "1", "2", "", "c.yaml"]
     old = on_host(node, "env", *environment, "bash", str(ROOT / "slurm/train.sbatch"), *words)
     assert old.returncode == 1 and "; restart 1 of this job has replaced this one" in old.stdout
     assert job.state() == "RUNNING" and len(list((job.run / "slurm/starts").iterdir())) == 2
@@ -223,6 +223,21 @@ def test_a_run_on_two_nodes_excludes_a_bad_node_saves_at_a_signal_and_resumes(
     assert [list(record["bad"]) for record in found] == [["n2"], [], []]
     assert found[1]["environment"]["SLURM_JOB_ID"] == job.number
     assert set(found[1]["nodes"]["n3"]["versions"]) >= {"python", "torch", "deepspeed", "code"}
+
+
+def test_nodes_excluded_by_hand_stay_excluded_once_the_job_is_requeued_without_others(
+    submit: Submit, on_cluster: Run, place: Path
+) -> None:
+    logs = place / "by_hand" / "slurm"
+    logs.mkdir(parents=True)
+    (logs / "exclude").write_text("n2\tyesterday\t3\ta reason\n")
+    job = submit("by_hand", "--nodes=1", "--exclude=n3", end="exit 1")
+    job.restart(1)
+    wait_for(lambda: ", restart 1, on 1 node (n1)" in job.log(), "the restart", shown=job.log)
+    shown = on_cluster("scontrol", "-o", "show", "job", job.number).stdout.split()
+    (excluded,) = (word.partition("=")[2] for word in shown if word.startswith("ExcNodeList="))
+    nodes = on_cluster("scontrol", "show", "hostnames", excluded).stdout.split()
+    assert sorted(nodes) == ["n2", "n3"]
 
 
 @pytest.mark.slow

@@ -31,10 +31,12 @@ def mistakes(done: subprocess.CompletedProcess[str]) -> list[str]:
 
 def test_a_dry_run_shows_the_plan_the_command_and_the_script(dry: Submit, place: Path) -> None:
     done = dry("train", "c.yaml", "--nodes", "1-2", "--partition", "low", "--", "train.steps=7")
-    ((*options, script, project, site, run, ranks, patience, config, setting),) = sbatch_words(done)
+    (words,) = sbatch_words(done)
+    *options, script, project, site, run, ranks, patience, excluded, config, setting = words
     assert (script, project) == (str(ROOT / "slurm/train.sbatch"), str(ROOT))
     assert (site, run) == (str(place / "site.env"), str(place / "run"))
-    assert (ranks, patience, config, setting) == ("1", "2", "c.yaml", "train.steps=7")
+    assert (ranks, patience, excluded) == ("1", "2", "")
+    assert (config, setting) == ("c.yaml", "train.steps=7")
     assert {"--nodes=1-2", "--partition=low", "--job-name=run", "--requeue"} <= set(options)
     assert {f"--output={place}/run/slurm/%j.log", "--signal=B:USR1@60"} <= set(options)
     assert "ranks:   1 on each of 1-2 nodes, sharing 12 lanes" in done.stdout
@@ -58,7 +60,7 @@ def test_a_path_behind_an_equals_sign_may_begin_at_home(
 ) -> None:
     monkeypatch.setenv("HOME", str(place))
     words = ["--nodes=1-4", "--site=~/site.env", "--", "run.directory=~/at home #2"]
-    ((*_, site, run, _, _, _, _),) = sbatch_words(dry("train", "~/c.yaml", *words))
+    ((*_, site, run, _, _, _, _, _),) = sbatch_words(dry("train", "~/c.yaml", *words))
     assert (site, run) == (str(place / "site.env"), str(place / "at home #2"))
 
 
@@ -166,6 +168,19 @@ def test_a_dry_run_checks_the_configuration_of_a_data_set(dry: Submit, place: Pa
     assert [problem.split(":")[0] for problem in found] == ["slurm.taskz"]
 
 
+def test_job_arrays_get_the_account_and_the_qos_of_the_site(place: Path, tmp_path: Path) -> None:
+    if programs.find("sbatch") is None:
+        programs.skip_without("sbatch")
+    python = tmp_path / "python"  # in place of data-prep, whose jobs need a cluster
+    python.write_text('#!/bin/sh\necho "account $SBATCH_ACCOUNT, qos $SBATCH_QOS"\n')
+    python.chmod(0o755)
+    site = tmp_path / "site.env"
+    site.write_text(f"PYTHON={python} ACCOUNT=lab QOS=low\n")
+    line = [ROOT / "slurm" / "submit", "data_prep", "c.yaml", "--site", site]
+    done = subprocess.run(line, cwd=place, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "account lab, qos low\n"), done.stderr
+
+
 def test_nodes_that_a_run_has_excluded_are_not_requested(dry: Submit, place: Path) -> None:
     logs = place / "marked" / "slurm"
     logs.mkdir(parents=True)
@@ -173,6 +188,26 @@ def test_nodes_that_a_run_has_excluded_are_not_requested(dry: Submit, place: Pat
     words = ("--nodes", "2", "--exclude", "n9", "--", "run.directory=marked")
     ((*options,),) = sbatch_words(dry("train", "c.yaml", *words))
     assert "--exclude=n2,n7,n9" in options
+
+
+def test_nodes_that_the_site_excludes_stay_excluded_beside_those_of_a_run(
+    dry: Submit, place: Path
+) -> None:
+    logs = place / "kept_out" / "slurm"
+    logs.mkdir(parents=True)
+    (logs / "exclude").write_text("n7\tyesterday\t3\ta reason\n")
+    site = place / "excluding.env"
+    site.write_text((place / "site.env").read_text() + "SBATCH_OPTIONS=(--exclude=n[4-5] --x=1)\n")
+
+    def excluded(*words: str) -> tuple[set[str], str]:
+        """The nodes of the option that counts, and those that the job adds when it is requeued."""
+        line = ("--nodes=2", "--site=excluding.env", *words, "--", "run.directory=kept_out")
+        ((*options, by_hand, _, _),) = sbatch_words(dry("train", "c.yaml", *line))
+        counts = [word for word in options if word.startswith("--exclude=")][-1]
+        return set(counts.removeprefix("--exclude=").split(",")), by_hand
+
+    assert excluded() == ({"n7", "n[4-5]"}, "n[4-5]")
+    assert excluded("--exclude=n9") == ({"n7", "n9"}, "n9")  # in place of the site's
 
 
 def test_a_pipeline_is_a_sequence_of_dependent_jobs(dry: Submit, place: Path) -> None:
@@ -230,6 +265,19 @@ def test_all_mistakes_in_a_site_file_are_reported_at_once(dry: Submit, place: Pa
         "PYTHON", "GPUS_PER_NODE", "GRACE_SECONDS", "SBATCH_OPTIONS", "PREFLIGHT_OPTIONS",
     ]  # fmt: skip
     assert "SBATCH_OPTIONS=(--mem=0 --exclusive)" in found[3] and str(site) in found[3]
+
+
+def test_a_time_limit_within_the_time_to_save_is_refused(dry: Submit, place: Path) -> None:
+    """GRACE_SECONDS are 60 here."""
+    for limit in ("1", "0:60", "00:01:00", "0-0:1", "0-0:00:60", "0-0:1:0"):
+        (found,) = mistakes(dry("train", "c.yaml", "--nodes=1", f"--time={limit}"))
+        assert found.startswith(f"--time: {limit} is not longer than GRACE_SECONDS=60 ({place}/")
+    for limit in ("1:01", "08:09:00", "1-0", "0"):
+        assert sbatch_words(dry("train", "c.yaml", "--nodes=1", f"--time={limit}"))
+    site = place / "short.env"
+    site.write_text((place / "site.env").read_text() + "TIME=1\n")
+    line = ("train", "c.yaml", "--nodes=1", "--site=short.env")
+    assert len(mistakes(dry(*line))) == 1 and sbatch_words(dry(*line, "--time=2"))
 
 
 @pytest.mark.parametrize("line", ["false", "if [ ; then", "PARTITION=$NOT_SET"])

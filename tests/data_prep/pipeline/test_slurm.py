@@ -134,6 +134,23 @@ def test_a_failed_and_a_cancelled_run_continue_with_other_tasks(
     assert hashes(output) == made
 
 
+def test_variables_of_sbatch_do_not_replace_what_the_configuration_says(
+    on_cluster: Run, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {
+        **{"PARTITION": "low", "TIMELIMIT": "7", "ACCOUNT": "site"},
+        **{"MEM_PER_NODE": "99", "ARRAY_INX": "5-9", "JOB_NAME": "other", "NETWORK": "kept"},
+    }.items():
+        monkeypatch.setenv(f"SBATCH_{name}", value)
+    done = submitted(on_cluster, corpus, tmp_path / "set", "slurm.sbatch=[--account=lab]")
+    assert done.returncode == 0, done.stderr
+    jobs = next(x for x in done.stdout.splitlines() if x.startswith("cancel: ")).split()[2:]
+    shown = on_cluster("scontrol", "-o", "show", "job", jobs[-1]).stdout.split()
+    on_cluster("scancel", *jobs)
+    assert {"Partition=main", "TimeLimit=00:10:00", "Account=lab", "ArrayTaskId=0"} <= set(shown)
+    assert {"JobName=data-prep-finish", "Network=kept"} <= set(shown)
+
+
 def test_slurm_refusing_a_job_leaves_none(on_cluster: Run, corpus: Path, tmp_path: Path) -> None:
     refused = submitted(on_cluster, corpus, tmp_path / "set", "slurm.partition=nowhere")
     assert refused.returncode == 1

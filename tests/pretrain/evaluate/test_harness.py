@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -260,6 +263,40 @@ def test_what_a_task_asks_and_we_or_the_harness_cannot_do_is_one_sentence_before
     path.write_text(text.replace(old, new))
     assert said in (found := refusal(tmp_path / "run", tasks, "continue")), found
     assert found.startswith(f"{tasks}: ")
+
+
+def test_task_files_that_the_harness_would_leave_out_are_refused(
+    model: Trained, tasks: Path, tmp_path: Path
+) -> None:
+    text = (tasks / "choice.yaml").read_text()
+    (tasks / "common.yml").write_text("output_type: multiple_choice\n")  # for files that include it
+    (tasks / "spaced.yaml").write_text(text.replace("task: choice", "task: a choice # named so"))
+    (tasks / "more").mkdir()
+    (tasks / "more" / "again.yaml").write_text(text)
+    (tasks / "other.yml").write_text(text.replace("task: choice", "task: other"))
+    (tasks / "typo.yaml").write_text(text.replace("task: choice", "task: 'typo'  # new") + "a: [\n")
+    found = refusal(tmp_path / "run", tasks)
+    assert found.removeprefix(f"{tasks}/").split(f"; {tasks}/") == [
+        f"more/again.yaml: is not read by the harness, as {tasks}/choice.yaml is choice, too",
+        "other.yml: is not read by the harness; call it other.yaml",
+        "typo.yaml: is not YAML of a task or a group that the harness can read",
+    ]
+
+
+def test_nothing_is_asked_of_the_network(model: Trained, tasks: Path, tmp_path: Path) -> None:
+    path = tasks / "choice.yaml"
+    path.write_text(path.read_text().replace("dataset_path: json", "dataset_path: some/data"))
+    environment = {name: value for name, value in os.environ.items() if "OFFLINE" not in name}
+    ended = subprocess.run(
+        [sys.executable, "-m", "pretrain.cli", "eval", "harness", str(tmp_path / "run"),
+         f"--tasks-directory={tasks}", "--tasks", "choice"],
+        # A request would be one of this server, of which there is none.
+        env={**environment, "HF_ENDPOINT": "http://127.0.0.1:9"},
+        capture_output=True,
+        text=True,
+    )  # fmt: skip
+    assert ended.returncode == 2 and "task choice cannot be run by the harness" in ended.stderr
+    assert "127.0.0.1" not in ended.stderr and "OfflineMode" in ended.stderr, ended.stderr
 
 
 def test_shots_that_a_task_would_not_take_are_refused(

@@ -75,6 +75,22 @@ def test_every_mistake_of_every_file_is_reported(tmp_path: Path) -> None:
     assert pairs.read([empty], FIELDS) == ([], [f"{empty}: holds no pair; expected one a line"])
 
 
+def test_a_byte_order_mark_is_read_over_and_compressed_files_are_named(tmp_path: Path) -> None:
+    path = _jsonl(tmp_path / "marked.jsonl", {"book": "a", "summary": "b"})
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    packed = _jsonl(tmp_path / "a.jsonl.gz", {"book": "a" * 99, "summary": "b"})
+    unnamed = packed.rename(tmp_path / "unnamed.jsonl")
+    zstd = tmp_path / "a.jsonl.zst"
+    zstd.write_bytes(b"\x28\xb5\x2f\xfd\n\n\n")
+    assert pairs.read([path, unnamed, zstd], FIELDS) == (
+        [Pair("marked.jsonl:1", "a", "b")],
+        [
+            f"{unnamed}: is gzip data; expected JSON lines, plain or named .gz",
+            f"{zstd}: is zstd data; expected JSON lines, plain or named .gz",
+        ],
+    )
+
+
 @pytest.fixture
 def run(tmp_path: Path, write_data_set: Any) -> Path:
     """A run directory whose training data set has pairs and is there."""

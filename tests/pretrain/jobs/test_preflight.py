@@ -145,11 +145,18 @@ def test_the_copies_of_a_checkpoint_must_find_host_memory(
     assert preflight.look(base, 1).problems == []
 
 
-def test_a_missing_gpu_is_reported(tmp_path: Path) -> None:
+def test_a_missing_gpu_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
     found = preflight.look(config(tmp_path, device="cuda"), 1)
     assert found.problems == ["torch finds no GPU"]
+    # As in a job that has GPUs, whose ranks would train on the CPU without a word.
+    monkeypatch.setenv("SLURM_GPUS_ON_NODE", "8")
+    found = preflight.look(config(tmp_path, device="auto"), 8)
+    assert found.problems == ["torch finds none of the 8 GPUs of the job"]
+    assert preflight.look(config(tmp_path, device="cpu"), 8).problems == []
+    monkeypatch.setenv("SLURM_GPUS_ON_NODE", "0")
+    assert preflight.look(config(tmp_path, device="auto"), 1).problems == []
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

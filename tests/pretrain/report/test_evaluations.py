@@ -63,3 +63,32 @@ def test_two_results_of_a_step_have_names_and_lines_of_their_own(tmp_path: Path)
     side_by_side = curves(one, other)
     assert [name for name, *_ in side_by_side][-2:] == ["b, with memory", "b, memory read masked"]
     assert len({line[1:] for line in side_by_side}) == 4 + 2
+
+
+def test_the_table_has_a_figure_of_every_kind_of_evaluation_and_says_which_weights(
+    tmp_path: Path,
+) -> None:
+    rouge = {"overall": {"value": 12.5, "interval": [10.0, 15.0]}}
+    metrics = {"alias": "one", "acc,none": 0.25, "acc_stderr,none": 0.125, "samples": 8}
+    results: dict[str, dict[str, Any]] = {
+        "mqar-20": {"rows": [{"pairs": 4, "accuracy": 0.75}, {"pairs": 8, "accuracy": 0.25}]},
+        "summaries-20-books": {"rows": [{"share": 1.0, "rouge": rouge}, {"share": 0.5}]},
+        "summaries-20-half": {"rows": [{"share": 0.5, "rouge": rouge}]},
+        "harness-20": {"results": {"one": metrics, "two": {"f1,none": 0.5}, "group": {}}},
+        "harness-20-2": {"results": {f"t{n}": {"acc,none": 1.0} for n in range(8)}},
+        "eval-20-ema": {"total": {"bits_per_byte": {"memory": 2.0}}, "weights": "ema"},
+        "other-20": {"rows": [[], {"rouge": 1, "share": None, "accuracy": "x"}], "results": [1]},
+    }
+    written(tmp_path / "run", [train(20)])
+    for name, report in results.items():
+        (tmp_path / "run" / f"{name}.json").write_text(json.dumps(report))
+    table = evaluations.table([read(tmp_path / "run")], styles(["run"]))
+    assert {file: found for _, file, _, found in table} == {
+        "mqar-20.json": "values right: 50.0%",
+        "summaries-20-books.json": "Rouge, overall: 12.5",
+        "summaries-20-half.json": "Rouge, overall: 12.5 at 50% read",
+        "harness-20.json": "one acc 0.25, two f1 0.5",
+        "harness-20-2.json": f"{', '.join(f't{n} acc 1' for n in range(6))}, and 2 more",
+        "eval-20-ema.json": "bits per byte: 2 with memory (weights ema)",
+        "other-20.json": "\N{EN DASH}",
+    }

@@ -249,6 +249,11 @@ def test_all_mistakes_are_one_message(
         strict=True,
     ):
         assert part in line
+    (run / "checkpoints/step-00000020").mkdir(parents=True, exist_ok=True)
+    (tmp_path / "link").symlink_to(run)
+    again = [str(run / "checkpoints/step-00000020"), str(tmp_path / "link")]
+    assert ran(str(run), *again, "--out", str(tmp_path / "p.html")) == 2
+    assert capsys.readouterr().err.count(f"is of the same run as {run}; leave one") == 2
     many = [str(written(tmp_path / str(n))) for n in range(figures.MOST_RUNS + 1)]
     assert ran(*many, "--out", str(tmp_path / "p.html")) == 2
     assert f"expected at most {figures.MOST_RUNS}" in capsys.readouterr().err

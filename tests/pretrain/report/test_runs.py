@@ -45,6 +45,25 @@ def test_the_rank_that_hung_is_how_an_attempt_ended(tmp_path: Path) -> None:
     assert (first.ended, second.ended) == ("rank 1 hung in step 30", "")
 
 
+def test_an_attempt_that_finished_or_ended_with_a_mistake_has_a_last_word_once_others_followed(
+    tmp_path: Path,
+) -> None:
+    log = (
+        "07:00:00 attempt 1 began at 2026-11-01T06:00:00+00:00 on node1, 2 ranks, from step 0\n"
+        "07:00:05   - data.train: none: there is no such directory\n"
+        "  - model.d_model: 16 -> 32\n"
+        "07:00:10 attempt 2 began at 2026-11-01T06:00:10+00:00 on node1, 2 ranks, from step 0\n"
+        "07:00:30 wandb failed (x): metrics.jsonl still has every record\n"
+        "07:00:40 finished: 100 steps, 1,280 tokens\n"
+    )
+    directory = written(tmp_path / "run", log=log, end={"attempt": 3, "code": 0, "why": "finished"})
+    assert [attempt.ended for attempt in runs.read(directory).attempts] == ["", "finished"]
+    (directory / "attempts/000001.mistake").touch()
+    first, second = runs.read(directory).attempts
+    assert first.ended.startswith("- data.train: none") and "d_model" in first.ended
+    assert second.ended == "finished"
+
+
 def test_a_run_with_nothing_in_it_or_with_damaged_files_is_read(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").mkdir()
     empty = runs.read(tmp_path)

@@ -444,29 +444,51 @@ def test_a_secret_that_a_setting_asks_for_is_refused_and_stored_nowhere(
     assert not (tmp_path / "run").exists()
 
 
-def test_online_tracking_without_a_key_is_refused_with_what_to_do(tmp_path: Path) -> None:
-    script = (
-        "from pathlib import Path\n"
-        "from pretrain.checkpoint.attempts import Attempt\n"
-        "from pretrain.config import Config, WandbConfig\n"
-        "from pretrain.training.metrics import Recorder\n"
-        "from pretrain.training.trackers import TrackingError\n"
-        "try: Recorder(Attempt(Path('run'), 1), Config(wandb=WandbConfig(mode='online')), 0)\n"
-        "except TrackingError as error: print(error)\n"
-    )
-    (tmp_path / "run").mkdir()
+# Records nothing, with wandb in the mode and the directory that are given.
+_TRACKED = """
+import sys
+from pathlib import Path
+from data_prep.dataset.settings import SettingsError
+from pretrain.checkpoint.attempts import Attempt
+from pretrain.config import Config, WandbConfig
+from pretrain.training.metrics import Recorder
+mode, directory = sys.argv[1:]
+try:
+    Recorder(Attempt(Path(directory), 1), Config(wandb=WandbConfig(mode=mode)), 0).close()
+except SettingsError as error:
+    print(*error.problems)
+"""
+
+
+def _tracked_alone(place: Path, *words: str) -> str:
+    """What a process in `place` says that does this."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("WANDB_")}
     ended = subprocess.run(
-        [sys.executable, "-c", script],
-        cwd=tmp_path,
-        env={**environment, "HOME": str(tmp_path)},  # no netrc of this user
+        [sys.executable, "-c", _TRACKED, *words],
+        cwd=place,
+        env={**environment, "HOME": str(place)},  # no netrc of this user
         capture_output=True,
         text=True,
     )
     assert ended.returncode == 0, ended.stderr
-    assert ended.stdout.startswith("wandb.mode=online: No API key configured")
-    assert "set wandb.mode=offline" in ended.stdout
+    return ended.stdout
+
+
+def test_online_tracking_without_a_key_is_a_mistake_and_refused_with_what_to_do(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "run").mkdir()
+    said = _tracked_alone(tmp_path, "online", "run")
+    assert said.startswith("wandb.mode=online: No API key configured")
+    assert "set wandb.mode=offline" in said
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_a_run_in_the_working_directory_has_its_name_in_wandb(tmp_path: Path) -> None:
+    (tmp_path / "my run").mkdir()
+    assert _tracked_alone(tmp_path / "my run", "offline", ".") == ""
+    names = {record.run.display_name for record in _wandb_records(tmp_path / "my run")}
+    assert names - {""} == {"my run"}
 
 
 def test_records_continue_when_a_signal_to_the_whole_job_ends_wandbs_process(
