@@ -19,7 +19,7 @@ _HOPS = 4
 _COMMON = 10
 _COMMON_TIMES, _UNCOMMON_TIMES = 30, 3
 
-_ADJECTIVES = re.findall(
+ADJECTIVES = re.findall(
     r"\w+",
     """
     ancient brave bright calm clever cold curious dark deep distant early eager fair faint fierce
@@ -29,7 +29,7 @@ _ADJECTIVES = re.findall(
     warm weary wide wild wise young
     """,
 )
-_NOUNS = re.findall(
+NOUNS = re.findall(
     r"\w+",
     """
     anchor apple arrow basket bell bird boat bonnet book bottle bridge brook candle carriage cat
@@ -55,7 +55,7 @@ def needles(
 
     `depth` is that of the first needle asked for; None, and that of all others: drawn.
     """
-    adjectives, nouns = draws.sample(_ADJECTIVES, keys), draws.sample(_NOUNS, keys)
+    adjectives, nouns = draws.sample(ADJECTIVES, keys), draws.sample(NOUNS, keys)
     names = [f"{adjective}-{noun}" for adjective, noun in zip(adjectives, nouns, strict=True)]
     found = [
         (draws.fraction(), name, draws.number(_VALUE_DIGITS))
@@ -120,11 +120,11 @@ def common_words(draws: Draws, filler: Sequence[str], depth: float | None) -> Pa
     Every piece of filler adds one word that is not in the list yet, if it has one. There are no
     depths: the list is shuffled.
     """
-    common = draws.sample(_NOUNS, _COMMON)
+    common = draws.sample(NOUNS, _COMMON)
     times = Counter(dict.fromkeys(common, _COMMON_TIMES))
     for piece in filler:
         words = re.findall(r"[a-z]{4,}", piece)
-        new = next((word for word in words if word not in times and word not in _NOUNS), None)
+        new = next((word for word in words if word not in times and word not in NOUNS), None)
         if new is not None:
             times[new] = _UNCOMMON_TIMES
     listed = draws.sample(list(times.elements()), times.total())
