@@ -186,8 +186,9 @@ class Recorder:
             try:
                 action(tracker)
             except Exception as error:
-                del self._trackers[name]
-                _log.warning("%s failed (%s): metrics.jsonl still has every record", name, error)
+                # Both threads, that of training and that of a save, may come to this at once.
+                if self._trackers.pop(name, None) is not None:
+                    _log.warning("%s failed (%s): metrics.jsonl has every record", name, error)
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
