@@ -29,7 +29,7 @@ _ATTEMPT = re.compile(r"attempt (\d+) began at (\S+) on .* from step (\d+)$")
 _RESUMED = re.compile(r"resumed from .*, step (\d+)$")
 _ROUTINE = re.compile(
     r"[\d,]+ parameters, |local attention: |memory: |checkpoint \S+ in |finished|weights of |"
-    r"profiled steps |a copy of |learning rates: "
+    r"profiled steps |a copy of "
 )
 _SIGNS = {
     # First: the settings that are named after it may be those of faults.

@@ -62,8 +62,8 @@ class Attention(nn.Module, ABC):
     """
 
     gates: ClassVar[tuple[str, ...]] = ()
-    """Names of parameters that mix memory and local attention: always float32, with a separate
-    learning rate and no weight decay; a model without this memory has none."""
+    """Names of parameters that mix memory and local attention: with a separate learning rate, no
+    weight decay, and exported as stored (float32); a model without this memory has none."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()

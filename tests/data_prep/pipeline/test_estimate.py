@@ -96,7 +96,11 @@ def test_tokens_take_four_bytes_with_a_tokenizer_of_more_than_65536_pieces(tmp_p
     vocabulary = plain["model"]["vocab"]
     vocabulary |= {chr(0x20000 + n): len(vocabulary) + n for n in range(1 << 16)}
     (tmp_path / "tokenizer.json").write_text(json.dumps(plain), encoding="utf-8")
-    words = [f"root={tmp_path}", f"output={tmp_path / 'set'}", "sources=[{name: s, paths: [a.txt]}]"]
+    words = [
+        f"root={tmp_path}",
+        f"output={tmp_path / 'set'}",
+        "sources=[{name: s, paths: [a.txt]}]",
+    ]
     wanted = config.load(None, [*words, f"tokenizer.path={tmp_path}/tokenizer.json"])
     plan, manifest = estimate.estimate(wanted), pipeline.run(wanted).manifest
     assert manifest.dtype == "uint32" and plan.tokens == manifest.tokens
