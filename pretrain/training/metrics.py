@@ -31,7 +31,7 @@ _log = logging.getLogger(__name__)
 
 
 class _Stream(logging.StreamHandler[TextIO]):
-    """A log to a terminal or a pipe, which may be gone while the run goes on."""
+    """A log to a terminal or a pipe, which may be gone while the run continues."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
         """Say nothing where the stream is closed or its disk is full: log.txt has every line."""
