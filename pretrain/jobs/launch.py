@@ -230,7 +230,7 @@ def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> int:
 
 
 def _exit_code(failed: Mapping[int, int]) -> int:
-    """The code of the rank that failed first: a killed one (code < 0) makes its peers fail."""
+    """The smallest code of those that failed first: a killed one (code < 0) makes others fail."""
     rank, code = min(failed.items(), key=lambda item: item[1])
     if code > 0:
         return code
