@@ -100,7 +100,7 @@ def kind_of(checkpoint: Checkpoint, weights: Weights) -> str:
     if f"embedding.weight/{kind}" not in checkpoint.names():
         raise TrainedError(
             f"{checkpoint.path}: has no average of the weights, since the run has no "
-            "optim.ema_decay; leave out --weights ema, or let the run go on with one"
+            "optim.ema_decay; leave out --weights ema, or resume the run with one"
         )
     return kind
 

@@ -11,7 +11,7 @@ import pytest
 from pretrain import config as configuration
 from pretrain.config import Config
 from tools.recipes import continue_llm
-from tools.recipes.continue_llm import ALL, STAGES, shortened, told
+from tools.recipes.continue_llm import ALL, STAGES, announced, shortened
 
 # SmolLM2-135M's.
 SHAPE = (
@@ -36,7 +36,7 @@ def test_it_reads_a_hundred_million_tokens_in_less_than_ten_minutes_as_assumed(
 
 
 def test_what_it_will_do_is_said_with_tokens_and_the_assumed_time(config: Config) -> None:
-    first, near, far, last = told(config, VOCABULARY, list(STAGES))
+    first, near, far, last = announced(config, VOCABULARY, list(STAGES))
     # Hugging Face's count of SmolLM2-135M, and a gate per head and layer.
     assert first.startswith(f"{134_515_008 + 30 * 9:,} parameters, memory linear")
     assert "460 steps, 60.3 million tokens, " in near and "s at 30% (assumed)" in near

@@ -14,5 +14,5 @@ def end_with(parent: int) -> None:
     """In a forked process: have the system kill it when `parent`, which forked it, ends."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
+    if os.getppid() != parent:  # it ended before it could take this process with it
         os._exit(1)

@@ -19,6 +19,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from data_prep.config import Config, DuplicatesConfig, SourceConfig
 from data_prep.dataset import shards
 from data_prep.dataset.keyed import keyed
@@ -95,6 +97,8 @@ class Estimate:
     config: Config
     stages: list[str]
     finished: bool
+    vocab_size: int
+    """Of the tokenizer that is given, or that the run trains."""
     sources: list[SourceSample] = field(default_factory=list)
     seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     how: str = ""
@@ -126,8 +130,7 @@ class Estimate:
     @property
     def work(self) -> float:
         """Estimated bytes that lie beside the shards until the run ends: the tokens."""
-        wide = shards.dtype_of(self.config.tokenizer.vocab_size) == "uint32"
-        return self.tokens * (4 if wide else 2)
+        return self.tokens * np.dtype(shards.dtype_of(self.vocab_size)).itemsize
 
     @property
     def disk(self) -> float:
@@ -158,7 +161,8 @@ def estimate(config: Config) -> Estimate:
     """Plan the run. Raises what `pipeline.run` raises for the same mistakes; writes nothing."""
     work = pipeline.open_work(config)
     finished = pipeline.finished(config, work) is not None
-    plan = Estimate(config, [stage.label for stage in pipeline.stages(config)], finished)
+    stages = [stage.label for stage in pipeline.stages(config)]
+    plan = Estimate(config, stages, finished, config.tokenizer.vocab_size)
     if finished:
         return plan
     workspace.stale_stages(work, config)
@@ -228,6 +232,7 @@ def _measure(plan: Estimate, work: Work) -> None:
         _timed(plan, tokenize(config, sample))
         if given:
             plan.marks = marks.lines(sample.tokenizer)
+            plan.vocab_size = sample.tokenizer.vocab_size
         for unit, source in enumerate(plan.sources):
             _count(source, sample, unit)
     plan.trained = min(least, sum(source.bytes for source in plan.sources))

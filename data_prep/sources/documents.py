@@ -20,7 +20,7 @@ from typing import Any, BinaryIO, ClassVar
 
 from data_prep.dataset.blocks import BlockReader
 from data_prep.dataset.wording import counted
-from data_prep.sources import compression, contents, storage
+from data_prep.sources import compression, contents, inputs, storage
 from data_prep.sources.compression import DamageError, Gap
 from data_prep.sources.inputs import InputChangedError, InputFile
 from data_prep.sources.storage import Status
@@ -169,21 +169,10 @@ def records(
 def _long(file: InputFile, found: Survey) -> LongDocument | Reject:
     """A text file that is too large to be held, unless its head is of another format."""
     try:
-        _check_text(file, _head(file, found))
+        _check_text(file, inputs.first_bytes(file, found.gaps))
     except BadRecordError as bad:
         return bad.at(1, 0, found.size)
     return LongDocument(file.relative, 1, 0, found.size, partial(text_of, file, found))
-
-
-def _head(file: InputFile, found: Survey) -> bytes:
-    """The first bytes of a file, after decompression."""
-    head = b""
-    with storage.open_binary(file.path, contents.HEAD_BYTES) as raw:
-        for block in compression.blocks(raw, file.compression, found.gaps):
-            head += block
-            if len(head) >= contents.HEAD_BYTES:
-                break
-    return head
 
 
 def _gap(gap: Gap, offset: int, line: int) -> Reject:

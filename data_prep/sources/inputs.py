@@ -17,7 +17,7 @@ from data_prep.config import Config, SourceConfig
 from data_prep.dataset.settings import MistakeError
 from data_prep.dataset.wording import counted
 from data_prep.sources import compression, contents, globs, storage
-from data_prep.sources.compression import Compression, DamageError
+from data_prep.sources.compression import Compression, DamageError, Gap
 from data_prep.sources.globs import Found
 from data_prep.sources.storage import Listed, Status
 
@@ -427,13 +427,16 @@ def _not_packed(file: InputFile) -> str:
     return f"it is {found}, not {file.compression} data as its name says; {remedy}"
 
 
-def first_bytes(file: InputFile) -> bytes:
-    """The first bytes of a file, after decompression. Raises OSError, DamageError."""
+def first_bytes(file: InputFile, gaps: Sequence[Gap] = ()) -> bytes:
+    """The first bytes of a file, after decompression, without its gaps.
+
+    Some more than HEAD_BYTES of compressed data. Raises OSError, DamageError.
+    """
     head = b""
     with storage.open_binary(file.path, contents.HEAD_BYTES) as raw:
         if file.compression is None:
             return raw.read(contents.HEAD_BYTES)
-        for block in compression.blocks(raw, file.compression):
+        for block in compression.blocks(raw, file.compression, gaps):
             head += block
             if len(head) >= contents.HEAD_BYTES:
                 break

@@ -28,6 +28,7 @@ from typing import Any
 from data_prep.dataset import durable
 from pretrain.checkpoint.attempts import Attempt, SupersededError
 from pretrain.checkpoint.manifest import (
+    PASSED_OVER,
     CheckpointError,
     FileInfo,
     Manifest,
@@ -48,7 +49,7 @@ from pretrain.checkpoint.pieces import (
     write_layout,
     write_tensors,
 )
-from pretrain.checkpoint.ranks import Ranks, agreed
+from pretrain.checkpoint.ranks import Ranks, agreed, of_first
 from pretrain.checkpoint.verify import remember, still_good, verify
 
 _WRITING = "writing"
@@ -92,26 +93,23 @@ def save(
     held: list[Piece] = []
     manifest = _plan(step, pieces, held, lanes, trainer, ranks)
     final = root / step_name(step)
-    exists = ranks.gather(agreed(ranks, lambda: ranks.rank == 0 and final.exists()))
-    if exists[0] and verify(final, ranks) is None:
+    if of_first(ranks, final.exists) and verify(final, ranks) is None:
+        of_first(ranks, partial(count_again, final))
         return final
     writing = _marked(final, attempt, _WRITING)
-    agreed(ranks, lambda: _prepare(writing, attempt) if ranks.rank == 0 else None)
+    of_first(ranks, partial(_prepare, writing, attempt))
     try:
         written = ranks.gather(agreed(ranks, lambda: _write_rank(writing, held, lanes, ranks)))
         files = {name: FileInfo(**info) for one in written for name, info in one.items()}
         manifest = dataclasses.replace(manifest, files=files)
-        digest = agreed(
-            ranks, lambda: _commit(writing, final, manifest, attempt) if ranks.rank == 0 else ""
-        )
+        digest = of_first(ranks, partial(_commit, writing, final, manifest, attempt))
     except CheckpointError as error:
         _give_up(writing, attempt, ranks)
         raise CheckpointError(
             f"{final} could not be saved: {error}; earlier checkpoints are untouched"
         ) from error
-    remember(final, ranks.gather(digest)[0])
-    prune = partial(_prune, root, keep_last, keep_every, attempt)
-    (reason, *_) = ranks.gather(prune() if ranks.rank == 0 else None)
+    remember(final, digest)
+    reason = of_first(ranks, partial(_prune, root, keep_last, keep_every, attempt))
     if reason is not None:
         raise SupersededError(reason)
     return final
@@ -147,13 +145,14 @@ def take_over(root: Path, attempt: Attempt) -> None:
 
 def refuse_superseded(attempt: Attempt, ranks: Ranks) -> None:
     """Raise SupersededError on every rank if rank 0 sees a newer attempt. Call it on all ranks."""
-    reasons = ranks.gather(agreed(ranks, lambda: _superseded(attempt, ranks)))
-    if (reason := reasons[0]) is not None:
+    if (reason := of_first(ranks, attempt.superseded)) is not None:
         raise SupersededError(reason)
 
 
-def _superseded(attempt: Attempt, ranks: Ranks) -> str | None:
-    return attempt.superseded() if ranks.rank == 0 else None
+def count_again(directory: Path) -> None:
+    """Count a good checkpoint as progress, though an attempt passed it over: its disk was away."""
+    with contextlib.suppress(OSError):
+        (directory / PASSED_OVER).unlink(missing_ok=True)
 
 
 def _plan(

@@ -25,7 +25,7 @@ from pretrain.checkpoint.manifest import (
     tensor_file,
 )
 from pretrain.checkpoint.pieces import DTYPES, Extent, LaneRecord, lane_key
-from pretrain.checkpoint.ranks import Ranks, agreed
+from pretrain.checkpoint.ranks import Ranks, of_first
 from pretrain.checkpoint.verify import verify
 
 
@@ -46,9 +46,7 @@ def newest_good(root: Path, ranks: Ranks) -> Found:
     at step 0 over them would be a loss that nobody asked for.
     """
     passed_over: list[tuple[str, str]] = []
-    # Every rank takes rank 0's list: on a network file system they may not see the same.
-    steps = ranks.gather(agreed(ranks, lambda: steps_in(root) if ranks.rank == 0 else []))
-    for name in map(step_name, steps[0]):
+    for name in map(step_name, of_first(ranks, lambda: steps_in(root))):
         reason = verify(root / name, ranks)
         if reason is None:
             return Found(root / name, tuple(passed_over))

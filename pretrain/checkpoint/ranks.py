@@ -102,6 +102,19 @@ def agreed(ranks: Ranks, action: Callable[[], T], error: type[ValueError] = Chec
     return results[0]
 
 
+def of_first(ranks: Ranks, action: Callable[[], T]) -> T:
+    """What `action`, done by rank 0 alone, returned there (small, JSON-able), on every rank.
+
+    For what one rank writes for all of them, or looks at: on a network file system they may not
+    see the same. Raises a CheckpointError on all ranks where it failed. It is a barrier.
+    """
+
+    def own() -> list[T]:
+        return [action()] if ranks.rank == 0 else []
+
+    return ranks.gather(agreed(ranks, own))[0][0]
+
+
 def _reason(failure: Exception) -> str:
     """The failure in a line; the trace of one that is no message for the user is logged."""
     if isinstance(failure, OSError):

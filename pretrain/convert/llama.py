@@ -49,7 +49,7 @@ def run(source: Path, out: Path, overrides: Sequence[str], tokenizer_path: Path 
     `overrides` are `key=value` settings of `ImportConfig`. Raises SettingsError with all that is
     wrong, before anything is written, or CheckpointError where what was written is not as meant.
     """
-    plan = _plan(source, out, overrides, tokenizer_path)
+    plan = _plan(source, overrides, tokenizer_path)
     writing = out.with_name(f"{out.name}.importing")
     shutil.rmtree(writing, ignore_errors=True)
     writing.mkdir(parents=True)
@@ -160,7 +160,7 @@ class Plan:
         return "\n".join(lines)
 
 
-def _plan(path: Path, out: Path, overrides: Sequence[str], tokenizer_path: Path | None) -> Plan:
+def _plan(path: Path, overrides: Sequence[str], tokenizer_path: Path | None) -> Plan:
     """Look at everything but the tensors' values. Raises SettingsError with all that is wrong."""
     read = of_directory if path.is_dir() else _gguf()
     source = read(path, tokenizer_path)

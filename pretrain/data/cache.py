@@ -91,7 +91,7 @@ class FileCache:
                 part.unlink()
                 return None
             try:
-                self._reserve(name, file, size)
+                self._reserve(name, file, part, size)
                 self._fill(name, file, path.name, size, fetch)
                 with self._locked():
                     part.replace(path)
@@ -121,6 +121,7 @@ class FileCache:
                 if file.tell() > size:
                     break
             if file.tell() == size and digest.hexdigest() == sha256:
+                file.truncate()  # an attempt before may have written more
                 file.flush()
                 os.fsync(file.fileno())
                 return
@@ -130,10 +131,10 @@ class FileCache:
             "again"
         )
 
-    def _reserve(self, name: str, file: BinaryIO, size: int) -> None:
-        """Make room for `size` bytes, and let the `.part` occupy them."""
+    def _reserve(self, name: str, file: BinaryIO, part: Path, size: int) -> None:
+        """Make room for `size` bytes, and let `file`, which is `part`, occupy them."""
         with self._locked():
-            self._make_room(name, size)
+            self._make_room(name, part, size)
             os.posix_fallocate(file.fileno(), 0, size)
 
     @contextlib.contextmanager
@@ -143,11 +144,12 @@ class FileCache:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 
-    def _make_room(self, name: str, size: int) -> None:
+    def _make_room(self, name: str, part: Path, size: int) -> None:
+        """Evict until `part`, whatever a killed process left of it, can have `size` bytes."""
         entries = []
         for path in self.directory.iterdir():
             with contextlib.suppress(FileNotFoundError):
-                if path.name != _LOCK:
+                if path.name not in (_LOCK, part.name):
                     entries.append((path.stat(), path))
         used = sum(found.st_size for found, _ in entries)
         for found, path in sorted(entries, key=lambda entry: entry[0].st_mtime_ns):

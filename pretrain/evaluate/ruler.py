@@ -1,4 +1,4 @@
-"""RULER's own rule: an answer is right where it stands anywhere in what the model generates.
+"""RULER's own rule: an answer is right if it is anywhere in what the model generates.
 
 As `string_match_all` of Hsieh et al. 2024 (RULER), after greedy generation and without regard to
 case: the share of a question's answers that are found. `string_match_part`, which RULER has for
@@ -46,6 +46,6 @@ def share(
 
 
 def match(text: str, answers: Sequence[str]) -> float:
-    """The share of the answers that stand anywhere in the text, without regard to case."""
+    """The share of the answers that are anywhere in the text, without regard to case."""
     lower = text.lower()
     return sum(answer.lower() in lower for answer in answers) / len(answers)

@@ -7,7 +7,6 @@ every failure into 1: the attempt's exit code is in the run directory's exit.jso
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import re
 import signal
@@ -21,7 +20,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from data_prep.dataset import cores
+from data_prep.dataset import children, cores
 from data_prep.dataset.settings import EXIT_MISTAKE, MistakeError, SettingsError
 from pretrain.checkpoint.attempts import NoProgressError, SupersededError
 from pretrain.config import Config
@@ -41,7 +40,6 @@ _STOPPING = (
 _GRACE_SECONDS = 5.0
 _POLL_SECONDS = 0.05
 _STORE = "PRETRAIN_STORE"
-_PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True)
@@ -212,7 +210,7 @@ def _start(command: Sequence[str], environment: Mapping[str, str]) -> subprocess
         env=environment,
         # Ctrl-C in the terminal reaches the launcher alone, which forwards it once.
         start_new_session=True,
-        preexec_fn=lambda: _die_with(parent),
+        preexec_fn=lambda: children.end_with(parent),
     )
 
 
@@ -232,7 +230,7 @@ def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> int:
 
 
 def _exit_code(failed: Mapping[int, int]) -> int:
-    """The code of the rank that failed first: a killed one (code < 0) makes its peers fail."""
+    """The smallest code of those that failed first: a killed one (code < 0) makes others fail."""
     rank, code = min(failed.items(), key=lambda item: item[1])
     if code > 0:
         return code
@@ -256,10 +254,3 @@ def _environment(rank: int, ranks: int, store: Path) -> dict[str, str]:
         "WORLD_SIZE": str(ranks),
         _STORE: str(store),
     }
-
-
-def _die_with(parent: int) -> None:
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # it died before it could take this process with it
-            os._exit(1)

@@ -83,8 +83,8 @@ def no_place_for_a_run(path: Path) -> str:
 def moved_problems(path: Path, overrides: Sequence[str], config: Config) -> list[str]:
     """Why a run's own configuration at `path` does not name the run that it lies in.
 
-    A run that was moved, copied, or is named from another directory would else go on, or begin
-    again, elsewhere without a word. An override of `run.directory` says what is meant.
+    A run that was moved, copied, or is named from another directory would else be resumed,
+    or begin again, elsewhere without a word. An override of `run.directory` says what is meant.
     """
     run, named = path.parent, config.run.directory
     said = any(word.startswith(("run.directory=", "run=")) for word in overrides)

@@ -401,7 +401,7 @@ def _mix_lines(plan: Plan) -> list[str]:
 
 def _memory_lines(plan: Plan) -> list[str]:
     held, running = plan.memory.held, plan.memory.activations
-    again = "full" in plan.config.train.activation_checkpointing
+    again = plan.config.train.activation_checkpointing == "full"
     kept = _KEPT[plan.config.optim.name]
     if plan.config.optim.ema_decay:
         kept += ", the weights' average"

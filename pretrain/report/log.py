@@ -30,7 +30,7 @@ _RESUMED = re.compile(r"resumed from .*, step (\d+)$")
 _FINISHED = "finished"
 _ROUTINE = re.compile(
     r"[\d,]+ parameters, |local attention: |memory: |checkpoint \S+ in |weights of |"
-    r"profiled steps |a copy of |learning rates: "
+    r"profiled steps |a copy of "
 )
 _SIGNS = {
     # First: the settings that are named after it may be those of faults.

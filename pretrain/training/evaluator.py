@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, TypeVar
 from data_prep.dataset.shards import DataError
 from data_prep.recall.tasks import Haystack
 from data_prep.tokenizer import tokenizer
-from pretrain.checkpoint.ranks import Ranks, agreed
+from pretrain.checkpoint.ranks import Ranks, agreed, of_first
 from pretrain.config import Config, EvaluationConfig
 from pretrain.evaluate import perplexity, recall
 from pretrain.evaluate.progress import Pace
@@ -66,17 +66,21 @@ class Evaluator:
         ]
 
     def missed(self, step: int) -> list[EvaluationConfig]:
-        """Those of `due` of which the run has no record: it ended before them. On every rank."""
+        """Those of `due` of which the run has no record: it ended before them.
+
+        To be called on every rank. Raises CheckpointError where the records cannot be read.
+        """
         due = self.due(step)
         if not due:
             return []
-        recorded: list[str] = []
-        if self.ranks.rank == 0:
+
+        def recorded() -> list[str]:
             records = read_records(self.directory / METRICS_FILE)
             own = [r for r in records if (r.get("kind"), r["step"]) == (KIND, step)]
-            recorded = [name for record in own for name in record]
-        (recorded, *_) = self.ranks.gather(recorded)
-        return [one for one in due if one.label not in recorded]
+            return [name for record in own for name in record]
+
+        known = of_first(self.ranks, recorded)
+        return [one for one in due if one.label not in known]
 
     def run(
         self,

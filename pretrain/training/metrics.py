@@ -31,7 +31,7 @@ _log = logging.getLogger(__name__)
 
 
 class _Stream(logging.StreamHandler[TextIO]):
-    """A log to a terminal or a pipe, which may be gone while the run goes on."""
+    """A log to a terminal or a pipe, which may be gone while the run continues."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
         """Say nothing where the stream is closed or its disk is full: log.txt has every line."""
@@ -186,8 +186,9 @@ class Recorder:
             try:
                 action(tracker)
             except Exception as error:
-                del self._trackers[name]
-                _log.warning("%s failed (%s): metrics.jsonl still has every record", name, error)
+                # Both threads, that of training and that of a save, may come to this at once.
+                if self._trackers.pop(name, None) is not None:
+                    _log.warning("%s failed (%s): metrics.jsonl has every record", name, error)
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:

@@ -10,16 +10,17 @@ import logging
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from data_prep.dataset import durable
 from data_prep.dataset.settings import SettingsError
 from pretrain.checkpoint.attempts import Attempt
-from pretrain.checkpoint.commit import take_over
+from pretrain.checkpoint.commit import count_again, take_over
 from pretrain.checkpoint.load import Checkpoint, Found, newest_good
 from pretrain.checkpoint.manifest import CHECKPOINTS, PASSED_OVER, CheckpointError
-from pretrain.checkpoint.ranks import Ranks, agreed
+from pretrain.checkpoint.ranks import Ranks, of_first
 from pretrain.checkpoint.runs import files_beside, write_beside
 from pretrain.config import Config
 from pretrain.jobs import resumable
@@ -49,11 +50,11 @@ class Resumer:
         good, or if this one cannot be resumed, and SettingsError if fixed settings have changed.
         """
         root = attempt.directory / CHECKPOINTS
-        agreed(self.ranks, lambda: take_over(root, attempt) if self.ranks.rank == 0 else None)
+        of_first(self.ranks, partial(take_over, root, attempt))
         found = newest_good(root, self.ranks)
         for name, reason in found.passed_over:
             _log.warning("passed over checkpoint %s: %s", name, reason)
-        agreed(self.ranks, lambda: _mark(found, root, attempt) if self.ranks.rank == 0 else None)
+        of_first(self.ranks, partial(_mark, found, root, attempt))
         return self.start(attempt.directory) if found.path is None else self.resume(found.path)
 
     def start(self, directory: Path) -> RunState:
@@ -70,8 +71,7 @@ class Resumer:
                 self.engine.take_weights(checkpoint, same_memory, self.data.tokenizer.eos_id)
                 step, digest = checkpoint.step, checkpoint.sha256
             origin = {"path": str(path.resolve()), "step": step, "sha256": digest}
-            kept = files_beside(source) if self.ranks.rank == 0 else {}
-            agreed(self.ranks, lambda: write_beside(directory, kept))
+            of_first(self.ranks, lambda: write_beside(directory, files_beside(source)))
             _log.info("weights of %s, step %d, sha256 of its manifest %s", path, step, digest)
         empty = self.engine.empty_memory(len(self.lanes))
         with_preface = self.data.prefaces is not None
@@ -106,8 +106,7 @@ def _mark(found: Found, root: Path, attempt: Attempt) -> None:
         for name, reason in found.passed_over:
             durable.write_bytes(root / name / PASSED_OVER, f"{reason}\n".encode())
     if found.path is not None:
-        with suppress(OSError):
-            (found.path / PASSED_OVER).unlink(missing_ok=True)
+        count_again(found.path)
 
 
 def check_resumable(trainer: Mapping[str, Any], config: Config, data: RunData) -> None:

@@ -83,12 +83,12 @@ def main() -> None:
         if parsed.model is None:
             sys.exit(_mistake(f"{source}: missing; give --model, a GGUF file or a directory"))
         commands.run("pretrain", "import", parsed.model, source)
-    tokenizer = _documents(out, sizes, parsed.tiny)
+    tokenizer = _documents(out, sizes)
     config = _config(parsed, STAGES[0], None)
     vocabulary = load_tokenizer(tokenizer).vocab_size
     steps = 4 if parsed.tiny else parsed.steps
     stages = shortened(config, vocabulary, steps, parsed.minutes)
-    print("\n".join(told(config, vocabulary, stages)), flush=True)
+    print("\n".join(announced(config, vocabulary, stages)), flush=True)
     if not parsed.prepare:
         run = source if source.exists() else None
         for stage in stages:
@@ -148,7 +148,7 @@ def _seconds(config: Config, vocabulary: int, stage: Stage) -> float:
     return tokens * (useful + more) / (SHARE * PEAK)
 
 
-def told(config: Config, vocabulary: int, stages: list[Stage]) -> list[str]:
+def announced(config: Config, vocabulary: int, stages: list[Stage]) -> list[str]:
     """What the recipe will read and how long that takes, as assumed, and what it prints then."""
     weights = flops.parameters(config.model, vocabulary)
     lines = [
@@ -189,7 +189,7 @@ def _words(parsed: argparse.Namespace, stage: Stage, run: Path | None) -> list[s
     ]
 
 
-def _documents(out: Path, sizes: Sizes, tiny: bool) -> Path:
+def _documents(out: Path, sizes: Sizes) -> Path:
     """Make the passkey documents and the preface in the model's tokens; returns its tokenizer."""
     data, texts = out / "data", out / "documents"
     tokenizer = _tokenizer(out)
@@ -237,7 +237,7 @@ def _asked(out: Path, run: Path, lengths: tuple[int, ...], samples: int) -> None
 
     trained, rows = load(run, default_device()), []
     for asked in passkey.passkeys(lengths, samples):
-        rows += passkey._asked(trained, Haystack.repeated(), asked)["rows"]
+        rows += passkey.answered(trained, Haystack.repeated(), asked)["rows"]
         commands.conclude(
             out / "passkey", passkey.table(trained.model.config.memory.kind, rows), rows
         )

@@ -351,7 +351,7 @@ class _Work:
     def _asked(self, part: _Part, learned: Callable[[str], Trained]) -> Report:
         books = self.parsed.out / "data" / BOOKS_ASKED
         haystack = Haystack.of_books(books) if part.books else Haystack.repeated()
-        return _asked(learned(part.plan[-1].name), haystack, part.asked)
+        return answered(learned(part.plan[-1].name), haystack, part.asked)
 
     def _trained(self, model: Model, last: str) -> Trained:
         """Train the stages up to the one of that name, each from the weights of the one before."""
@@ -367,7 +367,7 @@ class _Work:
         return load(run, default_device())
 
 
-def _asked(trained: Trained, haystack: Haystack, asked: Questions) -> Report:
+def answered(trained: Trained, haystack: Haystack, asked: Questions) -> Report:
     """The report with the memory's `state_bytes`, its rows with `seconds`, the time it took, and
     `resident_bytes`, the peak of the process so far."""
     began = time.perf_counter()

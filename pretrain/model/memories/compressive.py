@@ -31,11 +31,11 @@ from pretrain.model import local_attention
 from pretrain.model.memories.contract import Attended, Carried
 from pretrain.model.memories.past import (
     PastAttention,
-    PastCache,
     Slots,
     gathered,
     kept,
     last_starts,
+    past_cache,
     slot_flops,
 )
 from pretrain.model.projection import Projected, Projection
@@ -182,13 +182,13 @@ class CompressiveAttention(PastAttention):
 
     def decode(self, x: Tensor, layout: Continuation, segment: OpenSegment) -> Tensor:
         """See `Attention.decode`."""
-        heads, _ = self.decode_after_slots(x, layout, _cache(segment))
+        heads, _ = self.decode_after_slots(x, layout, past_cache(segment))
         return heads
 
     def close(self, segment: OpenSegment) -> None:
         """See `Attention.close`."""
         compressed, compressed_held, cached, cached_held = _own(segment.memory)
-        new = _cache(segment).inputs
+        new = past_cache(segment).inputs
         leaving = self.sizes.segment
         blocks, whole = (
             torch.unflatten(part[:, :leaving], 1, (-1, self.sizes.rate))
@@ -209,7 +209,7 @@ class CompressiveAttention(PastAttention):
         """See `Attention.reopen`."""
         compressed, compressed_held, cached, cached_held = _own(segment.memory)
         self.fill_slots(
-            _cache(segment),
+            past_cache(segment),
             torch.cat((compressed, cached), dim=1),
             torch.cat((compressed_held, cached_held), dim=1),
         )
@@ -353,8 +353,3 @@ def _newest(slots: Tensor, new: Tensor) -> Tensor:
 def _own(state: State) -> CompressiveState:
     assert isinstance(state, CompressiveState)
     return state
-
-
-def _cache(segment: OpenSegment) -> PastCache:
-    assert isinstance(segment.cache, PastCache)
-    return segment.cache

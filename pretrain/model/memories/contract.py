@@ -62,8 +62,8 @@ class Attention(nn.Module, ABC):
     """
 
     gates: ClassVar[tuple[str, ...]] = ()
-    """Names of parameters that mix memory and local attention: always float32, with a separate
-    learning rate and no weight decay; a model without this memory has none."""
+    """Names of parameters that mix memory and local attention: with a separate learning rate, no
+    weight decay, and exported as stored (float32); a model without this memory has none."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -96,7 +96,7 @@ class Attention(nn.Module, ABC):
     def projected(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries [B, T, H, D], keys and values [B, T, K, D] of x [B, T, d_model]."""
         # In this order, in which autograd adds up the three gradients of x: runs of before the
-        # other memories go on to the bit.
+        # other memories resume to the bit.
         queries, keys = self.projected_queries(x), self.projected_keys(x)
         return queries, keys, torch.unflatten(self.v_proj(x), 2, (-1, self.config.d_head))
 

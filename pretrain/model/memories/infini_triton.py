@@ -409,7 +409,7 @@ def _write_backward(
     d_a = _state(d_added + place * D * D, D, 1, D, BLOCK_D, OPERAND)
     # Read once more, transposed: transposing a float32 state takes twice its shared memory.
     d_a_turned = _state(d_added + place * D * D, 1, D, D, BLOCK_D, OPERAND)
-    d_m = tl.load(d_key_sum + place * D + columns, mask=columns < D, other=0.0)
+    d_total = tl.load(d_key_sum + place * D + columns, mask=columns < D, other=0.0)
     written = _tokens(writable + segment * N, first, N, BLOCK_N)[:, None]
     keys += segment * keys_p + head * keys_h
     k = _sigma(_load(keys, first, keys_n, N, D, BLOCK_N, BLOCK_D), D, BLOCK_D)
@@ -418,7 +418,7 @@ def _write_backward(
     v = _load(values, first, values_n, N, D, BLOCK_N, BLOCK_D)
     d_v = _dot(k, d_a, OPERAND, WIDEN)
     # sigma is 0 in tokens that are not written, and so is its derivative.
-    d_k = (_dot(v, d_a_turned, OPERAND, WIDEN) + d_m[None, :]) * tl.minimum(k, 1.0)
+    d_k = (_dot(v, d_a_turned, OPERAND, WIDEN) + d_total[None, :]) * tl.minimum(k, 1.0)
     d_keys += segment * d_keys_p + head * d_keys_h
     _store(d_keys, d_k, first, d_keys_n, N, D, BLOCK_N, BLOCK_D)
     d_values += segment * d_values_p + head * d_values_h

@@ -27,8 +27,8 @@ from torch import Tensor, nn
 from pretrain.config import ModelConfig
 from pretrain.model.memories.contract import Attended, Attention, Carried
 from pretrain.model.memories.nearest import Found, attend_to_found, nearest
-from pretrain.model.memories.past import last_starts
-from pretrain.model.memories.transformer_xl import CachedAttention, CacheState, past_cache
+from pretrain.model.memories.past import last_starts, past_cache
+from pretrain.model.memories.transformer_xl import CachedAttention, CacheState
 from pretrain.model.state import State
 from pretrain.model.stream import OpenSegment
 from pretrain.model.window import Continuation, Window

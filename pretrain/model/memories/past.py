@@ -22,6 +22,7 @@ from pretrain.model.local_attention import Past
 from pretrain.model.memories.contract import Attention
 from pretrain.model.projection import Projected
 from pretrain.model.rotary import rotary, rotate
+from pretrain.model.stream import OpenSegment
 from pretrain.model.window import Continuation, Window
 
 
@@ -145,6 +146,12 @@ class PastAttention(Attention):
         cache.slots.copy_(visible)
         cache.turned_keys[:, :slots] = rotate(keys, positions)
         cache.values[:, :slots] = values
+
+
+def past_cache(segment: OpenSegment) -> PastCache:
+    """The cache of an open segment of a `PastAttention`."""
+    assert isinstance(segment.cache, PastCache)
+    return segment.cache
 
 
 def last_starts(window: Window) -> Tensor:

@@ -17,10 +17,10 @@ from pretrain.config import ModelConfig
 from pretrain.model.memories.contract import Attended, Attention, Carried
 from pretrain.model.memories.past import (
     PastAttention,
-    PastCache,
     Slots,
     kept,
     latest,
+    past_cache,
     slot_flops,
 )
 from pretrain.model.state import State
@@ -156,9 +156,3 @@ def cache_flops(config: ModelConfig, window: int, size: int) -> dict[str, int]:
     return {
         "cache": config.n_layers * (slot_flops(config, window, size) + projected),
     }
-
-
-def past_cache(segment: OpenSegment) -> PastCache:
-    """The cache of an open segment of this layer."""
-    assert isinstance(segment.cache, PastCache)
-    return segment.cache

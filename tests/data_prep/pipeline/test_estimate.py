@@ -20,6 +20,7 @@ from data_prep.dataset import shards
 from data_prep.dataset.settings import SettingsError
 from data_prep.pipeline import estimate, pipeline
 from data_prep.pipeline.workspace import WorkspaceError
+from data_prep.recall import mqar
 from data_prep.sources import compression
 
 STDLIB = Path(sysconfig.get_path("stdlib"))
@@ -87,6 +88,23 @@ def test_the_estimate_is_near_to_the_run(
     given = f"tokenizer.path={made}/tokenizer.model"
     with_it = estimate.estimate(configured(corpus, tmp_path / "b", given))
     assert with_it.tokens == near(manifest.tokens, 1.3 if factor > 1 else 1)
+
+
+def test_tokens_take_four_bytes_with_a_tokenizer_of_more_than_65536_pieces(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("many words " * 1000)
+    plain = json.loads(mqar.tokenizer_json())
+    vocabulary = plain["model"]["vocab"]
+    vocabulary |= {chr(0x20000 + n): len(vocabulary) + n for n in range(1 << 16)}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(plain), encoding="utf-8")
+    words = [
+        f"root={tmp_path}",
+        f"output={tmp_path / 'set'}",
+        "sources=[{name: s, paths: [a.txt]}]",
+    ]
+    wanted = config.load(None, [*words, f"tokenizer.path={tmp_path}/tokenizer.json"])
+    plan, manifest = estimate.estimate(wanted), pipeline.run(wanted).manifest
+    assert manifest.dtype == "uint32" and plan.tokens == manifest.tokens
+    assert plan.work == 4 * manifest.tokens
 
 
 def test_what_is_left_out_is_estimated_with_its_reasons(corpus: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from pretrain.checkpoint import verify as verification
 from pretrain.checkpoint.attempts import Attempt
 from pretrain.checkpoint.commit import save
 from pretrain.checkpoint.load import Checkpoint, newest_good
-from pretrain.checkpoint.manifest import CheckpointError
+from pretrain.checkpoint.manifest import PASSED_OVER, CheckpointError, undoubted_steps
 from pretrain.checkpoint.pieces import LaneRecord, Piece
 from pretrain.checkpoint.ranks import Ranks, SoloRanks
 
@@ -139,6 +139,16 @@ def test_a_good_checkpoint_of_the_same_step_is_kept(tmp_path: Path, run_ranks: A
 
     assert run_ranks(2, work) == [path, path]
     assert {file.name: file.stat().st_mtime_ns for file in path.iterdir()} == before
+
+
+def test_a_good_checkpoint_of_the_same_step_that_was_passed_over_counts_again(
+    tmp_path: Path,
+) -> None:
+    path = save_alone(tmp_path, 20)
+    (path / PASSED_OVER).write_text("is not a directory\n")
+    assert undoubted_steps(tmp_path) == []
+    assert save_alone(tmp_path, 20) == path
+    assert undoubted_steps(tmp_path) == [20]
 
 
 def test_what_killed_attempts_left_is_removed_and_nothing_of_a_later_one(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from data_prep.dataset.shards import DataError
 from pretrain.checkpoint.manifest import CheckpointError
-from pretrain.checkpoint.ranks import GroupRanks, Ranks, SoloRanks, agreed
+from pretrain.checkpoint.ranks import GroupRanks, Ranks, SoloRanks, agreed, of_first
 from pretrain.jobs.launch import leave
 
 
@@ -49,6 +49,15 @@ def test_what_all_ranks_say_is_said_once(run_ranks: Any) -> None:
     assert {str(error) for error in errors} == {
         "state.safetensors: No space left on device (rank 0, 2)"
     }
+
+
+def test_every_rank_gets_what_the_first_one_alone_has_done(run_ranks: Any, tmp_path: Path) -> None:
+    def work(ranks: Ranks) -> list[str]:
+        return of_first(ranks, lambda: [f"by rank {ranks.rank}", str((tmp_path / "one").mkdir())])
+
+    assert run_ranks(3, work) == [["by rank 0", "None"]] * 3
+    errors = run_ranks(3, work)
+    assert {str(error) for error in errors} == {f"{tmp_path}/one: File exists (rank 0)"}
 
 
 def test_a_bug_on_one_rank_is_no_hang_on_the_others_and_leaves_its_trace(

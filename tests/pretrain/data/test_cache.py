@@ -128,6 +128,13 @@ def test_bytes_of_another_digest_are_fetched_once_more_and_then_refused(source: 
         assert names(source) == {source.path(1).name}
 
 
+def test_bytes_that_were_too_many_at_first_leave_none_behind_the_file(source: Source) -> None:
+    source.broken = [b"x" * 1200]
+    with source.held(1):
+        assert source.path(1).stat().st_size == 1000
+    assert source.fetched == [1, 1]
+
+
 def test_what_fails_in_the_middle_leaves_nothing(source: Source) -> None:
     def cut() -> Iterator[bytes]:
         yield b"some"
@@ -198,6 +205,17 @@ def test_the_part_of_a_killed_process_makes_room(source: Source) -> None:
         os.kill(first.pid, signal.SIGKILL)
     with source.held(1), source.held(2), source.held(3):
         assert names(source) == {source.path(n).name for n in (1, 2, 3)}
+
+
+def test_the_part_of_a_killed_process_does_not_count_where_it_is_fetched_again(
+    source: Source,
+) -> None:
+    with started(source, 60) as first:
+        assert first.stdout is not None and first.stdout.readline() == "half\n"
+        os.kill(first.pid, signal.SIGKILL)
+    with source.held(1), source.held(2), started(source, 0) as second:
+        assert second.stdout is not None
+        assert second.stdout.read() == "half\nwhole 1000\n"
 
 
 def test_a_fetch_that_has_begun_counts_with_its_whole_size(source: Source) -> None:

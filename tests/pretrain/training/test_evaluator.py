@@ -16,7 +16,7 @@ import torch
 
 from data_prep.recall.tasks import Haystack
 from pretrain import trained
-from pretrain.checkpoint.manifest import step_name
+from pretrain.checkpoint.manifest import CheckpointError, step_name
 from pretrain.config import EvaluationConfig
 from pretrain.evaluate import perplexity, recall
 from pretrain.evaluate.questions import Questions
@@ -174,6 +174,10 @@ def test_one_that_is_in_the_records_is_not_missed(opened: Opened) -> None:
     ]
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
     assert missed(6) == ["passkey"] and missed(4) == []
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(CheckpointError, match=r"metrics\.jsonl: Is a directory"):
+        missed(6)
 
 
 def test_one_that_fails_says_why_and_the_run_goes_on(

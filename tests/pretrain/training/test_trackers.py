@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 import math
 import sys
+import threading
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from pretrain.training.trackers import TENSORBOARD, TrackingError
 
 INSTALLED = importlib.util.find_spec("tensorboard") is not None
 needs_tensorboard = pytest.mark.skipif(not INSTALLED, reason="needs the extra tensorboard")
+UNTRACKED = Config(wandb=WandbConfig(mode="disabled"))
 TRACKED = Config(wandb=WandbConfig(mode="disabled"), tensorboard=TensorBoardConfig(enabled=True))
 
 
@@ -119,8 +122,38 @@ def test_a_tracker_that_fails_costs_no_record(
     assert caplog.text.count("TensorBoard failed (") == 1
 
 
+class Gone:
+    """A tracker whose process has ended; a save in the background notices it first."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        self._recorder = recorder
+
+    def log(self, step: int, numbers: Mapping[str, float]) -> None:
+        save = threading.Thread(target=self._recorder.sync)
+        save.start()
+        save.join()
+        raise BrokenPipeError(f"step {step}")
+
+    def flush(self) -> None:
+        raise BrokenPipeError("in a save")
+
+    def close(self) -> None:
+        raise AssertionError("it has failed before")
+
+
+def test_a_tracker_that_fails_in_training_and_in_a_save_at_once_costs_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    recorder = Recorder(Attempt(tmp_path, 1), UNTRACKED, 0)
+    recorder._trackers["wandb"] = Gone(recorder)
+    record(recorder, 1, 2)
+    recorder.close()
+    assert [one["step"] for one in read_records(tmp_path / "metrics.jsonl")] == [1, 2]
+    assert caplog.text.count("wandb failed (") == 1
+
+
 def test_nothing_is_written_where_no_tracker_is_switched_on(tmp_path: Path) -> None:
-    recorder = Recorder(Attempt(tmp_path, 1), Config(wandb=WandbConfig(mode="disabled")), 0)
+    recorder = Recorder(Attempt(tmp_path, 1), UNTRACKED, 0)
     record(recorder, 1)
     recorder.close()
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
