@@ -62,6 +62,11 @@ class Wording:
             )
         return f"{asked}{self._words(draws, self.asking)}"
 
+    def of_all(self, keys: str) -> str:
+        """As `question`, for several keys; of WHOLE."""
+        asked = f"{self.before_question}s{keys}{''.join(self.asking[:-1])}"
+        return f" What are all the{asked}? The{asked} are"
+
     def _words(self, draws: Draws, words: Sequence[str]) -> str:
         return "".join(words[: draws.below(len(words) + 1)] if self.cut else words)
 
@@ -103,6 +108,8 @@ class Facts:
     """Digits of the numbers of a document; one of these, drawn for each number."""
     answers: Answers = "values"
     scattered: bool = False
+    together: bool = False
+    """One question for all keys, whose answer has the numbers in the order of the text."""
 
     @property
     def mean(self) -> float:
@@ -124,6 +131,11 @@ class Facts:
         numbers = [self._number(draws, first) for first in firsts]
         facts = [wording.fact(draws, *pair) for pair in zip(keys, numbers, strict=True)]
         stated = self._among(facts, books, draws, number)
+        if self.together:
+            *others, last = draws.sample(keys, pairs)
+            listed = f"{','.join(others)}, and{last}"
+            answer = f" {', '.join(numbers)}"
+            return record(f"{self.name}-{number}", stated + wording.of_all(listed), answer)
         order = draws.sample(range(pairs), pairs)
         prompts = [wording.question(draws, keys[one]) for one in order]
         answers = [f" {numbers[one]}" for one in order]
