@@ -7,6 +7,7 @@ words these are.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from data_prep.recall.tasks import Haystack, length
 
 _SPACE = "\u2581"  # as SentencePiece writes it
 _BOOK_PIECES = 1100  # with the 256 bytes
+_BYTES_OF_A_PIECE = 2.4  # in the books
 _SENTENCES = 100_000  # of the books that the pieces are made of
 GROUPS = 1000
 """Groups of three digits with which a number begins: 000 to 999."""
@@ -114,9 +116,17 @@ class Facts:
     @property
     def mean(self) -> float:
         """Mean tokens of a document, about."""
-        words = [len(one.between) + 2 * len(one.asking) + 6 * one.again for one in self.wordings]
-        a_pair = 8 + sum(words) / len(words)
-        return a_pair * sum(self.pairs) / len(self.pairs) + self.gap / 12
+        words = [
+            len(one.between)
+            + (1 + one.again) * len(one.asking)
+            + 2 * one.adjective
+            + 12 * one.again
+            for one in self.wordings
+        ]
+        pieces = [2 + (digits - 3) // 2 for digits in self.digits]  # of a key and its number
+        a_pair = 2 * sum(pieces) / len(pieces) + sum(words) / len(words)
+        text = self.gap / math.log(self.gap + 2) / _BYTES_OF_A_PIECE
+        return a_pair * sum(self.pairs) / len(self.pairs) + text
 
     def line(self, books: Haystack, number: int) -> bytes:
         """The line of a file that holds the document of this number."""
