@@ -22,7 +22,7 @@ from data_prep.recall.needles import ADJECTIVES, NOUNS
 from data_prep.recall.tasks import Haystack, length
 
 _SPACE = "\u2581"  # as SentencePiece writes it
-_BOOK_PIECES = 1100  # with the 256 bytes
+_BOOK_PIECES = 1100
 _BYTES_OF_A_PIECE = 2.4  # in the books
 _SENTENCES = 100_000  # of the books that the pieces are made of
 GROUPS = 1000
@@ -66,7 +66,8 @@ class Wording:
 
     def of_all(self, keys: str) -> str:
         """As `question`, for several keys; of WHOLE."""
-        asked = f"{self.before_question}s{keys}{''.join(self.asking[:-1])}"
+        before = self.before_question.replace("number", "numbers")
+        asked = f"{before}{keys}{''.join(self.asking[:-1])}"
         return f" What are all the{asked}? The{asked} are"
 
     def _words(self, draws: Draws, words: Sequence[str]) -> str:
@@ -111,7 +112,7 @@ class Facts:
     answers: Answers = "values"
     scattered: bool = False
     together: bool = False
-    """One question for all keys, whose answer has the numbers in the order of the text."""
+    """One question for all keys, whose answer has the numbers in their order."""
 
     @property
     def mean(self) -> float:
@@ -141,12 +142,12 @@ class Facts:
         numbers = [self._number(draws, first) for first in firsts]
         facts = [wording.fact(draws, *pair) for pair in zip(keys, numbers, strict=True)]
         stated = self._among(facts, books, draws, number)
-        if self.together:
-            *others, last = draws.sample(keys, pairs)
-            listed = f"{','.join(others)}, and{last}"
-            answer = f" {', '.join(numbers)}"
-            return record(f"{self.name}-{number}", stated + wording.of_all(listed), answer)
         order = draws.sample(range(pairs), pairs)
+        if self.together:
+            *others, last = (keys[one] for one in order)
+            listed = f"{','.join(others)}, and{last}"
+            answer = f" {', '.join(numbers[one] for one in order)}"
+            return record(f"{self.name}-{number}", stated + wording.of_all(listed), answer)
         prompts = [wording.question(draws, keys[one]) for one in order]
         answers = [f" {numbers[one]}" for one in order]
         if self.answers == "pairs":
@@ -183,8 +184,11 @@ def own_pieces() -> list[str]:
     return [*digits, *keys, *(f"{_SPACE}{word}" for word in _WORDS.split()), ":", "?", ".", ","]
 
 
-def train_tokenizer(path: Path, books: Iterator[str]) -> None:
-    """Write a SentencePiece model with these pieces and others made of the books' texts."""
+def train_tokenizer(path: Path, books: Iterator[str], more: int = _BOOK_PIECES) -> None:
+    """Write a SentencePiece model with these pieces and `more` of the books' texts.
+
+    The 256 bytes, `<unk>`, BOS and EOS are among the latter.
+    """
     given = list(dict.fromkeys(own_pieces()))
     path.parent.mkdir(parents=True, exist_ok=True)
     with durable.replacing(path) as out:
@@ -192,7 +196,7 @@ def train_tokenizer(path: Path, books: Iterator[str]) -> None:
             sentence_iterator=books,
             model_writer=out,
             model_type="unigram",
-            vocab_size=len(given) + _BOOK_PIECES,
+            vocab_size=len(given) + more,
             user_defined_symbols=given,
             byte_fallback=True,
             normalization_rule_name="identity",
