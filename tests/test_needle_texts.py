@@ -60,8 +60,8 @@ def test_of_every_set_each_answer_is_the_number_of_the_key_that_is_asked_for(
 ) -> None:
     for number in range(24):
         made = document(facts, number)
-        if isinstance(made["prompt"], str):
-            continue
+        if facts.answers == "pairs":
+            made = document(replace(facts, answers="values"), number)
         text = made["prompt"][0]
         for prompt, answer in zip(made["prompt"], made["answer"], strict=True):
             key = re.findall(r"-[a-z]+", prompt)[-1]
@@ -79,20 +79,6 @@ def test_the_last_wording_is_that_of_the_task() -> None:
     asked = pair.prompt.rpartition(" for ")[2].split()[0]
     assert pair.prompt.endswith(WHOLE.question(draws, f" {asked}").strip())
     assert pair.answer == f" {dict(stated)[asked]}"
-
-
-def test_a_question_for_all_keys_is_that_of_the_task() -> None:
-    made = document(Facts("f", (WHOLE,), (4,), 400, scattered=True, together=True), 2)
-    stated = dict(re.findall(r" for (\S+) is: (\d+)\.", made["prompt"]))
-    task = TASKS["multiquery"](Draws(3, "x"), [], None).prompt
-    names = re.findall(r"[a-z]+-[a-z]+", task.rpartition("\n")[2])
-    question = made["prompt"].rpartition(" What are")[2]
-    asked = re.findall(r"[a-z]+-[a-z]+", question)[:4]
-    assert set(asked) == set(stated) and len(stated) == 4
-    assert made["answer"] == f" {', '.join(stated[key] for key in asked)}"
-    for key, name in zip(asked, names, strict=False):
-        question = question.replace(key, name)
-    assert task.endswith(f"\nWhat are{question}")
 
 
 def test_words_are_cut_after_as_many_as_are_drawn() -> None:

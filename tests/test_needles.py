@@ -67,7 +67,23 @@ def test_mistakes_are_reported_before_anything_is_made(
 def test_the_recipe_makes_a_table_from_novels_and_repeats_no_finished_work(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["the", "river", "was", "cold", "and", "dark", "while", "young", "men", "spoke", "of", "war", "in", "letters", "home"]
+    words = [
+        "the",
+        "river",
+        "was",
+        "cold",
+        "and",
+        "dark",
+        "while",
+        "young",
+        "men",
+        "spoke",
+        "of",
+        "war",
+        "in",
+        "letters",
+        "home",
+    ]
     novels = tmp_path / "novels"
     novels.mkdir()
     for number in range(4):

@@ -64,12 +64,6 @@ class Wording:
             )
         return f"{asked}{self._words(draws, self.asking)}"
 
-    def of_all(self, keys: str) -> str:
-        """As `question`, for several keys; of WHOLE."""
-        before = self.before_question.replace("number", "numbers")
-        asked = f"{before}{keys}{''.join(self.asking[:-1])}"
-        return f" What are all the{asked}? The{asked} are"
-
     def _words(self, draws: Draws, words: Sequence[str]) -> str:
         return "".join(words[: draws.below(len(words) + 1)] if self.cut else words)
 
@@ -111,8 +105,6 @@ class Facts:
     """Digits of the numbers of a document; one of these, drawn for each number."""
     answers: Answers = "values"
     scattered: bool = False
-    together: bool = False
-    """One question for all keys, whose answer has the numbers in their order."""
 
     @property
     def mean(self) -> float:
@@ -143,11 +135,6 @@ class Facts:
         facts = [wording.fact(draws, *pair) for pair in zip(keys, numbers, strict=True)]
         stated = self._among(facts, books, draws, number)
         order = draws.sample(range(pairs), pairs)
-        if self.together:
-            *others, last = (keys[one] for one in order)
-            listed = f"{','.join(others)}, and{last}"
-            answer = f" {', '.join(numbers[one] for one in order)}"
-            return record(f"{self.name}-{number}", stated + wording.of_all(listed), answer)
         prompts = [wording.question(draws, keys[one]) for one in order]
         answers = [f" {numbers[one]}" for one in order]
         if self.answers == "pairs":
