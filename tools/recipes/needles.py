@@ -82,16 +82,16 @@ NEAR = Needles("near", 300, 1024)
 FAR = Needles("far", 512, 8192)
 
 STAGES: tuple[Stage[Documents], ...] = (
-    Stage("01_pairs", ((FEW_SYMBOLS, 1.0),), 400, 8, 1, 3e-3, 0.0, segment=512),
-    Stage("02_memory", ((MEMORY, 1.0),), 1700, 8, 8, 3e-3, 0.0, segment=64),
+    Stage("01_pairs", ((FEW_SYMBOLS, 1.0),), 500, 8, 1, 3e-3, 0.0, 0.5, segment=512),
+    Stage("02_memory", ((MEMORY, 1.0),), 1200, 8, 8, 3e-3, 0.0, 0.2, segment=64),
     Stage("03_more", ((MORE, 1.0),), 300, 8, 8, 3e-3, 0.0, segment=64),
     Stage("04_all", ((ALL, 1.0),), 400, 8, 8, 3e-3, 0.0, segment=64),
-    Stage("05_digits", ((DIGITS, 1.0),), 500, 8, 8, 3e-3, 0.0, segment=64),
+    Stage("05_digits", ((DIGITS, 1.0),), 400, 8, 8, 3e-3, 0.0, segment=64),
     Stage("06_one_apart", ((ONE_APART, 1.0),), 300, 8, 4, 3e-3, 0.0),
     Stage("07_three_apart", ((THREE_APART, 1.0),), 300, 8, 4, 3e-3, 0.0),
     Stage("08_two_words", ((TWO_WORDS, 1.0),), 400, 8, 4, 3e-3, 0.0),
     Stage("09_worded", ((WORDED, 1.0),), 400, 8, 4, 3e-3, 0.0),
-    Stage("10_near", ((SCATTERED, 0.6), (NEAR, 0.4)), 600, 8, 4, 1.5e-3, 0.0),
+    Stage("10_near", ((SCATTERED, 0.6), (NEAR, 0.4)), 500, 8, 4, 1.5e-3, 0.0),
     Stage(
         *("11_far", ((SCATTERED, 0.3), (NEAR, 0.3), (FAR, 0.4))),
         *(500, 2, 32, 1e-3, 0.0, 0.5),
