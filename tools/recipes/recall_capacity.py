@@ -74,13 +74,12 @@ MORE = Documents("more", (4, 8, 14), 64, symbols=128)
 ALL = Documents("all", (4, 8, 14), 64)
 MANY = Documents("many", (16, 32, 64, 128), 1024)
 MOST = Documents("most", (4, 16, 64, 128, 256, 512), 4096)
+NEAR_VALUES = replace(NEAR, name="near_values", answers="values")
+NEAR_MORE = replace(NEAR_VALUES, name="near_more", symbols=128)
+NEAR_ALL = replace(NEAR_VALUES, name="near_all", symbols=MOST_PAIRS)
 FEW_VALUES = replace(FEW, name="few_values", answers="values")
 # A set has as many documents as its stages read: this one more.
 ALL_LONGER = replace(ALL, name="all_longer")
-
-
-def _near(symbols: int) -> Documents:
-    return replace(NEAR, name=f"near_values_{symbols}", symbols=symbols, answers="values")
 
 
 def _last_stages(few_pairs: Documents) -> tuple[Stage[Documents], ...]:
@@ -104,17 +103,11 @@ INFINI_STAGES = (
 )
 # Other kinds learn to match keys from the values alone, and at once; keys, which nothing predicts,
 # are a noise that grows with the pairs. They take more symbols while all is near, and not always
-# later: so all symbols come before the memory does. Every seed takes twice as many, not every one
-# four times as many (docs/trials.md). As many tokens in all.
-NEAR_STAGES = tuple(
-    Stage(f"{name}_{symbols}", ((_near(symbols), 1.0),), steps, 8, 1, 3e-3, 0.0, segment=512)
-    for name, symbols, steps in (
-        ("1_near", 32, 300),
-        ("2_near", 64, 100),
-        ("2_near", 128, 100),
-        ("2_near", 256, 150),
-        ("3_near", MOST_PAIRS, 250),
-    )
+# later: so all symbols come before the memory does. As many tokens in all.
+NEAR_STAGES = (
+    Stage("1_near", ((NEAR_VALUES, 1.0),), 400, 8, 1, 3e-3, 0.0, segment=512),
+    Stage("2_near_more", ((NEAR_MORE, 1.0),), 200, 8, 1, 3e-3, 0.0, segment=512),
+    Stage("3_near_all", ((NEAR_ALL, 1.0),), 300, 8, 1, 3e-3, 0.0, segment=512),
 )
 STAGES = (
     *NEAR_STAGES,
