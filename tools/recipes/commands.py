@@ -102,6 +102,7 @@ def prepare_both(corpus: str, root: Path, data: Path) -> tuple[Path, Path]:
 
 def conclude(path: Path, text: str, numbers: Any = None) -> None:
     """Write a recipe's tables to `path`.md and its numbers to `path`.json; print the tables."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     if numbers is not None:
         durable.write_json(path.with_suffix(".json"), numbers)
     durable.write_bytes(path.with_suffix(".md"), text.encode())
