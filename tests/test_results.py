@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tools.recipes import language_modelling, recall_capacity
+from tools.recipes import language_modelling, needles, recall_capacity
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 REPORTS = DOCS / "results" / "reports"
@@ -41,6 +41,12 @@ def test_the_tables_of_recall_capacity_are_those_of_their_reports(
     reports = str(REPORTS / "recall_capacity")
     recall_capacity.main([str(tmp_path), *words, "--reports", reports])
     _are_in_the_docs(tmp_path / "capacity.md", rows)
+
+
+def test_the_table_of_needles_is_that_of_its_report(tmp_path: Path) -> None:
+    reports = str(REPORTS / "needles")
+    needles.main([str(tmp_path / "novels"), str(tmp_path), "--reports", reports])
+    _are_in_the_docs(tmp_path / "needles.md", 5)
 
 
 def test_the_table_of_language_models_is_that_of_its_reports(tmp_path: Path) -> None:
