@@ -8,6 +8,7 @@ import random
 from pathlib import Path
 
 import evidence
+import passkey
 import pytest
 from needle_texts import PAIRS, WHOLE, Facts
 from stages import Stage, documents_needed
@@ -16,7 +17,7 @@ from data_prep.dataset import shards
 from data_prep.recall.tasks import TASKS
 from pretrain import config as configuration
 from tools.recipes import needles
-from tools.recipes.needles import STAGES, Needles, table
+from tools.recipes.needles import STAGES, table
 
 
 def test_the_way_goes_from_pairs_in_a_segment_to_needles_in_books() -> None:
@@ -29,7 +30,7 @@ def test_the_way_goes_from_pairs_in_a_segment_to_needles_in_books() -> None:
     assert [stage.segment for stage in STAGES[:6]] == [512, 64, 64, 64, 64, 0]
     (first, _), *_ = STAGES[0].shares
     assert isinstance(first, Facts) and first.wordings == (PAIRS,) and first.answers == "pairs"
-    assert any(isinstance(one, Needles) for one, _ in STAGES[-1].shares)
+    assert any(isinstance(one, passkey.Documents) for one, _ in STAGES[-1].shares)
     assert STAGES[-1].preface == needles.BOOKS
     assert set(needles.TASKS) <= set(TASKS)
 
@@ -78,7 +79,10 @@ def test_the_recipe_makes_a_table_from_novels_and_repeats_no_finished_work(
         for name in (f"novels-train-{number % 4:02d}", "novels-val"):
             with gzip.open(novels / f"{name}.jsonl.gz", "at") as file:
                 file.write(line)
-    facts, real = Facts("facts", (WHOLE,), (2, 3), 200, scattered=True), Needles("real", 256, 512)
+    facts, real = (
+        Facts("facts", (WHOLE,), (2, 3), 200, scattered=True),
+        passkey.Documents("real", 256, 512, ("single", "multikey")),
+    )
     plan = (
         Stage("1_facts", ((facts, 1.0),), 3, 2, 4, 1e-3, 0.0),
         Stage("2_real", ((facts, 0.5), (real, 0.5)), 3, 2, 4, 1e-3, 0.0, preface=needles.BOOKS),

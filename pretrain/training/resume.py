@@ -99,11 +99,13 @@ class Resumer:
 def _mark(found: Found, root: Path, attempt: Attempt) -> None:
     """Say in each checkpoint that was passed over why, so that it does not count as progress.
 
-    One that is good after all, whose disk was away for a while, counts again.
+    One that is good after all, whose disk was away for a while, counts again. A superseded attempt
+    writes nothing; its first save says so.
     """
-    attempt.require_newest()
-    with suppress(OSError):  # the damage may be that nothing can be written there
-        for name, reason in found.passed_over:
+    if attempt.superseded():
+        return
+    for name, reason in found.passed_over:
+        with suppress(OSError):  # the damage may be that nothing can be written there
             durable.write_bytes(root / name / PASSED_OVER, f"{reason}\n".encode())
     if found.path is not None:
         count_again(found.path)

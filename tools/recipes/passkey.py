@@ -209,12 +209,8 @@ def _segment(parsed: argparse.Namespace, plan: Sequence[Stage[Documents]]) -> in
 
 def _words(parsed: argparse.Namespace, stage: Stage[Documents], model: Model) -> list[str]:
     """The settings of a stage's run; those of the command line override the stage's."""
-    own = [*stage.settings(parsed.out / "data"), *_own(model)]
+    own = [*stage.settings(parsed.out / "data"), *model.settings]
     return [*own, *parsed.settings, f"run.directory={_run(parsed, stage, model)}"]
-
-
-def _own(model: Model) -> list[str]:
-    return [f"model.memory.kind={model.kind}", f"run.seed={model.seed}"]
 
 
 def _run(parsed: argparse.Namespace, stage: Stage[Documents], model: Model) -> Path:
@@ -280,6 +276,11 @@ class Model:
         """Of its runs, reports and plot."""
         return f"{self.kind}-{self.seed}"
 
+    @property
+    def settings(self) -> list[str]:
+        """As `key=value`."""
+        return [f"model.memory.kind={self.kind}", f"run.seed={self.seed}"]
+
 
 @dataclass(frozen=True)
 class _Part:
@@ -337,7 +338,7 @@ class _Work:
         learned = functools.cache(lambda last: self._trained(model, last))
         reports = []
         for part in self.parts:
-            settings = [*_own(model), *self.parsed.settings]
+            settings = [*model.settings, *self.parsed.settings]
             made_by = {
                 **evidence.made_by(self.parsed.config, settings, part.plan),
                 "asked": asdict(part.asked),

@@ -300,6 +300,36 @@ def test_the_reason_stays_in_a_checkpoint_that_was_passed_over_while_it_holds(
     assert "not part of it" not in caplog.text
 
 
+def test_a_superseded_attempt_marks_no_checkpoint(
+    open_run: Any, take_steps: Take, make_saver: Make
+) -> None:
+    run = open_run()
+    for _ in range(2):
+        take_steps(run, 1)
+        saved(run, make_saver)
+    damage(path_of(run, 2) / "rank-00000-of-00001.safetensors")
+    attempts = run.attempt.directory / "attempts"
+    attempts.mkdir(exist_ok=True)
+    (attempts / "000003.json").write_text("{}")
+    assert open_run(attempt=2).state.step == 1
+    assert not (path_of(run, 2) / PASSED_OVER).exists()
+    assert open_run(attempt=3).state.step == 1
+    assert (path_of(run, 2) / PASSED_OVER).exists()
+
+
+def test_one_damaged_checkpoint_that_takes_no_mark_keeps_none_from_the_next(
+    open_run: Any, take_steps: Take, make_saver: Make
+) -> None:
+    run = open_run()
+    for _ in range(2):
+        take_steps(run, 1)
+        saved(run, make_saver)
+    path_of(run, 3).write_text("a file")
+    damage(path_of(run, 2) / "rank-00000-of-00001.safetensors")
+    assert open_run(attempt=2).state.step == 1
+    assert (path_of(run, 2) / PASSED_OVER).exists()
+
+
 def test_a_checkpoint_saved_anew_in_place_of_one_passed_over_counts(
     open_run: Any, take_steps: Take, make_saver: Make
 ) -> None:
