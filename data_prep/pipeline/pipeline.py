@@ -47,6 +47,9 @@ from data_prep.tokenizer.contract import TokenizerError
 # that loses text changes these first.
 _PROBES = ("a  b\n\n\tc \r\n", " a")
 
+# Files that say what became of the records; the manifest has their sha256.
+_REPORTS = (ACCOUNTS, REJECTS)
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -288,6 +291,7 @@ class WriteManifest(Stage):
             dropped=ordered["dropped"],
             duplicates=ordered["duplicates"],
             prompt_tokens=ordered["prompt_tokens"],
+            reports={name: durable.sha256_of(self.work.output / name) for name in _REPORTS},
         )
         assert manifest.documents == ordered["documents"]
         unchanged.write(self.work)
