@@ -115,6 +115,8 @@ def open_work(config: Config) -> Work:
     evaluation = _evaluation(config, problems)
     if problems:
         raise SettingsError(problems)
+    for idle in config.without_effect():
+        print(idle, file=sys.stderr)
     if config.tokenizer.path:
         check_lossless(model, config.tokenizer.eos_token)
         _check_end(config, model)
