@@ -252,6 +252,9 @@ def _check_text(file: InputFile, data: bytes) -> None:
     if not is_sure and contents.is_json_lines(data[: contents.HEAD_BYTES]):
         detail = "it is JSON lines; set format: jsonl, or format: text to take it as text"
         raise BadRecordError(compression.UNSUPPORTED, detail)
+    if not is_sure and inputs.is_hidden_page(file, data[: contents.HEAD_BYTES]):
+        detail = f"{contents.PAGE}; or set format: text to take its tags as text"
+        raise BadRecordError(compression.UNSUPPORTED, detail)
 
 
 def _json(file: InputFile, data: bytes, line: int) -> tuple[str, list[str]]:
