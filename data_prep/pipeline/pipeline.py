@@ -39,7 +39,8 @@ from data_prep.pipeline.stages import (
 from data_prep.pipeline.workers import Workers
 from data_prep.pipeline.workspace import Work, WorkspaceError
 from data_prep.pipeline.writing import WriteParts, WriteShards
-from data_prep.sources import evaluation, inputs
+from data_prep.sources import evaluation, inputs, readers
+from data_prep.sources.inputs import InputFile
 from data_prep.tokenizer import contract, tokenizer
 from data_prep.tokenizer.contract import TokenizerError
 
@@ -111,7 +112,10 @@ def open_work(config: Config) -> Work:
         problems.append(f"output: {reason}")
     if config.tokenizer.path and not model.is_file():
         problems.append(f"tokenizer.path: {_no_tokenizer(model)}")
+    known = len(problems)
     files = inputs.find(config, problems)
+    if len(problems) == known:  # else files may be other ones, or hold something else
+        problems += _without_texts(config, files)
     evaluation = _evaluation(config, problems)
     if problems:
         raise SettingsError(problems)
@@ -121,6 +125,17 @@ def open_work(config: Config) -> Work:
         check_lossless(model, config.tokenizer.eos_token)
         _check_end(config, model)
     return Work(output, files, evaluation, config.limit)
+
+
+def _without_texts(config: Config, files: list[InputFile]) -> list[str]:
+    """Problems of sources that seem to hold no text at all."""
+    found = []
+    for index, source in enumerate(config.sources):
+        own = [file for file in files if file.source == source.name]
+        if why := readers.without_texts(own):
+            setting = "prompt_field and answer_field" if source.has_pairs else "text_field"
+            found.append(f"sources[{index}]: {why}; set {setting}, or exclude such files")
+    return found
 
 
 def would_replace(output: Path) -> str:

@@ -61,6 +61,13 @@ def columns(file: InputFile) -> list[str]:
         return [str(name) for name in opened.plain.schema_arrow.names]
 
 
+def no_text(file: InputFile) -> list[str]:
+    """The type of the text's column, where it is none of texts. Raises DamageError."""
+    with _opened(file) as opened:
+        kind = _type(opened.plain, file.config.text_field)
+        return [] if kind is None or _is_text(kind) else [str(kind)]
+
+
 def _why_lost(file: InputFile, size: int, error: DamageError) -> tuple[str, str]:
     """Damage and detail of a file that Arrow cannot open."""
     with storage.open_binary(file.path, _START_BYTES) as raw:

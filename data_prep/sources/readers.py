@@ -17,6 +17,11 @@ from data_prep.sources.compression import UNSUPPORTED, DamageError, Gap, Unsuppo
 from data_prep.sources.documents import BadRecordError, LongDocument, RawDocument, Reject, Survey
 from data_prep.sources.inputs import InputChangedError, InputFile
 
+_TEXT = "a text"
+# Records by which it is judged whether a file holds texts, and how many of them are enough, among
+# so many bytes if the first ones are long.
+_FIRST_RECORDS, _TELLING, _LONG_HEAD_BYTES = 100, 4, 8 << 20
+
 
 class _Counted:
     """Counts the data of a file, and finds cuts about every `cut_bytes` where they are lines."""
@@ -135,24 +140,67 @@ def records(
         yield from documents.records(file, found, start, stop)
 
 
+def without_texts(files: Sequence[InputFile]) -> str:
+    """Why the files with keys or columns of a source hold no text, or "".
+
+    Some of them are looked into: one that holds a text, or may hold one, is enough.
+    """
+    found = ""
+    for file in inputs.looked_into([file for file in files if file.format in ("jsonl", "parquet")]):
+        if not (why := missing_field(file)):
+            return ""
+        found = found or why
+    return found
+
+
 def missing_field(file: InputFile) -> str:
-    """Which setting names no key or column of the file's first records, and what those have; "":
-    all are there, or that is not known.
+    """Which setting names no text of the file's first records, and what those have; "": all are
+    there, or that is not known.
     """
     config = file.config
     names = ("prompt_field", "answer_field") if config.has_pairs else ("text_field",)
     try:
         if file.format == "jsonl":
-            found = contents.keys(inputs.first_bytes(file))
+            found = _first_objects(file)
+            keys = [*dict.fromkeys(key for one in found for key in one)]
+            kinds = [] if config.has_pairs else _kinds(found, config.text_field)
         else:
-            found = parquet.columns(file) if file.format == "parquet" else []
+            keys = parquet.columns(file) if file.format == "parquet" else []
+            kinds = parquet.no_text(file) if file.format == "parquet" else []
     except (OSError, DamageError):
         return ""
-    absent = [name for name in names if found and getattr(config, name) not in found]
-    if not absent:
-        return ""
-    wanted = " and ".join(f"{name} is {getattr(config, name)!r}" for name in absent)
-    return f"{wanted}, but {file.path} has {inputs.listed(found)}"
+    absent = [name for name in names if keys and getattr(config, name) not in keys]
+    if absent:
+        wanted = " and ".join(f"{name} is {getattr(config, name)!r}" for name in absent)
+        return f"{wanted}, but {file.path} has {inputs.listed(keys)}"
+    if kinds:
+        wanted = f"text_field is {config.text_field!r}, which in {file.path}"
+        return f"{wanted} is no text, but {' or '.join(kinds)}"
+    return ""
+
+
+def _first_objects(file: InputFile) -> list[dict[str, Any]]:
+    """The first objects of JSON lines, or none where those that are whole are too few to tell."""
+    for least in (contents.HEAD_BYTES, _LONG_HEAD_BYTES):
+        head = inputs.first_bytes(file, least=least)
+        found = contents.objects(head, _FIRST_RECORDS)
+        if len(head) < least or len(found) >= _TELLING:
+            return found
+    return []
+
+
+def _kinds(found: list[dict[str, Any]], key: str) -> list[str]:
+    """What the objects have under the key where none has a text there."""
+    values = [one[key] for one in found if key in one]
+    kinds = {_kind(value) for value in values}
+    return [] if _TEXT in kinds else sorted(kinds)
+
+
+def _kind(value: Any) -> str:
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else "true or false"
+    names = {str: _TEXT, list: "a list", dict: "an object"}
+    return names.get(type(value), "a number")
 
 
 def group(

@@ -25,6 +25,8 @@ from multiprocessing.context import ForkProcess
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import sentencepiece
 import tokenizers
@@ -705,11 +707,7 @@ ENGLISH = "The harbour lay calm in the morning light, and the ships came home fr
     ("source", "reasons"),
     [
         ("cleaning: {languages: [de]}", "3 dropped: language: en, 1 rejected: not an object"),
-        (
-            "text_field: content",
-            "3 rejected: text missing, 1 rejected: not an object; text_field is 'content', but "
-            "{root}/a.jsonl has 'text', 'url'",
-        ),
+        ("max_held_bytes: 9", "3 rejected: record too large, 1 rejected: not an object"),
     ],
 )
 def test_where_no_document_is_left_to_train_on_the_reasons_are_told(
@@ -728,6 +726,63 @@ def test_where_no_document_is_left_to_train_on_the_reasons_are_told(
         f"{tmp_path / 'set'}: no document is left of 4 records: {reasons.format(root=tmp_path)}\n"
     )
     assert capsys.readouterr().err.endswith(told)
+
+
+@pytest.mark.parametrize("more", [[], ["--dry-run"]])
+def test_a_field_that_no_file_has_is_refused_before_anything_is_read(
+    more: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"body": ENGLISH, "n": number, "turns": [ENGLISH]} for number in range(9)]
+    data = "".join(json.dumps(row) + "\n" for row in rows)
+    for name in ("a.jsonl", "b.jsonl"):
+        (tmp_path / name).write_text(data)
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "c.parquet")
+
+    def told(source: str) -> str:
+        (tmp_path / "c.yaml").write_text(
+            f"root: {tmp_path}\noutput: {tmp_path / 'set'}\nsources: [{{name: s, {source}}}]\n"
+        )
+        assert cli.main(["run", str(tmp_path / "c.yaml"), "tokenizer.path=none", *more]) == 2
+        assert not (tmp_path / "set").exists()
+        *_, problem = capsys.readouterr().err.splitlines()
+        return problem.removeprefix("  - sources[0]: ")
+
+    remedy = "; set text_field, or exclude such files"
+    where = f"{tmp_path}/a.jsonl has 'body', 'n', 'turns'"
+    assert told("paths: ['*.jsonl']") == f"text_field is 'text', but {where}{remedy}"
+    pairs = "paths: ['*.jsonl'], format: jsonl, prompt_field: question, answer_field: body"
+    assert told(pairs).startswith(f"prompt_field is 'question', but {where}; set prompt_field and")
+    found = told("paths: ['*.parquet'], text_field: content")
+    assert found == f"text_field is 'content', but {where.replace('a.jsonl', 'c.parquet')}{remedy}"
+    for name, field, kind in (
+        ("a.jsonl", "turns", "a list"),
+        ("a.jsonl", "n", "a number"),
+        ("c.parquet", "n", "int64"),
+    ):
+        path = tmp_path / name
+        found = told(f"paths: [{name}], text_field: {field}")
+        assert found == f"text_field is {field!r}, which in {path} is no text, but {kind}{remedy}"
+
+
+def test_files_of_which_one_may_hold_texts_are_read(tmp_path: Path) -> None:
+    lines = [json.dumps({"body": "no text"}) + "\n"] * 9
+    text = json.dumps({"text": ENGLISH}) + "\n"
+    book = json.dumps({"text": ENGLISH * 2000}) + "\n"
+    for name, data in (
+        ("another", ["".join(lines), text]),
+        ("later", ["".join([*lines, text])]),
+        ("a head before one long record", [lines[0] + book]),
+    ):
+        root = tmp_path / name
+        root.mkdir()
+        for number, one in enumerate(data):
+            (root / f"{number}.jsonl").write_text(one)
+        words = [
+            f"root={root}",
+            f"output={root / 'set'}",
+            "sources=[{name: s, paths: ['*.jsonl']}]",
+        ]
+        assert len(pipeline.open_work(config.load(None, words)).files) == len(data)
 
 
 def test_a_tokenizer_of_few_records_of_a_large_file_is_trained_on_all_of_them(
