@@ -24,18 +24,30 @@ _FIRST_RECORDS, _TELLING, _LONG_HEAD_BYTES = 100, 4, 8 << 20
 
 
 class _Counted:
-    """Counts the data of a file, and finds cuts about every `cut_bytes` where they are lines."""
+    """Counts the data of a file, and finds cuts about every `cut_bytes` where they are lines.
 
-    def __init__(self, file: InputFile, cut_bytes: int) -> None:
+    Of lines it takes `most`; None: all.
+    """
+
+    def __init__(self, file: InputFile, cut_bytes: int, most: int | None) -> None:
+        self._most = most
         self._is_lines, self._cut_bytes = file.format == "jsonl", cut_bytes
-        self._is_warc, self._pages = file.format == "warc", 0
+        self._is_warc, self._pages, self._heads = file.format == "warc", 0, 0
         self.size, self.line, self.cuts, self.last = 0, 1, [(0, 1)], b"\n"
         self._marked = (0, 1, 1, b"\n")
 
     @property
     def records(self) -> int:
-        """Lines, where they are records."""
-        return self.line - (self.last == b"\n") if self._is_lines else 1
+        """Lines, where they are records; of an archive some that it has at least."""
+        if self._is_lines:
+            return self.line - (self.last == b"\n")
+        # Texts may hold the words of a head, too.
+        return max(self._heads // 2, 1)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether all lines that are wanted are there."""
+        return self._is_lines and self._most is not None and self.line > self._most
 
     @property
     def is_pages(self) -> bool:
@@ -52,6 +64,7 @@ class _Counted:
 
     def add(self, block: bytes) -> None:
         if self._is_lines:
+            block = self._wanted(block)
             while (target := self.cuts[-1][0] + self._cut_bytes) < self.size + len(block):
                 newline = block.find(b"\n", max(target - self.size, 0))
                 if newline < 0:
@@ -61,9 +74,19 @@ class _Counted:
             self.line += block.count(b"\n")
         elif self._is_warc:
             names = block.lower()  # of any case, as for the reader
-            self._pages += names.count(b"warc-type: response")
-            self._pages -= names.count(b"warc-type: conversion")
+            pages = names.count(b"warc-type: response")
+            texts = names.count(b"warc-type: conversion")
+            self._pages, self._heads = self._pages + pages - texts, self._heads + pages + texts
         self.size, self.last = self.size + len(block), block[-1:]
+
+    def _wanted(self, block: bytes) -> bytes:
+        """The block up to the last line that is wanted."""
+        if self._most is None or self.line + block.count(b"\n") <= self._most:
+            return block
+        end = 0
+        for _ in range(self._most + 1 - self.line):
+            end = block.index(b"\n", end) + 1
+        return block[:end]
 
 
 class _Hashed:
@@ -88,19 +111,26 @@ class _Hashed:
         return self.digest.hexdigest()
 
 
-def survey(file: InputFile, cut_bytes: int) -> Survey:
-    """Hash the file, measure it, find cuts about every `cut_bytes` of decompressed data."""
+def survey(file: InputFile, cut_bytes: int, most: int | None = None) -> Survey:
+    """Hash the file, measure it, find cuts about every `cut_bytes` of decompressed data.
+
+    `most`: so many records are wanted, the first. Where the rest need not be read for these, it is
+    not, nor is the file hashed.
+    """
     status = storage.status(file.path)
-    counted, damage, detail = _Counted(file, cut_bytes), "", ""
+    counted, damage, detail = _Counted(file, cut_bytes, most), "", ""
+    is_hashed = most is None or file.format != "parquet"
     gaps: list[Gap] = []
     with storage.open_binary(file.path) as raw:
         read: Any = _Hashed(raw)
         try:
             if file.compression:
                 gaps, damage = compression.scan(read, file.compression, counted)
-            else:
+            elif is_hashed:
                 for block in compression.blocks(read, None):
                     counted.add(block)
+                    if counted.is_full:
+                        break
         except UnsupportedError as error:
             damage, detail = UNSUPPORTED, str(error)
         except DamageError as error:
@@ -108,7 +138,7 @@ def survey(file: InputFile, cut_bytes: int) -> Survey:
             raw.seek(0)
             head = raw.read(contents.HEAD_BYTES)
             detail = compression.why_damaged(head, file.compression or "gzip")
-        digest = read.finish()
+        digest = read.finish() if is_hashed and not counted.is_full else ""
     size, records, cuts = counted.size, counted.records, counted.cuts
     if file.format == "parquet":
         size, records, cuts, damage, detail = parquet.survey(file, cut_bytes)

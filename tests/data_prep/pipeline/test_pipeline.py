@@ -1123,6 +1123,33 @@ def test_a_limit_takes_the_first_records_of_each_source(
         assert all(line["line"] <= min(limit, 128) for line in taken)
 
 
+def test_a_limit_reads_no_file_of_which_it_takes_no_record(tmp_path: Path) -> None:
+    lines = [json.dumps({"text": f"{ENGLISH} {number}"}).encode() + b"\n" for number in range(3000)]
+    (tmp_path / "a.jsonl").write_bytes(lines[0] + lines[1])
+    (tmp_path / "b.jsonl").write_bytes(b"".join(lines))
+    (tmp_path / "c.jsonl.gz").write_bytes(gzip.compress(b"".join(lines)))
+    words = [f"root={tmp_path}", "sources=[{name: s, paths: ['*.jsonl*']}]", "workers=1"]
+    words += [f"tokenizer.path={small_model(tmp_path)}"]
+    for limit, last in ((1, "a"), (2, "a"), (5, "b"), (3010, "c")):
+        output = tmp_path / str(limit)
+        wanted = config.load(None, [*words, f"output={output}", f"limit={limit}"])
+        work = pipeline.open_work(wanted)
+        with workspace.locked(work):
+            pipeline._run(wanted, work, [stages.SurveyFiles])
+        assert [found.is_unread for found in work.surveys] == [
+            name > last for name in ("a", "b", "c")
+        ]
+        manifest = pipeline.run(wanted).manifest
+        assert manifest.documents == limit
+        hashes = [file.sha256 != "" for file in manifest.inputs]
+        # Of the last file no more than its first records was read.
+        assert hashes == [name < last for name in ("a", "b", "c")]
+        assert pipeline.run(wanted).already
+        touched(tmp_path / f"{last}.jsonl{'.gz' * (last == 'c')}")
+        with pytest.raises(WorkspaceError, match="was made from other input files"):
+            pipeline.run(wanted)
+
+
 @pytest.mark.parametrize(
     "name", ["tokenizer.json", "tokenizer.model", "rejects.jsonl", "cleaning.json", "shard-0.tar"]
 )
