@@ -229,7 +229,7 @@ def _kinds(found: list[dict[str, Any]], key: str) -> list[str]:
 def _kind(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return "null" if value is None else "true or false"
-    names = {str: _TEXT, list: "a list", dict: "an object"}
+    names: dict[type, str] = {str: _TEXT, list: "a list", dict: "an object"}
     return names.get(type(value), "a number")
 
 

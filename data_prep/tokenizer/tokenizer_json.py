@@ -116,7 +116,9 @@ def _called_special(plain: dict[str, Any]) -> list[str]:
     """The tokens that a companion names as special ones."""
     decoder, more = plain.get("added_tokens_decoder"), plain.get("additional_special_tokens")
     listed = list(decoder.values()) if isinstance(decoder, dict) else []
-    named = [token for token in listed if isinstance(token, dict) and token.get("special") is True]
+    named: list[Any] = [
+        token for token in listed if isinstance(token, dict) and token.get("special") is True
+    ]
     named += [plain.get(role) for role in _WELL_KNOWN]
     named += more if isinstance(more, list) else []
     contents = [token.get("content") if isinstance(token, dict) else token for token in named]
