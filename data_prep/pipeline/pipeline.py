@@ -128,13 +128,12 @@ def open_work(config: Config) -> Work:
 
 
 def _without_texts(config: Config, files: list[InputFile]) -> list[str]:
-    """Problems of sources that seem to hold no text at all."""
+    """Problems of sources that seem to hold no text at all, or no id that is set."""
     found = []
     for index, source in enumerate(config.sources):
         own = [file for file in files if file.source == source.name]
         if why := readers.without_texts(own):
-            setting = "prompt_field and answer_field" if source.has_pairs else "text_field"
-            found.append(f"sources[{index}]: {why}; set {setting}, or exclude such files")
+            found.append(f"sources[{index}]: {why}; name another, or exclude such files")
     return found
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any, BinaryIO
 
+from data_prep.config import SourceConfig
 from data_prep.sources import compression, contents, documents, inputs, parquet, storage, warc
 from data_prep.sources.compression import UNSUPPORTED, DamageError, Gap, UnsupportedError
 from data_prep.sources.documents import BadRecordError, LongDocument, RawDocument, Reject, Survey
@@ -171,9 +172,9 @@ def records(
 
 
 def without_texts(files: Sequence[InputFile]) -> str:
-    """Why the files with keys or columns of a source hold no text, or "".
+    """Why the files with keys or columns of a source hold no text, or no id that is set; or "".
 
-    Some of them are looked into: one that holds a text, or may hold one, is enough.
+    Some of them are looked into: one that holds both, or may hold them, is enough.
     """
     found = ""
     for file in inputs.looked_into([file for file in files if file.format in ("jsonl", "parquet")]):
@@ -184,11 +185,13 @@ def without_texts(files: Sequence[InputFile]) -> str:
 
 
 def missing_field(file: InputFile) -> str:
-    """Which setting names no text of the file's first records, and what those have; "": all are
-    there, or that is not known.
+    """Which setting names no text of the file's first records, or no id, and what those have; "":
+    all are there, or that is not known.
     """
     config = file.config
-    names = ("prompt_field", "answer_field") if config.has_pairs else ("text_field",)
+    names = ["prompt_field", "answer_field"] if config.has_pairs else ["text_field"]
+    if config.id_field != SourceConfig.id_field:
+        names.append("id_field")  # by default an id may be missing
     try:
         if file.format == "jsonl":
             found = _first_objects(file)

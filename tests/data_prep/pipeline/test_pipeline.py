@@ -747,11 +747,13 @@ def test_a_field_that_no_file_has_is_refused_before_anything_is_read(
         *_, problem = capsys.readouterr().err.splitlines()
         return problem.removeprefix("  - sources[0]: ")
 
-    remedy = "; set text_field, or exclude such files"
+    remedy = "; name another, or exclude such files"
     where = f"{tmp_path}/a.jsonl has 'body', 'n', 'turns'"
     assert told("paths: ['*.jsonl']") == f"text_field is 'text', but {where}{remedy}"
     pairs = "paths: ['*.jsonl'], format: jsonl, prompt_field: question, answer_field: body"
-    assert told(pairs).startswith(f"prompt_field is 'question', but {where}; set prompt_field and")
+    assert told(pairs) == f"prompt_field is 'question', but {where}{remedy}"
+    ids = "paths: ['*.jsonl'], text_field: body, id_field: uid"
+    assert told(ids) == f"id_field is 'uid', but {where}{remedy}"
     found = told("paths: ['*.parquet'], text_field: content")
     assert found == f"text_field is 'content', but {where.replace('a.jsonl', 'c.parquet')}{remedy}"
     for name, field, kind in (
