@@ -29,6 +29,8 @@ from data_prep.dataset.parsing import json_value
 from data_prep.tokenizer.spelling import SPACE
 
 _COMPANIONS = ("tokenizer_config.json", "special_tokens_map.json")
+# Further special tokens in these, by the names that transformers had for them.
+_MORE = ("additional_special_tokens", "extra_special_tokens")
 _TEMPLATE = "chat_template.jinja"
 # How control tokens are spelled; DeepSeek's bars are those of full width.
 _CONTROL = re.compile("<[|\uff5c].+[|\uff5c]>")
@@ -114,13 +116,15 @@ def with_control_tokens(path: Path, plain: dict[str, Any]) -> dict[str, Any] | N
 
 def _called_special(plain: dict[str, Any]) -> list[str]:
     """The tokens that a companion names as special ones."""
-    decoder, more = plain.get("added_tokens_decoder"), plain.get("additional_special_tokens")
+    decoder = plain.get("added_tokens_decoder")
     listed = list(decoder.values()) if isinstance(decoder, dict) else []
     named: list[Any] = [
         token for token in listed if isinstance(token, dict) and token.get("special") is True
     ]
     named += [plain.get(role) for role in _WELL_KNOWN]
-    named += more if isinstance(more, list) else []
+    for more in map(plain.get, _MORE):
+        if isinstance(more, dict | list):
+            named += more.values() if isinstance(more, dict) else more
     contents = [token.get("content") if isinstance(token, dict) else token for token in named]
     return [content for content in contents if isinstance(content, str)]
 

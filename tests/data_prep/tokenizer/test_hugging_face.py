@@ -147,7 +147,7 @@ def test_control_tokens_that_the_file_does_not_call_special_are_text_in_a_text(
         "added_tokens_decoder": {"409": {"content": "[CALL]", "special": True}},
     }
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
-    more = {"additional_special_tokens": ["[MORE]"]}
+    more = {"additional_special_tokens": None, "extra_special_tokens": {"more": "[MORE]"}}
     (tmp_path / "special_tokens_map.json").write_text(json.dumps(more))
     # Tokens of texts: what the template holds is no control token, or it does not hold it.
     assert held() == ["<think>", "<|fim|>"]
