@@ -130,10 +130,12 @@ def open_work(config: Config) -> Work:
 def _without_texts(config: Config, files: list[InputFile]) -> list[str]:
     """Problems of sources that seem to hold no text at all, or no id that is set."""
     found = []
-    for index, source in enumerate(config.sources):
-        own = [file for file in files if file.source == source.name]
+    by_source: dict[str, list[InputFile]] = {source.name: [] for source in config.sources}
+    for file in files:
+        by_source[file.source].append(file)
+    for index, own in enumerate(by_source.values()):
         if why := readers.without_texts(own):
-            found.append(f"sources[{index}]: {why}; name another, or exclude such files")
+            found.append(f"sources[{index}]: {why}; correct it, or exclude such files")
     return found
 
 

@@ -390,8 +390,9 @@ def _misread(file: InputFile) -> str:
     if other and other != expected:
         remedy = contents.remedy(other, "rename it, set `format`, or exclude it")
         return f"it is {other}, not {file.format}; {remedy}"
-    is_table = file.format == "parquet" and file.compression  # refused by its name
-    if expected and not other and not is_table and contents.is_text(head):
+    # Of the one its name is refused, of the other the beginning may be damaged.
+    is_known = bool(file.compression) if file.format == "parquet" else b"WARC/" in head
+    if expected and not other and not is_known and contents.is_text(head):
         return f"it is plain text, not {file.format}; rename it, set `format`, or exclude it"
     if file.config.format != "auto" or not head.strip():
         return ""

@@ -177,7 +177,8 @@ def without_texts(files: Sequence[InputFile]) -> str:
     Some of them are looked into: one that holds both, or may hold them, is enough.
     """
     found = ""
-    for file in inputs.looked_into([file for file in files if file.format in ("jsonl", "parquet")]):
+    keyed = [file for file in files if file.format in ("jsonl", "parquet") and file.listed.bytes]
+    for file in inputs.looked_into(keyed):
         if not (why := missing_field(file)):
             return ""
         found = found or why
@@ -189,19 +190,23 @@ def missing_field(file: InputFile) -> str:
     all are there, or that is not known.
     """
     config = file.config
-    names = ["prompt_field", "answer_field"] if config.has_pairs else ["text_field"]
-    if config.id_field != SourceConfig.id_field:
-        names.append("id_field")  # by default an id may be missing
     try:
         if file.format == "jsonl":
             found = _first_objects(file)
-            keys = [*dict.fromkeys(key for one in found for key in one)]
-            kinds = [] if config.has_pairs else _kinds(found, config.text_field)
+            if found == []:
+                return (
+                    f"{file.path} has no JSON object in its first lines, of which each is to be one"
+                )
+            keys = [*dict.fromkeys(key for one in found or () for key in one)]
+            kinds = [] if config.has_pairs else _kinds(found or [], config.text_field)
         else:
             keys = parquet.columns(file) if file.format == "parquet" else []
             kinds = parquet.no_text(file) if file.format == "parquet" else []
     except (OSError, DamageError):
         return ""
+    names = ["prompt_field", "answer_field"] if config.has_pairs else ["text_field"]
+    if config.id_field != SourceConfig.id_field:
+        names.append("id_field")  # by default an id may be missing
     absent = [name for name in names if keys and getattr(config, name) not in keys]
     if absent:
         wanted = " and ".join(f"{name} is {getattr(config, name)!r}" for name in absent)
@@ -212,14 +217,15 @@ def missing_field(file: InputFile) -> str:
     return ""
 
 
-def _first_objects(file: InputFile) -> list[dict[str, Any]]:
-    """The first objects of JSON lines, or none where those that are whole are too few to tell."""
+def _first_objects(file: InputFile) -> list[dict[str, Any]] | None:
+    """The first objects of JSON lines; None where those that are whole are too few to tell."""
     for least in (contents.HEAD_BYTES, _LONG_HEAD_BYTES):
         head = inputs.first_bytes(file, least=least)
         found = contents.objects(head, _FIRST_RECORDS)
-        if len(head) < least or len(found) >= _TELLING:
+        is_whole = len(head) < least and bool(head.strip())
+        if is_whole or len(found) >= _TELLING or head.count(b"\n") > 2 * _FIRST_RECORDS:
             return found
-    return []
+    return None
 
 
 def _kinds(found: list[dict[str, Any]], key: str) -> list[str]:

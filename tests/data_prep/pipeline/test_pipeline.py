@@ -747,7 +747,7 @@ def test_a_field_that_no_file_has_is_refused_before_anything_is_read(
         *_, problem = capsys.readouterr().err.splitlines()
         return problem.removeprefix("  - sources[0]: ")
 
-    remedy = "; name another, or exclude such files"
+    remedy = "; correct it, or exclude such files"
     where = f"{tmp_path}/a.jsonl has 'body', 'n', 'turns'"
     assert told("paths: ['*.jsonl']") == f"text_field is 'text', but {where}{remedy}"
     pairs = "paths: ['*.jsonl'], format: jsonl, prompt_field: question, answer_field: body"
@@ -756,6 +756,10 @@ def test_a_field_that_no_file_has_is_refused_before_anything_is_read(
     assert told(ids) == f"id_field is 'uid', but {where}{remedy}"
     found = told("paths: ['*.parquet'], text_field: content")
     assert found == f"text_field is 'content', but {where.replace('a.jsonl', 'c.parquet')}{remedy}"
+    (tmp_path / "d.jsonl").write_text('["one", "text"]\n"text"\n' * 9)
+    (tmp_path / "empty.jsonl").touch()
+    found = told("paths: [d.jsonl, empty.jsonl]")
+    assert found.startswith(f"{tmp_path}/d.jsonl has no JSON object in its first lines")
     for name, field, kind in (
         ("a.jsonl", "turns", "a list"),
         ("a.jsonl", "n", "a number"),
@@ -1382,9 +1386,10 @@ def test_a_run_that_finds_nothing_says_so_and_a_dry_run_too(
         ("b.jsonl", b"", "no record was found in 1 input file of format jsonl, such as "),
         (
             "c.jsonl",
-            b"[]\n[]\n{\n",
+            b'[]\n[]\n{"text": ""}\n',
             "no document is left of 3 records: 2 rejected: not an object, 1 ",
         ),
+        ("e.jsonl", b"[]\n[]\n{\n", "e.jsonl has no JSON object in its first lines, of which"),
         ("d.jsonl.zst", b"\x27\xb5\x2f\xfdxxxx", "left of 1 record: 1 rejected: unsupported file"),
     ):
         (tmp_path / name).write_bytes(data)

@@ -465,6 +465,7 @@ def test_json_lines_of_any_name_are_jsonl_and_what_is_set_goes_first(tmp_path: P
         ("k.txt", b"\x1b[1mbold\x1b$"),
         ("l.txt", b"{a: 1}"),
         # Source code, and texts about pages.
+        ("l.warc", b"\r\n\r\nWARC/1.0\r\nWARC-Type: conversion\r\n"),
         ("l.php", b"<!DOCTYPE html>\n<?php echo 1 ?>"),
         ("l.md", b"<html>"),
         ("o.txt", b"<html> is a tag"[1:]),
