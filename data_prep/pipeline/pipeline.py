@@ -128,14 +128,21 @@ def open_work(config: Config) -> Work:
 
 
 def _without_texts(config: Config, files: list[InputFile]) -> list[str]:
-    """Problems of sources that seem to hold no text at all, or no id that is set."""
+    """Problems of sources that seem to hold no text at all, or no id that is set.
+
+    Where such a source has files of another kind, too, that is told.
+    """
     found = []
     by_source: dict[str, list[InputFile]] = {source.name: [] for source in config.sources}
     for file in files:
         by_source[file.source].append(file)
     for index, own in enumerate(by_source.values()):
         if why := readers.without_texts(own):
-            found.append(f"sources[{index}]: {why}; correct it, or exclude such files")
+            told = f"sources[{index}]: {why}; correct it, or exclude such files"
+            if all(file.format in readers.KEYED for file in own):
+                found.append(told)
+            else:
+                print(told, file=sys.stderr)
     return found
 
 

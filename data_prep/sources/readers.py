@@ -18,6 +18,9 @@ from data_prep.sources.compression import UNSUPPORTED, DamageError, Gap, Unsuppo
 from data_prep.sources.documents import BadRecordError, LongDocument, RawDocument, Reject, Survey
 from data_prep.sources.inputs import InputChangedError, InputFile
 
+KEYED = ("jsonl", "parquet")
+"""Formats whose records have keys or columns."""
+
 _TEXT = "a text"
 # Records by which it is judged whether a file holds texts, and how many of them are enough, among
 # so many bytes if the first ones are long.
@@ -177,7 +180,7 @@ def without_texts(files: Sequence[InputFile]) -> str:
     Some of them are looked into: one that holds both, or may hold them, is enough.
     """
     found = ""
-    keyed = [file for file in files if file.format in ("jsonl", "parquet") and file.listed.bytes]
+    keyed = [file for file in files if file.format in KEYED and file.listed.bytes]
     for file in inputs.looked_into(keyed):
         if not (why := missing_field(file)):
             return ""

@@ -770,6 +770,17 @@ def test_a_field_that_no_file_has_is_refused_before_anything_is_read(
         assert found == f"text_field is {field!r}, which in {path} is no text, but {kind}{remedy}"
 
 
+def test_a_field_that_no_file_has_is_told_where_other_files_are_texts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.jsonl").write_text(json.dumps({"body": ENGLISH}) + "\n")
+    (tmp_path / "b.txt").write_text(ENGLISH)
+    words = [f"root={tmp_path}", f"output={tmp_path / 'set'}", "sources=[{name: s, paths: ['*']}]"]
+    pipeline.open_work(config.load(None, words))
+    told = f"sources[0]: text_field is 'text', but {tmp_path}/a.jsonl has 'body'; correct it, or"
+    assert capsys.readouterr().err.startswith(told)
+
+
 def test_files_of_which_one_may_hold_texts_are_read(tmp_path: Path) -> None:
     lines = [json.dumps({"body": "no text"}) + "\n"] * 9
     text = json.dumps({"text": ENGLISH}) + "\n"
