@@ -80,6 +80,11 @@ def _why_lost(file: InputFile, size: int, error: DamageError) -> tuple[str, str]
     if other and head[: len(_MAGIC)] != _MAGIC:
         remedy = contents.remedy(other, "rename it")
         return UNSUPPORTED, f"it is {other}, not parquet as its name or `format` says; {remedy}"
+    if head and _MAGIC not in (head[: len(_MAGIC)], tail):
+        is_none = (
+            f"it is no parquet file, as its name or `format` says: it begins with {head[:8]!r}"
+        )
+        return UNSUPPORTED, f"{is_none}; rename it, or set `format`"
     if isinstance(error, UnsupportedError):
         return UNSUPPORTED, f"Arrow does not read it: {error}"
     damage = "damaged file" if tail == _MAGIC else "truncated file"
