@@ -340,8 +340,11 @@ class _Pairs(_Bounded):
         wanted = name_pairs.Wanted(
             self.passages, self.min_tokens, self.max_tokens, self.names, self.seed
         )
-        count = name_pairs.write(self.output, self.books, wanted)
+        count, unused = name_pairs.write(self.output, self.books, wanted)
         print(f"{counted(count, 'pair')}: {self.output}")
+        if unused:
+            why = f"fewer than {self.min_tokens:,} tokens" if self.passages else "no name in it"
+            print(f"left out: {counted(unused, 'document')} with {why}")
         return 0
 
 

@@ -321,6 +321,23 @@ class Config:
             found.append(f"sources: the name {name!r} is given twice; rename one source")
         return found
 
+    def without_effect(self) -> list[str]:
+        """Settings that another one makes idle; often a file's, beside one of the command line."""
+        found = []
+        if self.tokenizer.path:
+            found += [
+                f"tokenizer.{name}: has no effect beside tokenizer.path, whose tokenizer is taken "
+                "as it is"
+                for name in ("vocab_size", "sample_bytes", "character_coverage")
+                if getattr(self.tokenizer, name) != getattr(TokenizerConfig, name)
+            ]
+        if self.shards.count and self.shards.tokens != ShardsConfig.tokens:
+            found.append(
+                "shards.tokens: has no effect beside shards.count, which alone says how documents "
+                "are cut"
+            )
+        return found
+
     def identity(self) -> dict[str, Any]:
         """The settings that decide the bytes of the data set; stored in the manifest."""
         plain = settings.to_plain(self)

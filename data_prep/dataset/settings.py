@@ -223,6 +223,8 @@ def _from_file(path: Path | None) -> tuple[list[str], Any]:
         if not isinstance(found, DictConfig):
             return [f"{path}: expected keys with values, found a list"], nothing
     except OSError as error:
+        if isinstance(error, FileNotFoundError) and "=" in str(path):
+            return [f"{path}: is an override; give the configuration's file before it"], nothing
         return [f"{path}: cannot be read ({error.strerror})"], nothing
     except UnicodeDecodeError:
         return [f"{path}: is not UTF-8 text"], nothing
@@ -429,6 +431,9 @@ def _value(kind: Any, raw: Any, key: str, bounds: Mapping[str, Any], problems: l
             _wrong(f"{key}: expected one of {choices}; found {raw!r}", problems)
         return raw
     if origin is list:
+        if isinstance(raw, dict) and raw and all(str(name).isdecimal() for name in raw):
+            # Overrides reach into the items of a list that the file has.
+            _wrong(f"{key}: the file gives no list to change; give it whole, {key}=[...]", problems)
         if not isinstance(raw, list):
             _wrong(f"{key}: expected a list, found {raw!r}", problems)
         items = []

@@ -24,7 +24,7 @@ import re
 import shutil
 import tarfile
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -118,7 +118,7 @@ class ShardInfo:
 
 @dataclass(frozen=True)
 class InputInfo:
-    """An input file that the data set was made of."""
+    """An input file that the data set was made of; no sha256: not all of it was read (`limit`)."""
 
     path: str
     bytes: int
@@ -144,7 +144,9 @@ class Manifest:
 
     `rejected` records could not be used; cleaning dropped the `dropped` documents, and
     `duplicates` are documents of which another copy was kept. `prompt_tokens` of the tokens belong
-    to prompts; the file omits it where there are none.
+    to prompts; the file omits it where there are none. `reports` has the sha256, by
+    name, of the files that say what became of the records; data sets of earlier versions, and of
+    other programs, have none.
     """
 
     format_version: int
@@ -160,6 +162,7 @@ class Manifest:
     dropped: int
     duplicates: int
     prompt_tokens: int = 0
+    reports: dict[str, str] = field(default_factory=dict)
 
 
 def dtype_of(vocab_size: int) -> str:
@@ -249,7 +252,7 @@ def read_documents(directory: Path, manifest: Manifest) -> Iterator[Document]:
 
 def check_shard(path: Path, info: ShardInfo) -> None:
     """Raise DataError, naming the shard, unless its size and sha256 are the manifest's."""
-    _check_file(path, info.sha256, info.bytes)
+    check_file(path, info.sha256, info.bytes)
 
 
 def write_manifest(directory: Path, manifest: Manifest) -> None:
@@ -258,8 +261,9 @@ def write_manifest(directory: Path, manifest: Manifest) -> None:
     Its first key is the sha256 of its own bytes, with zeros in the place of that sha256.
     """
     plain = dataclasses.asdict(manifest)
-    if not manifest.prompt_tokens:
-        del plain["prompt_tokens"]
+    for key in ("prompt_tokens", "reports"):
+        if not plain[key]:
+            del plain[key]
     data = durable.json_bytes({_SEAL: _NO_DIGEST, **plain})
     digest = hashlib.sha256(data).hexdigest()
     durable.write_bytes(directory / MANIFEST, data.replace(_NO_DIGEST.encode(), digest.encode(), 1))
@@ -344,7 +348,7 @@ def verify(directory: Path) -> list[str]:
         return [str(error)]
     problems = []
     try:
-        _check_file(directory / manifest.tokenizer.file, manifest.tokenizer.sha256)
+        check_file(directory / manifest.tokenizer.file, manifest.tokenizer.sha256)
     except DataError as error:
         problems.append(str(error))
     text_bytes = prompts = 0
@@ -531,7 +535,8 @@ def _array(data: bytes) -> np.ndarray:
     return tokens
 
 
-def _check_file(path: Path, sha256: str, size: int | None = None) -> None:
+def check_file(path: Path, sha256: str, size: int | None = None) -> None:
+    """Raise DataError, naming the file, unless it has this sha256, and this size if any."""
     try:
         found = path.stat().st_size
         if size is not None and found != size:
@@ -565,7 +570,7 @@ def _check_seal(path: str, data: bytes) -> None:
 
 
 def _check_manifest(path: str, manifest: Manifest) -> None:
-    names = [manifest.tokenizer.file, *(info.name for info in manifest.shards)]
+    names = [manifest.tokenizer.file, *(info.name for info in manifest.shards), *manifest.reports]
     for name in names:
         if name != Path(name).name:
             raise DataError(f"{path}: {name!r} is not a plain file name")

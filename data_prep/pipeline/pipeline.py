@@ -39,13 +39,17 @@ from data_prep.pipeline.stages import (
 from data_prep.pipeline.workers import Workers
 from data_prep.pipeline.workspace import Work, WorkspaceError
 from data_prep.pipeline.writing import WriteParts, WriteShards
-from data_prep.sources import evaluation, inputs
+from data_prep.sources import evaluation, inputs, readers
+from data_prep.sources.inputs import InputFile
 from data_prep.tokenizer import contract, tokenizer
 from data_prep.tokenizer.contract import TokenizerError
 
 # Runs of spaces, line ends and tabs, with and without a space before the first word: a normaliser
 # that loses text changes these first.
 _PROBES = ("a  b\n\n\tc \r\n", " a")
+
+# Files that say what became of the records; the manifest has their sha256.
+_REPORTS = (ACCOUNTS, REJECTS)
 
 
 @dataclass(frozen=True)
@@ -108,14 +112,38 @@ def open_work(config: Config) -> Work:
         problems.append(f"output: {reason}")
     if config.tokenizer.path and not model.is_file():
         problems.append(f"tokenizer.path: {_no_tokenizer(model)}")
+    known = len(problems)
     files = inputs.find(config, problems)
+    if len(problems) == known:  # else files may be other ones, or hold something else
+        problems += _without_texts(config, files)
     evaluation = _evaluation(config, problems)
     if problems:
         raise SettingsError(problems)
+    for idle in config.without_effect():
+        print(idle, file=sys.stderr)
     if config.tokenizer.path:
         check_lossless(model, config.tokenizer.eos_token)
         _check_end(config, model)
     return Work(output, files, evaluation, config.limit)
+
+
+def _without_texts(config: Config, files: list[InputFile]) -> list[str]:
+    """Problems of sources that seem to hold no text at all, or no id that is set.
+
+    Where such a source has files of another kind, too, that is told.
+    """
+    found = []
+    by_source: dict[str, list[InputFile]] = {source.name: [] for source in config.sources}
+    for file in files:
+        by_source[file.source].append(file)
+    for index, own in enumerate(by_source.values()):
+        if why := readers.without_texts(own):
+            told = f"sources[{index}]: {why}; correct it, or exclude such files"
+            if all(file.format in readers.KEYED for file in own):
+                found.append(told)
+            else:
+                print(told, file=sys.stderr)
+    return found
 
 
 def would_replace(output: Path) -> str:
@@ -288,6 +316,7 @@ class WriteManifest(Stage):
             dropped=ordered["dropped"],
             duplicates=ordered["duplicates"],
             prompt_tokens=ordered["prompt_tokens"],
+            reports={name: durable.sha256_of(self.work.output / name) for name in _REPORTS},
         )
         assert manifest.documents == ordered["documents"]
         unchanged.write(self.work)

@@ -31,7 +31,7 @@ from data_prep.pipeline.sample import Lowest, Sample
 from data_prep.pipeline.table import Rows
 from data_prep.pipeline.workspace import NothingLeftError, Record, Work, WorkspaceError
 from data_prep.sources import inputs, readers
-from data_prep.sources.documents import BadRecordError, LongDocument, RawDocument, Reject
+from data_prep.sources.documents import BadRecordError, LongDocument, RawDocument, Reject, Survey
 from data_prep.sources.inputs import InputFile
 from data_prep.tokenizer import contract, tokenizer, training
 from data_prep.tokenizer.contract import NFC_REMEDY, TokenizerError
@@ -94,7 +94,10 @@ class Stage(ABC):
 
 
 class SurveyFiles(Stage):
-    """Hash and measure the input files; a unit's result are the fields of each Survey."""
+    """Hash and measure the input files; a unit's result are the fields of each Survey.
+
+    With `limit` no more of each source is read than its first records need.
+    """
 
     name = "survey"
     label = "reading the input"
@@ -107,11 +110,24 @@ class SurveyFiles(Stage):
 
     def do(self, unit: int) -> Any:
         found = []
-        for index in self.work.survey_units[unit]:
-            survey = readers.survey(self.work.files[index], workspace.CUT_BYTES)
-            found.append(dataclasses.asdict(survey))
-            progress.count(survey.bytes)
+        files = [self.work.files[index] for index in self.work.survey_units[unit]]
+        left = dict.fromkeys((file.source for file in files), self.work.limit or None)
+        for members in inputs.groups(files):
+            source, records = files[members.start].source, 1
+            for index in members:
+                survey = self._survey(files[index], left[source])
+                # As the units count them: a group is one.
+                records = survey.records if len(members) == 1 else 1
+                found.append(dataclasses.asdict(survey))
+                progress.count(survey.bytes)
+            if (most := left[source]) is not None:
+                left[source] = max(most - records, 0)
         return found
+
+    def _survey(self, file: InputFile, most: int | None) -> Survey:
+        if most == 0:
+            return Survey.unread(file.listed)
+        return readers.survey(file, workspace.CUT_BYTES, most)
 
 
 class DrawSample(Stage):

@@ -29,8 +29,9 @@ def write(work: Work) -> None:
 def changed(work: Work, manifest: Manifest) -> list[str]:
     """The names of files that are not those of the manifest, or of which there is one alone.
 
-    A file of the same size but another version is hashed. Of a data set without a record of
-    versions, as earlier ones are, the sizes alone are compared.
+    A file of the same size but another version is hashed, if its hash is known: of one that was not
+    read to its end (`limit`) it is not. Of a data set without a record of versions, as earlier ones
+    are, the sizes alone are compared.
     """
     now, then = _listed(work), {file.path: file for file in manifest.inputs}
     names = now.keys() | then.keys()
@@ -41,7 +42,7 @@ def changed(work: Work, manifest: Manifest) -> list[str]:
     return sorted(
         name
         for name, (path, status) in now.items()
-        if versions.get(name) != status.version and storage.sha256_of(path) != then[name].sha256
+        if versions.get(name) != status.version and not _holds(path, then[name].sha256)
     )
 
 
@@ -52,6 +53,10 @@ def renew(work: Work) -> None:
         # A finished data set may be where nothing can be written.
         with contextlib.suppress(OSError):
             durable.write_json(work.output / VERSIONS, now)
+
+
+def _holds(path: str, sha256: str) -> bool:
+    return bool(sha256) and storage.sha256_of(path) == sha256
 
 
 def _recorded(work: Work) -> dict[str, str] | None:

@@ -50,7 +50,8 @@ _COMPRESSED_PARTS = 8
 # Files are surveyed together up to this size or number, or 1 / _UNITS of the corpus.
 _SURVEY_BYTES = 4 << 20
 _SURVEY_FILES = 128
-_VERSION = 11
+# How a data set is made; with `limit` also how files are surveyed for it.
+_VERSION, _LIMITED = 11, 1
 _LOCK_SECONDS = 10.0
 # Files that are looked into for the keys of their records, where no document is left.
 _LOOKED_INTO = 16
@@ -158,7 +159,12 @@ class Work:
 
     @cached_property
     def survey_units(self) -> list[range]:
-        """Ranges of consecutive input files that are surveyed together."""
+        """Ranges of consecutive input files that are surveyed together.
+
+        All are where there is a limit: which of them are needed, those before tell.
+        """
+        if self.limit and self.files:
+            return [range(len(self.files))]
         most = max(_SURVEY_BYTES, sum(file.listed.bytes for file in self.files) // _UNITS)
         together = max(_SURVEY_FILES, len(self.files) // _UNITS)
         units, first, size = [], 0, 0
@@ -190,6 +196,8 @@ class Work:
         open_bytes = wanted = 0
         left: dict[str, int] = {}
         for members in inputs.groups(self.files):
+            if self.surveys[members.start].is_unread:
+                continue
             for part in self._limited(self._parts(members, least), left):
                 if open_bytes >= wanted and not (units and self._is_one(units[-1][-1], part)):
                     units.append([])
@@ -399,9 +407,10 @@ def stale_stages(work: Work, config: Config) -> list[str]:
 
 
 def _identity(work: Work, config: Config) -> dict[str, Any]:
+    limited = [_LIMITED] if config.limit else []
     return {
         # A unit's marker is valid only for the same cut of the corpus into units.
-        "version": [_VERSION, CUT_BYTES, _UNITS, _COMPRESSED_PARTS],
+        "version": [_VERSION, CUT_BYTES, _UNITS, _COMPRESSED_PARTS, *limited],
         "configuration": config.identity(),
         "files": [[file.name, file.path] for file in work.files],
         "evaluation": {
@@ -435,6 +444,8 @@ def check_inputs(work: Work) -> None:
 def _unchanged(file: InputFile, found: Survey) -> Survey:
     if file.listed == found.status:
         return found
+    if found.is_unread:
+        return Survey.unread(file.listed)
     if file.listed.bytes != found.bytes or storage.sha256_of(file.path) != found.sha256:
         raise InputChangedError(file.path)
     return replace(found, version=file.listed.version)

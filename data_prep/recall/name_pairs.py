@@ -62,23 +62,31 @@ def names(text: str, most: int) -> list[str]:
     ][:most]
 
 
-def write(path: Path, directory: Path, wanted: Wanted) -> int:
-    """Write pairs of the data set's books as jsonl (id, prompt, answer); returns how many.
+def write(path: Path, directory: Path, wanted: Wanted) -> tuple[int, int]:
+    """Write pairs of the data set's books as jsonl (id, prompt, answer).
 
-    The bytes depend only on the data set and on what is wanted. An answer begins with its space.
-    Raises DataError where there are no books or no names, OSError where it cannot be written.
+    Returns how many, and of how many books none is made: those without a name or, of passages,
+    shorter than `low` tokens. The bytes depend only on the data set and on what is wanted. An
+    answer begins with its space. Raises DataError where there are no books or no names, OSError
+    where it cannot be written.
     """
     manifest = shards.read_manifest(directory)
     documents = shards.read_documents(directory, manifest)
     # Their order in the shards depends on the number of these; sorted by id it does not.
-    books = sorted((one for one in documents if len(one.tokens)), key=lambda book: book.id)
+    least = wanted.low if wanted.passages else 1
+    books = sorted((one for one in documents if len(one.tokens) >= least), key=lambda book: book.id)
+    if not books:
+        raise DataError(
+            f"{directory}: none of its documents has {least:,} tokens; lower --min-tokens, or give "
+            "books"
+        )
     model = tokenizer.load(tokenizer.find(directory))
     pairs = (_passages if wanted.passages else _whole)(books, model, wanted)
     made = [record(id, text, f" {', '.join(found)}") for id, text, found in pairs]
     if not made:
         raise DataError(f"{directory}: none of its documents has a name in it; give books")
     write_lines(path, made)
-    return len(made)
+    return len(made), manifest.documents - (len(books) if wanted.passages else len(made))
 
 
 # Id, text and names of each pair.
@@ -95,7 +103,7 @@ def _whole(books: list[Document], model: Tokenizer, wanted: Wanted) -> _Pairs:
 def _passages(books: list[Document], model: Tokenizer, wanted: Wanted) -> _Pairs:
     """From drawn places of drawn books; the logarithm of the length is uniformly distributed."""
     assert wanted.passages is not None
-    for number in range(wanted.passages if books else 0):
+    for number in range(wanted.passages):
         draws = Draws(wanted.seed, "passage", str(number))
         tokens = length(wanted.seed, "passage", number, wanted.low, wanted.high)
         for _ in range(_TRIES):

@@ -49,7 +49,10 @@ def page(directory: Path) -> str:
         ),
         "records": {kind: recorded.total(kind) for kind in ("read", "accepted")},
         "files": {"manifest": shards.MANIFEST, "accounts": ACCOUNTS},
-        "inputs": [(f.path, f.sha256[:16], f.bytes) for f in manifest.inputs[:_INPUTS]],
+        "inputs": [
+            (f.path, f.sha256[:16] or "not read to its end", f.bytes)
+            for f in manifest.inputs[:_INPUTS]
+        ],
         "sources": _sources(stats),
         "lengths": charts.lengths(stats.lengths),
         "longest": [(id, source, tokens) for tokens, id, source in stats.longest],

@@ -153,7 +153,7 @@ def closing(directory: Path, manifest: Manifest, seconds: float) -> list[str]:
     left_out = {
         "rejected": manifest.rejected,
         "dropped by cleaning": manifest.dropped,
-        "duplicates": manifest.duplicates,
+        "duplicate" if manifest.duplicates == 1 else "duplicates": manifest.duplicates,
     }
     total = manifest.documents + sum(left_out.values())
     parts = [f"{count:,} {what}" for what, count in left_out.items() if count or what == "rejected"]

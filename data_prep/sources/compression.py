@@ -72,6 +72,10 @@ class Gap:
 class Sink(Protocol):
     """Takes the data of a scan. What came since the last `mark` may turn out to be damaged."""
 
+    @property
+    def is_full(self) -> bool:
+        """Whether it needs no more data."""
+
     def mark(self) -> tuple[int, int]:
         """A member begins here: the offset after decompression, and the line."""
 
@@ -115,8 +119,9 @@ def pieces(
 
 
 def scan(raw: BinaryIO, compression: Literal["gzip", "zstd"], sink: Sink) -> tuple[list[Gap], str]:
-    """Read a whole file into the sink: its gaps, and "truncated file" where it ends early, or "".
+    """Read a file into the sink: its gaps, and "truncated file" where it ends early, or "".
 
+    As much of it as the sink wants.
     Raises DamageError where nothing of it is sound, UnsupportedError where it is of another kind.
     """
     gaps: list[Gap] = []
@@ -132,6 +137,8 @@ def scan(raw: BinaryIO, compression: Literal["gzip", "zstd"], sink: Sink) -> tup
                 member = _member(raw.read, data, compression)
                 data = _into(sink, member)
                 is_sound = True
+                if sink.is_full:
+                    break
             except DamageError as error:
                 why = _unsupported(head, compression, start)
                 if why and not place[0]:
@@ -152,12 +159,14 @@ def scan(raw: BinaryIO, compression: Literal["gzip", "zstd"], sink: Sink) -> tup
 
 
 def _into(sink: Sink, member: Generator[bytes, None, bytes]) -> bytes:
-    while True:
+    """The rest of what was read of the member; of one that is left since the sink is full, none."""
+    while not sink.is_full:
         try:
             sink.add(next(member))
         except StopIteration as end:
             rest: bytes = end.value
             return rest
+    return b""
 
 
 def _gap(

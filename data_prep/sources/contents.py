@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import re
+from typing import Any
 
 from data_prep.dataset.parsing import json_value
 
@@ -11,6 +12,7 @@ HEAD_BYTES = 1 << 16
 """Bytes at the beginning of a file, after decompression, by which it is judged."""
 
 LFS_POINTER = "a Git LFS pointer"
+PAGE = "it is an HTML page; extract its text (trafilatura), or store pages as WARC"
 # How files of formats that are no text begin. Those of letters alone have more than a word of them.
 _BINARY = (
     (rb"\x1f\x8b\x08", "gzip data"),
@@ -47,6 +49,11 @@ _BINARY = (
     (rb"(?:\0{3}[^\0]){8}|(?:\0{3}[^\0]){2,7}\Z", "text in UTF-32-BE"),
     (rb"(?:[^\0]\0){16}|(?:[^\0]\0){2,15}\Z", "text in UTF-16-LE"),
     (rb"(?:\0[^\0]){16}|(?:\0[^\0]){2,15}\Z", "text in UTF-16-BE"),
+)
+# Behind a byte order mark, an XML declaration and a comment, if there are any.
+_PAGE = re.compile(
+    rb"(?:\xef\xbb\xbf)?\s*(?:<\?xml[^>]*>\s*)?(?:<!--.{0,4000}?-->\s*)?<(?:!doctype\s+)?html\b",
+    re.IGNORECASE | re.DOTALL,
 )
 _OBJECT = re.compile(rb'\s*\{\s*"(?:[^"\\]|\\.)*+"\s*:')
 # Lines of JSON that are looked into.
@@ -104,10 +111,20 @@ def is_json_lines(head: bytes) -> bool:
     return all(isinstance(_value(line), dict) for line in whole) and rest[0].lstrip()[:1] == b"{"
 
 
-def keys(head: bytes) -> list[str]:
-    """The keys of the first few objects of JSON lines that are whole; none where none is."""
-    objects = (value for line in _lines(head)[:_FEW] if isinstance(value := _value(line), dict))
-    return [*dict.fromkeys(key for found in objects for key in found)]
+def is_page(head: bytes) -> bool:
+    """Whether a text begins as an HTML page."""
+    return bool(_PAGE.match(head))
+
+
+def objects(head: bytes, most: int) -> list[dict[str, Any]]:
+    """The objects among the first lines of JSON lines, `most` of them, that are whole."""
+    values = map(_value, _lines(head)[:most])
+    return [value for value in values if isinstance(value, dict)]
+
+
+def keys(head: bytes, most: int = _FEW) -> list[str]:
+    """The keys of the objects that are whole among the first few lines; none where none is."""
+    return [*dict.fromkeys(key for found in objects(head, most) for key in found)]
 
 
 def _lines(head: bytes) -> list[bytes]:

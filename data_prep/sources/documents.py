@@ -90,7 +90,8 @@ class Survey:
     them (0, 1); `damage` is "", "truncated file", or why nothing of it is used ("damaged file",
     "unsupported file"), with its `detail`. `gaps` are left out of its compressed data. `records` is
     how many there are at least: of a WARC file that is not known before it is read. `is_pages`:
-    most of its text is in web pages, among much markup.
+    most of its text is in web pages, among much markup. `sha256` is empty where not all of it was
+    read, since `limit` takes its first records alone, or none, as `is_unread` says.
     """
 
     bytes: int
@@ -103,6 +104,12 @@ class Survey:
     detail: str = ""
     gaps: list[Gap] = field(default_factory=list)
     is_pages: bool = False
+    is_unread: bool = False
+
+    @classmethod
+    def unread(cls, listed: Status) -> Survey:
+        """The survey of a file of which no record is taken."""
+        return cls(listed.bytes, listed.version, "", 0, [(0, 1)], "", 0, is_unread=True)
 
     @classmethod
     def of(cls, plain: dict[str, Any]) -> Survey:
@@ -251,6 +258,9 @@ def _check_text(file: InputFile, data: bytes) -> None:
     is_sure = file.config.format == "text" or file.config.group_by != "file"
     if not is_sure and contents.is_json_lines(data[: contents.HEAD_BYTES]):
         detail = "it is JSON lines; set format: jsonl, or format: text to take it as text"
+        raise BadRecordError(compression.UNSUPPORTED, detail)
+    if not is_sure and inputs.is_hidden_page(file, data[: contents.HEAD_BYTES]):
+        detail = f"{contents.PAGE}; or set format: text to take its tags as text"
         raise BadRecordError(compression.UNSUPPORTED, detail)
 
 

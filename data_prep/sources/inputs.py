@@ -36,6 +36,8 @@ _FORMATS: dict[str, Format] = {
 }
 # Files of each suffix that are looked into before the run, locally and from a server.
 _LOOKED_INTO, _ASKED_FOR = 16, 3
+# Suffixes of plain text, or of anything.
+_PLAIN = (".txt", ".text", "")
 # How a parquet file begins.
 _PARQUET = b"PAR1"
 # Keys of a record that a message names.
@@ -365,8 +367,7 @@ def _refused(source: SourceConfig, suffix: str) -> str:
 
 def _contradicted(files: list[InputFile]) -> str:
     """Which of some of these files holds what does not fit its format, and why, or ""."""
-    most = _ASKED_FOR if storage.is_url(files[0].path) else _LOOKED_INTO
-    for file in files[:: max(len(files) // most, 1)][:most]:
+    for file in looked_into(files):
         if wrong := _misread(file):
             return f"{file.path}: {wrong}"
     return ""
@@ -389,12 +390,26 @@ def _misread(file: InputFile) -> str:
     if other and other != expected:
         remedy = contents.remedy(other, "rename it, set `format`, or exclude it")
         return f"it is {other}, not {file.format}; {remedy}"
+    # Of the one its name is refused, of the other the beginning may be damaged.
+    is_known = bool(file.compression) if file.format == "parquet" else b"WARC/" in head
+    if expected and not other and not is_known and contents.is_text(head):
+        return f"it is plain text, not {file.format}; rename it, set `format`, or exclude it"
     if file.config.format != "auto" or not head.strip():
         return ""
     is_lines = contents.is_json_lines(head)
     if file.format == "text" and is_lines:
         return "it is JSON lines; set format: jsonl, or format: text to take it as text"
+    if is_hidden_page(file, head):
+        return f"{contents.PAGE}; exclude it, or set format: text to take its tags as text"
     return _misread_json(file, head, is_lines) if _suffix(file) == ".json" else ""
+
+
+def is_hidden_page(file: InputFile, head: bytes) -> bool:
+    """Whether a file that begins so is an HTML page, where its name promises plain text.
+
+    Other names may be those of source code, as `.php`; `.html` is refused by itself.
+    """
+    return file.format == "text" and _suffix(file) in _PLAIN and contents.is_page(head)
 
 
 def _misread_json(file: InputFile, head: bytes, is_lines: bool) -> str:
@@ -427,20 +442,29 @@ def _not_packed(file: InputFile) -> str:
     return f"it is {found}, not {file.compression} data as its name says; {remedy}"
 
 
-def first_bytes(file: InputFile, gaps: Sequence[Gap] = ()) -> bytes:
-    """The first bytes of a file, after decompression, without its gaps.
+def first_bytes(
+    file: InputFile, gaps: Sequence[Gap] = (), least: int = contents.HEAD_BYTES
+) -> bytes:
+    """The first `least` bytes of a file, if it has as many, after decompression, without its gaps.
 
-    Some more than HEAD_BYTES of compressed data. Raises OSError, DamageError.
+    Some more of compressed data. Raises OSError, DamageError.
     """
-    head = b""
-    with storage.open_binary(file.path, contents.HEAD_BYTES) as raw:
+    found, size = [], 0
+    with storage.open_binary(file.path, least) as raw:
         if file.compression is None:
-            return raw.read(contents.HEAD_BYTES)
+            return raw.read(least)
         for block in compression.blocks(raw, file.compression, gaps):
-            head += block
-            if len(head) >= contents.HEAD_BYTES:
+            found.append(block)
+            size += len(block)
+            if size >= least:
                 break
-    return head
+    return b"".join(found)
+
+
+def looked_into(files: Sequence[InputFile]) -> Sequence[InputFile]:
+    """Some of the files, from the first on, that are looked into before a run."""
+    most = _ASKED_FOR if files and storage.is_url(files[0].path) else _LOOKED_INTO
+    return files[:: max(len(files) // most, 1)][:most]
 
 
 def _repeated(key: str, found: dict[str, Listed]) -> list[str]:

@@ -61,6 +61,13 @@ def columns(file: InputFile) -> list[str]:
         return [str(name) for name in opened.plain.schema_arrow.names]
 
 
+def no_text(file: InputFile) -> list[str]:
+    """The type of the text's column, where it is none of texts. Raises DamageError."""
+    with _opened(file) as opened:
+        kind = _type(opened.plain, file.config.text_field)
+        return [] if kind is None or _is_text(kind) else [str(kind)]
+
+
 def _why_lost(file: InputFile, size: int, error: DamageError) -> tuple[str, str]:
     """Damage and detail of a file that Arrow cannot open."""
     with storage.open_binary(file.path, _START_BYTES) as raw:
@@ -73,6 +80,11 @@ def _why_lost(file: InputFile, size: int, error: DamageError) -> tuple[str, str]
     if other and head[: len(_MAGIC)] != _MAGIC:
         remedy = contents.remedy(other, "rename it")
         return UNSUPPORTED, f"it is {other}, not parquet as its name or `format` says; {remedy}"
+    if head and _MAGIC not in (head[: len(_MAGIC)], tail):
+        is_none = (
+            f"it is no parquet file, as its name or `format` says: it begins with {head[:8]!r}"
+        )
+        return UNSUPPORTED, f"{is_none}; rename it, or set `format`"
     if isinstance(error, UnsupportedError):
         return UNSUPPORTED, f"Arrow does not read it: {error}"
     damage = "damaged file" if tail == _MAGIC else "truncated file"

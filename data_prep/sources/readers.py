@@ -12,25 +12,46 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any, BinaryIO
 
+from data_prep.config import SourceConfig
 from data_prep.sources import compression, contents, documents, inputs, parquet, storage, warc
 from data_prep.sources.compression import UNSUPPORTED, DamageError, Gap, UnsupportedError
 from data_prep.sources.documents import BadRecordError, LongDocument, RawDocument, Reject, Survey
 from data_prep.sources.inputs import InputChangedError, InputFile
 
+KEYED = ("jsonl", "parquet")
+"""Formats whose records have keys or columns."""
+
+_TEXT = "a text"
+# Records by which it is judged whether a file holds texts, and how many of them are enough, among
+# so many bytes if the first ones are long.
+_FIRST_RECORDS, _TELLING, _LONG_HEAD_BYTES = 100, 4, 8 << 20
+
 
 class _Counted:
-    """Counts the data of a file, and finds cuts about every `cut_bytes` where they are lines."""
+    """Counts the data of a file, and finds cuts about every `cut_bytes` where they are lines.
 
-    def __init__(self, file: InputFile, cut_bytes: int) -> None:
+    Of lines it takes `most`; None: all.
+    """
+
+    def __init__(self, file: InputFile, cut_bytes: int, most: int | None) -> None:
+        self._most = most
         self._is_lines, self._cut_bytes = file.format == "jsonl", cut_bytes
-        self._is_warc, self._pages = file.format == "warc", 0
+        self._is_warc, self._pages, self._heads = file.format == "warc", 0, 0
         self.size, self.line, self.cuts, self.last = 0, 1, [(0, 1)], b"\n"
         self._marked = (0, 1, 1, b"\n")
 
     @property
     def records(self) -> int:
-        """Lines, where they are records."""
-        return self.line - (self.last == b"\n") if self._is_lines else 1
+        """Lines, where they are records; of an archive some that it has at least."""
+        if self._is_lines:
+            return self.line - (self.last == b"\n")
+        # Texts may hold the words of a head, too.
+        return max(self._heads // 2, 1)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether all lines that are wanted are there."""
+        return self._is_lines and self._most is not None and self.line > self._most
 
     @property
     def is_pages(self) -> bool:
@@ -47,6 +68,7 @@ class _Counted:
 
     def add(self, block: bytes) -> None:
         if self._is_lines:
+            block = self._wanted(block)
             while (target := self.cuts[-1][0] + self._cut_bytes) < self.size + len(block):
                 newline = block.find(b"\n", max(target - self.size, 0))
                 if newline < 0:
@@ -56,9 +78,19 @@ class _Counted:
             self.line += block.count(b"\n")
         elif self._is_warc:
             names = block.lower()  # of any case, as for the reader
-            self._pages += names.count(b"warc-type: response")
-            self._pages -= names.count(b"warc-type: conversion")
+            pages = names.count(b"warc-type: response")
+            texts = names.count(b"warc-type: conversion")
+            self._pages, self._heads = self._pages + pages - texts, self._heads + pages + texts
         self.size, self.last = self.size + len(block), block[-1:]
+
+    def _wanted(self, block: bytes) -> bytes:
+        """The block up to the last line that is wanted."""
+        if self._most is None or self.line + block.count(b"\n") <= self._most:
+            return block
+        end = 0
+        for _ in range(self._most + 1 - self.line):
+            end = block.index(b"\n", end) + 1
+        return block[:end]
 
 
 class _Hashed:
@@ -83,19 +115,26 @@ class _Hashed:
         return self.digest.hexdigest()
 
 
-def survey(file: InputFile, cut_bytes: int) -> Survey:
-    """Hash the file, measure it, find cuts about every `cut_bytes` of decompressed data."""
+def survey(file: InputFile, cut_bytes: int, most: int | None = None) -> Survey:
+    """Hash the file, measure it, find cuts about every `cut_bytes` of decompressed data.
+
+    `most`: so many records are wanted, the first. Where the rest need not be read for these, it is
+    not, nor is the file hashed.
+    """
     status = storage.status(file.path)
-    counted, damage, detail = _Counted(file, cut_bytes), "", ""
+    counted, damage, detail = _Counted(file, cut_bytes, most), "", ""
+    is_hashed = most is None or file.format != "parquet"
     gaps: list[Gap] = []
     with storage.open_binary(file.path) as raw:
         read: Any = _Hashed(raw)
         try:
             if file.compression:
                 gaps, damage = compression.scan(read, file.compression, counted)
-            else:
+            elif is_hashed:
                 for block in compression.blocks(read, None):
                     counted.add(block)
+                    if counted.is_full:
+                        break
         except UnsupportedError as error:
             damage, detail = UNSUPPORTED, str(error)
         except DamageError as error:
@@ -103,7 +142,7 @@ def survey(file: InputFile, cut_bytes: int) -> Survey:
             raw.seek(0)
             head = raw.read(contents.HEAD_BYTES)
             detail = compression.why_damaged(head, file.compression or "gzip")
-        digest = read.finish()
+        digest = read.finish() if is_hashed and not counted.is_full else ""
     size, records, cuts = counted.size, counted.records, counted.cuts
     if file.format == "parquet":
         size, records, cuts, damage, detail = parquet.survey(file, cut_bytes)
@@ -135,24 +174,75 @@ def records(
         yield from documents.records(file, found, start, stop)
 
 
+def without_texts(files: Sequence[InputFile]) -> str:
+    """Why the files with keys or columns of a source hold no text, or no id that is set; or "".
+
+    Some of them are looked into: one that holds both, or may hold them, is enough.
+    """
+    found = ""
+    keyed = [file for file in files if file.format in KEYED and file.listed.bytes]
+    for file in inputs.looked_into(keyed):
+        if not (why := missing_field(file)):
+            return ""
+        found = found or why
+    return found
+
+
 def missing_field(file: InputFile) -> str:
-    """Which setting names no key or column of the file's first records, and what those have; "":
+    """Which setting names no text of the file's first records, or no id, and what those have; "":
     all are there, or that is not known.
     """
     config = file.config
-    names = ("prompt_field", "answer_field") if config.has_pairs else ("text_field",)
     try:
         if file.format == "jsonl":
-            found = contents.keys(inputs.first_bytes(file))
+            found = _first_objects(file)
+            if found == []:
+                return (
+                    f"{file.path} has no JSON object in its first lines, of which each is to be one"
+                )
+            keys = [*dict.fromkeys(key for one in found or () for key in one)]
+            kinds = [] if config.has_pairs else _kinds(found or [], config.text_field)
         else:
-            found = parquet.columns(file) if file.format == "parquet" else []
+            keys = parquet.columns(file) if file.format == "parquet" else []
+            kinds = parquet.no_text(file) if file.format == "parquet" else []
     except (OSError, DamageError):
         return ""
-    absent = [name for name in names if found and getattr(config, name) not in found]
-    if not absent:
-        return ""
-    wanted = " and ".join(f"{name} is {getattr(config, name)!r}" for name in absent)
-    return f"{wanted}, but {file.path} has {inputs.listed(found)}"
+    names = ["prompt_field", "answer_field"] if config.has_pairs else ["text_field"]
+    if config.id_field != SourceConfig.id_field:
+        names.append("id_field")  # by default an id may be missing
+    absent = [name for name in names if keys and getattr(config, name) not in keys]
+    if absent:
+        wanted = " and ".join(f"{name} is {getattr(config, name)!r}" for name in absent)
+        return f"{wanted}, but {file.path} has {inputs.listed(keys)}"
+    if kinds:
+        wanted = f"text_field is {config.text_field!r}, which in {file.path}"
+        return f"{wanted} is no text, but {' or '.join(kinds)}"
+    return ""
+
+
+def _first_objects(file: InputFile) -> list[dict[str, Any]] | None:
+    """The first objects of JSON lines; None where those that are whole are too few to tell."""
+    for least in (contents.HEAD_BYTES, _LONG_HEAD_BYTES):
+        head = inputs.first_bytes(file, least=least)
+        found = contents.objects(head, _FIRST_RECORDS)
+        is_whole = len(head) < least and bool(head.strip())
+        if is_whole or len(found) >= _TELLING or head.count(b"\n") > 2 * _FIRST_RECORDS:
+            return found
+    return None
+
+
+def _kinds(found: list[dict[str, Any]], key: str) -> list[str]:
+    """What the objects have under the key where none has a text there."""
+    values = [one[key] for one in found if key in one]
+    kinds = {_kind(value) for value in values}
+    return [] if _TEXT in kinds else sorted(kinds)
+
+
+def _kind(value: Any) -> str:
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else "true or false"
+    names: dict[type, str] = {str: _TEXT, list: "a list", dict: "an object"}
+    return names.get(type(value), "a number")
 
 
 def group(

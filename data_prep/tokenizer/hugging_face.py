@@ -29,18 +29,10 @@ class HuggingFace(Tokenizer):
 
     def __init__(self, path: Path, data: bytes, eos_token: str = "") -> None:
         self.path = path
+        self._read(data)
         try:
-            # The library raises no narrower exception.
-            self._model = tokenizers.Tokenizer.from_buffer(data)
-        except Exception as error:
-            raise TokenizerError(
-                f"{path}: is not a tokenizer.json that can be read ({error})"
-            ) from None
-        self._data, self._plain = data, json.loads(data)
-        self._model.no_padding()
-        self._model.no_truncation()
-        self._model.encode_special_tokens = True
-        try:
+            if changed := tokenizer_json.with_control_tokens(path, self._plain):
+                self._read(self._written(changed))
             self._pieces = tokenizer_json.pieces(self._plain, self._model)
             self.special_tokens = tokenizer_json.special_tokens(path, self._plain, self._model)
         except ValueError as error:
@@ -52,6 +44,19 @@ class HuggingFace(Tokenizer):
         self.eos_id = self._special_id("eos_token")
         self.pad_id = self._special_id("pad_token")
         self.unk_id = tokenizer_json.unknown(self._plain, self._model)
+
+    def _read(self, data: bytes) -> None:
+        try:
+            # The library raises no narrower exception.
+            self._model = tokenizers.Tokenizer.from_buffer(data)
+        except Exception as error:
+            raise TokenizerError(
+                f"{self.path}: is not a tokenizer.json that can be read ({error})"
+            ) from None
+        self._data, self._plain = data, json.loads(data)
+        self._model.no_padding()
+        self._model.no_truncation()
+        self._model.encode_special_tokens = True
 
     def name(self, id: int) -> str:
         return self._model.id_to_token(id) or ""

@@ -10,6 +10,11 @@ from the first of these that names it:
 4. for BOS and EOS, the only special added token with one of the well-known names.
 
 Otherwise there is none.
+
+The tokens of these roles are special whatever the file says of them, and so are those that its
+companions call special, and those between bars (<|user|>) with which its chat template marks turns:
+a text that holds one is encoded as text. Others that a template holds, such as <think>, are tokens
+of texts where the file says so.
 """
 
 from __future__ import annotations
@@ -24,6 +29,11 @@ from data_prep.dataset.parsing import json_value
 from data_prep.tokenizer.spelling import SPACE
 
 _COMPANIONS = ("tokenizer_config.json", "special_tokens_map.json")
+# Further special tokens in these, by the names that transformers had for them.
+_MORE = ("additional_special_tokens", "extra_special_tokens")
+_TEMPLATE = "chat_template.jinja"
+# How control tokens are spelled; DeepSeek's bars are those of full width.
+_CONTROL = re.compile("<[|\uff5c].+[|\uff5c]>")
 _WELL_KNOWN = {
     "bos_token": {
         "<|begin_of_text|>",
@@ -81,6 +91,50 @@ def special_tokens(
                 f"{role}; put the files of one tokenizer together"
             )
     return found
+
+
+def with_control_tokens(path: Path, plain: dict[str, Any]) -> dict[str, Any] | None:
+    """The file, in which the control tokens that it does not call special are; None: there is none.
+
+    Raises ValueError where a companion cannot be read.
+    """
+    added = plain.get("added_tokens") or []
+    if of_copy(plain) is not None or all(token["special"] for token in added):
+        return None
+    beside = [one for name in _COMPANIONS if (one := path.with_name(name)).is_file()]
+    found = {name for one in beside for name in _called_special(companion(one))}
+    template = _chat_template(path, beside)
+    tokens = [
+        {**token, "special": True}
+        if token["content"] in found
+        or (_CONTROL.fullmatch(token["content"]) and token["content"] in template)
+        else token
+        for token in added
+    ]
+    return None if tokens == added else {**plain, "added_tokens": tokens}
+
+
+def _called_special(plain: dict[str, Any]) -> list[str]:
+    """The tokens that a companion names as special ones."""
+    decoder = plain.get("added_tokens_decoder")
+    listed = list(decoder.values()) if isinstance(decoder, dict) else []
+    named: list[Any] = [
+        token for token in listed if isinstance(token, dict) and token.get("special") is True
+    ]
+    named += [plain.get(role) for role in _WELL_KNOWN]
+    for more in map(plain.get, _MORE):
+        if isinstance(more, dict | list):
+            named += more.values() if isinstance(more, dict) else more
+    contents = [token.get("content") if isinstance(token, dict) else token for token in named]
+    return [content for content in contents if isinstance(content, str)]
+
+
+def _chat_template(path: Path, beside: list[Path]) -> str:
+    """The chat templates beside the file, one after the other; "" where there is none."""
+    found = [str(companion(one).get("chat_template") or "") for one in beside]
+    if (alone := path.with_name(_TEMPLATE)).is_file():
+        found.append(alone.read_bytes().decode(errors="replace"))
+    return "\n".join(found)
 
 
 def standalone(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 
 from data_prep import accounts
 from data_prep.accounts import ACCOUNTS, REJECTS, Account, Accounts, Sample
-from data_prep.dataset.shards import DataError
+from data_prep.dataset.shards import DataError, write_manifest
 from tools.promises.data_sets import small
 
 
@@ -94,3 +95,28 @@ def test_accounts_of_other_numbers_than_the_manifest_says_are_a_problem(tmp_path
         assert len(found) == 1 + (kind == "rejected")
     (tmp_path / "manifest.json").write_text("{")
     assert len(accounts.verify(tmp_path)) == 1
+
+
+def test_a_rewritten_list_of_equal_numbers_is_found_by_its_sha256(tmp_path: Path) -> None:
+    manifest = replace(small(tmp_path, seed=0, documents=3, count=1), rejected=2)
+    told = Accounts()
+    account = told.of("test")
+    account.read, account.accepted, account.rejected = 5, 3, 2
+    lists = {ACCOUNTS: json.dumps(told.plain()), REJECTS: f"{_reject('a')}\n{_reject('b')}\n"}
+    for name, text in lists.items():
+        (tmp_path / name).write_text(text)
+    reports = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in lists.items()}
+    write_manifest(tmp_path, replace(manifest, reports=reports))
+    assert accounts.verify(tmp_path) == []
+    for name, old, new in ((REJECTS, "not an object", "blank line"), (ACCOUNTS, "[]", "[ ]")):
+        (tmp_path / name).write_text(lists[name].replace(old, new))
+        (found,) = accounts.verify(tmp_path)
+        assert found.startswith(f"{tmp_path / name}: sha256 differs from the manifest's")
+        (tmp_path / name).unlink()
+        assert accounts.verify(tmp_path)[0].startswith(f"{tmp_path / name}: is missing; copy it")
+        (tmp_path / name).write_text(lists[name])
+    # As data sets of earlier versions: their numbers alone are compared.
+    write_manifest(tmp_path, manifest)
+    assert "reports" not in json.loads((tmp_path / "manifest.json").read_bytes())
+    (tmp_path / REJECTS).write_text(f"{_reject('a', 'blank line')}\n{_reject('b')}\n")
+    assert accounts.verify(tmp_path) == []

@@ -159,3 +159,16 @@ def test_pairs_are_part_of_the_identity_and_plain_sources_as_they_were() -> None
     asked = pairs.replace("answer_field: a", "answer_field: a, question: 'Who?'")
     (source,) = config.load(None, ["output=o", asked]).identity()["sources"]
     assert source["question"] == "Who?"
+
+
+def test_settings_that_another_one_makes_idle_are_told() -> None:
+    words = ["output=o", "sources=[{name: s, paths: [a]}]", "tokenizer.vocab_size=300"]
+    words += ["tokenizer.character_coverage=0.99", "shards.tokens=5"]
+    assert config.load(None, words).without_effect() == []
+    told = config.load(None, [*words, "tokenizer.path=x", "shards.count=2"]).without_effect()
+    assert [one.split(",")[0] for one in told] == [
+        "tokenizer.vocab_size: has no effect beside tokenizer.path",
+        "tokenizer.character_coverage: has no effect beside tokenizer.path",
+        "shards.tokens: has no effect beside shards.count",
+    ]
+    assert config.load(None, [*words[:2], "tokenizer.path=x"]).without_effect() == []

@@ -397,3 +397,20 @@ def test_a_place_with_credentials_is_refused_without_repeating_them(url: str) ->
     assert problem.startswith("path: holds credentials") and url not in problem
     for other in ("https://h/set?download=true", "a@b/c?token=1", "s3://bucket/set"):
         assert settings.load(Place, None, [f"path={other}"]).path == other
+
+
+def test_an_override_in_place_of_the_file_or_of_an_item_that_is_not_there_is_told() -> None:
+    for path, word, problem in (
+        (Path("names=b"), "names=[b]", "names=b: is an override; give the configuration's file"),
+        (None, "names[0]=a", "names: the file gives no list to change; give it whole, names=["),
+    ):
+        with pytest.raises(SettingsError) as raised:
+            settings.load(Lists, path, [word])
+        (found,) = raised.value.problems
+        assert found.startswith(problem)
+    assert settings.load(Lists, None, ["names=[b]"]).names == ["b"]
+
+
+@dataclass(frozen=True)
+class Lists:
+    names: list[str] = setting([], "some")

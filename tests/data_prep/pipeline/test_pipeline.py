@@ -25,6 +25,8 @@ from multiprocessing.context import ForkProcess
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import sentencepiece
 import tokenizers
@@ -705,11 +707,7 @@ ENGLISH = "The harbour lay calm in the morning light, and the ships came home fr
     ("source", "reasons"),
     [
         ("cleaning: {languages: [de]}", "3 dropped: language: en, 1 rejected: not an object"),
-        (
-            "text_field: content",
-            "3 rejected: text missing, 1 rejected: not an object; text_field is 'content', but "
-            "{root}/a.jsonl has 'text', 'url'",
-        ),
+        ("max_held_bytes: 9", "3 rejected: record too large, 1 rejected: not an object"),
     ],
 )
 def test_where_no_document_is_left_to_train_on_the_reasons_are_told(
@@ -728,6 +726,80 @@ def test_where_no_document_is_left_to_train_on_the_reasons_are_told(
         f"{tmp_path / 'set'}: no document is left of 4 records: {reasons.format(root=tmp_path)}\n"
     )
     assert capsys.readouterr().err.endswith(told)
+
+
+@pytest.mark.parametrize("more", [[], ["--dry-run"]])
+def test_a_field_that_no_file_has_is_refused_before_anything_is_read(
+    more: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"body": ENGLISH, "n": number, "turns": [ENGLISH]} for number in range(9)]
+    data = "".join(json.dumps(row) + "\n" for row in rows)
+    for name in ("a.jsonl", "b.jsonl"):
+        (tmp_path / name).write_text(data)
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "c.parquet")
+
+    def told(source: str) -> str:
+        (tmp_path / "c.yaml").write_text(
+            f"root: {tmp_path}\noutput: {tmp_path / 'set'}\nsources: [{{name: s, {source}}}]\n"
+        )
+        assert cli.main(["run", str(tmp_path / "c.yaml"), "tokenizer.path=none", *more]) == 2
+        assert not (tmp_path / "set").exists()
+        *_, problem = capsys.readouterr().err.splitlines()
+        return problem.removeprefix("  - sources[0]: ")
+
+    remedy = "; correct it, or exclude such files"
+    where = f"{tmp_path}/a.jsonl has 'body', 'n', 'turns'"
+    assert told("paths: ['*.jsonl']") == f"text_field is 'text', but {where}{remedy}"
+    pairs = "paths: ['*.jsonl'], format: jsonl, prompt_field: question, answer_field: body"
+    assert told(pairs) == f"prompt_field is 'question', but {where}{remedy}"
+    ids = "paths: ['*.jsonl'], text_field: body, id_field: uid"
+    assert told(ids) == f"id_field is 'uid', but {where}{remedy}"
+    found = told("paths: ['*.parquet'], text_field: content")
+    assert found == f"text_field is 'content', but {where.replace('a.jsonl', 'c.parquet')}{remedy}"
+    (tmp_path / "d.jsonl").write_text('["one", "text"]\n"text"\n' * 9)
+    (tmp_path / "empty.jsonl").touch()
+    found = told("paths: [d.jsonl, empty.jsonl]")
+    assert found.startswith(f"{tmp_path}/d.jsonl has no JSON object in its first lines")
+    for name, field, kind in (
+        ("a.jsonl", "turns", "a list"),
+        ("a.jsonl", "n", "a number"),
+        ("c.parquet", "n", "int64"),
+    ):
+        path = tmp_path / name
+        found = told(f"paths: [{name}], text_field: {field}")
+        assert found == f"text_field is {field!r}, which in {path} is no text, but {kind}{remedy}"
+
+
+def test_a_field_that_no_file_has_is_told_where_other_files_are_texts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.jsonl").write_text(json.dumps({"body": ENGLISH}) + "\n")
+    (tmp_path / "b.txt").write_text(ENGLISH)
+    words = [f"root={tmp_path}", f"output={tmp_path / 'set'}", "sources=[{name: s, paths: ['*']}]"]
+    pipeline.open_work(config.load(None, words))
+    told = f"sources[0]: text_field is 'text', but {tmp_path}/a.jsonl has 'body'; correct it, or"
+    assert capsys.readouterr().err.startswith(told)
+
+
+def test_files_of_which_one_may_hold_texts_are_read(tmp_path: Path) -> None:
+    lines = [json.dumps({"body": "no text"}) + "\n"] * 9
+    text = json.dumps({"text": ENGLISH}) + "\n"
+    book = json.dumps({"text": ENGLISH * 2000}) + "\n"
+    for name, data in (
+        ("another", ["".join(lines), text]),
+        ("later", ["".join([*lines, text])]),
+        ("a head before one long record", [lines[0] + book]),
+    ):
+        root = tmp_path / name
+        root.mkdir()
+        for number, one in enumerate(data):
+            (root / f"{number}.jsonl").write_text(one)
+        words = [
+            f"root={root}",
+            f"output={root / 'set'}",
+            "sources=[{name: s, paths: ['*.jsonl']}]",
+        ]
+        assert len(pipeline.open_work(config.load(None, words)).files) == len(data)
 
 
 def test_a_tokenizer_of_few_records_of_a_large_file_is_trained_on_all_of_them(
@@ -1068,6 +1140,33 @@ def test_a_limit_takes_the_first_records_of_each_source(
         assert all(line["line"] <= min(limit, 128) for line in taken)
 
 
+def test_a_limit_reads_no_file_of_which_it_takes_no_record(tmp_path: Path) -> None:
+    lines = [json.dumps({"text": f"{ENGLISH} {number}"}).encode() + b"\n" for number in range(3000)]
+    (tmp_path / "a.jsonl").write_bytes(lines[0] + lines[1])
+    (tmp_path / "b.jsonl").write_bytes(b"".join(lines))
+    (tmp_path / "c.jsonl.gz").write_bytes(gzip.compress(b"".join(lines)))
+    words = [f"root={tmp_path}", "sources=[{name: s, paths: ['*.jsonl*']}]", "workers=1"]
+    words += [f"tokenizer.path={small_model(tmp_path)}"]
+    for limit, last in ((1, "a"), (2, "a"), (5, "b"), (3010, "c")):
+        output = tmp_path / str(limit)
+        wanted = config.load(None, [*words, f"output={output}", f"limit={limit}"])
+        work = pipeline.open_work(wanted)
+        with workspace.locked(work):
+            pipeline._run(wanted, work, [stages.SurveyFiles])
+        assert [found.is_unread for found in work.surveys] == [
+            name > last for name in ("a", "b", "c")
+        ]
+        manifest = pipeline.run(wanted).manifest
+        assert manifest.documents == limit
+        hashes = [file.sha256 != "" for file in manifest.inputs]
+        # Of the last file no more than its first records was read.
+        assert hashes == [name < last for name in ("a", "b", "c")]
+        assert pipeline.run(wanted).already
+        touched(tmp_path / f"{last}.jsonl{'.gz' * (last == 'c')}")
+        with pytest.raises(WorkspaceError, match="was made from other input files"):
+            pipeline.run(wanted)
+
+
 @pytest.mark.parametrize(
     "name", ["tokenizer.json", "tokenizer.model", "rejects.jsonl", "cleaning.json", "shard-0.tar"]
 )
@@ -1298,9 +1397,10 @@ def test_a_run_that_finds_nothing_says_so_and_a_dry_run_too(
         ("b.jsonl", b"", "no record was found in 1 input file of format jsonl, such as "),
         (
             "c.jsonl",
-            b"[]\n[]\n{\n",
+            b'[]\n[]\n{"text": ""}\n',
             "no document is left of 3 records: 2 rejected: not an object, 1 ",
         ),
+        ("e.jsonl", b"[]\n[]\n{\n", "e.jsonl has no JSON object in its first lines, of which"),
         ("d.jsonl.zst", b"\x27\xb5\x2f\xfdxxxx", "left of 1 record: 1 rejected: unsupported file"),
     ):
         (tmp_path / name).write_bytes(data)

@@ -159,9 +159,11 @@ def test_damaged_accounts_are_listed_by_both_commands_and_not_copied(
     assert accounts.verify(directory) == []
     (directory / "rejects.jsonl").unlink()
     (directory / "cleaning.json").write_text("garbage")
+    remedy = "copy it again or prepare the data set again; `data-prep verify` lists every problem"
+    damage = "sha256 differs from the manifest's: damaged or of another data set"
     expected = [
-        f"{directory}/cleaning.json: cannot be read; prepare the data set again",
-        f"{directory}/rejects.jsonl: is missing; copy it again, or prepare the data set again",
+        f"{directory}/cleaning.json: {damage}; {remedy}",
+        f"{directory}/rejects.jsonl: is missing; {remedy}",
     ]
     assert accounts.verify(directory) == expected
     assert cli.main(["verify", str(directory)]) == 1

@@ -106,3 +106,31 @@ def test_every_mistake_is_reported(
     assert cli.main([*command, "--passages", "2", "--min-tokens", "9"]) == 1
     assert "in a row have no name in them" in capsys.readouterr().err
     assert not (tmp_path / "a").exists()
+
+
+def test_documents_that_make_no_pair_are_counted_and_no_passage_is_too_short(
+    tmp_path: Path, books: Path, write_data_set: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = tokenizer.load(tokenizer.find(books))
+    texts = [
+        "Then she met Anna, and Anna smiled. " * 40,
+        "They saw Bob, and Bob.",
+        "no name. " * 90,
+    ]
+    tokens = [model.encode(text) for text in texts]
+    least = len(tokens[1]) + 1
+    write_data_set(tmp_path / "set", tokens, 1, 320, tokenizer=model.path)
+    command = ["pairs", str(tmp_path / "a"), "--books", str(tmp_path / "set")]
+    assert cli.main(command) == 0
+    assert (
+        capsys.readouterr().out
+        == f"2 pairs: {tmp_path / 'a'}\nleft out: 1 document with no name in it\n"
+    )
+    passages = ["--passages", "20", "--min-tokens", str(least)]
+    assert cli.main([*command, *passages, "--max-tokens", "99999"]) == 0
+    told = f"left out: 1 document with fewer than {least} tokens"
+    assert told in capsys.readouterr().out
+    answers = [json.loads(line)["answer"] for line in (tmp_path / "a").read_text().splitlines()]
+    assert answers == [" Anna"] * 20
+    assert cli.main([*command, "--passages", "2", "--min-tokens", "5000"]) == 1
+    assert "none of its documents has 5,000 tokens; lower --min-tokens" in capsys.readouterr().err

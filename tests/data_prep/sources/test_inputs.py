@@ -400,6 +400,18 @@ def problems_of(root: Path, name: str, data: bytes, more: str = "") -> list[str]
         ("a.ipynb", b'{\n "cells": []}', "*.ipynb files are no plain text"),
         ("a.txt", b"{\\rtf1\\ansi a}", "it is an RTF document, not text"),
         ("a.txt", b"%!PS-Adobe-3.0\n", "it is a PostScript document, not text"),
+        (
+            "a.txt",
+            b"\n<!DOCTYPE html>\n<html>",
+            "it is an HTML page; extract its text (trafilatura)",
+        ),
+        (
+            "page",
+            b'<?xml version="1.0"?>\n<!-- a -->\n<HTML lang="en">',
+            "it is an HTML page; extract",
+        ),
+        ("a.parquet", b"id,text\n", "it is plain text, not parquet; rename it, set `format`"),
+        ("a.warc", b"only words", "it is plain text, not warc; rename it, set `format`"),
         ("a.txt", "text".encode("utf-16-le"), "it is text in UTF-16-LE; convert it to UTF-8"),
         ("a.txt", ("line\n" * 99).encode("utf-16-be"), "it is text in UTF-16-BE; convert it"),
         ("a.txt", "Title: \u706f\u53f0".encode("iso2022_jp"), "it is text in ISO-2022-JP;"),
@@ -434,7 +446,9 @@ def test_json_lines_of_any_name_are_jsonl_and_what_is_set_goes_first(tmp_path: P
         (tmp_path / name).write_bytes(data)
     files, _ = find(tmp_path, "[{name: s, paths: ['*']}]")
     assert {file.format for file in files} == {"jsonl"}
-    for name, data in (("a.csv", b"a,b\n"), ("a.json", b"[1]"), ("a.txt", ROWS), ("rows", ROWS)):
+    page = ("b.txt", b"<!doctype html>")
+    others = (("a.csv", b"a,b\n"), ("a.json", b"[1]"), ("a.txt", ROWS), ("rows", ROWS))
+    for name, data in (page, *others):
         assert problems_of(tmp_path, name, data, ", format: text") == []
         assert problems_of(tmp_path, name, data, ", group_by: top") == []
     for name, data in (
@@ -450,6 +464,12 @@ def test_json_lines_of_any_name_are_jsonl_and_what_is_set_goes_first(tmp_path: P
         ("j.txt", b"a\0b"),
         ("k.txt", b"\x1b[1mbold\x1b$"),
         ("l.txt", b"{a: 1}"),
+        # Source code, and texts about pages.
+        ("l.warc", b"\r\n\r\nWARC/1.0\r\nWARC-Type: conversion\r\n"),
+        ("l.php", b"<!DOCTYPE html>\n<?php echo 1 ?>"),
+        ("l.md", b"<html>"),
+        ("o.txt", b"<html> is a tag"[1:]),
+        ("p.txt", b"<htmlish>"),
         # Damage, which is told record by record.
         ("m.jsonl.gz", bytes(99)),
         ("n.jsonl.gz", b"\xff" * 99),
@@ -493,12 +513,12 @@ def test_of_several_files_the_one_of_another_format_is_named(tmp_path: Path) -> 
 def test_a_text_that_was_not_looked_into_is_rejected_where_it_is_read(tmp_path: Path) -> None:
     for number in range(200):
         (tmp_path / f"{number:03}.txt").write_bytes(b"text")
-    odd = {"001.txt": ROWS, "003.txt": b"PK\3\4"}
+    odd = {"001.txt": ROWS, "003.txt": b"PK\3\4", "005.txt": b"<html><body>"}
     for name, data in odd.items():
         (tmp_path / name).write_bytes(data)
     files, problems = find(tmp_path, "[{name: s, paths: ['*.txt']}]")
     assert problems == []
-    for file in files[1], files[3]:
+    for file in files[1], files[3], files[5]:
         found = readers.survey(file, 1 << 20)
         (reject,) = readers.records(file, found, (0, 1), found.size)
         assert isinstance(reject, Reject) and reject.reason == "unsupported file"

@@ -187,6 +187,7 @@ def test_what_is_encrypted_or_of_another_format_is_not_damaged(tmp_path: Path) -
         (whole[:-4] + b"PARE", "it is encrypted"),
         (b"PARE" + whole[4:-4] + b"PARE", "it is encrypted"),
         (b"PK\3\4" + bytes(99), "it is a zip archive"),
+        (b'{"text": "caf\xe9"}\n' * 9, "it is no parquet file, as its name or `format` says: it"),
     ):
         Path(file.path).write_bytes(data)
         (reject,) = read(file, 1)

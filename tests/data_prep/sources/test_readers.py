@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import gzip
+import hashlib
 import json
+import random
 from pathlib import Path
 
 import pytest
+import zstandard
 
 from data_prep import config
+from data_prep.config import SourceConfig
 from data_prep.dataset import shards
 from data_prep.pipeline import pipeline
-from data_prep.sources import documents, inputs, readers
+from data_prep.sources import compression, documents, inputs, readers
+from data_prep.sources.compression import Compression
 from data_prep.sources.documents import LongDocument, RawDocument, Reject
+from data_prep.sources.inputs import InputFile
 from data_prep.tokenizer import tokenizer
 
 BOOKS = {
@@ -170,3 +177,41 @@ def test_a_group_is_in_one_unit_and_every_record_is_accounted_for(
     for b in range(12):
         good = [c for c in range(13) if (b, c) not in ((3, 5), (4, 12)) and c < 12]
         assert made[f"book {b}"] == "\n\n".join(members[f"book {b}/{c}.txt"] for c in good)
+
+
+@pytest.mark.parametrize("packed", ["", ".gz", ".zst"])
+def test_a_survey_of_the_first_lines_reads_and_hashes_no_more(
+    packed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = [json.dumps({"text": f"{n} {random.Random(n).random()}"}).encode() for n in range(9000)]
+    data = b"\n".join([*lines, b""])
+    members = [data[:2000], data[2000:]]
+    whole = {"": data, ".gz": b"".join(map(gzip.compress, members))}
+    whole[".zst"] = b"".join(map(zstandard.ZstdCompressor().compress, members))
+    path = tmp_path / f"a.jsonl{packed}"
+    path.write_bytes(whole[packed])
+    kind: Compression = {"": None, ".gz": "gzip", ".zst": "zstd"}[packed]  # type: ignore[assignment]
+    file = InputFile(SourceConfig(name="s"), str(path), path.name, "jsonl", kind)
+    monkeypatch.setattr(compression, "BLOCK_BYTES", 4096)
+    read = 0
+    add = readers._Counted.add
+
+    def counted(self: readers._Counted, block: bytes) -> None:
+        nonlocal read
+        read += len(block)
+        add(self, block)
+
+    monkeypatch.setattr(readers._Counted, "add", counted)
+    for most in (1, 50, 200):
+        read = 0
+        found = readers.survey(file, 500, most)
+        assert (found.size, found.records) == (sum(len(line) + 1 for line in lines[:most]), most)
+        assert found.sha256 == "" and not found.damage and not found.gaps
+        assert read < found.size + (1 << 18) < len(data)
+        taken = list(readers.records(file, found, (0, 1), found.size))
+        assert [record.line for record in taken] == list(range(1, most + 1))
+        assert all(isinstance(record, RawDocument) for record in taken)
+        assert all(offset < found.size for offset, _ in found.cuts)
+    everything = readers.survey(file, 500, len(lines) + 1)
+    assert everything == readers.survey(file, 500)
+    assert everything.sha256 == hashlib.sha256(whole[packed]).hexdigest()

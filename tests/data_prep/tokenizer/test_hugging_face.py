@@ -123,3 +123,44 @@ def test_byte_tokens_are_fallback_pieces_or_parts_of_characters(files: dict[str,
     assert sorted(model.pieces[id] for id in model.byte_tokens) == [
         bytes([byte]) for byte in range(128, 256)
     ]
+
+
+def test_control_tokens_that_the_file_does_not_call_special_are_text_in_a_text(
+    files: dict[str, Path], tmp_path: Path
+) -> None:
+    raw = tokenizers.Tokenizer.from_file(str(files["llama3"]))
+    names = ("<|user|>", "<\uff5cUser\uff5c>", "<think>", "<|fim|>", "<end>", "[CALL]", "[MORE]")
+    raw.add_tokens([tokenizers.AddedToken(name, special=False) for name in names])
+    raw.save(str(tmp_path / "tokenizer.json"))
+    text = "".join(f" {name} a" for name in names)
+
+    def held() -> list[str]:
+        model = tokenizer.load(tmp_path / "tokenizer.json")
+        ids = model.encode(text).tolist()
+        assert model.decode(ids) == text
+        return [name for name in map(model.name, ids) if name in names]
+
+    assert held() == list(names)
+    config = {
+        "chat_template": "<|user|>{{ content }}<\uff5cUser\uff5c><think>",
+        "eos_token": "<end>",
+        "added_tokens_decoder": {"409": {"content": "[CALL]", "special": True}},
+    }
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    more = {"additional_special_tokens": None, "extra_special_tokens": {"more": "[MORE]"}}
+    (tmp_path / "special_tokens_map.json").write_text(json.dumps(more))
+    # Tokens of texts: what the template holds is no control token, or it does not hold it.
+    assert held() == ["<think>", "<|fim|>"]
+    model = tokenizer.load(tmp_path / "tokenizer.json")
+    assert model.pieces[model.vocab_size - len(names)] == b"", "<|user|>"
+    # The copy in a data set has no companions.
+    name, data = tokenizer.standalone(tmp_path / "tokenizer.json")
+    copy = tokenizer.of_bytes(tmp_path / "copy" / name, data)
+    assert copy.encode(text).tolist() == model.encode(text).tolist()
+    assert (
+        tokenizer.of_bytes(tmp_path / name, data).encode(text).tolist()
+        == copy.encode(text).tolist()
+    )
+    (tmp_path / "tokenizer_config.json").unlink()
+    (tmp_path / "chat_template.jinja").write_text(config["chat_template"])
+    assert held() == ["<think>", "<|fim|>", "<end>", "[CALL]"]
