@@ -22,8 +22,8 @@ KEYED = ("jsonl", "parquet")
 """Formats whose records have keys or columns."""
 
 _TEXT = "a text"
-# Records by which it is judged whether a file holds texts, and how many of them are enough, among
-# so many bytes if the first ones are long.
+# Records by which it is judged whether a file holds texts; where they are long, the fewest that are
+# enough among so many bytes.
 _FIRST_RECORDS, _TELLING, _LONG_HEAD_BYTES = 100, 4, 8 << 20
 
 
@@ -222,11 +222,12 @@ def missing_field(file: InputFile) -> str:
 
 def _first_objects(file: InputFile) -> list[dict[str, Any]] | None:
     """The first objects of JSON lines; None where those that are whole are too few to tell."""
-    for least in (contents.HEAD_BYTES, _LONG_HEAD_BYTES):
+    heads = ((contents.HEAD_BYTES, _FIRST_RECORDS), (_LONG_HEAD_BYTES, _TELLING))
+    for least, enough in heads:
         head = inputs.first_bytes(file, least=least)
         found = contents.objects(head, _FIRST_RECORDS)
         is_whole = len(head) < least and bool(head.strip())
-        if is_whole or len(found) >= _TELLING or head.count(b"\n") > 2 * _FIRST_RECORDS:
+        if is_whole or len(found) >= enough or head.count(b"\n") > 2 * _FIRST_RECORDS:
             return found
     return None
 

@@ -785,10 +785,12 @@ def test_files_of_which_one_may_hold_texts_are_read(tmp_path: Path) -> None:
     lines = [json.dumps({"body": "no text"}) + "\n"] * 9
     text = json.dumps({"text": ENGLISH}) + "\n"
     book = json.dumps({"text": ENGLISH * 2000}) + "\n"
+    long = json.dumps({"body": "no text" * 2000}) + "\n"
     for name, data in (
         ("another", ["".join(lines), text]),
         ("later", ["".join([*lines, text])]),
         ("a head before one long record", [lines[0] + book]),
+        ("after long ones", [long * 9 + text]),
     ):
         root = tmp_path / name
         root.mkdir()
