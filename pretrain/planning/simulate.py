@@ -239,6 +239,12 @@ def _window(lanes: int, tokens: int) -> tuple[Tensor, Tensor]:
     return starts, torch.zeros(lanes, tokens, dtype=torch.int64)
 
 
+def _nowhere() -> tuple[Tensor, Tensor]:
+    """The places of no logits, as a preface has them."""
+    none = torch.zeros(0, dtype=torch.int64)
+    return none, none
+
+
 def in_use(state: ModelState) -> ModelState:
     """The state with flags that are real, like documents' starts: all of its slots hold something,
     as in the middle of a document."""
@@ -306,7 +312,7 @@ def simulate(config: Config, vocab_size: int, ranks: int, lanes: int) -> Simulat
             engine.step(1.0)
             if config.data.preface:
                 with engine.evaluating():
-                    engine.forward(batch, starts, state, batch, parts=parts)
+                    engine.forward(batch, starts, state, parts=parts, places=_nowhere())
         return Simulation(engine.held(), ledger.peak, ledger.sent())
 
 

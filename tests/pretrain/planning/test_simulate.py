@@ -172,7 +172,8 @@ def _rank(path: Path) -> None:
                 engine.step(1.0)
                 if preface:
                     with engine.evaluating():
-                        engine.forward(batch, starts, state, batch, parts=parts)
+                        none = torch.zeros(0, dtype=torch.int64)
+                        engine.forward(batch, starts, state, parts=parts, places=(none, none))
             told.append({"held": engine.held(), "peak": ledger.peak, "sent": ledger.sent()})
         del engine
     if place.rank == 0:
