@@ -162,12 +162,23 @@ def activations(config: Config, vocab_size: int, lanes: int) -> Activations:
     """
     layers = config.model.n_layers
     shallow, deeper = (
-        _trace(replace(config, model=replace(config.model, n_layers=count)), vocab_size, lanes)
+        _trace(replace(config, model=_of_few_layers(config.model, count)), vocab_size, lanes)
         for count in (_FEW, _FEW + 1)
     )
     kept = shallow.kept + (layers - _FEW) * (deeper.kept - shallow.kept)
     block = shallow.block + (layers - _FEW) * (deeper.block - shallow.block)
     return Activations(kept, block, deeper.loss)
+
+
+def _of_few_layers(model: ModelConfig, count: int) -> ModelConfig:
+    """The model with `count` layers, of which one has the store if one of the model's has.
+
+    It is the first in both, or the last of the few: there most is kept while it is computed again.
+    """
+    memory, own = model.memory, model.memory.memorizing
+    if own.layer > 1:
+        memory = replace(memory, memorizing=replace(own, layer=0))
+    return replace(model, n_layers=count, memory=memory)
 
 
 def _trace(config: Config, vocab_size: int, lanes: int) -> Activations:

@@ -127,6 +127,20 @@ def test_a_block_computed_again_keeps_its_input_alone() -> None:
     assert small.block == pytest.approx(large.block, rel=0.2)
 
 
+def test_a_store_is_counted_in_whatever_layer_it_is() -> None:
+    words = [*kinds.words("memorizing"), "model.n_layers=6"]
+    by_layer = [
+        activations(config(*words, f"model.memory.memorizing.layer={layer}"), VOCABULARY, LANES)
+        for layer in (0, 1, 5, 6)
+    ]
+    assert by_layer == by_layer[:1] * 4
+    cached = activations(
+        config("model.memory.kind=transformer_xl", "model.n_layers=6"), VOCABULARY, LANES
+    )
+    # Of every query and head k scores, shares and rows of neighbours at the least.
+    assert by_layer[0].kept - cached.kept > LANES * 1024 * 4 * 4 * (4 + 4 + 8)
+
+
 def test_a_kernel_that_only_a_gpu_has_is_counted_too() -> None:
     words = ("train.precision=bf16", "launch.device=auto")
     by_kernel = [
