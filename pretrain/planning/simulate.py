@@ -131,7 +131,8 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 @dataclass(frozen=True)
 class Activations:
-    """Bytes of a micro-batch's forward and backward beside the weights; peaks, not sums.
+    """Bytes of a micro-batch's forward and backward beside the weights and the memories before and
+    after the window; peaks, not sums.
 
     Of a part of the windows where ranks share them.
     """
@@ -205,10 +206,14 @@ def _trace(config: Config, vocab_size: int, lanes: int) -> Activations:
             given[0].register_hook(mark)  # type: ignore[no-untyped-call]
 
         model.lm_head.register_forward_pre_hook(watch_head)
-        model(batch, starts, state, batch, parts=parts).loss.backward()
+        output = model(batch, starts, state, batch, parts=parts)
+        output.loss.backward()  # the trainer, too, holds the memory after the window meanwhile
         mark()
         (forward, kept), (loss, _), (backward, _) = marks
-    return Activations(kept - weights, max(forward, backward) - kept, loss - kept)
+        # `plan.Memory.states` has it; flags are real, and not counted.
+        tensors = [tensor for layer in output.state for tensor in layer]
+        written = sum(tensor.nbytes for tensor in tensors if tensor.dtype != torch.bool)
+    return Activations(kept - weights - written, max(forward, backward) - kept, loss - kept)
 
 
 class _Alike:
