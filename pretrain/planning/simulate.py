@@ -30,6 +30,8 @@ from torch.utils._pytree import tree_leaves
 
 from pretrain.config import Config, ModelConfig
 from pretrain.model import flops
+from pretrain.model.loss import CHUNK_LOGITS
+from pretrain.model.memories.nearest import SCORES
 from pretrain.model.state import ModelState, mapped
 from pretrain.model.transformer import Transformer
 from pretrain.trained import PRECISIONS
@@ -277,8 +279,23 @@ def in_use(state: ModelState) -> ModelState:
 @contextlib.contextmanager
 def _without_storage() -> Iterator[Ledger]:
     """A block in which new tensors have no storage, and the ledger that counts them."""
-    with FakeTensorMode(allow_non_fake_inputs=True), Ledger(fake=True) as ledger:
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    with _chunks_of_a_gpu(), mode, Ledger(fake=True) as ledger:
         yield ledger
+
+
+@contextlib.contextmanager
+def _chunks_of_a_gpu() -> Iterator[None]:
+    """A block in which tensors of the CPU are worked through in chunks as large as a GPU's."""
+    tables = CHUNK_LOGITS, SCORES
+    before = [table["cpu"] for table in tables]
+    for table in tables:
+        table["cpu"] = table["cuda"]
+    try:
+        yield
+    finally:
+        for table, own in zip(tables, before, strict=True):
+            table["cpu"] = own
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,8 @@ from torch.profiler import ProfilerActivity, profile
 
 from pretrain.config import MEMORY_KINDS, Config, load
 from pretrain.jobs.launch import leave, place_in
-from pretrain.model import flops
+from pretrain.model import flops, loss
+from pretrain.model.memories import nearest
 from pretrain.model.transformer import Transformer
 from pretrain.planning.plan import memory, passed_bytes, sent_bytes
 from pretrain.planning.simulate import Ledger, activations, in_use, simulate
@@ -33,6 +34,7 @@ from tests.ranks import work
 
 VOCABULARY = 2000
 LANES = 2  # of a micro-batch
+STORE = "model.memory.memorizing"
 RANKS = 2
 
 
@@ -142,7 +144,7 @@ def test_one_block_needs_as_much_however_many_there_are(kind: str) -> None:
 def test_a_store_is_counted_in_whatever_layer_it_is() -> None:
     words = [*kinds.words("memorizing"), "model.n_layers=6"]
     by_layer = [
-        activations(config(*words, f"model.memory.memorizing.layer={layer}"), VOCABULARY, LANES)
+        activations(config(*words, f"{STORE}.layer={layer}"), VOCABULARY, LANES)
         for layer in (0, 1, 5, 6)
     ]
     assert by_layer == by_layer[:1] * 4
@@ -151,6 +153,18 @@ def test_a_store_is_counted_in_whatever_layer_it_is() -> None:
     )
     # Of every query and head k scores, shares and rows of neighbours at the least.
     assert by_layer[0].kept - cached.kept > LANES * 1024 * 4 * 4 * (4 + 4 + 8)
+
+
+def test_logits_and_scores_are_held_in_the_chunks_of_a_gpu() -> None:
+    tokens, vocabulary = LANES * 1024, 2**15
+    found = activations(config(), vocabulary, LANES)
+    # One chunk of float32 logits, and the gradients of the head and of its input.
+    assert tokens * vocabulary == 2**26
+    assert found.loss == pytest.approx(4 * (2**26 + 128 * vocabulary + tokens * 128), rel=0.02)
+    words = ["model.segment=256", "train.window_segments=2", f"{STORE}.capacity={2**17}"]
+    searched = activations(config(*kinds.words("memorizing"), *words), VOCABULARY, LANES)
+    assert searched.peak > 4 * 256 * 4 * 2**17  # scores of a segment's tokens and heads
+    assert (loss.CHUNK_LOGITS["cpu"], nearest.SCORES["cpu"]) == (2**24, 2**21)
 
 
 def test_a_kernel_that_only_a_gpu_has_is_counted_too() -> None:
