@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import threading
 from collections.abc import Callable, Iterator
 from typing import ParamSpec, TypeVar
 
@@ -22,7 +21,6 @@ one for each number of segments whose summaries are held. After eight torch woul
 as it is written, which rounds otherwise, and a resumed run meets its shapes in another order."""
 
 _on = False
-_raised = threading.local()
 
 
 def switch(on: bool) -> None:
@@ -63,8 +61,7 @@ def fused(function: Callable[P, T]) -> Callable[P, T]:
 def _raise_limits() -> None:
     """Let this thread compile every shape. torch's settings are a thread's own, and on a GPU the
     backward is computed by another than the forward."""
-    if not hasattr(_raised, "here"):
-        import torch._dynamo.config as limits  # it takes a second, for runs that compile alone
+    import torch._dynamo.config as limits  # it takes a second, for runs that compile alone
 
+    if limits.recompile_limit != _SHAPES:
         limits.recompile_limit = limits.accumulated_recompile_limit = _SHAPES
-        _raised.here = True
