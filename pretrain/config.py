@@ -1086,7 +1086,7 @@ class Config:
         They are multiples of `parallel.sequence`, since a sequence group has its lanes to itself.
         """
         units, rest = divmod(self.data.lanes, self.train.micro_batch or 1)
-        groups = [count for count in range(1, units + 1) if units % count == 0 and rest == 0]
+        groups = [] if rest else _divisors(units)
         return [count * self.parallel.sequence for count in groups]
 
     def rank_problems(self, ranks: int) -> list[str]:
@@ -1098,7 +1098,7 @@ class Config:
         choices = [f"{any_of(below + above)} ranks"] if fits else []
         if ranks % sequence:
             segments = self.train.window_segments
-            sizes = [n for n in range(1, ranks + 1) if ranks % n == 0 and segments % n == 0]
+            sizes = _divisors(math.gcd(ranks, segments))
             choices.append(f"parallel.sequence={any_of(sizes)}")
             return [
                 f"parallel.sequence: {counted(ranks, 'rank is', 'ranks are')} not whole groups of "
@@ -1153,6 +1153,12 @@ def _without_effect(
                 f"{name}: has no effect with {key}={own}; remove it, or set {key}={any_of(readers)}"
             )
     return found
+
+
+def _divisors(number: int) -> list[int]:
+    """In order; quickly also where a number of tokens was given as one of lanes."""
+    low = [n for n in range(1, math.isqrt(number) + 1) if number % n == 0]
+    return sorted({*low, *(number // n for n in low)})
 
 
 def any_of(choices: Sequence[object]) -> str:

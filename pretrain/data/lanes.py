@@ -193,8 +193,15 @@ class Mix:
             return 0
         # The counter's last word sets these streams apart from those of `order`.
         bits = _philox(seed, lane, (number, 0, 0, 1)).random_raw()
-        bounds = self._bounds[bisect_right(self._begins, step) - 1]
-        return bisect_right(bounds, (int(bits) >> 11) * 2.0**-53)
+        return bisect_right(self._bounds_after(step), (int(bits) >> 11) * 2.0**-53)
+
+    def drawn(self, step: int) -> list[int]:
+        """The sources that a document which begins after `step` steps may be of."""
+        parts = itertools.pairwise([0.0, *self._bounds_after(step)])
+        return [source for source, (begin, end) in enumerate(parts) if begin < end]
+
+    def _bounds_after(self, step: int) -> list[float]:
+        return self._bounds[bisect_right(self._begins, step) - 1]
 
 
 def _phases(weight: Weight) -> list[tuple[int, float]]:
@@ -323,8 +330,11 @@ class Lane(Packer):
 
     @property
     def next_shards(self) -> list[tuple[int, int]]:
-        """(source, index of a shard) of what this lane opens next in each source."""
-        return [(source, stream.next_shard) for source, stream in enumerate(self._streams)]
+        """(source, index of a shard) of what this lane opens next in each source of which its next
+        window may have a document."""
+        return [
+            (source, self._streams[source].next_shard) for source in self._mix.drawn(self._step)
+        ]
 
     def window(self, length: int) -> Window:
         """The next `length` tokens, without padding. Raises DataError."""

@@ -65,15 +65,16 @@ def refused(trainer: Mapping[str, Any], config: Config, fingerprints: Fingerprin
 
 def changes(trainer: Mapping[str, Any], config: Config) -> dict[str, str]:
     """The settings that have changed since the checkpoint that holds `trainer`, by their keys."""
-    # A version that had no other optimizer did not say which.
-    before = {"optim.name": "adamw", **dict(_leaves(trainer["configuration"]))}
+    # A version that lacks a setting did what is its default now.
+    defaults = settings.to_plain(Config())
+    before = {**dict(_leaves(defaults)), **dict(_leaves(trainer["configuration"]))}
     now = dict(_leaves(settings.to_plain(config)))
     items_before, items_now = set(map(_item, before)), set(map(_item, now))
 
     def changed(key: str) -> bool:
         if key in before and key in now:
             return bool(before[key] != now[key])
-        # A setting that only one version has is no change; an item of a list is.
+        # A setting that is no more, or new in a list's items, is no change; an item of a list is.
         return (_item(key) in items_before) != (_item(key) in items_now)
 
     def shown(leaves: Mapping[str, Any], key: str) -> str:

@@ -15,6 +15,11 @@ import torch
 P = ParamSpec("P")
 T = TypeVar("T")
 
+_SHAPES = 2**16
+"""Shapes of a function that are compiled at most: all that a run has, of which AutoCompressors have
+one for each number of segments whose summaries are held. After eight torch would call the function
+as it is written, which rounds otherwise, and a resumed run meets its shapes in another order."""
+
 _on = False
 
 
@@ -26,8 +31,7 @@ def switch(on: bool) -> None:
 
 @contextlib.contextmanager
 def left_out() -> Iterator[None]:
-    """A block in which nothing is compiled, so that its shapes take no place from those of
-    training, of which only so many are kept."""
+    """A block in which nothing is compiled, since it has many shapes that do not come again."""
     global _on
     before, _on = _on, False
     try:
@@ -37,7 +41,7 @@ def left_out() -> Iterator[None]:
 
 
 def fused(function: Callable[P, T]) -> Callable[P, T]:
-    """`function`, compiled at its first call if compilation is on."""
+    """`function`, compiled at its first call if compilation is on, for each shape anew."""
 
     @functools.cache
     def compiled() -> Callable[P, T]:
@@ -46,6 +50,18 @@ def fused(function: Callable[P, T]) -> Callable[P, T]:
 
     @functools.wraps(function)
     def call(*arguments: P.args, **keywords: P.kwargs) -> T:
-        return (compiled() if _on else function)(*arguments, **keywords)
+        if not _on:
+            return function(*arguments, **keywords)
+        _raise_limits()
+        return compiled()(*arguments, **keywords)
 
     return call
+
+
+def _raise_limits() -> None:
+    """Let this thread compile every shape. torch's settings are a thread's own, and on a GPU the
+    backward is computed by another than the forward."""
+    import torch._dynamo.config as limits  # it takes a second, for runs that compile alone
+
+    if limits.recompile_limit != _SHAPES:
+        limits.recompile_limit = limits.accumulated_recompile_limit = _SHAPES

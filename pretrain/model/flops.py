@@ -53,7 +53,12 @@ def forward_flops(config: ModelConfig, vocab_size: int, window: int) -> dict[str
             places = recurrence.places(config, tokens)
             for part, count in _stack_flops(replace(config, segment=places), places).items():
                 parts[part] = parts.get(part, 0) + times * count
-    return parts | {"output_head": window * 2 * config.d_model * vocab_size}
+    return parts | {"output_head": window * head_flops(config, vocab_size)}
+
+
+def head_flops(config: ModelConfig, vocab_size: int) -> int:
+    """FLOPs of the logits of one token."""
+    return 2 * config.d_model * vocab_size
 
 
 def _stack_flops(config: ModelConfig, places: int) -> dict[str, int]:

@@ -12,9 +12,10 @@ from torch.autograd.function import once_differentiable
 IGNORE = -100
 """Target of a token that is not in the loss: the last of its document, or padding."""
 
-# Logits in memory at once. Each chunk adds to the weight's gradient, a pass over all of it that is
-# slow on a GPU compared with the products; on a CPU, chunks that fit the caches are faster.
-_CHUNK_LOGITS = {"cpu": 2**24, "cuda": 2**27}
+CHUNK_LOGITS = {"cpu": 2**24, "cuda": 2**27}
+"""Logits in memory at once, by device. Each chunk adds to the weight's gradient, a pass over all of
+it that is slow on a GPU compared with the products; on a CPU, chunks that fit the caches are
+faster."""
 _LEAST_CHUNK = 64  # tokens
 
 # The share of tokens from which on all logits are computed: that few others are not worth a copy.
@@ -115,7 +116,7 @@ class _CrossEntropy(torch.autograd.Function):
         if learning:
             d_hidden, d_weight = torch.empty_like(hidden), torch.zeros_like(weight, dtype=precise)
         device = "cpu" if hidden.is_cpu else "cuda"
-        size = max(_LEAST_CHUNK, _CHUNK_LOGITS[device] // weight.shape[0])
+        size = max(_LEAST_CHUNK, CHUNK_LOGITS[device] // weight.shape[0])
         for first in range(0, len(targets), size):
             rows = slice(first, first + size)
             kept = targets[rows] != IGNORE

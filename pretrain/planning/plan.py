@@ -189,7 +189,7 @@ def make(config: Config, vocab_size: int, gpus: Cluster, simulated: bool) -> Pla
     )
     if config.data.preface:
         read = flops.forward_flops(shape, vocab_size, config.window)
-        alone = tokens * sum(read.values()) / config.window
+        alone = tokens * (sum(read.values()) - read["output_head"]) / config.window  # no logits
         useful, computed = useful + alone, computed + alone
     if config.parallel.sequence > 1:
         segments = config.part // shape.segment

@@ -132,19 +132,19 @@ def _flops(plan: Plan) -> dict[str, float]:
         again["feed_forward"] -= third
     if config.train.activation_checkpointing == "selective":
         again["feed_forward"] = 2 * third
-    alone = 1 if config.data.preface else 0
     lanes = config.lanes_a_rank(plan.cluster.ranks)
     share = lanes * config.part / config.window
     found = dict.fromkeys((*(name for name in forward if name not in of_memory), "memory"), 0.0)
     for name, count in forward.items():
         part = "memory" if name in of_memory else name
-        found[part] += share * ((3 + alone) * count + again.get(name, 0.0))
+        passes = 3 + (bool(config.data.preface) and name != "output_head")
+        found[part] += share * (passes * count + again.get(name, 0.0))
     window = kind.recomputed_flops(shape, config.window) - kind.missing_flops(shape, config.window)
     found["memory"] += share * window
     if config.parallel.sequence > 1:
         segments = config.part // shape.segment
-        passes = config.parallel.sequence, config.train.activation_checkpointing
-        found["memory"] += lanes * flops.passing_flops(shape, segments, *passes)
+        shared = config.parallel.sequence, config.train.activation_checkpointing
+        found["memory"] += lanes * flops.passing_flops(shape, segments, *shared)
     return found if found["memory"] else {k: v for k, v in found.items() if k != "memory"}
 
 
@@ -168,7 +168,7 @@ def _moved(plan: Plan) -> dict[str, float]:
     forwards = 1 + bool(config.data.preface) + full
     found: dict[str, float] = {}
     for name, one in (_of_attention(plan) | _of_the_rest(plan)).items():
-        again = forwards - full if name == "output_head" else forwards
+        again = 1 if name == "output_head" else forwards
         found[name] = times * (again * one.forward + one.backward)
     if config.train.activation_checkpointing != "none":
         found["feed_forward"] += times * _less_or_more(plan, full)

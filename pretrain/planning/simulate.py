@@ -30,6 +30,8 @@ from torch.utils._pytree import tree_leaves
 
 from pretrain.config import Config, ModelConfig
 from pretrain.model import flops
+from pretrain.model.loss import CHUNK_LOGITS
+from pretrain.model.memories.nearest import SCORES
 from pretrain.model.state import ModelState, mapped
 from pretrain.model.transformer import Transformer
 from pretrain.trained import PRECISIONS
@@ -131,7 +133,8 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 @dataclass(frozen=True)
 class Activations:
-    """Bytes of a micro-batch's forward and backward beside the weights; peaks, not sums.
+    """Bytes of a micro-batch's forward and backward beside the weights and the memories before and
+    after the window; peaks, not sums.
 
     Of a part of the windows where ranks share them.
     """
@@ -162,12 +165,23 @@ def activations(config: Config, vocab_size: int, lanes: int) -> Activations:
     """
     layers = config.model.n_layers
     shallow, deeper = (
-        _trace(replace(config, model=replace(config.model, n_layers=count)), vocab_size, lanes)
+        _trace(replace(config, model=_of_few_layers(config.model, count)), vocab_size, lanes)
         for count in (_FEW, _FEW + 1)
     )
     kept = shallow.kept + (layers - _FEW) * (deeper.kept - shallow.kept)
     block = shallow.block + (layers - _FEW) * (deeper.block - shallow.block)
     return Activations(kept, block, deeper.loss)
+
+
+def _of_few_layers(model: ModelConfig, count: int) -> ModelConfig:
+    """The model with `count` layers, of which one has the store if one of the model's has.
+
+    It is the first in both, or the last of the few: there most is kept while it is computed again.
+    """
+    memory, own = model.memory, model.memory.memorizing
+    if own.layer > 1:
+        memory = replace(memory, memorizing=replace(own, layer=0))
+    return replace(model, n_layers=count, memory=memory)
 
 
 def _trace(config: Config, vocab_size: int, lanes: int) -> Activations:
@@ -194,10 +208,14 @@ def _trace(config: Config, vocab_size: int, lanes: int) -> Activations:
             given[0].register_hook(mark)  # type: ignore[no-untyped-call]
 
         model.lm_head.register_forward_pre_hook(watch_head)
-        model(batch, starts, state, batch, parts=parts).loss.backward()
+        output = model(batch, starts, state, batch, parts=parts)
+        output.loss.backward()  # the trainer, too, holds the memory after the window meanwhile
         mark()
         (forward, kept), (loss, _), (backward, _) = marks
-    return Activations(kept - weights, max(forward, backward) - kept, loss - kept)
+        # `plan.Memory.states` has it; flags are real, and not counted.
+        tensors = [tensor for layer in output.state for tensor in layer]
+        written = sum(tensor.nbytes for tensor in tensors if tensor.dtype != torch.bool)
+    return Activations(kept - weights - written, max(forward, backward) - kept, loss - kept)
 
 
 class _Alike:
@@ -239,6 +257,12 @@ def _window(lanes: int, tokens: int) -> tuple[Tensor, Tensor]:
     return starts, torch.zeros(lanes, tokens, dtype=torch.int64)
 
 
+def _nowhere() -> tuple[Tensor, Tensor]:
+    """The places of no logits, as a preface has them."""
+    none = torch.zeros(0, dtype=torch.int64)
+    return none, none
+
+
 def in_use(state: ModelState) -> ModelState:
     """The state with flags that are real, like documents' starts: all of its slots hold something,
     as in the middle of a document."""
@@ -255,8 +279,23 @@ def in_use(state: ModelState) -> ModelState:
 @contextlib.contextmanager
 def _without_storage() -> Iterator[Ledger]:
     """A block in which new tensors have no storage, and the ledger that counts them."""
-    with FakeTensorMode(allow_non_fake_inputs=True), Ledger(fake=True) as ledger:
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    with _chunks_of_a_gpu(), mode, Ledger(fake=True) as ledger:
         yield ledger
+
+
+@contextlib.contextmanager
+def _chunks_of_a_gpu() -> Iterator[None]:
+    """A block in which tensors of the CPU are worked through in chunks as large as a GPU's."""
+    tables = CHUNK_LOGITS, SCORES
+    before = [table["cpu"] for table in tables]
+    for table in tables:
+        table["cpu"] = table["cuda"]
+    try:
+        yield
+    finally:
+        for table, own in zip(tables, before, strict=True):
+            table["cpu"] = own
 
 
 @dataclass(frozen=True)
@@ -306,7 +345,7 @@ def simulate(config: Config, vocab_size: int, ranks: int, lanes: int) -> Simulat
             engine.step(1.0)
             if config.data.preface:
                 with engine.evaluating():
-                    engine.forward(batch, starts, state, batch, parts=parts)
+                    engine.forward(batch, starts, state, parts=parts, places=_nowhere())
         return Simulation(engine.held(), ledger.peak, ledger.sent())
 
 

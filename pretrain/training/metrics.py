@@ -60,6 +60,7 @@ class Meter:
 
     tokens: int = 0
     forward_only: int = 0  # tokens among these without a backward
+    scored: int = 0  # tokens among the others of which the loss needs logits
     preface: int = 0  # tokens of prefaces, counted separately
     data_wait: float = 0.0  # seconds that steps waited for batches, of any rank
     own_wait: float = 0.0  # seconds among these that this rank waited for its own
@@ -70,27 +71,36 @@ class Meter:
         """Seconds since the last log line."""
         return time.perf_counter() - self.since
 
-    def add(self, tokens: int, forward_only: bool, preface: int) -> None:
-        """Count a step over `tokens` tokens of documents and `preface` tokens of prefaces."""
+    def add(self, tokens: int, forward_only: bool, preface: int, scored: int) -> None:
+        """Count a step over `tokens` tokens of documents, of `scored` of which the loss needs
+        logits, and `preface` tokens of prefaces."""
         self.tokens += tokens
         self.forward_only += tokens * forward_only
+        self.scored += scored * (not forward_only)
         self.preface += preface
 
     def read(
-        self, flops_per_token: float, peak_flops: float | None, steps_left: int, steps: int
+        self,
+        body_flops: float,
+        head_flops: float,
+        peak_flops: float | None,
+        steps_left: int,
+        steps: int,
     ) -> dict[str, Any]:
         """Tokens/s over all ranks, MFU (None on a device of unknown peak), and time left.
 
-        `peak_flops` is the sum over all ranks' devices, in FLOP/s; `steps` is the number of steps
-        in the interval. Starts a new interval.
+        `body_flops` and `head_flops` are those of a token, forward and backward, in all but the
+        output head and in it; `peak_flops` is the sum over all ranks' devices, in FLOP/s; `steps`
+        is the number of steps in the interval. Starts a new interval.
         """
         seconds = self.seconds
         rate = self.tokens / seconds
-        # A forward is a third of the FLOPs of forward and backward.
-        worked = (self.tokens - self.forward_only * 2 / 3 + self.preface / 3) / seconds
+        # A forward is a third of the FLOPs of forward and backward; alone it has no logits.
+        passed = self.tokens - self.forward_only * 2 / 3 + self.preface / 3
+        worked = (passed * body_flops + self.scored * head_flops) / seconds
         read = {
             "tokens_per_second": rate,
-            "mfu": None if peak_flops is None else worked * flops_per_token / peak_flops,
+            "mfu": None if peak_flops is None else worked / peak_flops,
             "data_wait": self.data_wait / seconds,
             "eta_seconds": steps_left * seconds / steps,
             "seconds_per_step": seconds / steps,
@@ -100,7 +110,7 @@ class Meter:
 
     def restart(self) -> None:
         """Start a new interval."""
-        self.tokens = self.forward_only = self.preface = 0
+        self.tokens = self.forward_only = self.scored = self.preface = 0
         self.data_wait = self.own_wait = 0.0
         self.since = time.perf_counter()
 

@@ -54,9 +54,10 @@ class Reporter:
         self._step = step  # of the last report
         self._hosts = ranks.gather(socket.gethostname())
         self._stragglers = Stragglers(ranks, share.device)
-        self._flops_per_token = flops.training_flops_per_token(
-            config.model, data.tokenizer.vocab_size, config.window
-        )
+        vocabulary = data.tokenizer.vocab_size
+        self._head_flops = 3 * flops.head_flops(config.model, vocabulary)
+        whole = flops.training_flops_per_token(config.model, vocabulary, config.window)
+        self._body_flops = whole - self._head_flops
         self._peak_flops = peak_flops(
             _device_name(share.device), config.train.precision, ranks.size
         )
@@ -174,7 +175,7 @@ class Reporter:
         """The meter's rates over the steps since the last report."""
         left, done = self._config.train.steps - step, step - self._step
         self._step = step
-        return self.meter.read(self._flops_per_token, self._peak_flops, left, done)
+        return self.meter.read(self._body_flops, self._head_flops, self._peak_flops, left, done)
 
     def _sum_of_lanes(self, own: list[float]) -> list[float]:
         """Sums over all lanes, given this rank's sums over its lanes."""

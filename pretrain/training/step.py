@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -60,6 +61,8 @@ class Stepper:
         lanes = len(share.lanes)
         size = config.train.micro_batch or lanes
         self._micro_batches = [slice(first, first + size) for first in range(0, lanes, size)]
+        none = torch.empty(0, dtype=torch.int64, device=share.device)
+        self._nowhere = none, none  # the places of no logits
 
     def empty_memory(self) -> ModelState:
         """The empty memory of this rank's lanes."""
@@ -74,6 +77,14 @@ class Stepper:
         if batch.weights is None:
             return float((batch.targets[:, part] != IGNORE).sum())
         return float(batch.weights[:, part].double().sum())
+
+    def own_scored(self, batch: Batch) -> int:
+        """The tokens of this rank's part of the windows that the loss needs logits of: those whose
+        target has a weight, or all without weights."""
+        part = self._share.tokens
+        if batch.weights is None:
+            return batch.tokens[:, part].numel()
+        return int(batch.weights[:, part].count_nonzero())
 
     def step(
         self, run: RunState, batch: Batch, weight: float, preface: Batch | None = None
@@ -91,8 +102,7 @@ class Stepper:
         else:
             # No weight changes, not even by momentum or weight decay. This is a third of a step's
             # work, and the usual case in long prompts when only answers have a weight.
-            outputs = self.forward_only(batch, run.memory, run.initial)
-            memory = state.joined([output.state for output in outputs])
+            memory = self.memory_after(batch, run.memory, run.initial)
             result = StepResult(0.0, applied=True, grad_norm=0.0, forward_only=True)
         return self._advanced(run, batch, preface, memory, result), result
 
@@ -130,17 +140,24 @@ class Stepper:
         spike = "" if applied or norm == math.inf else bounds.exceeded(loss, norm)
         return StepResult(loss, applied, norm, spike=spike)
 
-    def forward_only(
-        self, batch: Batch, memory: ModelState, initial: ModelState | None = None
-    ) -> list[Output]:
+    def forward_only(self, batch: Batch, memory: ModelState) -> list[Output]:
         """The model's outputs over the windows, one per micro-batch, without gradients."""
         with self._engine.evaluating():
-            return list(self._forward(batch, memory, initial))
+            return list(self._forward(batch, memory, None))
+
+    def memory_after(
+        self, batch: Batch, memory: ModelState, initial: ModelState | None = None
+    ) -> ModelState:
+        """The memory after the windows, without gradients, losses or any logits."""
+        with self._engine.evaluating():
+            outputs = self._forward(batch, memory, initial, scored=False)
+            return state.joined([output.state for output in outputs])
 
     def _forward(
-        self, batch: Batch, memory: ModelState, initial: ModelState | None
+        self, batch: Batch, memory: ModelState, initial: ModelState | None, scored: bool = True
     ) -> Iterator[Output]:
-        """The model's output over this rank's part of each micro-batch of windows, in turn.
+        """The model's output over this rank's part of each micro-batch of windows, in turn; with
+        losses if they are to be `scored`.
 
         `memory` and `initial` are those of all the rank's lanes. A micro-batch is computed when its
         output is requested.
@@ -150,11 +167,15 @@ class Stepper:
                 self._own(batch.tokens, rows),
                 self._own(batch.starts, rows),
                 state.of_lanes(memory, rows),
-                self._own(batch.targets, rows),
                 parts=self._share.group,
-                weights=None if batch.weights is None else self._own(batch.weights, rows),
                 initial=None if initial is None else state.of_lanes(initial, rows),
+                **(self._asked(batch, rows) if scored else {"places": self._nowhere}),
             )
+
+    def _asked(self, batch: Batch, rows: slice) -> dict[str, Any]:
+        """What the losses of a micro-batch are of."""
+        weights = None if batch.weights is None else self._own(batch.weights, rows)
+        return {"targets": self._own(batch.targets, rows), "weights": weights}
 
     def _own(self, windows: Tensor, rows: slice) -> Tensor:
         """This rank's part of a micro-batch, on its device."""
@@ -179,8 +200,7 @@ class Stepper:
         read = run.preface
         if preface is not None and run.preface is not None:
             histories = _extended(histories, preface)
-            outputs = self.forward_only(preface, run.preface.memory)
-            after = state.joined([output.state for output in outputs])
+            after = self.memory_after(preface, run.preface.memory)
             if not result.applied:
                 after = state.without_nonfinite(after)
             read = Preface(preface.places, after)

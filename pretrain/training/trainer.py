@@ -205,14 +205,17 @@ class Trainer:
         """
         run = self.run
         own = [float(stop.signal is not None), float(self.saver.failed)]
-        stopping, failed, weight = run.ranks.sum([*own, run.stepper.own_weight(batch)])
+        own += [run.stepper.own_weight(batch), run.stepper.own_scored(batch)]
+        stopping, failed, weight, scored = run.ranks.sum(own)
         if failed:
             self.saver.wait()
         run.state, result = run.stepper.step(run.state, batch, weight, preface)
         self.watchdog.beat("step", run.state.step)
         self.saver.note()
         read = run.config.data.lanes * run.config.window
-        self.reporter.meter.add(read, result.forward_only, 0 if preface is None else read)
+        self.reporter.meter.add(
+            read, result.forward_only, 0 if preface is None else read, int(scored)
+        )
         return stopping > 0, result
 
     def _report(self, result: StepResult, last: bool, stopping: bool) -> None:

@@ -379,6 +379,15 @@ def test_a_number_of_ranks_that_does_not_fit_is_reported_with_what_to_choose(
         assert config.rank_problems(count) == []
 
 
+def test_ranks_are_found_at_once_also_where_tokens_were_given_as_lanes() -> None:
+    config = load(None, [*MINIMUM, "data.lanes=1000000000000"])
+    # 2^a 5^b with a and b from 0 to 12; a loop over all lanes would take a day.
+    powers = [2**a * 5**b for a in range(13) for b in range(13)]
+    assert config.fitting_ranks() == sorted(powers)
+    (problem,) = config.rank_problems(3)
+    assert "lanes cannot be shared evenly by 3 ranks; choose 1, 2, 4, 5 or 8 ranks" in problem
+
+
 def test_consecutive_ranks_share_windows_in_equal_parts() -> None:
     config = load(
         None,

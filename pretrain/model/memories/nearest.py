@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-_SCORES = {"cpu": 2**21, "cuda": 2**27}
+SCORES = {"cpu": 2**21, "cuda": 2**27}
 """Products of queries and keys that are held at once, by device: about what a CPU caches, or what
 occupies a GPU."""
 
@@ -42,7 +42,7 @@ def nearest(queries: Tensor, keys: Tensor, count: int, visible: Tensor | None = 
     if not _multiplies_halves(keys):
         by_head = by_head.to(torch.promote_types(torch.float32, keys.dtype))
     hidden = None if visible is None else ~visible
-    at_once = max(1, _SCORES.get(keys.device.type, 2**21) // (queries.shape[1] * len(keys)))
+    at_once = max(1, SCORES.get(keys.device.type, 2**21) // (queries.shape[1] * len(keys)))
     parts = [_nearest(some, by_head, count, hidden) for some in torch.split(queries, at_once)]
     return parts[0] if len(parts) == 1 else Found(*map(torch.cat, zip(*parts, strict=True)))
 

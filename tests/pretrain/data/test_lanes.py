@@ -579,13 +579,24 @@ def test_a_source_that_cannot_be_read_on_is_named(sources: list[Path], tmp_path:
 
 
 def test_a_lane_names_the_shards_that_it_opens_next_in_each_source(sources: list[Path]) -> None:
-    mix = mix_of(sources, (1.0, 0.0, 0.0))
+    mix = mix_of(sources, (1.0, 1e-9, 1e-9))
     lane = Lane(mix, 0, 1, seed=4)
     orders = [data.order(4, 0, source) for source, data in enumerate(mix.datasets)]
     assert lane.next_shards == [(source, order[0]) for source, order in enumerate(orders)]
     lane.window(1)
     opened = lane.place.sources[0].shard
     assert lane.next_shards == [(0, orders[0][opened + 1]), (1, orders[1][0]), (2, orders[2][0])]
+
+
+def test_a_lane_opens_no_shard_of_a_source_while_its_weight_is_0(sources: list[Path]) -> None:
+    mix = Mix([Dataset(path) for path in sources], (0.0, 1.0, [[0, 0.0], [2, 5.0]]))
+    assert [mix.drawn(step) for step in range(4)] == [[1], [1], [1, 2], [1, 2]]
+    lane = Lane(mix, 0, 1, seed=4)
+    named = [[source for source, _ in lane.next_shards]]
+    for _ in range(3):
+        lane.window(1)
+        named.append([source for source, _ in lane.next_shards])
+    assert named == [[1], [1], [1, 2], [1, 2]]
 
 
 def test_weights_by_hand(tmp_path: Path, write_data_set: Any) -> None:

@@ -341,8 +341,11 @@ def test_a_mix_is_the_same_for_any_ranks_workers_and_interruptions(
 
 
 def test_the_next_shards_of_every_source_are_checked_ahead(two: list[Path]) -> None:
-    mix = Mix([Dataset(path) for path in two], (1.0, 0.0))
+    mix = Mix([Dataset(path) for path in (*two, two[1])], (1.0, 1e-9, 0.0))
     with Loader(mix, range(1), 1, LENGTH, SEED, None, 1, 1) as loader:
         next(loader)
         assert wait_for(lambda: sum(mix.datasets[1].checked) == 1)
         assert mix.datasets[1].checked[int(mix.datasets[1].order(SEED, 0, 1)[0])]
+        next(loader)
+    # What has no weight is not read.
+    assert not any(mix.datasets[2].checked)

@@ -100,6 +100,24 @@ def test_the_newest_checkpoint_whose_manifest_can_be_read_decides(
     assert "step-00000008: manifest.json differs" in problem and "Put a good copy" in problem
 
 
+def test_a_setting_that_the_checkpoints_version_lacked_had_its_default(
+    tmp_path: Path, data: dict[str, Path]
+) -> None:
+    before = settings.to_plain(configured(tmp_path / "run", data["one"]))
+    del before["model"]["memory"]["when_empty"], before["model"]["qk_norm"], before["optim"]["name"]
+    before["optim"]["no_more"] = 3
+    same = configured(tmp_path / "run", data["one"])
+    commit(same, 4, configuration=before)
+    assert resumable.problems(same) == []
+    words = "model.memory.when_empty=local", "model.qk_norm=true", "optim.name=muon"
+    other = configured(tmp_path / "run", data["one"], *words)
+    assert sorted(resumable.problems(other)) == [
+        f"model.memory.when_empty: 'zero' -> 'local'{END}",
+        f"model.qk_norm: False -> True{END}",
+        f"optim.name: 'adamw' -> 'muon'{END}",
+    ]
+
+
 def test_an_imported_model_is_no_run(tmp_path: Path, data: dict[str, Path]) -> None:
     config = configured(tmp_path / "run", data["one"])
     path = tmp_path / "run" / "checkpoints" / step_name(0)

@@ -31,7 +31,7 @@ def head_and_tokens(
 def test_losses_in_chunks_are_the_cross_entropy_of_all_logits(
     tokens: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(loss._CHUNK_LOGITS, "cpu", 128 * VOCABULARY)
+    monkeypatch.setitem(loss.CHUNK_LOGITS, "cpu", 128 * VOCABULARY)
     head, x, targets = head_and_tokens(tokens)
     total, losses, _ = head(x, targets)
     ours = torch.autograd.grad(3 * total, [x, head.weight])
@@ -104,7 +104,7 @@ def test_tied_heads_share_the_very_parameter() -> None:
 def test_each_loss_and_its_gradient_have_the_token_s_weight(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setitem(loss._CHUNK_LOGITS, "cpu", 128 * VOCABULARY)
+    monkeypatch.setitem(loss.CHUNK_LOGITS, "cpu", 128 * VOCABULARY)
     head, x, targets = head_and_tokens(300)
     weights = torch.rand(2, 300, dtype=torch.float64) * (torch.rand(2, 300) < 0.7)
     total, losses, _ = head(x, targets, weights)
@@ -164,7 +164,7 @@ def test_tokens_without_weight_cost_no_logits_and_change_no_loss(
 def test_the_z_loss_is_the_square_of_the_log_of_the_partition_function(
     weighted: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(loss._CHUNK_LOGITS, "cpu", 128 * VOCABULARY)
+    monkeypatch.setitem(loss.CHUNK_LOGITS, "cpu", 128 * VOCABULARY)
     head, x, targets = head_and_tokens(300)
     head.z_loss = 0.03
     weights = torch.rand(2, 300, dtype=torch.float64) if weighted else None

@@ -86,7 +86,7 @@ def test_a_record_has_every_number_of_its_step(run: Run, caplog: pytest.LogCaptu
     made.meter.since = time.perf_counter() - 80.0
     made.meter.data_wait = 20.0
     for _ in range(4):
-        made.meter.add(128, forward_only=False, preface=0)
+        made.meter.add(128, forward_only=False, preface=0, scored=128)
     with caplog.at_level(logging.INFO, "pretrain.training.reporter"):
         made.report(known_state(run.state), RESULT)
     (record,) = read_records(run.attempt.directory / "metrics.jsonl")
@@ -138,7 +138,7 @@ def test_the_numbers_of_every_memory_are_recorded_by_layer_logged_and_plotted(
     take_steps(run, 1)
     records = Records(run.attempt, 1, run.config, run.data, 0)
     made = reporter(run, records)
-    made.meter.add(128, forward_only=False, preface=0)
+    made.meter.add(128, forward_only=False, preface=0, scored=128)
     with caplog.at_level(logging.INFO, "pretrain.training.reporter"):
         made.report(run.state, RESULT)
     records.close()
@@ -257,7 +257,7 @@ def test_a_spike_and_the_z_loss_are_recorded_and_logged(
     result = StepResult(9.0, applied=False, grad_norm=0.5, z_loss=0.0025, spike="loss 9 above 4")
     with caplog.at_level(logging.INFO, "pretrain.training.reporter"):
         made.report_spike(14, result.spike)
-        made.meter.add(128, forward_only=False, preface=0)
+        made.meter.add(128, forward_only=False, preface=0, scored=128)
         places = [LanePlace(0, 5, (SourcePlace(read=1),))] * 4
         made.report(replace(known_state(run.state), places=places, spikes=2), result)
     (record,) = read_records(run.attempt.directory / "metrics.jsonl")

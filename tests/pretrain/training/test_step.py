@@ -295,6 +295,20 @@ def test_documents_begin_with_the_memory_of_what_their_lane_has_read_of_the_pref
             torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
 
 
+def test_a_preface_and_windows_without_any_weight_have_no_logits(
+    open_run: Any, next_batches: Batches, data_sets: Any
+) -> None:
+    run = open_run(f"data.preface={data_sets['other']}")
+    ((batch, preface),) = next_batches(run, 1)
+    made: list[Any] = []
+    run.engine.module.lm_head.register_forward_hook(lambda *given: made.append(given[-1]))
+    for weight in (run.stepper.own_weight(batch), 0.0):
+        run.stepper.step(run.state, batch, weight, preface)
+    of_batch, *of_none = made
+    assert of_batch.losses.count_nonzero() > 0
+    assert [tuple(logits.shape) for logits in of_none] == [(0, VOCABULARY)] * 3
+
+
 def test_a_preface_that_a_skipped_step_spoiled_is_emptied_in_its_lane(
     open_run: Any, next_batches: Batches, data_sets: Any
 ) -> None:
@@ -336,8 +350,13 @@ def test_a_ranks_weight_is_that_of_its_part_of_the_windows(open_run: Any) -> Non
     targets = torch.tensor([[5, IGNORE, 7, IGNORE], [IGNORE, IGNORE, 3, 4]])
     weights = torch.tensor([[0.5, 0.0, 1.0, 0.25], [2.0, 0.0, 0.0, 0.125]])
     batch = Batch(targets, targets, targets == 5, None, [])
-    for part, counted, weighed in ((slice(0, 2), 1.0, 2.5), (slice(2, 4), 3.0, 1.375)):
+    for part, counted, weighed, scored in (
+        (slice(0, 2), 1.0, 2.5, 2),
+        (slice(2, 4), 3.0, 1.375, 3),
+    ):
         share = Share(0, range(2), part, None, torch.device("cpu"))
         stepper = Stepper(run.engine, run.config, share, SoloRanks())
         assert stepper.own_weight(batch) == counted
         assert stepper.own_weight(replace(batch, weights=weights)) == weighed
+        assert stepper.own_scored(batch) == 4
+        assert stepper.own_scored(replace(batch, weights=weights)) == scored

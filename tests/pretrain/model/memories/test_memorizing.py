@@ -253,7 +253,7 @@ def test_a_search_never_holds_all_scores_at_once(monkeypatch: pytest.MonkeyPatch
     tokens, heads, size = 600, 4, 8
     queries, keys = torch.randn(tokens, heads, size), torch.randn(900, 2, size)
     whole = nearest.nearest(queries, keys, 5)
-    monkeypatch.setitem(nearest._SCORES, "cpu", 2**16)
+    monkeypatch.setitem(nearest.SCORES, "cpu", 2**16)
     with Largest() as largest:
         found = nearest.nearest(queries, keys, 5)
     assert largest.numbers <= 2**16 < tokens * heads * len(keys) / 30
@@ -263,7 +263,7 @@ def test_a_search_never_holds_all_scores_at_once(monkeypatch: pytest.MonkeyPatch
 
 def test_a_window_holds_no_more_scores_than_a_search(monkeypatch: pytest.MonkeyPatch) -> None:
     model = build(MemorizingConfig(2, 500, 3), segment=100)
-    monkeypatch.setitem(nearest._SCORES, "cpu", 2**14)
+    monkeypatch.setitem(nearest.SCORES, "cpu", 2**14)
     tokens = random_tokens(1, 1000)
     starts, empty = starts_at([], length=1000), model.initial_state(1, "cpu")
     with Largest() as largest:
