@@ -37,6 +37,7 @@ from tests.pretrain.jobs.test_origin import words as words_of
 ROOT = Path(__file__).parents[3]
 CPU = torch.device("cpu")
 SEGMENT = 64
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:5e0c\nsize 134\n"
 
 
 def imported(tmp_path: Path, *words: str) -> Transformer:
@@ -501,6 +502,11 @@ def test_tensors_that_are_missing_too_many_or_misshapen_are_named(
         (lambda hub: (hub / "model.safetensors").unlink(), "holds neither model.safetensors nor"),
         (lambda hub: (hub / "model.safetensors").write_bytes(b"x" * 99), "model.safetensors: can"),
         (lambda hub: change(hub / "config.json", hidden_size=1.5), "hidden_size: expected a"),
+        (lambda hub: (hub / "model.safetensors").write_bytes(POINTER), "model.safetensors: is a "
+         "Git LFS pointer; fetch the file that it stands for (git lfs pull)"),
+        (lambda hub: (hub / "tokenizer.model").write_bytes(POINTER), "tokenizer.model: is a Git L"),
+        (lambda hub: (hub / "model.safetensors").rename(hub / "pytorch_model.bin"),
+         "index.json, and pytorch_model.bin is not read, since pickles can run code; expected"),
     ],
 )  # fmt: skip
 def test_a_directory_that_is_not_whole_is_refused(
