@@ -24,6 +24,11 @@ def _taken(path: Path) -> str:
 
 def _no_model(path: Path) -> str:
     """Why this path is neither a directory nor a GGUF file."""
+    if not path.exists():
+        return (
+            f"{path}: is not there; expected a model's directory, or a GGUF file, on this machine "
+            "(`hf download NAME --local-dir DIR` fetches one)"
+        )
     if not path.is_file():
         return shards.no_directory(path)
     try:

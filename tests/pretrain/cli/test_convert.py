@@ -15,7 +15,11 @@ EXPECTED_RUN = "expected a run directory, or a checkpoint in its checkpoints/"
 @pytest.mark.parametrize(
     ("words", "problem"),
     [
-        ("import nowhere out", "source: nowhere: there is no such directory"),
+        (
+            "import org/model out",
+            "source: org/model: is not there; expected a model's directory, or "
+            "a GGUF file, on this machine (`hf download NAME --local-dir DIR` fetches one)",
+        ),
         ("import c.yaml out", "source: c.yaml: is neither a directory nor a GGUF file"),
         (
             "import lfs.gguf out",
