@@ -406,6 +406,19 @@ def test_every_key_that_may_change_what_is_computed_is_refused(
     assert refused(tmp_path / "other") == ["vocab_size: 384, and the embedding has 320 rows"]
 
 
+def test_keys_of_the_first_llamas_and_of_trainers_that_no_model_reads_are_taken(
+    tmp_path: Path, save_model: Any
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    save_model(tmp_path / "hub")
+    more = {"max_sequence_length": 32, "model_max_length": 16, "neftune_noise_alpha": 5.0}
+    change(tmp_path / "hub/config.json", _flash_attn_2_enabled=True, **more)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "hub").eval()
+    ours, tokens = imported(tmp_path, "memory.kind=none"), random_tokens(SEGMENT)
+    assert_equal_logits(logits(ours, tokens), theirs(model, tokens))
+
+
 NEWER: dict[str, dict[str, Any]] = {
     "linear": {"type": "linear", "factor": 4.0},
     "llama3, its own base": {**LLAMA3, "rope_theta": 300.0},
