@@ -19,7 +19,7 @@ from torch import Tensor
 from data_prep.dataset.parsing import json_value, pointer
 from data_prep.dataset.settings import SettingsError
 from data_prep.tokenizer import tokenizer
-from data_prep.tokenizer.contract import Tokenizer, TokenizerError
+from data_prep.tokenizer.contract import FILES, Tokenizer, TokenizerError
 from pretrain.checkpoint.manifest import TensorInfo
 from pretrain.convert import beside, their_tokenizer
 
@@ -96,9 +96,15 @@ def _tokenizer_in(path: Path) -> Path:
     try:
         return tokenizer.find(path)
     except TokenizerError as error:
-        raise TokenizerError(
-            f"{error}; or name the one that data sets are prepared with: --tokenizer FILE"
-        ) from None
+        if any((path / name).is_file() for name in FILES):
+            what = f"{error}; or name the one that data sets are prepared with: --tokenizer FILE"
+        else:
+            what = (
+                f"{path}: holds none of {' and '.join(FILES)}; give one with --tokenizer FILE, "
+                "where there are other files of a tokenizer what transformers make of them: "
+                f"AutoTokenizer.from_pretrained({str(path)!r}).save_pretrained(NEW)"
+            )
+        raise TokenizerError(what) from None
 
 
 def _stored(path: Path) -> dict[str, Stored]:

@@ -511,7 +511,8 @@ def test_tensors_that_are_missing_too_many_or_misshapen_are_named(
     ("spoil", "said"),
     [
         (lambda hub: (hub / "config.json").unlink(), "hub: has no config.json; expected a"),
-        (lambda hub: (hub / "tokenizer.model").unlink(), "holds none of tokenizer.model and"),
+        (lambda hub: (hub / "tokenizer.model").unlink(), "holds none of tokenizer.model and "
+         "tokenizer.json; give one with --tokenizer FILE, where there are other files of a "),
         (lambda hub: (hub / "model.safetensors").unlink(), "holds neither model.safetensors nor"),
         (lambda hub: (hub / "model.safetensors").write_bytes(b"x" * 99), "model.safetensors: can"),
         (lambda hub: change(hub / "config.json", hidden_size=1.5), "hidden_size: expected a"),
