@@ -355,7 +355,8 @@ class MemoryConfig:
         "attention over the window; or the memory of another paper (see docs/memories.md)",
     )
     normaliser: Literal["paper", "inclusive"] = setting(
-        "inclusive", "what delta divides by: z before the segment (paper) or after it (inclusive)"
+        "inclusive",
+        "delta: what it divides by, z before the segment (paper) or after it (inclusive)",
     )
     initial_gate: float = setting(0.0, "linear, delta: initial beta of the gates (equation 10)")
     when_empty: Literal["zero", "local"] = setting(
@@ -395,6 +396,14 @@ class MemoryConfig:
     def problems(self) -> list[str]:
         """Settings of another kind, which would have no effect."""
         read_by = {kind: traits.settings for kind, traits in MEMORY_KINDS.items()}
+        return _without_effect(vars(self), vars(MemoryConfig()), "memory.kind", read_by)
+
+    def problems_of_new(self) -> list[str]:
+        """As `problems`, of what begins with these settings: `linear` divides by nothing, but
+        checkpoints of runs that began before this was refused can still be read and resumed."""
+        if self.kind != "linear":
+            return []
+        read_by = {"delta": ("normaliser",)}
         return _without_effect(vars(self), vars(MemoryConfig()), "memory.kind", read_by)
 
 

@@ -17,6 +17,7 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 from data_prep.dataset import durable
 from data_prep.dataset.parsing import json_value
 from data_prep.dataset.settings import MistakeError
+from pretrain.config import any_of
 from pretrain.evaluate.perplexity import MASKED, MEMORY, NO_MEMORY, range_of
 from pretrain.evaluate.results import step_of, write_figure
 from pretrain.training.metrics import METRICS_FILE, read_records
@@ -107,7 +108,7 @@ def _speed(train: Records) -> Figure:
     figure = Figure(figsize=(8, 4), layout="constrained")
     axes = figure.subplots()
     _draw(axes, train, "tokens_per_second", _BLUE, "between log lines")
-    rates = [r["tokens_per_second"] for r in train if r.get("tokens_per_second") is not None]
+    rates = [r["tokens_per_second"] for r in train if _is_number(r.get("tokens_per_second"))]
     median = float(np.median(rates)) if rates else math.nan
     axes.axhline(median, color=_GREY, linestyle="--", linewidth=1, label=f"median {median:,.0f}")
     axes.legend(frameon=False, loc="lower right")
@@ -136,16 +137,21 @@ def _memory(records: Records) -> Figure | None:
     return figure
 
 
-def _mean(values: float | list[float | None] | None) -> float:
+def _mean(values: Any) -> float:
     """Of a number, or one per layer; NaN if one is missing or was not finite."""
     of_layers = values if isinstance(values, list) else [values]
-    return float(np.mean([math.nan if value is None else value for value in of_layers]))
+    return float(np.mean([value if _is_number(value) else math.nan for value in of_layers]))
 
 
 def _gates(record: dict[str, Any]) -> Figure | None:
     """The paper's Figure 3: each head between local attention and memory."""
-    layers: list[list[float]] = record.get("gates", [])
-    if not layers:
+    given = record.get("gates")
+    layers = [
+        [gate for gate in heads if _is_number(gate)]
+        for heads in (given if isinstance(given, list) else [])
+        if isinstance(heads, list)
+    ]
+    if not any(layers):
         _log.warning("gates.png is skipped: the model has no gates")
         return None
     figure = Figure(figsize=(max(7.0, 3.5 + 0.3 * len(layers)), 4.5), layout="constrained")
@@ -185,9 +191,10 @@ def _positions(run_directory: Path) -> Figure | None:
         )  # fmt: skip
         return None
     rows = [row for row in report["positions"] if row["bytes"]]
-    columns = [column for column in _COLUMNS if column in report["total"]["nats"]]
-    figure = Figure(figsize=(8, 6.5 if len(columns) == 2 else 4.5), layout="constrained")
-    if len(columns) == 2:
+    columns = _columns_of(report)
+    compared = {MEMORY, MASKED} <= set(columns)
+    figure = Figure(figsize=(8, 6.5 if compared else 4.5), layout="constrained")
+    if compared:
         upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 2])
         _draw_gain(lower, rows)
     else:
@@ -220,10 +227,57 @@ def newest_evaluation(run_directory: Path) -> dict[str, Any] | None:
             report = json_value(path.read_bytes())
         except ValueError:
             report = None
-        if isinstance(report, dict) and report.keys() >= _OF_AN_EVALUATION:
+        fault = _fault(report)
+        if isinstance(report, dict) and not fault:
             return report
-        _log.warning("%s is no evaluation that can be read, and is passed over", path)
+        _log.warning(
+            "%s is passed over: %s; expected what `pretrain eval perplexity` writes", path, fault
+        )
     return None
+
+
+def _fault(report: Any) -> str:
+    """Why this is no evaluation that can be drawn; empty: it is one."""
+    if not isinstance(report, dict):
+        return "it is no JSON object that can be read"
+    if lacking := sorted(_OF_AN_EVALUATION - report.keys()):
+        return f"it has no {', '.join(lacking)}"
+    columns = _columns_of(report)
+    if not columns:
+        return f"its total has no bits_per_byte of {any_of(list(_COLUMNS))}"
+    if not isinstance(report["segment"], int) or report["segment"] < 1:
+        return f"its segment is {report['segment']!r}, expected a number of tokens"
+    rows = report["positions"] if isinstance(report["positions"], list) else []
+    wrong = [place for place, row in enumerate(rows) if not _is_row(row, columns)]
+    if wrong:
+        return (
+            f"positions[{wrong[0]}] lacks first, end or bytes, or its bits_per_byte "
+            f"of {', '.join(columns)}"
+        )
+    return "" if any(row["bytes"] for row in rows) else "no range of its positions has bytes"
+
+
+def _columns_of(report: dict[str, Any]) -> list[str]:
+    """The columns of an evaluation that have a number in its total."""
+    total = report["total"]
+    bits = total.get("bits_per_byte") if isinstance(total, dict) else None
+    return [one for one in _COLUMNS if isinstance(bits, dict) and _is_number(bits.get(one))]
+
+
+def _is_row(row: Any, columns: Sequence[str]) -> bool:
+    """Whether it is a range of positions, with all numbers if it has bytes."""
+    if not isinstance(row, dict) or not all(_is_number(row.get(k)) for k in ("first", "bytes")):
+        return False
+    if not isinstance(row.get("end"), int) or row["end"] < 1:
+        return False
+    bits = row.get("bits_per_byte")
+    return not row["bytes"] or (
+        isinstance(bits, dict) and all(_is_number(bits.get(column)) for column in columns)
+    )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _draw_bits(axes: Axes, rows: Records, column: str, total: float) -> None:
@@ -262,7 +316,7 @@ def _places(rows: Records) -> list[int]:
 def _draw(axes: Axes, records: Records, key: str, colour: str, label: str) -> None:
     """A value by step; one that is missing or was not finite is a gap."""
     steps = [record["step"] for record in records]
-    values = [math.nan if record.get(key) is None else record[key] for record in records]
+    values = [record[key] if _is_number(record.get(key)) else math.nan for record in records]
     # A curve of few points, or of one, must be seen too.
     marker = "o" if len(steps) <= 20 else ""
     axes.plot(steps, values, color=colour, linewidth=1.2, marker=marker, markersize=4, label=label)

@@ -1,9 +1,20 @@
-"""JSON that others wrote: whatever is wrong with it is a ValueError."""
+"""What others wrote: JSON, of which whatever is wrong is a ValueError, and Git LFS pointers."""
 
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
+
+LFS_POINTER = rb"version https://git-lfs\.github\.com/spec/v\d+\n"
+"""How the text begins that a clone has in place of a large file, as a regular expression."""
+FETCH = "fetch the file that it stands for (git lfs pull)"
+"""What to do with one."""
+
+
+def pointer(data: bytes) -> str:
+    """What to say of a file that begins so, where it is a Git LFS pointer; empty: it is none."""
+    return f"is a Git LFS pointer; {FETCH}" if re.match(LFS_POINTER, data) else ""
 
 
 def json_value(data: str | bytes) -> Any:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from data_prep.dataset import shards
-from data_prep.dataset.shards import DataError
+from data_prep.dataset.settings import MistakeError
 from data_prep.dataset.wording import counted
 from data_prep.recall import needles, passkey, stories
 from data_prep.recall.draws import Draws
@@ -60,7 +60,8 @@ class Haystack:
     def of_books(cls, directory: Path) -> Haystack:
         """The sentences of a data set's documents, with single spaces.
 
-        Raises DataError where there is no data set, a damaged one, or no sentence in it.
+        Raises DataError where there is no data set or a damaged one, and MistakeError where it
+        has no sentence.
         """
         manifest = shards.read_manifest(directory)
         own = tokenizer.load(tokenizer.find(directory))
@@ -70,7 +71,10 @@ class Haystack:
             for sentence in sentences(own.decode(document.tokens))
         ]
         if not pieces:
-            raise DataError(f"{directory}: holds no sentence to hide anything among; give books")
+            raise MistakeError(
+                f"{directory}: holds no sentence, one that ends in a full stop, a question or an "
+                "exclamation mark, to hide anything among; give a data set of books"
+            )
         return cls(pieces)
 
     def drawn(self, draws: Draws) -> Callable[[int], list[str]]:

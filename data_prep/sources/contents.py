@@ -6,6 +6,7 @@ import codecs
 import re
 from typing import Any
 
+from data_prep.dataset import parsing
 from data_prep.dataset.parsing import json_value
 
 HEAD_BYTES = 1 << 16
@@ -38,7 +39,7 @@ _BINARY = (
     (rb"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "an office document"),
     (rb"WARC/\d\.\d+\r?\n", "a WARC archive"),
     (rb"filedesc://", "an ARC archive"),
-    (rb"version https://git-lfs\.github\.com/spec/v\d+\n", LFS_POINTER),
+    (parsing.LFS_POINTER, LFS_POINTER),
     (rb"\{\\rtf\d", "an RTF document"),
     (rb"%!PS", "a PostScript document"),
     # ASCII up to where it goes to Japanese; letters between which there are NULs.
@@ -87,7 +88,7 @@ def binary(head: bytes) -> str:
 def remedy(found: str, other: str) -> str:
     """What to do with a file that holds what `binary` found; `other`: where it is no pointer."""
     if found == LFS_POINTER:
-        return "fetch the file that it stands for (git lfs pull)"
+        return parsing.FETCH
     return other
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from data_prep.dataset import durable
+from data_prep.dataset.parsing import pointer
 from data_prep.tokenizer.contract import FILES, Tokenizer, TokenizerError
 from data_prep.tokenizer.hugging_face import HuggingFace
 from data_prep.tokenizer.sentencepiece import SentencePiece
@@ -24,9 +25,12 @@ def load(path: Path, eos_token: str = "") -> Tokenizer:
 def read(path: Path) -> bytes:
     """The bytes of a tokenizer's file. Raises TokenizerError."""
     try:
-        return path.read_bytes()
+        data = path.read_bytes()
     except OSError as error:
         raise TokenizerError(f"{path}: the tokenizer cannot be read ({error.strerror})") from None
+    if said := pointer(data):
+        raise TokenizerError(f"{path}: {said}")
+    return data
 
 
 def of_bytes(path: Path, data: bytes, eos_token: str = "") -> Tokenizer:

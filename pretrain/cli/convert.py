@@ -7,6 +7,7 @@ from typing import Literal
 
 from data_prep.dataset import durable, settings, shards
 from data_prep.dataset.command import FILE_TO_WRITE, Command, option, path_kind, word
+from data_prep.dataset.parsing import pointer
 from data_prep.dataset.settings import SettingsError
 from pretrain.checkpoint.runs import run_directory_of
 from pretrain.cli.evaluate import RUN, WEIGHTS_MEANING
@@ -23,14 +24,20 @@ def _taken(path: Path) -> str:
 
 def _no_model(path: Path) -> str:
     """Why this path is neither a directory nor a GGUF file."""
+    if not path.exists():
+        return (
+            f"{path}: is not there; expected a model's directory, or a GGUF file, on this machine "
+            "(`hf download NAME --local-dir DIR` fetches one)"
+        )
     if not path.is_file():
         return shards.no_directory(path)
     try:
         with path.open("rb") as file:
-            begins = file.read(4)
+            begins = file.read(99)
     except OSError as error:
         return f"{path}: cannot be read ({error.strerror})"
-    return "" if begins == b"GGUF" else f"{path}: is neither a directory nor a GGUF file"
+    said = pointer(begins) or "is neither a directory nor a GGUF file"
+    return "" if begins.startswith(b"GGUF") else f"{path}: {said}"
 
 
 def _import_problems(words: list[str]) -> list[str]:

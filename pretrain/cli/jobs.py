@@ -12,7 +12,12 @@ from data_prep.dataset.shards import DataError
 from pretrain.cli.train import OnConfig, OnRun
 from pretrain.data.files import manifest_of
 from pretrain.jobs import job, origin, resumable
-from pretrain.jobs.start_checks import data_problems, directory_problems, tracking_problems
+from pretrain.jobs.start_checks import (
+    data_problems,
+    directory_problems,
+    memory_problems,
+    tracking_problems,
+)
 
 
 class Plan(OnConfig):
@@ -123,7 +128,8 @@ class Check(OnRun):
 
     def run(self) -> int:
         config = self.wanted
-        problems = tracking_problems(config) + directory_problems(config, self.made_before)
+        problems = memory_problems(config) + tracking_problems(config)
+        problems += directory_problems(config, self.made_before)
         problems += data_problems(config, self.made_before)
         problems += origin.problems(config) + resumable.problems(config, self.made_before)
         try:

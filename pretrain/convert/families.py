@@ -125,7 +125,8 @@ _IDLE = {
     "typical_p", "repetition_penalty", "length_penalty", "no_repeat_ngram_size",
     "encoder_no_repeat_ngram_size", "bad_words_ids", "num_return_sequences", "forced_bos_token_id",
     "forced_eos_token_id", "remove_invalid_values", "exponential_decay_length_penalty",
-    "suppress_tokens", "begin_suppress_tokens", "keep_quantized_weights",
+    "suppress_tokens", "begin_suppress_tokens", "keep_quantized_weights", "max_sequence_length",
+    "model_max_length", "neftune_noise_alpha", "_flash_attn_2_enabled",
 }  # fmt: skip
 # What transformers obey in every family.
 _ONLY: Mapping[str, tuple[tuple[Any, ...], str]] = {

@@ -9,7 +9,7 @@ from typing import Any
 
 from data_prep.dataset import settings
 from data_prep.dataset.settings import SettingsError
-from pretrain.config import ImportConfig, ModelConfig
+from pretrain.config import MEMORY_KINDS, ImportConfig, ModelConfig
 from pretrain.convert import families, rope
 from pretrain.convert.families import FAMILIES, INFINI
 
@@ -53,14 +53,24 @@ def their_name(name: str) -> str:
     return f"model.layers.{layer}.{_PARTS[part]}" if part in _PARTS else name
 
 
-def chosen_there(plain: Mapping[str, Any]) -> list[str]:
-    """Of a model that `export` wrote, what was chosen for it, as overrides for `ImportConfig`."""
+def chosen_there(plain: Mapping[str, Any], kind: str | None) -> list[str]:
+    """Of a model that `export` wrote, what was chosen for it, as overrides for `ImportConfig`.
+
+    With another `kind` of memory (None: its own), as far as that kind reads it.
+    """
     own = plain.get("infini") if plain.get("model_type") == INFINI else None
     if not isinstance(own, Mapping):
         return []
     memory = own.get("memory", {})
     overrides = [f"{key}={own[key]}" for key in ("segment", "window_segments") if key in own]
-    return overrides + [f"memory.{key}={value}" for key, value in memory.items()]
+    if not isinstance(memory, Mapping):
+        return overrides
+    kind = kind or str(memory.get("kind"))
+    read = MEMORY_KINDS[kind].settings if kind in MEMORY_KINDS else ()
+    idle = {name for traits in MEMORY_KINDS.values() for name in traits.settings} - {*read}
+    if kind == "linear":
+        idle.add("normaliser")
+    return overrides + [f"memory.{key}={value}" for key, value in memory.items() if key not in idle]
 
 
 def model_config(plain: Mapping[str, Any], chosen: ImportConfig) -> ModelConfig:

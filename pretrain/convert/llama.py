@@ -41,6 +41,7 @@ _HEAD = "lm_head.weight"
 _COMPUTED = "rotary_emb.inv_freq"
 """The end of names of frequencies, which older versions of transformers stored."""
 _DTYPES = ("F32", "BF16", "F16")
+_KIND, _GATE = "memory.kind=", "memory.initial_gate="
 
 
 def run(source: Path, out: Path, overrides: Sequence[str], tokenizer_path: Path | None) -> int:
@@ -214,9 +215,17 @@ def _model(source: Source, overrides: Sequence[str]) -> tuple[ImportConfig, Mode
     # Where a setting is wrong no segment is known, and nothing is said of it.
     chosen, model = ImportConfig(segment=1), ModelConfig()
     try:
-        chosen = settings.load(ImportConfig, None, [*chosen_there(plain), *overrides])
+        kinds = [word.removeprefix(_KIND) for word in overrides if word.startswith(_KIND)]
+        there = chosen_there(plain, kinds[-1] if kinds else None)
+        chosen = settings.load(ImportConfig, None, [*there, *overrides])
+        problems += [f"memory.{problem}" for problem in chosen.memory.problems_of_new()]
     except SettingsError as error:
         problems += error.problems
+    chooses_gate = any(word.startswith(_GATE) for word in overrides)
+    if chooses_gate and their_name("layers.0.attention.gate") in source.stored:
+        problems.append(
+            "memory.initial_gate: has no effect, since the model has gates of its own; remove it"
+        )
     try:
         if plain:
             model = model_config(plain, chosen)

@@ -16,10 +16,10 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from data_prep.dataset.parsing import json_value
+from data_prep.dataset.parsing import json_value, pointer
 from data_prep.dataset.settings import SettingsError
 from data_prep.tokenizer import tokenizer
-from data_prep.tokenizer.contract import Tokenizer, TokenizerError
+from data_prep.tokenizer.contract import FILES, Tokenizer, TokenizerError
 from pretrain.checkpoint.manifest import TensorInfo
 from pretrain.convert import beside, their_tokenizer
 
@@ -96,9 +96,15 @@ def _tokenizer_in(path: Path) -> Path:
     try:
         return tokenizer.find(path)
     except TokenizerError as error:
-        raise TokenizerError(
-            f"{error}; or name the one that data sets are prepared with: --tokenizer FILE"
-        ) from None
+        if any((path / name).is_file() for name in FILES):
+            what = f"{error}; or name the one that data sets are prepared with: --tokenizer FILE"
+        else:
+            what = (
+                f"{path}: holds none of {' and '.join(FILES)}; give one with --tokenizer FILE, "
+                "where there are other files of a tokenizer what transformers make of them: "
+                f"AutoTokenizer.from_pretrained({str(path)!r}).save_pretrained(NEW)"
+            )
+        raise TokenizerError(what) from None
 
 
 def _stored(path: Path) -> dict[str, Stored]:
@@ -112,10 +118,13 @@ def _stored(path: Path) -> dict[str, Stored]:
         if not names or len(given) != sum(isinstance(name, str) for name in given):
             raise SettingsError([f"{_INDEX}: expected weight_map to name a file a tensor"])
     else:
+        pickled = sorted(one.name for one in path.glob("pytorch_model*.bin"))
+        of = f", and {pickled[0]} is not read, since pickles can run code" if pickled else ""
         raise SettingsError(
             [
-                f"{path}: holds neither {_WEIGHTS} nor {_INDEX}; expected weights as safetensors "
-                "(save_pretrained writes them)"
+                f"{path}: holds neither {_WEIGHTS} nor {_INDEX}{of}; expected weights as "
+                f"safetensors, which AutoModelForCausalLM.from_pretrained({str(path)!r})"
+                ".save_pretrained(NEW) writes"
             ],
         )
     problems: list[str] = []
@@ -140,6 +149,9 @@ def _stored(path: Path) -> dict[str, Stored]:
 def _listed(path: Path) -> dict[str, Stored]:
     """The tensors of one file. Raises SettingsError."""
     try:
+        with path.open("rb") as file:
+            if said := pointer(file.read(99)):
+                raise SettingsError([f"{path.name}: {said}"])
         with safe_open(path, framework="pt", device="cpu") as file:
             found = {}
             for name in file.keys():  # noqa: SIM118 (it is no mapping)

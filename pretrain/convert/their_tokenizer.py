@@ -21,6 +21,7 @@ from data_prep.tokenizer import tokenizer, tokenizer_json
 from data_prep.tokenizer.contract import FILES, Tokenizer, TokenizerError
 from data_prep.tokenizer.hugging_face import HuggingFace
 from data_prep.tokenizer.sentencepiece import SentencePiece
+from pretrain.checkpoint.runs import HUGGING_FACE
 
 _CONFIG = "tokenizer_config.json"
 _ADDED = "added_tokens_decoder"
@@ -191,11 +192,21 @@ def _sentencepiece(path: Path, data: bytes, beside: _Beside) -> Theirs:
         data = model.SerializeToString()
         own = SentencePiece(path, data)
         notes.append(f"no BOS: {_CONFIG} says add_bos_token=false")
+    if "add_bos_token" not in beside.config and own.bos_id is not None and _of_a_model(path):
+        notes.append(
+            f"BOS: texts begin with {own.name(own.bos_id)}, as with transformers 4; transformers 5 "
+            f"lay none, since no {_CONFIG} says add_bos_token, true or false"
+        )
     for role, id in (("bos_token", own.bos_id), ("eos_token", own.eos_id)):
         named = beside.named.get(role)
         if id is not None and named not in (None, own.name(id)):
             notes.append(f"{role}: is {own.name(id)} of {path.name}; files beside it name {named}")
     return Theirs(own, (FILES[0], data), notes)
+
+
+def _of_a_model(path: Path) -> bool:
+    """Whether a tokenizer lies beside a model, and not in a data set."""
+    return path.with_name(HUGGING_FACE).is_file()
 
 
 def _unknown(path: Path, tokens: list[str]) -> str:

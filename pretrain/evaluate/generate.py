@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data_prep.tokenizer.contract import StreamDecoder
+from data_prep.tokenizer.contract import StreamDecoder, Tokenizer
 from pretrain.config import Weights
 from pretrain.evaluate.progress import TokenProgress, to_stderr
 from pretrain.evaluate.questions import EvaluationError, ResultError, Sampling
@@ -41,6 +41,11 @@ def run(
     """
     text = _text(prompt, prompt_file)
     trained = load(path, default_device(), weights)
+    if names := _special_in(text, trained.tokenizer):
+        to_stderr(
+            f"in the prompt {', '.join(names)} is text, as in training, and no special token; to "
+            "ask a model of chats as its template does, export it and use transformers"
+        )
     for piece in generate(trained, trained.tokenizer.encode(text), sampling, to_stderr):
         print(piece, end="", flush=True)
     print()
@@ -166,6 +171,12 @@ def chunk_tokens(trained: Trained) -> int:
     span = trained.config.model.span
     affordable = _CHUNK_LOGITS // trained.tokenizer.vocab_size // span
     return span * max(1, min(affordable, trained.config.window // span))
+
+
+def _special_in(text: str, tokenizer: Tokenizer) -> list[str]:
+    """The special tokens that a text spells."""
+    names = (tokenizer.name(id) for id, piece in enumerate(tokenizer.pieces) if not piece)
+    return [name for name in names if name and name in text]
 
 
 def _text(prompt: str, prompt_file: str | None) -> str:

@@ -12,7 +12,7 @@ import re
 import traceback
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -173,14 +173,33 @@ def _its_errors_as_ours(directory: Path) -> Iterator[None]:
         if any(frame.f_code.co_qualname.startswith(own) for frame in frames):
             raise
         tasks = [one for frame in frames if isinstance(one := frame.f_locals.get("self"), Task)]
-        running = [task.config.task for task in tasks if task.config is not None]
-        name = f"task {running[-1]}" if running else "a task file"
+        running = [task for task in tasks if task.config is not None]
+        if running and (empty := _without_questions(running[-1], error)):
+            raise EvaluationError(f"{directory}: {empty}") from error
+        name = f"task {running[-1].config.task}" if running else "a task file"
         said = str(error).strip().partition("\n")[0]
         if said in ("", "None"):
             said = "see what the harness printed before"
         raise EvaluationError(
             f"{directory}: {name} cannot be run by the harness: {type(error).__name__}: {said}"
         ) from error
+
+
+def _without_questions(task: Any, error: Exception) -> str:
+    """Says so where a task that raised `error` has no questions; empty: it has, or may have."""
+    empty = [f"{path} is empty" for path in _data_files(task) if _is_blank(path)]
+    if not empty and "corresponds to no data" in str(error):
+        empty = ["its files hold no document"]
+    with suppress(Exception):  # of data sets that could not be read
+        if not empty and not len(task.eval_docs):
+            empty = ["of its documents none is left to ask"]
+    return f"task {task.config.task} has no questions: {', '.join(empty)}" if empty else ""
+
+
+def _is_blank(path: Path) -> bool:
+    """Whether a file has nothing but white space."""
+    with path.open("rb") as file:
+        return all(not line.strip() for line in file)
 
 
 def _check_asked(directory: Path, tasks: Mapping[str, Any], shots: int | None) -> None:

@@ -187,7 +187,7 @@ def table(found: Report) -> str:
     """The report for people: a row a share, and the document's beginning as a reference."""
     decoding = found["decoding"]
     lines = [
-        f"step {found['step']}, memory {found['memory_kind']}, "
+        f"{results.step_of(found)}, memory {found['memory_kind']}, "
         f"{counted(found['documents'], 'pair')} of {found['pairs']}: Rouge with its 95 % interval "
         f"over pairs; temperature {decoding['temperature']:g}, top-p {decoding['top_p']:g}, at "
         f"most {counted(decoding['max_tokens'], 'token')}",
@@ -230,8 +230,8 @@ def plot(found: Report) -> Figure:
     axes.set_xlabel("share of the document that was read")
     axes.set_ylabel("Rouge (95 % over pairs)")
     axes.set_title(
-        f"{counted(found['documents'], 'pair')} of {found['pairs']}, step {found['step']}, memory "
-        f"{found['memory_kind']}",
+        f"{counted(found['documents'], 'pair')} of {found['pairs']}, {results.step_of(found)}, "
+        f"memory {found['memory_kind']}",
         loc="left",
         fontsize=10,
     )

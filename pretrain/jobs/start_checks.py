@@ -14,7 +14,7 @@ from data_prep.dataset.wording import counted
 from data_prep.recall import tasks
 from data_prep.tokenizer import tokenizer
 from data_prep.tokenizer.contract import FILES, Tokenizer, TokenizerError
-from pretrain.checkpoint.manifest import CHECKPOINTS
+from pretrain.checkpoint.manifest import CHECKPOINTS, steps_in
 from pretrain.checkpoint.runs import HUGGING_FACE, is_run
 from pretrain.config import CONFIG_FILE, Config
 from pretrain.data.files import UnreachableError, files_of, manifest_of
@@ -29,11 +29,18 @@ def check_start(config: Config, ranks: int) -> None:
             "model.local_attention: flash-attn is not installed; install the extra `gpu` (README), "
             "or set it to auto or sdpa"
         )
-    problems += tracking_problems(config)
+    problems += memory_problems(config) + tracking_problems(config)
     problems += directory_problems(config) + data_problems(config)
     problems += origin.problems(config) + resumable.problems(config)
     if problems:
         raise SettingsError(problems)
+
+
+def memory_problems(config: Config) -> list[str]:
+    """Settings of the memory without effect in a run that is new."""
+    if steps_in(Path(config.run.directory) / CHECKPOINTS):
+        return []
+    return [f"model.memory.{problem}" for problem in config.model.memory.problems_of_new()]
 
 
 def tracking_problems(config: Config) -> list[str]:

@@ -87,7 +87,8 @@ def _positions(newest: Sequence[tuple[list[Result], Style]], runs: int) -> Itera
     by_data: dict[str, list[Curve]] = {}
     for results, style in newest:
         for result, data, which, first in _by_data(results):
-            rows = [r for r in _rows(result.report, "positions") if r.get("bytes") and r.get("end")]
+            rows = [r for r in _rows(result.report, "positions") if r.get("bytes")]
+            rows = [r for r in rows if isinstance(r.get("end"), int) and r["end"] > 0]
             curves = by_data.setdefault(data, [])
             for column, (words, dash) in _COLUMNS.items():
                 pairs = [(r["end"], _number(r.get("bits_per_byte"), column)) for r in rows]

@@ -192,7 +192,8 @@ class _Figures:
         self, key: tuple[str, str], known: _Known, own: Sequence[tuple[Family, Style]]
     ) -> Iterator[Figure]:
         pair = next((pair for pair in _PAIRS if key in (pair[0], pair[2])), None)
-        if len(self.runs) == 1 and pair and pair[0] in self.found[0] and pair[2] in self.found[0]:
+        beside = self.found[0].keys() if len(self.runs) == 1 else set()
+        if pair and all(one in beside and self.found[0][one].single for one in (pair[0], pair[2])):
             if key == pair[0]:
                 first, one, second, other, title, unit = pair
                 curves = [
@@ -273,6 +274,7 @@ def _heads(gates: Any) -> tuple[np.ndarray, np.ndarray]:
     x, y = [np.zeros(0)], [np.zeros(0)]
     for layer, of_heads in enumerate(gates if isinstance(gates, list) else [], 1):
         values = np.sort([number for _, number in numbers(of_heads)])
-        x.append(layer + (np.linspace(-0.3, 0.3, len(values)) if len(values) > 1 else 0.0 * values))
+        across = np.linspace(-0.3, 0.3, len(values)) if len(values) > 1 else np.zeros(len(values))
+        x.append(layer + across)
         y.append(values)
     return np.concatenate(x), np.concatenate(y)

@@ -112,16 +112,52 @@ def test_an_evaluation_that_cannot_be_read_costs_no_plot(
         (tmp_path / f"eval-{step}-novels.json").write_text(text)
     with caplog.at_level(logging.WARNING, logger="pretrain.plot"):
         assert len(plot.plot(tmp_path)) == 5
+    reasons = ["it has no data, positions, segment, total"]
+    reasons += ["it is no JSON object that can be read"] * 2
     assert [record.message.rpartition("/")[2] for record in caplog.records] == [
-        f"eval-{step}-novels.json is no evaluation that can be read, and is passed over"
-        for step in (32, 31, 30)
+        f"eval-{step}-novels.json is passed over: {reason}; expected what `pretrain eval "
+        "perplexity` writes"
+        for step, reason in zip((32, 31, 30), reasons, strict=True)
     ]
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "said"),
+    [
+        (["total"], {"bits_per_byte": {}}, "no bits_per_byte of memory, masked or none"),
+        (["total", "bits_per_byte"], 2.1, "no bits_per_byte of memory, masked or none"),
+        (["segment"], "4", "its segment is '4'"),
+        (["positions"], {}, "no range of its positions has bytes"),
+        (["positions"], [3], "positions[0] lacks first, end or bytes"),
+        (["positions", 2, "end"], None, "positions[2] lacks first, end or bytes"),
+        (["positions", 2, "bits_per_byte"], {"memory": 2.0}, "or its bits_per_byte of memory, m"),
+    ],
+)
+def test_an_evaluation_by_another_hand_is_drawn_or_passed_over_with_the_reason(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, path: list[Any], value: Any, said: str
+) -> None:
+    _write_evaluation(tmp_path / "eval-7-novels.json")
+    report = json.loads((tmp_path / "eval-7-novels.json").read_text())
+    assert plot._fault(report) == ""
+    del report["total"]["nats"], report["positions"][1]["bits_per_byte"]
+    (tmp_path / "eval-8-novels.json").write_text(json.dumps(report))
+    assert plot.newest_evaluation(tmp_path) == report and plot._positions(tmp_path)
+    part = report
+    for key in path[:-1]:
+        part = part[key]
+    part[path[-1]] = value
+    (tmp_path / "eval-8-novels.json").write_text(json.dumps(report))
+    with caplog.at_level(logging.WARNING, logger="pretrain.plot"):
+        newest = plot.newest_evaluation(tmp_path)
+    assert newest is not None and "nats" in newest["total"]
+    assert said in caplog.text and "eval-8-novels.json is passed over" in caplog.text
 
 
 def test_a_record_without_all_of_its_numbers_costs_no_plot(tmp_path: Path) -> None:
     _write_run(tmp_path)
     with (tmp_path / "metrics.jsonl").open("a") as file:
-        file.write('{"kind": "train", "step": 99}\n')
+        file.write('{"kind": "train", "step": 98, "loss": "2.0", "memory_norm": [null, "x"]}\n')
+        file.write('{"kind": "train", "step": 99, "gates": [[null, 0.5], null]}\n')
     assert {path.name for path in plot.plot(tmp_path)} >= {"loss.png", "speed.png"}
 
 

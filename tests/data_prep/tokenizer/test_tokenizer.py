@@ -20,6 +20,11 @@ def test_what_is_not_a_model_is_refused(trained: Tokenizer, tmp_path: Path) -> N
             tokenizer.load(tmp_path / name)
     with pytest.raises(TokenizerError, match="cannot be read"):
         tokenizer.load(tmp_path / "absent")
+    (tmp_path / "lfs").write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:5e\n")
+    with pytest.raises(
+        TokenizerError, match=r"lfs: is a Git LFS pointer; fetch the file .*lfs pull"
+    ):
+        tokenizer.load(tmp_path / "lfs")
 
 
 def test_a_directory_has_one_tokenizer(files: dict[str, Path], tmp_path: Path) -> None:

@@ -15,8 +15,17 @@ EXPECTED_RUN = "expected a run directory, or a checkpoint in its checkpoints/"
 @pytest.mark.parametrize(
     ("words", "problem"),
     [
-        ("import nowhere out", "source: nowhere: there is no such directory"),
+        (
+            "import org/model out",
+            "source: org/model: is not there; expected a model's directory, or "
+            "a GGUF file, on this machine (`hf download NAME --local-dir DIR` fetches one)",
+        ),
         ("import c.yaml out", "source: c.yaml: is neither a directory nor a GGUF file"),
+        (
+            "import lfs.gguf out",
+            "source: lfs.gguf: is a Git LFS pointer; fetch the file that it stands "
+            "for (git lfs pull)",
+        ),
         ("import empty out segment=abc", "segment: expected a whole number, found 'abc'"),
         ("import empty out segmnt=3", "segmnt: unknown key; did you mean segment?"),
         ("import empty empty", "out: empty already exists; choose a new directory"),
@@ -34,6 +43,7 @@ EXPECTED_RUN = "expected a run directory, or a checkpoint in its checkpoints/"
 )
 def test_a_mistake_is_one_problem(pretrain: Run, tmp_path: Path, words: str, problem: str) -> None:
     (tmp_path / "empty").mkdir()
+    (tmp_path / "lfs.gguf").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:5\n")
     ended = pretrain(*words.split())
     name = words.split()[0]
     expected = f"pretrain {name}: this command cannot run:\n  - {problem}\n"

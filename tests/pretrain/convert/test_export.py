@@ -241,6 +241,30 @@ def test_an_export_that_is_imported_is_the_same_to_the_bit(
     assert tokenizers[0] == tokenizers[1]
 
 
+def test_an_export_is_imported_with_the_other_rule_without_the_settings_of_its_own(
+    tmp_path: Path, write_run: Any
+) -> None:
+    write_run(tmp_path / "run", memory=MemoryConfig(kind="delta", normaliser="paper"))
+    export.run(tmp_path / "run", tmp_path / "hub", "stored")
+    llama.run(tmp_path / "hub", tmp_path / "again", ["memory.kind=linear"], None)
+    memory = trained.load(tmp_path / "again", CPU).config.model.memory
+    assert (memory.kind, memory.normaliser) == ("linear", "inclusive")
+
+
+def test_settings_without_effect_on_an_import_are_refused(tmp_path: Path, write_run: Any) -> None:
+    write_run(tmp_path / "run", memory=MemoryConfig(kind="linear", normaliser="paper"))
+    export.run(tmp_path / "run", tmp_path / "hub", "stored")
+    llama.run(tmp_path / "hub", tmp_path / "again", [], None)
+    words = ["memory.normaliser=paper", "memory.initial_gate=-4"]
+    with pytest.raises(SettingsError) as caught:
+        llama.run(tmp_path / "hub", tmp_path / "new", words, None)
+    assert caught.value.problems == [
+        "memory.normaliser: has no effect with memory.kind=linear; remove it, or set "
+        "memory.kind=delta",
+        "memory.initial_gate: has no effect, since the model has gates of its own; remove it",
+    ]
+
+
 @torch.no_grad()
 def test_the_average_of_the_weights_is_exported_where_it_is_asked_for(
     tmp_path: Path, write_run: Any

@@ -37,6 +37,7 @@ from tests.pretrain.jobs.test_origin import words as words_of
 ROOT = Path(__file__).parents[3]
 CPU = torch.device("cpu")
 SEGMENT = 64
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:5e0c\nsize 134\n"
 
 
 def imported(tmp_path: Path, *words: str) -> Transformer:
@@ -405,6 +406,19 @@ def test_every_key_that_may_change_what_is_computed_is_refused(
     assert refused(tmp_path / "other") == ["vocab_size: 384, and the embedding has 320 rows"]
 
 
+def test_keys_of_the_first_llamas_and_of_trainers_that_no_model_reads_are_taken(
+    tmp_path: Path, save_model: Any
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    save_model(tmp_path / "hub")
+    more = {"max_sequence_length": 32, "model_max_length": 16, "neftune_noise_alpha": 5.0}
+    change(tmp_path / "hub/config.json", _flash_attn_2_enabled=True, **more)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "hub").eval()
+    ours, tokens = imported(tmp_path, "memory.kind=none"), random_tokens(SEGMENT)
+    assert_equal_logits(logits(ours, tokens), theirs(model, tokens))
+
+
 NEWER: dict[str, dict[str, Any]] = {
     "linear": {"type": "linear", "factor": 4.0},
     "llama3, its own base": {**LLAMA3, "rope_theta": 300.0},
@@ -497,10 +511,16 @@ def test_tensors_that_are_missing_too_many_or_misshapen_are_named(
     ("spoil", "said"),
     [
         (lambda hub: (hub / "config.json").unlink(), "hub: has no config.json; expected a"),
-        (lambda hub: (hub / "tokenizer.model").unlink(), "holds none of tokenizer.model and"),
+        (lambda hub: (hub / "tokenizer.model").unlink(), "holds none of tokenizer.model and "
+         "tokenizer.json; give one with --tokenizer FILE, where there are other files of a "),
         (lambda hub: (hub / "model.safetensors").unlink(), "holds neither model.safetensors nor"),
         (lambda hub: (hub / "model.safetensors").write_bytes(b"x" * 99), "model.safetensors: can"),
         (lambda hub: change(hub / "config.json", hidden_size=1.5), "hidden_size: expected a"),
+        (lambda hub: (hub / "model.safetensors").write_bytes(POINTER), "model.safetensors: is a "
+         "Git LFS pointer; fetch the file that it stands for (git lfs pull)"),
+        (lambda hub: (hub / "tokenizer.model").write_bytes(POINTER), "tokenizer.model: is a Git L"),
+        (lambda hub: (hub / "model.safetensors").rename(hub / "pytorch_model.bin"),
+         "index.json, and pytorch_model.bin is not read, since pickles can run code; expected"),
     ],
 )  # fmt: skip
 def test_a_directory_that_is_not_whole_is_refused(

@@ -194,6 +194,17 @@ def test_the_command_continues_argument_file_and_stdin_alike(
     assert texts[0] == texts[1] == texts[2] and len(texts[0]) > 5
 
 
+def test_a_prompt_that_spells_special_tokens_is_text_and_that_is_said(
+    model: Trained, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for prompt, names in (("a man</s><s>", "<s>, </s> is text"), ("a <man>", None)):
+        generate.run(model.run_directory, prompt=prompt, sampling=Sampling(1, 0.0))
+        said = capsys.readouterr().err
+        assert (f"in the prompt {names}" in said) if names else "in the prompt" not in said
+    ids = model.tokenizer.encode("</s>").tolist()
+    assert model.tokenizer.eos_id not in ids and model.tokenizer.decode(ids) == "</s>"
+
+
 def test_a_prompt_that_is_no_text_is_refused(tmp_path: Path, model: Trained) -> None:
     (tmp_path / "latin").write_bytes("naïve".encode("latin-1"))
     for name, words in {

@@ -265,6 +265,28 @@ def test_what_a_task_asks_and_we_or_the_harness_cannot_do_is_one_sentence_before
     assert found.startswith(f"{tasks}: ")
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "more", "said"),
+    [
+        ("json", "", "", "{file} is empty"),
+        ("json", "\n\n", "", "{file} is empty"),
+        ("csv", "question,first\n", "", "its files hold no document"),
+        ("json", '{"question": "x", "first": "y"}\n', "process_docs: !function own.none\n",
+         "of its documents none is left to ask"),
+    ],
+)  # fmt: skip
+def test_a_task_without_questions_is_refused_and_says_why(
+    model: Trained, tasks: Path, tmp_path: Path, name: str, content: str, more: str, said: str
+) -> None:
+    path, file = tasks / "continue.yaml", tasks / f"none.{name}"
+    file.write_text(content)
+    (tasks / "own.py").write_text("def none(docs):\n    return docs.filter(lambda doc: False)\n")
+    text = path.read_text().replace("dataset_path: json", f"dataset_path: {name}")
+    path.write_text(text.replace(str(tasks / "questions.jsonl"), str(file)) + more)
+    found = refusal(tmp_path / "run", tasks, "continue")
+    assert found == f"{tasks}: task continue has no questions: {said.format(file=file)}"
+
+
 def test_task_files_that_the_harness_would_leave_out_are_refused(
     model: Trained, tasks: Path, tmp_path: Path
 ) -> None:

@@ -170,6 +170,17 @@ def test_a_run_is_evaluated_and_what_it_said_is_written(
     assert {**json.loads(written[0].read_text()), "written": report["written"]} == report
 
 
+def test_table_and_plot_say_which_weights_answered(
+    tmp_path: Path, write_run: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_run(tmp_path / "run", averaged=True)
+    summaries.run(tmp_path / "run", "one", PAIRS[1:2], "", [0.5, 1.0], Sampling(2, 0), "ema")
+    assert "step 7 (weights ema), memory delta, 1 pair of one" in capsys.readouterr().out
+    found = json.loads((tmp_path / "run/summaries-7-one.json").read_text())
+    (axes,) = summaries.plot(found).axes
+    assert axes.get_title("left") == "1 pair of one, step 7 (weights ema), memory delta"
+
+
 def test_the_first_documents_are_evaluated_under_a_name(model: Trained, pairs: Path) -> None:
     words = ["--question", "", "--documents", "2", "--name", "few", "--max-tokens", "3"]
     assert _evaluate(model, pairs, *words) == 0

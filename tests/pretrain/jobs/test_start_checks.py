@@ -49,6 +49,23 @@ def test_a_run_that_can_start_has_no_problems(data: dict[str, Path]) -> None:
     assert problems(4, f"data.train={data['train']}", f"data.validation={data['train']}") == []
 
 
+def test_a_setting_that_linear_does_not_read_is_refused_where_a_run_begins(
+    data: dict[str, Path], tmp_path: Path
+) -> None:
+    kind = ["model.memory.kind=linear", "optim.gate_lr=0.1", f"data.train={data['train']}"]
+    words = [*kind, "model.memory.normaliser=paper"]
+    assert problems(1, *kind) == []
+    assert problems(1, *words) == [
+        "model.memory.normaliser: has no effect with memory.kind=linear; remove it, or set "
+        "memory.kind=delta"
+    ]
+    # A run that began before this was refused can be resumed.
+    (tmp_path / "run/checkpoints" / step_name(3)).mkdir(parents=True)
+    assert not any(
+        "normaliser" in one for one in problems(1, *words, f"run.directory={tmp_path}/run")
+    )
+
+
 def test_ranks_of_every_launcher_are_counted(data: dict[str, Path]) -> None:
     (found,) = problems(3, f"data.train={data['train']}")
     assert found.startswith("data.lanes: 8 lanes cannot be shared evenly by 3 ranks")

@@ -48,6 +48,14 @@ def test_a_model_without_memory_is_in_the_chart_and_in_the_table(tmp_path: Path)
     assert (file, step) == ("eval-20-data.json", 20) and "2.5" in found
 
 
+def test_a_range_of_positions_without_an_end_is_left_out_of_the_chart(tmp_path: Path) -> None:
+    run = run_with(tmp_path / "plain", data={"none": 2.5})
+    for row, end in zip(run.results[0].report["positions"], ("64", 128), strict=True):
+        row["end"] = end
+    (figure,) = figures([run], styles(["plain"]))
+    assert [name for _, name in figure.chart.x_ticks] == ["128"]
+
+
 def test_two_results_of_a_step_have_names_and_lines_of_their_own(tmp_path: Path) -> None:
     both = {"memory": 2.0, "masked": 2.25}
     one = run_with(tmp_path / "a", data=both, data_2={"memory": 1.75, "masked": 2.0})

@@ -175,6 +175,18 @@ def test_one_run_shows_what_differs_from_the_defaults(tmp_path: Path) -> None:
     assert "zero.stage" not in [row[0] for row in rows(own) if row]
 
 
+def test_gates_that_are_not_finite_and_losses_that_are_no_number_cost_no_page(
+    tmp_path: Path,
+) -> None:
+    records = [
+        train(1, gates=[[None], [0.5]]),
+        {"kind": "validation", "step": 1, "loss": [2.0, 3.0]},
+    ]
+    shown = page.page([written(tmp_path / "a", records)], NOW)
+    assert "Gates of all heads by layer" in shown
+    assert "<figcaption>Training loss" in shown and "<figcaption>Validation loss" in shown
+
+
 def test_runs_without_a_record_are_shown_as_such(tmp_path: Path) -> None:
     (tmp_path / "empty/checkpoints").mkdir(parents=True)
     for directories in ([tmp_path / "empty"], [tmp_path / "empty", written(tmp_path / "never")]):
