@@ -97,10 +97,10 @@ def _last_stages(few_pairs: Documents) -> tuple[Stage[Documents], ...]:
 # can do so takes four times the symbols within 300 steps, and then more pairs, with a loss of the
 # values alone (docs/trials.md).
 INFINI_STAGES = (
-    Stage("1_near", ((NEAR, 1.0),), 400, 8, 1, 3e-3, 0.0, segment=512),
-    Stage("2_few", ((FEW, 1.0),), 1200, 8, 8, 3e-3, 0.0),
-    Stage("3_more", ((MORE, 1.0),), 300, 8, 8, 3e-3, 0.0),
-    Stage("4_all", ((ALL, 1.0),), 300, 8, 8, 3e-3, 0.0),
+    Stage("1_near", ((NEAR, 1.0),), 400, 8, 1, 3e-3, 0.0, 0.3, segment=512),
+    Stage("2_few", ((FEW, 1.0),), 1200, 8, 8, 3e-3, 0.0, 0.3),
+    Stage("3_more", ((MORE, 1.0),), 300, 8, 8, 3e-3, 0.0, 0.3),
+    Stage("4_all", ((ALL, 1.0),), 300, 8, 8, 3e-3, 0.0, 0.3),
     *_last_stages(ALL),
 )
 # Other kinds learn to match keys from the values alone, and at once; keys, which nothing predicts,
