@@ -130,7 +130,7 @@ def open_work(config: Config) -> Work:
 def _without_texts(config: Config, files: list[InputFile]) -> list[str]:
     """Problems of sources that seem to hold no text at all, or no id that is set.
 
-    Where such a source has files of another kind, too, that is told.
+    Where such a source has files of another kind, too, it prints a warning instead.
     """
     found = []
     by_source: dict[str, list[InputFile]] = {source.name: [] for source in config.sources}
@@ -138,11 +138,11 @@ def _without_texts(config: Config, files: list[InputFile]) -> list[str]:
         by_source[file.source].append(file)
     for index, own in enumerate(by_source.values()):
         if why := readers.without_texts(own):
-            told = f"sources[{index}]: {why}; correct it, or exclude such files"
+            problem = f"sources[{index}]: {why}; correct it, or exclude such files"
             if all(file.format in readers.KEYED for file in own):
-                found.append(told)
+                found.append(problem)
             else:
-                print(told, file=sys.stderr)
+                print(problem, file=sys.stderr)
     return found
 
 

@@ -129,7 +129,7 @@ STAGES = (
     *_last_stages(ALL_LONGER),
 )
 # A recurrence learns more slowly: in as many steps it gets further with four times the symbols at
-# once. It has yet to learn to write, and does so from few symbols.
+# once and a constant rate. It has yet to learn to write, and does so from few symbols.
 RECURRENT_STAGES = (
     *NEAR_STAGES,
     Stage("4_few", ((FEW_VALUES, 1.0),), 400, 8, 8, 3e-3, 0.0),

@@ -260,7 +260,7 @@ def test_add_bos_token_says_whether_texts_of_a_sentencepiece_model_begin_with_bo
     for config in ({}, {"add_bos_token": True}):
         theirs = of(**config)
         assert theirs.tokenizer.bos_id == 1 and theirs.file[1] == llama2.read_bytes()
-        # Transformers 5 lay it only where they are told to, which is said.
+        # Transformers 5 lay it only where `add_bos_token` asks for it, so there is a note.
         lays = transformers_own(tmp_path)("self.x").input_ids[0] == 1
         assert lays is bool(config)
         assert any("transformers 5 lay none" in note for note in theirs.notes) is not lays

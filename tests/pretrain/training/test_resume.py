@@ -50,6 +50,15 @@ def memories(run: Run) -> list[torch.Tensor]:
     return [tensor for state in states for layer in state for tensor in layer]
 
 
+def of_two_checkpoints(open_run: Any, take_steps: Take, make_saver: Make) -> Run:
+    """A run that saved after each of two steps."""
+    run: Run = open_run()
+    for _ in range(2):
+        take_steps(run, 1)
+        saved(run, make_saver)
+    return run
+
+
 def damage(path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
@@ -303,10 +312,7 @@ def test_the_reason_stays_in_a_checkpoint_that_was_passed_over_while_it_holds(
 def test_a_superseded_attempt_marks_no_checkpoint(
     open_run: Any, take_steps: Take, make_saver: Make
 ) -> None:
-    run = open_run()
-    for _ in range(2):
-        take_steps(run, 1)
-        saved(run, make_saver)
+    run = of_two_checkpoints(open_run, take_steps, make_saver)
     damage(path_of(run, 2) / "rank-00000-of-00001.safetensors")
     attempts = run.attempt.directory / "attempts"
     attempts.mkdir(exist_ok=True)
@@ -320,10 +326,7 @@ def test_a_superseded_attempt_marks_no_checkpoint(
 def test_one_damaged_checkpoint_that_takes_no_mark_keeps_none_from_the_next(
     open_run: Any, take_steps: Take, make_saver: Make
 ) -> None:
-    run = open_run()
-    for _ in range(2):
-        take_steps(run, 1)
-        saved(run, make_saver)
+    run = of_two_checkpoints(open_run, take_steps, make_saver)
     path_of(run, 3).write_text("a file")
     damage(path_of(run, 2) / "rank-00000-of-00001.safetensors")
     assert open_run(attempt=2).state.step == 1
@@ -333,10 +336,7 @@ def test_one_damaged_checkpoint_that_takes_no_mark_keeps_none_from_the_next(
 def test_a_checkpoint_saved_anew_in_place_of_one_passed_over_counts(
     open_run: Any, take_steps: Take, make_saver: Make
 ) -> None:
-    run = open_run()
-    for _ in range(2):
-        take_steps(run, 1)
-        saved(run, make_saver)
+    run = of_two_checkpoints(open_run, take_steps, make_saver)
     damage(path_of(run, 2) / "rank-00000-of-00001.safetensors")
     again = open_run(attempt=2)
     assert committed_step(path_of(run, 2).parent.parent) == 1
