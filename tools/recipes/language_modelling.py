@@ -59,6 +59,10 @@ TITLES = {
     "autocompressor": "AutoCompressor",
 }
 SHORTENED = ("none", "delta")
+INFINI = ("linear", "delta")
+# Gates that begin at one half stay too high in the upper layers, which want local attention, and the
+# memory is a loss (docs/trials.md).
+NEAR_LOCAL = ("model.memory.initial_gate=-3", "model.memory.when_empty=local")
 
 
 @dataclass(frozen=True)
@@ -99,7 +103,8 @@ def models(config: Config, kinds: Sequence[str], *, shortened: bool = True) -> l
 def _kind(kind: str, segments: int) -> tuple[str, ...]:
     """The settings of a kind of memory in windows of `segments` segments."""
     whole = (f"model.memory.full.segments={segments}",) if kind == "full" else ()
-    return (f"model.memory.kind={kind}", *whole)
+    gates = NEAR_LOCAL if kind in INFINI else ()
+    return (f"model.memory.kind={kind}", *whole, *gates)
 
 
 def _parser() -> argparse.ArgumentParser:
