@@ -59,10 +59,9 @@ TITLES = {
     "autocompressor": "AutoCompressor",
 }
 SHORTENED = ("none", "delta")
-INFINI = ("linear", "delta")
 # Gates that begin at one half stay too high in the upper layers, which want local attention, and the
 # memory is a loss (docs/trials.md).
-NEAR_LOCAL = ("model.memory.initial_gate=-3", "model.memory.when_empty=local")
+NEAR_LOCAL = ("initial_gate=-3", "when_empty=local")
 
 
 @dataclass(frozen=True)
@@ -102,9 +101,16 @@ def models(config: Config, kinds: Sequence[str], *, shortened: bool = True) -> l
 
 def _kind(kind: str, segments: int) -> tuple[str, ...]:
     """The settings of a kind of memory in windows of `segments` segments."""
-    whole = (f"model.memory.full.segments={segments}",) if kind == "full" else ()
-    gates = NEAR_LOCAL if kind in INFINI else ()
-    return (f"model.memory.kind={kind}", *whole, *gates)
+    own = {
+        "linear": NEAR_LOCAL,
+        "delta": NEAR_LOCAL,
+        "full": (f"full.segments={segments}",),
+        # As many as RMT. The published 50 are of segments of 2,048 tokens; with segments of 64 the
+        # summaries of 16 of them would be twelve times the segment, at every layer.
+        "autocompressor": ("autocompressor.vectors=10",),
+    }
+    chosen = (f"kind={kind}", *own.get(kind, ()))
+    return tuple(f"model.memory.{setting}" for setting in chosen)
 
 
 def _parser() -> argparse.ArgumentParser:
