@@ -59,8 +59,8 @@ TITLES = {
     "autocompressor": "AutoCompressor",
 }
 SHORTENED = ("none", "delta")
-# Gates that begin at one half stay too high in the upper layers, which want local attention, and the
-# memory is a loss (docs/trials.md).
+# Gates that begin at one half stay too high in the upper layers, which want local attention, and
+# the memory is a loss (docs/trials.md).
 NEAR_LOCAL = ("initial_gate=-3", "when_empty=local")
 
 
