@@ -315,6 +315,12 @@ class MemorizingConfig:
     cache: int = setting(
         0, "cached inputs of each layer, as in Transformer-XL; 0: as many as a segment", low=0
     )
+    initial_scale: float = setting(
+        1.0,
+        "scale of the products of queries and stored keys at the start, learned per head; above 1, "
+        "a read is of few keys from the first step on",
+        low=0.0,
+    )
 
 
 @dataclass(frozen=True)

@@ -65,7 +65,8 @@ class MemorizingAttention(CachedAttention):
         """`size`: the slots of the cache."""
         super().__init__(config, size)
         self.gate = nn.Parameter(torch.zeros(config.n_heads, dtype=torch.float32))
-        self.scale = nn.Parameter(torch.ones(config.n_heads))
+        scale = config.memory.memorizing.initial_scale
+        self.scale = nn.Parameter(torch.full((config.n_heads,), scale))
 
     @classmethod
     def of_layer(cls, config: ModelConfig, layer: int) -> Attention:

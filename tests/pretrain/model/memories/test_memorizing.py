@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pretrain.config import MemorizingConfig, MemoryConfig
+from pretrain.config import MemorizingConfig, MemoryConfig, ModelConfig
 from pretrain.model import flops
 from pretrain.model.memories import nearest
 from pretrain.model.memories.memorizing import MemorizingAttention, StoreState, store_layer
@@ -143,6 +143,14 @@ def test_the_gate_has_a_gradient_where_something_is_read_alone() -> None:
         for tokens in (slice(0, SEGMENT), slice(SEGMENT, 2 * SEGMENT))
     )
     assert not of_first.any() and of_next.all()
+
+
+@pytest.mark.parametrize("initial", [1.0, 7.5])
+def test_the_scale_of_every_head_begins_at_its_setting(initial: float) -> None:
+    settings = MemorizingConfig(2, 10, 3, initial_scale=initial)
+    memory = MemoryConfig(kind="memorizing", memorizing=settings)
+    config = ModelConfig(n_layers=2, n_heads=4, n_kv_heads=2, memory=memory)
+    assert layer(Transformer(config, 16)).scale.tolist() == [initial] * 4
 
 
 def test_a_token_s_gradient_ends_in_its_segment() -> None:
