@@ -193,8 +193,10 @@ class Model:
             "full": [f"model.memory.full.segments={segments}"],
             "memorizing": ["model.memory.memorizing.capacity=2048", *SEARCHED],
         }
-        # Attention over several segments has more positions to distinguish than those of one.
-        base = ["model.rope_theta=10000"] if self.kind in BY_DISTANCE else []
+        # Attention over several segments has more positions to distinguish than those of one. And
+        # Infini-attention reads without the rotation: what matches keys within a segment has to
+        # match them without it, too. With a base of 50 not every seed found that (docs/trials.md).
+        base = ["model.rope_theta=10000"] if self.kind in (*INFINI, *BY_DISTANCE) else []
         return [
             f"model.d_model={self.width}",
             # One head per layer: what it retrieves passes on every value.
