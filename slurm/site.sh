@@ -4,6 +4,9 @@ SBATCH_OPTIONS=() CPU_OPTIONS=() SRUN_OPTIONS=() PREFLIGHT_OPTIONS=()
 CONTAINER_IMAGE='' CONTAINER_MOUNTS='' GRACE_SECONDS=300
 PYTHON=$PROJECT/.venv/bin/python
 site_setup() { :; }
+# Where SBATCH_EXPORT=NONE was set, as some clusters advise, srun would leave all that is set here out
+# of its steps, PATH too.
+unset SLURM_EXPORT_ENV
 . "$SITE"
 [ -z "$CONTAINER_IMAGE" ] || SRUN_OPTIONS+=("--container-image=$CONTAINER_IMAGE")
 [ -z "$CONTAINER_MOUNTS" ] || SRUN_OPTIONS+=("--container-mounts=$CONTAINER_MOUNTS")

@@ -81,7 +81,8 @@ def place_in(environment: Mapping[str, str]) -> Place | None:
                 [
                     f"srun started {env['SLURM_STEP_NUM_TASKS']} tasks without setting "
                     f"{' and '.join(missing)}; export the first node's name and a free port in "
-                    "the batch script"
+                    "the batch script. In a shell of srun --pty, unset SLURM_STEP_ID to have the "
+                    "ranks launched here"
                 ]
             )
         rank, size = int(env["SLURM_PROCID"]), int(env["SLURM_STEP_NUM_TASKS"])

@@ -131,6 +131,14 @@ def test_a_task_of_srun_without_an_address_says_which_variable_is_missing() -> N
         place_in(environment)
 
 
+def test_a_shell_of_srun_with_several_tasks_says_how_to_launch_the_ranks_in_it() -> None:
+    shell = {key: value for key, value in SRUN.items() if not key.startswith("MASTER_")}
+    with pytest.raises(SettingsError, match="srun --pty, unset SLURM_STEP_ID"):
+        place_in(shell)
+    del shell["SLURM_STEP_ID"]
+    assert place_in(shell) is None
+
+
 def test_a_cpu_has_one_rank_unless_set_otherwise() -> None:
     assert default_ranks(Config(launch=LaunchConfig(device="cpu"))) == 1
 
