@@ -28,7 +28,8 @@ Submit = Callable[..., Job]
 def submitting(on_cluster: Run, place: Path) -> Iterator[Submit]:
     """slurm/submit train on the cluster; its first job. `end`: shell code, run by the recorder.
 
-    `inside` are variables of the shell that submits. Every submitted job is cancelled at the end of the `with` block.
+    `inside` are variables of the shell that submits. Every submitted job is cancelled at the end
+    of the `with` block.
     """
     submitted: list[str] = []
 
