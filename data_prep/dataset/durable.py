@@ -48,6 +48,9 @@ def obstacle(path: Path, *, directory: bool) -> str:
     at = path
     while not os.path.lexists(at):
         at = at.parent
+    if at.is_symlink() and not at.exists() and (directory or at != path):
+        reason = f"{at} is a link to {at.readlink()}, which is not there"
+        return f"{path} cannot be made, since {reason}; make that, or give another place"
     if at == path and path.is_dir() != directory:
         found, wanted = ("file", "directory") if directory else ("directory", "file")
         return f"{path} is a {found}; give a {wanted}"

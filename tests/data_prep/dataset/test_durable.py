@@ -142,14 +142,21 @@ def test_the_hash_of_a_file_is_that_of_its_bytes(tmp_path: Path) -> None:
 def test_what_stands_in_the_way_of_an_output_is_named(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.touch()
+    link = tmp_path / "scratch"
+    link.symlink_to("purged")
+    gone = f"cannot be made, since {link} is a link to purged, which is not there; make that"
     for path, directory, said in (
+        (link, True, gone),
+        (link / "run", True, gone),
+        (link / "run/page.html", False, gone),
         (file / "a/b", False, f"cannot be made, since {file} is not a directory; give another"),
         (file / "a", True, f"cannot be made, since {file} is not a directory; give another place"),
         (file, True, "is a file; give a directory"),
         (tmp_path, False, "is a directory; give a file"),
     ):
         assert durable.obstacle(path, directory=directory).startswith(f"{path} {said}")
-    for path, directory in ((file, False), (tmp_path, True), (tmp_path / "a/b", False)):
+    writable = ((file, False), (link, False), (tmp_path, True), (tmp_path / "a/b", False))
+    for path, directory in writable:
         assert durable.obstacle(path, directory=directory) == ""
     assert durable.obstacle(Path("a"), directory=True) == ""
 
