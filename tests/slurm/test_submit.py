@@ -210,6 +210,34 @@ def test_nodes_that_the_site_excludes_stay_excluded_beside_those_of_a_run(
     assert excluded("--exclude=n9") == ({"n7", "n9"}, "n9")  # in place of the site's
 
 
+def test_an_empty_value_in_the_site_file_is_no_option(dry: Submit, place: Path) -> None:
+    names = ("SBATCH_OPTIONS", "CPU_OPTIONS", "SRUN_OPTIONS", "PREFLIGHT_OPTIONS")
+    site = place / "empty.env"
+    site.write_text((place / "site.env").read_text() + "".join(f"{name}=\n" for name in names))
+    ((*options, _, _, _, _, _, _, excluded, _),) = sbatch_words(
+        dry("train", "c.yaml", "--nodes=1", "--site=empty.env")
+    )
+    assert excluded == "" not in options
+    lengths = " ".join(f"${{#{name}[@]}}" for name in names)
+    script = f"PROJECT={ROOT} SITE={site}; . {ROOT}/slurm/site.sh; echo {lengths}"
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True)
+    assert done.stdout == "0 0 0 0\n", done.stderr
+
+
+def test_options_of_the_site_that_would_be_misread_or_have_no_effect_are_refused(
+    dry: Submit, place: Path
+) -> None:
+    words = "--exclude n1 -t 10 --nodes=9 --signal=USR2@3 --mem=0 --exclusive"
+    site = place / "misread.env"
+    site.write_text((place / "site.env").read_text() + f"SBATCH_OPTIONS=({words})\n")
+    found = mistakes(dry("train", "c.yaml", "--nodes=1", "--site=misread.env"))
+    assert [problem.split(": ")[1].split(" ")[0].strip("'") for problem in found] == [
+        *("n1", "-t", "10", "--nodes=9", "--signal=USR2@3")
+    ]
+    assert "write each as one word in" in found[0] and "--exclude=n1" in found[0]
+    assert "has no effect, since slurm/submit sets --nodes" in found[3]
+
+
 def test_a_pipeline_is_a_sequence_of_dependent_jobs(dry: Submit, place: Path) -> None:
     texts = place / "texts"
     texts.mkdir(exist_ok=True)
