@@ -182,6 +182,11 @@ def start_ranks(command: Sequence[str], ranks: int) -> int:
         for process in processes:
             if process.poll() is None:
                 process.send_signal(number)
+        # A step and a save may take minutes, in which nothing else is said. The terminal may be
+        # gone, or this may come in the middle of another print.
+        with contextlib.suppress(OSError, RuntimeError):
+            name = signal.Signals(number).name
+            print(f"{name}: the ranks finish their step and save", file=sys.stderr, flush=True)
 
     with tempfile.TemporaryDirectory(prefix="pretrain-") as directory:
         # Inherited blocked: one that arrives while a rank starts waits for its StopFlag instead of

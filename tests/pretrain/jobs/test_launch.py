@@ -249,12 +249,13 @@ STOPPING = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal
 
 
 @pytest.mark.parametrize("sent", STOPPING)
-def test_a_stop_signal_is_handed_on_to_every_rank(tmp_path: Path, sent: signal.Signals) -> None:
+def test_a_stop_signal_is_handed_on_to_every_rank_and_said(tmp_path: Path, sent: signal.Signals) -> None:
     process = launcher(tmp_path, WAITING)
     wait_for(tmp_path / "0", tmp_path / "1")
     process.send_signal(sent)
     output, _ = process.communicate(timeout=60)
-    assert (process.returncode, output) == (75, "")
+    said = f"{sent.name}: the ranks finish their step and save\n"
+    assert (process.returncode, output) == (75, said)
     assert wait_for(tmp_path / "signal-0", tmp_path / "signal-1") == [sent.name] * 2
 
 
