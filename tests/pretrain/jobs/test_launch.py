@@ -249,7 +249,9 @@ STOPPING = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal
 
 
 @pytest.mark.parametrize("sent", STOPPING)
-def test_a_stop_signal_is_handed_on_to_every_rank_and_said(tmp_path: Path, sent: signal.Signals) -> None:
+def test_a_stop_signal_is_handed_on_to_every_rank_and_said(
+    tmp_path: Path, sent: signal.Signals
+) -> None:
     process = launcher(tmp_path, WAITING)
     wait_for(tmp_path / "0", tmp_path / "1")
     process.send_signal(sent)
