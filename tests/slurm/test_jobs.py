@@ -207,6 +207,13 @@ def test_steps_have_the_variables_of_the_site_where_sbatch_exports_none(
     wait_for(job.ended, "the end", shown=job.log)
     assert job.log().endswith(" finished\n"), job.log()
     assert text(place / "kept").startswith(f"1 1 {ROOT}")
+    assert "warning" not in job.log()
+
+
+def test_ranks_without_a_cpu_each_are_warned_of(submit: Submit) -> None:
+    job = submit("crowded", "--nodes=1", "--", "launch.ranks=2")
+    wait_for(job.ended, "the end", shown=job.log)
+    assert "the 2 ranks of a node share what Slurm gave of its CPUs, here 1, which" in job.log()
 
 
 def trained_alone(place: Path, name: str, *overrides: str) -> subprocess.Popen[bytes]:
