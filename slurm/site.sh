@@ -20,4 +20,7 @@ unset SLURM_EXPORT_ENV
 export PYTHONSAFEPATH=1
 export PYTHONPATH=$PROJECT${PYTHONPATH:+:$PYTHONPATH}
 
+# Modules and activation scripts (conda's, Intel's) read variables that are not set.
+set_up_site() { set +u && site_setup; set -u; }
+
 say() { printf '%s %s\n' "$(date '+%F %T')" "$*"; }

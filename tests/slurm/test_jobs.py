@@ -202,11 +202,15 @@ def test_a_job_does_not_inherit_the_job_from_whose_shell_it_was_submitted(
 def test_steps_have_the_variables_of_the_site_where_sbatch_exports_none(
     submit: Submit, place: Path
 ) -> None:
-    kept = f'echo "$PRETRAIN_STARTS_COUNTED $OMP_NUM_THREADS $PYTHONPATH" >{place}/kept; exit 0'
-    job = submit("exporting_none", "--nodes=1", end=kept, inside=["SBATCH_EXPORT=NONE"])
+    # As conda's activation does, it reads a variable that is not set.
+    setup = 'site_setup() { export FROM_SITE="$CONDA_BACKUP_CC"set; }\n'
+    (place / "conda.env").write_text((place / "recorder.env").read_text() + setup)
+    kept = f'echo "$PRETRAIN_STARTS_COUNTED $FROM_SITE $PYTHONPATH" >{place}/kept; exit 0'
+    inside = ["SBATCH_EXPORT=NONE"]
+    job = submit("exporting_none", "--nodes=1", site="conda.env", end=kept, inside=inside)
     wait_for(job.ended, "the end", shown=job.log)
     assert job.log().endswith(" finished\n"), job.log()
-    assert text(place / "kept").startswith(f"1 1 {ROOT}")
+    assert text(place / "kept").startswith(f"1 set {ROOT}")
     assert "warning" not in job.log()
 
 
