@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -15,7 +16,7 @@ import re
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
 _URL = re.compile(r"[A-Za-z][\w+.-]+:/")
 _TEMPORARY = re.compile(r"(.+)\.[0-9a-f]{8}\.tmp", re.DOTALL)
@@ -61,6 +62,21 @@ def obstacle(path: Path, *, directory: bool) -> str:
     if not os.access(at, os.W_OK | os.X_OK):
         return f"{path} cannot be written, since {at} is not writable; give another place"
     return ""
+
+
+def lock(file: IO[Any] | int, path: Path, how: int, instead: str) -> None:
+    """Lock a file that is open from `path`, as fcntl.flock does; BlockingIOError too is as there.
+
+    Where the file system has no such locks (NFS without its lock daemon, Lustre without `-o flock`)
+    the OSError says so, and what to do `instead`.
+    """
+    try:
+        fcntl.flock(file, how)
+    except BlockingIOError:
+        raise
+    except OSError as error:
+        reason = f"its file system has no locks, flock ({error.strerror}); {instead}"
+        raise OSError(error.errno, reason, str(path)) from None
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ every failure into 1: the attempt's exit code is in the run directory's exit.jso
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import re
 import signal
@@ -20,7 +21,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from data_prep.dataset import children, cores
+from data_prep.dataset import children, cores, durable
 from data_prep.dataset.settings import EXIT_MISTAKE, MistakeError, SettingsError
 from pretrain.checkpoint.attempts import NoProgressError, SupersededError
 from pretrain.config import Config
@@ -189,6 +190,9 @@ def start_ranks(command: Sequence[str], ranks: int) -> int:
             print(f"{name}: the ranks finish their step and save", file=sys.stderr, flush=True)
 
     with tempfile.TemporaryDirectory(prefix="pretrain-") as directory:
+        # torch's store has no word for the user where it cannot be locked.
+        with (path := Path(directory) / "lock").open("w") as file:
+            durable.lock(file, path, fcntl.LOCK_EX, "set TMPDIR to a directory on another one")
         # Inherited blocked: one that arrives while a rank starts waits for its StopFlag instead of
         # killing it.
         signal.pthread_sigmask(signal.SIG_BLOCK, numbers)

@@ -27,6 +27,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from data_prep.dataset import durable
 from pretrain.checkpoint.load import Checkpoint
 from pretrain.checkpoint.pieces import Piece
 from pretrain.config import Config
@@ -84,8 +85,9 @@ def build_ops(report: Callable[[str], None] = print) -> None:
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     directory = Path(os.environ["TORCH_EXTENSIONS_DIR"])
     directory.mkdir(parents=True, exist_ok=True)
-    with (directory / _BUILD_LOCK).open("w") as guard:
-        fcntl.flock(guard, fcntl.LOCK_EX)
+    path, elsewhere = directory / _BUILD_LOCK, "set TORCH_EXTENSIONS_DIR to one elsewhere"
+    with path.open("w") as guard:
+        durable.lock(guard, path, fcntl.LOCK_EX, elsewhere)
         for stale in directory.rglob("lock"):
             report(f"removed {stale}: this lock was left by a build that was killed")
             stale.unlink()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import json
 import multiprocessing
@@ -159,6 +160,22 @@ def test_what_stands_in_the_way_of_an_output_is_named(tmp_path: Path) -> None:
     for path, directory in writable:
         assert durable.obstacle(path, directory=directory) == ""
     assert durable.obstacle(Path("a"), directory=True) == ""
+
+
+def test_a_lock_that_the_file_system_does_not_have_is_said_to_be_that(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    with path.open("w") as file, path.open() as other:
+        durable.lock(file, path, fcntl.LOCK_EX, "give another")
+        with pytest.raises(BlockingIOError) as blocked:
+            durable.lock(other, path, fcntl.LOCK_EX | fcntl.LOCK_NB, "give another")
+        assert blocked.value.filename is None  # the system's own error
+    descriptor = os.open(path, os.O_PATH)  # which cannot be locked
+    with pytest.raises(
+        OSError, match=r"no locks, flock \(Bad file descriptor\); give an"
+    ) as caught:
+        durable.lock(descriptor, path, fcntl.LOCK_EX, "give another")
+    os.close(descriptor)
+    assert caught.value.filename == str(path)
 
 
 def test_a_url_is_no_place_for_files_that_are_written(tmp_path: Path) -> None:
