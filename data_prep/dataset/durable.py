@@ -30,10 +30,17 @@ def sha256_of(path: Path) -> str:
 
 
 def sync_directory(directory: Path) -> None:
-    """Make the directory's entries (names just created, renamed or removed) durable."""
+    """Make the directory's entries (names just created, renamed or removed) durable.
+
+    Some file systems (shared folders of virtual machines, CIFS) sync files alone: there it does
+    nothing.
+    """
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
     finally:
         os.close(descriptor)
 

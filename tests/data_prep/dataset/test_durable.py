@@ -9,6 +9,7 @@ import json
 import multiprocessing
 import os
 import re
+import stat
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -123,6 +124,24 @@ def test_bytes_and_names_are_synced_in_order(
     (temporary, before), directory = seen
     assert re.fullmatch(r"f\.[0-9a-f]{8}\.tmp", temporary) and not before
     assert directory == (tmp_path.name, True)
+
+
+def test_a_file_system_that_syncs_no_directories_is_written_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sync, number = os.fsync, errno.EINVAL
+
+    def refusing(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(number, os.strerror(number))
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", refusing)
+    durable.write_bytes(tmp_path / "f", b"data")
+    assert (tmp_path / "f").read_bytes() == b"data"
+    number = errno.EIO
+    with pytest.raises(OSError, match="Input/output error"):
+        durable.write_bytes(tmp_path / "f", b"data")
 
 
 def test_equal_values_give_equal_json(tmp_path: Path) -> None:
