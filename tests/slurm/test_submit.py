@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import subprocess
@@ -166,6 +167,24 @@ def test_a_dry_run_checks_the_configuration_of_a_data_set(dry: Submit, place: Pa
     assert done.returncode == 0 and shown in done.stdout.splitlines()
     found = mistakes(dry("data_prep", "one_data.yaml", "--", "slurm.taskz=2"))
     assert [problem.split(":")[0] for problem in found] == ["slurm.taskz"]
+
+
+def test_the_number_of_a_job_is_the_last_line_that_sbatch_prints(
+    place: Path, tmp_path: Path
+) -> None:
+    greeting = tmp_path / "sbatch"  # in place of a cluster's own
+    greeting.write_text("#!/bin/sh\necho 'Welcome to the supercomputer'\necho '45;main'\n")
+    greeting.chmod(0o755)
+    line = [ROOT / "slurm/submit", "train", "c.yaml", "--site=site.env", "--nodes=1"]
+    done = subprocess.run(
+        [*line, "--", "run.directory=greeted"],
+        cwd=place,
+        env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0 and "\njob:     45\n" in done.stdout, done.stderr
+    assert (place / "greeted/slurm/jobs").read_text() == "45\n"
 
 
 def test_job_arrays_get_the_account_and_the_qos_of_the_site(place: Path, tmp_path: Path) -> None:
