@@ -41,6 +41,7 @@ _STOPPING = (
 _GRACE_SECONDS = 5.0
 _POLL_SECONDS = 0.05
 _STORE = "PRETRAIN_STORE"
+_MPI_SIZES = ("OMPI_COMM_WORLD_SIZE", "MPI_LOCALNRANKS")  # of Open MPI; of MPICH and Intel MPI
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,16 @@ def place_in(environment: Mapping[str, str]) -> Place | None:
         rank, size = int(env["SLURM_PROCID"]), int(env["SLURM_STEP_NUM_TASKS"])
         method = f"tcp://{env['MASTER_ADDR']}:{env['MASTER_PORT']}"
         return Place(rank, size, int(env["SLURM_LOCALID"]), method)
+    # Each process of mpirun would launch ranks of its own, and supersede the others'.
+    for name in _MPI_SIZES:
+        if env.get(name, "1") != "1":
+            raise SettingsError(
+                [
+                    f"{name}={env[name]}: mpirun started several of this command, and it takes no "
+                    "place from MPI; launch with torchrun, or without mpirun to have the ranks "
+                    "launched here"
+                ]
+            )
     return None
 
 

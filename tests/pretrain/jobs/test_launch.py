@@ -139,6 +139,14 @@ def test_a_shell_of_srun_with_several_tasks_says_how_to_launch_the_ranks_in_it()
     assert place_in(shell) is None
 
 
+@pytest.mark.parametrize("name", ["OMPI_COMM_WORLD_SIZE", "MPI_LOCALNRANKS"])
+def test_processes_of_mpirun_are_refused_since_each_would_launch_all_ranks(name: str) -> None:
+    with pytest.raises(SettingsError, match=f"{name}=4: mpirun started several of this command"):
+        place_in({name: "4"})
+    assert place_in({name: "1"}) is None
+    assert place_in({**SRUN, name: "16"}) == place_in(SRUN)
+
+
 def test_a_cpu_has_one_rank_unless_set_otherwise() -> None:
     assert default_ranks(Config(launch=LaunchConfig(device="cpu"))) == 1
 
