@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -15,7 +16,7 @@ import re
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
 _URL = re.compile(r"[A-Za-z][\w+.-]+:/")
 _TEMPORARY = re.compile(r"(.+)\.[0-9a-f]{8}\.tmp", re.DOTALL)
@@ -29,10 +30,17 @@ def sha256_of(path: Path) -> str:
 
 
 def sync_directory(directory: Path) -> None:
-    """Make the directory's entries (names just created, renamed or removed) durable."""
+    """Make the directory's entries (names just created, renamed or removed) durable.
+
+    Some file systems (shared folders of virtual machines, CIFS) sync files alone: there it does
+    nothing.
+    """
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
     finally:
         os.close(descriptor)
 
@@ -48,6 +56,9 @@ def obstacle(path: Path, *, directory: bool) -> str:
     at = path
     while not os.path.lexists(at):
         at = at.parent
+    if at.is_symlink() and not at.exists() and (directory or at != path):
+        reason = f"{at} is a link to {at.readlink()}, which is not there"
+        return f"{path} cannot be made, since {reason}; make that, or give another place"
     if at == path and path.is_dir() != directory:
         found, wanted = ("file", "directory") if directory else ("directory", "file")
         return f"{path} is a {found}; give a {wanted}"
@@ -58,6 +69,21 @@ def obstacle(path: Path, *, directory: bool) -> str:
     if not os.access(at, os.W_OK | os.X_OK):
         return f"{path} cannot be written, since {at} is not writable; give another place"
     return ""
+
+
+def lock(file: IO[Any] | int, path: Path, how: int, instead: str) -> None:
+    """Lock a file that is open from `path`, as fcntl.flock does; BlockingIOError too is as there.
+
+    Where the file system has no such locks (NFS without its lock daemon, Lustre without `-o flock`)
+    the OSError says so, and what to do `instead`.
+    """
+    try:
+        fcntl.flock(file, how)
+    except BlockingIOError:
+        raise
+    except OSError as error:
+        reason = f"its file system has no locks, flock ({error.strerror}); {instead}"
+        raise OSError(error.errno, reason, str(path)) from None
 
 
 @contextlib.contextmanager

@@ -306,12 +306,14 @@ def make_once(
 def locked(work: Work) -> Iterator[None]:
     """Keep other processes out of the output directory. Raises WorkspaceError."""
     work.directory.mkdir(parents=True, exist_ok=True)
-    with (work.directory / "lock").open("w") as file:
+    path = work.directory / "lock"
+    with path.open("w") as file:
         # Workers hold the lock with their parent: those of a killed run end within moments.
         deadline = time.monotonic() + _LOCK_SECONDS
         while True:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                how = fcntl.LOCK_EX | fcntl.LOCK_NB
+                durable.lock(file, path, how, "give an output on another one")
                 break
             except BlockingIOError:
                 if time.monotonic() > deadline:

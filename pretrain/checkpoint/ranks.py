@@ -6,6 +6,7 @@ waiting for ever.
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 from collections.abc import Callable, Sequence
@@ -15,6 +16,7 @@ import torch
 import torch.distributed as dist
 
 from data_prep.dataset.command import explained
+from data_prep.dataset.settings import SettingsError
 from pretrain.checkpoint.manifest import CheckpointError
 
 T = TypeVar("T")
@@ -87,7 +89,8 @@ def agreed(ranks: Ranks, action: Callable[[], T], error: type[ValueError] = Chec
     """What `action` returns on this rank, once it has succeeded on every rank.
 
     Raises an `error` with the same text on all ranks where it failed on any, whatever it raised
-    there. It is a barrier: on return every rank has finished its action.
+    there; a SettingsError where that is what it raised, since a job with a mistake is not to be
+    started again. It is a barrier: on return every rank has finished its action.
     """
     results: list[T] = []
     failure: Exception | None = None
@@ -98,6 +101,9 @@ def agreed(ranks: Ranks, action: Callable[[], T], error: type[ValueError] = Chec
     if ranks.sum([float(failure is not None)]) != [0.0]:
         texts = ranks.gather(None if failure is None else _reason(failure))
         failed = {rank: text for rank, text in enumerate(texts) if text is not None}
+        mistakes = ranks.gather(failure.problems if isinstance(failure, SettingsError) else [])
+        if all(mistakes[rank] for rank in failed):
+            raise SettingsError(list(dict.fromkeys(itertools.chain(*mistakes)))) from failure
         raise error(_joined(failed, ranks.size)) from failure
     return results[0]
 

@@ -40,7 +40,9 @@ class FileCache:
         self._checked: dict[str, int] = {}
         try:
             directory.mkdir(parents=True, exist_ok=True)
-            (directory / _LOCK).touch()
+            with (directory / _LOCK).open("ab") as file, contextlib.suppress(BlockingIOError):
+                how, instead = fcntl.LOCK_SH | fcntl.LOCK_NB, "it belongs on a disk of the node"
+                durable.lock(file, directory / _LOCK, how, instead)
         except OSError as error:
             raise DataError(
                 f"{directory}: the cache of remote data cannot be written here ({error.strerror}); "

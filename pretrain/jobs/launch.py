@@ -7,6 +7,7 @@ every failure into 1: the attempt's exit code is in the run directory's exit.jso
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import re
 import signal
@@ -20,7 +21,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from data_prep.dataset import children, cores
+from data_prep.dataset import children, cores, durable
 from data_prep.dataset.settings import EXIT_MISTAKE, MistakeError, SettingsError
 from pretrain.checkpoint.attempts import NoProgressError, SupersededError
 from pretrain.config import Config
@@ -40,6 +41,7 @@ _STOPPING = (
 _GRACE_SECONDS = 5.0
 _POLL_SECONDS = 0.05
 _STORE = "PRETRAIN_STORE"
+_MPI_SIZES = ("OMPI_COMM_WORLD_SIZE", "MPI_LOCALNRANKS")  # of Open MPI; of MPICH and Intel MPI
 
 
 @dataclass(frozen=True)
@@ -81,12 +83,23 @@ def place_in(environment: Mapping[str, str]) -> Place | None:
                 [
                     f"srun started {env['SLURM_STEP_NUM_TASKS']} tasks without setting "
                     f"{' and '.join(missing)}; export the first node's name and a free port in "
-                    "the batch script"
+                    "the batch script. In a shell of srun --pty, unset SLURM_STEP_ID to have the "
+                    "ranks launched here"
                 ]
             )
         rank, size = int(env["SLURM_PROCID"]), int(env["SLURM_STEP_NUM_TASKS"])
         method = f"tcp://{env['MASTER_ADDR']}:{env['MASTER_PORT']}"
         return Place(rank, size, int(env["SLURM_LOCALID"]), method)
+    # Each process of mpirun would launch ranks of its own, and supersede the others'.
+    for name in _MPI_SIZES:
+        if env.get(name, "1") != "1":
+            raise SettingsError(
+                [
+                    f"{name}={env[name]}: mpirun started several of this command, and it takes no "
+                    "place from MPI; launch with torchrun, or without mpirun to have the ranks "
+                    "launched here"
+                ]
+            )
     return None
 
 
@@ -181,8 +194,16 @@ def start_ranks(command: Sequence[str], ranks: int) -> int:
         for process in processes:
             if process.poll() is None:
                 process.send_signal(number)
+        # A step and a save may take minutes, in which nothing else is said. The terminal may be
+        # gone, or this may come in the middle of another print.
+        with contextlib.suppress(OSError, RuntimeError):
+            name = signal.Signals(number).name
+            print(f"{name}: the ranks finish their step and save", file=sys.stderr, flush=True)
 
     with tempfile.TemporaryDirectory(prefix="pretrain-") as directory:
+        # torch's store has no word for the user where it cannot be locked.
+        with (path := Path(directory) / "lock").open("w") as file:
+            durable.lock(file, path, fcntl.LOCK_EX, "set TMPDIR to a directory on another one")
         # Inherited blocked: one that arrives while a rank starts waits for its StopFlag instead of
         # killing it.
         signal.pthread_sigmask(signal.SIG_BLOCK, numbers)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
 import platform
 import shutil
@@ -155,7 +156,7 @@ def _differences(
 def look(config: Config, ranks: int, nodes: int = 1) -> Report:
     """What this node, one of `nodes` with `ranks` ranks each, finds by itself."""
     report = Report(directory=_directory_problems(config), versions=_versions())
-    report.problems += _host_memory_problems(_checkpoint_bytes(config) // nodes)
+    report.problems += host_memory_problems(_checkpoint_bytes(config) // nodes, memory_granted())
     devices = [torch.device("cpu")]
     if config.launch.device != "cpu" and torch.cuda.is_available():
         report.problems += _gpu_problems()
@@ -212,20 +213,42 @@ def _directory_problems(config: Config) -> list[str]:
     return []
 
 
-def _host_memory_problems(needed: int) -> list[str]:
-    """Whether this node has memory for `needed` bytes, from which its ranks write checkpoints."""
+def host_memory_problems(needed: int, granted: float) -> list[str]:
+    """Whether this node has memory for `needed` bytes, from which its ranks write checkpoints, and
+    they are `granted` that much."""
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
     except OSError:
         return []  # another system than Linux
     (kibibytes,) = (line.split()[1] for line in lines if line.startswith("MemAvailable:"))
+    copies = f"but the host copies of a checkpoint need {needed / 1e9:.1f} GB"
     available = int(kibibytes) << 10
-    if available >= needed:
-        return []
-    return [
-        f"{available / 1e9:.1f} GB of host memory are available, but the host copies of a "
-        f"checkpoint need {needed / 1e9:.1f} GB"
-    ]
+    if available < needed:
+        return [f"{available / 1e9:.1f} GB of host memory are available, {copies}"]
+    if granted < needed:
+        return [f"this job may use {granted / 1e9:.1f} GB of host memory, {copies}: request more"]
+    return []
+
+
+def memory_granted(
+    own: Path = Path("/proc/self/cgroup"), groups: Path = Path("/sys/fs/cgroup")
+) -> float:
+    """Bytes that the control groups of this process allow it, as Slurm sets them; infinite if they
+    set no limit. A group's limit holds for the groups in it."""
+    limits = [math.inf]
+    with contextlib.suppress(OSError):
+        for line in own.read_text(encoding="utf-8").splitlines():
+            _, controllers, path = line.split(":", 2)
+            root, name = groups, "memory.max"
+            if controllers:  # of version 1
+                root, name = groups / "memory", "memory.limit_in_bytes"
+            if controllers and "memory" not in controllers.split(","):
+                continue
+            group = root / path.strip("/")
+            for directory in (one for one in (group, *group.parents) if one.is_relative_to(root)):
+                with contextlib.suppress(OSError, ValueError):  # "max" is no limit
+                    limits.append(int((directory / name).read_text(encoding="ascii")))
+    return min(limits)
 
 
 def _checkpoint_bytes(config: Config) -> int:

@@ -12,6 +12,8 @@ import contextlib
 import fcntl
 import functools
 import gc
+import hashlib
+import importlib.util
 import io
 import logging
 import math
@@ -27,6 +29,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from data_prep.dataset import durable
 from pretrain.checkpoint.load import Checkpoint
 from pretrain.checkpoint.pieces import Piece
 from pretrain.config import Config
@@ -55,9 +58,10 @@ def cache_directory() -> Path:
     written.
     """
     root = Path(__file__).resolve().parents[2]
-    # Else two environments would rebuild each other's operators in turn.
+    # Else two environments, or one that is reached by two paths (a link), would rebuild each
+    # other's operators in turn: the compiler's command has the paths of headers.
     packages = "-".join(f"{name}{metadata.version(name)}" for name in ("torch", "deepspeed"))
-    name = f"torch_extensions/{sys.implementation.cache_tag}-{packages}"
+    name = f"torch_extensions/{sys.implementation.cache_tag}-{packages}-{_digest_of_headers()}"
     inside = [root / ".cache"] if (root / "pyproject.toml").exists() else []
     tried = [base / name for base in (*inside, Path.home() / ".cache" / "infini-pretrain")]
     for directory in tried:
@@ -69,6 +73,12 @@ def cache_directory() -> Path:
         f"DeepSpeed's operator for CPU ranks cannot be compiled: {' and '.join(map(str, tried))} "
         "cannot be written; set TORCH_EXTENSIONS_DIR to a directory of yours"
     )
+
+
+def _digest_of_headers() -> str:
+    found = importlib.util.find_spec("deepspeed")
+    places = [*torch.__path__, *((found and found.submodule_search_locations) or ())]
+    return hashlib.sha256("\0".join(places).encode()).hexdigest()[:8]
 
 
 def build_ops(report: Callable[[str], None] = print) -> None:
@@ -84,8 +94,9 @@ def build_ops(report: Callable[[str], None] = print) -> None:
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     directory = Path(os.environ["TORCH_EXTENSIONS_DIR"])
     directory.mkdir(parents=True, exist_ok=True)
-    with (directory / _BUILD_LOCK).open("w") as guard:
-        fcntl.flock(guard, fcntl.LOCK_EX)
+    path, elsewhere = directory / _BUILD_LOCK, "set TORCH_EXTENSIONS_DIR to one elsewhere"
+    with path.open("w") as guard:
+        durable.lock(guard, path, fcntl.LOCK_EX, elsewhere)
         for stale in directory.rglob("lock"):
             report(f"removed {stale}: this lock was left by a build that was killed")
             stale.unlink()

@@ -26,7 +26,7 @@ from pretrain.evaluate.questions import EvaluationError, Questions, ResultError
 from pretrain.model import compiling
 from pretrain.trained import Learned
 from pretrain.training.engine import Engine
-from pretrain.training.metrics import METRICS_FILE, read_records
+from pretrain.training.metrics import METRICS_FILE, records_of
 
 T = TypeVar("T")
 
@@ -75,8 +75,7 @@ class Evaluator:
             return []
 
         def recorded() -> list[str]:
-            records = read_records(self.directory / METRICS_FILE)
-            own = [r for r in records if (r.get("kind"), r["step"]) == (KIND, step)]
+            own = records_of(self.directory / METRICS_FILE, KIND, step)
             return [name for record in own for name in record]
 
         known = of_first(self.ranks, recorded)

@@ -206,6 +206,12 @@ def read_records(path: Path) -> list[dict[str, Any]]:
     return [record for _, record in numbered(path) if record is not None]
 
 
+def records_of(path: Path, kind: str, step: int) -> list[dict[str, Any]]:
+    """The records of a kind and a step among those of `read_records`."""
+    found = read_records(path)
+    return [record for record in found if (record.get("kind"), record["step"]) == (kind, step)]
+
+
 def numbered(path: Path) -> list[tuple[bytes, dict[str, Any] | None]]:
     """The lines of a JSON lines file without their ends, each with its record of a step.
 

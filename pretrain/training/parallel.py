@@ -34,7 +34,8 @@ def ranks_joined(launch: LaunchConfig, place: Place) -> Iterator[torch.device]:
                 [
                     f"launch.device: rank {place.rank} would have GPU {place.local_rank} of its "
                     f"machine, where torch finds {counted(gpus, 'GPU')}; launch at most a rank for "
-                    "each, or set launch.device=cpu"
+                    "each, let every rank see all of them (srun without --gpus-per-task and "
+                    "--gpu-bind), or set launch.device=cpu"
                 ]
             )
         torch.cuda.set_device(device)

@@ -16,7 +16,8 @@ from pretrain.model.state import ModelState
 from pretrain.trained import PRECISIONS
 from pretrain.training.data import RunData
 from pretrain.training.engine import Engine
-from pretrain.training.evaluator import KIND, Evaluation
+from pretrain.training.evaluator import KIND as EVALUATION
+from pretrain.training.evaluator import Evaluation
 from pretrain.training.metrics import Meter, log_line, peak_memory
 from pretrain.training.optim import rate_fraction
 from pretrain.training.parallel import Share
@@ -24,6 +25,7 @@ from pretrain.training.records import Records
 from pretrain.training.run_state import RunState
 from pretrain.training.step import StepResult
 from pretrain.training.stragglers import Stragglers
+from pretrain.training.validator import KIND as VALIDATION
 from pretrain.training.validator import Validation
 
 _log = logging.getLogger("pretrain.training.reporter")
@@ -114,7 +116,7 @@ class Reporter:
     ) -> None:
         """Log and record a validation after `step`, and that of the weights' average.
 
-        One without any weighted target has measured nothing: it is logged alone.
+        One without any weighted target has measured nothing: its record has no loss.
         """
         if self._records is None:
             return
@@ -123,6 +125,7 @@ class Reporter:
                 "step %d | validation: no token of its windows has a weight in the loss, so there "
                 "is no loss; raise train.validation_windows or data.prompt_weight", step,
             )  # fmt: skip
+            self._records.add(VALIDATION, {"step": step})
             return
         record = {"step": step, "loss": found.loss}
         beside, seconds = "", found.seconds
@@ -130,7 +133,7 @@ class Reporter:
             record["ema_loss"] = averaged.loss
             beside = f", {averaged.loss:.4f} of the weights' average"
             seconds += averaged.seconds
-        self._records.add("validation", record)
+        self._records.add(VALIDATION, record)
         _log.info(
             "step %d | validation loss %.4f%s | perplexity %.2f | %d tokens in %.1f s",
             step, found.loss, beside, math.exp(min(found.loss, 700.0)), found.weight, seconds,
@@ -141,7 +144,7 @@ class Reporter:
         if self._records is None:
             return
         values = {**found.numbers, "seconds": found.seconds}
-        self._records.add(KIND, {"step": step, name: values})
+        self._records.add(EVALUATION, {"step": step, name: values})
         level = logging.WARNING if "error" in found.numbers else logging.INFO
         _log.log(level, "step %d | %s: %s | in %.1f s", step, name, found.line, found.seconds)
 

@@ -116,6 +116,16 @@ class Wandb:
             # Charts count optimizer steps; wandb's own step counts records of all kinds, and begins
             # at 0 with each attempt that is offline.
             self._run.define_metric("*", step_metric="step")
+        except ValueError as error:
+            # pydantic's, of which wandb's settings are a model.
+            problems = " ".join(str(error).partition("\n    For further")[0].split())
+            raise SettingsError(
+                [
+                    "wandb: a setting that it has from the environment (WANDB_...), or from its "
+                    f"own settings file, cannot be used: {problems}; correct it, or set "
+                    "wandb.mode=disabled"
+                ]
+            ) from error
         except wandb.errors.Error as error:
             text = f"wandb.mode={config.wandb.mode}: {error}"
             if config.wandb.mode == "online":

@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
+from typing import NamedTuple
 
 import torch.distributed as dist
 
@@ -58,11 +59,18 @@ def train(config: Config, place: Place, watchdog: Watchdog, attempt: int) -> int
         run = Run(config, Attempt(directory, attempt), device)
         step, steps = run.state.step, config.train.steps
         evaluator = Evaluator(config, run.engine, run.ranks, directory)
-        missed = evaluator.missed(step)
-        if step >= steps and not missed:
+        missed = Due(Validator(run).missed(step), evaluator.missed(step))
+        if step >= steps and not any(missed):
             _log.info("finished already: the checkpoint is of step %d of %d", step, steps)
             return 0
         return Trainer(run, watchdog, evaluator).train(stop, missed)
+
+
+class Due(NamedTuple):
+    """What is to be measured of the current weights."""
+
+    validation: bool = False
+    evaluations: Sequence[EvaluationConfig] = ()
 
 
 class Trainer:
@@ -97,21 +105,16 @@ class Trainer:
             watchdog.saving,
             self.records,
         )
-        self.validator = Validator(
-            run.stepper,
-            lambda: run.data.validation_loader(run.share.lanes),
-            config.train.validation_windows,
-            ranks,
-        )
+        self.validator = Validator(run)
         self.reporter = Reporter(
             config, run.data, run.engine, run.share, ranks, self.records, run.state.step
         )
 
-    def train(self, stop: StopFlag, missed: Sequence[EvaluationConfig] = ()) -> int:
+    def train(self, stop: StopFlag, missed: Due) -> int:
         """Train to the last step; after a signal, finish the current step, save and stop.
 
-        The evaluations that the attempt before has `missed` come first. Returns the exit code, as
-        the function `train` does.
+        What the attempt before has `missed` comes first. Returns the exit code, as the function
+        `train` does.
         """
         run, lanes = self.run, self.run.share.lanes
         try:
@@ -130,12 +133,12 @@ class Trainer:
         loader: Loader,
         prefaces: Loader | None,
         stop: StopFlag,
-        missed: Sequence[EvaluationConfig],
+        missed: Due,
     ) -> int:
         run, steps = self.run, self.run.config.train.steps
-        if not self._evaluated(missed, stop):
+        if not self._measured(missed, stop):
             return self._stopped()
-        if missed:
+        if any(missed):
             self.watchdog.beat("start", run.state.step)
         self.reporter.meter.restart()
         while run.state.step < steps:
@@ -145,15 +148,15 @@ class Trainer:
                 stopping, result = self._step(batch, preface, stop)
             last = run.state.step == steps
             self._report(result, last, stopping)
-            self._validate(last)
             self._check_skipped()
             self._save(last, stopping)
-            due = self.evaluator.due(run.state.step)
-            if stopping and (due or not last):
+            step = run.state.step
+            due = Due(self.validator.due(step), self.evaluator.due(step))
+            if stopping and (any(due) or not last):
                 return self._stopped()
-            # After the save, which is written meanwhile: a run that ends here evaluates as it is
+            # After the save, which is written meanwhile: a run that ends here measures as it is
             # resumed.
-            if not self._evaluated(due, stop):
+            if not self._measured(due, stop):
                 self._finish_save(last)
                 return self._stopped()
         done = counted(run.state.step, "step"), counted(run.state.tokens, "token")
@@ -167,23 +170,40 @@ class Trainer:
         )
         return EXIT_STOPPED
 
-    def _evaluated(self, due: Sequence[EvaluationConfig], stop: StopFlag) -> bool:
-        """Run evaluations of the current state; False: a signal came before the last of them."""
-        step = self.run.state.step
+    def _measured(self, due: Due, stop: StopFlag) -> bool:
+        """Measure what is due of the current state; False: a signal came before the end of it."""
         with self.reporter.meter.paused():
-            for one in due:
-                try:
-                    found = self.evaluator.run(
-                        one,
-                        step,
-                        lambda: self.watchdog.beat("step", step),
-                        lambda: stop.signal is not None,
-                    )
-                except EvaluationStoppedError:
-                    _log.info("step %d | %s: left for when the run is resumed", step, one.label)
-                    return False
-                self.reporter.report_evaluation(step, one.label, found)
+            if due.validation and not self._validated(stop):
+                return False
+            return all(self._evaluated(one, stop) for one in due.evaluations)
+
+    def _validated(self, stop: StopFlag) -> bool:
+        run, averaged = self.run, None
+        measure = self._beat, lambda: stop.signal is not None
+        found = self.validator.validate(*measure)
+        if found and run.config.train.validate_ema:
+            with run.engine.averaged():
+                averaged = self.validator.validate(*measure)
+        if found is None or (averaged is None and run.config.train.validate_ema):
+            return self._left("validation")
+        self.reporter.report_validation(run.state.step, found, averaged)
         return True
+
+    def _evaluated(self, one: EvaluationConfig, stop: StopFlag) -> bool:
+        step = self.run.state.step
+        try:
+            found = self.evaluator.run(one, step, self._beat, lambda: stop.signal is not None)
+        except EvaluationStoppedError:
+            return self._left(one.label)
+        self.reporter.report_evaluation(step, one.label, found)
+        return True
+
+    def _beat(self) -> None:
+        self.watchdog.beat("step", self.run.state.step)
+
+    def _left(self, what: str) -> bool:
+        _log.info("step %d | %s: left for when the run is resumed", self.run.state.step, what)
+        return False
 
     def _next(self, loader: Loader) -> Batch:
         """The next batch; returns when every rank has its own. Raises TrainingError."""
@@ -225,22 +245,6 @@ class Trainer:
             self.reporter.report_spike(self.run.state.step, result.spike)
         if self._is_due(self.run.config.train.log_every, last):
             self.reporter.report(self.run.state, result)
-
-    def _validate(self, last: bool) -> None:
-        run = self.run
-        if run.data.validation is None or not self._is_due(run.config.train.validate_every, last):
-            return
-        averaged = None
-
-        def beat() -> None:
-            self.watchdog.beat("step", run.state.step)
-
-        with self.reporter.meter.paused():
-            found = self.validator.run(beat)
-            if run.config.train.validate_ema:
-                with run.engine.averaged():
-                    averaged = self.validator.run(beat)
-        self.reporter.report_validation(run.state.step, found, averaged)
 
     def _check_skipped(self) -> None:
         """Raise TrainingError after too many skipped steps in a row."""

@@ -7,11 +7,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from pretrain.checkpoint.ranks import Ranks, agreed
-from pretrain.data.loader import Loader
+from pretrain.checkpoint.ranks import agreed, of_first
 from pretrain.model import state
+from pretrain.training.metrics import METRICS_FILE, records_of
+from pretrain.training.run import Run
 from pretrain.training.run_state import TrainingError
-from pretrain.training.step import Stepper
+
+KIND = "validation"
+"""Of the records in `metrics.jsonl`."""
 
 
 class Validation(NamedTuple):
@@ -26,28 +29,48 @@ class Validation(NamedTuple):
 
 @dataclass(frozen=True)
 class Validator:
-    """Measures the loss over the first `windows` windows of validation's lanes.
-
-    `open_loader` opens the lanes at their start; the memory is carried from window to window.
+    """Validates the weights of a run, over the first windows of validation's lanes; all ranks take
+    part. The lanes are opened at their start, and the memory is carried from window to window.
     """
 
-    stepper: Stepper
-    open_loader: Callable[[], Loader]
-    windows: int
-    ranks: Ranks
+    run: Run
 
-    def run(self, beat: Callable[[], None]) -> Validation:
-        """Validate; `beat` is called at each window. Raises TrainingError."""
-        began = time.perf_counter()
-        memory, total, weight = self.stepper.empty_memory(), 0.0, 0.0
-        with self.open_loader() as loader:
-            for _ in range(self.windows):
-                batch = agreed(self.ranks, lambda: next(loader), TrainingError)
+    def due(self, step: int) -> bool:
+        """Whether the weights after `step` steps are validated."""
+        train = self.run.config.train
+        if self.run.data.validation is None or not step:
+            return False
+        return step == train.steps or (
+            train.validate_every > 0 and step % train.validate_every == 0
+        )
+
+    def missed(self, step: int) -> bool:
+        """Whether one is due of which the run has no record: it ended before.
+
+        To be called on every rank. Raises CheckpointError where the records cannot be read.
+        """
+        if not self.due(step):
+            return False
+        path = self.run.attempt.directory / METRICS_FILE
+        return of_first(self.run.ranks, lambda: not records_of(path, KIND, step))
+
+    def validate(self, beat: Callable[[], None], stopping: Callable[[], bool]) -> Validation | None:
+        """Validate; None once `stopping` is true on any rank. `beat` is called at each window.
+
+        Raises TrainingError.
+        """
+        run, began = self.run, time.perf_counter()
+        memory, total, weight = run.stepper.empty_memory(), 0.0, 0.0
+        with run.data.validation_loader(run.share.lanes) as loader:
+            for _ in range(run.config.train.validation_windows):
+                batch = agreed(run.ranks, lambda: next(loader), TrainingError)
                 beat()
-                outputs = self.stepper.forward_only(batch, memory)
+                if run.ranks.sum([float(stopping())]) != [0.0]:
+                    return None
+                outputs = run.stepper.forward_only(batch, memory)
                 memory = state.joined([output.state for output in outputs])
                 losses = [output.losses for output in outputs if output.losses is not None]
                 total += sum(float(each.double().sum()) for each in losses)
-                weight += self.stepper.own_weight(batch)
-        total, weight = self.ranks.sum([total, weight])
+                weight += run.stepper.own_weight(batch)
+        total, weight = run.ranks.sum([total, weight])
         return Validation(total / (weight or 1.0), weight, time.perf_counter() - began)

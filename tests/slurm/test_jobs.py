@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -28,17 +28,24 @@ Submit = Callable[..., Job]
 def submitting(on_cluster: Run, place: Path) -> Iterator[Submit]:
     """slurm/submit train on the cluster; its first job. `end`: shell code, run by the recorder.
 
-    Every submitted job is cancelled at the end of the `with` block.
+    `inside` are variables of the shell that submits. Every submitted job is cancelled at the end
+    of the `with` block.
     """
     submitted: list[str] = []
 
-    def submit(name: str, *words: str, site: str = "recorder.env", end: str = "") -> Job:
+    def submit(
+        name: str,
+        *words: str,
+        site: str = "recorder.env",
+        end: str = "",
+        inside: Sequence[str] = (),
+    ) -> Job:
         if end:
             (place / name).mkdir(exist_ok=True)
             (place / name / "end").write_text(end)
         line = [ROOT / "slurm/submit", "train", "c.yaml", f"--site={site}", *words]
         more = [] if "--" in words else ["--"]
-        done = on_cluster(*line, *more, f"run.directory={name}", cwd=place)
+        done = on_cluster("env", *inside, *line, *more, f"run.directory={name}", cwd=place)
         assert done.returncode == 0, done.stderr
         numbers = next(x for x in done.stdout.splitlines() if x.startswith("job:")).split()[1:]
         submitted.extend(numbers)
@@ -180,6 +187,37 @@ def test_a_run_has_one_job_at_a_time(submit: Submit, on_cluster: Run, place: Pat
     # A copy of the run has the list of its jobs, and none of them.
     shutil.copytree(place / "single", place / "copied")
     assert submit("copied", "--nodes=1", "--hold").number != job.number
+
+
+def test_a_job_does_not_inherit_the_job_from_whose_shell_it_was_submitted(
+    submit: Submit, on_cluster: Run, place: Path
+) -> None:
+    memory = "SLURM_MEM_PER_CPU=100", "SLURM_MEM_PER_NODE=2000"  # srun takes only one of them
+    salloc = "SLURM_JOB_ID=1", "SLURM_RESTART_COUNT=3", "SRUN_CPUS_PER_TASK=64", *memory
+    job = submit("inherited", "--nodes=2", inside=salloc)
+    wait_for(job.ended, "the end", shown=job.log)
+    assert " restart 0, on 2 nodes" in job.log() and job.log().endswith(" finished\n"), job.log()
+
+
+def test_steps_have_the_variables_of_the_site_where_sbatch_exports_none(
+    submit: Submit, place: Path
+) -> None:
+    # As conda's activation does, it reads a variable that is not set.
+    setup = 'site_setup() { export FROM_SITE="$CONDA_BACKUP_CC"set; }\n'
+    (place / "conda.env").write_text((place / "recorder.env").read_text() + setup)
+    kept = f'echo "$PRETRAIN_STARTS_COUNTED $FROM_SITE $PYTHONPATH" >{place}/kept; exit 0'
+    inside = ["SBATCH_EXPORT=NONE"]
+    job = submit("exporting_none", "--nodes=1", site="conda.env", end=kept, inside=inside)
+    wait_for(job.ended, "the end", shown=job.log)
+    assert job.log().endswith(" finished\n"), job.log()
+    assert text(place / "kept").startswith(f"1 set {ROOT}")
+    assert "warning" not in job.log()
+
+
+def test_ranks_without_a_cpu_each_are_warned_of(submit: Submit) -> None:
+    job = submit("crowded", "--nodes=1", "--", "launch.ranks=2")
+    wait_for(job.ended, "the end", shown=job.log)
+    assert "the 2 ranks of a node share what Slurm gave of its CPUs, here 1, which" in job.log()
 
 
 def trained_alone(place: Path, name: str, *overrides: str) -> subprocess.Popen[bytes]:

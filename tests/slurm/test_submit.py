@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import subprocess
@@ -168,6 +169,24 @@ def test_a_dry_run_checks_the_configuration_of_a_data_set(dry: Submit, place: Pa
     assert [problem.split(":")[0] for problem in found] == ["slurm.taskz"]
 
 
+def test_the_number_of_a_job_is_the_last_line_that_sbatch_prints(
+    place: Path, tmp_path: Path
+) -> None:
+    greeting = tmp_path / "sbatch"  # in place of a cluster's own
+    greeting.write_text("#!/bin/sh\necho 'Welcome to the supercomputer'\necho '45;main'\n")
+    greeting.chmod(0o755)
+    line = [ROOT / "slurm/submit", "train", "c.yaml", "--site=site.env", "--nodes=1"]
+    done = subprocess.run(
+        [*line, "--", "run.directory=greeted"],
+        cwd=place,
+        env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0 and "\njob:     45\n" in done.stdout, done.stderr
+    assert (place / "greeted/slurm/jobs").read_text() == "45\n"
+
+
 def test_job_arrays_get_the_account_and_the_qos_of_the_site(place: Path, tmp_path: Path) -> None:
     if programs.find("sbatch") is None:
         programs.skip_without("sbatch")
@@ -208,6 +227,34 @@ def test_nodes_that_the_site_excludes_stay_excluded_beside_those_of_a_run(
 
     assert excluded() == ({"n7", "n[4-5]"}, "n[4-5]")
     assert excluded("--exclude=n9") == ({"n7", "n9"}, "n9")  # in place of the site's
+
+
+def test_an_empty_value_in_the_site_file_is_no_option(dry: Submit, place: Path) -> None:
+    names = ("SBATCH_OPTIONS", "CPU_OPTIONS", "SRUN_OPTIONS", "PREFLIGHT_OPTIONS")
+    site = place / "empty.env"
+    site.write_text((place / "site.env").read_text() + "".join(f"{name}=\n" for name in names))
+    ((*options, _, _, _, _, _, _, excluded, _),) = sbatch_words(
+        dry("train", "c.yaml", "--nodes=1", "--site=empty.env")
+    )
+    assert excluded == "" not in options
+    lengths = " ".join(f"${{#{name}[@]}}" for name in names)
+    script = f"PROJECT={ROOT} SITE={site}; . {ROOT}/slurm/site.sh; echo {lengths}"
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True)
+    assert done.stdout == "0 0 0 0\n", done.stderr
+
+
+def test_options_of_the_site_that_would_be_misread_or_have_no_effect_are_refused(
+    dry: Submit, place: Path
+) -> None:
+    words = "--exclude n1 -t 10 --nodes=9 --signal=USR2@3 --mem=0 --exclusive"
+    site = place / "misread.env"
+    site.write_text((place / "site.env").read_text() + f"SBATCH_OPTIONS=({words})\n")
+    found = mistakes(dry("train", "c.yaml", "--nodes=1", "--site=misread.env"))
+    assert [problem.split(": ")[1].split(" ")[0].strip("'") for problem in found] == [
+        *("n1", "-t", "10", "--nodes=9", "--signal=USR2@3")
+    ]
+    assert "write each as one word in" in found[0] and "--exclude=n1" in found[0]
+    assert "has no effect, since slurm/submit sets --nodes" in found[3]
 
 
 def test_a_pipeline_is_a_sequence_of_dependent_jobs(dry: Submit, place: Path) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import json
 import multiprocessing
 import os
 import re
+import stat
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -124,6 +126,24 @@ def test_bytes_and_names_are_synced_in_order(
     assert directory == (tmp_path.name, True)
 
 
+def test_a_file_system_that_syncs_no_directories_is_written_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sync, number = os.fsync, errno.EINVAL
+
+    def refusing(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(number, os.strerror(number))
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", refusing)
+    durable.write_bytes(tmp_path / "f", b"data")
+    assert (tmp_path / "f").read_bytes() == b"data"
+    number = errno.EIO
+    with pytest.raises(OSError, match="Input/output error"):
+        durable.write_bytes(tmp_path / "f", b"data")
+
+
 def test_equal_values_give_equal_json(tmp_path: Path) -> None:
     durable.write_json(tmp_path / "a", {"b": 1, "a": ["\u00e9"]})
     durable.write_json(tmp_path / "b", {"a": ["\u00e9"], "b": 1})
@@ -142,16 +162,39 @@ def test_the_hash_of_a_file_is_that_of_its_bytes(tmp_path: Path) -> None:
 def test_what_stands_in_the_way_of_an_output_is_named(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.touch()
+    link = tmp_path / "scratch"
+    link.symlink_to("purged")
+    gone = f"cannot be made, since {link} is a link to purged, which is not there; make that"
     for path, directory, said in (
+        (link, True, gone),
+        (link / "run", True, gone),
+        (link / "run/page.html", False, gone),
         (file / "a/b", False, f"cannot be made, since {file} is not a directory; give another"),
         (file / "a", True, f"cannot be made, since {file} is not a directory; give another place"),
         (file, True, "is a file; give a directory"),
         (tmp_path, False, "is a directory; give a file"),
     ):
         assert durable.obstacle(path, directory=directory).startswith(f"{path} {said}")
-    for path, directory in ((file, False), (tmp_path, True), (tmp_path / "a/b", False)):
+    writable = ((file, False), (link, False), (tmp_path, True), (tmp_path / "a/b", False))
+    for path, directory in writable:
         assert durable.obstacle(path, directory=directory) == ""
     assert durable.obstacle(Path("a"), directory=True) == ""
+
+
+def test_a_lock_that_the_file_system_does_not_have_is_said_to_be_that(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    with path.open("w") as file, path.open() as other:
+        durable.lock(file, path, fcntl.LOCK_EX, "give another")
+        with pytest.raises(BlockingIOError) as blocked:
+            durable.lock(other, path, fcntl.LOCK_EX | fcntl.LOCK_NB, "give another")
+        assert blocked.value.filename is None  # the system's own error
+    descriptor = os.open(path, os.O_PATH)  # which cannot be locked
+    with pytest.raises(
+        OSError, match=r"no locks, flock \(Bad file descriptor\); give an"
+    ) as caught:
+        durable.lock(descriptor, path, fcntl.LOCK_EX, "give another")
+    os.close(descriptor)
+    assert caught.value.filename == str(path)
 
 
 def test_a_url_is_no_place_for_files_that_are_written(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from data_prep.dataset.settings import SettingsError
 from data_prep.dataset.shards import DataError
 from pretrain.checkpoint.manifest import CheckpointError
 from pretrain.checkpoint.ranks import GroupRanks, Ranks, SoloRanks, agreed, of_first
@@ -58,6 +59,25 @@ def test_every_rank_gets_what_the_first_one_alone_has_done(run_ranks: Any, tmp_p
     assert run_ranks(3, work) == [["by rank 0", "None"]] * 3
     errors = run_ranks(3, work)
     assert {str(error) for error in errors} == {f"{tmp_path}/one: File exists (rank 0)"}
+
+
+def test_a_mistake_of_the_user_on_one_rank_is_that_mistake_on_all(run_ranks: Any) -> None:
+    def work(ranks: Ranks) -> int:
+        def action() -> int:
+            if ranks.rank == 1:
+                raise SettingsError(["wandb.mode: no key", "wandb.project: no name"])
+            if ranks.rank == 2 and ranks.size == 4:
+                raise OSError(28, "No space left on device", "metrics.jsonl")
+            return 0
+
+        return agreed(ranks, action)
+
+    errors = run_ranks(3, work)
+    assert [error.problems for error in errors] == [
+        ["wandb.mode: no key", "wandb.project: no name"]
+    ] * 3
+    # The same may work later where the disk is not full.
+    assert [type(error) for error in run_ranks(4, work)] == [CheckpointError] * 4
 
 
 def test_a_bug_on_one_rank_is_no_hang_on_the_others_and_leaves_its_trace(

@@ -131,6 +131,22 @@ def test_a_task_of_srun_without_an_address_says_which_variable_is_missing() -> N
         place_in(environment)
 
 
+def test_a_shell_of_srun_with_several_tasks_says_how_to_launch_the_ranks_in_it() -> None:
+    shell = {key: value for key, value in SRUN.items() if not key.startswith("MASTER_")}
+    with pytest.raises(SettingsError, match="srun --pty, unset SLURM_STEP_ID"):
+        place_in(shell)
+    del shell["SLURM_STEP_ID"]
+    assert place_in(shell) is None
+
+
+@pytest.mark.parametrize("name", ["OMPI_COMM_WORLD_SIZE", "MPI_LOCALNRANKS"])
+def test_processes_of_mpirun_are_refused_since_each_would_launch_all_ranks(name: str) -> None:
+    with pytest.raises(SettingsError, match=f"{name}=4: mpirun started several of this command"):
+        place_in({name: "4"})
+    assert place_in({name: "1"}) is None
+    assert place_in({**SRUN, name: "16"}) == place_in(SRUN)
+
+
 def test_a_cpu_has_one_rank_unless_set_otherwise() -> None:
     assert default_ranks(Config(launch=LaunchConfig(device="cpu"))) == 1
 
@@ -241,12 +257,15 @@ STOPPING = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal
 
 
 @pytest.mark.parametrize("sent", STOPPING)
-def test_a_stop_signal_is_handed_on_to_every_rank(tmp_path: Path, sent: signal.Signals) -> None:
+def test_a_stop_signal_is_handed_on_to_every_rank_and_said(
+    tmp_path: Path, sent: signal.Signals
+) -> None:
     process = launcher(tmp_path, WAITING)
     wait_for(tmp_path / "0", tmp_path / "1")
     process.send_signal(sent)
     output, _ = process.communicate(timeout=60)
-    assert (process.returncode, output) == (75, "")
+    said = f"{sent.name}: the ranks finish their step and save\n"
+    assert (process.returncode, output) == (75, said)
     assert wait_for(tmp_path / "signal-0", tmp_path / "signal-1") == [sent.name] * 2
 
 

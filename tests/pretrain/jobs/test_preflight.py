@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -125,6 +126,37 @@ def test_the_size_of_a_checkpoint_is_that_of_its_optimizer_and_average(
     chosen = replace(base, optim=OptimConfig(name=optimizer, ema_decay=decay))
     stored = states.stored_bytes(chosen, on_meta(chosen.model, 4800), 1)
     assert preflight._checkpoint_bytes(chosen) == pytest.approx(stored, rel=0.02)
+
+
+def test_the_memory_that_a_job_is_granted_is_the_least_of_its_control_groups(
+    tmp_path: Path,
+) -> None:
+    own, groups = tmp_path / "cgroup", tmp_path / "groups"
+
+    def granted(lines: str, limits: dict[str, str]) -> float:
+        own.write_text(lines)
+        shutil.rmtree(groups, ignore_errors=True)
+        for path, limit in limits.items():
+            (groups / path).parent.mkdir(parents=True, exist_ok=True)
+            (groups / path).write_text(f"{limit}\n")
+        return preflight.memory_granted(own, groups)
+
+    one = {"a/job_7/memory.max": "4000", "a/job_7/step_0/memory.max": "max", "b/memory.max": "1"}
+    assert granted("0::/a/job_7/step_0\n", one) == 4000
+    assert granted("0::/a\n", one) == math.inf
+    two = {"memory/slurm/job_7/memory.limit_in_bytes": "5000", "cpu/memory.max": "1"}
+    assert granted("9:cpu,cpuacct:/\n4:memory:/slurm/job_7/step_0\n0::/\n", two) == 5000
+    assert granted("0::/../elsewhere\n", {}) == math.inf
+    assert preflight.memory_granted(tmp_path / "absent") == math.inf
+
+
+def test_a_job_that_may_use_less_memory_than_the_copies_need_is_told_to_request_more() -> None:
+    (found,) = preflight.host_memory_problems(5_000_000, 3e6)
+    assert found == (
+        "this job may use 0.0 GB of host memory, but the host copies of a checkpoint need 0.0 GB: "
+        "request more"
+    )
+    assert preflight.host_memory_problems(3_000_000, 3e6) == []
 
 
 def test_the_copies_of_a_checkpoint_must_find_host_memory(

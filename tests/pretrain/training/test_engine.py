@@ -1064,6 +1064,26 @@ def test_an_installation_of_another_user_is_only_read(
         engine.cache_directory()
 
 
+def test_an_environment_that_is_reached_by_two_paths_has_an_operator_for_each(
+    tmp_path: Path,
+) -> None:
+    """They would else be compiled anew whenever the path is another than the time before."""
+    (tmp_path / "link").symlink_to(sys.prefix)
+    (tmp_path / "pyproject.toml").touch()
+    script = (
+        "import sys; from pretrain.training import engine; engine.__file__ = sys.argv[1];"
+        "print(engine.cache_directory())"
+    )
+
+    def directory(prefix: Path) -> str:
+        command = [prefix / "bin" / "python", "-c", script, tmp_path / "pretrain/training/e.py"]
+        return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+
+    own = directory(Path(sys.prefix))
+    assert own == directory(Path(sys.prefix)) and str(tmp_path) in own
+    assert own != directory(tmp_path / "link")
+
+
 def test_a_first_launch_says_that_it_compiles(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

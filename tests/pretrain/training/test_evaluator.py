@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
-import signal
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,14 +18,13 @@ from pretrain.checkpoint.manifest import CheckpointError, step_name
 from pretrain.config import EvaluationConfig
 from pretrain.evaluate import perplexity, recall
 from pretrain.evaluate.questions import Questions
-from pretrain.jobs.launch import EXIT_STOPPED, StopFlag
-from pretrain.jobs.watchdog import Watchdog
+from pretrain.jobs.launch import EXIT_STOPPED
 from pretrain.training.evaluator import Evaluation, EvaluationStoppedError, Evaluator
 from pretrain.training.metrics import read_records
 from pretrain.training.records import Records
 from pretrain.training.run import Run
-from pretrain.training.trainer import Trainer
 from tests.pretrain import kinds
+from tests.pretrain.training.stopped import Stopping, attempted
 
 PASSKEY = "{kind: passkey, every: 2, lengths: [400, 700], samples: 2, depths: [0, 0.5]}"
 NEEDLES = "{{kind: needles, lengths: [900], samples: 1, tasks: [single, qa1], filler: {0}}}"
@@ -236,32 +233,6 @@ def test_no_more_tokens_are_computed_at_once_than_in_a_step(opened: Opened) -> N
     assert 64 <= max(sizes) <= 20 * 8
 
 
-class Stopping:
-    """Hears the beats of a rank, and stops it at one of a step's."""
-
-    def __init__(self, step: int = 0, beat: int = 0) -> None:
-        self.stop = SimpleNamespace(signal=None)
-        self.heard: list[tuple[str, int]] = []
-        self._at = ("step", step), beat
-
-    def beat(self, phase: str, step: int = 0, attempt: int = 0) -> None:
-        self.heard.append((phase, step))
-        kind, count = self._at
-        if count and self.heard.count(kind) == count:
-            self.stop.signal = signal.SIGTERM
-
-    def saving(self, step: int) -> None:
-        pass
-
-
-def trained_on(opened: Opened, attempt: int, rank: Stopping, *words: str) -> int:
-    """What an attempt ends with."""
-    run, evaluator = opened(*words, name="stopped", attempt=attempt)
-    missed = evaluator.missed(run.state.step)
-    trainer = Trainer(run, cast(Watchdog, rank), evaluator)
-    return trainer.train(cast(StopFlag, rank.stop), missed)
-
-
 @pytest.mark.parametrize("every", [2, 3])
 def test_an_evaluation_that_a_signal_ends_is_made_by_the_resumed_run(
     opened: Opened, take_steps: Any, books: Path, tmp_path: Path, every: int
@@ -269,14 +240,18 @@ def test_an_evaluation_that_a_signal_ends_is_made_by_the_resumed_run(
     words = ("train.steps=4", "optim.warmup_steps=1", "train.log_every=1",
              f"checkpoint.every={every}",
              f"train.evaluate=[{SHORT}, {PERPLEXITY.format(books)}]")  # fmt: skip
+
     # At step 2 its own beat comes first, then those of the evaluation's windows; with a save that
     # is due it is written meanwhile, else it is made then. At step 4 the run is done but for it.
-    assert trained_on(opened, 1, Stopping(2, 4), *words) == EXIT_STOPPED
+    def ended(attempt: int, rank: Stopping) -> int:
+        return attempted(opened(*words, name="stopped", attempt=attempt)[0], rank)
+
+    assert ended(1, Stopping(2, 4)) == EXIT_STOPPED
     root = tmp_path / "stopped"
     assert (root / "checkpoints" / step_name(2)).exists()
     assert not any(r["kind"] == "evaluation" for r in read_records(root / "metrics.jsonl"))
-    assert trained_on(opened, 2, Stopping(4, 4), *words) == EXIT_STOPPED
-    assert trained_on(opened, 3, Stopping(), *words) == 0
+    assert ended(2, Stopping(4, 4)) == EXIT_STOPPED
+    assert ended(3, Stopping()) == 0
     assert [one.label for one in opened(*words, name="stopped", attempt=4)[1].missed(4)] == []
     records = read_records(root / "metrics.jsonl")
     found = [(r["step"], *(r.keys() - {"kind", "step"})) for r in records

@@ -386,8 +386,8 @@ def test_wandb_gets_every_record_as_numbers_by_name(tracked: Path) -> None:
             )
     wanted = read_records(tracked / "metrics.jsonl")
     assert [(r["kind"], r["step"]) for r in wanted] == [
-        ("train", 1), ("train", 2), ("validation", 2), ("checkpoint", 2),
-        ("train", 3), ("train", 4), ("validation", 4), ("checkpoint", 4),
+        ("train", 1), ("train", 2), ("checkpoint", 2), ("validation", 2),
+        ("train", 3), ("train", 4), ("checkpoint", 4), ("validation", 4),
     ]  # fmt: skip
     assert [entry["step"] for entry in history] == [record["step"] for record in wanted]
     for entry, record in zip(history, wanted, strict=True):
@@ -470,13 +470,13 @@ except SettingsError as error:
 """
 
 
-def _tracked_alone(place: Path, *words: str) -> str:
+def _tracked_alone(place: Path, *words: str, **variables: str) -> str:
     """What a process in `place` says that does this."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("WANDB_")}
     ended = subprocess.run(
         [sys.executable, "-c", _TRACKED, *words],
         cwd=place,
-        env={**environment, "HOME": str(place)},  # no netrc of this user
+        env={**environment, "HOME": str(place), **variables},  # no netrc of this user
         capture_output=True,
         text=True,
     )
@@ -492,6 +492,14 @@ def test_online_tracking_without_a_key_is_a_mistake_and_refused_with_what_to_do(
     assert said.startswith("wandb.mode=online: No API key configured")
     assert "set wandb.mode=offline" in said
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_a_variable_that_wandb_cannot_use_is_a_mistake_and_named(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    said = _tracked_alone(tmp_path, "offline", "run", WANDB_INIT_TIMEOUT="5 min")
+    assert said.startswith("wandb: a setting that it has from the environment (WANDB_...)")
+    assert "init_timeout Input should be a valid number" in said and "5 min" in said
+    assert said.endswith("correct it, or set wandb.mode=disabled\n") and "pydantic" not in said
 
 
 def test_a_run_in_the_working_directory_has_its_name_in_wandb(tmp_path: Path) -> None:

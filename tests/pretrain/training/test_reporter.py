@@ -122,7 +122,8 @@ def test_a_step_without_any_weighted_target_has_no_loss_that_could_be_taken_for_
         made.report(known_state(run.state), result)
         made.report_validation(14, Validation(0.0, 0.0, 0.5))
     records.close()
-    (record,) = read_records(run.attempt.directory / "metrics.jsonl")
+    record, validation = read_records(run.attempt.directory / "metrics.jsonl")
+    assert validation == {"kind": "validation", "step": 14}
     assert list(record) == [key for key in KEYS if key not in ("loss", "grad_norm")]
     assert "step 14/24 | no target has a weight | lr " in caplog.text
     assert "step 14 | validation: no token of its windows has a weight in the loss" in caplog.text

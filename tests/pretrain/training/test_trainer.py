@@ -733,6 +733,16 @@ def test_attempts_without_progress_end_with_a_code_of_their_own_and_say_so_last(
 
 
 @pytest.mark.slow
+def test_a_mistake_that_rank_0_alone_meets_ends_all_ranks_with_its_code(
+    new_run: Callable[[], Command], tmp_path: Path
+) -> None:
+    run = new_run()
+    ended = run.run("wandb.mode=online", HOME=str(tmp_path), WANDB_API_KEY="")
+    ending = json.loads((run.directory / "exit.json").read_text())
+    assert ended.code == ending["code"] == 2, ended.output
+    assert "- wandb.mode=online: No API key configured" in ending["why"]
+
+
 def test_two_ranks_then_one_then_three_then_two_consume_every_token_once(
     new_run: Callable[[], Command], data: dict[str, Path]
 ) -> None:

@@ -14,18 +14,22 @@ import torch.nn.functional as F
 
 from pretrain.data.lanes import Dataset, Lane, Mix
 from pretrain.data.packing import IGNORE
+from pretrain.jobs.launch import EXIT_STOPPED
 from pretrain.model.transformer import Transformer
+from pretrain.training.metrics import read_records
 from pretrain.training.run import Run
 from pretrain.training.run_state import TrainingError
-from pretrain.training.validator import Validator
+from pretrain.training.validator import Validation, Validator
+from tests.pretrain.training.stopped import Stopping, attempted
 
 WINDOWS = 3
+SET = f"train.validation_windows={WINDOWS}"
 
 
-def make_validator(run: Run, windows: int = WINDOWS) -> Validator:
-    return Validator(
-        run.stepper, lambda: run.data.validation_loader(run.share.lanes), windows, run.ranks
-    )
+def validated(run: Run, beat: Callable[[], None] = lambda: None) -> Validation:
+    found = Validator(run).validate(beat, lambda: False)
+    assert found is not None
+    return found
 
 
 def plain_loss(
@@ -60,11 +64,11 @@ def test_the_loss_is_the_weighted_mean_over_the_first_windows_with_memory_carrie
     open_run: Any, take_steps: Any, data_sets: dict[str, Path], words: tuple[str, ...], name: str
 ) -> None:
     # Whatever the seed of the run, the text is the same.
-    words = ("data.prompt_weight=0.5", "run.seed=7", *words)
+    words = ("data.prompt_weight=0.5", "run.seed=7", SET, *words)
     run = open_run(f"data.validation={data_sets[name]}", *words)
     take_steps(run, 1)
     beats: list[None] = []
-    found = make_validator(run).run(lambda: beats.append(None))
+    found = validated(run, lambda: beats.append(None))
     loss, weight = plain_loss(run, data_sets[name], 0.5)
     assert found.loss == pytest.approx(loss, rel=1e-6)
     assert found.weight == pytest.approx(weight, rel=1e-9)
@@ -77,14 +81,16 @@ def test_every_validation_starts_over_and_leaves_the_run_unchanged(
     data_sets: dict[str, Path],
     engine_state: Callable[[Run], dict[str, torch.Tensor]],
 ) -> None:
-    run = open_run(f"data.validation={data_sets['validation']}")
+    data = f"data.validation={data_sets['validation']}"
+    run = open_run(data, SET)
     take_steps(run, 1)
     before, state = engine_state(run), run.state
     memory = [tensor.clone() for layer in state.memory for tensor in layer]
-    validator = make_validator(run)
-    first, second = (validator.run(lambda: None) for _ in range(2))
+    first, second = (validated(run) for _ in range(2))
     assert (first.loss, first.weight) == (second.loss, second.weight)
-    assert make_validator(run, 1).run(lambda: None).weight < first.weight
+    assert (
+        validated(open_run(data, "train.validation_windows=1", name="short")).weight < first.weight
+    )
     assert run.state is state and run.engine.module.training
     assert all(torch.equal(values, before[name]) for name, values in engine_state(run).items())
     found = [tensor for layer in state.memory for tensor in layer]
@@ -94,8 +100,7 @@ def test_every_validation_starts_over_and_leaves_the_run_unchanged(
 def test_the_loss_of_a_validation_has_no_z_loss(open_run: Any, data_sets: dict[str, Path]) -> None:
     data = f"data.validation={data_sets['validation']}"
     losses = [
-        make_validator(open_run(data, f"train.z_loss={z_loss}")).run(lambda: None).loss
-        for z_loss in (0.0, 1.0)
+        validated(open_run(data, SET, f"train.z_loss={z_loss}")).loss for z_loss in (0.0, 1.0)
     ]
     assert losses[0] == losses[1]
 
@@ -108,19 +113,19 @@ def test_an_average_is_validated_as_a_model_with_its_weights(
     engine_state: Callable[[Run], dict[str, torch.Tensor]],
     stage: int,
 ) -> None:
-    words = (f"data.validation={data_sets['validation']}", f"zero.stage={stage}")
+    words = (f"data.validation={data_sets['validation']}", SET, f"zero.stage={stage}")
     run = open_run(*words, "optim.ema_decay=0.9")
     take_steps(run, 4)
     before = engine_state(run)
     with run.engine.averaged():
-        found = make_validator(run).run(lambda: None)
+        found = validated(run)
     loss, weight = plain_loss(run, data_sets["validation"], 0.0, "ema")
     last, _ = plain_loss(run, data_sets["validation"], 0.0)
     assert found.loss == pytest.approx(loss, rel=1e-6)
     assert found.weight == weight and abs(loss - last) > 1e-4
     after = engine_state(run)
     assert all(torch.equal(values, before[name]) for name, values in after.items())
-    assert make_validator(run).run(lambda: None).loss == pytest.approx(last, rel=1e-6)
+    assert validated(run).loss == pytest.approx(last, rel=1e-6)
 
 
 def test_a_damaged_shard_ends_the_validation_with_its_name(
@@ -131,8 +136,52 @@ def test_a_damaged_shard_ends_the_validation_with_its_name(
     data = bytearray(shard.read_bytes())
     data[len(data) // 2] ^= 1
     shard.write_bytes(data)
-    run = open_run(f"data.validation={tmp_path / 'damaged'}")
+    run = open_run(f"data.validation={tmp_path / 'damaged'}", "train.validation_windows=200")
     with pytest.raises(TrainingError, match="sha256 differs") as caught:
-        make_validator(run, 200).run(lambda: None)
+        validated(run)
     assert str(shard) in str(caught.value)
     assert run.engine.module.training
+
+
+def test_a_signal_ends_a_validation_at_its_next_window(
+    open_run: Any, data_sets: dict[str, Path]
+) -> None:
+    run = open_run(f"data.validation={data_sets['validation']}", "train.validation_windows=200")
+    beats: list[None] = []
+    assert Validator(run).validate(lambda: beats.append(None), lambda: len(beats) == 2) is None
+    assert len(beats) == 2 and run.engine.module.training
+
+
+@pytest.mark.parametrize("stage", [0, 3])
+@pytest.mark.parametrize("every", [2, 3])
+def test_a_validation_that_a_signal_ends_is_made_by_the_resumed_run(
+    open_run: Any,
+    take_steps: Any,
+    engine_state: Callable[[Run], dict[str, torch.Tensor]],
+    data_sets: dict[str, Path],
+    every: int,
+    stage: int,
+) -> None:
+    words = (
+        f"data.validation={data_sets['validation']}", SET, "train.validate_every=2",
+        "train.validate_ema=true", "optim.ema_decay=0.9", "optim.warmup_steps=1", "train.steps=4",
+        "train.log_every=1", f"checkpoint.every={every}", f"zero.stage={stage}",
+    )  # fmt: skip
+
+    def attempt(number: int, rank: Stopping) -> tuple[int, Run]:
+        run = open_run(*words, name="stopped", attempt=number)
+        return attempted(run, rank), run
+
+    # At step 2 its own beat comes first, and one of a save that is written meanwhile; then those
+    # of the weights' windows, and of their average's, which is what the forward reads.
+    assert attempt(1, Stopping(2, 1 + (every == 2) + WINDOWS + 1))[0] == EXIT_STOPPED
+    assert attempt(2, Stopping(4, 2))[0] == EXIT_STOPPED
+    code, run = attempt(3, Stopping())
+    records = read_records(run.attempt.directory / "metrics.jsonl")
+    assert (code, [r["step"] for r in records if r["kind"] == "validation"]) == (0, [2, 4])
+    assert not Validator(run).missed(4) and not Validator(run).missed(3)
+    plain = open_run(*words, name="plain")
+    losses = [record["loss"] for record in records if record["kind"] == "train"]
+    assert losses == [result.loss for result in take_steps(plain, 4)]
+    expected, found = engine_state(plain), engine_state(run)
+    assert all(torch.equal(values, found[name]) for name, values in expected.items())
