@@ -217,6 +217,26 @@ def test_streamed_logits_equal_the_whole_document_s(
     torch.testing.assert_close(torch.cat(pieces, dim=1), whole, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("chunks", [[33], [3, 20, 1, 1, 8], [4, 1, 6, 19, 3]], ids=str)
+@of_every_kind
+def test_logits_of_the_last_token_alone_are_those_among_all(
+    memory: MemoryConfig, chunks: list[int]
+) -> None:
+    model, tokens, computed = build(memory), random_tokens(2, 33), []
+    model.lm_head.register_forward_pre_hook(lambda _, given: computed.append(given[0].numel()))
+    every, one = (model.open_stream(2, "cpu") for _ in range(2))
+    for now in tokens.split(chunks, dim=1):
+        expected, every = model.extend(now, every)
+        computed.clear()
+        last, one = model.extend(now, one, last=True)
+        # A chunk has at most the rest of a segment, whole segments, and the begin of another.
+        assert sum(computed) <= 3 * 2 * model.config.d_model
+        assert_close(last, expected[:, -1:], "logits")
+    for ours, theirs in zip(one.layers, every.layers, strict=True):
+        kept = (*ours.memory, *ours.cache), (*theirs.memory, *theirs.cache)
+        assert all(torch.equal(part, whole) for part, whole in zip(*kept, strict=True))
+
+
 @of_every_kind
 def test_a_stream_takes_the_same_space_at_any_length(memory: MemoryConfig) -> None:
     model = build(memory, dtype=torch.float32)
