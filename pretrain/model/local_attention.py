@@ -187,6 +187,9 @@ def _scaled_dot_product(
     attn_mask: Tensor | None = None,
     is_causal: bool = False,
 ) -> Tensor:
+    heads = queries.shape[2]
+    if not takes_shared_heads(queries.device.type, queries.dtype, attn_mask is not None):
+        keys, values = (for_each_head(x, heads) for x in (keys, values))
     attended = F.scaled_dot_product_attention(
         queries.transpose(1, 2),
         keys.transpose(1, 2),
@@ -196,6 +199,23 @@ def _scaled_dot_product(
         enable_gqa=True,
     )
     return attended.transpose(1, 2)
+
+
+def takes_shared_heads(device_type: str, dtype: torch.dtype, masked: bool) -> bool:
+    """Whether PyTorch's attention can share key/value heads without all scores in memory.
+
+    On a GPU its flash attention can, which takes 16 bits and no mask. Its memory-efficient kernel,
+    which takes float32 and masks, cannot (torch's sdp_utils.cpp): plain products, with [P, H, N, N]
+    scores, would take its place.
+    """
+    return device_type != "cuda" or (dtype in (torch.bfloat16, torch.float16) and not masked)
+
+
+def for_each_head(x: Tensor, heads: int) -> Tensor:
+    """Keys or values [P, N, K, D] as [P, N, H, D], those of a group in each of its heads."""
+    shared = heads // x.shape[2]
+    # By expanding, whose backward adds up in one order, unlike that of repeat_interleave.
+    return x if shared == 1 else x[:, :, :, None].expand(-1, -1, -1, shared, -1).flatten(2, 3)
 
 
 def attend_to_visible(
