@@ -339,6 +339,20 @@ def test_what_torch_s_varlen_attn_is_given_is_causal_attention_inside_documents(
     assert one["scale"] is None and one["return_aux"] is None
 
 
+def test_keys_and_values_are_not_copied_where_every_slot_is_seen(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    given: list[dict[str, Any]] = []
+    monkeypatch.setattr(torch_varlen, "varlen_attn", stand_in(given))
+    starts, past, inputs = with_past([], SLOTS["all"])
+    for readers, copied in ((torch.ones_like(past.readers), False), (past.readers, True)):
+        seen = past._replace(readers=readers)
+        ours, theirs = (kernel(starts, seen)(*inputs) for kernel in (varlen, local_attention.sdpa))
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+        for name, x in zip(("key", "value"), inputs[1:], strict=True):
+            assert (given[-1][name].data_ptr() != x.data_ptr()) == copied
+
+
 def test_torch_s_varlen_attn_itself_takes_these_arguments_forward_and_backward() -> None:
     starts, *_ = segments([3, 9])
     attend = varlen(starts)
