@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from typing import Literal
 
 import pytest
@@ -21,6 +22,7 @@ from pretrain.config import (
     RMTConfig,
 )
 from pretrain.model import flops
+from pretrain.model.loss import IGNORE
 from pretrain.model.memories.kinds import attention_of
 from pretrain.model.state import ModelState, detached, joined, of_lanes
 from pretrain.model.transformer import Transformer
@@ -172,6 +174,28 @@ def test_another_document_changes_nothing(memory: MemoryConfig) -> None:
         differs = (logits_of(model, changed, starts, carried) != before).any(dim=2)[0]
         assert differs[first:end].all()
         assert not differs[:first].any() and not differs[end:].any()
+
+
+@of_every_kind
+def test_a_segment_learns_from_the_next_where_the_kind_says_so_and_within_a_window(
+    memory: MemoryConfig,
+) -> None:
+    if memory.traits.whole_window:
+        return  # its segments attend to each other
+    alone = replace(memory.autocompressor, backprop_segments=1)
+    for learns, model in (
+        (memory.traits.learns_to_write, build(memory)),
+        (memory.traits.learns_to_write and memory.kind != "autocompressor",
+         build(replace(memory, autocompressor=alone))),
+    ):  # fmt: skip
+        tokens, targets = random_tokens(1, 2 * SEGMENT), random_tokens(1, 2 * SEGMENT, seed=2)
+        targets[:, :SEGMENT] = IGNORE
+        embedded: list[Tensor] = []
+        model.embedding.register_forward_hook(lambda *given, to=embedded: to.append(given[2]))
+        empty = model.initial_state(1, "cpu")
+        loss = model(tokens, starts_at([0], length=2 * SEGMENT), empty, targets).loss
+        (gradient,) = torch.autograd.grad(loss, embedded)
+        assert bool(gradient[:, :SEGMENT].any()) == learns
 
 
 @of_every_kind
