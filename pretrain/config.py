@@ -241,6 +241,8 @@ class MemoryTraits(NamedTuple):
     """Whether the whole stack of layers runs once per segment, in order."""
     whole_window: bool = False
     """Whether local attention spans `full.segments` segments instead of one."""
+    learns_to_write: bool = False
+    """Whether what a segment writes is learned from the later ones of its window that read it."""
     shares_windows: bool = False
     """Whether ranks can share a window (`parallel.sequence`)."""
     sizes: tuple[str, ...] = ()
@@ -251,6 +253,7 @@ class MemoryTraits(NamedTuple):
 
 _INFINI = MemoryTraits(
     settings=("normaliser", "initial_gate", "when_empty", "kernel"),
+    learns_to_write=True,
     shares_windows=True,
     exported_as="infini_llama",
 )
@@ -263,9 +266,12 @@ MEMORY_KINDS = {
     "transformer_xl": MemoryTraits(("transformer_xl",)),
     "compressive": MemoryTraits(("compressive",), sizes=("compressive.rate",)),
     "memorizing": MemoryTraits(("memorizing",)),
-    "rmt": MemoryTraits(("rmt",), recurrent=True, sizes=("rmt.vectors",)),
+    "rmt": MemoryTraits(("rmt",), recurrent=True, learns_to_write=True, sizes=("rmt.vectors",)),
     "autocompressor": MemoryTraits(
-        ("autocompressor",), recurrent=True, sizes=("autocompressor.vectors",)
+        ("autocompressor",),
+        recurrent=True,
+        learns_to_write=True,
+        sizes=("autocompressor.vectors",),
     ),
 }
 
@@ -989,6 +995,25 @@ class Config:
     def part(self) -> int:
         """Tokens of a window that a rank computes: all of them without sequence parallelism."""
         return self.window // self.parallel.sequence
+
+    @property
+    def unlearned_writing(self) -> str:
+        """Why nothing trains what the model writes to its memory; empty: something does."""
+        memory = self.model.memory
+        if not memory.traits.learns_to_write:
+            return ""
+        if self.train.window_segments == 1:
+            return (
+                "train.window_segments: with 1, no gradient reaches what is written to the memory "
+                f"of model.memory.kind={memory.kind}, so that it is not learned; raise it"
+            )
+        own = "autocompressor" in memory.traits.settings
+        if own and memory.autocompressor.backprop_segments == 1:
+            return (
+                "model.memory.autocompressor.backprop_segments: with 1, no gradient reaches the "
+                "summaries, so that they are not learned; raise it, e.g. to 2"
+            )
+        return ""
 
     def lanes_a_rank(self, ranks: int) -> int:
         """Lanes that a rank works on; the ranks of a sequence group work on the same ones."""

@@ -23,7 +23,8 @@ from pretrain.model.decoding import Decoder
 from pretrain.model.stream import StreamState
 from pretrain.trained import Trained, default_device, load
 
-# Logits that are in memory at once during prefill, unless a span has more.
+# Tokens that are read at once, and logits that are in memory at once, unless a span has more.
+_CHUNK_TOKENS = 2**13
 _CHUNK_LOGITS = 2**24
 
 
@@ -113,10 +114,17 @@ def prefill(
 def read(
     trained: Trained, tokens: np.ndarray, stream: StreamState, progress: TokenProgress
 ) -> tuple[Tensor, StreamState]:
-    """The logits [V] after a stream and `tokens` [n], n > 0, and the stream behind them."""
-    for logits, stream in extended(trained, tokens, stream):  # noqa: B007, B020 - one after another
-        progress.add(len(logits))
-    return logits[-1], stream
+    """The logits [V] after a stream and `tokens` [n], n > 0, and the stream behind them.
+
+    There are no logits of the tokens before the last one of a chunk: with a small model those of
+    all would take half of the time.
+    """
+    span = trained.config.model.span
+    size = span * max(1, min(_CHUNK_TOKENS, trained.config.window) // span)
+    for chunk in _chunks(trained, tokens, size):
+        logits, stream = trained.model.extend(chunk, stream, last=True)
+        progress.add(chunk.shape[1])
+    return logits[0, -1], stream
 
 
 def extended(
@@ -127,9 +135,15 @@ def extended(
     A chunk is of whole spans, at most a window of the run, so that the space does not grow with
     the number of tokens.
     """
-    for chunk in torch.split(torch.from_numpy(tokens.astype(np.int64)), chunk_tokens(trained)):
-        logits, stream = trained.model.extend(chunk[None].to(trained.device), stream)
+    for chunk in _chunks(trained, tokens, chunk_tokens(trained)):
+        logits, stream = trained.model.extend(chunk, stream)
         yield logits[0], stream
+
+
+def _chunks(trained: Trained, tokens: np.ndarray, size: int) -> Iterator[Tensor]:
+    """`tokens` [n] in chunks [1, size] on the model's device, of which the last may be shorter."""
+    for chunk in torch.split(torch.from_numpy(tokens.astype(np.int64)), size):
+        yield chunk[None].to(trained.device)
 
 
 def distribution(logits: Tensor, temperature: float, top_p: float) -> Tensor:
@@ -167,7 +181,7 @@ def _choose(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> i
 
 
 def chunk_tokens(trained: Trained) -> int:
-    """Tokens of a chunk: whole spans of local attention, at most a window of the run."""
+    """Tokens of a chunk with logits: whole spans of local attention, at most a run's window."""
     span = trained.config.model.span
     affordable = _CHUNK_LOGITS // trained.tokenizer.vocab_size // span
     return span * max(1, min(affordable, trained.config.window // span))

@@ -29,7 +29,8 @@ from lm_eval.models.utils import normalize_gen_kwargs
 from data_prep.dataset import durable
 from pretrain.config import Weights
 from pretrain.evaluate import results
-from pretrain.evaluate.generate import extended, generate
+from pretrain.evaluate.generate import extended, generate, read
+from pretrain.evaluate.progress import TokenProgress
 from pretrain.evaluate.questions import EvaluationError, Sampling
 from pretrain.trained import Trained
 
@@ -338,8 +339,13 @@ class Streamed(TemplateLM):
             return 0.0, True
         tokens = np.array([*context, *following], np.int64)
         stream = self._trained.model.open_stream(1, self._trained.device)
-        total, greedy, done = 0.0, True, 0
-        for logits, _ in extended(self._trained, tokens[:-1], stream):
+        # Whole spans of the context that are followed by more of it need no logits.
+        span = self._trained.config.model.span
+        total, greedy, done = 0.0, True, (len(context) - 1) // span * span
+        if done:
+            unseen = TokenProgress("context", done, lambda line: None)
+            _, stream = read(self._trained, tokens[:done], stream, unseen)
+        for logits, _ in extended(self._trained, tokens[done:-1], stream):
             first = max(len(context) - 1 - done, 0)
             done += len(logits)
             if first >= len(logits):

@@ -146,15 +146,19 @@ def sdpa(starts: Tensor, past: Past | None = None) -> Attend:
     if past is not None:
         seen = past.readers[cut, :, None] & past.slots[cut, None, :]
         mask = torch.cat((seen[:, None], mask), dim=-1)
+    divided_segments: Attend = functools.partial(_masked, mask=mask)
     if len(cut) == len(starts):
-        return functools.partial(_masked, mask=mask)
+        return divided_segments
     whole = (~divided).nonzero().squeeze(1)
     order = torch.cat((whole, cut)).argsort()
 
     def attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        plain = whole_segments(queries[whole], keys[whole], values[whole])
-        masked = _masked(queries[cut], keys[cut], values[cut], mask)
-        return torch.cat((plain, masked))[order]
+        # Not by x[rows], whose backward sorts its rows on a GPU and is slow on a CPU.
+        parts = [
+            of_kind(*(x.index_select(0, rows) for x in (queries, keys, values)))
+            for of_kind, rows in ((whole_segments, whole), (divided_segments, cut))
+        ]
+        return torch.cat(parts).index_select(0, order)
 
     return attend
 
@@ -187,6 +191,9 @@ def _scaled_dot_product(
     attn_mask: Tensor | None = None,
     is_causal: bool = False,
 ) -> Tensor:
+    heads = queries.shape[2]
+    if not takes_shared_heads(queries.device.type, queries.dtype, attn_mask is not None):
+        keys, values = (for_each_head(x, heads) for x in (keys, values))
     attended = F.scaled_dot_product_attention(
         queries.transpose(1, 2),
         keys.transpose(1, 2),
@@ -196,6 +203,23 @@ def _scaled_dot_product(
         enable_gqa=True,
     )
     return attended.transpose(1, 2)
+
+
+def takes_shared_heads(device_type: str, dtype: torch.dtype, masked: bool) -> bool:
+    """Whether PyTorch's attention can share key/value heads without all scores in memory.
+
+    On a GPU its flash attention can, which takes 16 bits and no mask. Its memory-efficient kernel,
+    which takes float32 and masks, cannot (torch's sdp_utils.cpp): plain products, with [P, H, N, N]
+    scores, would take its place.
+    """
+    return device_type != "cuda" or (dtype in (torch.bfloat16, torch.float16) and not masked)
+
+
+def for_each_head(x: Tensor, heads: int) -> Tensor:
+    """Keys or values [P, N, K, D] as [P, N, H, D], those of a group in each of its heads."""
+    shared = heads // x.shape[2]
+    # By expanding, whose backward adds up in one order, unlike that of repeat_interleave.
+    return x if shared == 1 else x[:, :, :, None].expand(-1, -1, -1, shared, -1).flatten(2, 3)
 
 
 def attend_to_visible(
@@ -295,11 +319,13 @@ def _by_sequence(
     if past is not None:
         rows, key_offsets = sequence_offsets_of_past(starts, past)
         longest_keys += past.slots.shape[1]
+        if len(rows) == len(starts) * longest_keys:
+            rows = None  # all of them, as in long documents
 
     def attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        keys, values = (
-            x.flatten(0, 1) if rows is None else x.flatten(0, 1)[rows] for x in (keys, values)
-        )
+        keys, values = (x.flatten(0, 1) for x in (keys, values))
+        if rows is not None:
+            keys, values = keys.index_select(0, rows), values.index_select(0, rows)
         both = (offsets, key_offsets), (longest, longest_keys)
         return run(queries.flatten(0, 1), keys, values, *both).view(queries.shape)
 

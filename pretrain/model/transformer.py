@@ -299,12 +299,15 @@ class Transformer(nn.Module):
         return StreamState(0, tuple(opened), recurrence)
 
     @torch.no_grad()
-    def extend(self, tokens: Tensor, stream: StreamState) -> tuple[Tensor, StreamState]:
+    def extend(
+        self, tokens: Tensor, stream: StreamState, last: bool = False
+    ) -> tuple[Tensor, StreamState]:
         """The logits [B, n, V] of the next tokens [B, n], n > 0, of each lane's document.
 
-        Equal to the logits of the whole document at once, however it is split into chunks. Whole
-        segments are computed in parallel; the caller bounds memory by the length of its chunks. The
-        given stream must not be used again, since its tensors are updated in place.
+        Equal to the logits of the whole document at once, however it is split into chunks. With
+        `last` they are those of the last token alone, [B, 1, V]. Whole segments are computed in
+        parallel; the caller bounds memory by the length of its chunks. The given stream must not be
+        used again, since its tensors are updated in place.
         """
         segment = self.config.span
         logits = []
@@ -313,19 +316,25 @@ class Transformer(nn.Module):
             taken = whole or min(tokens.shape[1], segment - stream.filled)
             now, tokens = tokens[:, :taken], tokens[:, taken:]
             if whole:
-                logits.append(self._whole_segments(now, stream))
+                logits.append(self._whole_segments(now, stream, last))
             else:
                 places = torch.arange(taken, device=now.device) + stream.filled
-                logits.append(self.step(now, places, stream, stream.filled + taken))
+                logits.append(self.step(now, places, stream, stream.filled + taken, last))
                 stream = self.counted(stream, taken)
-        return torch.cat(logits, dim=1), stream
+        return logits[-1] if last else torch.cat(logits, dim=1), stream
 
-    def _whole_segments(self, tokens: Tensor, stream: StreamState) -> Tensor:
-        """The logits of whole segments; the memory is updated in place."""
+    def _whole_segments(self, tokens: Tensor, stream: StreamState, last: bool) -> Tensor:
+        """The logits of whole segments, or of their `last` token; the memory is updated in
+        place."""
         layers, recurrence = stream.layers, stream.recurrence
         state = tuple(layer.memory for layer in layers) if recurrence is None else (recurrence,)
+        lanes, count = tokens.shape
         # A stream begins with the empty memory, so the document's start need not be marked.
-        output: Output = self(tokens, torch.zeros_like(tokens, dtype=torch.bool), state)
+        starts, places = torch.zeros_like(tokens, dtype=torch.bool), None
+        if last:
+            each = torch.arange(lanes, device=tokens.device)
+            places = each, torch.full_like(each, count - 1)
+        output: Output = self(tokens, starts, state, places=places)
         if self.recurrence is None or recurrence is None:
             for layer, segment, after in zip(
                 self.layers.blocks(), layers, output.state, strict=True
@@ -336,11 +345,14 @@ class Transformer(nn.Module):
             overwrite(recurrence, output.state[0])
             self.recurrence.reopen(recurrence, self._continued(layers))
         assert output.logits is not None
-        return output.logits
+        return output.logits[:, None] if last else output.logits
 
     @torch.no_grad()
-    def step(self, tokens: Tensor, places: Tensor, stream: StreamState, reach: int) -> Tensor:
-        """The logits [B, n, V] of tokens [B, n] at `places` [n], int64, of the open segment.
+    def step(
+        self, tokens: Tensor, places: Tensor, stream: StreamState, reach: int, last: bool = False
+    ) -> Tensor:
+        """The logits [B, n, V] of tokens [B, n] at `places` [n], int64, of the open segment, or
+        with `last` [B, 1, V] of the last one.
 
         Writes their keys and values into the stream; `counted` then advances it. Each token attends
         to the places among the segment's first `reach` that are at or before its own; with the
@@ -351,7 +363,8 @@ class Transformer(nn.Module):
             layout = Continuation.of(places, reach, self.config, x.dtype)
         else:
             layout = self.recurrence.layout(stream.recurrence, places, reach)
-        logits: Tensor = self.lm_head(self._continued(stream.layers)(x, layout))
+        x = self._continued(stream.layers)(x, layout)
+        logits: Tensor = self.lm_head(x[:, -1:] if last else x)
         return logits
 
     def _continued(

@@ -407,6 +407,20 @@ def test_a_window_is_its_segments() -> None:
     assert load(None, [*MINIMUM, "model.segment=8", "train.window_segments=3"]).window == 24
 
 
+@pytest.mark.parametrize("kind", MEMORY_KINDS)
+def test_writing_that_nothing_trains_is_named_with_what_to_do(kind: str) -> None:
+    def said(*words: str) -> str:
+        return load(None, [*MINIMUM, f"model.memory.kind={kind}", *words]).unlearned_writing
+
+    learns = MEMORY_KINDS[kind].learns_to_write
+    assert said("train.window_segments=16") == ""
+    one = said(*("train.window_segments=1", *(["model.memory.full.segments=1"] * (kind == "full"))))
+    assert one.startswith("train.window_segments: with 1, no gradient reaches") == learns
+    if kind == "autocompressor":
+        group = said("model.memory.autocompressor.backprop_segments=1")
+        assert group.startswith("model.memory.autocompressor.backprop_segments: with 1")
+
+
 def test_sources_are_the_mix_or_the_one_data_set_by_the_key_of_the_setting() -> None:
     one = load(None, MINIMUM).data.sources
     assert one == {"data.train": SourceConfig("data/x", 1.0, "x")}

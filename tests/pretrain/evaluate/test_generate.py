@@ -134,18 +134,38 @@ def test_the_streams_size_does_not_grow(model: Trained) -> None:
     assert _stored(grown) == _stored(generate.prefill(model, ids[:14], print)[1])
 
 
-def test_a_large_vocabulary_takes_a_prompt_in_by_smaller_chunks(
+def test_a_large_vocabulary_is_scored_by_smaller_chunks(
     model: Trained, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ids = model.tokenizer.encode(PROMPT)
-    expected, _ = generate.prefill(model, ids, print)
+
+    def logits() -> torch.Tensor:
+        chunks = generate.extended(model, ids, model.model.open_stream(1, CPU))
+        return torch.cat([logits for logits, _ in chunks])
+
+    expected = logits()
     monkeypatch.setattr(generate, "_CHUNK_LOGITS", 320 * 16 * 2 + 1)
     assert generate.chunk_tokens(model) == 2 * 16
     for segments, chunk in ((2, 2 * 16), (4, 4 * 16)):
         memory = MemoryConfig(kind="full", full=FullConfig(segments))
         config = replace(model.config, model=replace(model.config.model, memory=memory))
         assert generate.chunk_tokens(replace(model, config=config)) == chunk
+    torch.testing.assert_close(logits(), expected, rtol=0, atol=1e-5)
+
+
+def test_a_prompt_costs_the_logits_of_a_few_tokens_alone(
+    model: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids, computed = model.tokenizer.encode(PROMPT * 4), list[int]()
+    hook = model.model.lm_head.register_forward_pre_hook(
+        lambda _, given: computed.append(given[0].shape[-2])
+    )
+    expected, _ = generate.prefill(model, ids, print)
+    monkeypatch.setattr(generate, "_CHUNK_TOKENS", 2 * 16)
     logits, _ = generate.prefill(model, ids, print)
+    hook.remove()
+    # Of a window of 64 tokens, then of 32, one; of the last chunk also that of its whole segments.
+    assert sum(computed) <= len(ids) // 64 + 2 + len(ids) // 32 + 2 < len(ids) / 10
     torch.testing.assert_close(logits, expected, rtol=0, atol=1e-5)
 
 

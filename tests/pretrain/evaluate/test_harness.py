@@ -100,6 +100,20 @@ def test_likelihoods_are_those_of_the_whole_document(
     assert rolled == pytest.approx(likelihood(model, "", context + following)[0], rel=1e-5)
 
 
+def test_whole_spans_of_a_context_cost_no_logits_but_one_each_window(model: Trained) -> None:
+    ids, following, computed = model.tokenizer.encode(TEXT * 7).tolist(), [50, 60, 70], list[int]()
+    expected = log_p(model, [*ids, *following])[len(ids) - 1 : -1].gather(
+        1, torch.tensor(following)[:, None]
+    )
+    hook = model.model.lm_head.register_forward_pre_hook(
+        lambda _, given: computed.append(given[0].shape[-2])
+    )
+    found, _ = Streamed(model)._score(ids, following)
+    hook.remove()
+    assert found == pytest.approx(float(expected.sum()), abs=1e-4)
+    assert sum(computed) <= len(ids) // 64 + 2 + 16 + len(following) < len(ids) / 5
+
+
 def test_a_text_without_tokens_is_certain(model: Trained) -> None:
     streamed = Streamed(model)
     assert streamed.loglikelihood_rolling([SimpleNamespace(args=("",))]) == [0.0]

@@ -190,6 +190,32 @@ def test_the_newest_tokens_attend_as_in_the_whole_segment(new: int) -> None:
     torch.testing.assert_close(last, whole[:, -new:], rtol=1e-12, atol=1e-12)
 
 
+def test_heads_are_not_shared_where_a_gpu_would_hold_all_scores() -> None:
+    takes = local_attention.takes_shared_heads
+    assert takes("cuda", torch.bfloat16, masked=False)
+    assert not takes("cuda", torch.bfloat16, masked=True)
+    assert not takes("cuda", torch.float32, masked=False)
+    assert takes("cpu", torch.float32, masked=True)
+
+
+def test_shared_heads_given_to_each_of_their_group_attend_the_same() -> None:
+    starts, *shared = segments([3, 9])
+    queries, *others = (x.detach().clone().requires_grad_() for x in shared)
+    repeated = [local_attention.for_each_head(x, 4) for x in others]
+    assert [x.shape for x in repeated] == [queries.shape] * 2
+    assert local_attention.for_each_head(queries, 4) is queries
+    mask = local_attention.same_document_mask(starts)
+    # PyTorch's own, whose query heads each have keys and values.
+    turned = (x.transpose(1, 2) for x in (queries, *repeated))
+    found = F.scaled_dot_product_attention(*turned, attn_mask=mask).transpose(1, 2)
+    expected = local_attention.sdpa(starts)(*shared)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    found.square().sum().backward()
+    expected.square().sum().backward()
+    for ours, theirs in zip((queries, *others), shared, strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("name", ["flash", "varlen"])
 def test_a_fused_kernel_on_cpu_is_refused_with_what_to_do(name: Any) -> None:
     expected = rf"{name} was requested.*needs a CUDA GPU and the model is on cpu.*sdpa.*auto"
@@ -311,6 +337,20 @@ def test_what_torch_s_varlen_attn_is_given_is_causal_attention_inside_documents(
         assert int(one[name].diff().max()) <= longest
     assert (one["max_q"], one["max_k"]) == ((7, 7) if slots is None else (7, 10))
     assert one["scale"] is None and one["return_aux"] is None
+
+
+def test_keys_and_values_are_not_copied_where_every_slot_is_seen(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    given: list[dict[str, Any]] = []
+    monkeypatch.setattr(torch_varlen, "varlen_attn", stand_in(given))
+    starts, past, inputs = with_past([], SLOTS["all"])
+    for readers, copied in ((torch.ones_like(past.readers), False), (past.readers, True)):
+        seen = past._replace(readers=readers)
+        ours, theirs = (kernel(starts, seen)(*inputs) for kernel in (varlen, local_attention.sdpa))
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+        for name, x in zip(("key", "value"), inputs[1:], strict=True):
+            assert (given[-1][name].data_ptr() != x.data_ptr()) == copied
 
 
 def test_torch_s_varlen_attn_itself_takes_these_arguments_forward_and_backward() -> None:

@@ -79,6 +79,16 @@ def step_in_plain_torch(model: Transformer, config: Config, batch: Batch) -> dic
     return {**found, "memory": flat(output.state)}
 
 
+def test_a_run_says_that_nothing_trains_what_it_writes_to_its_memory(
+    open_run: Callable[..., Run], caplog: pytest.LogCaptureFixture
+) -> None:
+    for segments, warned in ((1, True), (2, False)):
+        caplog.clear()
+        open_run(f"train.window_segments={segments}", name=f"run-{segments}")
+        said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+        assert any("no gradient reaches what is written" in text for text in said) == warned
+
+
 @pytest.mark.parametrize(
     "words",
     [

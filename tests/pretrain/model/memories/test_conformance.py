@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from typing import Literal
 
 import pytest
@@ -21,6 +22,7 @@ from pretrain.config import (
     RMTConfig,
 )
 from pretrain.model import flops
+from pretrain.model.loss import IGNORE
 from pretrain.model.memories.kinds import attention_of
 from pretrain.model.state import ModelState, detached, joined, of_lanes
 from pretrain.model.transformer import Transformer
@@ -175,6 +177,28 @@ def test_another_document_changes_nothing(memory: MemoryConfig) -> None:
 
 
 @of_every_kind
+def test_a_segment_learns_from_the_next_where_the_kind_says_so_and_within_a_window(
+    memory: MemoryConfig,
+) -> None:
+    if memory.traits.whole_window:
+        return  # its segments attend to each other
+    alone = replace(memory.autocompressor, backprop_segments=1)
+    for learns, model in (
+        (memory.traits.learns_to_write, build(memory)),
+        (memory.traits.learns_to_write and memory.kind != "autocompressor",
+         build(replace(memory, autocompressor=alone))),
+    ):  # fmt: skip
+        tokens, targets = random_tokens(1, 2 * SEGMENT), random_tokens(1, 2 * SEGMENT, seed=2)
+        targets[:, :SEGMENT] = IGNORE
+        embedded: list[Tensor] = []
+        model.embedding.register_forward_hook(lambda *given, to=embedded: to.append(given[2]))
+        empty = model.initial_state(1, "cpu")
+        loss = model(tokens, starts_at([0], length=2 * SEGMENT), empty, targets).loss
+        (gradient,) = torch.autograd.grad(loss, embedded)
+        assert bool(gradient[:, :SEGMENT].any()) == learns
+
+
+@of_every_kind
 def test_windows_fed_one_after_another_equal_one_long_window(memory: MemoryConfig) -> None:
     model, tokens = build(memory), random_tokens()
     starts = starts_at([6, 7, 15], [10])
@@ -215,6 +239,26 @@ def test_streamed_logits_equal_the_whole_document_s(
         logits, stream = model.extend(now, stream)
         pieces.append(logits)
     torch.testing.assert_close(torch.cat(pieces, dim=1), whole, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("chunks", [[33], [3, 20, 1, 1, 8], [4, 1, 6, 19, 3]], ids=str)
+@of_every_kind
+def test_logits_of_the_last_token_alone_are_those_among_all(
+    memory: MemoryConfig, chunks: list[int]
+) -> None:
+    model, tokens, computed = build(memory), random_tokens(2, 33), []
+    model.lm_head.register_forward_pre_hook(lambda _, given: computed.append(given[0].numel()))
+    every, one = (model.open_stream(2, "cpu") for _ in range(2))
+    for now in tokens.split(chunks, dim=1):
+        expected, every = model.extend(now, every)
+        computed.clear()
+        last, one = model.extend(now, one, last=True)
+        # A chunk has at most the rest of a segment, whole segments, and the begin of another.
+        assert sum(computed) <= 3 * 2 * model.config.d_model
+        assert_close(last, expected[:, -1:], "logits")
+    for ours, theirs in zip(one.layers, every.layers, strict=True):
+        kept = (*ours.memory, *ours.cache), (*theirs.memory, *theirs.cache)
+        assert all(torch.equal(part, whole) for part, whole in zip(*kept, strict=True))
 
 
 @of_every_kind
