@@ -73,6 +73,9 @@ class Due(NamedTuple):
     evaluations: Sequence[EvaluationConfig] = ()
 
 
+NOTHING = Due()
+
+
 class Trainer:
     """Trains a run from its current state; rank 0 records it. Every rank must create one.
 
@@ -110,7 +113,7 @@ class Trainer:
             config, run.data, run.engine, run.share, ranks, self.records, run.state.step
         )
 
-    def train(self, stop: StopFlag, missed: Due) -> int:
+    def train(self, stop: StopFlag, missed: Due = NOTHING) -> int:
         """Train to the last step; after a signal, finish the current step, save and stop.
 
         What the attempt before has `missed` comes first. Returns the exit code, as the function
