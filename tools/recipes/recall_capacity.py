@@ -95,7 +95,7 @@ def _last_stages(few_pairs: Documents) -> tuple[Stage[Documents], ...]:
 
 
 # Few pairs of few symbols first, and all of them near. Then through the memory, which
-# Infini-attention learns late and at once, after 400 to 1,100 steps, and only from a loss of keys
+# Infini-attention learns after 200 to 400 steps, and was seen to learn only from a loss of keys
 # and values: it has to read its memory at all first, and keys are read from it too. A model that
 # can do so takes four times the symbols within 300 steps, and then more pairs, with a loss of the
 # values alone (docs/trials.md).
