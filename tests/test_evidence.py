@@ -29,7 +29,7 @@ def test_a_report_is_made_once_and_says_what_it_is_of(tmp_path: Path) -> None:
     assert written["made_by"]["stages"][0]["steps"] == 3
     assert written["made_by"]["stages"][0]["shares"] == [[{"name": "a", "pairs": [2, 4], "gap": 8,
         "symbols": 512, "answers": "values"}, 1.0]]  # fmt: skip
-    assert written["made_by"]["config"]["model"]["rope_theta"] == 50
+    assert written["made_by"]["config"]["model"]["rope_theta"] == 10000
 
 
 @pytest.mark.parametrize("other", ["settings", "stages", "config"])

@@ -41,8 +41,6 @@ from pretrain.trained import default_device, load
 CONFIG = CONFIGS / "recall_capacity_cpu.yaml"
 INFINI = ("linear", "delta")
 RECURRENT = ("rmt", "autocompressor")
-# Kinds that attend to tokens of earlier segments by their distance, as to those of their own.
-BY_DISTANCE = ("full", "transformer_xl", "compressive", "memorizing")
 # With the defaults the gate of a store closes while all pairs are near, before it is of use, and
 # then nothing learns to search it (docs/trials.md).
 SEARCHED = ("model.memory.memorizing.initial_scale=10", "optim.gate_lr=0.0003")
@@ -193,10 +191,6 @@ class Model:
             "full": [f"model.memory.full.segments={segments}"],
             "memorizing": ["model.memory.memorizing.capacity=2048", *SEARCHED],
         }
-        # Attention over several segments has more positions to distinguish than those of one. And
-        # Infini-attention reads without the rotation: what matches keys within a segment has to
-        # match them without it, too. With a base of 50 not every seed found that (docs/trials.md).
-        base = ["model.rope_theta=10000"] if self.kind in (*INFINI, *BY_DISTANCE) else []
         return [
             f"model.d_model={self.width}",
             # One head per layer: what it retrieves passes on every value.
@@ -206,7 +200,6 @@ class Model:
             f"model.d_ff={self.width * 8 // 3 // 8 * 8}",
             f"model.memory.kind={self.kind}",
             *own.get(self.kind, []),
-            *base,
         ]
 
 
