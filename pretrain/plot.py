@@ -17,7 +17,7 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 from data_prep.dataset import durable
 from data_prep.dataset.parsing import json_value
 from data_prep.dataset.settings import MistakeError
-from pretrain.config import any_of
+from data_prep.dataset.wording import any_of
 from pretrain.evaluate.perplexity import MASKED, MEMORY, NO_MEMORY, range_of
 from pretrain.evaluate.results import step_of, write_figure
 from pretrain.training.metrics import METRICS_FILE, read_records

@@ -23,7 +23,9 @@ from pretrain.checkpoint.manifest import CHECKPOINTS, CheckpointError
 from pretrain.checkpoint.ranks import Ranks, SoloRanks
 from pretrain.checkpoint.runs import TrainedError, ends, is_checkpoint, run_directory_of
 from pretrain.checkpoint.verify import verify
-from pretrain.config import Config, ModelConfig, Weights
+from pretrain.config.model import ModelConfig
+from pretrain.config.root import Config
+from pretrain.config.run import Weights
 from pretrain.model.transformer import Transformer, on_meta
 
 PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16}

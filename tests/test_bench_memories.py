@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from data_prep.dataset import settings
-from pretrain.config import MEMORY_KINDS, ModelConfig
+from pretrain.config.memory import MEMORY_KINDS
+from pretrain.config.model import ModelConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMAND = [sys.executable, str(ROOT / "tools/bench/memories.py"), "--small", "--without-peers"]

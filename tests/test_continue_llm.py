@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from pretrain import config as configuration
-from pretrain.config import Config
+from pretrain.config import root as configuration
+from pretrain.config.root import Config
 from tools.recipes import continue_llm
 from tools.recipes.continue_llm import ALL, STAGES, announced, shortened
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import evidence
 import pytest
 
-from pretrain import config as configuration
-from pretrain.config import MEMORY_KINDS
+from pretrain.config import root as configuration
+from pretrain.config.memory import MEMORY_KINDS
 from pretrain.model import flops
 from tools.recipes import language_modelling, scores
 from tools.recipes.language_modelling import TITLES, models, table

@@ -15,7 +15,7 @@ from stages import Stage, documents_needed
 
 from data_prep.dataset import shards
 from data_prep.recall.tasks import TASKS
-from pretrain import config as configuration
+from pretrain.config import root as configuration
 from tools.recipes import needles
 from tools.recipes.needles import STAGES, table
 

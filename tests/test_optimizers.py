@@ -11,7 +11,8 @@ from pydoc_data.topics import topics
 import evidence
 import pytest
 
-from pretrain import config as configuration
+from pretrain.config import root as configuration
+from pretrain.config.optim import OPTIMIZERS
 from tools.recipes import optimizers
 from tools.recipes.optimizers import Curve, Result, Steps, row, table
 
@@ -89,7 +90,7 @@ def test_all_steps_are_trained_where_fewer_miss_the_baselines_loss_on_average(
 
 
 def test_every_rate_of_the_grids_is_a_configuration_and_every_optimizer_has_some() -> None:
-    assert set(optimizers.GRID) == set(configuration.OPTIMIZERS)
+    assert set(optimizers.GRID) == set(OPTIMIZERS)
     assert next(iter(optimizers.GRID)) == "adamw", "the baseline is trained first"
     words = ["data.train=d", "run.directory=r"]
     recipe = configuration.load(optimizers.CONFIG, words).optim.lr
@@ -120,7 +121,7 @@ def test_the_recipe_makes_a_table_from_texts_and_repeats_no_finished_work(
     ]  # fmt: skip
     optimizers.main(words)
     found = {one["name"]: one for one in json.loads((out / "optimizers.json").read_text())}
-    assert set(found) == set(configuration.OPTIMIZERS)
+    assert set(found) == set(OPTIMIZERS)
     losses = found["adamw"]["curves"][0]["losses"]
     assert set(losses) == {"1", "2", "3", "4"} and 6 < losses["4"] < 9
     for name, one in found.items():

@@ -12,7 +12,7 @@ import pytest
 from stages import TIMES, Stage, documents_needed, shortened
 
 from data_prep.recall.tasks import PASSKEY, TASKS
-from pretrain import config as configuration
+from pretrain.config import root as configuration
 from pretrain.data.lanes import Dataset
 from tools.recipes import passkey
 from tools.recipes.passkey import (

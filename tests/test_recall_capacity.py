@@ -11,8 +11,8 @@ import pytest
 from stages import Stage, documents_needed
 
 from data_prep.recall.mqar import MOST_PAIRS
-from pretrain import config as configuration
-from pretrain.config import MEMORY_KINDS
+from pretrain.config import root as configuration
+from pretrain.config.memory import MEMORY_KINDS
 from tools.recipes import recall_capacity
 from tools.recipes.recall_capacity import DISTANCES, PAIRS, Documents, Model, Plans
 

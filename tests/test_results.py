@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pretrain.config import MEMORY_KINDS
+from pretrain.config.memory import MEMORY_KINDS
 from tools.recipes import language_modelling, needles, recall_capacity
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"

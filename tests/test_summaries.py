@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pretrain import config as configuration
+from pretrain.config import root as configuration
 from pretrain.evaluate import rouge
 from tools.recipes import summaries
 

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pretrain import config as configuration
+from pretrain.config import root as configuration
 
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent

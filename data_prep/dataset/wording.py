@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 def counted(count: int, one: str, many: str = "") -> str:
@@ -16,3 +16,9 @@ def meant(name: str, known: Iterable[str], prefix: str = "") -> str:
     names = list(known)
     near = difflib.get_close_matches(name, names, n=1)
     return f"did you mean {prefix}{near[0]}?" if near else f"known: {', '.join(names) or 'none'}"
+
+
+def any_of(choices: Sequence[object]) -> str:
+    """`a, b or c`."""
+    *others, last = map(str, choices)
+    return f"{', '.join(others)} or {last}" if others else last

@@ -11,7 +11,8 @@ from data_prep.dataset.parsing import pointer
 from data_prep.dataset.settings import SettingsError
 from pretrain.checkpoint.runs import run_directory_of
 from pretrain.cli.evaluate import RUN, WEIGHTS_MEANING
-from pretrain.config import ImportConfig, Weights
+from pretrain.config.root import ImportConfig
+from pretrain.config.run import Weights
 from pretrain.report.figures import MOST_RUNS
 
 

@@ -26,7 +26,8 @@ from data_prep.recall import mqar
 from data_prep.recall.tasks import PASSKEY, TASKS
 from data_prep.sources.storage import is_url
 from pretrain.checkpoint.runs import no_run, run_directory_of
-from pretrain.config import EvaluationConfig, Weights
+from pretrain.config.run import Weights
+from pretrain.config.training import EvaluationConfig
 from pretrain.evaluate import pairs
 from pretrain.evaluate.pairs import Fields, Pair
 from pretrain.evaluate.questions import Associations, Questions, Sampling

@@ -11,7 +11,9 @@ from typing import NamedTuple
 from data_prep.dataset import durable, settings
 from data_prep.dataset.command import TOKENS, Configured, option, path_kind
 from data_prep.dataset.settings import SettingsError
-from pretrain.config import MEMORY_KINDS, Config, MemoryConfig, ModelConfig
+from pretrain.config.memory import MEMORY_KINDS, MemoryConfig
+from pretrain.config.model import ModelConfig
+from pretrain.config.root import Config
 from pretrain.jobs import origin
 
 _PREFIX = "model.memory."

@@ -6,9 +6,9 @@ import os
 from functools import cached_property
 
 from data_prep.dataset.command import Configured
-from pretrain import config as configuration
 from pretrain.cli import outcome
-from pretrain.config import Config
+from pretrain.config import root as configuration
+from pretrain.config.root import Config
 from pretrain.jobs import launch, origin
 from pretrain.jobs.interpreter import python_module
 from pretrain.jobs.start_checks import check_start, moved_problems

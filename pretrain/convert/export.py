@@ -24,7 +24,7 @@ from torch import Tensor
 
 from data_prep.dataset import durable
 from data_prep.dataset.settings import SettingsError
-from data_prep.dataset.wording import counted
+from data_prep.dataset.wording import any_of, counted
 from data_prep.tokenizer import tokenizer
 from data_prep.tokenizer.contract import Tokenizer
 from data_prep.tokenizer.hugging_face import HuggingFace
@@ -33,7 +33,10 @@ from pretrain.checkpoint.manifest import CheckpointError, TensorInfo
 from pretrain.checkpoint.pieces import DTYPES, dtype_name, stream_tensors
 from pretrain.checkpoint.ranks import SoloRanks
 from pretrain.checkpoint.runs import GENERATION, files_beside, write_beside
-from pretrain.config import MEMORY_KINDS, Config, ModelConfig, Weights, any_of
+from pretrain.config.memory import MEMORY_KINDS
+from pretrain.config.model import ModelConfig
+from pretrain.config.root import Config
+from pretrain.config.run import Weights
 from pretrain.convert import beside
 from pretrain.convert.families import FAMILIES, INFINI
 from pretrain.convert.hugging_face import config_json, plain_type, their_name

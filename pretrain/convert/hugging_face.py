@@ -9,7 +9,9 @@ from typing import Any
 
 from data_prep.dataset import settings
 from data_prep.dataset.settings import SettingsError
-from pretrain.config import MEMORY_KINDS, ImportConfig, ModelConfig
+from pretrain.config.memory import MEMORY_KINDS
+from pretrain.config.model import ModelConfig
+from pretrain.config.root import ImportConfig
 from pretrain.convert import families, rope
 from pretrain.convert.families import FAMILIES, INFINI
 

@@ -29,7 +29,10 @@ from pretrain.checkpoint.manifest import CHECKPOINTS, CheckpointError, TensorInf
 from pretrain.checkpoint.ranks import SoloRanks
 from pretrain.checkpoint.runs import write_beside
 from pretrain.checkpoint.verify import verify
-from pretrain.config import CONFIG_FILE, Config, ImportConfig, ModelConfig, RunConfig, TrainConfig
+from pretrain.config.model import ModelConfig
+from pretrain.config.root import Config, ImportConfig
+from pretrain.config.run import CONFIG_FILE, RunConfig
+from pretrain.config.training import TrainConfig
 from pretrain.convert import beside
 from pretrain.convert.hugging_face import chosen_there, model_config, their_name
 from pretrain.convert.source import Source, Stored, of_directory

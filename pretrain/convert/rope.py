@@ -8,7 +8,7 @@ from typing import Any
 
 from data_prep.dataset import settings
 from data_prep.dataset.settings import SettingsError
-from pretrain.config import ModelConfig, RopeScalingConfig
+from pretrain.config.model import ModelConfig, RopeScalingConfig
 
 # Keys of each type, and what ours calls them.
 _LENGTH = {"original_max_position_embeddings": "original_length"}

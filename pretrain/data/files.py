@@ -15,7 +15,7 @@ from pathlib import Path
 from data_prep.dataset import shards
 from data_prep.dataset.shards import MANIFEST, DataError, Manifest, ShardInfo
 from data_prep.sources import storage
-from pretrain.config import CacheConfig
+from pretrain.config.data import CacheConfig
 from pretrain.data.cache import FileCache
 
 _BLOCK_BYTES = 1 << 20

@@ -26,7 +26,7 @@ import numpy as np
 from data_prep.dataset import shards
 from data_prep.dataset.shards import DataError, Document
 from data_prep.dataset.wording import counted
-from pretrain.config import CacheConfig
+from pretrain.config.data import CacheConfig
 from pretrain.data.files import files_of
 from pretrain.data.packing import LaidOut, Packer, Window
 

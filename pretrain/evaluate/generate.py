@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from data_prep.tokenizer.contract import StreamDecoder, Tokenizer
-from pretrain.config import Weights
+from pretrain.config.run import Weights
 from pretrain.evaluate.progress import TokenProgress, to_stderr
 from pretrain.evaluate.questions import EvaluationError, ResultError, Sampling
 from pretrain.model.decoding import Decoder

@@ -27,7 +27,7 @@ from lm_eval.api.task import Task
 from lm_eval.models.utils import normalize_gen_kwargs
 
 from data_prep.dataset import durable
-from pretrain.config import Weights
+from pretrain.config.run import Weights
 from pretrain.evaluate import results
 from pretrain.evaluate.generate import extended, generate, read
 from pretrain.evaluate.progress import TokenProgress

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from data_prep.recall import mqar
 from data_prep.tokenizer.contract import Tokenizer
-from pretrain.config import Weights
+from pretrain.config.run import Weights
 from pretrain.evaluate import recall, results
 from pretrain.evaluate.progress import TokenProgress, to_stderr
 from pretrain.evaluate.questions import Associations, EvaluationError

@@ -17,8 +17,8 @@ from data_prep.dataset.parsing import json_value
 from data_prep.dataset.settings import SettingsError
 from data_prep.dataset.shards import DataError
 from data_prep.dataset.wording import counted
-from pretrain import config as configuration
-from pretrain.config import CONFIG_FILE
+from pretrain.config import root as configuration
+from pretrain.config.run import CONFIG_FILE
 from pretrain.data.files import manifest_of
 
 _BOM = b"\xef\xbb\xbf"

@@ -29,7 +29,7 @@ from data_prep.dataset import durable
 from data_prep.dataset.shards import Document
 from data_prep.dataset.wording import counted
 from data_prep.tokenizer.contract import Tokenizer
-from pretrain.config import Weights
+from pretrain.config.run import Weights
 from pretrain.data.files import name_of
 from pretrain.data.lanes import Dataset
 from pretrain.data.packing import IGNORE, LaidOut, Packer, Span, Window

@@ -30,7 +30,7 @@ from data_prep.recall import tasks
 from data_prep.recall.pair import Pair
 from data_prep.recall.tasks import Haystack
 from data_prep.tokenizer.contract import Tokenizer
-from pretrain.config import Weights
+from pretrain.config.run import Weights
 from pretrain.evaluate import results, ruler
 from pretrain.evaluate.generate import finite
 from pretrain.evaluate.progress import Pace, TokenProgress, alone, to_stderr

@@ -21,7 +21,7 @@ import numpy as np
 from data_prep.dataset import durable
 from data_prep.dataset.parsing import json_value
 from pretrain.checkpoint.runs import run_directory_of
-from pretrain.config import Weights
+from pretrain.config.run import Weights
 from pretrain.evaluate.questions import EvaluationError, ResultError
 from pretrain.trained import Learned, Trained, default_device, load
 

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from data_prep.dataset.wording import counted
-from pretrain.config import Weights
+from pretrain.config.run import Weights
 from pretrain.evaluate import results, rouge
 from pretrain.evaluate.generate import read, sampled
 from pretrain.evaluate.pairs import Pair

@@ -7,7 +7,7 @@ import re
 
 from data_prep.dataset.settings import SettingsError
 from data_prep.dataset.wording import counted
-from pretrain.config import Config
+from pretrain.config.root import Config
 
 
 def ranks_per_node(config: Config, nodes: str, gpus: int) -> int:

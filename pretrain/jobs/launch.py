@@ -24,7 +24,7 @@ from typing import NoReturn
 from data_prep.dataset import children, cores, durable
 from data_prep.dataset.settings import EXIT_MISTAKE, MistakeError, SettingsError
 from pretrain.checkpoint.attempts import NoProgressError, SupersededError
-from pretrain.config import Config
+from pretrain.config.root import Config
 
 EXIT_STOPPED = 75  # EX_TEMPFAIL
 EXIT_NO_PROGRESS = 78  # EX_CONFIG: not to be started again automatically

@@ -24,7 +24,8 @@ from pretrain.checkpoint.manifest import (
     steps_in,
 )
 from pretrain.checkpoint.runs import TrainedError, is_checkpoint, run_directory_of
-from pretrain.config import Config, ModelConfig
+from pretrain.config.model import ModelConfig
+from pretrain.config.root import Config
 from pretrain.data.files import manifest_of
 
 # Settings that may differ from the source's: its weights keep their meaning. A memory's parameter

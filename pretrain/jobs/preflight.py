@@ -36,7 +36,8 @@ from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined
 from data_prep.dataset import durable
 from data_prep.dataset.shards import DataError
 from data_prep.dataset.wording import counted
-from pretrain.config import OPTIMIZERS, Config
+from pretrain.config.optim import OPTIMIZERS
+from pretrain.config.root import Config
 from pretrain.data.files import manifest_of
 from pretrain.model.transformer import on_meta
 

@@ -15,7 +15,7 @@ from data_prep.dataset.shards import DataError
 from data_prep.dataset.wording import counted
 from pretrain.checkpoint import manifest
 from pretrain.checkpoint.manifest import CHECKPOINTS, CheckpointError, step_name, steps_in
-from pretrain.config import Config
+from pretrain.config.root import Config
 from pretrain.data.files import manifest_of
 
 Fingerprints = Mapping[str, Sequence[Sequence[str] | None] | None]

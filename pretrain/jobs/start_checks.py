@@ -16,7 +16,8 @@ from data_prep.tokenizer import tokenizer
 from data_prep.tokenizer.contract import FILES, Tokenizer, TokenizerError
 from pretrain.checkpoint.manifest import CHECKPOINTS, steps_in
 from pretrain.checkpoint.runs import HUGGING_FACE, is_run
-from pretrain.config import CONFIG_FILE, Config
+from pretrain.config.root import Config
+from pretrain.config.run import CONFIG_FILE
 from pretrain.data.files import UnreachableError, files_of, manifest_of
 from pretrain.jobs import origin, resumable
 

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from pretrain.config import Checkpointing, ModelConfig
+from pretrain.config.model import ModelConfig
+from pretrain.config.training import Checkpointing
 from pretrain.model.pointwise import swiglu, swiglu_backward
 
 _CHUNK = 2**15

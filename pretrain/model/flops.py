@@ -12,7 +12,8 @@ from dataclasses import replace
 
 import torch
 
-from pretrain.config import Checkpointing, ModelConfig
+from pretrain.config.model import ModelConfig
+from pretrain.config.training import Checkpointing
 from pretrain.model.memories.kinds import attention_of, recurrence_of
 from pretrain.model.transformer import on_meta
 

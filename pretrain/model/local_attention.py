@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pretrain.config import flash_head_obstacle
+from pretrain.config.model import flash_head_obstacle
 
 _log = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from pretrain.config import ModelConfig
+from pretrain.config.model import ModelConfig
 from pretrain.model.compiling import fused
 
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pretrain.config import ModelConfig
+from pretrain.config.model import ModelConfig
 from pretrain.model import local_attention
 from pretrain.model.rotary import rotate
 from pretrain.model.state import State, mapped, overwrite

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
-from pretrain.config import Checkpointing, ModelConfig
+from pretrain.config.model import ModelConfig
+from pretrain.config.training import Checkpointing
 from pretrain.model import local_attention
 from pretrain.model.feed_forward import FeedForward
 from pretrain.model.loss import OutputHead

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pretrain.config import ModelConfig
+from pretrain.config.model import ModelConfig
 from pretrain.model.local_attention import Attend, Kernel
 from pretrain.model.rotary import Rotary, rotary, rotary_at, rotate
 

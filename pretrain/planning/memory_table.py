@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.dataset import durable, settings
-from pretrain.config import Config, ModelConfig
+from pretrain.config.model import ModelConfig
+from pretrain.config.root import Config
 from pretrain.model import flops
 from pretrain.model.transformer import on_meta
 from pretrain.trained import PRECISIONS

@@ -13,7 +13,7 @@ from torch import nn
 
 from data_prep.dataset.settings import SettingsError
 from data_prep.dataset.wording import counted
-from pretrain.config import Config
+from pretrain.config.root import Config
 from pretrain.model import flops
 from pretrain.model.memories.kinds import attention_of
 from pretrain.model.transformer import on_meta

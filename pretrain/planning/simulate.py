@@ -28,7 +28,8 @@ from torch._subclasses.fake_tensor import (
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from pretrain.config import Config, ModelConfig
+from pretrain.config.model import ModelConfig
+from pretrain.config.root import Config
 from pretrain.model import flops
 from pretrain.model.loss import CHUNK_LOGITS
 from pretrain.model.memories.nearest import SCORES

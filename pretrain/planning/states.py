@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from pretrain.config import Config
+from pretrain.config.root import Config
 from pretrain.model.transformer import Transformer
 from pretrain.trained import PRECISIONS
 from pretrain.training import muon, optim

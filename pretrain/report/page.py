@@ -13,7 +13,7 @@ import yaml
 from data_prep.dataset import durable, settings
 from data_prep.pages.curves import number
 from data_prep.pages.rendering import render, short
-from pretrain.config import Config
+from pretrain.config.root import Config
 from pretrain.report import evaluations, figures, runs, timeline
 from pretrain.report.figures import Style
 from pretrain.report.runs import Run

@@ -14,7 +14,7 @@ import yaml
 
 from data_prep.dataset.credentials import redacted
 from pretrain.checkpoint.attempts import ATTEMPTS, EXIT_FILE, LOG_FILE, STACKS
-from pretrain.config import CONFIG_FILE
+from pretrain.config.run import CONFIG_FILE
 from pretrain.jobs.launch import EXIT_STOPPED
 from pretrain.report import log
 from pretrain.report.log import Log

@@ -23,7 +23,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pretrain.config import AdafactorConfig
+from pretrain.config.optim import AdafactorConfig
 from pretrain.training.partitions import Partition, with_gradients
 
 

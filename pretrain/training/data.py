@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 from data_prep.dataset.shards import TokenizerInfo
-from pretrain.config import Config
+from pretrain.config.root import Config
 from pretrain.data.lanes import Dataset, LanePlace, Mix
 from pretrain.data.loader import Loader
 from pretrain.training.run_state import RunState

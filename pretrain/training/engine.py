@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from data_prep.dataset import durable
 from pretrain.checkpoint.load import Checkpoint
 from pretrain.checkpoint.pieces import Piece
-from pretrain.config import Config
+from pretrain.config.root import Config
 from pretrain.model.memories.kinds import is_of_memory
 from pretrain.model.state import ModelState
 from pretrain.model.transformer import Output, Transformer

@@ -19,7 +19,8 @@ from data_prep.dataset.shards import DataError
 from data_prep.recall.tasks import Haystack
 from data_prep.tokenizer import tokenizer
 from pretrain.checkpoint.ranks import Ranks, agreed, of_first
-from pretrain.config import Config, EvaluationConfig
+from pretrain.config.root import Config
+from pretrain.config.training import EvaluationConfig
 from pretrain.evaluate import perplexity, recall
 from pretrain.evaluate.progress import Pace
 from pretrain.evaluate.questions import EvaluationError, Questions, ResultError

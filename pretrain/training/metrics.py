@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from data_prep.dataset import durable
 from data_prep.dataset.parsing import json_value
 from pretrain.checkpoint.attempts import LOG_FILE, Attempt
-from pretrain.config import Config
+from pretrain.config.root import Config
 from pretrain.training.trackers import Tracker, started
 
 if TYPE_CHECKING:

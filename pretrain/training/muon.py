@@ -23,7 +23,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pretrain.config import OptimConfig
+from pretrain.config.optim import OptimConfig
 from pretrain.training.partitions import Partition, with_gradients
 from pretrain.training.uncompiled import AdamW
 

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import nn
 
-from pretrain.config import OptimConfig
+from pretrain.config.optim import OptimConfig
 from pretrain.trained import WEIGHTS
 from pretrain.training.adafactor import Adafactor
 from pretrain.training.muon import Muon

@@ -14,7 +14,8 @@ from torch import Tensor
 from data_prep.dataset.settings import SettingsError
 from data_prep.dataset.wording import counted
 from pretrain.checkpoint.ranks import Ranks
-from pretrain.config import Config, LaunchConfig
+from pretrain.config.root import Config
+from pretrain.config.run import LaunchConfig
 from pretrain.jobs.launch import Place
 from pretrain.training.heap import keep_freed_memory
 

@@ -15,7 +15,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from data_prep.dataset import durable
-from pretrain.config import TrainConfig
+from pretrain.config.training import TrainConfig
 
 PROFILE = "profile"
 

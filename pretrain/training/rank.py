@@ -12,7 +12,7 @@ from pathlib import Path
 from data_prep.dataset.settings import SettingsError
 from pretrain.checkpoint import attempts
 from pretrain.checkpoint.attempts import NoProgressError
-from pretrain.config import Config
+from pretrain.config.root import Config
 from pretrain.jobs import launch
 from pretrain.jobs.launch import Place
 from pretrain.jobs.start_checks import check_start, directory_problems

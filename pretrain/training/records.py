@@ -8,7 +8,8 @@ from typing import Any
 from data_prep.dataset import durable, settings
 from data_prep.tokenizer import tokenizer
 from pretrain.checkpoint.attempts import Attempt
-from pretrain.config import CONFIG_FILE, Config
+from pretrain.config.root import Config
+from pretrain.config.run import CONFIG_FILE
 from pretrain.training.data import RunData
 from pretrain.training.ledger import Ledger
 from pretrain.training.metrics import Recorder

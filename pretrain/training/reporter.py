@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from pretrain.checkpoint.ranks import Ranks
-from pretrain.config import Config
+from pretrain.config.root import Config
 from pretrain.model import flops
 from pretrain.model.state import ModelState
 from pretrain.trained import PRECISIONS

@@ -22,7 +22,7 @@ from pretrain.checkpoint.load import Checkpoint, Found, newest_good
 from pretrain.checkpoint.manifest import CHECKPOINTS, PASSED_OVER, CheckpointError
 from pretrain.checkpoint.ranks import Ranks, of_first
 from pretrain.checkpoint.runs import files_beside, write_beside
-from pretrain.config import Config
+from pretrain.config.root import Config
 from pretrain.jobs import resumable
 from pretrain.trained import configuration_of, locate
 from pretrain.training import run_state

@@ -11,7 +11,7 @@ from data_prep.dataset import settings
 from data_prep.dataset.wording import counted
 from pretrain.checkpoint.attempts import Attempt
 from pretrain.checkpoint.ranks import GroupRanks
-from pretrain.config import Config
+from pretrain.config.root import Config
 from pretrain.model import compiling, flops
 from pretrain.model.transformer import Transformer
 from pretrain.training.data import RunData

@@ -16,7 +16,7 @@ from pretrain.checkpoint.copies import HostCopy
 from pretrain.checkpoint.manifest import CHECKPOINTS
 from pretrain.checkpoint.pieces import LaneRecord, Piece
 from pretrain.checkpoint.ranks import Ranks, agreed
-from pretrain.config import CheckpointConfig
+from pretrain.config.run import CheckpointConfig
 from pretrain.training.engine import Engine
 from pretrain.training.records import Records
 from pretrain.training.run_state import RunState, counters, lane_memories, lane_record

@@ -12,7 +12,7 @@ import math
 import statistics
 from typing import NamedTuple, TypeAlias
 
-from pretrain.config import SpikeConfig
+from pretrain.config.training import SpikeConfig
 
 Recent: TypeAlias = tuple[tuple[float, float], ...]
 """Loss and gradient norm of the last applied steps, the newest last."""

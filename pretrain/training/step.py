@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pretrain.checkpoint.ranks import Ranks
-from pretrain.config import Config
+from pretrain.config.root import Config
 from pretrain.data.loader import Batch
 from pretrain.data.packing import IGNORE
 from pretrain.model import state

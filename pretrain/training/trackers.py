@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from data_prep.dataset import durable, settings
 from data_prep.dataset.parsing import json_value
 from data_prep.dataset.settings import SettingsError
-from pretrain.config import Config
+from pretrain.config.root import Config
 
 TENSORBOARD = "tensorboard"
 """The directory of a run's event files."""

@@ -20,7 +20,8 @@ from data_prep.dataset.wording import counted
 from pretrain.checkpoint.attempts import Attempt
 from pretrain.checkpoint.commit import refuse_superseded
 from pretrain.checkpoint.ranks import GroupRanks, agreed
-from pretrain.config import Config, EvaluationConfig
+from pretrain.config.root import Config
+from pretrain.config.training import EvaluationConfig
 from pretrain.data.loader import Batch, Loader
 from pretrain.jobs.launch import EXIT_STOPPED, Place, StopFlag
 from pretrain.jobs.watchdog import Watchdog

@@ -22,7 +22,12 @@ from pretrain.checkpoint.attempts import Attempt
 from pretrain.checkpoint.commit import save
 from pretrain.checkpoint.pieces import Piece
 from pretrain.checkpoint.ranks import SoloRanks
-from pretrain.config import Config, DataConfig, MemoryConfig, ModelConfig, RunConfig, TrainConfig
+from pretrain.config.data import DataConfig
+from pretrain.config.memory import MemoryConfig
+from pretrain.config.model import ModelConfig
+from pretrain.config.root import Config
+from pretrain.config.run import RunConfig
+from pretrain.config.training import TrainConfig
 from pretrain.model.transformer import Transformer
 
 if not torch.cuda.is_available():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from data_prep.dataset import settings
-from pretrain.config import MEMORY_KINDS, MemoryConfig
+from pretrain.config.memory import MEMORY_KINDS, MemoryConfig
 
 KINDS: dict[str, tuple[str, ...]] = {
     "none": (),

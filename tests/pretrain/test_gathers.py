@@ -15,7 +15,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from pretrain.config import load
+from pretrain.config.root import load
 from pretrain.jobs.launch import leave, place_in
 from pretrain.model import flops
 from pretrain.model.memories.kinds import is_of_memory

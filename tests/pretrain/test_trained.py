@@ -16,7 +16,7 @@ from pretrain import trained
 from pretrain.checkpoint.attempts import claim
 from pretrain.checkpoint.manifest import CheckpointError
 from pretrain.checkpoint.runs import TrainedError
-from pretrain.config import MemoryConfig
+from pretrain.config.memory import MemoryConfig
 from tests.pretrain import kinds
 
 CPU = torch.device("cpu")

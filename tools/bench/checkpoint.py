@@ -24,9 +24,9 @@ import machine
 import torch
 import torch.distributed as dist
 
-from pretrain import config as configuration
 from pretrain.checkpoint.attempts import Attempt
 from pretrain.checkpoint.ranks import GroupRanks
+from pretrain.config import root as configuration
 from pretrain.jobs.launch import StopFlag, leave, place_in, start_ranks
 from pretrain.training.run import Run
 from pretrain.training.saver import Saver, reserved

@@ -103,7 +103,7 @@ def _training(
 
 def _config(given: dict[str, Any]) -> Any:
     from data_prep.dataset import settings
-    from pretrain.config import ModelConfig
+    from pretrain.config.model import ModelConfig
 
     words = [f"memory.kind={given['memory']}", *given.get("settings", ())]
     shape = [f"{name}={size}" for name, size in given["shape"].items()]

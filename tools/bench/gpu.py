@@ -32,8 +32,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pretrain import config as configuration
-from pretrain.config import Config, ModelConfig
+from pretrain.config import root as configuration
+from pretrain.config.model import ModelConfig
+from pretrain.config.root import Config
 from pretrain.model import compiling, flops, local_attention
 from pretrain.model.local_attention import KernelError
 from pretrain.model.memories import infini, infini_backend

@@ -25,8 +25,9 @@ from typing import Any
 import machine
 import torch
 
-from pretrain import config as configuration
-from pretrain.config import CacheConfig, Config
+from pretrain.config import root as configuration
+from pretrain.config.data import CacheConfig
+from pretrain.config.root import Config
 from pretrain.data.lanes import Dataset, Mix
 from pretrain.data.loader import Batch, Loader
 from pretrain.model import flops

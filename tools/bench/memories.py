@@ -30,7 +30,7 @@ import machine
 import training
 from training import Contestant
 
-from pretrain.config import MEMORY_KINDS
+from pretrain.config.memory import MEMORY_KINDS
 
 SMALL = {"d_model": 32, "n_layers": 4, "n_heads": 2, "n_kv_heads": 2, "d_head": 16,
          "d_ff": 85, "segment": 16}  # fmt: skip

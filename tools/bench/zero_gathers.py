@@ -26,8 +26,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pretrain import config as configuration
-from pretrain.config import Config
+from pretrain.config import root as configuration
+from pretrain.config.root import Config
 from pretrain.jobs.launch import leave, place_in, start_ranks
 from pretrain.model import flops
 from pretrain.model.transformer import Transformer

@@ -24,11 +24,11 @@ from data_prep import config as data_prep_config
 from data_prep.dataset import shards
 from data_prep.dataset.shards import DataError, ShardInfo
 from data_prep.pipeline import pipeline
-from pretrain import config as pretrain_config
 from pretrain.checkpoint.load import Checkpoint, newest_good
 from pretrain.checkpoint.manifest import CheckpointError
 from pretrain.checkpoint.ranks import SoloRanks
-from pretrain.config import CacheConfig
+from pretrain.config import root as pretrain_config
+from pretrain.config.data import CacheConfig
 from pretrain.data.lanes import Dataset
 from tools.promises import data_sets, kills
 from tools.promises.campaign import Promise, Room, check

@@ -24,7 +24,7 @@ from pretrain.checkpoint.attempts import Attempt, claim
 from pretrain.checkpoint.load import newest_good
 from pretrain.checkpoint.manifest import CheckpointError
 from pretrain.checkpoint.ranks import GroupRanks, Ranks, SoloRanks
-from pretrain.config import CacheConfig
+from pretrain.config.data import CacheConfig
 from pretrain.data.files import files_of
 from tools.promises import data_sets, kills, power, small_disk
 from tools.promises.campaign import BrokenError, Promise, Room, check

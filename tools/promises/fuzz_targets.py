@@ -135,7 +135,7 @@ def settings(data: bytes) -> None:
 
 def run_settings(data: bytes) -> None:
     """A YAML file of settings of a run, and a word of a command line."""
-    from pretrain.config import load
+    from pretrain.config.root import load
 
     text, _, word = data.partition(b"\0")
     with suppress(SettingsError):

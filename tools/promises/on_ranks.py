@@ -19,8 +19,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from pretrain import config as configuration
 from pretrain.checkpoint.manifest import step_name
+from pretrain.config.optim import OPTIMIZERS
 from pretrain.jobs.launch import leave, place_in, start_ranks
 from tools.promises import data_sets
 from tools.promises.campaign import BrokenError, Promise, Room, check
@@ -171,7 +171,7 @@ def _weights(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 def keeps_bad_gradients_out(seed: int, room: Room) -> dict[str, Any]:
     """Ten bad steps of two ranks, each followed by a good one."""
-    optimizers = [*configuration.OPTIMIZERS]
+    optimizers = [*OPTIMIZERS]
     stage, optimizer = seed % 4, optimizers[seed // 4 % len(optimizers)]
     words = [*_WORDS, f"zero.stage={stage}", f"optim.name={optimizer}", "train.max_skipped=50"]
     job: Job = {

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from pretrain import config as configuration
+from pretrain.config.optim import OPTIMIZERS
 from tools.promises import data_sets
 from tools.promises.campaign import Promise, Room, check
 from tools.promises.states import differences
@@ -27,7 +27,7 @@ def resumes_to_the_bit(seed: int, room: Room) -> dict[str, Any]:
 
     choose = random.Random(seed)
     kind = [*kinds.KINDS][seed % len(kinds.KINDS)]
-    optimizer = choose.choice([*configuration.OPTIMIZERS])
+    optimizer = choose.choice([*OPTIMIZERS])
     stage, precision = choose.randrange(4), choose.choice(["float32", "float32", "bf16"])
     if precision == "bf16" and stage == 0:
         stage = 1  # stage 0 has no float32 masters

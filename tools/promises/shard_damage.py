@@ -13,7 +13,7 @@ import numpy as np
 
 from data_prep.dataset.shards import DataError
 from data_prep.sources import storage
-from pretrain.config import CacheConfig
+from pretrain.config.data import CacheConfig
 from pretrain.data.lanes import Dataset, Mix
 from pretrain.data.loader import Loader
 from tools.promises import data_sets

@@ -11,7 +11,7 @@ import torch.distributed as dist
 
 from pretrain.checkpoint.attempts import Attempt, claim
 from pretrain.checkpoint.ranks import GroupRanks
-from pretrain.config import load
+from pretrain.config.root import load
 from pretrain.data.loader import Batch
 from pretrain.training.records import Records
 from pretrain.training.run import Run

@@ -29,7 +29,7 @@ from data_prep.recall.passkey import FILLER
 from data_prep.recall.tasks import Haystack
 from data_prep.tokenizer.tokenizer import load as load_tokenizer
 from pretrain.checkpoint.manifest import CHECKPOINTS, steps_in
-from pretrain.config import Config
+from pretrain.config.root import Config
 from pretrain.jobs import origin
 from pretrain.model import flops
 

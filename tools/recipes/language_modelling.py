@@ -35,8 +35,8 @@ from matplotlib.ticker import MaxNLocator
 
 from data_prep.dataset.settings import SettingsError
 from data_prep.dataset.wording import counted
-from pretrain import config as configuration
-from pretrain.config import Config
+from pretrain.config import root as configuration
+from pretrain.config.root import Config
 from pretrain.evaluate import perplexity
 from pretrain.evaluate.progress import to_stderr
 from pretrain.evaluate.results import Report, write_figure

@@ -35,8 +35,8 @@ from data_prep.dataset import shards
 from data_prep.dataset.settings import SettingsError
 from data_prep.recall import generate
 from data_prep.recall.tasks import Haystack
-from pretrain import config as configuration
-from pretrain.config import MEMORY_KINDS
+from pretrain.config import root as configuration
+from pretrain.config.memory import MEMORY_KINDS
 from pretrain.evaluate.questions import Questions
 from pretrain.evaluate.results import Report
 from pretrain.trained import default_device, load

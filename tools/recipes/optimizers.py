@@ -26,7 +26,7 @@ import commands
 import evidence
 
 from data_prep.dataset.settings import SettingsError
-from pretrain import config as configuration
+from pretrain.config import root as configuration
 from pretrain.evaluate.results import Report
 from pretrain.training.metrics import METRICS_FILE, read_records
 

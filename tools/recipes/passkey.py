@@ -37,8 +37,8 @@ from data_prep.dataset.settings import SettingsError
 from data_prep.recall.passkey import FILLER
 from data_prep.recall.tasks import PASSKEY, TASKS, Haystack
 from data_prep.tokenizer.tokenizer import load as load_tokenizer
-from pretrain import config as configuration
-from pretrain.config import MEMORY_KINDS
+from pretrain.config import root as configuration
+from pretrain.config.memory import MEMORY_KINDS
 from pretrain.evaluate import recall
 from pretrain.evaluate.progress import to_stderr
 from pretrain.evaluate.questions import Questions

@@ -30,8 +30,8 @@ from stages import Stage, documents_needed, shortened
 from data_prep.dataset import shards
 from data_prep.dataset.settings import SettingsError
 from data_prep.recall.mqar import MOST_PAIRS, Answers
-from pretrain import config as configuration
-from pretrain.config import MEMORY_KINDS
+from pretrain.config import root as configuration
+from pretrain.config.memory import MEMORY_KINDS
 from pretrain.evaluate import mqar
 from pretrain.evaluate.progress import to_stderr
 from pretrain.evaluate.questions import Associations

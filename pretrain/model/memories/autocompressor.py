@@ -12,7 +12,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from pretrain.config import ModelConfig
+from pretrain.config.model import ModelConfig
 from pretrain.model.memories.recurrence import SegmentRecurrence, VectorState
 from pretrain.model.state import State
 

@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pretrain.config import ModelConfig
+from pretrain.config.model import ModelConfig
 from pretrain.model import local_attention
 from pretrain.model.memories.contract import Attended, Carried
 from pretrain.model.memories.past import (

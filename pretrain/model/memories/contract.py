@@ -28,7 +28,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pretrain.config import ModelConfig
+from pretrain.config.model import ModelConfig
 from pretrain.model.projection import HeadNorm, Projection
 from pretrain.model.state import State
 from pretrain.model.stream import LocalCache, OpenSegment

@@ -12,7 +12,7 @@ from typing import ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pretrain.config import ModelConfig
+from pretrain.config.model import ModelConfig
 from pretrain.model.memories import infini_backend, infini_grad
 from pretrain.model.memories.contract import Attended, Attention, Carried
 from pretrain.model.memories.infini_grad import TORCH, Products, restarted

@@ -9,7 +9,7 @@ from typing import Literal
 
 import torch
 
-from pretrain.config import TRITON_MAX_HEAD
+from pretrain.config.model import TRITON_MAX_HEAD
 from pretrain.model.local_attention import KernelError
 from pretrain.model.memories.infini_grad import MIXED, TORCH, Products
 

@@ -5,7 +5,7 @@ Properties of a kind that are needed before torch is imported are in `config.MEM
 
 from __future__ import annotations
 
-from pretrain.config import MemoryConfig
+from pretrain.config.memory import MemoryConfig
 from pretrain.model.memories.autocompressor import Summaries
 from pretrain.model.memories.compressive import CompressiveAttention
 from pretrain.model.memories.contract import Attention

@@ -24,7 +24,7 @@ from typing import ClassVar, NamedTuple, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from pretrain.config import ModelConfig
+from pretrain.config.model import ModelConfig
 from pretrain.model.memories.contract import Attended, Attention, Carried
 from pretrain.model.memories.nearest import Found, attend_to_found, nearest
 from pretrain.model.memories.past import last_starts, past_cache

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pretrain.config import ModelConfig
+from pretrain.config.model import ModelConfig
 from pretrain.model import local_attention
 from pretrain.model.local_attention import Past
 from pretrain.model.memories.contract import Attention

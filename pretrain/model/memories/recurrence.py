@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pretrain.config import ModelConfig
+from pretrain.config.model import ModelConfig
 from pretrain.model import local_attention
 from pretrain.model.memories.contract import Carried
 from pretrain.model.state import State, mapped, overwrite

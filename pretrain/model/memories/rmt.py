@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pretrain.config import ModelConfig
+from pretrain.config.model import ModelConfig
 from pretrain.model.memories.recurrence import SegmentRecurrence, VectorState
 from pretrain.model.state import State
 

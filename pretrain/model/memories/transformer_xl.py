@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pretrain.config import ModelConfig
+from pretrain.config.model import ModelConfig
 from pretrain.model.memories.contract import Attended, Attention, Carried
 from pretrain.model.memories.past import (
     PastAttention,

@@ -9,9 +9,9 @@ from typing import get_args, get_type_hints
 
 from data_prep.dataset import settings
 from data_prep.dataset.shards import read_manifest
-from pretrain import config
 from pretrain.checkpoint.manifest import Manifest, write_manifest
 from pretrain.cli.jobs import Plan
+from pretrain.config.root import load
 from pretrain.planning.plan import GPUS
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -56,7 +56,7 @@ def test_a_check_knows_what_a_resume_needs(
     pretrain: Run, data: dict[str, Path], tmp_path: Path
 ) -> None:
     words = ["run.directory=run", f"data.train={data['train']}"]
-    plain = settings.to_plain(config.load(None, words))
+    plain = settings.to_plain(load(None, words))
     shards = [shard.sha256 for shard in read_manifest(data["train"]).shards]
     trainer = {"optimizer_steps": 4, "configuration": plain, "sources": [shards]}
     path = tmp_path / "run/checkpoints/step-00000004"
@@ -70,7 +70,7 @@ def test_a_check_knows_what_a_resume_needs(
             "  - model.segment: 256 -> 16: the run's checkpoint needs the former;" in ended.stderr
         )
     # Its own configuration, after the run was moved.
-    (tmp_path / "run/config.yaml").write_text(settings.to_yaml(config.load(None, words)))
+    (tmp_path / "run/config.yaml").write_text(settings.to_yaml(load(None, words)))
     (tmp_path / "run").rename(tmp_path / "other")
     for command in ("check", "train"):
         ended = pretrain(command, "other/config.yaml")

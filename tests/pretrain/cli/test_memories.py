@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pretrain.config import MEMORY_KINDS
+from pretrain.config.memory import MEMORY_KINDS
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 NEEDED = ("run.directory=r", "data.train=d", "model.memory.memorizing.capacity=512")

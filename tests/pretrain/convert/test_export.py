@@ -20,7 +20,9 @@ from pretrain import trained
 from pretrain.checkpoint.load import Checkpoint
 from pretrain.checkpoint.manifest import CheckpointError, step_name
 from pretrain.checkpoint.runs import TrainedError
-from pretrain.config import MemoryConfig, RopeScalingConfig, Weights
+from pretrain.config.memory import MemoryConfig
+from pretrain.config.model import RopeScalingConfig
+from pretrain.config.run import Weights
 from pretrain.convert import export, llama
 from pretrain.model.transformer import Transformer
 from tests.data_prep.tokenizer.conftest import LLAMA3 as SPLIT

@@ -20,7 +20,8 @@ from data_prep.dataset.settings import SettingsError
 from data_prep.dataset.wording import counted
 from pretrain import trained
 from pretrain.checkpoint.load import Checkpoint
-from pretrain.config import MEMORY_KINDS, ImportConfig, load
+from pretrain.config.memory import MEMORY_KINDS
+from pretrain.config.root import ImportConfig, load
 from pretrain.convert import llama
 from pretrain.convert.hugging_face import model_config
 from pretrain.evaluate import generate

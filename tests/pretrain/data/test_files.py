@@ -16,7 +16,8 @@ from moto.server import ThreadedMotoServer
 
 from data_prep.dataset.shards import DataError, read_manifest
 from data_prep.sources import storage
-from pretrain.config import CacheConfig, load
+from pretrain.config.data import CacheConfig
+from pretrain.config.root import load
 from pretrain.data.files import UnreachableError, manifest_of, name_of
 from pretrain.data.lanes import Dataset, Mix
 from pretrain.data.loader import Loader

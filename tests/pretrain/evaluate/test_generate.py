@@ -15,7 +15,7 @@ import torch
 
 from data_prep.tokenizer import tokenizer
 from pretrain import trained
-from pretrain.config import FullConfig, MemoryConfig
+from pretrain.config.memory import FullConfig, MemoryConfig
 from pretrain.evaluate import generate
 from pretrain.evaluate.questions import EvaluationError, ResultError, Sampling
 from pretrain.model.stream import StreamState

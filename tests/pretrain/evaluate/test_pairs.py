@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from data_prep.dataset import settings, shards
-from pretrain.config import Config, DataConfig
+from pretrain.config.data import DataConfig
+from pretrain.config.root import Config
 from pretrain.evaluate import pairs
 from pretrain.evaluate.pairs import Fields, Pair
 

@@ -17,7 +17,7 @@ import torch
 from data_prep.dataset.shards import Document
 from data_prep.tokenizer.contract import Tokenizer
 from pretrain import trained
-from pretrain.config import FullConfig, MemoryConfig
+from pretrain.config.memory import FullConfig, MemoryConfig
 from pretrain.evaluate import perplexity
 from pretrain.evaluate.questions import EvaluationError, ResultError
 from pretrain.trained import Trained

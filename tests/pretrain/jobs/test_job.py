@@ -7,7 +7,10 @@ from dataclasses import replace
 import pytest
 
 from data_prep.dataset.settings import SettingsError
-from pretrain.config import Config, DataConfig, LaunchConfig, ParallelConfig, RunConfig, TrainConfig
+from pretrain.config.data import DataConfig
+from pretrain.config.root import Config
+from pretrain.config.run import LaunchConfig, ParallelConfig, RunConfig
+from pretrain.config.training import TrainConfig
 from pretrain.jobs.job import ranks_per_node
 
 

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from data_prep.dataset.settings import SettingsError
-from pretrain.config import Config, LaunchConfig
+from pretrain.config.root import Config
+from pretrain.config.run import LaunchConfig
 from pretrain.jobs.launch import Place, default_ranks, place_in, start_ranks
 
 # A rank that notes its place, and then waits for a stop signal as a training loop does.

@@ -15,7 +15,9 @@ from data_prep.tokenizer import training
 from pretrain.checkpoint.attempts import claim
 from pretrain.checkpoint.load import Checkpoint
 from pretrain.checkpoint.manifest import read_manifest
-from pretrain.config import Config, MemoryConfig, ModelConfig, RopeScalingConfig, load
+from pretrain.config.memory import MemoryConfig
+from pretrain.config.model import ModelConfig, RopeScalingConfig
+from pretrain.config.root import Config, load
 from pretrain.jobs import origin
 from pretrain.trained import configuration_of
 from tests import ranks

@@ -18,7 +18,10 @@ import pytest
 import torch
 
 from data_prep.dataset.wording import counted
-from pretrain.config import OPTIMIZERS, Config, DataConfig, LaunchConfig, OptimConfig, RunConfig
+from pretrain.config.data import DataConfig
+from pretrain.config.optim import OPTIMIZERS, OptimConfig
+from pretrain.config.root import Config
+from pretrain.config.run import LaunchConfig, RunConfig
 from pretrain.jobs import preflight
 from pretrain.jobs.preflight import Report, verdict
 from pretrain.model.transformer import on_meta

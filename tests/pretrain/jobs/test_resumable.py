@@ -13,7 +13,7 @@ import pytest
 from data_prep.dataset import settings
 from data_prep.dataset.shards import read_manifest
 from pretrain.checkpoint.manifest import Manifest, step_name, write_manifest
-from pretrain.config import Config, load
+from pretrain.config.root import Config, load
 from pretrain.jobs import resumable
 from pretrain.jobs.start_checks import moved_problems
 

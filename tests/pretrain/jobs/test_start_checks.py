@@ -12,7 +12,7 @@ import pytest
 from data_prep.dataset.settings import SettingsError
 from pretrain.checkpoint.attempts import claim
 from pretrain.checkpoint.manifest import step_name
-from pretrain.config import load
+from pretrain.config.root import load
 from pretrain.jobs.start_checks import (
     check_start,
     data_problems,

@@ -8,7 +8,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from pretrain.config import MemoryConfig, ModelConfig
+from pretrain.config.memory import MemoryConfig
+from pretrain.config.model import ModelConfig
 from pretrain.model.state import ModelState, mapped
 from pretrain.model.transformer import Transformer
 

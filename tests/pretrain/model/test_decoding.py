@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pretrain.config import AutoCompressorConfig, MemoryConfig, ModelConfig, RMTConfig
+from pretrain.config.memory import AutoCompressorConfig, MemoryConfig, RMTConfig
+from pretrain.config.model import ModelConfig
 from pretrain.model.decoding import Decoder
 from pretrain.model.stream import StreamState
 from pretrain.model.transformer import Transformer

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from pretrain.config import Checkpointing, ModelConfig
+from pretrain.config.model import ModelConfig
+from pretrain.config.training import Checkpointing
 from pretrain.model import feed_forward
 from pretrain.model.feed_forward import FeedForward
 

@@ -9,7 +9,9 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from pretrain.config import Checkpointing, MemoryConfig, ModelConfig
+from pretrain.config.memory import MemoryConfig
+from pretrain.config.model import ModelConfig
+from pretrain.config.training import Checkpointing
 from pretrain.model import flops
 from pretrain.model.transformer import Transformer
 from pretrain.model.window import Parts

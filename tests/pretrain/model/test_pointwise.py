@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pretrain.config import MemoryConfig, ModelConfig
+from pretrain.config.memory import MemoryConfig
+from pretrain.config.model import ModelConfig
 from pretrain.model import compiling
 from pretrain.model.pointwise import RMSNorm, swiglu
 from pretrain.model.rotary import rotary, rotate

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pretrain.config import FullConfig, MemoryConfig, ModelConfig
+from pretrain.config.memory import FullConfig, MemoryConfig
+from pretrain.config.model import ModelConfig
 from pretrain.model.loss import IGNORE
 from pretrain.model.memories.infini import MemoryState
 from pretrain.model.state import ModelState

@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from data_prep.dataset import settings
-from pretrain import config as configuration
 from pretrain.cli.memories import Memories
-from pretrain.config import MEMORY_KINDS, MemoryConfig, ModelConfig
+from pretrain.config import root as configuration
+from pretrain.config.memory import MEMORY_KINDS, MemoryConfig
+from pretrain.config.model import ModelConfig
 from pretrain.model.transformer import on_meta
 from pretrain.planning import memory_table
 from pretrain.planning.memory_table import SYSTEMS, Row

@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 
 from data_prep.dataset.settings import SettingsError
-from pretrain import config as configuration
 from pretrain.cli.main import main
-from pretrain.config import Config
+from pretrain.config import root as configuration
+from pretrain.config.root import Config
 from pretrain.model import flops
 from pretrain.planning import plan as planning
 from pretrain.planning.plan import GPUS, Cluster, Plan, cluster, lines, make, summary, warnings

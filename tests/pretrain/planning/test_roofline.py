@@ -13,9 +13,9 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from pretrain import config as configuration
 from pretrain.cli.main import main
-from pretrain.config import Config
+from pretrain.config import root as configuration
+from pretrain.config.root import Config
 from pretrain.model.transformer import Transformer
 from pretrain.planning import plan as planning
 from pretrain.planning import roofline

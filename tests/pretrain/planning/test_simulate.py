@@ -20,7 +20,8 @@ import torch
 import torch.distributed as dist
 from torch.profiler import ProfilerActivity, profile
 
-from pretrain.config import MEMORY_KINDS, Config, load
+from pretrain.config.memory import MEMORY_KINDS
+from pretrain.config.root import Config, load
 from pretrain.jobs.launch import leave, place_in
 from pretrain.model import flops, loss
 from pretrain.model.memories import nearest

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pretrain.config import Config, load
+from pretrain.config.root import Config, load
 from pretrain.model.transformer import Transformer, on_meta
 from pretrain.planning import states
 

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from data_prep.dataset.shards import Document
 from pretrain.checkpoint.attempts import Attempt
 from pretrain.checkpoint.ranks import Ranks, SoloRanks
-from pretrain.config import load
+from pretrain.config.root import load
 from pretrain.data.loader import Batch
 from pretrain.training.records import Records
 from pretrain.training.run import Run

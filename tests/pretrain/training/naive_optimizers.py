@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
-from pretrain.config import OptimConfig
+from pretrain.config.optim import OptimConfig
 
 Parameters = Mapping[str, nn.Parameter]
 Step = Callable[[float], None]

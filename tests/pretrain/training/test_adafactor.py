@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers.optimization import Adafactor as Peer
 
-from pretrain.config import OptimConfig
+from pretrain.config.optim import OptimConfig
 from pretrain.training import adafactor, optim
 from pretrain.training.partitions import Partition
 from pretrain.training.states import Place, States

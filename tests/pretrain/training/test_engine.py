@@ -26,11 +26,11 @@ import torch.distributed as dist
 import torch.nn.functional as F
 
 from data_prep.dataset.shards import Document
-from pretrain import config as configuration
 from pretrain.checkpoint.attempts import Attempt
 from pretrain.checkpoint.load import Checkpoint
 from pretrain.checkpoint.manifest import step_name
-from pretrain.config import Config, load
+from pretrain.config.optim import OPTIMIZERS
+from pretrain.config.root import Config, load
 from pretrain.data.lanes import Dataset, Lane, Mix
 from pretrain.data.loader import Batch
 from pretrain.data.packing import IGNORE
@@ -55,7 +55,7 @@ from tools.promises.states import differences, stored
 # Beside delta, the memory of most jobs, and linear, that of some.
 KINDS = [kind for kind in kinds.REMEMBERING if kind not in ("delta", "linear")]
 # Beside adamw, the optimizer of all other jobs.
-OPTIMIZERS = [name for name in configuration.OPTIMIZERS if name != "adamw"]
+OPTIMIZERS = [name for name in OPTIMIZERS if name != "adamw"]
 # Two ranks train each from scratch at every stage, 1 and 3 ranks at these (ranks divide a flat
 # group under both 1 and 2), and at stage 3 as they continue what two ranks saved.
 STAGES = {1: (2,), 3: (0, 1)}

@@ -15,7 +15,7 @@ import torch
 from data_prep.recall.tasks import Haystack
 from pretrain import trained
 from pretrain.checkpoint.manifest import CheckpointError, step_name
-from pretrain.config import EvaluationConfig
+from pretrain.config.training import EvaluationConfig
 from pretrain.evaluate import perplexity, recall
 from pretrain.evaluate.questions import Questions
 from pretrain.jobs.launch import EXIT_STOPPED

@@ -20,7 +20,7 @@ from pretrain.checkpoint.attempts import Attempt
 from pretrain.checkpoint.commit import save
 from pretrain.checkpoint.pieces import LaneRecord, Piece
 from pretrain.checkpoint.ranks import SoloRanks
-from pretrain.config import Config, load
+from pretrain.config.root import Config, load
 from pretrain.data.lanes import Dataset, Lane, Mix
 from pretrain.training import ledger
 from pretrain.training.ledger import Ledger, check, extended

@@ -21,7 +21,8 @@ import pytest
 import torch
 
 from pretrain.checkpoint.attempts import Attempt
-from pretrain.config import Config, WandbConfig
+from pretrain.config.root import Config
+from pretrain.config.run import WandbConfig
 from pretrain.training import metrics
 from pretrain.training.metrics import (
     Meter,

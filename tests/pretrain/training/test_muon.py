@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from pretrain.config import OptimConfig
+from pretrain.config.optim import OptimConfig
 from pretrain.training import muon, optim
 from tests.pretrain.training.test_adafactor import gradients, optimizer_of, parameters
 

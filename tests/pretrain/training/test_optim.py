@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pretrain.config import ModelConfig, OptimConfig
+from pretrain.config.model import ModelConfig
+from pretrain.config.optim import OptimConfig
 from pretrain.model.transformer import Transformer
 from pretrain.training.optim import parameter_groups, rate_fraction
 

@@ -16,7 +16,9 @@ import torch
 import torch.distributed as dist
 
 from data_prep.dataset.settings import SettingsError
-from pretrain.config import LaunchConfig, MemoryConfig, ModelConfig
+from pretrain.config.memory import MemoryConfig
+from pretrain.config.model import ModelConfig
+from pretrain.config.run import LaunchConfig
 from pretrain.jobs.launch import Place, leave, place_in
 from pretrain.model.loss import IGNORE
 from pretrain.model.memories.infini import MemoryState

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from pretrain.config import TrainConfig
+from pretrain.config.training import TrainConfig
 from pretrain.training.profiling import StepProfiler
 
 

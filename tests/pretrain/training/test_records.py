@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pretrain.checkpoint.attempts import Attempt, SupersededError, claim
-from pretrain.config import load
+from pretrain.config.root import load
 from pretrain.training.metrics import read_records
 from pretrain.training.records import Records
 

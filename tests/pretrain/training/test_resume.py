@@ -21,7 +21,7 @@ from pretrain.checkpoint.load import Checkpoint
 from pretrain.checkpoint.manifest import PASSED_OVER, CheckpointError, step_name
 from pretrain.checkpoint.pieces import Piece
 from pretrain.checkpoint.ranks import SoloRanks
-from pretrain.config import MEMORY_KINDS
+from pretrain.config.memory import MEMORY_KINDS
 from pretrain.jobs import resumable
 from pretrain.model.memories.kinds import is_of_memory
 from pretrain.training import ledger

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from pretrain.config import SpikeConfig
+from pretrain.config.training import SpikeConfig
 from pretrain.training.spikes import Bounds, bounds, noted
 
 WATCHED = SpikeConfig(deviations=2.0, steps=4)

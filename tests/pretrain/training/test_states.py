@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from pretrain.checkpoint.pieces import extent_of, whole_tensors
-from pretrain.config import OptimConfig
+from pretrain.config.optim import OptimConfig
 from pretrain.training import optim
 from pretrain.training.partitions import Partition
 from pretrain.training.states import Place, States

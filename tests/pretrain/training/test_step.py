@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from pretrain.checkpoint.ranks import SoloRanks
-from pretrain.config import Config
+from pretrain.config.root import Config
 from pretrain.data.loader import Batch
 from pretrain.data.packing import IGNORE
 from pretrain.model.state import ModelState

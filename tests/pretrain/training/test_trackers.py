@@ -15,7 +15,9 @@ import pytest
 
 from data_prep.dataset.settings import SettingsError
 from pretrain.checkpoint.attempts import Attempt
-from pretrain.config import Config, DataConfig, TensorBoardConfig, WandbConfig
+from pretrain.config.data import DataConfig
+from pretrain.config.root import Config
+from pretrain.config.run import TensorBoardConfig, WandbConfig
 from pretrain.jobs.start_checks import check_start, tracking_problems
 from pretrain.training.metrics import Recorder, read_records
 from pretrain.training.trackers import TENSORBOARD, TrackingError

@@ -30,7 +30,7 @@ from data_prep.recall.tasks import Haystack
 from pretrain import trained
 from pretrain.checkpoint.attempts import claim
 from pretrain.checkpoint.manifest import step_name, step_of
-from pretrain.config import load
+from pretrain.config.root import load
 from pretrain.data.lanes import Dataset, Lane, Mix
 from pretrain.evaluate import perplexity, recall
 from pretrain.evaluate.questions import Questions

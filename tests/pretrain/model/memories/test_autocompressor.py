@@ -7,7 +7,7 @@ import itertools
 import pytest
 import torch
 
-from pretrain.config import AutoCompressorConfig, MemoryConfig
+from pretrain.config.memory import AutoCompressorConfig, MemoryConfig
 from pretrain.model.transformer import Transformer
 from tests.pretrain.model import small
 from tests.pretrain.model.memories.test_recurrence import random_state

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pretrain.config import CompressiveConfig, MemoryConfig, ModelConfig
+from pretrain.config.memory import CompressiveConfig, MemoryConfig
+from pretrain.config.model import ModelConfig
 from pretrain.model.memories.compressive import CompressiveState
 from pretrain.model.memories.contract import Attended
 from pretrain.model.state import ModelState, detached, mapped

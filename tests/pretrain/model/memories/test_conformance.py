@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from pretrain.config import (
+from pretrain.config.memory import (
     MEMORY_KINDS,
     AutoCompressorConfig,
     CompressiveConfig,

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pretrain.config import MemoryConfig
+from pretrain.config.memory import MemoryConfig
 from pretrain.model.memories.contract import Attended
 from pretrain.model.memories.infini import LinearAttention
 from pretrain.model.transformer import Transformer

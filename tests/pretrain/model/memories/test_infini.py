@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pretrain.config import MemoryConfig, ModelConfig
+from pretrain.config.memory import MemoryConfig
+from pretrain.config.model import ModelConfig
 from pretrain.model.memories import infini
 from pretrain.model.memories.infini import Divisor, LinearAttention, MemoryState
 from pretrain.model.memories.infini_grad import gated_read, sigma

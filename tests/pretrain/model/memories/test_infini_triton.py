@@ -16,7 +16,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pretrain.config import MemoryConfig, ModelConfig
+from pretrain.config.memory import MemoryConfig
+from pretrain.config.model import ModelConfig
 from pretrain.model.local_attention import sdpa
 from pretrain.model.memories.contract import Carried
 from pretrain.model.memories.infini import InfiniAttention, MemoryState

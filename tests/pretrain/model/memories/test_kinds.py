@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from pretrain.config import MEMORY_KINDS, MemoryConfig, ModelConfig
+from pretrain.config.memory import MEMORY_KINDS, MemoryConfig
+from pretrain.config.model import ModelConfig
 from pretrain.model.memories.kinds import attention_of, is_of_memory
 from pretrain.model.transformer import on_meta
 from tests.pretrain import kinds

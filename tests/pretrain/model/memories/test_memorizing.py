@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pretrain.config import MemorizingConfig, MemoryConfig, ModelConfig
+from pretrain.config.memory import MemorizingConfig, MemoryConfig
+from pretrain.config.model import ModelConfig
 from pretrain.model import flops
 from pretrain.model.memories import nearest
 from pretrain.model.memories.memorizing import MemorizingAttention, StoreState, store_layer

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from pretrain.config import MemoryConfig, ModelConfig
+from pretrain.config.memory import MemoryConfig
+from pretrain.config.model import ModelConfig
 from pretrain.model import local_attention
 from pretrain.model.memories import past
 from pretrain.model.memories.past import Slots

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from pretrain.config import AutoCompressorConfig, MemoryConfig, OptimConfig, RMTConfig
+from pretrain.config.memory import AutoCompressorConfig, MemoryConfig, RMTConfig
+from pretrain.config.optim import OptimConfig
 from pretrain.model.memories.recurrence import VectorState
 from pretrain.model.state import ModelState
 from pretrain.model.transformer import Transformer

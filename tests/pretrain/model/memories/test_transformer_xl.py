@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pretrain.config import MemoryConfig, TransformerXLConfig
+from pretrain.config.memory import MemoryConfig, TransformerXLConfig
 from pretrain.model.state import ModelState, detached
 from pretrain.model.transformer import Transformer
 from tests.pretrain.model import small
