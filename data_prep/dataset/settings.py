@@ -225,6 +225,9 @@ def _from_file(path: Path | None) -> tuple[list[str], Any]:
     except OSError as error:
         if isinstance(error, FileNotFoundError) and "=" in str(path):
             return [f"{path}: is an override; give the configuration's file before it"], nothing
+        if isinstance(error, IsADirectoryError):
+            within = [f", e.g. {one}" for one in sorted(path.glob("*.yaml"))[:1]]
+            return [f"{path}: is a directory; give a YAML file{''.join(within)}"], nothing
         return [f"{path}: cannot be read ({error.strerror})"], nothing
     except UnicodeDecodeError:
         return [f"{path}: is not UTF-8 text"], nothing

@@ -15,7 +15,7 @@ from pretrain.jobs import job, origin, resumable
 from pretrain.jobs.start_checks import (
     data_problems,
     directory_problems,
-    memory_problems,
+    new_run_problems,
     tracking_problems,
 )
 
@@ -128,7 +128,7 @@ class Check(OnRun):
 
     def run(self) -> int:
         config = self.wanted
-        problems = memory_problems(config) + tracking_problems(config)
+        problems = new_run_problems(config) + tracking_problems(config)
         problems += directory_problems(config, self.made_before)
         problems += data_problems(config, self.made_before)
         problems += origin.problems(config) + resumable.problems(config, self.made_before)

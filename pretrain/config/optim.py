@@ -110,3 +110,10 @@ class OptimConfig:
         if self.ema_decay == 1:
             found.append("ema_decay: 1 averages nothing; lower it, e.g. to 0.999")
         return found
+
+    def problems_of_new(self) -> list[str]:
+        """As `problems`, of a run that begins: the last rate where there is no decay to it."""
+        decays = self.schedule == "cosine" or self.decay_steps > 0
+        if decays or self.final_fraction == OptimConfig.final_fraction:
+            return []
+        return ["final_fraction: has no effect with decay_steps=0; remove it, or raise decay_steps"]

@@ -59,6 +59,12 @@ class Config:
     def unlearned_writing(self) -> str:
         """Why nothing trains what the model writes to its memory; empty: something does."""
         memory = self.model.memory
+        weighted = "compressive" in memory.traits.settings
+        if weighted and memory.compressive.reconstruction_weight == 0:
+            return (
+                "model.memory.compressive.reconstruction_weight: with 0, nothing trains the "
+                "compression, which stays as it was drawn; raise it, e.g. to 0.0001"
+            )
         if not memory.traits.learns_to_write:
             return ""
         if self.train.window_segments == 1:
@@ -164,6 +170,19 @@ class Config:
                 f"train.steps={self.train.steps}; set it to at most {left}, or raise train.steps"
             )
         return found
+
+    def problems_of_new(self) -> list[str]:
+        """What a run may not begin with: settings without effect, or with which none learns.
+
+        They were once accepted, and checkpoints of such runs can still be read and resumed.
+        """
+        found = [f"model.memory.{problem}" for problem in self.model.memory.problems_of_new()]
+        if self.model.init_std == 0 and not self.train.start_from:
+            found.append(
+                "model.init_std: with 0 all matrices begin as zeros, and most have no gradient; "
+                "raise it, e.g. to 0.02"
+            )
+        return found + [f"optim.{problem}" for problem in self.optim.problems_of_new()]
 
     def _validation_problems(self) -> list[str]:
         """Settings of validations where there are none; an interval of 0 asks for none."""

@@ -30,18 +30,18 @@ def check_start(config: Config, ranks: int) -> None:
             "model.local_attention: flash-attn is not installed; install the extra `gpu` (README), "
             "or set it to auto or sdpa"
         )
-    problems += memory_problems(config) + tracking_problems(config)
+    problems += new_run_problems(config) + tracking_problems(config)
     problems += directory_problems(config) + data_problems(config)
     problems += origin.problems(config) + resumable.problems(config)
     if problems:
         raise SettingsError(problems)
 
 
-def memory_problems(config: Config) -> list[str]:
-    """Settings of the memory without effect in a run that is new."""
+def new_run_problems(config: Config) -> list[str]:
+    """What a run may not begin with, though one that did can still be resumed."""
     if steps_in(Path(config.run.directory) / CHECKPOINTS):
         return []
-    return [f"model.memory.{problem}" for problem in config.model.memory.problems_of_new()]
+    return config.problems_of_new()
 
 
 def tracking_problems(config: Config) -> list[str]:

@@ -277,6 +277,16 @@ def test_a_bad_file_is_reported_by_its_name(
     assert words in problem
 
 
+def test_a_directory_is_refused_with_the_file_in_it(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    assert problems_of([], run) == [f"{run}: is a directory; give a YAML file"]
+    (run / "config.yaml").write_text("count: 5\n")
+    assert problems_of([], run) == [
+        f"{run}: is a directory; give a YAML file, e.g. {run}/config.yaml"
+    ]
+
+
 def test_yaml_and_plain_values_are_read_back(tmp_path: Path) -> None:
     config = Outer(5, True, "a: 'b'", Inner(0.1, 3, 2), [Item("one", [1])])
     path = tmp_path / "c.yaml"

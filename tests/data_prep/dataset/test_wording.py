@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from data_prep.dataset.wording import counted, meant
+from data_prep.dataset.wording import any_of, counted, meant
 
 
 def test_a_count_has_the_number_of_its_noun() -> None:
@@ -18,3 +18,7 @@ def test_an_unknown_name_is_answered_with_the_nearest_known_one_or_all() -> None
     assert meant("stpes", ["seed", "steps"], "train.") == "did you mean train.steps?"
     assert meant("zzz", iter(["seed", "steps"])) == "known: seed, steps"
     assert meant("zzz", []) == "known: none"
+
+
+def test_choices_are_listed_with_or() -> None:
+    assert [any_of(choices) for choices in ([1], ["a", 2], "abc")] == ["1", "a or 2", "a, b or c"]

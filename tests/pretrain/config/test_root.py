@@ -263,3 +263,31 @@ def test_writing_that_nothing_trains_is_named_with_what_to_do(kind: str) -> None
     if kind == "autocompressor":
         group = said("model.memory.autocompressor.backprop_segments=1")
         assert group.startswith("model.memory.autocompressor.backprop_segments: with 1")
+    if kind == "compressive":
+        none = said("model.memory.compressive.reconstruction_weight=0")
+        assert none.startswith("model.memory.compressive.reconstruction_weight: with 0, nothing")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["model.init_std=0"], "model.init_std: with 0 all matrices begin as zeros"),
+        (
+            ["optim.schedule=wsd", "optim.decay_steps=0", "optim.final_fraction=0.2"],
+            "optim.final_fraction: has no effect with decay_steps=0; remove it, or raise",
+        ),
+        (
+            ["model.memory.kind=linear", "model.memory.normaliser=paper"],
+            "model.memory.normaliser: has no effect with memory.kind=linear",
+        ),
+    ],
+)
+def test_a_run_may_not_begin_with_what_was_once_accepted(words: list[str], said: str) -> None:
+    (problem,) = load(None, [*MINIMUM, *words]).problems_of_new()
+    assert problem.startswith(said)
+
+
+def test_a_run_may_begin_without_drawn_weights_or_with_a_rate_that_falls() -> None:
+    assert load(None, [*MINIMUM]).problems_of_new() == []
+    words = ["model.init_std=0", "train.start_from=runs/y", "optim.final_fraction=0"]
+    assert load(None, [*MINIMUM, *words]).problems_of_new() == []
