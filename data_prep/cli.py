@@ -336,6 +336,15 @@ class _Pairs(_Bounded):
     max_tokens: int = option(8192, "longest passage", low=1)
     names: int = option(8, "most names in an answer", low=1)
 
+    def problems(self) -> list[str]:
+        unread = [
+            f"--{name.replace('_', '-')}: has no effect without --passages; remove it, or give "
+            "--passages N"
+            for name in ("min_tokens", "max_tokens")
+            if self.passages is None and getattr(self, name) != getattr(_Pairs, name)
+        ]
+        return unread or super().problems()
+
     def run(self) -> int:
         wanted = name_pairs.Wanted(
             self.passages, self.min_tokens, self.max_tokens, self.names, self.seed

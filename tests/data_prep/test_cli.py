@@ -183,6 +183,19 @@ def test_an_output_that_cannot_be_written_is_one_mistake(
     ]
 
 
+def test_bounds_of_passages_are_refused_where_books_stay_whole(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["pairs", str(tmp_path / "o.jsonl"), "--books", str(home / "set")]
+    assert cli.main([*words, "--min-tokens", "5", "--max-tokens", "4"]) == 2
+    assert capsys.readouterr().err.splitlines()[1:] == [
+        "  - --min-tokens: has no effect without --passages; remove it, or give --passages N",
+        "  - --max-tokens: has no effect without --passages; remove it, or give --passages N",
+    ]
+    assert cli.main([*words, "--min-tokens", "5", "--max-tokens", "4", "--passages", "1"]) == 2
+    assert "expected bounds of a length, found 5 to 4" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("verb", ["reshard {} --shards 1 --output o", "verify {}", "stats {}",
                                   "report {}", "recall o --documents 1 --filler {}",
                                   "pairs o --books {}"])  # fmt: skip
