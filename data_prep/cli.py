@@ -20,11 +20,11 @@ from data_prep.config import Config
 from data_prep.dataset import command, durable, shards
 from data_prep.dataset.command import (
     DATA_SET,
-    FILE_TO_WRITE,
     Command,
     CommandError,
     Configured,
     Program,
+    file_to_write,
     option,
     word,
 )
@@ -226,7 +226,11 @@ class _Report(_DataSet):
     """Write a report on a data set as one HTML page."""
 
     output: Path | None = option(
-        None, "the page's file", metavar="FILE.html", otherwise="DIR/report.html"
+        None,
+        "the page's file",
+        kind=file_to_write(".html"),
+        metavar="FILE.html",
+        otherwise="DIR/report.html",
     )
 
     @property
@@ -235,7 +239,7 @@ class _Report(_DataSet):
         return self.output or self.directory / "report.html"
 
     def problems(self) -> list[str]:
-        reason = durable.obstacle(self.page, directory=False)
+        reason = "" if self.output else durable.obstacle(self.page, directory=False)
         return [f"--output: {reason}"] if reason else []
 
     def run(self) -> int:
@@ -249,7 +253,9 @@ class _Report(_DataSet):
 class _Drawn(Command):
     """A command that draws texts by a seed."""
 
-    output: Path = word("file to write", kind=FILE_TO_WRITE, metavar="FILE.jsonl[.gz]")
+    output: Path = word(
+        "file to write", kind=file_to_write(".jsonl", ".jsonl.gz"), metavar="FILE.jsonl[.gz]"
+    )
     seed: int = option(1, "same seed, same bytes")
 
 
