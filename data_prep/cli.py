@@ -152,7 +152,7 @@ class _Check(Configured):
         return configuration.load(self.config, self.overrides)
 
     def run(self) -> int:
-        from data_prep.pipeline import pipeline
+        from data_prep.pipeline import pipeline, workspace
 
         model = Path(self.wanted.tokenizer.path).expanduser().absolute()
         checked = self.wanted
@@ -160,7 +160,11 @@ class _Check(Configured):
             checked = dataclasses.replace(
                 checked, tokenizer=dataclasses.replace(checked.tokenizer, path="")
             )
-        pipeline.open_work(checked)
+        work = pipeline.open_work(checked)
+        if checked is not self.wanted:
+            workspace.finished(work.output, self.wanted)
+        elif pipeline.finished(checked, work) is None:
+            workspace.stale_stages(work, checked)
         print(f"output={Path(self.wanted.output).expanduser().absolute()}")
         return 0
 

@@ -206,6 +206,16 @@ def test_a_file_to_write_is_named_as_what_it_will_be(
     assert out.read_text() == "of the user"
 
 
+def test_check_refuses_the_directory_of_another_data_set_as_run_does(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["check", str(home / "c.yaml")]) == 0
+    for verb in ("check", "run"):
+        assert cli.main([verb, str(home / "c.yaml"), "seed=2"]) == 2
+        told = f"{home / 'set'}: holds a data set of another configuration (seed: 1 there, 2 now)"
+        assert told in capsys.readouterr().err
+
+
 def test_bounds_of_passages_are_refused_where_books_stay_whole(
     home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
