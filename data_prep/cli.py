@@ -20,11 +20,11 @@ from data_prep.config import Config
 from data_prep.dataset import command, durable, shards
 from data_prep.dataset.command import (
     DATA_SET,
-    FILE_TO_WRITE,
     Command,
     CommandError,
     Configured,
     Program,
+    file_to_write,
     option,
     word,
 )
@@ -152,7 +152,7 @@ class _Check(Configured):
         return configuration.load(self.config, self.overrides)
 
     def run(self) -> int:
-        from data_prep.pipeline import pipeline
+        from data_prep.pipeline import pipeline, workspace
 
         model = Path(self.wanted.tokenizer.path).expanduser().absolute()
         checked = self.wanted
@@ -160,7 +160,11 @@ class _Check(Configured):
             checked = dataclasses.replace(
                 checked, tokenizer=dataclasses.replace(checked.tokenizer, path="")
             )
-        pipeline.open_work(checked)
+        work = pipeline.open_work(checked)
+        if checked is not self.wanted:
+            workspace.finished(work.output, self.wanted)
+        elif pipeline.finished(checked, work) is None:
+            workspace.stale_stages(work, checked)
         print(f"output={Path(self.wanted.output).expanduser().absolute()}")
         return 0
 
@@ -226,7 +230,11 @@ class _Report(_DataSet):
     """Write a report on a data set as one HTML page."""
 
     output: Path | None = option(
-        None, "the page's file", metavar="FILE.html", otherwise="DIR/report.html"
+        None,
+        "the page's file",
+        kind=file_to_write(".html"),
+        metavar="FILE.html",
+        otherwise="DIR/report.html",
     )
 
     @property
@@ -235,7 +243,7 @@ class _Report(_DataSet):
         return self.output or self.directory / "report.html"
 
     def problems(self) -> list[str]:
-        reason = durable.obstacle(self.page, directory=False)
+        reason = "" if self.output else durable.obstacle(self.page, directory=False)
         return [f"--output: {reason}"] if reason else []
 
     def run(self) -> int:
@@ -249,7 +257,9 @@ class _Report(_DataSet):
 class _Drawn(Command):
     """A command that draws texts by a seed."""
 
-    output: Path = word("file to write", kind=FILE_TO_WRITE, metavar="FILE.jsonl[.gz]")
+    output: Path = word(
+        "file to write", kind=file_to_write(".jsonl", ".jsonl.gz"), metavar="FILE.jsonl[.gz]"
+    )
     seed: int = option(1, "same seed, same bytes")
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import functools
 import inspect
 import math
 import operator
@@ -26,7 +25,7 @@ from typing import Any, Literal, NamedTuple, NoReturn, get_args, get_origin, get
 
 from data_prep.dataset import durable, shards
 from data_prep.dataset.settings import MistakeError, SettingsError, at_home
-from data_prep.dataset.wording import meant
+from data_prep.dataset.wording import any_of, meant
 
 EXIT_CLOSED_PIPE = 141  # 128 + SIGPIPE, as a shell gives it
 
@@ -92,7 +91,20 @@ def path_kind(refusal: Callable[[Path], str]) -> Kind:
 
 DIRECTORY = path_kind(shards.no_directory)
 DATA_SET = path_kind(shards.no_data_set)
-FILE_TO_WRITE = path_kind(functools.partial(durable.obstacle, directory=False))
+
+
+def file_to_write(*ends: str) -> Kind:
+    """The kind of a file that can be written, with a name that says what is written there."""
+
+    def refusal(path: Path) -> str:
+        reason = durable.obstacle(path, directory=False)
+        if reason or path.name.endswith(ends):
+            return reason
+        return f"{path}: expected a name that ends in {any_of(ends)}, which is what is written"
+
+    return path_kind(refusal)
+
+
 TOKENS = Kind("tokens as 4096, 32k or 1m", _tokens, _short)
 _KINDS = {
     int: Kind("a whole number", int),

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from data_prep.dataset import durable, settings, shards
-from data_prep.dataset.command import FILE_TO_WRITE, Command, option, path_kind, word
+from data_prep.dataset.command import Command, file_to_write, option, path_kind, word
 from data_prep.dataset.parsing import pointer
 from data_prep.dataset.settings import SettingsError
 from pretrain.checkpoint.runs import run_directory_of
@@ -131,7 +131,7 @@ class Report(Command):
     out: Path | None = option(
         None,
         "the page's file",
-        kind=FILE_TO_WRITE,
+        kind=file_to_write(".html"),
         metavar="FILE.html",
         otherwise="report.html in the run directory, of several runs in this directory",
     )

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from data_prep.dataset import durable, settings
 from data_prep.dataset.settings import SettingsError
-from data_prep.dataset.wording import counted
+from data_prep.dataset.wording import any_of, counted
 from data_prep.tokenizer import tokenizer
 from data_prep.tokenizer.contract import Tokenizer
 from pretrain.checkpoint.alone import write_checkpoint
@@ -29,11 +29,13 @@ from pretrain.checkpoint.manifest import CHECKPOINTS, CheckpointError, TensorInf
 from pretrain.checkpoint.ranks import SoloRanks
 from pretrain.checkpoint.runs import write_beside
 from pretrain.checkpoint.verify import verify
+from pretrain.config.memory import MEMORY_KINDS, MemoryConfig
 from pretrain.config.model import ModelConfig
 from pretrain.config.root import Config, ImportConfig
 from pretrain.config.run import CONFIG_FILE, RunConfig
 from pretrain.config.training import TrainConfig
 from pretrain.convert import beside
+from pretrain.convert.families import INFINI
 from pretrain.convert.hugging_face import chosen_there, model_config, their_name
 from pretrain.convert.source import Source, Stored, of_directory
 from pretrain.model.memories.kinds import attention_of, is_of_memory
@@ -222,6 +224,7 @@ def _model(source: Source, overrides: Sequence[str]) -> tuple[ImportConfig, Mode
         there = chosen_there(plain, kinds[-1] if kinds else None)
         chosen = settings.load(ImportConfig, None, [*there, *overrides])
         problems += [f"memory.{problem}" for problem in chosen.memory.problems_of_new()]
+        problems += _drops_memory(plain, chosen.memory)
     except SettingsError as error:
         problems += error.problems
     chooses_gate = any(word.startswith(_GATE) for word in overrides)
@@ -237,6 +240,17 @@ def _model(source: Source, overrides: Sequence[str]) -> tuple[ImportConfig, Mode
     if problems or not plain:  # a file that cannot be read is reported already
         raise SettingsError(problems)
     return chosen, model
+
+
+def _drops_memory(plain: Mapping[str, Any], memory: MemoryConfig) -> list[str]:
+    """Why a model that `export` wrote with its memory cannot have another kind at once."""
+    if plain.get("model_type") != INFINI or memory.traits.exported_as == INFINI:
+        return []
+    kept = any_of([name for name, traits in MEMORY_KINDS.items() if traits.exported_as == INFINI])
+    return [
+        f"memory.kind: {memory.kind} has no place for the model's gates; import it with {kept}, "
+        f"and set model.memory.kind={memory.kind} in the run that has it as train.start_from"
+    ]
 
 
 def _tensors(

@@ -70,9 +70,12 @@ class Resumer:
                 same_memory = theirs == self.config.model.memory.traits
                 self.engine.take_weights(checkpoint, same_memory, self.data.tokenizer.eos_id)
                 step, digest = checkpoint.step, checkpoint.sha256
+                changes = resumable.changes(checkpoint.trainer, self.config)
             origin = {"path": str(path.resolve()), "step": step, "sha256": digest}
             of_first(self.ranks, lambda: write_beside(directory, files_beside(source)))
             _log.info("weights of %s, step %d, sha256 of its manifest %s", path, step, digest)
+            for text in (text for key, text in changes.items() if key.startswith("model.")):
+                _log.info("other than there: %s", text)
         empty = self.engine.empty_memory(len(self.lanes))
         with_preface = self.data.prefaces is not None
         return run_state.at_start(len(self.lanes), empty, with_preface, origin)

@@ -183,6 +183,39 @@ def test_an_output_that_cannot_be_written_is_one_mistake(
     ]
 
 
+@pytest.mark.parametrize(
+    ("words", "label", "ends"),
+    [
+        ("report {home}/set --output {out}", "--output", ".html"),
+        ("recall {out} --documents 1", "FILE.jsonl[.gz]", ".jsonl or .jsonl.gz"),
+        ("pairs {out} --books {home}/set", "FILE.jsonl[.gz]", ".jsonl or .jsonl.gz"),
+        ("mqar {out} --documents 1", "FILE.jsonl[.gz]", ".jsonl or .jsonl.gz"),
+    ],
+)
+@pytest.mark.parametrize("name", ["manifest.json", "a.jsonl.zst", "a.parquet"])
+def test_a_file_to_write_is_named_as_what_it_will_be(
+    home: Path, tmp_path: Path, name: str, words: str, label: str, ends: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    (tmp_path / name).write_text("of the user")
+    out = tmp_path / name
+    assert cli.main([word.format(home=home, out=out) for word in words.split()]) == 2
+    assert capsys.readouterr().err.splitlines()[1:] == [
+        f"  - {label}: {out}: expected a name that ends in {ends}, which is what is written"
+    ]
+    assert out.read_text() == "of the user"
+
+
+def test_check_refuses_the_directory_of_another_data_set_as_run_does(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["check", str(home / "c.yaml")]) == 0
+    for verb in ("check", "run"):
+        assert cli.main([verb, str(home / "c.yaml"), "seed=2"]) == 2
+        told = f"{home / 'set'}: holds a data set of another configuration (seed: 1 there, 2 now)"
+        assert told in capsys.readouterr().err
+
+
 def test_bounds_of_passages_are_refused_where_books_stay_whole(
     home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -197,8 +230,8 @@ def test_bounds_of_passages_are_refused_where_books_stay_whole(
 
 
 @pytest.mark.parametrize("verb", ["reshard {} --shards 1 --output o", "verify {}", "stats {}",
-                                  "report {}", "recall o --documents 1 --filler {}",
-                                  "pairs o --books {}"])  # fmt: skip
+                                  "report {}", "recall o.jsonl --documents 1 --filler {}",
+                                  "pairs o.jsonl --books {}"])  # fmt: skip
 def test_what_a_directory_is_instead_of_a_data_set_is_said(
     verb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

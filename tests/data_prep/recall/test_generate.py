@@ -70,21 +70,21 @@ def test_without_a_tokenizer_prompts_are_measured_in_bytes(tmp_path: Path) -> No
 def test_every_mistake_is_reported(
     tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["recall", str(tmp_path / "a"), "--tokenizer", str(model), "--tasks", "riddle"]
+    words = ["recall", str(tmp_path / "a.jsonl"), "--tokenizer", str(model), "--tasks", "riddle"]
     words += ["--documents", "0", "--min-tokens", "9", "--max-tokens", "8", "--workers", "0"]
     assert cli.main(words) == 2
     message = capsys.readouterr().err
     for part in ("found 'riddle'", "--documents", "9 to 8", "--workers"):
         assert part in message
-    words = ["recall", str(tmp_path / "a"), "--tokenizer", str(model)]
+    words = ["recall", str(tmp_path / "a.jsonl"), "--tokenizer", str(model)]
     assert cli.main([*words, "--documents", "1", "--min-tokens", "9", "--max-tokens", "9"]) == 2
     assert "--max-tokens: 9 tokens are fewer than passkey has" in capsys.readouterr().err
-    words = ["recall", str(tmp_path / "a"), "--documents", "1"]
+    words = ["recall", str(tmp_path / "a.jsonl"), "--documents", "1"]
     assert cli.main([*words, "--min-tokens", "9", "--max-tokens", "9"]) == 2
     message = capsys.readouterr().err
     assert "--max-tokens: 9 bytes are fewer than passkey has without filler" in message
     assert "give at least 245, which is enough for every document" in message
-    assert not (tmp_path / "a").exists()
+    assert not (tmp_path / "a.jsonl").exists()
 
 
 @pytest.mark.parametrize("seed", ["1", "2", "3"])
@@ -104,7 +104,7 @@ def test_a_task_that_is_longer_than_its_drawn_length_has_no_filler(
 def test_the_least_length_of_a_message_is_enough(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["recall", str(tmp_path / "a"), "--documents", "30", "--tasks", "multiquery,qa3"]
+    words = ["recall", str(tmp_path / "a.jsonl"), "--documents", "30", "--tasks", "multiquery,qa3"]
     bounds = ["--min-tokens", "9", "--max-tokens"]
     assert cli.main([*words, *bounds, "10"]) == 2
     least = int(capsys.readouterr().err.split("at least ")[1].split(",")[0])

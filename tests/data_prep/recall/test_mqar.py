@@ -86,7 +86,8 @@ def test_numbers_of_pairs_take_turns_and_gaps_lie_between_their_bounds(tmp_path:
     assert min(gaps) < 3 and 200 < max(gaps) <= 300
     # The same documents, with keys among the answers.
     whole = [
-        json.loads(line) for line in _written(tmp_path / "b", "--answers", "pairs").splitlines()
+        json.loads(line)
+        for line in _written(tmp_path / "b.jsonl", "--answers", "pairs").splitlines()
     ]
     for record, one, gap in zip(records, whole, gaps, strict=True):
         pairs = len(record["answer"])
@@ -95,11 +96,11 @@ def test_numbers_of_pairs_take_turns_and_gaps_lie_between_their_bounds(tmp_path:
 
 def test_every_mistake_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--documents", "0", "--pairs", "4,513", "--gap", "-1", "--workers", "0"]
-    assert cli.main(["mqar", str(tmp_path / "a"), *words]) == 2
+    assert cli.main(["mqar", str(tmp_path / "a.jsonl"), *words]) == 2
     message = capsys.readouterr().err
     for part in ("--documents", "at most 512, found 513", "--gap", "--workers"):
         assert part in message
     words = ["--documents", "1", "--pairs", "4,16", "--symbols", "8"]
-    assert cli.main(["mqar", str(tmp_path / "a"), *words]) == 2
+    assert cli.main(["mqar", str(tmp_path / "a.jsonl"), *words]) == 2
     assert "16 pairs cannot be drawn from 8 keys" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())

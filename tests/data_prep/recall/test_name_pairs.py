@@ -93,19 +93,19 @@ def test_every_mistake_is_reported(
     tmp_path: Path, books: Path, write_data_set: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["--passages", "0", "--min-tokens", "9", "--max-tokens", "8", "--names", "0"]
-    assert cli.main(["pairs", str(tmp_path / "a"), "--books", str(books), *words]) == 2
+    assert cli.main(["pairs", str(tmp_path / "a.jsonl"), "--books", str(books), *words]) == 2
     message = capsys.readouterr().err
     for part in ("--passages: expected at least 1", "9 to 8", "--names"):
         assert part in message
     model = tokenizer.find(books)
     nameless = tokenizer.load(model).encode("no name is here. " * 50)
     write_data_set(tmp_path / "set", [nameless], 1, 320, tokenizer=model)
-    command = ["pairs", str(tmp_path / "a"), "--books", str(tmp_path / "set")]
+    command = ["pairs", str(tmp_path / "a.jsonl"), "--books", str(tmp_path / "set")]
     assert cli.main(command) == 1
     assert "none of its documents has a name" in capsys.readouterr().err
     assert cli.main([*command, "--passages", "2", "--min-tokens", "9"]) == 1
     assert "in a row have no name in them" in capsys.readouterr().err
-    assert not (tmp_path / "a").exists()
+    assert not (tmp_path / "a.jsonl").exists()
 
 
 def test_documents_that_make_no_pair_are_counted_and_no_passage_is_too_short(
@@ -120,17 +120,19 @@ def test_documents_that_make_no_pair_are_counted_and_no_passage_is_too_short(
     tokens = [model.encode(text) for text in texts]
     least = len(tokens[1]) + 1
     write_data_set(tmp_path / "set", tokens, 1, 320, tokenizer=model.path)
-    command = ["pairs", str(tmp_path / "a"), "--books", str(tmp_path / "set")]
+    command = ["pairs", str(tmp_path / "a.jsonl"), "--books", str(tmp_path / "set")]
     assert cli.main(command) == 0
     assert (
         capsys.readouterr().out
-        == f"2 pairs: {tmp_path / 'a'}\nleft out: 1 document with no name in it\n"
+        == f"2 pairs: {tmp_path / 'a.jsonl'}\nleft out: 1 document with no name in it\n"
     )
     passages = ["--passages", "20", "--min-tokens", str(least)]
     assert cli.main([*command, *passages, "--max-tokens", "99999"]) == 0
     told = f"left out: 1 document with fewer than {least} tokens"
     assert told in capsys.readouterr().out
-    answers = [json.loads(line)["answer"] for line in (tmp_path / "a").read_text().splitlines()]
+    answers = [
+        json.loads(line)["answer"] for line in (tmp_path / "a.jsonl").read_text().splitlines()
+    ]
     assert answers == [" Anna"] * 20
     assert cli.main([*command, "--passages", "2", "--min-tokens", "5000"]) == 1
     assert "none of its documents has 5,000 tokens; lower --min-tokens" in capsys.readouterr().err

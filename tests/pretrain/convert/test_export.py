@@ -253,6 +253,20 @@ def test_an_export_is_imported_with_the_other_rule_without_the_settings_of_its_o
     assert (memory.kind, memory.normaliser) == ("linear", "inclusive")
 
 
+@pytest.mark.parametrize("kind", ["rmt", "none"])
+def test_an_export_is_imported_with_its_memory_and_the_way_to_another_is_said(
+    tmp_path: Path, write_run: Any, kind: str
+) -> None:
+    write_run(tmp_path / "run")
+    export.run(tmp_path / "run", tmp_path / "hub", "stored")
+    with pytest.raises(SettingsError) as caught:
+        llama.run(tmp_path / "hub", tmp_path / "again", [f"memory.kind={kind}"], None)
+    assert caught.value.problems == [
+        f"memory.kind: {kind} has no place for the model's gates; import it with linear or delta, "
+        f"and set model.memory.kind={kind} in the run that has it as train.start_from"
+    ]
+
+
 def test_settings_without_effect_on_an_import_are_refused(tmp_path: Path, write_run: Any) -> None:
     write_run(tmp_path / "run", memory=MemoryConfig(kind="linear", normaliser="paper"))
     export.run(tmp_path / "run", tmp_path / "hub", "stored")

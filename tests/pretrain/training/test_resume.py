@@ -184,6 +184,18 @@ def test_a_new_run_starts_with_the_weights_of_another_and_remembers_which(
     assert open_run(*words, attempt=2).state.origin == origin
 
 
+def test_a_run_that_starts_from_another_says_what_of_its_model_differs(
+    open_run: Any, take_steps: Take, make_saver: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = open_run("model.memory.kind=linear", "model.memory.when_empty=local", name="source")
+    take_steps(source, 1)
+    saved(source, make_saver)
+    with caplog.at_level(logging.INFO, "pretrain.training.resume"):
+        open_run(f"train.start_from={source.attempt.directory}", "model.memory.kind=linear")
+    told = [message for message in caplog.messages if message.startswith("other than there")]
+    assert told == ["other than there: model.memory.when_empty: 'local' -> 'zero'"]
+
+
 def test_gates_that_the_source_lacks_have_their_initial_value(
     open_run: Any, take_steps: Take, make_saver: Make
 ) -> None:
