@@ -70,6 +70,12 @@ class _Make(Configured):
         limit = [] if self.limit is None else [f"limit={self.limit}"]
         return configuration.load(self.config, [*self.overrides, *limit])
 
+    def problems(self) -> list[str]:
+        twice = [word for word in self.overrides if word.startswith("limit=")]
+        if self.limit is not None and twice:
+            return [f"--limit: {twice[0]} is given, too; give one of the two"]
+        return super().problems()
+
 
 class _Run(_Make):
     """Make a data set, or continue making it."""

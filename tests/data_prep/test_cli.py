@@ -216,6 +216,16 @@ def test_check_refuses_the_directory_of_another_data_set_as_run_does(
         assert told in capsys.readouterr().err
 
 
+def test_a_limit_that_is_given_twice_is_refused(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["run", str(home / "c.yaml"), f"output={tmp_path}/o", "--limit", "3", "limit=5"]
+    assert cli.main(words) == 2
+    assert capsys.readouterr().err.splitlines()[1:] == [
+        "  - --limit: limit=5 is given, too; give one of the two"
+    ]
+
+
 def test_bounds_of_passages_are_refused_where_books_stay_whole(
     home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
