@@ -72,9 +72,9 @@ class _Make(Configured):
 
     def problems(self) -> list[str]:
         twice = [word for word in self.overrides if word.startswith("limit=")]
-        if self.limit is not None and twice:
-            return [f"--limit: {twice[0]} is given, too; give one of the two"]
-        return super().problems()
+        given = twice[:1] if self.limit is not None else []
+        found = [f"--limit: {word} is given, too; give one of the two" for word in given]
+        return found + super().problems()
 
 
 class _Run(_Make):
