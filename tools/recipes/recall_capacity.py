@@ -190,9 +190,6 @@ class Model:
         own = {
             "full": [f"model.memory.full.segments={segments}"],
             "memorizing": ["model.memory.memorizing.capacity=2048", *SEARCHED],
-            # As many as RMT. The published 50 are of segments of 2,048 tokens, and here take six
-            # times as long as all other kinds.
-            "autocompressor": ["model.memory.autocompressor.vectors=10"],
         }
         return [
             f"model.d_model={self.width}",
