@@ -28,6 +28,7 @@ Extract = Callable[[str | bytes], str]
 
 _PAGES = ("text/html", "application/xhtml+xml")
 _HEAD_END = re.compile(rb"\n[ \t\r]*\n")
+_FOLD = re.compile(rb"\r?\n[ \t]+")
 _STATUS = re.compile(rb"\s*(?:HTTP|ICY)\S*[ \t]+(\d{3})", re.IGNORECASE)
 _CHUNK = re.compile(rb"\s*([0-9a-fA-F]{1,8})[ \t]*(?:;[^\n]*)?\r?\n")
 _CUT_CHUNK = re.compile(rb"\s*[0-9a-fA-F]{0,8}[ \t]*(?:;[^\n]*)?\r?")
@@ -79,12 +80,32 @@ def text_of(response: bytes, extract: Extract, kind: str = "") -> str:
     """
     status, fields, body = _divided(response)
     said = fields.get("content-type", "")
-    kind = (kind or re.split("[;,]", said)[0]).strip().lower()
-    if kind not in _PAGES:
-        raise BadRecordError("not HTML", f"a response of type {kind or 'unknown'}")
+    _check_type(kind or said, "response")
     if status != 200:
         raise BadRecordError("not a page", f"its HTTP status is {status}")
     page = _decoded(_dechunked(body, fields), fields.get("content-encoding", ""))
+    return _main_text(page, said, extract)
+
+
+def text_of_resource(page: bytes, said: str, extract: Extract) -> str:
+    """The main text of a page that was stored without a response, with its Content-Type.
+
+    Raises BadRecordError, saying why there is none.
+    """
+    _check_type(said, "resource")
+    return _main_text(page, said, extract)
+
+
+def _check_type(said: str, what: str) -> None:
+    """Raise BadRecordError where a Content-Type is none of a page; of several the last one holds,
+    as in browsers."""
+    kinds = [re.split(";", one)[0].strip().lower() for one in said.split(",")]
+    kind = next((one for one in reversed(kinds) if "/" in one), "")
+    if kind not in _PAGES:
+        raise BadRecordError("not HTML", f"a {what} of type {kind or 'unknown'}")
+
+
+def _main_text(page: bytes, said: str, extract: Extract) -> str:
     text = extract(in_charset(page, said))
     if not text:
         raise BadRecordError("no text in the page")
@@ -106,7 +127,8 @@ def _divided(response: bytes) -> tuple[int, dict[str, str], bytes]:
             (response[: end.start()], response[end.end() :]) if end else (response, b"")
         )
     fields: dict[str, str] = {}
-    for line in head.split(b"\n")[1:]:
+    # A value may go on in the next line, behind white space.
+    for line in _FOLD.sub(b" ", head).split(b"\n")[1:]:
         name, _, value = line.decode("latin-1").partition(":")
         key = name.strip().lower()
         fields[key] = f"{fields[key]}, {value.strip()}" if key in fields else value.strip()
@@ -233,7 +255,8 @@ def in_charset(page: bytes, said: str) -> str | bytes:
     for mark, name in _MARKS:
         if page.startswith(mark):
             return page.decode(name, errors="replace")
-    names = [*_CHARSET.findall(said)[:1], *_of_page(page)]
+    # Of several Content-Types browsers take the last.
+    names = [*reversed(_CHARSET.findall(said)), *_of_page(page)]
     text = _as_utf8(page, any(_codec(name) == "utf-8" for name in names))
     if text is None:
         text = next(filter(None, (_in(page, name) for name in names)), None)

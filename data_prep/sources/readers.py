@@ -78,7 +78,7 @@ class _Counted:
             self.line += block.count(b"\n")
         elif self._is_warc:
             names = block.lower()  # of any case, as for the reader
-            pages = names.count(b"warc-type: response")
+            pages = names.count(b"warc-type: response") + names.count(b"warc-type: resource")
             texts = names.count(b"warc-type: conversion")
             self._pages, self._heads = self._pages + pages - texts, self._heads + pages + texts
         self.size, self.last = self.size + len(block), block[-1:]

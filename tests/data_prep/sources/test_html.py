@@ -329,6 +329,26 @@ def test_the_type_that_the_archive_states_goes_first(extract: html.Extract) -> N
     assert html.text_of(stored, extract, "text/html") == TEXT.strip()
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        "Content-Type: text/html;\r\n\tcharset=iso-8859-2",
+        "Content-Type:\r\n text/html; charset=iso-8859-2",
+        "Content-Type: text/html;\n charset=iso-8859-2\nServer: a",
+        "Content-Type: \r\nContent-Type: text/html; charset=iso-8859-2",
+        "Content-Type: text/html; charset=none\r\nContent-Type: text/html; charset=iso-8859-2",
+        "Content-Type: text/html; charset=utf-8\r\nContent-Type: text/html; charset=iso-8859-2",
+        "Content-Type: text/plain, text/html; charset=iso-8859-2, a",
+    ],
+)
+def test_a_type_is_read_from_folded_lines_and_the_last_of_several_holds(
+    fields: str, extract: html.Extract
+) -> None:
+    page = f"<html><body><p>{POLISH * 3}</p></body></html>".encode("iso8859-2")
+    stored = f"HTTP/1.1 200 OK\r\n{fields}\r\n\r\n".encode() + page
+    assert html.text_of(stored, extract) == (POLISH * 3).strip()
+
+
 def test_a_page_gives_the_same_text_whatever_was_read_before(extract: html.Extract) -> None:
     for _ in range(9):  # trafilatura's own counts of repeated passages would drop it by now
         assert html.text_of(response(PAGE.encode()), extract) == TEXT.strip()
