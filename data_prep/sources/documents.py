@@ -297,8 +297,8 @@ def _check_once(file: InputFile, content: str) -> None:
     config = file.config
     keys = {config.prompt_field: "prompt", config.answer_field: "answer"}
     for key, what in keys.items() if config.prompt_field else ((config.text_field, "text"),):
-        # In a text the quotes are escaped.
-        if content.count(f'"{key}"') > 1:
+        # In a text the quotes are escaped; in a key any letter may be, so that it is not found.
+        if content.count(f'"{key}"') != 1:
             names = json.loads(content, object_pairs_hook=lambda pairs: [name for name, _ in pairs])
             if names.count(key) > 1:
                 raise BadRecordError(f"{what} twice", f"the key {key!r}")

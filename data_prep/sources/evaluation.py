@@ -1,4 +1,5 @@
-"""The texts of evaluation files, which training data must not share: every string in any field.
+"""The texts of evaluation files, which training data must not share: every string in any field,
+and the keys of an object that holds numbers alone.
 
 They come by record, since a question and its answer may be found one behind the other.
 """
@@ -125,6 +126,9 @@ def _strings(value: Any) -> Iterator[str]:
         # Some programs write texts to parquet as bytes; others are images and the like.
         with suppress(UnicodeDecodeError):
             yield value.decode()
+    elif isinstance(value, dict) and all(isinstance(one, int | float) for one in value.values()):
+        # The answers are keys, of their scores (BIG-bench, TruthfulQA).
+        yield from value
     elif isinstance(value, dict | list | tuple):  # a map of parquet has pairs
         for item in value.values() if isinstance(value, dict) else value:
             yield from _strings(item)

@@ -98,8 +98,39 @@ def _extracted(page: str | bytes) -> tuple[str, str]:
 
     try:
         text = trafilatura.extract(
-            page, favor_precision=True, include_comments=False, deduplicate=False
+            _tree(page), favor_precision=True, include_comments=False, deduplicate=False
         )
+    except BadRecordError as bad:
+        return "", bad.detail
     except Exception as error:  # a page that cannot be parsed is no reason to lose more
         return "", type(error).__name__
     return text or "", ""
+
+
+def _tree(page: str | bytes) -> Any:
+    """The whole page as trafilatura parses it; None if it is none. Raises BadRecordError.
+
+    libxml2 ends a page, without an error, at an element that lies in 256 others, as in those whose
+    <font> or <div> are never closed. Such a page is parsed anew, with libxml2's largest depth.
+    """
+    import trafilatura
+    from lxml import html
+    from trafilatura import utils
+
+    tree = trafilatura.load_html(page)
+    if not _is_cut(utils.HTML_PARSER):
+        return tree
+    text = utils.decode_file(page)
+    whole = utils.repair_faulty_html(text, text[:50].lower())
+    parser = html.HTMLParser(
+        encoding="utf-8", remove_comments=True, remove_pis=True, huge_tree=True
+    )
+    tree = html.document_fromstring(whole.encode(errors="surrogatepass"), parser=parser)
+    if _is_cut(parser):
+        raise BadRecordError(_NO_TEXT, "its elements lie in each other more than 2,048 deep")
+    return tree
+
+
+def _is_cut(parser: Any) -> bool:
+    """Whether the last page that was parsed reached a limit, so that its rest is not there."""
+    return any(one.type_name == "ERR_RESOURCE_LIMIT" for one in parser.error_log)

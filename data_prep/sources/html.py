@@ -28,6 +28,7 @@ Extract = Callable[[str | bytes], str]
 
 _PAGES = ("text/html", "application/xhtml+xml")
 _HEAD_END = re.compile(rb"\n[ \t\r]*\n")
+_FOLD = re.compile(rb"\r?\n[ \t]+")
 _STATUS = re.compile(rb"\s*(?:HTTP|ICY)\S*[ \t]+(\d{3})", re.IGNORECASE)
 _CHUNK = re.compile(rb"\s*([0-9a-fA-F]{1,8})[ \t]*(?:;[^\n]*)?\r?\n")
 _CUT_CHUNK = re.compile(rb"\s*[0-9a-fA-F]{0,8}[ \t]*(?:;[^\n]*)?\r?")
@@ -63,9 +64,26 @@ _JAPANESE = ("euc_jp", "iso2022_jp_ext")
 _PAIRED = (*_JAPANESE, "cp932", "cp949", "big5hkscs", "gb18030")
 _TRIPLE = re.compile(rb"\x8f[\xa1-\xfe]{2}")
 _PAIR = re.compile(rb"[\x81-\xfe][\x80-\xff]")
-_ALIASES = {"windows-874": "cp874", "iso-8859-8-i": "iso8859-8", "sjis": "cp932"}
+# Names of the same standard that Python lacks, without "x-".
+_ALIASES = {
+    **{f"iso8859{part}": f"iso8859-{part}" for part in (*range(1, 11), 11, 13, 14, 15)},
+    **dict.fromkeys(("unicode-1-1-utf-8", "unicode11utf8", "unicode20utf8"), "utf-8"),
+    **dict.fromkeys(("iso-8859-6-e", "iso-8859-6-i", "csiso88596e", "csiso88596i"), "iso8859-6"),
+    **dict.fromkeys(("iso-8859-8-e", "iso-8859-8-i", "csiso88598e", "csiso88598i"), "iso8859-8"),
+    **dict.fromkeys(("visual", "logical"), "iso8859-8"),
+    **dict.fromkeys(("windows-874", "dos-874"), "cp874"),
+    **dict.fromkeys(("koi", "koi8"), "koi8-r"),
+    **dict.fromkeys(("mac", "csmacintosh"), "macintosh"),
+    **dict.fromkeys(("gb_2312", "gb_2312-80", "csgb2312"), "gb18030"),
+    **dict.fromkeys(("cn-big5", "x-big5"), "big5"),
+    **dict.fromkeys(("sjis", "windows-31j"), "cp932"),
+    **dict.fromkeys(("windows-949", "ksc_5601", "ks_c_5601-1989"), "cp949"),
+    **dict.fromkeys(("cseuckr", "csksc56011987", "iso-ir-149"), "cp949"),
+    **{"sun_eu_greek": "iso8859-7", "csisolatin9": "iso8859-15", "koi8-ru": "koi8-u"},
+    **{"mac-ukrainian": "mac-cyrillic", "cseucpkdfmtjapanese": "euc-jp"},
+}
 # Names of codecs of Python that are no encodings of pages.
-_NO_CHARSETS = ("idna", "punycode", "unicode_escape", "raw_unicode_escape", "undefined")
+_NO_CHARSETS = ("idna", "punycode", "utf-7", "unicode_escape", "raw_unicode_escape", "undefined")
 # Continuation bytes from which on valid UTF-8 is no accident: of pairs of GBK 8 in 100 are valid.
 _SURE_UTF8 = 8
 # Characters of several bytes to one wrong byte from which on a page is UTF-8 with faults.
@@ -79,12 +97,32 @@ def text_of(response: bytes, extract: Extract, kind: str = "") -> str:
     """
     status, fields, body = _divided(response)
     said = fields.get("content-type", "")
-    kind = (kind or re.split("[;,]", said)[0]).strip().lower()
-    if kind not in _PAGES:
-        raise BadRecordError("not HTML", f"a response of type {kind or 'unknown'}")
+    _check_type(kind or said, "response")
     if status != 200:
         raise BadRecordError("not a page", f"its HTTP status is {status}")
     page = _decoded(_dechunked(body, fields), fields.get("content-encoding", ""))
+    return _main_text(page, said, extract)
+
+
+def text_of_resource(page: bytes, said: str, extract: Extract) -> str:
+    """The main text of a page that was stored without a response, with its Content-Type.
+
+    Raises BadRecordError, saying why there is none.
+    """
+    _check_type(said, "resource")
+    return _main_text(page, said, extract)
+
+
+def _check_type(said: str, what: str) -> None:
+    """Raise BadRecordError where a Content-Type is none of a page; of several the last one holds,
+    as in browsers."""
+    kinds = [re.split(";", one)[0].strip().lower() for one in said.split(",")]
+    kind = next((one for one in reversed(kinds) if "/" in one), "")
+    if kind not in _PAGES:
+        raise BadRecordError("not HTML", f"a {what} of type {kind or 'unknown'}")
+
+
+def _main_text(page: bytes, said: str, extract: Extract) -> str:
     text = extract(in_charset(page, said))
     if not text:
         raise BadRecordError("no text in the page")
@@ -106,7 +144,8 @@ def _divided(response: bytes) -> tuple[int, dict[str, str], bytes]:
             (response[: end.start()], response[end.end() :]) if end else (response, b"")
         )
     fields: dict[str, str] = {}
-    for line in head.split(b"\n")[1:]:
+    # A value may go on in the next line, behind white space.
+    for line in _FOLD.sub(b" ", head).split(b"\n")[1:]:
         name, _, value = line.decode("latin-1").partition(":")
         key = name.strip().lower()
         fields[key] = f"{fields[key]}, {value.strip()}" if key in fields else value.strip()
@@ -233,7 +272,8 @@ def in_charset(page: bytes, said: str) -> str | bytes:
     for mark, name in _MARKS:
         if page.startswith(mark):
             return page.decode(name, errors="replace")
-    names = [*_CHARSET.findall(said)[:1], *_of_page(page)]
+    # Of several Content-Types browsers take the last.
+    names = [*reversed(_CHARSET.findall(said)), *_of_page(page)]
     text = _as_utf8(page, any(_codec(name) == "utf-8" for name in names))
     if text is None:
         text = next(filter(None, (_in(page, name) for name in names)), None)

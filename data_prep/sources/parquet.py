@@ -61,11 +61,19 @@ def columns(file: InputFile) -> list[str]:
         return [str(name) for name in opened.plain.schema_arrow.names]
 
 
-def no_text(file: InputFile) -> list[str]:
-    """The type of the text's column, where it is none of texts. Raises DamageError."""
+def unusable(file: InputFile) -> dict[str, str]:
+    """The types of the columns of texts and of ids that hold none, by `text_field` and `id_field`.
+
+    Raises DamageError.
+    """
     with _opened(file) as opened:
-        kind = _type(opened.plain, file.config.text_field)
-        return [] if kind is None or _is_text(kind) else [str(kind)]
+        text = _type(opened.plain, file.config.text_field)
+        id = _type(opened.plain, file.config.id_field)
+        fits = {
+            "text_field": (text, text is None or _is_text(text)),
+            "id_field": (id, id is None or _is_id(id)),
+        }
+        return {setting: str(kind) for setting, (kind, is_fit) in fits.items() if not is_fit}
 
 
 def _why_lost(file: InputFile, size: int, error: DamageError) -> tuple[str, str]:
@@ -187,9 +195,27 @@ def _type(opened: pq.ParquetFile, name: str) -> pa.DataType | None:
 
 
 def _is_text(kind: pa.DataType | None) -> bool:
+    """Whether a column's values may be texts; whether each is UTF-8 is seen as it is read.
+
+    Impala, Hive and some settings of Spark write texts as bytes that are not said to be UTF-8.
+    """
     return kind is not None and bool(
+        _is_string(kind)
+        or pa.types.is_binary(kind)
+        or pa.types.is_large_binary(kind)
+        or pa.types.is_binary_view(kind)
+    )
+
+
+def _is_string(kind: pa.DataType) -> bool:
+    return bool(
         pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
     )
+
+
+def _is_id(kind: pa.DataType) -> bool:
+    # Not bytes: those of ids are often no UTF-8.
+    return _is_string(kind) or bool(pa.types.is_integer(kind))
 
 
 def _rows(file: InputFile, opened: _Opened, group: _Group) -> Iterator[RawDocument | Reject]:
@@ -240,7 +266,7 @@ def _read(
 ) -> Iterator[tuple[bytes | None, Any]]:
     with _damage():
         id_type = _type(opened, file.config.id_field)
-        has_id = id_type is not None and (_is_text(id_type) or pa.types.is_integer(id_type))
+        has_id = id_type is not None and _is_id(id_type)
         columns = [file.config.text_field, *([file.config.id_field] if has_id else [])]
         batches = opened.iter_batches(
             _batch_rows(opened, group, columns), [group.number], list(dict.fromkeys(columns)), False

@@ -21,7 +21,8 @@ from data_prep.sources.inputs import InputChangedError, InputFile
 KEYED = ("jsonl", "parquet")
 """Formats whose records have keys or columns."""
 
-_TEXT = "a text"
+# What a setting's key or column is to hold, where it holds none of it.
+_MEANT = {"text_field": "no text", "id_field": "no id (a text or a whole number)"}
 # Records by which it is judged whether a file holds texts; where they are long, the fewest that are
 # enough among so many bytes.
 _FIRST_RECORDS, _TELLING, _LONG_HEAD_BYTES = 100, 4, 8 << 20
@@ -78,7 +79,7 @@ class _Counted:
             self.line += block.count(b"\n")
         elif self._is_warc:
             names = block.lower()  # of any case, as for the reader
-            pages = names.count(b"warc-type: response")
+            pages = names.count(b"warc-type: response") + names.count(b"warc-type: resource")
             texts = names.count(b"warc-type: conversion")
             self._pages, self._heads = self._pages + pages - texts, self._heads + pages + texts
         self.size, self.last = self.size + len(block), block[-1:]
@@ -201,23 +202,26 @@ def missing_field(file: InputFile) -> str:
                     f"{file.path} has no JSON object in its first lines, of which each is to be one"
                 )
             keys = [*dict.fromkeys(key for one in found or () for key in one)]
-            kinds = [] if config.has_pairs else _kinds(found or [], config.text_field)
+            kinds = _unusable(found or [], config)
         else:
             keys = parquet.columns(file) if file.format == "parquet" else []
-            kinds = parquet.no_text(file) if file.format == "parquet" else []
+            kinds = parquet.unusable(file) if file.format == "parquet" else {}
     except (OSError, DamageError):
         return ""
     names = ["prompt_field", "answer_field"] if config.has_pairs else ["text_field"]
     if config.id_field != SourceConfig.id_field:
-        names.append("id_field")  # by default an id may be missing
+        names.append("id_field")  # by default an id may be missing, or be no id
     absent = [name for name in names if keys and getattr(config, name) not in keys]
     if absent:
         wanted = " and ".join(f"{name} is {getattr(config, name)!r}" for name in absent)
         return f"{wanted}, but {file.path} has {inputs.listed(keys)}"
-    if kinds:
-        wanted = f"text_field is {config.text_field!r}, which in {file.path}"
-        return f"{wanted} is no text, but {' or '.join(kinds)}"
-    return ""
+    wrong = [
+        f"{name} is {getattr(config, name)!r}, which in {file.path} is {_MEANT[name]}, but "
+        f"{kinds[name]}"
+        for name in names
+        if name in kinds
+    ]
+    return "; ".join(wrong)
 
 
 def _first_objects(file: InputFile) -> list[dict[str, Any]] | None:
@@ -232,17 +236,27 @@ def _first_objects(file: InputFile) -> list[dict[str, Any]] | None:
     return None
 
 
-def _kinds(found: list[dict[str, Any]], key: str) -> list[str]:
-    """What the objects have under the key where none has a text there."""
-    values = [one[key] for one in found if key in one]
-    kinds = {_kind(value) for value in values}
-    return [] if _TEXT in kinds else sorted(kinds)
+def _unusable(found: list[dict[str, Any]], config: SourceConfig) -> dict[str, str]:
+    """What the objects have under `text_field` and `id_field` where none has a text, or an id."""
+    fits = {"id_field": _is_id}
+    if not config.has_pairs:
+        fits["text_field"] = lambda value: isinstance(value, str)
+    wrong = {}
+    for name, is_fit in fits.items():
+        values = [one[key] for one in found if (key := getattr(config, name)) in one]
+        if values and not any(map(is_fit, values)):
+            wrong[name] = " or ".join(sorted(set(map(_kind, values))))
+    return wrong
+
+
+def _is_id(value: Any) -> bool:
+    return bool(documents.identifier(value, ""))
 
 
 def _kind(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return "null" if value is None else "true or false"
-    names: dict[type, str] = {str: _TEXT, list: "a list", dict: "an object"}
+    names: dict[type, str] = {str: "a text", list: "a list", dict: "an object"}
     return names.get(type(value), "a number")
 
 

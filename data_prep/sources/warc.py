@@ -1,11 +1,13 @@
-"""WARC and WET: `conversion` records of plain text and `response` records of HTML are documents.
+"""WARC and WET: records of plain text (`conversion`) and of HTML are documents.
 
-Other records (warcinfo, request, metadata, ...) are not documents and are not counted. A record's
-`line` is its number in the file, of all records, and its offset is where its header begins, after
-decompression. A record at fault is rejected, and reading continues at the next: in a file whose
-records are compressed one by one at the next member that begins as one, else at the next head of a
-record. The reader is our own since warcio only warns of a wrong length, ends silently where a file
-is cut, and needs time that is quadratic in the length of a line.
+HTML is in `response` records or, as warcit writes it, in `resource` records of a URL; those of
+other URIs (urn:, metadata:) tell of the crawl. Other records (warcinfo, request, metadata, revisit,
+...) are not documents and are not counted. A record's `line` is its number in the file, of all
+records, and its offset is where its header begins, after decompression. A record at fault is
+rejected, and reading continues at the next: in a file whose records are compressed one by one at
+the next member that begins as one, else at the next head of a record. The reader is our own since
+warcio only warns of a wrong length, ends silently where a file is cut, and needs time that is
+quadratic in the length of a line.
 """
 
 from __future__ import annotations
@@ -31,6 +33,8 @@ _HEAD = re.compile(
     re.IGNORECASE,
 )
 _HEAD_BYTES = 1 << 13
+_OF_PAGES = ("response", "resource")
+_URL = re.compile(r"(?:https?|ftps?|file):", re.IGNORECASE)
 # Digits of a possible length: int() of more would be slow, or refused.
 _DIGITS = 18
 # Bytes that may be read again after faults, in sizes of the file: each could cost all of it.
@@ -322,7 +326,7 @@ class _Records:
         kind, length = _kind(header), int(stated)
         if length > self._found.size - self._archive.tell():
             raise DamageError("truncated file")
-        most = min(self._file.held_bytes, html.LARGEST) if kind == "response" else 0
+        most = min(self._file.held_bytes, html.LARGEST) if kind in _OF_PAGES else 0
         kept = min(length, self._file.held_bytes if kind == "conversion" else most)
         content = self._archive.read(kept)
         if len(content) < kept:
@@ -330,27 +334,34 @@ class _Records:
         self._archive.skip(length - kept)
         if not self._archive.ends_record(end):
             raise DamageError(f"a record does not end where its Content-Length {stated} says")
-        return length, content if kind in ("conversion", "response") else None
+        return length, content if kind in ("conversion", *_OF_PAGES) else None
 
     def _text(self, header: dict[str, str], content: bytes, length: int) -> str:
         said = header.get("content-type", "")
         kind = said.partition(";")[0].strip().lower()
         if "warc-segment-number" in header:
             raise BadRecordError("unsupported record", "a part of a record in several segments")
-        if _kind(header) == "response":
-            if kind not in ("application/http", ""):
-                raise BadRecordError("not HTML", f"a response of type {kind}")
-            if length > len(content):
-                detail = f"{length} bytes; a page may have {html.LARGEST}"
-                raise BadRecordError("record too large", detail)
-            return html.text_of(
-                content, self._extract, header.get("warc-identified-payload-type", "")
-            )
+        if _kind(header) in _OF_PAGES:
+            return self._page(header, content, length)
         if kind not in ("text/plain", ""):
             raise BadRecordError("not plain text", f"a conversion to {kind}")
         if not content:
             raise BadRecordError("empty text")
         return html.said_text(content, said) or documents.utf8(content)
+
+    def _page(self, header: dict[str, str], content: bytes, length: int) -> str:
+        said = header.get("content-type", "")
+        kind = said.partition(";")[0].strip().lower()
+        is_http = kind == "application/http" or (_kind(header) == "response" and not kind)
+        if _kind(header) == "response" and not is_http:
+            raise BadRecordError("not HTML", f"a response of type {kind}")
+        if length > len(content):
+            detail = f"{length} bytes; a page may have {html.LARGEST}"
+            raise BadRecordError("record too large", detail)
+        if is_http:
+            known = header.get("warc-identified-payload-type", "")
+            return html.text_of(content, self._extract, known)
+        return html.text_of_resource(content, said, self._extract)
 
 
 def _check_first(line: bytes) -> None:
@@ -365,4 +376,8 @@ def _check_first(line: bytes) -> None:
 
 
 def _kind(header: dict[str, str]) -> str:
-    return header.get("warc-type", "").lower()
+    """The record's type; none for a resource that is no page of a crawl, but tells of it."""
+    kind = header.get("warc-type", "").lower()
+    # WARC 1.0 has URIs in angle brackets.
+    uri = header.get("warc-target-uri", "").lstrip("<")
+    return "" if kind == "resource" and not _URL.match(uri) else kind

@@ -86,7 +86,8 @@ class HuggingFace(Tokenizer):
     @cached_property
     def strips_first_space(self) -> bool:
         for id, piece in enumerate(self.pieces):
-            if piece.startswith(b" ") and is_utf8(piece):
+            # A space of its own byte token is not one that was prefixed: not all decoders drop it.
+            if piece.startswith(b" ") and is_utf8(piece) and self.name(id) != "<0x20>":
                 alone: str = self._model.decode([id], skip_special_tokens=False)
                 return alone.encode() != piece
         return False

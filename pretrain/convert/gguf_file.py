@@ -114,7 +114,7 @@ def of_file(path: Path, tokenizer_path: Path | None) -> Source:
         source.attempt(lambda: _take_tokenizer(source, metadata), None)
     else:
         source.attempt(lambda: source.take_tokenizer(tokenizer_path), None)
-    source.beside = _beside(metadata)
+    source.beside = source.attempt(lambda: _beside(path, metadata), {})
     return source
 
 
@@ -259,14 +259,19 @@ def _take_tokenizer(source: Source, metadata: Mapping[str, Any]) -> None:
     source.tokenizer, source.tokenizer_file = kind(source.path, data), (name, data)
 
 
-def _beside(metadata: Mapping[str, Any]) -> dict[str, bytes]:
-    """The chat templates and the ids that end a text."""
+def _beside(path: Path, metadata: Mapping[str, Any]) -> dict[str, bytes]:
+    """The chat templates and the ids that end a text. Raises SettingsError."""
     first = "tokenizer.chat_template"
     templates = {
         "default" if key == first else key.removeprefix(f"{first}."): text
         for key, text in metadata.items()
         if key.startswith(first) and isinstance(text, str)
     }
+    # A file gets the name of its template.
+    if wrong := [name for name in templates if name in ("", ".", "..") or Path(name).name != name]:
+        raise SettingsError(
+            [f"{path.name}: {first}.{name}: {name!r} is no name of a file" for name in wrong]
+        )
     roles = ("eos_token_id", "eot_token_id", "eom_token_id")
     given = [metadata.get(f"tokenizer.ggml.{role}") for role in roles]
     ends = list(dict.fromkeys(id for id in given if id is not None))

@@ -732,7 +732,7 @@ def test_where_no_document_is_left_to_train_on_the_reasons_are_told(
 def test_a_field_that_no_file_has_is_refused_before_anything_is_read(
     more: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    rows = [{"body": ENGLISH, "n": number, "turns": [ENGLISH]} for number in range(9)]
+    rows = [{"body": ENGLISH, "n": n, "turns": [ENGLISH], "x": n / 2} for n in range(9)]
     data = "".join(json.dumps(row) + "\n" for row in rows)
     for name in ("a.jsonl", "b.jsonl"):
         (tmp_path / name).write_text(data)
@@ -748,7 +748,7 @@ def test_a_field_that_no_file_has_is_refused_before_anything_is_read(
         return problem.removeprefix("  - sources[0]: ")
 
     remedy = "; correct it, or exclude such files"
-    where = f"{tmp_path}/a.jsonl has 'body', 'n', 'turns'"
+    where = f"{tmp_path}/a.jsonl has 'body', 'n', 'turns', 'x'"
     assert told("paths: ['*.jsonl']") == f"text_field is 'text', but {where}{remedy}"
     pairs = "paths: ['*.jsonl'], format: jsonl, prompt_field: question, answer_field: body"
     assert told(pairs) == f"prompt_field is 'question', but {where}{remedy}"
@@ -768,6 +768,16 @@ def test_a_field_that_no_file_has_is_refused_before_anything_is_read(
         path = tmp_path / name
         found = told(f"paths: [{name}], text_field: {field}")
         assert found == f"text_field is {field!r}, which in {path} is no text, but {kind}{remedy}"
+    for name, text, kind in (
+        ("a.jsonl", "body", "a number"),
+        ("c.parquet", "body", "double"),
+        ("c.parquet", "n", "double"),
+    ):
+        path = tmp_path / name
+        found = told(f"paths: [{name}], text_field: {text}, id_field: x")
+        wrong = f"text_field is 'n', which in {path} is no text, but int64; " * (text == "n")
+        what = f"id_field is 'x', which in {path} is no id (a text or a whole number), but {kind}"
+        assert found == f"{wrong}{what}{remedy}"
 
 
 def test_a_field_that_no_file_has_is_told_where_other_files_are_texts(

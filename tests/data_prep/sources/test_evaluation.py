@@ -50,6 +50,20 @@ def test_the_strings_of_a_file_are_told_by_what_it_holds(
     assert evaluation.problem(tmp_path / name) is None
 
 
+def test_answers_that_are_the_keys_of_their_scores_are_found(tmp_path: Path) -> None:
+    rows = [
+        {"input": QUESTION, "target_scores": {"the eighth one": 1, "none at all": 0.5}, "n": 3},
+        {"question": "x", "mc1_targets": {"it was": True, "it was not": False}, "more": {}},
+    ]
+    (tmp_path / "task.json").write_text(json.dumps({"name": "ships", "examples": rows}))
+    assert list(evaluation.records(tmp_path / "task.json")) == [
+        [
+            *("ships", QUESTION, "the eighth one", "none at all"),
+            *("x", "it was", "it was not"),
+        ]
+    ]
+
+
 def test_tables_are_read(tmp_path: Path) -> None:
     for name, separator in (("a.csv", ","), ("a.tsv", "\t"), ("a.CSV", ",")):
         with (tmp_path / name).open("w", newline="", encoding="utf-8") as out:

@@ -18,10 +18,10 @@ from data_prep.sources.extractor import Extractor
 
 PAGE = "<html><body><p>" + "Some sentences of a page. " * 20 + "</p></body></html>"
 TEXT = ("Some sentences of a page. " * 20).strip()
-REAL = trafilatura.extract
+REAL = trafilatura.load_html
 
 
-def stand_in(page: Any, **options: Any) -> Any:
+def stand_in(page: Any) -> Any:
     """Is slow in C and in Python, or ends the process, as the page says."""
     if "descriptor" in page:
         os.write(int(page.split()[-1]), b"begun")
@@ -34,7 +34,7 @@ def stand_in(page: Any, **options: Any) -> Any:
             continue
     if "crash" in page:
         os.kill(os.getpid(), signal.SIGKILL)
-    return REAL(page, **options)
+    return REAL(page)
 
 
 def children() -> set[str]:
@@ -53,7 +53,7 @@ def children() -> set[str]:
 def test_a_page_that_takes_too_long_is_rejected_and_the_next_is_read(
     page: str, why: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trafilatura, "extract", stand_in)
+    monkeypatch.setattr(trafilatura, "load_html", stand_in)
     before = children()
     with Extractor() as extract:
         assert extract(PAGE) == TEXT
@@ -76,7 +76,7 @@ def is_running(process: int) -> bool:
 
 
 def test_the_process_ends_with_the_one_that_uses_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trafilatura, "extract", stand_in)
+    monkeypatch.setattr(trafilatura, "load_html", stand_in)
     reader, writer = os.pipe()
     worker = os.fork()
     if not worker:
@@ -99,3 +99,24 @@ def test_the_process_ends_with_the_one_that_uses_it(monkeypatch: pytest.MonkeyPa
     if left:
         os.kill(served, signal.SIGKILL)  # it would keep the output of the tests open
     assert not left
+
+
+SENTENCES = [f"Sentence {n} of the page, in which some words are said." for n in range(400)]
+
+
+@pytest.mark.parametrize("as_bytes", [False, True])
+def test_a_page_of_elements_that_are_never_closed_is_read_to_its_end(as_bytes: bool) -> None:
+    body = "".join(f"<font><p>{text}</p>" for text in SENTENCES)
+    page = f"<!doctype html><html><head><title>x</title></head><body>{body}</body></html>"
+    with Extractor() as extract:
+        assert extract(page.encode() if as_bytes else page).split("\n") == SENTENCES
+
+
+def test_a_page_that_is_too_deep_is_rejected_and_not_cut() -> None:
+    page = f"<html><body><p>{SENTENCES[0] * 9}</p>{'<div>' * 3000}<p>more</p></body></html>"
+    with Extractor() as extract:
+        with pytest.raises(BadRecordError) as caught:
+            extract(page)
+        assert extract(PAGE) == TEXT
+    why = "its elements lie in each other more than 2,048 deep"
+    assert (caught.value.reason, caught.value.detail) == ("no text in the page", why)

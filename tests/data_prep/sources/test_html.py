@@ -135,6 +135,85 @@ def test_a_page_is_read_in_the_encoding_that_is_said(
     assert html.text_of(response(page.encode(codec), kind=kind), extract) == text.strip()
 
 
+# Python's codec, and every name that encoding.spec.whatwg.org gives it: what pages mean by it.
+LABELS = {
+    "utf-8": "unicode-1-1-utf-8 unicode11utf8 unicode20utf8 utf-8 utf8 x-unicode20utf8",
+    "cp866": "866 cp866 csibm866 ibm866",
+    "iso8859-2": (
+        "csisolatin2 iso-8859-2 iso-ir-101 iso8859-2 iso88592 iso_8859-2 iso_8859-2:1987 l2 latin2"
+    ),
+    "iso8859-3": (
+        "csisolatin3 iso-8859-3 iso-ir-109 iso8859-3 iso88593 iso_8859-3 iso_8859-3:1988 l3 latin3"
+    ),
+    "iso8859-4": (
+        "csisolatin4 iso-8859-4 iso-ir-110 iso8859-4 iso88594 iso_8859-4 iso_8859-4:1988 l4 latin4"
+    ),
+    "iso8859-5": (
+        "csisolatincyrillic cyrillic iso-8859-5 iso-ir-144 iso8859-5 iso88595 iso_8859-5 "
+        "iso_8859-5:1988"
+    ),
+    "iso8859-6": (
+        "arabic asmo-708 csiso88596e csiso88596i csisolatinarabic ecma-114 iso-8859-6 "
+        "iso-8859-6-e iso-8859-6-i iso-ir-127 iso8859-6 iso88596 iso_8859-6 iso_8859-6:1987"
+    ),
+    "iso8859-7": (
+        "csisolatingreek ecma-118 elot_928 greek greek8 iso-8859-7 iso-ir-126 iso8859-7 "
+        "iso88597 iso_8859-7 iso_8859-7:1987 sun_eu_greek"
+    ),
+    "iso8859-8": (
+        "csiso88598e csisolatinhebrew hebrew iso-8859-8 iso-8859-8-e iso-ir-138 iso8859-8 "
+        "iso88598 iso_8859-8 iso_8859-8:1988 visual csiso88598i iso-8859-8-i logical"
+    ),
+    "iso8859-10": "csisolatin6 iso-8859-10 iso-ir-157 iso8859-10 iso885910 l6 latin6",
+    "iso8859-13": "iso-8859-13 iso8859-13 iso885913",
+    "iso8859-14": "iso-8859-14 iso8859-14 iso885914",
+    "iso8859-15": "csisolatin9 iso-8859-15 iso8859-15 iso885915 iso_8859-15 l9",
+    "iso8859-16": "iso-8859-16",
+    "koi8-r": "cskoi8r koi koi8 koi8-r koi8_r",
+    "koi8-u": "koi8-ru koi8-u",
+    "mac-roman": "csmacintosh mac macintosh x-mac-roman",
+    "cp874": "dos-874 iso-8859-11 iso8859-11 iso885911 tis-620 windows-874",
+    "cp1250": "cp1250 windows-1250 x-cp1250",
+    "cp1251": "cp1251 windows-1251 x-cp1251",
+    "cp1252": (
+        "ansi_x3.4-1968 ascii cp1252 cp819 csisolatin1 ibm819 iso-8859-1 iso-ir-100 iso8859-1 "
+        "iso88591 iso_8859-1 iso_8859-1:1987 l1 latin1 us-ascii windows-1252 x-cp1252"
+    ),
+    "cp1253": "cp1253 windows-1253 x-cp1253",
+    "cp1254": (
+        "cp1254 csisolatin5 iso-8859-9 iso-ir-148 iso8859-9 iso88599 iso_8859-9 iso_8859-9:1989 "
+        "l5 latin5 windows-1254 x-cp1254"
+    ),
+    "cp1255": "cp1255 windows-1255 x-cp1255",
+    "cp1256": "cp1256 windows-1256 x-cp1256",
+    "cp1257": "cp1257 windows-1257 x-cp1257",
+    "cp1258": "cp1258 windows-1258 x-cp1258",
+    "mac-cyrillic": "x-mac-cyrillic x-mac-ukrainian",
+    "gb18030": (
+        "chinese csgb2312 csiso58gb231280 gb2312 gb_2312 gb_2312-80 gbk iso-ir-58 x-gbk gb18030"
+    ),
+    "big5hkscs": "big5 big5-hkscs cn-big5 csbig5 x-x-big5",
+    "euc_jp": "cseucpkdfmtjapanese euc-jp x-euc-jp",
+    "iso2022_jp_ext": "csiso2022jp iso-2022-jp",
+    "cp932": "csshiftjis ms932 ms_kanji shift-jis shift_jis sjis windows-31j x-sjis",
+    "cp949": (
+        "cseuckr csksc56011987 euc-kr iso-ir-149 korean ks_c_5601-1987 ks_c_5601-1989 ksc5601 "
+        "ksc_5601 windows-949"
+    ),
+}
+
+
+@pytest.mark.parametrize("codec", LABELS)
+def test_an_encoding_is_known_by_every_name_that_browsers_know(codec: str) -> None:
+    letters = "".join(map(chr, (*range(0xA1, 0x250), *range(0x391, 0x6FF), *range(0xE01, 0xE30))))
+    letters += POLISH + JAPANESE + CHINESE + "\uc548\ub155"
+    text = letters.encode(codec, errors="ignore").decode(codec)
+    assert len(text) > 20
+    page = f"<p>{text}</p>".encode(codec)
+    for label in LABELS[codec].split():
+        assert html.in_charset(page, f"text/html; charset={label}") == f"<p>{text}</p>", label
+
+
 def test_what_is_said_of_an_encoding_yields_to_what_the_bytes_are() -> None:
     for said, page, text in (
         # UTF-8 that a server calls something else, and the other way round.
@@ -327,6 +406,26 @@ def test_what_is_no_page_says_why(
 def test_the_type_that_the_archive_states_goes_first(extract: html.Extract) -> None:
     stored = response(PAGE.encode(), kind="text/plain")
     assert html.text_of(stored, extract, "text/html") == TEXT.strip()
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        "Content-Type: text/html;\r\n\tcharset=iso-8859-2",
+        "Content-Type:\r\n text/html; charset=iso-8859-2",
+        "Content-Type: text/html;\n charset=iso-8859-2\nServer: a",
+        "Content-Type: \r\nContent-Type: text/html; charset=iso-8859-2",
+        "Content-Type: text/html; charset=none\r\nContent-Type: text/html; charset=iso-8859-2",
+        "Content-Type: text/html; charset=utf-8\r\nContent-Type: text/html; charset=iso-8859-2",
+        "Content-Type: text/plain, text/html; charset=iso-8859-2, a",
+    ],
+)
+def test_a_type_is_read_from_folded_lines_and_the_last_of_several_holds(
+    fields: str, extract: html.Extract
+) -> None:
+    page = f"<html><body><p>{POLISH * 3}</p></body></html>".encode("iso8859-2")
+    stored = f"HTTP/1.1 200 OK\r\n{fields}\r\n\r\n".encode() + page
+    assert html.text_of(stored, extract) == (POLISH * 3).strip()
 
 
 def test_a_page_gives_the_same_text_whatever_was_read_before(extract: html.Extract) -> None:

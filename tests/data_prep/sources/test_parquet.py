@@ -41,7 +41,10 @@ def binary(values: list[bytes | None]) -> pa.Array:
     return pa.array(values, pa.binary()).view(pa.string())
 
 
-@pytest.mark.parametrize("kind", ["string", "large_string", "dictionary"])
+KINDS = ["string", "large_string", "string_view", "dictionary", "binary", "large_binary"]
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "binary_view"])
 @pytest.mark.parametrize("codec", ["none", "snappy", "zstd"])
 def test_rows_are_documents_with_their_number(kind: str, codec: str, tmp_path: Path) -> None:
     texts = pa.array(TEXTS)
@@ -94,7 +97,11 @@ def test_a_bad_row_is_rejected_alone(tmp_path: Path) -> None:
             "2 columns are called 'text'",
         ),
         ({"text": [1] * 70}, "text not a string", "column 'text' is int64"),
-        ({"text": [b"a"] * 70}, "text not a string", "is binary"),
+        (
+            {"text": pa.array([b"a"] * 70, pa.binary(1))},
+            "text not a string",
+            "is fixed_size_binary",
+        ),
         ({"text": [["a"]] * 70}, "text not a string", "is list"),
     ],
 )
@@ -109,6 +116,24 @@ def test_of_a_wrong_column_each_row_is_a_reject(
     assert detail in rejects[69].detail
     found = readers.survey(file, 1)
     assert found.records == 70 and sum(reject.read for reject in rejects) == found.size
+
+
+def test_of_bytes_that_are_not_said_to_be_text_those_in_utf8_are_texts(tmp_path: Path) -> None:
+    texts = [b"caf\xc3\xa9", None, b"caf\xe9", b"", b"two"]
+    made = read(write(tmp_path / "a.parquet", {"text": pa.array(texts, pa.binary())}))
+    assert [record.text for record in made if isinstance(record, RawDocument)] == [
+        "caf\u00e9",
+        "two",
+    ]
+    assert [(record.line, record.reason) for record in made if isinstance(record, Reject)] == [
+        (2, "text not a string"),
+        (3, "invalid UTF-8"),
+        (4, "empty text"),
+    ]
+    # Bytes of ids are often no text, and cost no document.
+    file = write(tmp_path / "b.parquet", {"text": ["a"], "id": [b"\xff\xfe"]})
+    (made,) = read(file)
+    assert isinstance(made, RawDocument) and made.id == "b.parquet:1"
 
 
 def test_an_empty_table_holds_nothing(tmp_path: Path) -> None:

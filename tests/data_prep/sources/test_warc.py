@@ -126,6 +126,39 @@ def test_responses_say_why_they_are_no_documents(tmp_path: Path) -> None:
     assert (kept.text, kept.id) == ("kept", "<urn:8>")
 
 
+def test_resources_of_urls_are_pages_and_those_that_tell_of_the_crawl_are_none(
+    tmp_path: Path,
+) -> None:
+    said = "Przep\u0142ywa\u0142 zatok\u0119 dwa razy, \u0142\u00f3d\u017a \u015bpi. " * 9
+    page = f"<html><body><article><p>{said}</p></article></body></html>"
+    http = b"HTTP/1.1 200 OK\r\nContent-Type: text/html; charset=utf-8\r\n\r\n" + page.encode()
+    kinds = [
+        ("http://a.org/", "text/html", page.encode()),
+        ("<https://a.org/1>", "text/html; charset=iso-8859-2", page.encode("iso8859-2")),
+        ("file:///a", "application/http; msgtype=response", http),
+        ("ftp://a.org/b", "image/png", b"\x89PNG"),
+        ("http://a.org/2", "text/html", b"<html>" + b"x" * html.LARGEST),
+        ("urn:text:http://a.org/", "text/plain", said.encode()),
+        ("urn:view:http://a.org/", "text/html", page.encode()),
+        ("metadata://gnu.org/software/wget/warc/wget.log", "text/plain", b"log"),
+    ]
+    out = io.BytesIO()
+    writer = WARCWriter(out, gzip=True)
+    for uri, kind, data in kinds:
+        writer.write_record(
+            writer.create_warc_record(
+                uri, "resource", payload=io.BytesIO(data), warc_content_type=kind
+            )
+        )
+    (tmp_path / "a").write_bytes(out.getvalue())
+    made = read(input_file(tmp_path / "a", "gzip"))
+    assert [one.text for one in made if isinstance(one, RawDocument)] == [said.strip()] * 3
+    assert [(one.line, one.reason) for one in made if isinstance(one, Reject)] == [
+        (4, "not HTML"),
+        (5, "record too large"),
+    ]
+
+
 @pytest.mark.parametrize("gzip", [True, False])
 def test_a_cut_archive_keeps_what_came_before(gzip: bool, tmp_path: Path) -> None:
     data = archive(gzip=gzip)

@@ -48,6 +48,23 @@ def test_every_text_comes_back_from_the_librarys_own_tokens(
             assert peer.decode(ids.tolist()) == text
 
 
+def test_the_space_that_metaspace_prefixes_is_told_from_the_token_of_its_byte(
+    files: dict[str, Path], tmp_path: Path
+) -> None:
+    plain = json.loads(files["metaspace"].read_bytes())
+    assert plain["pre_tokenizer"]["type"] == "Metaspace" and "<0x20>" in plain["model"]["vocab"]
+    spaces = {key: plain["pre_tokenizer"][key] for key in ("replacement", "prepend_scheme")}
+    decoder = {"type": "Metaspace", **spaces, "split": False}
+    plain["decoder"] = {"type": "Sequence", "decoders": [{"type": "ByteFallback"}, decoder]}
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps(plain))
+    model, peer = tokenizer.load(path), peer_of(path)
+    for text in nasty_texts(60):
+        assert model.decode(model.encode(text)) == text
+        if not text.startswith(" "):
+            assert model.encode(text).tolist() == peer.encode(text, add_special_tokens=False).ids
+
+
 def test_a_literal_u2581_comes_back_from_byte_level_bpe_alone(files: dict[str, Path]) -> None:
     for kind in KINDS:
         model = tokenizer.load(files[kind])

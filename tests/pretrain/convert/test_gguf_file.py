@@ -83,6 +83,8 @@ def write_gguf(
     for key, value in sentencepiece_fields(tokenizer_model).items():
         add(writer, f"tokenizer.ggml.{key}", value)
     add(writer, "tokenizer.chat_template", "{{ messages }}")
+    if name := metadata.get("general.template"):
+        add(writer, f"tokenizer.chat_template.{name}", "{{ tools }}")
     add(writer, "tokenizer.ggml.eot_token_id", 7)
     for name, weight in model.state_dict().items():
         if name == "lm_head.weight" and config.tie_word_embeddings:
@@ -225,6 +227,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "factors": ({"general.factors": [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]},
                 "rope_freqs.weight: divides frequencies otherwise than Llama 3.1"),
     "an adapter": ({"general.type": "adapter"}, "general.type: 'adapter'; expected 'model'"),
+    "a template's name": ({"general.template": "../../up"},
+                          "tokenizer.chat_template.../../up: '../../up' is no name of a file"),
     "a shape": ({"feed_forward_length": 96}, "mlp.up_proj.weight: has shape [80, 48], the conf"),
 }  # fmt: skip
 
