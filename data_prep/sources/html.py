@@ -16,6 +16,7 @@ import re
 import zlib
 from collections.abc import Callable, Iterator
 
+import webencodings
 import zstandard
 
 from data_prep.sources.documents import BadRecordError
@@ -64,24 +65,9 @@ _JAPANESE = ("euc_jp", "iso2022_jp_ext")
 _PAIRED = (*_JAPANESE, "cp932", "cp949", "big5hkscs", "gb18030")
 _TRIPLE = re.compile(rb"\x8f[\xa1-\xfe]{2}")
 _PAIR = re.compile(rb"[\x81-\xfe][\x80-\xff]")
-# Names of the same standard that Python lacks, without "x-".
-_ALIASES = {
-    **{f"iso8859{part}": f"iso8859-{part}" for part in (*range(1, 11), 11, 13, 14, 15)},
-    **dict.fromkeys(("unicode-1-1-utf-8", "unicode11utf8", "unicode20utf8"), "utf-8"),
-    **dict.fromkeys(("iso-8859-6-e", "iso-8859-6-i", "csiso88596e", "csiso88596i"), "iso8859-6"),
-    **dict.fromkeys(("iso-8859-8-e", "iso-8859-8-i", "csiso88598e", "csiso88598i"), "iso8859-8"),
-    **dict.fromkeys(("visual", "logical"), "iso8859-8"),
-    **dict.fromkeys(("windows-874", "dos-874"), "cp874"),
-    **dict.fromkeys(("koi", "koi8"), "koi8-r"),
-    **dict.fromkeys(("mac", "csmacintosh"), "macintosh"),
-    **dict.fromkeys(("gb_2312", "gb_2312-80", "csgb2312"), "gb18030"),
-    **dict.fromkeys(("cn-big5", "x-big5"), "big5"),
-    **dict.fromkeys(("sjis", "windows-31j"), "cp932"),
-    **dict.fromkeys(("windows-949", "ksc_5601", "ks_c_5601-1989"), "cp949"),
-    **dict.fromkeys(("cseuckr", "csksc56011987", "iso-ir-149"), "cp949"),
-    **{"sun_eu_greek": "iso8859-7", "csisolatin9": "iso8859-15", "koi8-ru": "koi8-u"},
-    **{"mac-ukrainian": "mac-cyrillic", "cseucpkdfmtjapanese": "euc-jp"},
-}
+# What the standard has in place of codecs: an error for old encodings, some of which Python reads,
+# and bytes.
+_NO_CODECS = ("replacement", "x-user-defined")
 # Names of codecs of Python that are no encodings of pages.
 _NO_CHARSETS = ("idna", "punycode", "utf-7", "unicode_escape", "raw_unicode_escape", "undefined")
 # Continuation bytes from which on valid UTF-8 is no accident: of pairs of GBK 8 in 100 are valid.
@@ -355,9 +341,12 @@ def _of_meta(fields: dict[str, str]) -> str:
 
 
 def _codec(name: str) -> str | None:
-    name = name.strip().lower().removeprefix("x-")
+    # The standard's labels, and what else Python knows.
+    known = webencodings.lookup(name)
+    label = name.strip().lower().removeprefix("x-")
     try:
-        found = codecs.lookup(_ALIASES.get(name, name)).name
+        found = known.codec_info.name if known and known.name not in _NO_CODECS else label
+        found = codecs.lookup(found).name
     except (LookupError, ValueError):
         return None
     return None if found in _NO_CHARSETS else _MEANT.get(found, found)
