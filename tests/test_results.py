@@ -39,8 +39,13 @@ def test_the_table_of_needles_is_that_of_its_report(tmp_path: Path) -> None:
     _are_in_the_docs(tmp_path / "needles.md", 5)
 
 
-def test_the_table_of_language_models_is_that_of_its_reports(tmp_path: Path) -> None:
-    words = ["--corpora", "repositories", "--whole-windows", "--seeds", "1"]
-    words += ["--reports", str(REPORTS / "language_modelling")]
+@pytest.mark.parametrize(
+    ("kinds", "seeds", "rows"), [(",".join(MEMORY_KINDS), 1, 11), ("linear,delta", 2, 5)]
+)
+def test_the_tables_of_language_models_are_those_of_their_reports(
+    tmp_path: Path, kinds: str, seeds: int, rows: int
+) -> None:
+    words = ["--corpora", "repositories", "--whole-windows", "--kinds", kinds]
+    words += ["--seeds", str(seeds), "--reports", str(REPORTS / "language_modelling")]
     language_modelling.main([str(tmp_path / "corpus"), str(tmp_path), *words])
-    _are_in_the_docs(tmp_path / "repositories" / "comparison.md", 11)
+    _are_in_the_docs(tmp_path / "repositories" / "comparison.md", rows)
