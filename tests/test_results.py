@@ -40,7 +40,7 @@ def test_the_table_of_needles_is_that_of_its_report(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kinds", "seeds", "rows"), [(",".join(MEMORY_KINDS), 1, 11), ("linear,delta", 2, 5)]
+    ("kinds", "seeds", "rows"), [(",".join(MEMORY_KINDS), 1, 11), ("linear,delta,rmt", 2, 6)]
 )
 def test_the_tables_of_language_models_are_those_of_their_reports(
     tmp_path: Path, kinds: str, seeds: int, rows: int
