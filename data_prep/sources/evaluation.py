@@ -108,15 +108,21 @@ def _of_json(text: str, *, is_sure: bool) -> Iterator[list[str]]:
                 raise
             yield [text]
             return
-    yield from (list(_strings(value)) for value in values)
+    yield from (list(_texts(value)) for value in values)
 
 
 def _of_parquet(path: Path) -> Iterator[list[str]]:
     try:
         for batch in pq.ParquetFile(path).iter_batches(1024):
-            yield from (list(_strings(row)) for row in batch.to_pylist())
+            yield from (list(_texts(row)) for row in batch.to_pylist())
     except (pa.ArrowException, OSError) as error:
         raise ValueError(" ".join(str(error).split())[:200]) from None
+
+
+def _texts(record: Any) -> Iterator[str]:
+    """The strings of a record, whose own keys are the names of its fields."""
+    for value in record.values() if isinstance(record, dict) else [record]:
+        yield from _strings(value)
 
 
 def _strings(value: Any) -> Iterator[str]:

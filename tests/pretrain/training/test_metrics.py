@@ -461,7 +461,8 @@ import sys
 from pathlib import Path
 from data_prep.dataset.settings import SettingsError
 from pretrain.checkpoint.attempts import Attempt
-from pretrain.config import Config, WandbConfig
+from pretrain.config.root import Config
+from pretrain.config.run import WandbConfig
 from pretrain.training.metrics import Recorder
 mode, directory = sys.argv[1:]
 try:
@@ -517,7 +518,7 @@ def test_records_continue_when_a_signal_to_the_whole_job_ends_wandbs_process(
         "import logging, os, signal\n"
         "from pathlib import Path\n"
         "from pretrain.checkpoint.attempts import Attempt\n"
-        "from pretrain.config import Config\n"
+        "from pretrain.config.root import Config\n"
         "from pretrain.jobs.launch import StopFlag, leave\n"
         "from pretrain.training.metrics import Recorder, read_records\n"
         "logging.basicConfig(format='%(message)s')\n"
