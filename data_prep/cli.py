@@ -445,7 +445,9 @@ _STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command. 0: done; 1: a damaged data set, a full disk, a lost worker; 2: a mistake."""
     with ExitStack() as restored:
-        return _run(arguments, restored)
+        code = _run(arguments, restored)
+    command.flush()
+    return code
 
 
 def _run(arguments: Sequence[str] | None, restored: ExitStack) -> int:
@@ -462,10 +464,10 @@ def _run(arguments: Sequence[str] | None, restored: ExitStack) -> int:
         sys.stdout.flush()
         return code
     except CommandError as error:
-        print(error, file=sys.stderr)
+        command.say(error)
         return EXIT_MISTAKE
     except SettingsError as error:
-        print(command.cannot_run(name, error.problems), file=sys.stderr)
+        command.say(command.cannot_run(name, error.problems))
         return EXIT_MISTAKE
     except MistakeError as error:
         return _failed(str(error), EXIT_MISTAKE)
@@ -496,7 +498,7 @@ def _stop(number: int, frame: FrameType | None) -> None:
 
 
 def _failed(message: str, code: int) -> int:
-    print(f"data-prep: {message}", file=sys.stderr)
+    command.say(f"data-prep: {message}")
     return code
 
 

@@ -416,14 +416,23 @@ def _dashed(name: str) -> str:
 
 
 def flush() -> None:
-    """Flush stdout; where that fails, redirect it to /dev/null.
+    """Flush stdout and stderr; where that fails, redirect the stream to /dev/null.
 
-    Otherwise the interpreter would flush again as it exits, and report another error.
+    Otherwise the interpreter would flush again as it exits, and exit with 120.
     """
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def say(message: object) -> None:
+    """Print on stderr, if there still is one: the terminal may be gone, or its disk full."""
     try:
-        sys.stdout.flush()
+        print(message, file=sys.stderr, flush=True)
     except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        flush()
 
 
 def is_closed_pipe(error: Exception) -> bool:

@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     try:
         name, chosen = command.parse(_PROGRAM, arguments)
     except CommandError as error:
-        print(error, file=sys.stderr)
+        command.say(error)
         sys.exit(EXIT_MISTAKE)
 
     def flushed() -> int:
@@ -55,4 +55,6 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         sys.stdout.flush()
         return code
 
-    sys.exit(outcome.code(name, flushed))
+    code = outcome.code(name, flushed)
+    command.flush()
+    sys.exit(code)

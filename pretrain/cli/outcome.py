@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import sys
 import traceback
 from collections.abc import Callable
 
@@ -31,8 +29,7 @@ def code(name: str, action: Callable[[], int]) -> int:
     except Exception as error:
         if command.is_closed_pipe(error):
             return command.EXIT_CLOSED_PIPE
-        with contextlib.suppress(OSError):  # the disk of the log may be full
-            print(_message(name, error), file=sys.stderr)
+        command.say(_message(name, error))
         return launch.exit_code(error)
 
 

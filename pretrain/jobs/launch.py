@@ -22,6 +22,7 @@ from types import FrameType
 from typing import NoReturn
 
 from data_prep.dataset import children, cores, durable
+from data_prep.dataset.command import say
 from data_prep.dataset.settings import EXIT_MISTAKE, MistakeError, SettingsError
 from pretrain.checkpoint.attempts import NoProgressError, SupersededError
 from pretrain.config.root import Config
@@ -194,11 +195,10 @@ def start_ranks(command: Sequence[str], ranks: int) -> int:
         for process in processes:
             if process.poll() is None:
                 process.send_signal(number)
-        # A step and a save may take minutes, in which nothing else is said. The terminal may be
-        # gone, or this may come in the middle of another print.
-        with contextlib.suppress(OSError, RuntimeError):
+        # A step and a save may take minutes, in which nothing else is said.
+        with contextlib.suppress(RuntimeError):  # in the middle of another print
             name = signal.Signals(number).name
-            print(f"{name}: the ranks finish their step and save", file=sys.stderr, flush=True)
+            say(f"{name}: the ranks finish their step and save")
 
     with tempfile.TemporaryDirectory(prefix="pretrain-") as directory:
         # torch's store has no word for the user where it cannot be locked.

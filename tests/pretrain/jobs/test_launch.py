@@ -286,10 +286,12 @@ def test_under_nohup_a_run_goes_on_when_the_terminal_is_closed(tmp_path: Path) -
 def test_a_terminal_that_is_closed_ends_a_run_as_any_signal(tmp_path: Path) -> None:
     # The launcher leads the session of a terminal of its own, which then goes.
     terminal, own = os.openpty()
+    # Else what cannot be written stays in no buffer, of which the interpreter would complain.
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}
     process = subprocess.Popen(
         [sys.executable, "-c", f"import fcntl; fcntl.ioctl(0, {termios.TIOCSCTTY}, 0); {LAUNCHER}",
          "2", WAITING],
-        cwd=tmp_path, stdin=own, stdout=own, stderr=own, start_new_session=True,
+        cwd=tmp_path, stdin=own, stdout=own, stderr=own, start_new_session=True, env=environment,
     )  # fmt: skip
     os.close(own)
     wait_for(tmp_path / "0", tmp_path / "1")
