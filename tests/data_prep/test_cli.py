@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -214,6 +215,22 @@ def test_check_refuses_the_directory_of_another_data_set_as_run_does(
         assert cli.main([verb, str(home / "c.yaml"), "seed=2"]) == 2
         told = f"{home / 'set'}: holds a data set of another configuration (seed: 1 there, 2 now)"
         assert told in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+@pytest.mark.parametrize("program", ["data_prep.cli", "pretrain.cli"])
+def test_the_exit_code_is_that_of_the_mistake_also_where_nobody_can_be_told(
+    program: str, tmp_path: Path
+) -> None:
+    # Else nothing stays in a buffer, which the interpreter flushes again as it exits.
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}
+    verb = "verify" if program == "data_prep.cli" else "plan"
+    with Path("/dev/full").open("w") as full:
+        ended = subprocess.run(
+            [sys.executable, "-m", program, verb, str(tmp_path / "nowhere")],
+            stderr=full, env=environment, check=False,
+        )  # fmt: skip
+    assert ended.returncode == 2
 
 
 def test_a_limit_that_is_given_twice_is_refused(
