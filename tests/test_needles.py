@@ -8,7 +8,6 @@ import random
 from pathlib import Path
 
 import evidence
-import passkey
 import pytest
 from needle_texts import PAIRS, WHOLE, Facts
 from stages import Stage, documents_needed
@@ -30,7 +29,7 @@ def test_the_way_goes_from_pairs_in_a_segment_to_needles_in_books() -> None:
     assert [stage.segment for stage in STAGES[:6]] == [512, 64, 64, 64, 64, 0]
     (first, _), *_ = STAGES[0].shares
     assert isinstance(first, Facts) and first.wordings == (PAIRS,) and first.answers == "pairs"
-    assert any(isinstance(one, passkey.Documents) for one, _ in STAGES[-1].shares)
+    assert any(isinstance(one, needles.Prompts) for one, _ in STAGES[-1].shares)
     assert STAGES[-1].preface == needles.BOOKS
     assert set(needles.TASKS) <= set(TASKS)
 
@@ -81,7 +80,7 @@ def test_the_recipe_makes_a_table_from_novels_and_repeats_no_finished_work(
                 file.write(line)
     facts, real = (
         Facts("facts", (WHOLE,), (2, 3), 200, scattered=True),
-        passkey.Documents("real", 256, 512, ("single", "multikey")),
+        needles.Prompts("real", 256, 512, ("single", "multikey")),
     )
     plan = (
         Stage("1_facts", ((facts, 1.0),), 3, 2, 4, 1e-3, 0.0),

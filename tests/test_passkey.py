@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import math
 from dataclasses import replace
@@ -11,16 +10,13 @@ from pathlib import Path
 import pytest
 from stages import TIMES, Stage, documents_needed, shortened
 
-from data_prep.recall.tasks import PASSKEY, TASKS
 from pretrain.config import root as configuration
 from pretrain.data.lanes import Dataset
 from tools.recipes import passkey
 from tools.recipes.passkey import (
     LENGTHS,
-    NEEDLE_STAGES,
     STAGES,
     Documents,
-    needles,
     overview,
     passkeys,
     samples_at,
@@ -30,14 +26,14 @@ from tools.recipes.passkey import (
 
 def test_windows_are_of_8_ki_tokens_at_most_and_documents_grow() -> None:
     longest = []
-    for stage in (*STAGES, *NEEDLE_STAGES):
+    for stage in STAGES:
         words = [*stage.settings(Path("data")), "run.directory=r"]
         config = configuration.load(passkey.CONFIG, words)
         assert config.window <= 8192
         # The short documents are there to learn on: windows hold several of them.
         assert config.window * config.data.lanes >= 2 * min(one.mean for one, _ in stage.shares)
         longest.append(max(one.high for one, _ in stage.shares))
-    assert longest[: len(STAGES)] == sorted(longest[: len(STAGES)])
+    assert longest == sorted(longest)
     # Those of the last stages are at all distances that are asked for.
     assert [bool(stage.preface) for stage in STAGES] == [False] * 4 + [True] * 2
     assert max(LENGTHS) == 2**20
@@ -89,31 +85,24 @@ def test_shorter_prompts_are_asked_more_often_for_as_many_tokens() -> None:
     assert samples_at(512, 512, 40) == 40
     parts = passkeys((2**20, 512), 2)
     assert [(one.lengths, one.samples) for one in parts] == [((512,), 10), ((2**20,), 2)]
-    assert PASSKEY not in [task for one in needles(2) for task in one.tasks]
 
 
 def test_the_table_has_a_row_a_length_and_a_column_a_depth() -> None:
-    def row(task: str, length: int, depth: float | None, right: float, exact: float) -> dict:
-        common = {"samples": 4, "seconds": 9.6, "resident_bytes": 300 * 2**20}
-        shares = {"token_accuracy": right, "exact": exact}
-        return {"task": task, "length": length, "depth": depth, **shares, **common}
+    def row(length: int, depth: float, right: float, exact: float) -> dict:
+        common = {"task": "passkey", "samples": 4, "seconds": 9.6, "resident_bytes": 300 * 2**20}
+        return {"length": length, "depth": depth, "token_accuracy": right, "exact": exact, **common}
 
     rows = [
-        row("passkey", 512, 0.0, 1.0, 0.75),
-        row("passkey", 512, 1.0, 0.5, 0.0),
-        row("passkey", 2**20, 0.0, 0.96, 0.9),
-        row("passkey", 2**20, 1.0, 1.0, 1.0),
-        {**row("single", 4096, None, 0.125, 0.0), "ruler": 0.25},
+        row(512, 0.0, 1.0, 0.75),
+        row(512, 1.0, 0.5, 0.0),
+        row(2**20, 0.0, 0.96, 0.9),
+        row(2**20, 1.0, 1.0, 1.0),
     ]
     assert table("linear", rows).splitlines() == [
         "| memory linear | tokens | 0% | 100% | samples | seconds | resident MiB |",
         "|---|--:|--:|--:|--:|--:|--:|",
         "| passkey | 512 | 100 (75) | 50 (0) | 4 | 10 | 300 |",
         "| passkey | 1,048,576 | 96 (90) | 100 (100) | 4 | 10 | 300 |",
-        "",
-        "| memory linear | tokens | drawn | RULER's rule | samples | seconds | resident MiB |",
-        "|---|--:|--:|--:|--:|--:|--:|",
-        "| single | 4,096 | 12 (0) | 25 | 4 | 10 | 300 |",
     ]
 
 
@@ -121,13 +110,12 @@ def test_the_overview_has_the_mean_over_depths_and_the_worst_depth_of_each_lengt
     def rows(*shares: float) -> list[dict]:
         cells = [(512, 0.0), (512, 1.0), (2**20, 0.0), (2**20, 1.0)]
         return [
-            {"task": "passkey", "length": length, "depth": depth, "token_accuracy": share}
+            {"length": length, "depth": depth, "token_accuracy": share}
             for (length, depth), share in zip(cells, shares, strict=True)
         ]
 
-    harder = {"task": "single", "length": 4096, "depth": None, "token_accuracy": 0.5}
     found = {
-        "delta-1": {"state_bytes": 33792, "rows": [*rows(1.0, 1.0, 0.9, 0.8), harder]},
+        "delta-1": {"state_bytes": 33792, "rows": rows(1.0, 1.0, 0.9, 0.8)},
         "none-1": {"state_bytes": 0, "rows": rows(1.0, 0.0, 0.1, 0.1)},
     }
     assert overview(found).splitlines() == [
@@ -182,31 +170,3 @@ def test_the_recipe_makes_a_table_from_no_data_and_repeats_no_finished_work(
     assert "$" not in again.out and "recall:" not in again.err, "nothing is done twice"
     # The seconds that each part took are of its first time.
     assert (tmp_path / "other" / "passkey.md").read_text() == first
-
-
-@pytest.mark.slow
-def test_with_a_corpus_the_models_are_trained_on_needles_in_it_and_asked_for_all_tasks(
-    tmp_path: Path,
-) -> None:
-    corpus = tmp_path / "corpus"
-    corpus.mkdir()
-    for name in ("train-00", "val"):
-        with gzip.open(corpus / f"novels-{name}.jsonl.gz", "wt") as file:
-            for book in range(40):
-                words = [f"word{(book * 7 + n * n) % 97}" for n in range(400)]
-                sentences = [" ".join(words[n : n + 8]).capitalize() for n in range(0, 400, 8)]
-                file.write(json.dumps({"id": f"{name}-{book}", "text": ". ".join(sentences)}))
-                file.write("\n")
-    short, needle = Documents("short", 70, 160), Documents("needle", 400, 900, ("single",))
-    plan = [Stage("1_short", ((short, 1.0),), 3, 4, 4, 1e-3, 0.1)]
-    needle_plan = [Stage("2_needle", ((needle, 1.0),), 3, 1, 32, 1e-3, 0.0, preface=passkey.BOOKS)]
-    words = [str(tmp_path / "out"), "--kinds", "linear", "--samples", "1", "--lengths", "512"]
-    passkey.main([*words, "--corpus", str(corpus)], plan, needle_plan)
-    runs = tmp_path / "out" / "runs" / "linear-1"
-    settings = (runs / "2_needle" / "config.yaml").read_text()
-    assert f"start_from: {runs / '1_short'}" in settings
-    assert f"preface: {tmp_path / 'out' / 'data' / 'novels_train'}" in settings
-    rows = json.loads((tmp_path / "out" / "passkey.json").read_text())["linear-1"]["rows"]
-    assert [row["task"] for row in rows[:5]] == ["passkey"] * 5
-    assert {row["task"] for row in rows[5:]} == {*TASKS} - {"passkey"}
-    assert len(rows) == 5 + 9 * len(passkey.NEEDLE_LENGTHS)

@@ -19,7 +19,7 @@ import itertools
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import commands
@@ -28,7 +28,7 @@ import needle_texts
 import passkey
 from commands import CONFIGS
 from needle_texts import APART, FURTHER, KEYS, PAIRS, SHORT, WHOLE, Facts
-from passkey import BOOKS, BOOKS_ASKED, Model
+from passkey import Model
 from stages import Stage, documents_needed, shortened
 
 from data_prep.dataset import shards
@@ -46,10 +46,18 @@ TASKS = ("single", "multikey", "multiquery")
 LENGTHS = (1024, 4096, 16384)
 SAMPLES = 32
 SEED_ASKED = 0  # the training documents have seed 1
+BOOKS, BOOKS_ASKED = "novels_train", "novels_val"
 _TOKENIZER_CHARACTERS = 8_000_000
 
 
-Documents = Facts | passkey.Documents
+@dataclass(frozen=True)
+class Prompts(passkey.Documents):
+    """A set of prompts of these tasks, hidden in the training books."""
+
+    tasks: tuple[str, ...] = TASKS
+
+
+Documents = Facts | Prompts
 
 FEW_SYMBOLS = Facts("few_symbols", (PAIRS,), (3, 5, 7), 0, 32, 32, (3,), "pairs")
 MEMORY = Facts("memory", (PAIRS,), (4, 8, 14), 150, 32, 32, (3,), "pairs")
@@ -62,8 +70,8 @@ TWO_WORDS = Facts("two_words", (FURTHER, *3 * (KEYS,)), (2, 4, 7), 300, digits=(
 WORDED = Facts("worded", (KEYS, SHORT, SHORT, WHOLE), (2, 4, 6), 300, scattered=True)
 SCATTERED = Facts("scattered", (SHORT, *3 * (WHOLE,)), (3, 4, 6), 1500, scattered=True)
 # Of `data-prep recall`; an answer with four numbers (multiquery) was not learned: docs/trials.md.
-NEAR = passkey.Documents("near", 300, 1024, TASKS[:2])
-FAR = passkey.Documents("far", 512, 8192, TASKS[:2])
+NEAR = Prompts("near", 300, 1024, TASKS[:2])
+FAR = Prompts("far", 512, 8192, TASKS[:2])
 
 STAGES: tuple[Stage[Documents], ...] = (
     Stage("01_pairs", ((FEW_SYMBOLS, 1.0),), 500, 8, 1, 3e-3, 0.0, 0.5, segment=512),
@@ -172,7 +180,7 @@ def prepare(novels: Path, out: Path, needed: dict[Documents, int]) -> None:
             commands.prepare("mqar", directory, data, in_tokens)
 
 
-def _needles(texts: Path, one: passkey.Documents, count: int, books: Path) -> None:
+def _needles(texts: Path, one: Prompts, count: int, books: Path) -> None:
     commands.run(
         *("data-prep", "recall", texts, "--documents", str(count), "--filler", books),
         *("--min-tokens", str(one.low), "--max-tokens", str(one.high)),

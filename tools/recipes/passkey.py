@@ -1,15 +1,11 @@
 """Passkey retrieval far beyond the trained lengths (Table 3), from no data to tables and plots.
 
-    python tools/recipes/passkey.py OUT [--kinds linear,delta] [--seeds 1] [--corpus NOVELS]
-        [--reports DIR] [--jobs 1] [key=value ...]
+    python tools/recipes/passkey.py OUT [--kinds linear,delta] [--seeds 1] [--reports DIR]
+        [--jobs 1] [key=value ...]
 
 Makes documents and a tokenizer, trains a model of each kind of memory and seed stage by stage, asks
 it for passkeys at every length and depth, and draws a heat map. After an interruption, the same
 command continues with what is not finished.
-
-With `--corpus`, the novels that configs/data/novels_train.yaml and novels_val.yaml name, each model
-is then fine-tuned on needles in the training novels and evaluated on all tasks of `pretrain eval
-needles` in the validation novels.
 """
 
 from __future__ import annotations
@@ -35,7 +31,7 @@ from stages import Stage, documents_needed, shortened
 from data_prep.dataset import durable, shards
 from data_prep.dataset.settings import SettingsError
 from data_prep.recall.passkey import FILLER
-from data_prep.recall.tasks import PASSKEY, TASKS, Haystack
+from data_prep.recall.tasks import PASSKEY, Haystack
 from data_prep.tokenizer.tokenizer import load as load_tokenizer
 from pretrain.config import root as configuration
 from pretrain.config.memory import MEMORY_KINDS
@@ -47,7 +43,6 @@ from pretrain.trained import Trained, default_device, load
 
 CONFIG = CONFIGS / "passkey_cpu.yaml"
 LENGTHS = tuple(2**power for power in (9, 11, 13, 15, 17, 18, 19, 20))
-NEEDLE_LENGTHS = tuple(2**power for power in (12, 14, 16, 17))
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 MOST_SAMPLES = 10
 SEED_ASKED = 0  # the training documents have seed 1
@@ -55,15 +50,11 @@ SEED_ASKED = 0  # the training documents have seed 1
 
 @dataclass(frozen=True)
 class Documents:
-    """A set of documents with prompts of `low` to `high` tokens, log-uniform.
-
-    Tasks other than the passkey are hidden in the training books.
-    """
+    """A set of documents with prompts of `low` to `high` tokens, log-uniform."""
 
     name: str
     low: int
     high: int
-    tasks: tuple[str, ...] = (PASSKEY,)
 
     @property
     def mean(self) -> float:
@@ -81,12 +72,6 @@ ALL = Documents("all", 96, 8192)
 PREFACE = "preface"  # a set of filler alone, as preface of the passkey documents
 _FAR = 3 * 2**19  # tokens of its documents: 1.5 times the longest evaluated distance
 
-NEEDLES = ("single", "multikey", "multivalue", "multiquery")
-ONE_NEEDLE = Documents("one_needle", 260, 600, NEEDLES[:1])
-NEEDLES_NEAR = Documents("needles_near", 640, 2048, NEEDLES)
-NEEDLES_WINDOW = Documents("needles_window", 640, 8192, NEEDLES)
-BOOKS, BOOKS_ASKED = "novels_train", "novels_val"
-
 
 STAGES = (
     Stage("1_short", ((SHORT, 1.0),), 500, 16, 8, 1e-3, 0.02),
@@ -102,17 +87,6 @@ STAGES = (
         *("6_settled", ((ALL, 1.0),), 400, 1, 128, 1e-4, 0.0, 0.5),
         weight_decay=0.0,
         preface=PREFACE,
-    ),
-)
-# These continue from the last stage above.
-NEEDLE_STAGES = (
-    Stage("7_books", ((ONE_NEEDLE, 0.8), (NEEDLES_NEAR, 0.2)), 300, 8, 16, 1e-3, 0.02),
-    Stage("8_needle", ((ONE_NEEDLE, 1.0),), 200, 16, 10, 1e-3, 0.0),
-    Stage("9_needles", ((ONE_NEEDLE, 0.3), (NEEDLES_NEAR, 0.7)), 400, 4, 32, 1e-3, 0.0),
-    Stage(
-        *("10_far", ((NEEDLES_NEAR, 0.3), (NEEDLES_WINDOW, 0.7)), 400, 1, 128, 3e-4, 0.0, 0.3),
-        weight_decay=0.0,
-        preface=BOOKS,
     ),
 )
 
@@ -132,29 +106,18 @@ def passkeys(lengths: Sequence[int], samples: int) -> list[Questions]:
     ]
 
 
-def needles(samples: int) -> list[Questions]:
-    """The harder tasks, one part per task, at random depths."""
-    tasks = [task for task in TASKS if task != PASSKEY]
-    return [Questions((task,), NEEDLE_LENGTHS, (None,), samples, SEED_ASKED) for task in tasks]
-
-
-def main(
-    words: Sequence[str] | None = None,
-    plan: Sequence[Stage[Documents]] = STAGES,
-    needle_plan: Sequence[Stage[Documents]] = NEEDLE_STAGES,
-) -> None:
+def main(words: Sequence[str] | None = None, plan: Sequence[Stage[Documents]] = STAGES) -> None:
     """Prepare, train and evaluate whatever is missing, then write tables and heat maps."""
     parsed = _parser().parse_intermixed_args(words)
     out: Path = parsed.out
     plan = shortened(plan, parsed.steps_share)
-    needle_plan = shortened(needle_plan, parsed.steps_share) if parsed.corpus else []
     try:
-        segment = _segment(parsed, [*plan, *needle_plan])
+        segment = _segment(parsed, plan)
     except SettingsError as error:
         sys.exit(str(error))
     seeds = range(1, parsed.seeds + 1)
     models = [Model(kind, seed) for seed in seeds for kind in parsed.kinds]
-    work = _Work(parsed, plan, needle_plan, segment)
+    work = _Work(parsed, plan, segment)
     if any(not work.has(model) for model in models):
         work.prepare()
     reports = commands.each(parsed.jobs, work.report, models)
@@ -190,7 +153,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--samples", type=int, default=4, help="questions per depth at the longest (default 4)"
     )
-    parser.add_argument("--corpus", type=Path, help="novels, to also train and evaluate needles")
     commands.add_jobs(parser)
     evidence.add_option(parser)
     parser.add_argument("--workers", type=int, default=1, help="processes making documents")
@@ -221,17 +183,13 @@ def _run(parsed: argparse.Namespace, stage: Stage[Documents], model: Model) -> P
 def _documents(out: Path, one: Documents, count: int, workers: int) -> None:
     """Make a set, as text and as a data set, with the tokenizer of the first set."""
     directory, data = out / "documents" / one.name, out / "data" / one.name
-    texts, tokenizer = directory / "passkey.jsonl.gz", _tokenizer(out)
-    hidden_in: tuple[str | Path, ...] = ("--tokenizer", tokenizer)
-    if one == FIRST:
-        hidden_in = ()
-    elif one.tasks != (PASSKEY,):
-        hidden_in = ("--filler", out / "data" / BOOKS)
+    texts = directory / "passkey.jsonl.gz"
+    known = ("--tokenizer", _tokenizer(out)) if one != FIRST else ()
     if not texts.exists():
         commands.run(
             *("data-prep", "recall", texts, "--documents", str(count), "--workers", str(workers)),
             *("--min-tokens", str(one.low), "--max-tokens", str(one.high)),
-            *("--tasks", ",".join(one.tasks), *hidden_in),
+            *("--tasks", PASSKEY, *known),
         )
     _prepared("passkey_cpu", directory, data, *([] if one == FIRST else [_in_tokens_of(out)]))
 
@@ -282,19 +240,9 @@ class Model:
         return [f"model.memory.kind={self.kind}", f"run.seed={self.seed}"]
 
 
-@dataclass(frozen=True)
-class _Part:
-    """Questions that one report answers, after the training of these stages."""
-
-    plan: Sequence[Stage[Documents]]
-    asked: Questions
-    books: bool
-    """Hidden in the books to ask about, not in the repeated filler."""
-
-    def name(self, model: Model) -> str:
-        """Of its report."""
-        asked = (*self.asked.tasks, *self.asked.lengths, self.asked.samples)
-        return f"{model.name}/{'-'.join(map(str, asked))}"
+def _report_name(model: Model, asked: Questions) -> str:
+    parts = (*asked.tasks, *asked.lengths, asked.samples)
+    return f"{model.name}/{'-'.join(map(str, parts))}"
 
 
 @dataclass(frozen=True)
@@ -303,67 +251,53 @@ class _Work:
 
     parsed: argparse.Namespace
     plan: Sequence[Stage[Documents]]
-    needle_plan: Sequence[Stage[Documents]]
-    """Continues from the last stage of `plan`; empty without a corpus."""
     segment: int
 
     @property
-    def parts(self) -> list[_Part]:
-        """In the order of their trainings."""
-        samples: int = self.parsed.samples
-        far = [_Part(self.plan, asked, False) for asked in passkeys(self.parsed.lengths, samples)]
-        whole = [*self.plan, *self.needle_plan]
-        harder = needles(samples) if self.parsed.corpus else []
-        return far + [_Part(whole, asked, True) for asked in harder]
+    def asked(self) -> list[Questions]:
+        """What each report answers."""
+        return passkeys(self.parsed.lengths, self.parsed.samples)
 
     def has(self, model: Model) -> bool:
         """Whether all reports of the model are there."""
-        return all(part.name(model) in evidence.of(self.parsed) for part in self.parts)
+        return all(_report_name(model, asked) in evidence.of(self.parsed) for asked in self.asked)
 
     def prepare(self) -> None:
         """Make the documents and data sets of all stages, the tokenizer with the first."""
         out, workers = self.parsed.out, self.parsed.workers
         _documents(out, FIRST, _FIRST_COUNT, workers)
-        for books in (BOOKS, BOOKS_ASKED) if self.parsed.corpus else ():
-            _prepared(books, self.parsed.corpus, out / "data" / books, _in_tokens_of(out))
-        whole = [*self.plan, *self.needle_plan]
-        for one, count in documents_needed(whole, self.segment).items():
+        for one, count in documents_needed(self.plan, self.segment).items():
             _documents(out, one, count, workers)
-        for stage in whole:
+        for stage in self.plan:
             if stage.preface == PREFACE:
                 _preface(out, _FAR, stage.lanes)
 
     def report(self, model: Model) -> Report:
-        """One report of all parts; what is missing of it is trained and asked for."""
-        learned = functools.cache(lambda last: self._trained(model, last))
+        """One report of all lengths; what is missing of it is trained and asked for."""
+        learned = functools.cache(lambda: self._trained(model))
+        settings = [*model.settings, *self.parsed.settings]
+        of_training = evidence.made_by(self.parsed.config, settings, self.plan)
         reports = []
-        for part in self.parts:
-            settings = [*model.settings, *self.parsed.settings]
-            made_by = {
-                **evidence.made_by(self.parsed.config, settings, part.plan),
-                "asked": asdict(part.asked),
-            }
-            make = functools.partial(self._asked, part, learned)
-            reports.append(evidence.of(self.parsed).once(part.name(model), made_by, make))
+        for asked in self.asked:
+            made_by = {**of_training, "asked": asdict(asked)}
+            make = functools.partial(self._answered, learned, asked)
+            name = _report_name(model, asked)
+            reports.append(evidence.of(self.parsed).once(name, made_by, make))
         rows = [row for report in reports for row in report["rows"]]
         commits = ", ".join(sorted({report["commit"] for report in reports}))
         return {**reports[0], "commit": commits, "rows": rows}
 
-    def _asked(self, part: _Part, learned: Callable[[str], Trained]) -> Report:
-        books = self.parsed.out / "data" / BOOKS_ASKED
-        haystack = Haystack.of_books(books) if part.books else Haystack.repeated()
-        return answered(learned(part.plan[-1].name), haystack, part.asked)
+    def _answered(self, learned: Callable[[], Trained], asked: Questions) -> Report:
+        return answered(learned(), Haystack.repeated(), asked)
 
-    def _trained(self, model: Model, last: str) -> Trained:
-        """Train the stages up to the one of that name, each from the weights of the one before."""
+    def _trained(self, model: Model) -> Trained:
+        """Train the stages, each from the weights of the one before."""
         run: Path | None = None
-        for stage in (*self.plan, *self.needle_plan):
+        for stage in self.plan:
             before = [] if run is None else [f"train.start_from={run}"]
             words = [*_words(self.parsed, stage, model), *before]
             commands.run("pretrain", "train", self.parsed.config, *words)
             run = _run(self.parsed, stage, model)
-            if stage.name == last:
-                break
         assert run is not None
         return load(run, default_device())
 
@@ -387,9 +321,8 @@ def overview(found: dict[str, Report]) -> str:
     shares: dict[str, dict[int, list[float]]] = {}
     for name, report in found.items():
         for row in report["rows"]:
-            if row["task"] == PASSKEY:
-                by_length = shares.setdefault(name, {}).setdefault(row["length"], [])
-                by_length.append(100 * row["token_accuracy"])
+            by_length = shares.setdefault(name, {}).setdefault(row["length"], [])
+            by_length.append(100 * row["token_accuracy"])
     lengths = [f"{length:,}" for length in next(iter(shares.values()))]
     lines = [
         f"| memory and seed | bytes of state | {' | '.join(lengths)} |",
@@ -402,41 +335,22 @@ def overview(found: dict[str, Report]) -> str:
 
 
 def table(kind: str, rows: Sequence[dict[str, Any]]) -> str:
-    """Rows by task and length in Markdown, with a column per depth, and RULER's for its tasks."""
-    lines: list[str] = []
-    for depths, found in _by_depths(rows):
-        names = ["drawn" if depth is None else f"{depth:.0%}" for depth in depths]
-        names += ["RULER's rule"] if "ruler" in found[0][0] else []
-        lines += [
-            f"| memory {kind} | tokens | {' | '.join(names)} | samples | seconds | resident MiB |",
-            f"|---|--:|{'--:|' * (len(names) + 3)}",
-        ]
-        for cells in found:
-            shares = [f"{100 * c['token_accuracy']:.0f} ({100 * c['exact']:.0f})" for c in cells]
-            first = cells[0]
-            if "ruler" in first:
-                shares.append(f"{100 * sum(cell['ruler'] for cell in cells) / len(cells):.0f}")
-            about = f"{first['samples']} | {first['seconds']:.0f}"
-            resident = f"{first['resident_bytes'] / 2**20:,.0f}"
-            lines.append(
-                f"| {first['task']} | {first['length']:,} | {' | '.join(shares)} | {about} "
-                f"| {resident} |"
-            )
-        lines.append("")
-    return "\n".join(lines)
-
-
-def _by_depths(
-    rows: Sequence[dict[str, Any]],
-) -> list[tuple[list[float | None], list[list[dict[str, Any]]]]]:
-    """The rows as cells by task and length, grouped into one table per tuple of depths."""
-    lines: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    """Rows of all depths by length in Markdown: token accuracy and exact answers in %."""
+    by_length: dict[int, list[dict[str, Any]]] = {}
     for row in rows:
-        lines.setdefault((row["task"], row["length"]), []).append(row)
-    tables: dict[tuple[float | None, ...], list[list[dict[str, Any]]]] = {}
-    for cells in lines.values():
-        tables.setdefault(tuple(cell["depth"] for cell in cells), []).append(cells)
-    return [(list(depths), found) for depths, found in tables.items()]
+        by_length.setdefault(row["length"], []).append(row)
+    depths = [f"{cell['depth']:.0%}" for cell in next(iter(by_length.values()))]
+    lines = [
+        f"| memory {kind} | tokens | {' | '.join(depths)} | samples | seconds | resident MiB |",
+        f"|---|--:|{'--:|' * (len(depths) + 3)}",
+    ]
+    for length, cells in by_length.items():
+        shares = [f"{100 * c['token_accuracy']:.0f} ({100 * c['exact']:.0f})" for c in cells]
+        first = cells[0]
+        resident = f"{first['resident_bytes'] / 2**20:,.0f}"
+        about = f"{first['samples']} | {first['seconds']:.0f} | {resident}"
+        lines.append(f"| {first['task']} | {length:,} | {' | '.join(shares)} | {about} |")
+    return "\n".join([*lines, ""])
 
 
 if __name__ == "__main__":
