@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -307,6 +308,20 @@ class Streamed(TemplateLM):
         bos = self._tokenizer.bos_id
         head = [] if bos is None or add_special_tokens is False else [bos]
         return [*head, *self._tokenizer.encode(string).tolist()]
+
+    def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        """The tokens of both, divided as the harness does, after as many as the context has alone.
+
+        Where that leaves none for the continuation, since a token reaches into it from the context,
+        that token is the continuation's. For a context without tokens stands `prefix_token_id`.
+        """
+        before, following = super()._encode_pair(context, continuation)
+        if continuation and not following:
+            alone, whole = (self.tok_encode(text) for text in (context, context + continuation))
+            shared = takewhile(lambda pair: pair[0] == pair[1], zip(alone, whole, strict=False))
+            before = [token for token, _ in shared]
+            following = whole[len(before) :]
+        return before or [self.prefix_token_id], following
 
     def _loglikelihood_tokens(
         self, requests: Sequence[tuple[Any, list[int], list[int]]], **_: Any

@@ -20,6 +20,7 @@ from pretrain.evaluate import harness
 from pretrain.evaluate.harness import Streamed
 from pretrain.evaluate.questions import EvaluationError
 from pretrain.trained import Trained
+from tests.data_prep.tokenizer.conftest import byte_level
 from tests.pretrain import kinds
 
 TEXT = "It is a truth universally acknowledged, that a single man in possession of a fortune"
@@ -119,6 +120,41 @@ def test_a_text_without_tokens_is_certain(model: Trained) -> None:
     assert streamed.loglikelihood_rolling([SimpleNamespace(args=("",))]) == [0.0]
     requests = [SimpleNamespace(args=(TEXT, ""))]
     assert streamed.loglikelihood(requests, disable_tqdm=True) == [(0.0, True)]
+
+
+@pytest.fixture
+def without_bos(tmp_path: Path, write_run: Any) -> Trained:
+    """A model with a tokenizer as GPT-2's, which lays no BOS."""
+    file = byte_level(tmp_path / "tokenizer.json", None, ("<|endoftext|>",))
+    write_run(tmp_path / "run", tokenizer=file)
+    return trained.load(tmp_path / "run", torch.device("cpu"))
+
+
+def test_a_token_that_reaches_from_the_context_to_the_end_is_the_continuations(
+    without_bos: Trained,
+) -> None:
+    encode = without_bos.tokenizer.encode
+    (*before, context), (*_, joined) = encode("of the").tolist(), encode("of them").tolist()
+    assert (*before, joined) == (*encode("of them").tolist(),) and joined != context
+    requests = [SimpleNamespace(args=("of the", "m"))]
+    ((found, greedy),) = Streamed(without_bos).loglikelihood(requests, disable_tqdm=True)
+    scores = log_p(without_bos, before)[-1]
+    assert found == pytest.approx(float(scores[joined]), abs=1e-5)
+    assert greedy is bool(scores.argmax() == joined)
+
+
+@pytest.mark.parametrize("following", ["of them", TEXT])
+def test_without_a_bos_a_context_of_white_space_follows_eos(
+    without_bos: Trained, following: str
+) -> None:
+    pairs = [(" \n", following), ("", f" \n{following}")]
+    found, expected = Streamed(without_bos).loglikelihood(
+        [SimpleNamespace(args=pair) for pair in pairs], disable_tqdm=True
+    )
+    ids = [without_bos.tokenizer.eos_id, *without_bos.tokenizer.encode(f" \n{following}")]
+    assert found == expected
+    picked = log_p(without_bos, ids)[:-1].gather(1, torch.tensor(ids[1:])[:, None])
+    assert found[0] == pytest.approx(float(picked.sum()), rel=1e-5)
 
 
 def test_the_likeliest_continuation_is_known_as_such(model: Trained) -> None:
