@@ -13,9 +13,11 @@ from typing import Any
 
 import pytest
 import torch
+from lm_eval.api.instance import Instance
 from torch import Tensor
 
 from pretrain import trained
+from pretrain.convert import export
 from pretrain.evaluate import harness
 from pretrain.evaluate.harness import Streamed
 from pretrain.evaluate.questions import EvaluationError
@@ -203,6 +205,41 @@ def test_a_continuation_ends_before_the_first_of_the_requests_ends(model: Traine
     end = whole[len(whole) // 2]
     assert whole and end in whole
     assert continued(until=[end, "never there"], max_gen_toks=40) == whole[: whole.index(end)]
+
+
+def test_the_harness_s_own_model_of_an_export_gives_the_same_figures(
+    model: Trained, tmp_path: Path
+) -> None:
+    pytest.importorskip("accelerate", reason="lm-eval's models of transformers need accelerate")
+    from lm_eval.models.huggingface import HFLM
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    export.run(model.run_directory, tmp_path / "hub", "stored")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "hub", trust_remote_code=True)
+    own = AutoTokenizer.from_pretrained(tmp_path / "hub", trust_remote_code=False)
+    theirs, without = (
+        HFLM(loaded.eval(), tokenizer=own, device="cpu", add_bos_token=laid)
+        for laid in (None, False)
+    )
+    ours = Streamed(model)
+    pairs = [("", TEXT), ("It is ", "a truth"), (TEXT, " must be"), (TEXT * 7, "\n"), ("\n", "a b")]
+    scores = [
+        one.loglikelihood(
+            [Instance("loglikelihood", {}, pair, place) for place, pair in enumerate(pairs)],
+            disable_tqdm=True,
+        )
+        for one in (ours, theirs)
+    ]
+    for (found, greedy), (expected, likeliest) in zip(*scores, strict=True):
+        assert found == pytest.approx(expected, abs=1e-3)
+        assert greedy is likeliest
+    # Of whole texts lm-eval 0.4.13 scores a BOS of the tokenizer's after the one it lays itself.
+    rolled = [Instance("loglikelihood_rolling", {}, (TEXT * 3,), 0)]
+    (found,), (expected,), (twice,) = (
+        one.loglikelihood_rolling(rolled, disable_tqdm=True) for one in (ours, without, theirs)
+    )
+    assert found == pytest.approx(expected, abs=1e-3)
+    assert abs(twice - found) > 0.1
 
 
 def test_samples_after_one_context_differ_and_do_not_depend_on_other_requests(
