@@ -30,7 +30,7 @@ from lm_eval.models.utils import normalize_gen_kwargs
 from data_prep.dataset import durable
 from pretrain.config.run import Weights
 from pretrain.evaluate import results
-from pretrain.evaluate.generate import extended, generate, read
+from pretrain.evaluate.generate import extended, finite, generate, read
 from pretrain.evaluate.progress import TokenProgress
 from pretrain.evaluate.questions import EvaluationError, Sampling
 from pretrain.trained import Trained
@@ -349,7 +349,10 @@ class Streamed(TemplateLM):
         return found
 
     def _score(self, context: Sequence[int], following: Sequence[int]) -> tuple[float, bool]:
-        """Nats of `following` after `context`, and whether each token of it is the likeliest."""
+        """Nats of `following` after `context`, and whether each token of it is the likeliest.
+
+        Raises ResultError where a logit is not finite.
+        """
         if not following:  # an empty text is certain
             return 0.0, True
         tokens = np.array([*context, *following], np.int64)
@@ -365,7 +368,7 @@ class Streamed(TemplateLM):
             done += len(logits)
             if first >= len(logits):
                 continue
-            scores = logits[first:].float().log_softmax(dim=1).cpu()
+            scores = finite(logits[first:]).float().log_softmax(dim=1).cpu()
             targets = torch.from_numpy(tokens[done - len(scores) + 1 : done + 1])
             total += float(scores.gather(1, targets[:, None]).double().sum())
             greedy = greedy and bool((scores.argmax(dim=1) == targets).all())

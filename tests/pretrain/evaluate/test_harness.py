@@ -20,7 +20,7 @@ from pretrain import trained
 from pretrain.convert import export
 from pretrain.evaluate import harness
 from pretrain.evaluate.harness import Streamed
-from pretrain.evaluate.questions import EvaluationError
+from pretrain.evaluate.questions import EvaluationError, ResultError
 from pretrain.trained import Trained
 from tests.data_prep.tokenizer.conftest import byte_level
 from tests.pretrain import kinds
@@ -167,6 +167,19 @@ def test_the_likeliest_continuation_is_known_as_such(model: Trained) -> None:
     streamed = Streamed(model)
     assert streamed._score(context, [best])[1]
     assert not streamed._score(context, [(best + 1) % 320])[1]
+
+
+def test_no_figure_is_made_of_logits_that_are_not_finite(model: Trained) -> None:
+    with torch.no_grad():
+        model.model.norm.weight[0] = torch.nan
+    streamed = Streamed(model)
+    pair, whole, until = (TEXT * 2, " must be"), (TEXT * 2,), (TEXT, {"until": []})
+    with pytest.raises(ResultError, match="logits are not finite"):
+        streamed.loglikelihood([SimpleNamespace(args=pair)], disable_tqdm=True)
+    with pytest.raises(ResultError, match="logits are not finite"):
+        streamed.loglikelihood_rolling([SimpleNamespace(args=whole)])
+    with pytest.raises(ResultError, match="logits are not finite"):
+        streamed.generate_until([SimpleNamespace(args=until)])
 
 
 def test_every_kind_of_task_runs_from_local_files(
