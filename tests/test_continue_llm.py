@@ -10,6 +10,7 @@ import pytest
 
 from pretrain.config import root as configuration
 from pretrain.config.root import Config
+from pretrain.model import flops
 from tools.recipes import continue_llm
 from tools.recipes.continue_llm import ALL, STAGES, announced, shortened
 
@@ -42,6 +43,17 @@ def test_what_it_will_do_is_said_with_tokens_and_the_assumed_time(config: Config
     assert "460 steps, 60.3 million tokens, " in near and "s at 30% (assumed)" in near
     assert "as many of the preface" in far and "as many" not in near
     assert "passkey.md" in last
+
+
+def test_a_preface_takes_the_time_of_a_forward_without_logits(config: Config) -> None:
+    near, far = replace(STAGES[0], steps=STAGES[1].steps), STAGES[1]
+    near_seconds, far_seconds = (
+        continue_llm._seconds(config, VOCABULARY, one) for one in (near, far)
+    )
+    # The parts of a forward for a vocabulary of none.
+    body = sum(flops.forward_flops(config.model, 0, config.window).values()) / config.window
+    tokens = far.steps * config.data.lanes * config.window
+    assert far_seconds - near_seconds == pytest.approx(tokens * body / (0.3 * 989e12))
 
 
 def test_less_time_is_fewer_steps_of_each_stage(config: Config) -> None:

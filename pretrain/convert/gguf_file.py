@@ -220,13 +220,16 @@ def _scaling(
     path: Path, own: Mapping[str, Any], factors: gguf.ReaderTensor | None, theta: float
 ) -> dict[str, Any]:
     """`rope_parameters` of scaled frequencies. Raises SettingsError."""
-    if own.get("rope.scaling.type", "none") == "none":
+    # llama.cpp takes a factor without a type as linear.
+    bare = "none" if own.get("rope.scaling.factor", 1.0) == 1 else "linear"
+    kind = own.get("rope.scaling.type", bare)
+    if kind == "none":
         return {} if factors is None else _llama3(path, _dense(factors), theta)
     if factors is not None:
         raise SettingsError(
             [f"{path.name}: {_FACTORS}: cannot be combined with another scaling of positions"]
         )
-    return {theirs: own[key] for key, theirs in _SCALING.items() if key in own}
+    return {"rope_type": kind} | {new: own[key] for key, new in _SCALING.items() if key in own}
 
 
 def _llama3(path: Path, factors: np.ndarray, theta: float) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from lm_eval.models.utils import normalize_gen_kwargs
 from data_prep.dataset import durable
 from pretrain.config.run import Weights
 from pretrain.evaluate import results
-from pretrain.evaluate.generate import extended, generate, read
+from pretrain.evaluate.generate import extended, finite, generate, read
 from pretrain.evaluate.progress import TokenProgress
 from pretrain.evaluate.questions import EvaluationError, Sampling
 from pretrain.trained import Trained
@@ -308,6 +309,20 @@ class Streamed(TemplateLM):
         head = [] if bos is None or add_special_tokens is False else [bos]
         return [*head, *self._tokenizer.encode(string).tolist()]
 
+    def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        """The tokens of both, divided as the harness does, after as many as the context has alone.
+
+        Where that leaves none for the continuation, since a token reaches into it from the context,
+        that token is the continuation's. For a context without tokens stands `prefix_token_id`.
+        """
+        before, following = super()._encode_pair(context, continuation)
+        if continuation and not following:
+            alone, whole = (self.tok_encode(text) for text in (context, context + continuation))
+            shared = takewhile(lambda pair: pair[0] == pair[1], zip(alone, whole, strict=False))
+            before = [token for token, _ in shared]
+            following = whole[len(before) :]
+        return before or [self.prefix_token_id], following
+
     def _loglikelihood_tokens(
         self, requests: Sequence[tuple[Any, list[int], list[int]]], **_: Any
     ) -> list[tuple[float, bool]]:
@@ -334,7 +349,10 @@ class Streamed(TemplateLM):
         return found
 
     def _score(self, context: Sequence[int], following: Sequence[int]) -> tuple[float, bool]:
-        """Nats of `following` after `context`, and whether each token of it is the likeliest."""
+        """Nats of `following` after `context`, and whether each token of it is the likeliest.
+
+        Raises ResultError where a logit is not finite.
+        """
         if not following:  # an empty text is certain
             return 0.0, True
         tokens = np.array([*context, *following], np.int64)
@@ -350,7 +368,7 @@ class Streamed(TemplateLM):
             done += len(logits)
             if first >= len(logits):
                 continue
-            scores = logits[first:].float().log_softmax(dim=1).cpu()
+            scores = finite(logits[first:]).float().log_softmax(dim=1).cpu()
             targets = torch.from_numpy(tokens[done - len(scores) + 1 : done + 1])
             total += float(scores.gather(1, targets[:, None]).double().sum())
             greedy = greedy and bool((scores.argmax(dim=1) == targets).all())

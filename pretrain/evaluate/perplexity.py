@@ -7,10 +7,10 @@ forward over it alone, whatever lies beside it.
 
 *Position* p of a target is the number of text tokens before it: BOS is no target, EOS is the last
 one. The first token of a text is predicted from BOS alone, and is no target where the tokenizer has
-no BOS. *Bits per byte* are the bits of all targets over the UTF-8 bytes of the text. EOS has 0
-bytes: its bits count (a model must also say where the text ends), its bytes do not. By position, a
-target has the bytes that its token makes; they add up to the text's bytes for every tokenizer that
-gives texts back exactly.
+no BOS. *Bits per byte* are the bits of targets over the UTF-8 bytes of text that their tokens make.
+EOS makes none: its bits count (a model must also say where the text ends). With BOS the bytes are
+those of the text, for every tokenizer that gives texts back exactly; without, they are fewer by the
+first token's.
 """
 
 from __future__ import annotations
@@ -113,8 +113,8 @@ def evaluate(
     for windows, losses in _losses(learned, lanes, window_segments, columns, pace):
         pace(functools.partial(score.add, windows, losses))
         progress.add(sum(span.tokens for _, spans in windows for span in spans))
-    found = score.report(queue.text_bytes)
-    if not (found["positions"] and queue.text_bytes):
+    found = score.report()
+    if not found["total"]["bytes"]:
         raise EvaluationError(f"{location}: the documents asked for have no text to predict")
     return {
         **results.of_model(learned),
@@ -302,15 +302,14 @@ class _Score:
                     sums = self._documents.setdefault(span.id, self._empty.copy())
                     sums += _summed(*part)
 
-    def report(self, text_bytes: int) -> Report:
-        """`total` over so many bytes, `positions`, and `by_document` where it was asked for."""
-        found = self._numbers(self._all, text_bytes)
+    def report(self) -> Report:
+        """`total`, `positions`, and `by_document` where it was asked for."""
+        found = self._numbers(self._all)
         if self._by_document:
             found["by_document"] = [
-                {"id": id, "text_bytes": size, **self._numbers(sums, size)}
+                {"id": id, "text_bytes": int(sums[1].sum()), **self._numbers(sums)}
                 for id, sums in self._documents.items()
                 if sums[0].any()
-                for size in [int(sums[1].sum())]
             ]
         return found
 
@@ -332,14 +331,14 @@ class _Score:
         sizes = self._token_bytes[np.equal(positions, 0).astype(int), targets[is_target]]
         return bucket_of(positions), np.ones_like(sizes), sizes, *nats
 
-    def _numbers(self, sums: np.ndarray, text_bytes: int) -> Report:
+    def _numbers(self, sums: np.ndarray) -> Report:
         tokens, sizes, nats = sums[0], sums[1], sums[2:]
         rows = []
         for bucket in np.flatnonzero(tokens).tolist():
             edges = {"first": 2**bucket // 2, "end": 2**bucket}
             own = self._row(int(tokens[bucket]), int(sizes[bucket]), nats[:, bucket])
             rows.append({**edges, **own})
-        total = self._row(int(tokens.sum()), text_bytes, [values.sum() for values in nats])
+        total = self._row(int(tokens.sum()), int(sizes.sum()), [values.sum() for values in nats])
         return {"total": total, "positions": rows}
 
     def _row(

@@ -160,7 +160,9 @@ class Plan:
     @property
     def send_seconds(self) -> float:
         """Of a step."""
-        sent = self.sent if self.simulation is None else self.simulation.sent * self.micro_batches
+        sent, found = self.sent, self.simulation
+        if found is not None:
+            sent = found.sent * self.micro_batches + found.once
         return sent / (self.cluster.bandwidth * LINK_SHARE)
 
     @property
@@ -468,7 +470,7 @@ def _simulation_lines(plan: Plan, simulated: Simulation) -> list[str]:
         f"rank 0 of {plan.cluster.ranks} under real ZeRO-3, on tensors without storage",
         f"  holds {held}; {'as' if equal else 'NOT as'} planned",
         f"  at most {_size(simulated.peak)} at a time, and the memory states",
-        f"  sends {_size(simulated.sent)} per micro-batch",
+        f"  sends {_size(simulated.sent)} per micro-batch, {_size(simulated.once)} per step beside",
     ]
 
 

@@ -308,7 +308,9 @@ class Simulation:
     peak: int
     """Bytes, the most at any time of the step."""
     sent: float
-    """Bytes a step."""
+    """Bytes a micro-batch, forward and backward."""
+    once: float
+    """Bytes a step beside these: the optimizer's, however many micro-batches there are."""
 
 
 def simulate(config: Config, vocab_size: int, ranks: int, lanes: int) -> Simulation:
@@ -343,11 +345,13 @@ def simulate(config: Config, vocab_size: int, ranks: int, lanes: int) -> Simulat
             loss = engine.forward(batch, starts, state, batch, **given).loss
             assert loss is not None
             engine.backward(loss)
+            before = ledger.sent()
             engine.step(1.0)
+            once = ledger.sent() - before
             if config.data.preface:
                 with engine.evaluating():
                     engine.forward(batch, starts, state, parts=parts, places=_nowhere())
-        return Simulation(engine.held(), ledger.peak, ledger.sent())
+        return Simulation(engine.held(), ledger.peak, ledger.sent() - once, once)
 
 
 @contextlib.contextmanager

@@ -13,13 +13,16 @@ from typing import Any
 
 import pytest
 import torch
+from lm_eval.api.instance import Instance
 from torch import Tensor
 
 from pretrain import trained
+from pretrain.convert import export
 from pretrain.evaluate import harness
 from pretrain.evaluate.harness import Streamed
-from pretrain.evaluate.questions import EvaluationError
+from pretrain.evaluate.questions import EvaluationError, ResultError
 from pretrain.trained import Trained
+from tests.data_prep.tokenizer.conftest import byte_level
 from tests.pretrain import kinds
 
 TEXT = "It is a truth universally acknowledged, that a single man in possession of a fortune"
@@ -121,6 +124,41 @@ def test_a_text_without_tokens_is_certain(model: Trained) -> None:
     assert streamed.loglikelihood(requests, disable_tqdm=True) == [(0.0, True)]
 
 
+@pytest.fixture
+def without_bos(tmp_path: Path, write_run: Any) -> Trained:
+    """A model with a tokenizer as GPT-2's, which lays no BOS."""
+    file = byte_level(tmp_path / "tokenizer.json", None, ("<|endoftext|>",))
+    write_run(tmp_path / "run", tokenizer=file)
+    return trained.load(tmp_path / "run", torch.device("cpu"))
+
+
+def test_a_token_that_reaches_from_the_context_to_the_end_is_the_continuations(
+    without_bos: Trained,
+) -> None:
+    encode = without_bos.tokenizer.encode
+    (*before, context), (*_, joined) = encode("of the").tolist(), encode("of them").tolist()
+    assert (*before, joined) == (*encode("of them").tolist(),) and joined != context
+    requests = [SimpleNamespace(args=("of the", "m"))]
+    ((found, greedy),) = Streamed(without_bos).loglikelihood(requests, disable_tqdm=True)
+    scores = log_p(without_bos, before)[-1]
+    assert found == pytest.approx(float(scores[joined]), abs=1e-5)
+    assert greedy is bool(scores.argmax() == joined)
+
+
+@pytest.mark.parametrize("following", ["of them", TEXT])
+def test_without_a_bos_a_context_of_white_space_follows_eos(
+    without_bos: Trained, following: str
+) -> None:
+    pairs = [(" \n", following), ("", f" \n{following}")]
+    found, expected = Streamed(without_bos).loglikelihood(
+        [SimpleNamespace(args=pair) for pair in pairs], disable_tqdm=True
+    )
+    ids = [without_bos.tokenizer.eos_id, *without_bos.tokenizer.encode(f" \n{following}")]
+    assert found == expected
+    picked = log_p(without_bos, ids)[:-1].gather(1, torch.tensor(ids[1:])[:, None])
+    assert found[0] == pytest.approx(float(picked.sum()), rel=1e-5)
+
+
 def test_the_likeliest_continuation_is_known_as_such(model: Trained) -> None:
     bos = model.tokenizer.bos_id
     assert bos is not None
@@ -129,6 +167,19 @@ def test_the_likeliest_continuation_is_known_as_such(model: Trained) -> None:
     streamed = Streamed(model)
     assert streamed._score(context, [best])[1]
     assert not streamed._score(context, [(best + 1) % 320])[1]
+
+
+def test_no_figure_is_made_of_logits_that_are_not_finite(model: Trained) -> None:
+    with torch.no_grad():
+        model.model.norm.weight[0] = torch.nan
+    streamed = Streamed(model)
+    pair, whole, until = (TEXT * 2, " must be"), (TEXT * 2,), (TEXT, {"until": []})
+    with pytest.raises(ResultError, match="logits are not finite"):
+        streamed.loglikelihood([SimpleNamespace(args=pair)], disable_tqdm=True)
+    with pytest.raises(ResultError, match="logits are not finite"):
+        streamed.loglikelihood_rolling([SimpleNamespace(args=whole)])
+    with pytest.raises(ResultError, match="logits are not finite"):
+        streamed.generate_until([SimpleNamespace(args=until)])
 
 
 def test_every_kind_of_task_runs_from_local_files(
@@ -167,6 +218,41 @@ def test_a_continuation_ends_before_the_first_of_the_requests_ends(model: Traine
     end = whole[len(whole) // 2]
     assert whole and end in whole
     assert continued(until=[end, "never there"], max_gen_toks=40) == whole[: whole.index(end)]
+
+
+def test_the_harness_s_own_model_of_an_export_gives_the_same_figures(
+    model: Trained, tmp_path: Path
+) -> None:
+    pytest.importorskip("accelerate", reason="lm-eval's models of transformers need accelerate")
+    from lm_eval.models.huggingface import HFLM
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    export.run(model.run_directory, tmp_path / "hub", "stored")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "hub", trust_remote_code=True)
+    own = AutoTokenizer.from_pretrained(tmp_path / "hub", trust_remote_code=False)
+    theirs, without = (
+        HFLM(loaded.eval(), tokenizer=own, device="cpu", add_bos_token=laid)
+        for laid in (None, False)
+    )
+    ours = Streamed(model)
+    pairs = [("", TEXT), ("It is ", "a truth"), (TEXT, " must be"), (TEXT * 7, "\n"), ("\n", "a b")]
+    scores = [
+        one.loglikelihood(
+            [Instance("loglikelihood", {}, pair, place) for place, pair in enumerate(pairs)],
+            disable_tqdm=True,
+        )
+        for one in (ours, theirs)
+    ]
+    for (found, greedy), (expected, likeliest) in zip(*scores, strict=True):
+        assert found == pytest.approx(expected, abs=1e-3)
+        assert greedy is likeliest
+    # Of whole texts lm-eval 0.4.13 scores a BOS of the tokenizer's after the one it lays itself.
+    rolled = [Instance("loglikelihood_rolling", {}, (TEXT * 3,), 0)]
+    (found,), (expected,), (twice,) = (
+        one.loglikelihood_rolling(rolled, disable_tqdm=True) for one in (ours, without, theirs)
+    )
+    assert found == pytest.approx(expected, abs=1e-3)
+    assert abs(twice - found) > 0.1
 
 
 def test_samples_after_one_context_differ_and_do_not_depend_on_other_requests(

@@ -168,6 +168,27 @@ def test_bits_a_byte_by_hand(
     assert found == pytest.approx([bits, bits, 2 * bits])
 
 
+def test_without_bos_bytes_that_no_target_makes_are_in_no_figure(
+    tmp_path: Path, write_run: Any, write_data_set: Any, tokenizer_model: Path
+) -> None:
+    """A model that knows nothing spends log2(320) bits on each target."""
+    write_run(tmp_path / "run", init_std=0.0)
+    model = trained.load(tmp_path / "run", CPU)
+    # After the first, two targets of a byte each, and EOS; twice.
+    ids = model.tokenizer.byte_tokens[list("aé".encode())]
+    documents = [Document(str(number), "test", 3, ids) for number in range(2)]
+    write_data_set(tmp_path / "data", documents, 1, 320, bos_id=None, tokenizer=tokenizer_model)
+    report = _evaluate(model, tmp_path / "data", by_document=True)
+    assert (report["text_bytes"], report["total"]["bytes"], report["total"]["tokens"]) == (6, 4, 6)
+    bits = 3 * math.log2(320) / 2
+    assert report["total"]["bits_per_byte"]["memory"] == pytest.approx(bits)
+    each = [one["total"]["bits_per_byte"]["memory"] for one in report["by_document"]]
+    assert each == pytest.approx([bits, bits])
+    write_data_set(tmp_path / "one", [ids[:1]], 1, 320, bos_id=None, tokenizer=tokenizer_model)
+    with pytest.raises(EvaluationError, match="have no text to predict"):
+        _evaluate(model, tmp_path / "one")
+
+
 def test_a_bucket_of_ends_alone_has_no_bits_a_byte(
     tmp_path: Path, small: tuple[Trained, Path], write_data_set: Any, tokenizer_model: Path
 ) -> None:
@@ -360,15 +381,14 @@ def _compare(report: dict[str, Any], expected: dict[tuple[int, str], list[float]
         assert found[key][2] == pytest.approx(expected[key][2], rel=1e-5)
     for column, nats in report["total"]["nats"].items():
         rows = [row for key, row in expected.items() if key[1] == column]
-        tokens = sum(row[0] for row in rows)
-        total = sum(row[2] for row in rows)
+        tokens, size, total = (sum(row[part] for row in rows) for part in range(3))
         assert nats == pytest.approx(total, rel=1e-5)
         assert report["total"]["tokens"] == tokens
         assert report["total"]["perplexity"][column] == pytest.approx(
             math.exp(total / tokens), rel=1e-4
         )
         assert report["total"]["bits_per_byte"][column] == pytest.approx(
-            total / math.log(2) / sum(len(text.encode()) for text in TEXTS), rel=1e-5
+            total / math.log(2) / size, rel=1e-5
         )
 
 

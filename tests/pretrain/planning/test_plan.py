@@ -22,7 +22,7 @@ from pretrain.config.root import Config
 from pretrain.model import flops
 from pretrain.planning import plan as planning
 from pretrain.planning.plan import GPUS, Cluster, Plan, cluster, lines, make, summary, warnings
-from pretrain.planning.simulate import Activations, activations
+from pretrain.planning.simulate import Activations, Simulation, activations
 
 ROOT = Path(__file__).parents[3]
 RECIPES = sorted(
@@ -213,6 +213,13 @@ def test_sending_is_per_micro_batch_and_gathers_twice_where_weights_cannot_stay(
     fits = make(small(), 3000, asked(), False)  # all of it may stay
     large = 2 * (3000 * 256 + 4 * 3 * 256 * 688)
     assert fits.sent == pytest.approx((large + 2 * 2 * fits.parameters - large) * 7 / 8, rel=0.01)
+
+
+def test_what_a_simulated_rank_sends_is_counted_for_each_micro_batch_or_once() -> None:
+    plan = make(small("data.lanes=24"), 3000, asked(), False)
+    simulated = replace(plan, simulation=Simulation({}, 0, 300e6, 50e6))
+    assert simulated.micro_batches == 3
+    assert simulated.send_seconds == pytest.approx((3 * 300e6 + 50e6) / (450e9 * 0.7))
 
 
 def test_ranks_that_share_longer_windows_need_as_much_and_pass_as_much() -> None:
