@@ -78,6 +78,14 @@ def test_documents_are_as_many_as_the_stages_read() -> None:
     assert documents_needed([Stage("1", ((long, 1.0),), 2, 1, 2, 1e-3, 0.1)], 64)[long] == 16
 
 
+def test_a_fifth_of_the_preface_is_of_short_texts() -> None:
+    longest, *short = passkey.preface_lengths()
+    assert longest == 1.5 * max(LENGTHS)
+    assert (min(short), max(short)) == (64, 8192)
+    assert sorted(short)[len(short) // 2] == pytest.approx(math.sqrt(64 * 8192), rel=0.02)
+    assert 0.19 < sum(short) / (longest + sum(short)) < 0.22
+
+
 def test_shorter_prompts_are_asked_more_often_for_as_many_tokens() -> None:
     assert samples_at(2**20, 2**20, 4) == 4
     assert samples_at(2**19, 2**20, 4) == 8
@@ -140,6 +148,8 @@ def test_the_recipe_makes_a_table_from_no_data_and_repeats_no_finished_work(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(passkey, "_FAR", 3000)
+    monkeypatch.setattr(passkey, "_CLOSE", (64, 400))
+    monkeypatch.setattr(passkey, "_CLOSE_COUNT", 3)
     sets = (Documents("short", 70, 160), Documents("long", 600, 2000))
     plan = (
         Stage("1_short", ((sets[0], 1.0),), 3, 4, 4, 1e-3, 0.1),
@@ -162,8 +172,10 @@ def test_the_recipe_makes_a_table_from_no_data_and_repeats_no_finished_work(
         assert (tmp_path / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
     settings = (tmp_path / "runs" / "linear-1" / "2_long" / "config.yaml").read_text()
     assert f"start_from: {tmp_path / 'runs' / 'linear-1' / '1_short'}" in settings
-    (preface,) = Dataset(tmp_path / "data" / "preface").documents()
-    assert len(preface.tokens) == pytest.approx(3000, rel=0.02)
+    fillers = Dataset(tmp_path / "data" / "preface").documents()
+    assert sorted(len(one.tokens) for one in fillers) == pytest.approx(
+        [64, 160, 400, 3000], rel=0.1
+    )
     elsewhere = [str(tmp_path / "other"), "--reports", str(tmp_path / "reports"), *words[1:]]
     passkey.main(elsewhere, plan)
     again = capfd.readouterr()

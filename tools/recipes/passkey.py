@@ -70,7 +70,11 @@ LONGER = Documents("longer", 128, 2048)
 WINDOW = Documents("window", 256, 8192)
 ALL = Documents("all", 96, 8192)
 PREFACE = "preface"  # a set of filler alone, as preface of the passkey documents
-_FAR = 3 * 2**19  # tokens of its documents: 1.5 times the longest evaluated distance
+_FAR = 3 * 2**19  # tokens of its longest document: 1.5 times the longest evaluated distance
+# Others of a lane, so that one preface window in five is of them: after long prefaces alone, keys in
+# short prompts are forgotten.
+_CLOSE = (64, 8192)
+_CLOSE_COUNT = 240
 
 
 STAGES = (
@@ -79,12 +83,12 @@ STAGES = (
     Stage("3_longer", ((MIDDLE, 0.3), (LONGER, 0.7)), 300, 4, 32, 1e-3, 0.02),
     Stage("4_window", ((MIDDLE, 0.2), (LONGER, 0.3), (WINDOW, 0.5)), 300, 1, 128, 7e-4, 0.02),
     Stage(
-        *("5_preface", ((LONGER, 0.5), (WINDOW, 0.5)), 800, 1, 128, 3e-4, 0.0, 0.3),
+        *("5_preface", ((LONGER, 0.5), (WINDOW, 0.5)), 600, 1, 128, 3e-4, 0.0, 0.3),
         weight_decay=0.0,
         preface=PREFACE,
     ),
     Stage(
-        *("6_settled", ((ALL, 1.0),), 400, 1, 128, 1e-4, 0.0, 0.5),
+        *("6_settled", ((ALL, 1.0),), 300, 1, 128, 1e-4, 0.0, 0.5),
         weight_decay=0.0,
         preface=PREFACE,
     ),
@@ -194,18 +198,29 @@ def _documents(out: Path, one: Documents, count: int, workers: int) -> None:
     _prepared("passkey_cpu", directory, data, *([] if one == FIRST else [_in_tokens_of(out)]))
 
 
-def _preface(out: Path, tokens: int, lanes: int) -> None:
-    """Make a data set of filler alone: one document of about `tokens` tokens per lane."""
+def _preface(out: Path, lanes: int) -> None:
+    """Make a data set of filler alone: for each lane a long document, and many short ones."""
     directory, data = out / "documents" / PREFACE, out / "data" / PREFACE
     texts, tokenizer = directory / "preface.jsonl", _tokenizer(out)
     if not texts.exists():
         pieces = FILLER.split()
-        repeated = tokens * len(pieces) // len(load_tokenizer(tokenizer).encode(f" {FILLER}"))
-        text = " ".join(itertools.islice(itertools.cycle(pieces), repeated))
-        lines = [json.dumps({"id": number, "text": text}) + "\n" for number in range(lanes)]
+        # Pieces a token.
+        share = len(pieces) / len(load_tokenizer(tokenizer).encode(f" {FILLER}"))
+        lines = []
+        for number, tokens in enumerate(preface_lengths() * lanes):
+            text = " ".join(itertools.islice(itertools.cycle(pieces), round(tokens * share)))
+            lines.append(json.dumps({"id": number, "text": text}) + "\n")
         directory.mkdir(parents=True, exist_ok=True)
         durable.write_bytes(texts, "".join(lines).encode())
     _prepared("my_texts", directory, data, f"shards.count={lanes}", _in_tokens_of(out))
+
+
+def preface_lengths() -> list[int]:
+    """Tokens of each document of filler that a lane reads: the longest, then short ones whose
+    lengths are spread evenly over their logarithms."""
+    low, high = _CLOSE
+    steps = (number / (_CLOSE_COUNT - 1) for number in range(_CLOSE_COUNT))
+    return [_FAR, *(round(low * (high / low) ** step) for step in steps)]
 
 
 def _tokenizer(out: Path) -> Path:
@@ -270,7 +285,7 @@ class _Work:
             _documents(out, one, count, workers)
         for stage in self.plan:
             if stage.preface == PREFACE:
-                _preface(out, _FAR, stage.lanes)
+                _preface(out, stage.lanes)
 
     def report(self, model: Model) -> Report:
         """One report of all lengths; what is missing of it is trained and asked for."""
