@@ -71,8 +71,8 @@ WINDOW = Documents("window", 256, 8192)
 ALL = Documents("all", 96, 8192)
 PREFACE = "preface"  # a set of filler alone, as preface of the passkey documents
 _FAR = 3 * 2**19  # tokens of its longest document: 1.5 times the longest evaluated distance
-# Others of a lane, so that one preface window in five is of them: after long prefaces alone, keys in
-# short prompts are forgotten.
+# Others of a lane, so that one preface window in five is of them: after long prefaces alone, keys
+# in short prompts are forgotten.
 _CLOSE = (64, 8192)
 _CLOSE_COUNT = 240
 
