@@ -31,10 +31,25 @@ def check_start(config: Config, ranks: int) -> None:
             "or set it to auto or sdpa"
         )
     problems += new_run_problems(config) + tracking_problems(config)
-    problems += directory_problems(config) + data_problems(config)
+    problems += directory_problems(config)
     problems += origin.problems(config) + resumable.problems(config)
-    if problems:
-        raise SettingsError(problems)
+    refuse(problems, config)
+
+
+def refuse(problems: Sequence[str], config: Config, made_before: Sequence[Path] = ()) -> None:
+    """Raise SettingsError with `problems` and those of the data sets, if there are any.
+
+    Raises UnreachableError where there is no mistake, but a server that does not answer.
+    """
+    found = [*problems]
+    try:
+        found += data_problems(config, made_before)
+    except UnreachableError as error:
+        if not found:
+            raise
+        found.append(str(error))
+    if found:
+        raise SettingsError(found)
 
 
 def new_run_problems(config: Config) -> list[str]:
@@ -111,8 +126,8 @@ def data_problems(config: Config, made_before: Sequence[Path] = ()) -> list[str]
     """Why the data sets cannot be read, or not together.
 
     Those in `made_before`, which an earlier job makes, need not exist yet. Raises UnreachableError
-    where a server does not answer: a job that is started again then is not to end as one with a
-    mistake does.
+    where that is all and a server does not answer: a job that is started again then is not to end
+    as one with a mistake does.
     """
     directories = {key: source.data for key, source in config.data.sources.items()}
     directories |= {"data.preface": config.data.preface, "data.validation": config.data.validation}
@@ -121,14 +136,15 @@ def data_problems(config: Config, made_before: Sequence[Path] = ()) -> list[str]
     }
     directories |= evaluated
     later = {directory.absolute() for directory in made_before}
-    problems, manifests = [], {}
+    problems, unreachable, manifests = [], [], {}
     for key, directory in directories.items():
         if not directory or Path(directory).absolute() in later:
             continue
         try:
             manifest = manifests[key] = manifest_of(directory)
         except UnreachableError as error:
-            raise UnreachableError(f"{key}: {error}") from None
+            unreachable.append(f"{key}: {error}")
+            continue
         except DataError as error:
             problems.append(f"{key}: {error}")
             continue
@@ -147,7 +163,9 @@ def data_problems(config: Config, made_before: Sequence[Path] = ()) -> list[str]
     ]
     if any(one.lengths for one in config.train.evaluate):
         problems += _question_problems(config, later)
-    return problems
+    if unreachable and not problems:
+        raise UnreachableError(unreachable[0])
+    return problems + unreachable
 
 
 def _question_problems(config: Config, later: Collection[Path]) -> list[str]:

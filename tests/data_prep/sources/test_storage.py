@@ -319,6 +319,56 @@ def test_a_listing_on_a_server_finds_what_a_local_one_finds(s3: str) -> None:
         assert found == globs.Found([], [f"{root}/{name}" for name in directories]), pattern
 
 
+def test_a_bucket_that_does_not_exist_is_no_empty_one(s3: str) -> None:
+    root = "s3://mistyped/list"
+    for pattern in ("**/*.txt", "*.txt", "1.txt"):
+        (found,) = globs.matches(root, [pattern], globs.Excluded(root, []))
+        assert isinstance(found, str) and "404 The specified bucket does not exist" in found
+
+
+class _Failing(BaseHTTPRequestHandler):
+    """As an S3 server that answers every request with an error, of the status `code`."""
+
+    code = 0
+
+    def log_message(self, *words: object) -> None:
+        pass
+
+    def do_HEAD(self) -> None:
+        self._answer(b"")
+
+    def do_GET(self) -> None:
+        self._answer(b"<Error><Code>Wrong</Code><Message>It fails</Message></Error>")
+
+    def _answer(self, body: bytes) -> None:
+        self.send_response(self.code)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+
+@pytest.mark.parametrize(("code", "may_pass"), [(500, True), (503, True), (400, False)])
+def test_an_s3_server_that_fails_is_told_from_one_that_refuses(
+    s3: str, monkeypatch: pytest.MonkeyPatch, code: int, may_pass: bool
+) -> None:
+    import s3fs
+
+    monkeypatch.setattr(_Failing, "code", code)
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Failing) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
+        s3fs.S3FileSystem.clear_instance_cache()
+        with pytest.raises(OSError, match=f"its server answers {code} ") as asked:
+            storage.open_binary("s3://corpus/list/1.txt")
+        with pytest.raises(OSError, match=f"its server answers {code} It fails") as listed:
+            storage.entries("s3://corpus/list")
+        for raised in (asked, listed):
+            assert isinstance(raised.value, storage.UnansweredError) == may_pass
+        server.shutdown()
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
 class _Refusing(BaseHTTPRequestHandler):
     """As an S3 server that lists two directories, of which it refuses to list the second."""
 

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from moto.server import ThreadedMotoServer
 
+from data_prep.dataset.settings import SettingsError
 from data_prep.dataset.shards import DataError, read_manifest
 from data_prep.sources import storage
 from pretrain.config.data import CacheConfig
@@ -22,7 +23,7 @@ from pretrain.data.files import UnreachableError, manifest_of, name_of
 from pretrain.data.lanes import Dataset, Mix
 from pretrain.data.loader import Loader
 from pretrain.jobs import launch
-from pretrain.jobs.start_checks import data_problems
+from pretrain.jobs.start_checks import data_problems, refuse
 from tools.promises.servers import Proxy, Web, faulty
 
 LANES, LENGTH, SHARDS = 2, 50, 6
@@ -165,6 +166,29 @@ def test_a_server_that_does_not_answer_at_the_start_is_no_mistake_of_the_users(
     mistyped = load(None, ["run.directory=r", f"data.train=http://127.0.0.1:{web.port}/books"])
     (problem,) = data_problems(mistyped)
     assert "its server answers 404 Not Found" in problem
+
+
+def test_an_answer_that_is_cut_off_at_the_start_is_no_mistake_of_the_users(proxy: Proxy) -> None:
+    proxy.faults.extend(["reset"] * 100)
+    with pytest.raises(UnreachableError, match=r"manifest\.json: cannot be fetched: "):
+        manifest_of(f"http://127.0.0.1:{proxy.port}/books")
+
+
+def test_mistakes_are_told_beside_a_server_that_does_not_answer(
+    web: Web, tmp_path: Path, directory: Path
+) -> None:
+    url = f"http://127.0.0.1:{web.port}/books"
+    web.statuses["books/manifest.json"] = 503
+    words = ["run.directory=r", f"data.train={url}", "data.lanes=3"]
+    with pytest.raises(UnreachableError):
+        refuse([], load(None, words))
+    with pytest.raises(SettingsError) as raised:
+        refuse(["model.x: is wrong"], load(None, [*words, f"data.validation={tmp_path}/no"]))
+    first, second, third = raised.value.problems
+    assert first == "model.x: is wrong" and second.startswith("data.validation: ")
+    assert third.startswith(f"data.train: {url}/manifest.json: cannot be fetched: its server ")
+    with pytest.raises(SettingsError, match=r"data\.validation: .*shards for data\.lanes=9"):
+        refuse([], load(None, [*words, "data.lanes=9", f"data.validation={directory}"]))
 
 
 def _unused_port() -> int:
