@@ -96,6 +96,67 @@ def test_all_mistakes_are_in_one_message(tmp_path: Path) -> None:
     )
 
 
+@dataclass(frozen=True)
+class Motor:
+    active: bool = setting(False, "whether it runs")
+    speeds: list[int] = setting([], "speeds", low=1)
+
+    def problems(self) -> list[str]:
+        if self.active:
+            return [] if self.speeds else ["speeds: not set"]
+        return ["speeds: has no effect with active=False"] if self.speeds else []
+
+
+@dataclass(frozen=True)
+class Machine:
+    motor: Motor = group(Motor)
+    motors: list[Motor] = setting([], "more of them")
+    lamps: int = setting(0, "how many")
+
+    def problems(self) -> list[str]:
+        found = [] if self.lamps else ["lamps: not set"]
+        return found if self.motor.active else [*found, "lamps: need motor.active"]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (
+            ["motor.active=maybe", "motor.speeds=[3]"],
+            ["motor.active: expected true or", "lamps: not set"],
+        ),
+        (
+            ["motor.actve=true", "motor.speeds=[3]"],
+            ["motor.actve: unknown key; did", "lamps: not set"],
+        ),
+        (["motor.active=true", "motor.speeds=[0]"], ["motor.speeds[0]: expect", "lamps: not set"]),
+        (
+            [
+                "motors=[{active: 3, speeds: [1]}, {speeds: [1]}]",
+                "motor.active=true",
+                "motor.speeds=[1]",
+            ],
+            ["motors[0].active: expected", "motors[1].speeds: has no effect", "lamps: not set"],
+        ),
+        (
+            ["motor.active=true", "motor.speeds=[1]", "lampes=3"],
+            ["lampes: unknown key; did you mean"],
+        ),
+        (
+            ["need=3"],
+            ["need: unknown key; known", "lamps: not set", "lamps: need motor.active"],
+        ),
+    ],
+)
+def test_what_follows_from_the_default_of_a_wrong_setting_alone_is_not_told(
+    words: list[str], told: list[str]
+) -> None:
+    with pytest.raises(SettingsError) as raised:
+        settings.load(Machine, None, words)
+    found = raised.value.problems
+    assert len(found) == len(told) and all(map(str.startswith, found, told)), found
+
+
 @pytest.mark.parametrize(
     ("word", "problem"),
     [
