@@ -100,7 +100,7 @@ class Harness(OnModel):
     """
 
     tasks_directory: Path = option(MISSING, "directory of task files (YAML)", kind=DIRECTORY)
-    tasks: list[str] = option([], "their names", many="words", otherwise="all there")
+    tasks: list[str] = option([], "their names", many="words", otherwise="all there", unique=True)
     shots: int | None = option(
         None, "few-shot examples before a question", low=0, otherwise="the task's"
     )
