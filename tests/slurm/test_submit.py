@@ -287,6 +287,27 @@ def test_a_pipeline_is_a_sequence_of_dependent_jobs(dry: Submit, place: Path) ->
     assert not (place / "made_train").exists()
 
 
+def test_the_mistakes_of_every_configuration_of_a_pipeline_are_told_at_once(
+    dry: Submit, place: Path
+) -> None:
+    (place / "texts").mkdir(exist_ok=True)
+    for name in ("one", "two"):
+        (place / f"{name}.yaml").write_text(
+            f"output: {name}\nroot: texts\nsources: [{{name: s, paths: ['{name}/*.txt']}}]\n"
+            + "tokenizer: {path: one/tokenizer.model}\n" * (name == "two")
+        )
+    line = ("c.yaml", "--nodes", "1", "--data", "one.yaml", "--data", "two.yaml")
+    done = dry("pipeline", *line, "--", "data.train=one", "data.validation=three")
+    assert [problem.split(":")[0] for problem in mistakes(done)] == [
+        "sources[0].paths[0]", "sources[0].paths[0]", "data.validation"
+    ]  # fmt: skip
+    for name in ("one", "two"):
+        assert f"submitted; the mistakes above are in --data {name}.yaml" in done.stderr
+    # Without its output it is not known what is made.
+    done = dry("pipeline", *line[:5], "output=", *line[5:], "--", "data.train=one")
+    assert [problem.split(":")[0] for problem in mistakes(done)] == ["output"]
+
+
 def test_a_site_file_and_slurm_are_required(place: Path, tmp_path: Path) -> None:
     for name in ("bash", "dirname", "readlink"):
         (tmp_path / name).symlink_to(programs.find(name) or name)
