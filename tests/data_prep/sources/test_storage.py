@@ -31,6 +31,7 @@ class Web(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.files: dict[str, bytes] = {}
         self.failures, self.ranges, self.accept_ranges = 0, True, ""
+        self.tags = True
         self.asked: list[str] = []
 
     def url(self, name: str) -> str:
@@ -69,7 +70,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(body)))
         if web.accept_ranges:
             self.send_header("Accept-Ranges", web.accept_ranges)
-        if data is not None:
+        if data is not None and web.tags:
             self.send_header("ETag", f'"{hashlib.md5(data).hexdigest()}"')
         if code == 206:
             self.send_header("Content-Range", f"bytes {start}-{stop - 1}/{len(data or b'')}")
@@ -276,6 +277,22 @@ def test_a_remote_file_that_changes_stops_the_run(web: Web, tmp_path: Path) -> N
     web.files["a.jsonl"] = lines(200, "bew")
     with pytest.raises(inputs.InputChangedError, match=r"a\.jsonl: changed since"):
         pipeline.run(wanted)
+
+
+def test_a_file_of_a_server_without_etags_is_read_to_see_whether_it_changed(
+    web: Web, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    web.tags = False
+    web.files["a.jsonl"] = lines(200, "web")
+    (tmp_path / "c.yaml").write_text("")
+    command = ["run", str(tmp_path / "c.yaml")]
+    command += words(tmp_path / "set", f"paths: ['{web.url('a.jsonl')}']")
+    some = [*command, "limit=9", f"output={tmp_path / 'some'}"]  # which does not read all of it
+    for wanted in (command, some):
+        assert cli.main(wanted) == cli.main(wanted) == 0
+    web.files["a.jsonl"] = lines(200, "bew")
+    assert cli.main(command) == 2
+    assert "was made from other input files: s0/a.jsonl differs" in capfd.readouterr().err
 
 
 def test_two_colons_belong_to_a_url_of_the_web(web: Web) -> None:
