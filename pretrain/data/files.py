@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from data_prep.dataset import shards
+from data_prep.dataset import durable, shards
 from data_prep.dataset.shards import MANIFEST, DataError, Manifest, ShardInfo
 from data_prep.sources import storage
 from pretrain.config.data import CacheConfig
@@ -111,6 +111,8 @@ def name_of(location: str | Path) -> str:
 def manifest_of(location: str | Path) -> Manifest:
     """The manifest of the data set in a directory or under a URL. Raises DataError."""
     if not storage.is_url(location):
+        if (url := durable.url_of(Path(location))) and not Path(location).exists():
+            raise DataError(f"{location}: a URL has two slashes behind the colon; write {url}")
         return shards.read_manifest(Path(location))
     name = f"{str(location).rstrip('/')}/{MANIFEST}"
     return shards.parsed_manifest(name, _fetched(name))

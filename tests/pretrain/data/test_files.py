@@ -224,6 +224,11 @@ def test_a_manifest_that_is_not_there_or_not_ours_is_refused(web: Web, directory
         manifest_of(f"http://127.0.0.1:{web.port}/books")
 
 
+def test_a_url_with_one_slash_is_said_to_lack_the_other() -> None:
+    with pytest.raises(DataError, match=r"^s3:/b/x: a URL has two slashes .*; write s3://b/x$"):
+        manifest_of("s3:/b/x")
+
+
 def test_a_tokenizer_of_another_digest_is_refused(
     web: Web, directory: Path, tmp_path: Path
 ) -> None:
