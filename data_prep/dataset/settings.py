@@ -184,6 +184,12 @@ def describe(schema: type[Any], prefix: str = "") -> list[str]:
     return lines
 
 
+def _example(schema: type[Any]) -> str:
+    """The first number of the settings with its default, as an override gives it."""
+    numbers = (line.partition("  ")[0].replace(" = ", "=") for line in describe(schema))
+    return next((one for one in numbers if one.rpartition("=")[2].isdecimal()), "name=value")
+
+
 def _over(inherited: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """What was given, and of what is inherited the rest, key by key."""
     both = {key: given[key] for key in given.keys() & inherited.keys()}
@@ -210,7 +216,7 @@ def _read(
     for word in overrides:
         key, equals, given = word.partition("=")
         if not equals or not _KEY.fullmatch(key):
-            problems.append(f"{word!r}: expected key=value, for example train.steps=100")
+            problems.append(f"{word!r}: expected key=value, for example {_example(schema)}")
             continue
         if not whole and ("[" in key or "${" in given):
             continue

@@ -171,8 +171,8 @@ def test_what_follows_from_the_default_of_a_wrong_setting_alone_is_not_told(
         ("inner=4", "inner: expected keys, found 4"),
         ("items=one", "items: expected a list, found 'one'"),
         ("count=13", "count: 13 brings bad luck"),
-        ("count", "'count': expected key=value, for example train.steps=100"),
-        ("--count=3", "'--count=3': expected key=value, for example train.steps=100"),
+        ("count", "'count': expected key=value, for example count=4"),
+        ("--count=3", "'--count=3': expected key=value, for example count=4"),
         ("items=[{sizes: [1]}]", "items[0].name: not set"),
     ],
 )
@@ -196,7 +196,7 @@ def test_overrides_are_checked_beside_a_file_that_cannot_be_read(tmp_path: Path)
     words = ["cuont=1", "inner.rate=2", "items[0].name=a", "label=${other}", "count=13", "x y"]
     assert problems_of(words, path) == [
         f"{path}: cannot be read (No such file or directory)",
-        "'x y': expected key=value, for example train.steps=100",
+        "'x y': expected key=value, for example count=4",
         "cuont: unknown key; did you mean count?",
         "inner.rate: expected 0.0 to 1.0, found 2.0",
     ]
