@@ -18,7 +18,7 @@ from pretrain.checkpoint.manifest import CHECKPOINTS, steps_in
 from pretrain.checkpoint.runs import HUGGING_FACE, is_run
 from pretrain.config.root import Config
 from pretrain.config.run import CONFIG_FILE
-from pretrain.data.files import UnreachableError, files_of, manifest_of
+from pretrain.data.files import UnreachableError, files_of, incomplete, manifest_of
 from pretrain.jobs import origin, resumable
 
 
@@ -136,6 +136,8 @@ def data_problems(config: Config, made_before: Sequence[Path] = ()) -> list[str]
     }
     directories |= evaluated
     later = {directory.absolute() for directory in made_before}
+    # Of a data set that is retired, or not begun, no file is read.
+    idle = {key for key, source in config.data.sources.items() if source.is_idle}
     problems, unreachable, manifests = [], [], {}
     for key, directory in directories.items():
         if not directory or Path(directory).absolute() in later:
@@ -148,6 +150,8 @@ def data_problems(config: Config, made_before: Sequence[Path] = ()) -> list[str]
         except DataError as error:
             problems.append(f"{key}: {error}")
             continue
+        if key not in idle:
+            problems += [f"{key}: {reason}" for reason in incomplete(directory, manifest)]
         if key not in evaluated and len(manifest.shards) < config.data.lanes:
             problems.append(
                 f"{key}: {directory} has {counted(len(manifest.shards), 'shard')} for "
@@ -183,9 +187,10 @@ def _question_problems(config: Config, later: Collection[Path]) -> list[str]:
         key = f"train.evaluate[{index}]"
         if one.filler and Path(one.filler).absolute() not in later:
             try:
-                shards.read_manifest(Path(one.filler))
+                lacking = incomplete(one.filler, shards.read_manifest(Path(one.filler)))
             except DataError as error:
-                problems.append(f"{key}.filler: {error}")
+                lacking = [str(error)]
+            problems += [f"{key}.filler: {reason}" for reason in lacking]
         for task in one.tasks_asked if own else ():
             assert own is not None
             short = tasks.too_short(
