@@ -156,6 +156,12 @@ def test_an_evaluation_is_checked_whole_and_logs_beside_the_run(dry: Submit, pla
     assert [problem.split(":")[0] for problem in found] == ["--documentz", "path", "--data"]
     found = mistakes(dry("eval", "trained", "--data=data", "--", "--documents=0"))
     assert found == ["--documents: expected at least 1, found 0"]
+    gone = "nowhere://data"
+    (found,) = mistakes(dry("eval", "trained", f"--data={gone}"))
+    assert found.startswith(f"--data: {gone}/manifest.json: cannot be fetched: ")
+    (place / "trained" / "tokenizer.model").write_text("another than that of the data")
+    (found,) = mistakes(dry("eval", "trained", "--data=data"))
+    assert found.startswith("--data: data was prepared with another tokenizer than the run's")
     (found,) = mistakes(dry("eval", "trained", "--", "--help"))[:1]
     assert found.startswith("--help: expected options of the evaluation after --")
 
