@@ -331,6 +331,10 @@ class _Recall(_Bounded):
             f"{counted(self.documents, 'document')}, prompts of {self.min_tokens:,} to "
             f"{self.max_tokens:,} {unit}: {self.output}"
         )
+        for number, task in enumerate(self.tasks[: self.documents]):
+            least = tasks.least(task, model, seed=self.seed, number=number)
+            if least > self.min_tokens:
+                print(f"{task}: its own text has some {least:,} {unit}, so none is shorter")
         return 0
 
 

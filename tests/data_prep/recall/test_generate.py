@@ -111,14 +111,16 @@ def test_every_mistake_is_reported(
 
 @pytest.mark.parametrize("seed", ["1", "2", "3"])
 def test_a_task_that_is_longer_than_its_drawn_length_has_no_filler(
-    tmp_path: Path, seed: str
+    tmp_path: Path, seed: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "a.jsonl"
     assert cli.main(["recall", str(path), "--documents", "60", "--seed", seed]) == 0
+    said = capsys.readouterr().out
     prompts = [json.loads(line)["prompt"] for line in path.read_text().splitlines()]
     bare = tasks.least("passkey", None, seed=1, number=0)
     drawn = [tasks.length(int(seed), "passkey", number, 128, 8192) for number in range(60)]
     assert min(drawn) < bare
+    assert f"passkey: its own text has some {bare} bytes, so none is shorter\n" in said
     for prompt, length in zip(prompts, drawn, strict=True):
         assert (len(prompt) == bare) == (length < bare + len(FILLER) + 1)
 
