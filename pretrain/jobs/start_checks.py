@@ -9,9 +9,10 @@ from pathlib import Path
 
 from data_prep.dataset import durable, shards
 from data_prep.dataset.settings import SettingsError
-from data_prep.dataset.shards import DataError
+from data_prep.dataset.shards import DataError, Manifest
 from data_prep.dataset.wording import counted
 from data_prep.recall import tasks
+from data_prep.sources.storage import is_url
 from data_prep.tokenizer import tokenizer
 from data_prep.tokenizer.contract import FILES, Tokenizer, TokenizerError
 from pretrain.checkpoint.manifest import CHECKPOINTS, steps_in
@@ -152,6 +153,7 @@ def data_problems(config: Config, made_before: Sequence[Path] = ()) -> list[str]
             continue
         if key not in idle:
             problems += [f"{key}: {reason}" for reason in incomplete(directory, manifest)]
+            problems += _cache_problems(directory, manifest, config)
         if key not in evaluated and len(manifest.shards) < config.data.lanes:
             problems.append(
                 f"{key}: {directory} has {counted(len(manifest.shards), 'shard')} for "
@@ -170,6 +172,19 @@ def data_problems(config: Config, made_before: Sequence[Path] = ()) -> list[str]
     if unreachable and not problems:
         raise UnreachableError(unreachable[0])
     return problems + unreachable
+
+
+def _cache_problems(directory: str, manifest: Manifest, config: Config) -> list[str]:
+    """Why the cache can hold no shard of the data set; more may be needed, as lanes are shared."""
+    cache = config.data.cache
+    largest = max((shard.bytes for shard in manifest.shards), default=0)
+    if not is_url(directory) or largest <= cache.bytes:
+        return []
+    return [
+        f"data.cache.gigabytes: {cache.gigabytes:g}, but {directory} has a shard of "
+        f"{largest / 1e9:.3g} GB, and the cache has to hold one per lane of the node and source; "
+        "raise it"
+    ]
 
 
 def _question_problems(config: Config, later: Collection[Path]) -> list[str]:

@@ -191,6 +191,16 @@ def test_mistakes_are_told_beside_a_server_that_does_not_answer(
         refuse([], load(None, [*words, "data.lanes=9", f"data.validation={directory}"]))
 
 
+def test_a_cache_that_no_shard_fits_into_is_refused_before_the_start(web: Web) -> None:
+    url = f"http://127.0.0.1:{web.port}/books"
+    largest = max(shard.bytes for shard in manifest_of(url).shards)
+    words = ["run.directory=r", f"data.train={url}", "data.lanes=2"]
+    for bytes, fits in ((largest, True), (largest - 1, False)):
+        found = data_problems(load(None, [*words, f"data.cache.gigabytes={bytes / 1e9:.9f}"]))
+        assert fits == (not found)
+    assert f"{url} has a shard of {largest / 1e9:.3g} GB" in found[0]
+
+
 def _unused_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
