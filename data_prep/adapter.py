@@ -12,7 +12,7 @@ and the settings alone; where ids are unique, not on the number of tasks.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -20,9 +20,11 @@ from typing import Any
 
 from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
+from datatrove.utils.logging import logger
 
 from data_prep.config import Config, ShardsConfig, SourceConfig, TokenizerConfig
 from data_prep.dataset import durable
+from data_prep.dataset.settings import SettingsError
 from data_prep.dataset.wording import counted
 from data_prep.pipeline import pipeline, workspace
 from data_prep.pipeline.stages import Stage, Tokenize, TrainTokenizer
@@ -78,9 +80,10 @@ class InfiniShardWriter(PipelineStep):  # type: ignore[misc]
 
     A task that has ended is not done again. `tokenizer` is a SentencePiece model or tokenizer.json;
     `seed` decides the order of documents; `shards` is their number, 0: one for every
-    `shard_tokens`; `source` is the name that the documents carry. Raises TokenizerError; when it
-    runs, WorkspaceError where the directory was started with other settings or another number of
-    tasks, or holds files of something else that a data set would replace.
+    `shard_tokens`; `source` is the name that the documents carry. Raises SettingsError with all
+    that is wrong with these, and TokenizerError; when it runs, WorkspaceError where the directory
+    was started with other settings or another number of tasks, or holds files of something else
+    that a data set would replace.
     """
 
     type = "data-prep"
@@ -96,6 +99,9 @@ class InfiniShardWriter(PipelineStep):  # type: ignore[misc]
         source: str = "datatrove",
     ) -> None:
         super().__init__()
+        least = {"seed": (seed, 0), "shards": (shards, 0), "shard_tokens": (shard_tokens, 1)}
+        if problems := _problems(str(output_dir), source, least):
+            raise SettingsError(problems)
         self.config = Config(
             output=str(Path(output_dir).expanduser().absolute()),
             seed=seed,
@@ -109,6 +115,7 @@ class InfiniShardWriter(PipelineStep):  # type: ignore[misc]
         """Tokenize the documents of task `rank` of `world_size`, unless it is done."""
         work = _work(self.config, world_size)
         if workspace.finished(work.output, self.config) is not None:
+            logger.warning(f"{work.output} is a finished data set already: nothing is written")
             return
         ended = next((work.directory / Tokenize.name).glob("*.json"), None)
         if ended is not None:
@@ -151,6 +158,18 @@ class InfiniShardFinaliser(PipelineStep):  # type: ignore[misc]
                 stage(self.config, work).run_task(0, 1)
         workspace.clear(work)
         return data
+
+
+def _problems(output: str, source: str, least: Mapping[str, tuple[int, int]]) -> list[str]:
+    """What is wrong with arguments; of numbers `least` has the value and its lower bound."""
+    reason = durable.obstacle(Path(output).expanduser(), directory=True) if output else "not set"
+    found = [f"output_dir: {reason}"] if reason else []
+    found += [] if source else ["source: not set; documents carry it, e.g. source='web'"]
+    return found + [
+        f"{name}: expected at least {low}, found {value}"
+        for name, (value, low) in least.items()
+        if value < low
+    ]
 
 
 def _work(config: Config, tasks: int) -> _Tasks:

@@ -143,7 +143,8 @@ def _made(wanted: Config, what: Literal["all", "shards"]) -> int:
 class _Check(Configured):
     """Report every mistake in a configuration.
 
-    Checks a configuration as `run` would, and prints the data set's directory.
+    Checks a configuration as `run` would, and prints the data set's directory, also where the files
+    that it names are not as they are to be.
     """
 
     made_before: list[Path] = option(
@@ -160,6 +161,7 @@ class _Check(Configured):
     def run(self) -> int:
         from data_prep.pipeline import pipeline, workspace
 
+        print(f"output={Path(self.wanted.output).expanduser().absolute()}", flush=True)
         model = Path(self.wanted.tokenizer.path).expanduser().absolute()
         checked = self.wanted
         if any(directory.absolute() in model.parents for directory in self.made_before):
@@ -171,7 +173,6 @@ class _Check(Configured):
             workspace.finished(work.output, self.wanted)
         elif pipeline.finished(checked, work) is None:
             workspace.stale_stages(work, checked)
-        print(f"output={Path(self.wanted.output).expanduser().absolute()}")
         return 0
 
 
@@ -330,6 +331,10 @@ class _Recall(_Bounded):
             f"{counted(self.documents, 'document')}, prompts of {self.min_tokens:,} to "
             f"{self.max_tokens:,} {unit}: {self.output}"
         )
+        for number, task in enumerate(self.tasks[: self.documents]):
+            least = tasks.least(task, model, seed=self.seed, number=number)
+            if least > self.min_tokens:
+                print(f"{task}: its own text has some {least:,} {unit}, so none is shorter")
         return 0
 
 

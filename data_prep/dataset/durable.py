@@ -45,13 +45,17 @@ def sync_directory(directory: Path) -> None:
         os.close(descriptor)
 
 
+def url_of(path: Path) -> str:
+    """The URL that the path was made of, of which Path has left one slash; empty: of none."""
+    return str(path).replace(":/", "://", 1) if _URL.match(str(path)) else ""
+
+
 def obstacle(path: Path, *, directory: bool) -> str:
     """Why no file (or no `directory`) can be written at `path`; empty: one can.
 
     Directories that are missing above it do not count: they are made.
     """
-    if _URL.match(str(path)):  # of which Path has left one slash
-        url = str(path).replace(":/", "://", 1)
+    if url := url_of(path):
         return f"{url} is a URL, and files are written to file systems alone; give a path"
     at = path
     while not os.path.lexists(at):

@@ -26,6 +26,9 @@ T = TypeVar("T")
 # As messages name keys: train.steps, sources[0].paths.
 _KEY = re.compile(r"\w+(\[\d+\])?(\.\w+(\[\d+\])?)*")
 _QUOTED = re.compile(r"""'(?:[^']|'')*'|"(?:[^"\\]|\\.)*\"""", re.DOTALL)
+_ITEM = re.compile(r"\[\d+\]\Z")
+_MEANT = re.compile(r"; did you mean (\S+)\?\Z")
+_UNKNOWN = "unknown key"
 _RESOLVER = re.compile(r"\$\{\s*[\w.]+\s*:")
 
 
@@ -113,15 +116,38 @@ def load(
         raw = _over(inherited(_build(schema, raw, "", [])), raw)
     built = _build(schema, raw, "", problems)
     # The default replaces a wrong value: what follows from that default would mislead.
-    wrong = [problem.partition(":")[0] for problem in problems]
+    wrong = list(filter(None, map(_wrong_key, problems)))
     problems += [
         problem
         for problem in _own_problems(built, "")
-        if not any(key and key in problem for key in wrong)
+        if not any(_follows(problem, key) for key in wrong)
     ]
     if problems:
         raise SettingsError(problems)
     return built
+
+
+def _wrong_key(problem: str) -> str:
+    """The setting whose default replaces a wrong value, or one that was misspelled; empty: none."""
+    if match := _MEANT.search(problem):
+        return match[1]
+    return "" if _UNKNOWN in problem else problem.partition(":")[0]
+
+
+def _follows(problem: str, wrong: str) -> bool:
+    """Whether a sentence of `problems()` may be true of the default of the setting `wrong` alone.
+
+    It names that setting, also by its last part where it is about a setting beside it (`kind=...`),
+    or it is about the list that the value is an item of.
+    """
+    about, _, told = problem.partition(":")
+    place, _, name = wrong.rpartition(".")
+    if wrong in problem or _ITEM.sub("", wrong) == about:
+        return True
+    is_above = f"{place}.".startswith((f"{about}.", f"{about}["))
+    is_beside = f"{about}.".startswith(f"{place}.") if place else "." not in about
+    word = rf"\b{re.escape(_ITEM.sub('', name))}\b"
+    return (is_above or is_beside) and bool(re.search(word, told))
 
 
 def from_plain(schema: type[T], value: Any) -> T:
@@ -158,6 +184,12 @@ def describe(schema: type[Any], prefix: str = "") -> list[str]:
     return lines
 
 
+def _example(schema: type[Any]) -> str:
+    """The first number of the settings with its default, as an override gives it."""
+    numbers = (line.partition("  ")[0].replace(" = ", "=") for line in describe(schema))
+    return next((one for one in numbers if one.rpartition("=")[2].isdecimal()), "name=value")
+
+
 def _over(inherited: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """What was given, and of what is inherited the rest, key by key."""
     both = {key: given[key] for key in given.keys() & inherited.keys()}
@@ -184,7 +216,7 @@ def _read(
     for word in overrides:
         key, equals, given = word.partition("=")
         if not equals or not _KEY.fullmatch(key):
-            problems.append(f"{word!r}: expected key=value, for example train.steps=100")
+            problems.append(f"{word!r}: expected key=value, for example {_example(schema)}")
             continue
         if not whole and ("[" in key or "${" in given):
             continue
@@ -388,7 +420,7 @@ def _build(schema: type[T], raw: Any, prefix: str, problems: list[str]) -> T:
         raw = {}
     for key in raw:
         if key not in fields:
-            problems.append(f"{prefix}{key}: unknown key; {meant(str(key), fields, prefix)}")
+            problems.append(f"{prefix}{key}: {_UNKNOWN}; {meant(str(key), fields, prefix)}")
     values = {}
     for name, (kind, bounds, _) in fields.items():
         if name in raw:

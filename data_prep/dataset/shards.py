@@ -292,7 +292,9 @@ def no_directory(path: Path) -> str:
         if path.is_dir() and os.access(path, os.R_OK | os.X_OK):
             return ""
         if not path.exists():
-            return f"{path}: there is no such directory"
+            url = durable.url_of(path)
+            missing = "is a URL; copy what is there to this machine"
+            return f"{url}: {missing}" if url else f"{path}: there is no such directory"
         return f"{path}: {'is not readable' if path.is_dir() else 'is not a directory'}"
     except PermissionError:
         return f"{path}: lies in a directory that is not readable"

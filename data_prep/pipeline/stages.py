@@ -34,7 +34,7 @@ from data_prep.sources import inputs, readers
 from data_prep.sources.documents import BadRecordError, LongDocument, RawDocument, Reject, Survey
 from data_prep.sources.inputs import InputFile
 from data_prep.tokenizer import contract, tokenizer, training
-from data_prep.tokenizer.contract import NFC_REMEDY, TokenizerError
+from data_prep.tokenizer.contract import NFC_REMEDY, TokenizerError, difference
 
 # Characters of a passage: long documents are sampled in passages, not as a whole.
 _PASSAGE = 16_384
@@ -418,12 +418,7 @@ def _why_lossy(text: str, restored: bytes) -> str:
             f"the tokenizer composes characters (Unicode NFC); {NFC_REMEDY} does so before and "
             "keeps the text (prompts and answers: compose them beforehand)"
         )
-    pairs = enumerate(zip(text, found, strict=False))
-    at = next((n for n, (a, b) in pairs if a != b), min(len(text), len(found)))
-    return (
-        "the tokenizer does not give this text back exactly: "
-        f"{text[at : at + 8]!r} becomes {found[at : at + 8]!r}"
-    )
+    return f"the tokenizer does not give this text back exactly: {difference(text, found)}"
 
 
 class MatchDuplicates(Stage):

@@ -29,9 +29,9 @@ def write(work: Work) -> None:
 def changed(work: Work, manifest: Manifest) -> list[str]:
     """The names of files that are not those of the manifest, or of which there is one alone.
 
-    A file of the same size but another version is hashed, if its hash is known: of one that was not
-    read to its end (`limit`) it is not. Of a data set without a record of versions, as earlier ones
-    are, the sizes alone are compared.
+    A file of the same size but another version, or on a server that tells none, is hashed, if its
+    hash is known: of one that was not read to its end (`limit`) it is not. Of a data set without a
+    record of versions, as earlier ones are, the sizes alone are compared.
     """
     now, then = _listed(work), {file.path: file for file in manifest.inputs}
     names = now.keys() | then.keys()
@@ -42,7 +42,8 @@ def changed(work: Work, manifest: Manifest) -> list[str]:
     return sorted(
         name
         for name, (path, status) in now.items()
-        if versions.get(name) != status.version and not _holds(path, then[name].sha256)
+        if not _is_same(versions.get(name), status.version, then[name].sha256)
+        and not _holds(path, then[name].sha256)
     )
 
 
@@ -53,6 +54,11 @@ def renew(work: Work) -> None:
         # A finished data set may be where nothing can be written.
         with contextlib.suppress(OSError):
             durable.write_json(work.output / VERSIONS, now)
+
+
+def _is_same(then: str | None, now: str, sha256: str) -> bool:
+    """Whether a file of the same size need not be read; without a version it is, if that helps."""
+    return then == now and bool(now or not sha256)
 
 
 def _holds(path: str, sha256: str) -> bool:

@@ -6,16 +6,19 @@ the file are the same for any number of workers.
 
 from __future__ import annotations
 
+import contextlib
 import gzip
+import itertools
 import json
 import multiprocessing
-from collections.abc import Callable, Iterable, Sequence
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from data_prep.dataset import durable
-from data_prep.dataset.settings import SettingsError
+from data_prep.dataset.settings import MistakeError, SettingsError
 from data_prep.recall import tasks
 from data_prep.recall.tasks import Haystack
 from data_prep.tokenizer.contract import Tokenizer
@@ -37,25 +40,46 @@ class Wanted:
 def write(path: Path, documents: int, line: Callable[[int], bytes], workers: int = 1) -> None:
     """Write the `line` of each document in the order of their numbers, from 0.
 
-    gzip where the name ends in .gz. Raises what `line` raises, OSError where it cannot be written.
+    Raises what `line` and `write_lines` raise.
     """
     global _maker
     _maker = line
     context = multiprocessing.get_context("fork")
     with ProcessPoolExecutor(workers, context) as pool:
-        write_lines(path, pool.map(_made, range(documents), chunksize=_AT_ONCE))
+        try:
+            write_lines(path, pool.map(_made, range(documents), chunksize=_AT_ONCE))
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def write_lines(path: Path, lines: Iterable[bytes]) -> None:
-    """Write the lines, whole or not at all; gzip where the name ends in .gz. Raises OSError."""
+    """Write the lines, whole or not at all; gzip where the name ends in .gz.
+
+    A file that is there and holds others is kept. Raises MistakeError then, OSError where it cannot
+    be written.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
+    there = _lines(path) if path.exists() else None
     with durable.replacing(path) as out:
         # Without time and name, so that the same documents give the same bytes.
         packed = gzip.GzipFile("", "wb", fileobj=out, mtime=0) if path.suffix == ".gz" else out
-        for line in lines:
+        for line in itertools.chain(lines, [b""]):
+            if there is not None and next(there, b"") != line:
+                raise MistakeError(
+                    f"{path} is there and holds something else; give another name, or remove it"
+                )
             packed.write(line)
         if packed is not out:
             packed.close()
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    """The lines of a file, up to where it is damaged."""
+    with (
+        contextlib.suppress(EOFError, zlib.error, OSError),
+        gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file,
+    ):
+        yield from file
 
 
 def record(id: str, prompt: str | list[str], answer: str | list[str]) -> bytes:

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import TypeAlias
 
 from data_prep.dataset import shards
-from data_prep.dataset.shards import DataError, Document
+from data_prep.dataset.settings import MistakeError
+from data_prep.dataset.shards import Document
 from data_prep.recall.draws import Draws
 from data_prep.recall.generate import record, write_lines
 from data_prep.recall.tasks import length
@@ -67,8 +68,8 @@ def write(path: Path, directory: Path, wanted: Wanted) -> tuple[int, int]:
 
     Returns how many, and of how many books none is made: those without a name or, of passages,
     shorter than `low` tokens. The bytes depend only on the data set and on what is wanted. An
-    answer begins with its space. Raises DataError where there are no books or no names, OSError
-    where it cannot be written.
+    answer begins with its space. Raises MistakeError where there are no books or no names, and what
+    `write_lines` raises.
     """
     manifest = shards.read_manifest(directory)
     documents = shards.read_documents(directory, manifest)
@@ -76,7 +77,7 @@ def write(path: Path, directory: Path, wanted: Wanted) -> tuple[int, int]:
     least = wanted.low if wanted.passages else 1
     books = sorted((one for one in documents if len(one.tokens) >= least), key=lambda book: book.id)
     if not books:
-        raise DataError(
+        raise MistakeError(
             f"{directory}: none of its documents has {least:,} tokens; lower --min-tokens, or give "
             "books"
         )
@@ -84,7 +85,7 @@ def write(path: Path, directory: Path, wanted: Wanted) -> tuple[int, int]:
     pairs = (_passages if wanted.passages else _whole)(books, model, wanted)
     made = [record(id, text, f" {', '.join(found)}") for id, text, found in pairs]
     if not made:
-        raise DataError(f"{directory}: none of its documents has a name in it; give books")
+        raise MistakeError(f"{directory}: none of its documents has a name in it; give books")
     write_lines(path, made)
     return len(made), manifest.documents - (len(books) if wanted.passages else len(made))
 
@@ -116,7 +117,7 @@ def _passages(books: list[Document], model: Tokenizer, wanted: Wanted) -> _Pairs
                 yield f"{book.id}-{first}-{tokens}", text, found
                 break
         else:
-            raise DataError(
+            raise MistakeError(
                 f"{_TRIES} passages of {tokens} tokens in a row have no name in them; ask for "
                 "longer ones (--min-tokens), or give books"
             )

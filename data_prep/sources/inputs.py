@@ -310,7 +310,7 @@ def _is_parquet(path: str) -> bool:
 def _misfits(key: str, source: SourceConfig, files: list[InputFile]) -> list[str]:
     """Problems of the files' formats."""
     found = [
-        f"{key}.paths: {file.path} is a compressed parquet file; decompress it"
+        f"{key}.paths: {file.path} is compressed, and parquet is not read so; decompress it"
         for file in files
         if file.format == "parquet" and file.compression
     ]

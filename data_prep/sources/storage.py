@@ -29,6 +29,11 @@ _WEB = ("http", "https")
 _WAITS = (0.5, 2.0, 5.0)
 _NO_RANGES = "its server does not support byte ranges; copy the file"
 _TRANSIENT = (408, 425, 429)
+# Errors, and bases of errors, of connections that were not made, or ended before the answer did.
+_OF_THE_NETWORK = {
+    *("ConnectionError", "TimeoutError", "ClientConnectionError", "ClientPayloadError"),
+    *("HTTPClientError", "IncompleteReadError"),
+}
 # In order: the most reliable sign that a file is still the same comes first.
 _VERSIONS = ("ETag", "etag", "md5Hash", "Content-MD5", "mtime", "LastModified", "Last-Modified")
 
@@ -139,7 +144,9 @@ def entries(url: str, *, below: bool = False) -> list[tuple[str, str, Status | N
             if below and "s3" in system.protocol:
                 return list(system.find(directory, detail=True).values())
             return list(system.ls(directory, detail=True))
-        except FileNotFoundError:
+        except FileNotFoundError as error:
+            if _code(error):  # as of a bucket that does not exist
+                raise
             return []
 
     found = []
@@ -197,8 +204,7 @@ def _asked(url: str, ask: Callable[[], T]) -> T:
 
 
 def _may_pass(error: BaseException) -> bool:
-    code = getattr(error, "status", 0)
-    if code:
+    if code := _code(error):
         return code >= 500 or code in _TRANSIENT
     return not isinstance(error, FileNotFoundError | PermissionError | ValueError | TypeError)
 
@@ -209,15 +215,29 @@ def _is_network(error: BaseException) -> bool:
     Missing credentials are botocore's, too, and no matter of time.
     """
     names = {one.__name__ for one in type(error).__mro__}
-    network = {"ConnectionError", "TimeoutError", "ClientConnectionError", "HTTPClientError"}
-    return bool(getattr(error, "status", 0) or names & network)
+    return bool(_code(error) or names & _OF_THE_NETWORK)
+
+
+def _code(error: BaseException) -> int:
+    """The HTTP status that the server answers with; 0: it is another error."""
+    return int(getattr(error, "status", 0) or _answer(error).get("HTTPStatusCode", 0))
+
+
+def _answer(error: BaseException) -> dict[str, Any]:
+    """What an S3 server answers: status and message. s3fs raises other errors because of that."""
+    for one in (error, error.__cause__):
+        response = getattr(one, "response", None)
+        if isinstance(response, dict):  # botocore's
+            return {**response.get("ResponseMetadata", {}), **response.get("Error", {})}
+    return {}
 
 
 def _cause(error: BaseException) -> str:
     if "range requests" in str(error) or "Cannot seek" in str(error):
         return _NO_RANGES
-    if code := getattr(error, "status", 0):
-        return f"its server answers {code} {getattr(error, 'message', '')}".rstrip()
+    if code := _code(error):
+        message = getattr(error, "message", "") or _answer(error).get("Message", "")
+        return f"its server answers {code} {message}".rstrip()
     if isinstance(error, FileNotFoundError):
         return "there is no such file"
     return " ".join(str(error).split()) or type(error).__name__

@@ -23,6 +23,13 @@ NFC_REMEDY = "cleaning.nfc: true"
 """What keeps texts that a tokenizer would only give back with composed characters."""
 
 
+def difference(text: str, restored: str) -> str:
+    """Where a text is not what was restored of it, and what that is there; they are not equal."""
+    pairs = enumerate(zip(text, restored, strict=False))
+    at = next((n for n, (a, b) in pairs if a != b), min(len(text), len(restored)))
+    return f"{text[at : at + 8]!r} becomes {restored[at : at + 8]!r}"
+
+
 class TokenizerError(MistakeError):
     """A tokenizer that cannot be read, or cannot be trained as requested."""
 
@@ -109,6 +116,11 @@ class Tokenizer(ABC):
         `inside`: other tokens precede them, so that their first space belongs to the text.
         """
         return self._spelling(ids, self.strips_first_space and not inside)
+
+    def changed(self, text: str) -> str:
+        """How tokens change the text, as `difference` says it; empty: they give it back."""
+        restored = self.decode_bytes(self.encode(text)).decode(errors="replace")
+        return "" if restored == text else difference(text, restored)
 
     @cached_property
     def _spelling(self) -> Spelling:

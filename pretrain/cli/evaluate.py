@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import MISSING
 from functools import cached_property
 from pathlib import Path
@@ -20,14 +21,18 @@ from data_prep.dataset.command import (
     path_kind,
     word,
 )
-from data_prep.dataset.settings import at_home
-from data_prep.dataset.shards import no_data_set
+from data_prep.dataset.durable import sha256_of
+from data_prep.dataset.settings import SettingsError, at_home
+from data_prep.dataset.shards import DataError, no_data_set
 from data_prep.recall import mqar
 from data_prep.recall.tasks import PASSKEY, TASKS
 from data_prep.sources.storage import is_url
+from data_prep.tokenizer import tokenizer
+from data_prep.tokenizer.contract import TokenizerError
 from pretrain.checkpoint.runs import no_run, run_directory_of
 from pretrain.config.run import Weights
 from pretrain.config.training import EvaluationConfig
+from pretrain.data.files import incomplete, manifest_of
 from pretrain.evaluate import pairs
 from pretrain.evaluate.pairs import Fields, Pair
 from pretrain.evaluate.questions import Associations, Questions, Sampling
@@ -78,6 +83,8 @@ class Perplexity(OnModel):
 
     def run(self) -> int:
         if self.check:
+            if problems := self._data_problems():
+                raise SettingsError(problems)
             print(f"directory={run_directory_of(self.path).resolve()}")
             return 0
         from pretrain.evaluate import perplexity
@@ -91,6 +98,23 @@ class Perplexity(OnModel):
             weights=self.weights,
         )
 
+    def _data_problems(self) -> list[str]:
+        """What would end the evaluation once it has the run's checkpoint, which may be made yet."""
+        try:
+            manifest = manifest_of(self.data)
+        except DataError as error:
+            return [f"--data: {error}"]
+        lacking = [] if self.documents else incomplete(self.data, manifest)
+        found = [f"--data: {reason}" for reason in lacking]
+        with suppress(TokenizerError):  # of a run that has not begun
+            own = tokenizer.find(run_directory_of(self.path))
+            if sha256_of(own) != manifest.tokenizer.sha256:
+                found.append(
+                    f"--data: {self.data} was prepared with another tokenizer than the run's; "
+                    f"prepare it again with tokenizer.path={own}"
+                )
+        return found
+
 
 class Harness(OnModel):
     """Tasks of EleutherAI's lm-evaluation-harness, from local files.
@@ -100,7 +124,7 @@ class Harness(OnModel):
     """
 
     tasks_directory: Path = option(MISSING, "directory of task files (YAML)", kind=DIRECTORY)
-    tasks: list[str] = option([], "their names", many="words", otherwise="all there")
+    tasks: list[str] = option([], "their names", many="words", otherwise="all there", unique=True)
     shots: int | None = option(
         None, "few-shot examples before a question", low=0, otherwise="the task's"
     )

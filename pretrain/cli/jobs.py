@@ -13,9 +13,9 @@ from pretrain.cli.train import OnConfig, OnRun
 from pretrain.data.files import manifest_of
 from pretrain.jobs import job, origin, resumable
 from pretrain.jobs.start_checks import (
-    data_problems,
     directory_problems,
     new_run_problems,
+    refuse,
     tracking_problems,
 )
 
@@ -130,14 +130,12 @@ class Check(OnRun):
         config = self.wanted
         problems = new_run_problems(config) + tracking_problems(config)
         problems += directory_problems(config, self.made_before)
-        problems += data_problems(config, self.made_before)
         problems += origin.problems(config) + resumable.problems(config, self.made_before)
         try:
             ranks = job.ranks_per_node(config, self.nodes, self.gpus_per_node)
         except SettingsError as error:
             problems = [*error.problems, *problems]
-        if problems:
-            raise SettingsError(problems)
+        refuse(problems, config, self.made_before)
         print(f"directory={Path(config.run.directory).absolute()}")
         print(f"ranks={ranks}")
         print(f"patience={config.train.max_attempts_without_progress}")

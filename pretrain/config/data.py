@@ -31,6 +31,11 @@ class SourceConfig:
         """The weight, or its values as [step, weight] where it changes."""
         return self.weights or self.weight
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether it is not read during some steps: its weight is 0 then."""
+        return any(not weight for _, weight in self.weights or [[0, self.weight]])
+
     def weight_after(self, step: int) -> float:
         """The weight after `step` steps."""
         phases = self.weights or [[0, self.weight]]

@@ -182,6 +182,13 @@ class Config:
                 "model.init_std: with 0 all matrices begin as zeros, and most have no gradient; "
                 "raise it, e.g. to 0.02"
             )
+        spikes = self.train.spikes
+        if spikes.deviations and spikes.steps >= self.train.steps:
+            found.append(
+                f"train.spikes.steps: no step is skipped before {spikes.steps} were applied, which "
+                f"is never before the last of train.steps={self.train.steps}; lower it, or leave "
+                "deviations out"
+            )
         return found + [f"optim.{problem}" for problem in self.optim.problems_of_new()]
 
     def _validation_problems(self) -> list[str]:

@@ -12,8 +12,9 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from data_prep.dataset import shards
+from data_prep.dataset import durable, shards
 from data_prep.dataset.shards import MANIFEST, DataError, Manifest, ShardInfo
+from data_prep.dataset.wording import counted
 from data_prep.sources import storage
 from pretrain.config.data import CacheConfig
 from pretrain.data.cache import FileCache
@@ -111,9 +112,31 @@ def name_of(location: str | Path) -> str:
 def manifest_of(location: str | Path) -> Manifest:
     """The manifest of the data set in a directory or under a URL. Raises DataError."""
     if not storage.is_url(location):
+        if (url := durable.url_of(Path(location))) and not Path(location).exists():
+            raise DataError(f"{location}: a URL has two slashes behind the colon; write {url}")
         return shards.read_manifest(Path(location))
     name = f"{str(location).rstrip('/')}/{MANIFEST}"
     return shards.parsed_manifest(name, _fetched(name))
+
+
+def incomplete(location: str | Path, manifest: Manifest) -> list[str]:
+    """What the data set in a directory lacks of its files: shards by name, and its tokenizer.
+
+    No shard is read. Of a data set under a URL nothing is looked for: each file is fetched later.
+    """
+    if storage.is_url(location):
+        return []
+    directory, found = Path(location), []
+    there = {path.name for path in directory.iterdir()}
+    if missing := [info.name for info in manifest.shards if info.name not in there]:
+        more = f" and {counted(len(missing) - 1, 'other shard')}" if missing[1:] else ""
+        are = "are" if missing[1:] else "is"
+        found.append(f"{directory / missing[0]}{more} {are} missing; copy the data set again")
+    try:
+        LocalFiles(directory).tokenizer()
+    except DataError as error:
+        found.append(str(error))
+    return found
 
 
 def _fetched(url: str) -> bytes:

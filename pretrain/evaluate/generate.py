@@ -47,6 +47,10 @@ def run(
             f"in the prompt {', '.join(names)} is text, as in training, and no special token; to "
             "ask a model of chats as its template does, export it and use transformers"
         )
+    if change := trained.tokenizer.changed(text):
+        to_stderr(
+            f"the tokenizer does not give the prompt back, and the model reads it so: {change}"
+        )
     for piece in generate(trained, trained.tokenizer.encode(text), sampling, to_stderr):
         print(piece, end="", flush=True)
     print()

@@ -7,6 +7,7 @@ the two, as in training.
 from __future__ import annotations
 
 import gzip
+import os
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -88,8 +89,14 @@ def _trained_with(path: Path) -> Fields | None:
 def read(paths: Sequence[Path], fields: Fields) -> tuple[list[Pair], list[str]]:
     """The pairs of jsonl files, plain or gz, in order; and every mistake in them."""
     pairs: list[Pair] = []
+    seen: set[str] = set()
     problems = []
     for path in paths:
+        place = os.path.realpath(path)
+        if place in seen:
+            problems.append(f"{path}: is given twice, and each pair is to count once; leave it out")
+            continue
+        seen.add(place)
         wrong = []
         try:
             if packed := _packed(path):

@@ -65,6 +65,8 @@ def run(
     `open_model`, `answers` and `publish` raise.
     """
     trained = results.open_model(path, weights)
+    for line in _changed(trained, pairs, question):
+        to_stderr(line)
     given = list(answers(trained, pairs, question, shares, sampling, to_stderr))
     found = {
         **results.of_model(trained),
@@ -85,6 +87,19 @@ def run(
         figure=plot(found) if len(shares) > 1 else None,
     )
     return 0
+
+
+def _changed(trained: Trained, pairs: Sequence[Pair], question: str) -> Iterator[str]:
+    """What the tokenizer does not give back, so that the model reads something else."""
+    changes = [(pair.id, trained.tokenizer.changed(pair.document)) for pair in pairs]
+    found = [f"{id}: {change}" for id, change in changes if change]
+    if found:
+        yield (
+            f"the tokenizer does not give {counted(len(found), 'document')} back, and the model "
+            f"reads what comes of them: in {found[0]}"
+        )
+    if change := trained.tokenizer.changed(question):
+        yield f"the tokenizer does not give the question back, and the model reads it so: {change}"
 
 
 def _sha256(pairs: Sequence[Pair]) -> str:

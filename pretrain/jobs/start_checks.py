@@ -9,16 +9,17 @@ from pathlib import Path
 
 from data_prep.dataset import durable, shards
 from data_prep.dataset.settings import SettingsError
-from data_prep.dataset.shards import DataError
+from data_prep.dataset.shards import DataError, Manifest
 from data_prep.dataset.wording import counted
 from data_prep.recall import tasks
+from data_prep.sources.storage import is_url
 from data_prep.tokenizer import tokenizer
 from data_prep.tokenizer.contract import FILES, Tokenizer, TokenizerError
 from pretrain.checkpoint.manifest import CHECKPOINTS, steps_in
 from pretrain.checkpoint.runs import HUGGING_FACE, is_run
 from pretrain.config.root import Config
 from pretrain.config.run import CONFIG_FILE
-from pretrain.data.files import UnreachableError, files_of, manifest_of
+from pretrain.data.files import UnreachableError, files_of, incomplete, manifest_of
 from pretrain.jobs import origin, resumable
 
 
@@ -31,10 +32,25 @@ def check_start(config: Config, ranks: int) -> None:
             "or set it to auto or sdpa"
         )
     problems += new_run_problems(config) + tracking_problems(config)
-    problems += directory_problems(config) + data_problems(config)
+    problems += directory_problems(config)
     problems += origin.problems(config) + resumable.problems(config)
-    if problems:
-        raise SettingsError(problems)
+    refuse(problems, config)
+
+
+def refuse(problems: Sequence[str], config: Config, made_before: Sequence[Path] = ()) -> None:
+    """Raise SettingsError with `problems` and those of the data sets, if there are any.
+
+    Raises UnreachableError where there is no mistake, but a server that does not answer.
+    """
+    found = [*problems]
+    try:
+        found += data_problems(config, made_before)
+    except UnreachableError as error:
+        if not found:
+            raise
+        found.append(str(error))
+    if found:
+        raise SettingsError(found)
 
 
 def new_run_problems(config: Config) -> list[str]:
@@ -111,8 +127,8 @@ def data_problems(config: Config, made_before: Sequence[Path] = ()) -> list[str]
     """Why the data sets cannot be read, or not together.
 
     Those in `made_before`, which an earlier job makes, need not exist yet. Raises UnreachableError
-    where a server does not answer: a job that is started again then is not to end as one with a
-    mistake does.
+    where that is all and a server does not answer: a job that is started again then is not to end
+    as one with a mistake does.
     """
     directories = {key: source.data for key, source in config.data.sources.items()}
     directories |= {"data.preface": config.data.preface, "data.validation": config.data.validation}
@@ -121,17 +137,23 @@ def data_problems(config: Config, made_before: Sequence[Path] = ()) -> list[str]
     }
     directories |= evaluated
     later = {directory.absolute() for directory in made_before}
-    problems, manifests = [], {}
+    # Of a data set that is retired, or not begun, no file is read.
+    idle = {key for key, source in config.data.sources.items() if source.is_idle}
+    problems, unreachable, manifests = [], [], {}
     for key, directory in directories.items():
         if not directory or Path(directory).absolute() in later:
             continue
         try:
             manifest = manifests[key] = manifest_of(directory)
         except UnreachableError as error:
-            raise UnreachableError(f"{key}: {error}") from None
+            unreachable.append(f"{key}: {error}")
+            continue
         except DataError as error:
             problems.append(f"{key}: {error}")
             continue
+        if key not in idle:
+            problems += [f"{key}: {reason}" for reason in incomplete(directory, manifest)]
+            problems += _cache_problems(directory, manifest, config)
         if key not in evaluated and len(manifest.shards) < config.data.lanes:
             problems.append(
                 f"{key}: {directory} has {counted(len(manifest.shards), 'shard')} for "
@@ -147,7 +169,22 @@ def data_problems(config: Config, made_before: Sequence[Path] = ()) -> list[str]
     ]
     if any(one.lengths for one in config.train.evaluate):
         problems += _question_problems(config, later)
-    return problems
+    if unreachable and not problems:
+        raise UnreachableError(unreachable[0])
+    return problems + unreachable
+
+
+def _cache_problems(directory: str, manifest: Manifest, config: Config) -> list[str]:
+    """Why the cache can hold no shard of the data set; more may be needed, as lanes are shared."""
+    cache = config.data.cache
+    largest = max((shard.bytes for shard in manifest.shards), default=0)
+    if not is_url(directory) or largest <= cache.bytes:
+        return []
+    return [
+        f"data.cache.gigabytes: {cache.gigabytes:g}, but {directory} has a shard of "
+        f"{largest / 1e9:.3g} GB, and the cache has to hold one per lane of the node and source; "
+        "raise it"
+    ]
 
 
 def _question_problems(config: Config, later: Collection[Path]) -> list[str]:
@@ -165,9 +202,10 @@ def _question_problems(config: Config, later: Collection[Path]) -> list[str]:
         key = f"train.evaluate[{index}]"
         if one.filler and Path(one.filler).absolute() not in later:
             try:
-                shards.read_manifest(Path(one.filler))
+                lacking = incomplete(one.filler, shards.read_manifest(Path(one.filler)))
             except DataError as error:
-                problems.append(f"{key}.filler: {error}")
+                lacking = [str(error)]
+            problems += [f"{key}.filler: {reason}" for reason in lacking]
         for task in one.tasks_asked if own else ():
             assert own is not None
             short = tasks.too_short(

@@ -19,6 +19,7 @@ from datatrove.pipeline.readers import ParquetReader
 from data_prep import cli
 from data_prep.adapter import InfiniShardFinaliser, InfiniShardWriter
 from data_prep.dataset import shards
+from data_prep.dataset.settings import SettingsError
 from data_prep.pipeline.workspace import WorkspaceError
 from data_prep.tokenizer import tokenizer, training
 from pretrain.data.lanes import Dataset
@@ -154,7 +155,7 @@ def test_a_finished_data_set_is_left_alone_and_another_is_refused(
     made: Path, raw: Path, model: Path
 ) -> None:
     before = hashes(made)
-    assert run(raw, model, made.parent, 3) == made
+    assert run(raw, model, made.parent, 3) == run(raw, model, made.parent, 2) == made
     with pytest.raises(WorkspaceError, match="seed: 1 there, 2 now"):
         run(raw, model, made.parent, 3, seed=2)
     assert hashes(made) == before
@@ -167,6 +168,25 @@ def test_files_of_something_else_are_not_replaced(raw: Path, model: Path, tmp_pa
     with pytest.raises(WorkspaceError, match=r"set holds tokenizer\.json, which a data set there"):
         writer.run(iter([]))
     assert (tmp_path / "set" / "tokenizer.json").read_text() == "mine"
+
+
+def test_what_is_wrong_with_a_writer_is_told_before_anything_runs(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SettingsError) as raised:
+        InfiniShardWriter("s3://bucket/set", model, seed=-1, shards=-2, shard_tokens=0, source="")
+    starts = [problem.split(",")[0] for problem in raised.value.problems]
+    assert starts == [
+        "output_dir: s3://bucket/set is a URL",
+        "source: not set; documents carry it",
+        "seed: expected at least 0",
+        "shards: expected at least 0",
+        "shard_tokens: expected at least 1",
+    ]
+    with pytest.raises(SettingsError, match="output_dir: not set"):
+        InfiniShardWriter("", model)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_task_that_is_missing_is_named(raw: Path, model: Path, tmp_path: Path) -> None:

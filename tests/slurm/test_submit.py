@@ -156,6 +156,12 @@ def test_an_evaluation_is_checked_whole_and_logs_beside_the_run(dry: Submit, pla
     assert [problem.split(":")[0] for problem in found] == ["--documentz", "path", "--data"]
     found = mistakes(dry("eval", "trained", "--data=data", "--", "--documents=0"))
     assert found == ["--documents: expected at least 1, found 0"]
+    gone = "nowhere://data"
+    (found,) = mistakes(dry("eval", "trained", f"--data={gone}"))
+    assert found.startswith(f"--data: {gone}/manifest.json: cannot be fetched: ")
+    (place / "trained" / "tokenizer.model").write_text("another than that of the data")
+    (found,) = mistakes(dry("eval", "trained", "--data=data"))
+    assert found.startswith("--data: data was prepared with another tokenizer than the run's")
     (found,) = mistakes(dry("eval", "trained", "--", "--help"))[:1]
     assert found.startswith("--help: expected options of the evaluation after --")
 
@@ -285,6 +291,27 @@ def test_a_pipeline_is_a_sequence_of_dependent_jobs(dry: Submit, place: Path) ->
     found = mistakes(dry("pipeline", *line[:-1], "data.validation=no"))
     assert [problem.split(":")[0] for problem in found] == ["data.validation"]
     assert not (place / "made_train").exists()
+
+
+def test_the_mistakes_of_every_configuration_of_a_pipeline_are_told_at_once(
+    dry: Submit, place: Path
+) -> None:
+    (place / "texts").mkdir(exist_ok=True)
+    for name in ("one", "two"):
+        (place / f"{name}.yaml").write_text(
+            f"output: {name}\nroot: texts\nsources: [{{name: s, paths: ['{name}/*.txt']}}]\n"
+            + "tokenizer: {path: one/tokenizer.model}\n" * (name == "two")
+        )
+    line = ("c.yaml", "--nodes", "1", "--data", "one.yaml", "--data", "two.yaml")
+    done = dry("pipeline", *line, "--", "data.train=one", "data.validation=three")
+    assert [problem.split(":")[0] for problem in mistakes(done)] == [
+        "sources[0].paths[0]", "sources[0].paths[0]", "data.validation"
+    ]  # fmt: skip
+    for name in ("one", "two"):
+        assert f"submitted; the mistakes above are in --data {name}.yaml" in done.stderr
+    # Without its output it is not known what is made.
+    done = dry("pipeline", *line[:5], "output=", *line[5:], "--", "data.train=one")
+    assert [problem.split(":")[0] for problem in mistakes(done)] == ["output"]
 
 
 def test_a_site_file_and_slurm_are_required(place: Path, tmp_path: Path) -> None:

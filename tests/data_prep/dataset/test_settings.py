@@ -96,6 +96,67 @@ def test_all_mistakes_are_in_one_message(tmp_path: Path) -> None:
     )
 
 
+@dataclass(frozen=True)
+class Motor:
+    active: bool = setting(False, "whether it runs")
+    speeds: list[int] = setting([], "speeds", low=1)
+
+    def problems(self) -> list[str]:
+        if self.active:
+            return [] if self.speeds else ["speeds: not set"]
+        return ["speeds: has no effect with active=False"] if self.speeds else []
+
+
+@dataclass(frozen=True)
+class Machine:
+    motor: Motor = group(Motor)
+    motors: list[Motor] = setting([], "more of them")
+    lamps: int = setting(0, "how many")
+
+    def problems(self) -> list[str]:
+        found = [] if self.lamps else ["lamps: not set"]
+        return found if self.motor.active else [*found, "lamps: need motor.active"]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (
+            ["motor.active=maybe", "motor.speeds=[3]"],
+            ["motor.active: expected true or", "lamps: not set"],
+        ),
+        (
+            ["motor.actve=true", "motor.speeds=[3]"],
+            ["motor.actve: unknown key; did", "lamps: not set"],
+        ),
+        (["motor.active=true", "motor.speeds=[0]"], ["motor.speeds[0]: expect", "lamps: not set"]),
+        (
+            [
+                "motors=[{active: 3, speeds: [1]}, {speeds: [1]}]",
+                "motor.active=true",
+                "motor.speeds=[1]",
+            ],
+            ["motors[0].active: expected", "motors[1].speeds: has no effect", "lamps: not set"],
+        ),
+        (
+            ["motor.active=true", "motor.speeds=[1]", "lampes=3"],
+            ["lampes: unknown key; did you mean"],
+        ),
+        (
+            ["need=3"],
+            ["need: unknown key; known", "lamps: not set", "lamps: need motor.active"],
+        ),
+    ],
+)
+def test_what_follows_from_the_default_of_a_wrong_setting_alone_is_not_told(
+    words: list[str], told: list[str]
+) -> None:
+    with pytest.raises(SettingsError) as raised:
+        settings.load(Machine, None, words)
+    found = raised.value.problems
+    assert len(found) == len(told) and all(map(str.startswith, found, told)), found
+
+
 @pytest.mark.parametrize(
     ("word", "problem"),
     [
@@ -110,8 +171,8 @@ def test_all_mistakes_are_in_one_message(tmp_path: Path) -> None:
         ("inner=4", "inner: expected keys, found 4"),
         ("items=one", "items: expected a list, found 'one'"),
         ("count=13", "count: 13 brings bad luck"),
-        ("count", "'count': expected key=value, for example train.steps=100"),
-        ("--count=3", "'--count=3': expected key=value, for example train.steps=100"),
+        ("count", "'count': expected key=value, for example count=4"),
+        ("--count=3", "'--count=3': expected key=value, for example count=4"),
         ("items=[{sizes: [1]}]", "items[0].name: not set"),
     ],
 )
@@ -135,7 +196,7 @@ def test_overrides_are_checked_beside_a_file_that_cannot_be_read(tmp_path: Path)
     words = ["cuont=1", "inner.rate=2", "items[0].name=a", "label=${other}", "count=13", "x y"]
     assert problems_of(words, path) == [
         f"{path}: cannot be read (No such file or directory)",
-        "'x y': expected key=value, for example train.steps=100",
+        "'x y': expected key=value, for example count=4",
         "cuont: unknown key; did you mean count?",
         "inner.rate: expected 0.0 to 1.0, found 2.0",
     ]

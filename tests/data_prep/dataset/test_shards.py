@@ -340,6 +340,13 @@ def test_a_directory_without_a_manifest_is_not_a_data_set(tmp_path: Path) -> Non
     assert len(shards.verify(tmp_path)) == 1
 
 
+def test_a_url_in_place_of_a_directory_is_said_to_be_one(tmp_path: Path) -> None:
+    for url in ("s3://corpora/novels", "https://host/novels"):
+        with pytest.raises(DataError, match=rf"^{url}: is a URL; copy what is there to this mach"):
+            shards.read_manifest(Path(url))
+    assert shards.no_directory(tmp_path / "s3:/a").endswith("there is no such directory")
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -56,6 +56,28 @@ def test_a_record_is_the_document_of_its_number(tmp_path: Path, model: Path) -> 
     assert min(sizes) < 1500 and 3000 < max(sizes) <= 4000
 
 
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz"])
+def test_a_file_that_is_there_is_kept_unless_it_holds_the_same(
+    tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / name
+    command = ["mqar", str(path), "--documents", "40", "--gap", "9", "--seed"]
+    assert cli.main([*command, "1"]) == 0
+    made = path.read_bytes()
+    assert cli.main([*command, "1"]) == 0 and path.read_bytes() == made
+    whole = gzip.decompress(made) if path.suffix == ".gz" else made
+    lines = whole.splitlines(keepends=True)
+    for text in (whole + b"more\n", b"".join(lines[:-1]), b"mine\n", b"", whole[:-1]):
+        kept = gzip.compress(text) if path.suffix == ".gz" else text
+        path.write_bytes(kept)
+        assert cli.main([*command, "1"]) == 2
+        assert f"{path} is there and holds something else; give ano" in capsys.readouterr().err
+        assert path.read_bytes() == kept
+    path.write_bytes(made[:-9])  # as gzip it is damaged
+    assert cli.main([*command, "1"]) == (0 if path.suffix == ".gz" else 2)
+    assert sorted(one.name for one in tmp_path.iterdir()) == [name, "mqar.tokenizer.json"]
+
+
 def test_without_a_tokenizer_prompts_are_measured_in_bytes(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     words = ["--documents", "20", "--min-tokens", "400", "--max-tokens", "900"]
@@ -89,14 +111,16 @@ def test_every_mistake_is_reported(
 
 @pytest.mark.parametrize("seed", ["1", "2", "3"])
 def test_a_task_that_is_longer_than_its_drawn_length_has_no_filler(
-    tmp_path: Path, seed: str
+    tmp_path: Path, seed: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "a.jsonl"
     assert cli.main(["recall", str(path), "--documents", "60", "--seed", seed]) == 0
+    said = capsys.readouterr().out
     prompts = [json.loads(line)["prompt"] for line in path.read_text().splitlines()]
     bare = tasks.least("passkey", None, seed=1, number=0)
     drawn = [tasks.length(int(seed), "passkey", number, 128, 8192) for number in range(60)]
     assert min(drawn) < bare
+    assert f"passkey: its own text has some {bare} bytes, so none is shorter\n" in said
     for prompt, length in zip(prompts, drawn, strict=True):
         assert (len(prompt) == bare) == (length < bare + len(FILLER) + 1)
 

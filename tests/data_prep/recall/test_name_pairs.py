@@ -101,9 +101,9 @@ def test_every_mistake_is_reported(
     nameless = tokenizer.load(model).encode("no name is here. " * 50)
     write_data_set(tmp_path / "set", [nameless], 1, 320, tokenizer=model)
     command = ["pairs", str(tmp_path / "a.jsonl"), "--books", str(tmp_path / "set")]
-    assert cli.main(command) == 1
+    assert cli.main(command) == 2
     assert "none of its documents has a name" in capsys.readouterr().err
-    assert cli.main([*command, "--passages", "2", "--min-tokens", "9"]) == 1
+    assert cli.main([*command, "--passages", "2", "--min-tokens", "9"]) == 2
     assert "in a row have no name in them" in capsys.readouterr().err
     assert not (tmp_path / "a.jsonl").exists()
 
@@ -126,13 +126,14 @@ def test_documents_that_make_no_pair_are_counted_and_no_passage_is_too_short(
         capsys.readouterr().out
         == f"2 pairs: {tmp_path / 'a.jsonl'}\nleft out: 1 document with no name in it\n"
     )
+    command[1] = str(tmp_path / "b.jsonl")
     passages = ["--passages", "20", "--min-tokens", str(least)]
     assert cli.main([*command, *passages, "--max-tokens", "99999"]) == 0
     told = f"left out: 1 document with fewer than {least} tokens"
     assert told in capsys.readouterr().out
     answers = [
-        json.loads(line)["answer"] for line in (tmp_path / "a.jsonl").read_text().splitlines()
+        json.loads(line)["answer"] for line in (tmp_path / "b.jsonl").read_text().splitlines()
     ]
     assert answers == [" Anna"] * 20
-    assert cli.main([*command, "--passages", "2", "--min-tokens", "5000"]) == 1
+    assert cli.main([*command, "--passages", "2", "--min-tokens", "5000"]) == 2
     assert "none of its documents has 5,000 tokens; lower --min-tokens" in capsys.readouterr().err

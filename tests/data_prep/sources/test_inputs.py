@@ -285,7 +285,8 @@ def test_suffixes_tell_tables_and_archives(tmp_path: Path) -> None:
     (tmp_path / "g.parquet.gz").write_bytes(gzip.compress(b"PAR1"))
     _, problems = find(tmp_path, "[{name: s, paths: ['*']}]")
     assert problems == [
-        f"sources[0].paths: {tmp_path}/g.parquet.gz is a compressed parquet file; decompress it"
+        f"sources[0].paths: {tmp_path}/g.parquet.gz is compressed, and parquet is not read so; "
+        "decompress it"
     ]
 
 

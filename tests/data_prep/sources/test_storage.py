@@ -31,6 +31,7 @@ class Web(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.files: dict[str, bytes] = {}
         self.failures, self.ranges, self.accept_ranges = 0, True, ""
+        self.tags = True
         self.asked: list[str] = []
 
     def url(self, name: str) -> str:
@@ -69,7 +70,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(body)))
         if web.accept_ranges:
             self.send_header("Accept-Ranges", web.accept_ranges)
-        if data is not None:
+        if data is not None and web.tags:
             self.send_header("ETag", f'"{hashlib.md5(data).hexdigest()}"')
         if code == 206:
             self.send_header("Content-Range", f"bytes {start}-{stop - 1}/{len(data or b'')}")
@@ -278,6 +279,22 @@ def test_a_remote_file_that_changes_stops_the_run(web: Web, tmp_path: Path) -> N
         pipeline.run(wanted)
 
 
+def test_a_file_of_a_server_without_etags_is_read_to_see_whether_it_changed(
+    web: Web, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    web.tags = False
+    web.files["a.jsonl"] = lines(200, "web")
+    (tmp_path / "c.yaml").write_text("")
+    command = ["run", str(tmp_path / "c.yaml")]
+    command += words(tmp_path / "set", f"paths: ['{web.url('a.jsonl')}']")
+    some = [*command, "limit=9", f"output={tmp_path / 'some'}"]  # which does not read all of it
+    for wanted in (command, some):
+        assert cli.main(wanted) == cli.main(wanted) == 0
+    web.files["a.jsonl"] = lines(200, "bew")
+    assert cli.main(command) == 2
+    assert "was made from other input files: s0/a.jsonl differs" in capfd.readouterr().err
+
+
 def test_two_colons_belong_to_a_url_of_the_web(web: Web) -> None:
     # As in http://[::1]/x; fsspec divides other URLs there.
     web.files["a::b.jsonl"] = lines(3, "row")
@@ -317,6 +334,56 @@ def test_a_listing_on_a_server_finds_what_a_local_one_finds(s3: str) -> None:
     for pattern, directories in (("a", ["a"]), ("a/", ["a"]), ("[ab]", ["a"]), ("no/", [])):
         (found,) = globs.matches(root, [pattern], globs.Excluded(root, []))
         assert found == globs.Found([], [f"{root}/{name}" for name in directories]), pattern
+
+
+def test_a_bucket_that_does_not_exist_is_no_empty_one(s3: str) -> None:
+    root = "s3://mistyped/list"
+    for pattern in ("**/*.txt", "*.txt", "1.txt"):
+        (found,) = globs.matches(root, [pattern], globs.Excluded(root, []))
+        assert isinstance(found, str) and "404 The specified bucket does not exist" in found
+
+
+class _Failing(BaseHTTPRequestHandler):
+    """As an S3 server that answers every request with an error, of the status `code`."""
+
+    code = 0
+
+    def log_message(self, *words: object) -> None:
+        pass
+
+    def do_HEAD(self) -> None:
+        self._answer(b"")
+
+    def do_GET(self) -> None:
+        self._answer(b"<Error><Code>Wrong</Code><Message>It fails</Message></Error>")
+
+    def _answer(self, body: bytes) -> None:
+        self.send_response(self.code)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+
+@pytest.mark.parametrize(("code", "may_pass"), [(500, True), (503, True), (400, False)])
+def test_an_s3_server_that_fails_is_told_from_one_that_refuses(
+    s3: str, monkeypatch: pytest.MonkeyPatch, code: int, may_pass: bool
+) -> None:
+    import s3fs
+
+    monkeypatch.setattr(_Failing, "code", code)
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Failing) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
+        s3fs.S3FileSystem.clear_instance_cache()
+        with pytest.raises(OSError, match=f"its server answers {code} ") as asked:
+            storage.open_binary("s3://corpus/list/1.txt")
+        with pytest.raises(OSError, match=f"its server answers {code} It fails") as listed:
+            storage.entries("s3://corpus/list")
+        for raised in (asked, listed):
+            assert isinstance(raised.value, storage.UnansweredError) == may_pass
+        server.shutdown()
+    s3fs.S3FileSystem.clear_instance_cache()
 
 
 class _Refusing(BaseHTTPRequestHandler):

@@ -89,8 +89,12 @@ def test_of_perplexity_and_the_harness(pretrain: Run) -> None:
         "--data", "--weights", "--documents", "--batch", "--window-segments",
     )  # fmt: skip
     assert "--weights: expected one of last, ema, found 'mean'" in said
-    words = ["--shots", "-1", "--limit", "0", "--tasks", "a", "b"]
-    refused(pretrain("eval", "harness", "run", *words), "--tasks-directory", "--shots", "--limit")
+    words = ["--shots", "-1", "--limit", "0", "--tasks", "a", "b", "a"]
+    said = refused(
+        pretrain("eval", "harness", "run", *words),
+        "--tasks-directory", "--tasks", "--shots", "--limit",
+    )  # fmt: skip
+    assert "--tasks: a is given twice" in said
 
 
 def test_of_generation(pretrain: Run) -> None:

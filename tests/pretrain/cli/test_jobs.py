@@ -46,7 +46,7 @@ def test_a_check_reports_all_that_a_job_would_end_with(
     ended = pretrain(*words)
     assert ended.returncode == 2
     starts = [line.removeprefix("  - ").split(":")[0] for line in ended.stderr.splitlines()[1:]]
-    assert starts == ["nodes", "data.train", "data.validation", "train.start_from"]
+    assert starts == ["nodes", "train.start_from", "data.train", "data.validation"]
     made = pretrain(*words, "--made-before", str(later), f"--made-before={data['few']}")
     starts = [line.removeprefix("  - ").split(":")[0] for line in made.stderr.splitlines()[1:]]
     assert starts == ["nodes", "train.start_from"]

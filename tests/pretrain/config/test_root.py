@@ -280,6 +280,10 @@ def test_writing_that_nothing_trains_is_named_with_what_to_do(kind: str) -> None
             ["model.memory.kind=linear", "model.memory.normaliser=paper"],
             "model.memory.normaliser: has no effect with memory.kind=linear",
         ),
+        (
+            ["train.spikes.deviations=6", "train.steps=128", "optim.warmup_steps=0"],
+            "train.spikes.steps: no step is skipped before 128 were applied",
+        ),
     ],
 )
 def test_a_run_may_not_begin_with_what_was_once_accepted(words: list[str], said: str) -> None:
@@ -290,4 +294,5 @@ def test_a_run_may_not_begin_with_what_was_once_accepted(words: list[str], said:
 def test_a_run_may_begin_without_drawn_weights_or_with_a_rate_that_falls() -> None:
     assert load(None, [*MINIMUM]).problems_of_new() == []
     words = ["model.init_std=0", "train.start_from=runs/y", "optim.final_fraction=0"]
+    words += ["train.spikes.deviations=6", "train.steps=129"]
     assert load(None, [*MINIMUM, *words]).problems_of_new() == []

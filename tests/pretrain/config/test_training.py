@@ -68,8 +68,6 @@ def test_all_mistakes_in_evaluations_are_reported_at_once() -> None:
         "train.evaluate[3].data: not set, and kind=perplexity needs it; give what `pretrain eval "
         "perplexity` takes as --data",
         "train.evaluate[4].depths: none given; list some, e.g. [0, 0.5, 1]",
-        "train.evaluate[5].lengths: not set, and kind=passkey needs it; give what `pretrain eval "
-        "passkey` takes as --lengths",
         "train.evaluate: two evaluations have the name 'passkey'; give each a different `name`",
     ]
 

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from moto.server import ThreadedMotoServer
 
+from data_prep.dataset.settings import SettingsError
 from data_prep.dataset.shards import DataError, read_manifest
 from data_prep.sources import storage
 from pretrain.config.data import CacheConfig
@@ -22,7 +23,7 @@ from pretrain.data.files import UnreachableError, manifest_of, name_of
 from pretrain.data.lanes import Dataset, Mix
 from pretrain.data.loader import Loader
 from pretrain.jobs import launch
-from pretrain.jobs.start_checks import data_problems
+from pretrain.jobs.start_checks import data_problems, refuse
 from tools.promises.servers import Proxy, Web, faulty
 
 LANES, LENGTH, SHARDS = 2, 50, 6
@@ -167,6 +168,39 @@ def test_a_server_that_does_not_answer_at_the_start_is_no_mistake_of_the_users(
     assert "its server answers 404 Not Found" in problem
 
 
+def test_an_answer_that_is_cut_off_at_the_start_is_no_mistake_of_the_users(proxy: Proxy) -> None:
+    proxy.faults.extend(["reset"] * 100)
+    with pytest.raises(UnreachableError, match=r"manifest\.json: cannot be fetched: "):
+        manifest_of(f"http://127.0.0.1:{proxy.port}/books")
+
+
+def test_mistakes_are_told_beside_a_server_that_does_not_answer(
+    web: Web, tmp_path: Path, directory: Path
+) -> None:
+    url = f"http://127.0.0.1:{web.port}/books"
+    web.statuses["books/manifest.json"] = 503
+    words = ["run.directory=r", f"data.train={url}", "data.lanes=3"]
+    with pytest.raises(UnreachableError):
+        refuse([], load(None, words))
+    with pytest.raises(SettingsError) as raised:
+        refuse(["model.x: is wrong"], load(None, [*words, f"data.validation={tmp_path}/no"]))
+    first, second, third = raised.value.problems
+    assert first == "model.x: is wrong" and second.startswith("data.validation: ")
+    assert third.startswith(f"data.train: {url}/manifest.json: cannot be fetched: its server ")
+    with pytest.raises(SettingsError, match=r"data\.validation: .*shards for data\.lanes=9"):
+        refuse([], load(None, [*words, "data.lanes=9", f"data.validation={directory}"]))
+
+
+def test_a_cache_that_no_shard_fits_into_is_refused_before_the_start(web: Web) -> None:
+    url = f"http://127.0.0.1:{web.port}/books"
+    largest = max(shard.bytes for shard in manifest_of(url).shards)
+    words = ["run.directory=r", f"data.train={url}", "data.lanes=2"]
+    for bytes, fits in ((largest, True), (largest - 1, False)):
+        found = data_problems(load(None, [*words, f"data.cache.gigabytes={bytes / 1e9:.9f}"]))
+        assert fits == (not found)
+    assert f"{url} has a shard of {largest / 1e9:.3g} GB" in found[0]
+
+
 def _unused_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -198,6 +232,11 @@ def test_a_manifest_that_is_not_there_or_not_ours_is_refused(web: Web, directory
     path.write_text(json.dumps({**plain, "format_version": 9}))
     with pytest.raises(DataError, match=r"/books/manifest\.json: has format version 9"):
         manifest_of(f"http://127.0.0.1:{web.port}/books")
+
+
+def test_a_url_with_one_slash_is_said_to_lack_the_other() -> None:
+    with pytest.raises(DataError, match=r"^s3:/b/x: a URL has two slashes .*; write s3://b/x$"):
+        manifest_of("s3:/b/x")
 
 
 def test_a_tokenizer_of_another_digest_is_refused(

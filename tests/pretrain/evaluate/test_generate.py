@@ -13,6 +13,7 @@ import pytest
 import sentencepiece
 import torch
 
+from data_prep.recall import mqar
 from data_prep.tokenizer import tokenizer
 from pretrain import trained
 from pretrain.config.memory import FullConfig, MemoryConfig
@@ -223,6 +224,17 @@ def test_a_prompt_that_spells_special_tokens_is_text_and_that_is_said(
         assert (f"in the prompt {names}" in said) if names else "in the prompt" not in said
     ids = model.tokenizer.encode("</s>").tolist()
     assert model.tokenizer.eos_id not in ids and model.tokenizer.decode(ids) == "</s>"
+
+
+def test_a_prompt_that_the_tokenizer_changes_is_said_to_be_read_so(
+    model: Trained, tmp_path: Path, write_run: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "tokenizer.json").write_bytes(mqar.tokenizer_json())  # without capitals
+    write_run(tmp_path / "other", tokenizer=tmp_path / "tokenizer.json")
+    for run, changed in ((tmp_path / "other", True), (model.run_directory, False)):
+        generate.run(run, prompt="hello World", sampling=Sampling(1, 0.0))
+        said = capsys.readouterr().err
+        assert ("the model reads it so: 'World' becomes 'orld'\n" in said) == changed
 
 
 def test_a_prompt_that_is_no_text_is_refused(tmp_path: Path, model: Trained) -> None:

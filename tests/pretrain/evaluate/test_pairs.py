@@ -39,6 +39,17 @@ def test_pairs_of_several_files_are_in_order(tmp_path: Path) -> None:
     )
 
 
+def test_a_file_that_is_given_twice_is_refused_also_by_way_of_a_link(tmp_path: Path) -> None:
+    one = _jsonl(tmp_path / "a.jsonl", {"id": "x", "book": "It was.", "summary": "Was."})
+    link = tmp_path / "b.jsonl"
+    link.symlink_to(one)
+    for again in (one, tmp_path / ".." / tmp_path.name / "a.jsonl", link):
+        _, problems = pairs.read([one, again], FIELDS)
+        assert problems == [
+            f"{again}: is given twice, and each pair is to count once; leave it out"
+        ]
+
+
 def test_every_mistake_of_every_file_is_reported(tmp_path: Path) -> None:
     lines = [
         b'{"book": "a", "summary": "b"}',

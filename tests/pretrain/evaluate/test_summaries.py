@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from data_prep.dataset.shards import Document
+from data_prep.recall import mqar
 from pretrain import trained
 from pretrain.cli import main
 from pretrain.data.lanes import Dataset, Lane, Mix
@@ -194,6 +195,20 @@ def test_pairs_of_one_book_have_references_of_their_own(model: Trained) -> None:
     said = _answers(model, [0.5, 1.0], Sampling(3, 0.0), pairs=twice)
     kept = [json.loads(line) for line in summaries.lines(twice, said).splitlines()]
     assert [line["answer"] for line in kept] == ["one thing"] * 2 + ["another"] * 2
+
+
+def test_documents_and_questions_that_the_tokenizer_changes_are_told(
+    tmp_path: Path, write_run: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "tokenizer.json").write_bytes(mqar.tokenizer_json())  # without capitals
+    write_run(tmp_path / "other", tokenizer=tmp_path / "tokenizer.json")
+    pairs = [Pair(str(number), text, " so") for number, text in enumerate(["a b", "a B", "C"])]
+    summaries.run(tmp_path / "other", "x", pairs, QUESTION, [1.0], Sampling(1, 0.0))
+    said = capsys.readouterr().err
+    assert "give 2 documents back, and the model reads what comes of them: in 1: 'B' beco" in said
+    assert "give the question back, and the model reads it so: 'Summary:' becomes 'ummary" in said
+    summaries.run(tmp_path / "other", "x", pairs[:1], "\n", [1.0], Sampling(1, 0.0))
+    assert "the tokenizer does not" not in capsys.readouterr().err
 
 
 def test_every_mistake_is_in_one_message(

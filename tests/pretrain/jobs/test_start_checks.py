@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -178,6 +179,34 @@ def test_all_that_is_wrong_with_a_mix_is_reported_together(
     for problem, key in zip(found[2:], ("data.mix[2]", "data.validation"), strict=True):
         assert problem.startswith(f"{key}: its tokenizer differs from data.mix[0]'s")
         assert f"tokenizer.path={data['train']}/tokenizer.model" in problem
+
+
+def test_files_that_a_data_set_lacks_are_told_before_the_start(
+    data: dict[str, Path], tmp_path: Path
+) -> None:
+    part = tmp_path / "part"
+    shutil.copytree(data["train"], part)
+    for number in (1, 4, 5):
+        (part / f"shard-{number:05d}.tar").unlink()
+    (part / "tokenizer.model").write_bytes(b"another")
+    lacking = [
+        f"{part}/shard-00001.tar and 2 other shards are missing; copy the data set again",
+        f"{part}/tokenizer.model: its sha256 is not the manifest's; copy the data set again",
+    ]
+    train = f"data.train={data['train']}"
+    assert problems(1, train, f"data.validation={part}") == [
+        f"data.validation: {one}" for one in lacking
+    ]
+    mix = f"data.mix=[{{data: {data['train']}}}, {{data: {part}, weight: %s}}]"
+    assert problems(1, mix % 2) == [f"data.mix[1]: {one}" for one in lacking]
+    assert problems(1, mix % 0) == []  # it is not read
+    asked = f"train.evaluate=[{{kind: needles, lengths: [9999], tasks: [single], filler: {part}}}]"
+    assert [f"train.evaluate[0].filler: {one}" for one in lacking] == [
+        one for one in problems(1, train, asked) if "filler" in one
+    ]
+    (part / "tokenizer.model").unlink()
+    _, absent = problems(1, train, f"data.validation={part}")
+    assert absent.endswith("tokenizer.model: cannot be read (No such file or directory)")
 
 
 def test_data_sets_of_an_earlier_job_need_not_exist(tmp_path: Path) -> None:
