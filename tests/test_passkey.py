@@ -59,6 +59,18 @@ def test_a_stage_says_what_it_reads_and_how_its_rate_goes() -> None:
         configuration.load(passkey.CONFIG, [*stage.settings(Path("d")), "run.directory=r"])
 
 
+@pytest.mark.parametrize("kind", passkey.KINDS)
+def test_each_kind_can_be_trained_and_reads_a_preface_if_it_has_a_memory(kind: str) -> None:
+    model = passkey.Model(kind, 2)
+    prefaces = []
+    for stage in model.stages(STAGES):
+        words = [*stage.settings(Path("data")), *model.settings, "run.directory=r"]
+        config = configuration.load(passkey.CONFIG, words)
+        assert (config.model.memory.kind, config.run.seed) == (kind, 2)
+        prefaces.append(bool(config.data.preface))
+    assert prefaces == [False] * 4 + [kind != "none"] * 2
+
+
 def test_documents_are_as_many_as_the_stages_read() -> None:
     short, long = Documents("short", 100, 200), Documents("long", 1000, 8000)
     assert short.mean == pytest.approx(100 / math.log(2))

@@ -19,14 +19,14 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import commands
 import evidence
 from commands import CONFIGS
-from stages import Stage, documents_needed, shortened
+from stages import SEARCHED, Stage, documents_needed, shortened
 
 from data_prep.dataset import durable, shards
 from data_prep.dataset.settings import SettingsError
@@ -42,6 +42,8 @@ from pretrain.evaluate.results import Report, write_figure
 from pretrain.trained import Trained, default_device, load
 
 CONFIG = CONFIGS / "passkey_cpu.yaml"
+# Full attention ends at its window, and windows grow from stage to stage.
+KINDS = tuple(kind for kind in MEMORY_KINDS if kind != "full")
 LENGTHS = tuple(2**power for power in (9, 11, 13, 15, 17, 18, 19, 20))
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 MOST_SAMPLES = 10
@@ -140,7 +142,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--config", type=Path, default=CONFIG, help="recipe of the models")
     parser.add_argument(
         "--kinds",
-        type=commands.names(*MEMORY_KINDS),
+        type=commands.names(*KINDS),
         default=["linear", "delta"],
         help="kinds of memory (default linear,delta)",
     )
@@ -166,9 +168,9 @@ def _parser() -> argparse.ArgumentParser:
 def _segment(parsed: argparse.Namespace, plan: Sequence[Stage[Documents]]) -> int:
     """Tokens per segment. Raises SettingsError with all mistakes in the settings."""
     loaded = [
-        configuration.load(parsed.config, _words(parsed, stage, Model(kind, 1)))
-        for kind in parsed.kinds
-        for stage in plan
+        configuration.load(parsed.config, _words(parsed, stage, model))
+        for model in (Model(kind, 1) for kind in parsed.kinds)
+        for stage in model.stages(plan)
     ]
     return loaded[0].model.segment
 
@@ -252,7 +254,14 @@ class Model:
     @property
     def settings(self) -> list[str]:
         """As `key=value`."""
-        return [f"model.memory.kind={self.kind}", f"run.seed={self.seed}"]
+        own = SEARCHED if self.kind == "memorizing" else ()
+        return [f"model.memory.kind={self.kind}", f"run.seed={self.seed}", *own]
+
+    def stages(self, plan: Sequence[Stage[Documents]]) -> list[Stage[Documents]]:
+        """Those of the plan, without a preface where there is no memory to read it into."""
+        if MEMORY_KINDS[self.kind].remembers:
+            return [*plan]
+        return [replace(stage, preface="") for stage in plan]
 
 
 def _report_name(model: Model, asked: Questions) -> str:
@@ -291,7 +300,7 @@ class _Work:
         """One report of all lengths; what is missing of it is trained and asked for."""
         learned = functools.cache(lambda: self._trained(model))
         settings = [*model.settings, *self.parsed.settings]
-        of_training = evidence.made_by(self.parsed.config, settings, self.plan)
+        of_training = evidence.made_by(self.parsed.config, settings, model.stages(self.plan))
         reports = []
         for asked in self.asked:
             made_by = {**of_training, "asked": asdict(asked)}
@@ -308,7 +317,7 @@ class _Work:
     def _trained(self, model: Model) -> Trained:
         """Train the stages, each from the weights of the one before."""
         run: Path | None = None
-        for stage in self.plan:
+        for stage in model.stages(self.plan):
             before = [] if run is None else [f"train.start_from={run}"]
             words = [*_words(self.parsed, stage, model), *before]
             commands.run("pretrain", "train", self.parsed.config, *words)

@@ -25,7 +25,7 @@ import evidence
 import numpy as np
 from commands import CONFIGS
 from matplotlib.figure import Figure
-from stages import Stage, documents_needed, shortened
+from stages import SEARCHED, Stage, documents_needed, shortened
 
 from data_prep.dataset import shards
 from data_prep.dataset.settings import SettingsError
@@ -41,9 +41,6 @@ from pretrain.trained import default_device, load
 CONFIG = CONFIGS / "recall_capacity_cpu.yaml"
 INFINI = ("linear", "delta")
 RECURRENT = ("rmt", "autocompressor")
-# With the defaults the gate of a store closes while all pairs are near, before it is of use, and
-# then nothing learns to search it (docs/trials.md).
-SEARCHED = ("model.memory.memorizing.initial_scale=10", "optim.gate_lr=0.0003")
 PAIRS = tuple(2**power for power in range(2, 10))
 DISTANCES = (0, 1, 4, 16, 64)
 ANSWERS = 256
