@@ -18,18 +18,17 @@ _TOGETHER = ("MASTER_ADDR", "MASTER_PORT", "PRETRAIN_STORE", "SLURM_JOB_ID", "SL
 _SECONDS = 3.0
 
 
-def say(message: object, environment: Mapping[str, str] | None = None) -> None:
+def say(message: object) -> None:
     """Print a user's mistake on stderr, unless another rank on this node has just said the same.
 
     Ranks may not have met yet, and may never: the first of them to have a message holds a name
     that is made of it, in the kernel, where nothing is left behind. A message that no other rank
     has is said by the one that has it; one rank alone says its own at once.
     """
-    env = os.environ if environment is None else environment
-    if not _has_peers(env):
+    if not _has_peers(os.environ):
         command.say(message)
         return
-    together = [str(os.getuid()), *(env.get(name, "") for name in _TOGETHER), str(message)]
+    together = [str(os.getuid()), *(os.environ.get(name, "") for name in _TOGETHER), str(message)]
     name = hashlib.sha256("\0".join(together).encode(errors="surrogateescape")).hexdigest()
     holder = socket.socket(socket.AF_UNIX)
     try:
