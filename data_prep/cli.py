@@ -34,6 +34,7 @@ from data_prep.dataset.wording import counted
 from data_prep.pipeline import reshard
 from data_prep.recall import generate, mqar, name_pairs, tasks
 from data_prep.report import statistics
+from data_prep.sources import inputs
 from data_prep.tokenizer import marks, tokenizer
 
 _EXAMPLES = """examples:
@@ -68,7 +69,7 @@ class _Make(Configured):
     @cached_property
     def wanted(self) -> Config:
         limit = [] if self.limit is None else [f"limit={self.limit}"]
-        return configuration.load(self.config, [*self.overrides, *limit])
+        return configuration.load(self.config, [*self.overrides, *limit], inputs.missing_evaluation)
 
     def problems(self) -> list[str]:
         twice = [word for word in self.overrides if word.startswith("limit=")]
@@ -156,7 +157,7 @@ class _Check(Configured):
 
     @cached_property
     def wanted(self) -> Config:
-        return configuration.load(self.config, self.overrides)
+        return configuration.load(self.config, self.overrides, inputs.missing_evaluation)
 
     def run(self) -> int:
         from data_prep.pipeline import pipeline, workspace

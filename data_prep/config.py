@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -352,9 +352,16 @@ class Config:
         return {key: value for key, value in plain.items() if key not in _WHERE_AND_SPEED}
 
 
-def load(path: Path | None, overrides: Sequence[str] = ()) -> Config:
-    """The configuration of a YAML file and overrides. Raises SettingsError with all mistakes."""
-    return settings.load(Config, path, overrides)
+def load(
+    path: Path | None,
+    overrides: Sequence[str] = (),
+    also: Callable[[Config, Collection[str]], list[str]] | None = None,
+) -> Config:
+    """The configuration of a YAML file and overrides. Raises SettingsError with all mistakes.
+
+    `also` adds to them, see `settings.load`.
+    """
+    return settings.load(Config, path, overrides, also=also)
 
 
 def describe() -> list[str]:

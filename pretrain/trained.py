@@ -18,9 +18,9 @@ from data_prep.dataset import settings
 from data_prep.dataset.settings import SettingsError
 from data_prep.tokenizer import tokenizer
 from data_prep.tokenizer.contract import Tokenizer
-from pretrain.checkpoint.load import Checkpoint, newest_good
+from pretrain.checkpoint.load import Checkpoint, deleted, newest_good
 from pretrain.checkpoint.manifest import CHECKPOINTS, CheckpointError
-from pretrain.checkpoint.ranks import Ranks, SoloRanks
+from pretrain.checkpoint.ranks import Ranks, SoloRanks, of_first
 from pretrain.checkpoint.runs import TrainedError, ends, is_checkpoint, run_directory_of
 from pretrain.checkpoint.verify import verify
 from pretrain.config.model import ModelConfig
@@ -127,9 +127,12 @@ def locate(path: Path, ranks: Ranks) -> tuple[Path, Path]:
     """
     run_directory = run_directory_of(path)
     if is_checkpoint(path):
-        if (reason := verify(path.resolve(), ranks)) is not None:
-            raise CheckpointError(f"{path.resolve()}: is not a good checkpoint: {reason}")
-        return run_directory, path.resolve()
+        checkpoint = path.resolve()
+        if (reason := verify(checkpoint, ranks)) is not None:
+            if not of_first(ranks, checkpoint.exists):
+                raise CheckpointError(deleted(checkpoint))
+            raise CheckpointError(f"{checkpoint}: is not a good checkpoint: {reason}")
+        return run_directory, checkpoint
     found = newest_good(path / CHECKPOINTS, ranks)
     for name, reason in found.passed_over:
         _log.warning("passed over checkpoint %s: %s", name, reason)

@@ -14,7 +14,7 @@ import functools
 import math
 import re
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
@@ -96,12 +96,15 @@ def load(
     path: Path | None,
     overrides: Sequence[str] = (),
     inherited: Callable[[T], Mapping[str, Any]] | None = None,
+    also: Callable[[T, Collection[str]], list[str]] | None = None,
 ) -> T:
     """The configuration of the YAML at `path` with `key=value` overrides on top.
 
     The value of an override is the text behind `=`, whatever is in it; where the setting is no
     text it is read as one YAML value, lists and groups in brackets. Quotes around it are taken off.
-    What `inherited` gives of the configuration without it takes the place of defaults.
+    What `inherited` gives of the configuration without it takes the place of defaults. Where there
+    are mistakes, `also` tells others, such as missing files, of the configuration that has defaults
+    in their place, and of the settings with the mistakes ("": which one is not known).
     Raises SettingsError with every unknown key, wrong type, value out of bounds, and with each
     sentence that a dataclass's own `problems()` returns. Those sentences start with the key.
     """
@@ -123,7 +126,8 @@ def load(
         if not any(_follows(problem, key) for key in wrong)
     ]
     if problems:
-        raise SettingsError(problems)
+        more = [] if also is None else also(built, {_wrong_key(one) for one in problems})
+        raise SettingsError([*problems, *more])
     return built
 
 

@@ -551,6 +551,22 @@ def _group(source: SourceConfig, relative: str) -> str:
     return directory.partition("/")[0] if source.group_by == "top" else ""
 
 
+def missing_evaluation(config: Config, wrong: Collection[str]) -> list[str]:
+    """What is wrong with the patterns of evaluation files, beside the mistakes in `wrong`.
+
+    These are told first, and files below a root that may be another one are not looked for.
+    """
+    if any(name in ("", "root") or name.startswith("'root=") for name in wrong):
+        return []
+    found = []
+    for index, source in enumerate(config.sources):
+        key, problems = f"sources[{index}].cleaning.decontaminate", list[str]()
+        if not any(name.startswith(key) for name in wrong):
+            evaluation_files(config, source, problems)
+        found += [f"{key}: {problem}" for problem in problems]
+    return found
+
+
 def evaluation_files(
     config: Config, source: SourceConfig, problems: list[str] | None = None
 ) -> dict[str, Path]:

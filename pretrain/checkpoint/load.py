@@ -6,7 +6,8 @@ import hashlib
 import json
 import math
 from bisect import bisect_right
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from pretrain.checkpoint.manifest import (
     CheckpointError,
+    Manifest,
     layout_file,
     none_good,
     read_manifest,
@@ -42,18 +44,45 @@ class Found:
 def newest_good(root: Path, ranks: Ranks) -> Found:
     """Verify checkpoints under `root`, newest first, until one is good. The same on every rank.
 
-    Raises CheckpointError, with each reason, if there are checkpoints but none is good: starting
-    at step 0 over them would be a loss that nobody asked for.
+    Those that a run which goes on writes meanwhile are looked at, too: it may have deleted the
+    others. Raises CheckpointError, with each reason, if there are checkpoints but none is good:
+    starting at step 0 over them would be a loss that nobody asked for.
     """
     passed_over: list[tuple[str, str]] = []
-    for name in map(step_name, of_first(ranks, lambda: steps_in(root))):
+    seen: set[int] = set()
+    while left := [step for step in of_first(ranks, lambda: steps_in(root)) if step not in seen]:
+        seen.add(left[0])
+        name = step_name(left[0])
         reason = verify(root / name, ranks)
         if reason is None:
             return Found(root / name, tuple(passed_over))
+        if not of_first(ranks, (root / name).exists):
+            reason = "was deleted while it was verified"
         passed_over.append((name, reason))
     if passed_over:
         raise CheckpointError(none_good(root, passed_over))
     return Found(None, ())
+
+
+def deleted(path: Path) -> str:
+    """What to do where a checkpoint was deleted while it was read."""
+    newest = [str(path.parent / step_name(step)) for step in steps_in(path.parent)[:1]]
+    return (
+        f"{path}: was deleted while it was read, as training deletes old checkpoints; "
+        f"{''.join(f'read {name}, ' for name in newest)}"
+        f"{'or ' * bool(newest)}have the run keep more (checkpoint.keep_last, keep_every)"
+    )
+
+
+@contextmanager
+def _being_read(path: Path) -> Iterator[None]:
+    """Within, an error is a CheckpointError that says so if the checkpoint was deleted."""
+    try:
+        yield
+    except (OSError, CheckpointError):
+        if path.exists():
+            raise
+        raise CheckpointError(deleted(path)) from None
 
 
 class Checkpoint:
@@ -61,17 +90,18 @@ class Checkpoint:
 
     Files are mapped, never loaded whole. `step`, `trainer` (the trainer's own JSON), `ranks` (how
     many wrote it) and `sha256` (of its manifest) are attributes. Close it, or use it in a `with`
-    block.
+    block. Whatever reads raises CheckpointError where training has deleted it meanwhile.
     """
 
     def __init__(self, path: Path) -> None:
-        manifest, self.sha256 = read_manifest(path)
+        with _being_read(path):
+            manifest, self.sha256 = read_manifest(path)
+            self._layouts = [_layout(path, manifest, rank) for rank in range(manifest.ranks)]
         self.path = path
         self.step = manifest.step
         self.ranks = manifest.ranks
         self.trainer = dict(manifest.trainer)
         self._manifest = manifest
-        self._layouts = [self._layout(rank) for rank in range(manifest.ranks)]
         self._parts = self._parts_by_name()
         self._open: dict[int, Any] = {}
 
@@ -166,14 +196,6 @@ class Checkpoint:
             {name: file.get_tensor(lane_key(lane, name)).clone() for name in record["tensors"]},
         )
 
-    def _layout(self, rank: int) -> dict[str, Any]:
-        name = layout_file(rank, self.ranks)
-        data = (self.path / name).read_bytes()
-        if hashlib.sha256(data).hexdigest() != self._manifest.files[name].sha256:
-            raise CheckpointError(f"{self.path.name}/{name} was changed after it was verified")
-        layout: dict[str, Any] = json.loads(data)
-        return layout
-
     def _parts_by_name(self) -> dict[str, tuple[list[int], list[tuple[int, Extent]]]]:
         """Of each tensor: the offsets of its pieces, and (rank, piece), in order of offset."""
         found: dict[str, list[tuple[int, Extent]]] = {name: [] for name in self._manifest.tensors}
@@ -189,5 +211,15 @@ class Checkpoint:
     def _file(self, rank: int) -> Any:
         if rank not in self._open:
             path = self.path / tensor_file(rank, self.ranks)
-            self._open[rank] = safe_open(path, framework="pt", device="cpu")
+            with _being_read(self.path):
+                self._open[rank] = safe_open(path, framework="pt", device="cpu")
         return self._open[rank]
+
+
+def _layout(directory: Path, manifest: Manifest, rank: int) -> dict[str, Any]:
+    name = layout_file(rank, manifest.ranks)
+    data = (directory / name).read_bytes()
+    if hashlib.sha256(data).hexdigest() != manifest.files[name].sha256:
+        raise CheckpointError(f"{directory.name}/{name} was changed after it was verified")
+    layout: dict[str, Any] = json.loads(data)
+    return layout

@@ -12,7 +12,7 @@ from typing import NoReturn
 from data_prep.dataset import command
 from data_prep.dataset.command import CommandError, Program
 from data_prep.dataset.settings import EXIT_MISTAKE
-from pretrain.cli import convert, evaluate, jobs, memories, outcome, train
+from pretrain.cli import convert, evaluate, jobs, memories, once, outcome, train
 
 _PROGRAM = Program(
     "pretrain",
@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     try:
         name, chosen = command.parse(_PROGRAM, arguments)
     except CommandError as error:
-        command.say(error)
+        once.say(error)
         sys.exit(EXIT_MISTAKE)
 
     def flushed() -> int:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from data_prep.dataset import command
 from data_prep.dataset.settings import SettingsError
+from pretrain.cli import once
 from pretrain.jobs import launch
 
 EXIT_CODES = """exit codes, also in exit.json of the run directory:
@@ -29,13 +30,14 @@ def code(name: str, action: Callable[[], int]) -> int:
     except Exception as error:
         if command.is_closed_pipe(error):
             return command.EXIT_CLOSED_PIPE
-        command.say(_message(name, error))
+        if isinstance(error, SettingsError):
+            once.say(command.cannot_run(name, error.problems))
+        else:
+            command.say(_message(name, error))
         return launch.exit_code(error)
 
 
 def _message(name: str, error: Exception) -> str:
-    if isinstance(error, SettingsError):
-        return command.cannot_run(name, error.problems)
     rank = f"rank {os.environ['RANK']}: " if "RANK" in os.environ else ""
     if isinstance(error, OSError):
         return f"{name}: {rank}{command.explained(error)}"

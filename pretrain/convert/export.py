@@ -64,17 +64,26 @@ def run(path: Path, out: Path, dtype: str, weights: Weights = "last") -> int:
         writing = out.with_name(f"{out.name}.exporting")
         shutil.rmtree(writing, ignore_errors=True)
         writing.mkdir(parents=True)
-        _write_weights(writing, source)
-        write_beside(writing, files_beside(run_directory))
-        _write_configuration(writing, source, own)
-        if config.model.memory.traits.exported_as == INFINI:
-            durable.write_bytes(writing / MODELING, _modeling())
-        _write_tokenizer(writing, own)
-        _verify(writing, source)
+        try:
+            _write(writing, source, own, run_directory)
+        except BaseException:
+            shutil.rmtree(writing, ignore_errors=True)
+            raise
     writing.rename(out)
     durable.sync_directory(out.parent)
     print(_summary(out, source))
     return 0
+
+
+def _write(directory: Path, source: Source, own: Tokenizer, run_directory: Path) -> None:
+    """All files of the export. Raises CheckpointError."""
+    _write_weights(directory, source)
+    write_beside(directory, files_beside(run_directory))
+    _write_configuration(directory, source, own)
+    if source.config.model.memory.traits.exported_as == INFINI:
+        durable.write_bytes(directory / MODELING, _modeling())
+    _write_tokenizer(directory, own)
+    _verify(directory, source)
 
 
 def _check(model: ModelConfig) -> None:

@@ -40,7 +40,7 @@ _PEAKS = {
 
 
 def forward_flops(config: ModelConfig, vocab_size: int, window: int) -> dict[str, int]:
-    """FLOPs of one forward over `window` tokens of one lane, by part.
+    """FLOPs of one forward over `window` tokens of one lane, by part, as in training.
 
     A recurrence over the whole stack counts with a full memory, as in a long document.
     """
@@ -67,6 +67,13 @@ def _stack_flops(config: ModelConfig, places: int) -> dict[str, int]:
     return attention_of(config.memory).flops(config, places) | {
         "feed_forward": config.n_layers * places * 2 * 3 * config.d_model * config.d_ff
     }
+
+
+def reading_flops_per_token(config: ModelConfig, window: int) -> float:
+    """FLOPs of a forward alone, per token of a window: as of a preface, without logits and without
+    what is computed for an auxiliary loss."""
+    whole = sum(forward_flops(config, 0, window).values())
+    return (whole - attention_of(config.memory).auxiliary_flops(config, window)) / window
 
 
 def training_flops_per_token(config: ModelConfig, vocab_size: int, window: int) -> float:

@@ -190,8 +190,7 @@ def make(config: Config, vocab_size: int, gpus: Cluster, simulated: bool) -> Pla
         shape, vocab_size, config.window, checkpointing
     )
     if config.data.preface:
-        read = flops.forward_flops(shape, vocab_size, config.window)
-        alone = tokens * (sum(read.values()) - read["output_head"]) / config.window  # no logits
+        alone = tokens * flops.reading_flops_per_token(shape, config.window)
         useful, computed = useful + alone, computed + alone
     if config.parallel.sequence > 1:
         segments = config.part // shape.segment

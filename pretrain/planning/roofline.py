@@ -140,6 +140,8 @@ def _flops(plan: Plan) -> dict[str, float]:
         passes = 3 + (bool(config.data.preface) and name != "output_head")
         found[part] += share * (passes * count + again.get(name, 0.0))
     window = kind.recomputed_flops(shape, config.window) - kind.missing_flops(shape, config.window)
+    if config.data.preface:
+        window -= kind.auxiliary_flops(shape, config.window)
     found["memory"] += share * window
     if config.parallel.sequence > 1:
         segments = config.part // shape.segment

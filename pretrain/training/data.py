@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import fields
 
 from data_prep.dataset.shards import TokenizerInfo
+from data_prep.sources.storage import is_url
+from pretrain.config.data import CacheConfig, DataConfig
 from pretrain.config.root import Config
 from pretrain.data.lanes import Dataset, LanePlace, Mix
 from pretrain.data.loader import Loader
@@ -47,6 +50,29 @@ class RunData:
             "sources": _fingerprints(self.mix),
             "preface": None if self.prefaces is None else _fingerprints(self.prefaces),
         }
+
+    def without_effect(self) -> list[str]:
+        """Settings that are not the default and do nothing with these data sets, and why."""
+        found, data, default = [], self._config.data, DataConfig()
+        weighted = [self.mix, *([] if self.validation is None else [self.validation])]
+        manifests = [one.manifest for mix in weighted for one in mix.datasets]
+        if data.prompt_weight != default.prompt_weight and not any(
+            manifest.prompt_tokens for manifest in manifests
+        ):
+            found.append(
+                f"data.prompt_weight: {data.prompt_weight:g} has no effect, since no document has "
+                "a prompt: all tokens have weight 1"
+            )
+        read = [source.data for source in data.sources.values()]
+        read += [data.preface, data.validation, *(one.data for one in self._config.train.evaluate)]
+        if not any(map(is_url, read)):
+            found += [
+                f"data.cache.{field.name}: has no effect, since all data sets are directories, and "
+                "only those under URLs are cached"
+                for field in fields(CacheConfig)
+                if getattr(data.cache, field.name) != getattr(default.cache, field.name)
+            ]
+        return found
 
     def loader(self, lanes: range, run: RunState) -> Loader:
         """The windows of `lanes` that follow `run`."""

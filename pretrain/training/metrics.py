@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
 from data_prep.dataset import durable
 from data_prep.dataset.parsing import json_value
@@ -54,6 +54,17 @@ def configure_logging(rank: int, directory: Path) -> None:
     root.propagate = False
 
 
+class Work(NamedTuple):
+    """FLOPs of a token."""
+
+    body: float
+    """Forward and backward, in all but the output head."""
+    head: float
+    """Forward and backward in the output head."""
+    reading: float
+    """A forward alone, without logits."""
+
+
 @dataclass
 class Meter:
     """Rates since the last log line."""
@@ -81,26 +92,23 @@ class Meter:
 
     def read(
         self,
-        body_flops: float,
-        head_flops: float,
+        work: Work,
         peak_flops: float | None,
         steps_left: int,
         steps: int,
     ) -> dict[str, Any]:
         """Tokens/s over all ranks, MFU (None on a device of unknown peak), and time left.
 
-        `body_flops` and `head_flops` are those of a token, forward and backward, in all but the
-        output head and in it; `peak_flops` is the sum over all ranks' devices, in FLOP/s; `steps`
-        is the number of steps in the interval. Starts a new interval.
+        `peak_flops` is the sum over all ranks' devices, in FLOP/s; `steps` is the number of steps
+        in the interval. Starts a new interval.
         """
         seconds = self.seconds
         rate = self.tokens / seconds
-        # A forward is a third of the FLOPs of forward and backward; alone it has no logits.
-        passed = self.tokens - self.forward_only * 2 / 3 + self.preface / 3
-        worked = (passed * body_flops + self.scored * head_flops) / seconds
+        trained, read_alone = self.tokens - self.forward_only, self.forward_only + self.preface
+        worked = trained * work.body + self.scored * work.head + read_alone * work.reading
         read = {
             "tokens_per_second": rate,
-            "mfu": None if peak_flops is None else worked / peak_flops,
+            "mfu": None if peak_flops is None else worked / seconds / peak_flops,
             "data_wait": self.data_wait / seconds,
             "eta_seconds": steps_left * seconds / steps,
             "seconds_per_step": seconds / steps,

@@ -18,7 +18,7 @@ from pretrain.training.data import RunData
 from pretrain.training.engine import Engine
 from pretrain.training.evaluator import KIND as EVALUATION
 from pretrain.training.evaluator import Evaluation
-from pretrain.training.metrics import Meter, log_line, peak_memory
+from pretrain.training.metrics import Meter, Work, log_line, peak_memory
 from pretrain.training.optim import rate_fraction
 from pretrain.training.parallel import Share
 from pretrain.training.records import Records
@@ -57,9 +57,10 @@ class Reporter:
         self._hosts = ranks.gather(socket.gethostname())
         self._stragglers = Stragglers(ranks, share.device)
         vocabulary = data.tokenizer.vocab_size
-        self._head_flops = 3 * flops.head_flops(config.model, vocabulary)
+        head = 3 * flops.head_flops(config.model, vocabulary)
         whole = flops.training_flops_per_token(config.model, vocabulary, config.window)
-        self._body_flops = whole - self._head_flops
+        reading = flops.reading_flops_per_token(config.model, config.window)
+        self._work = Work(whole - head, head, reading)
         self._peak_flops = peak_flops(
             _device_name(share.device), config.train.precision, ranks.size
         )
@@ -178,7 +179,7 @@ class Reporter:
         """The meter's rates over the steps since the last report."""
         left, done = self._config.train.steps - step, step - self._step
         self._step = step
-        return self.meter.read(self._body_flops, self._head_flops, self._peak_flops, left, done)
+        return self.meter.read(self._work, self._peak_flops, left, done)
 
     def _sum_of_lanes(self, own: list[float]) -> list[float]:
         """Sums over all lanes, given this rank's sums over its lanes."""

@@ -60,8 +60,8 @@ class Run:
             counted(config.data.lanes, "lane"), config.window,
             f", each lane's on {sequence} ranks" if sequence > 1 else "",
         )  # fmt: skip
-        if config.unlearned_writing:
-            _log.warning("%s", config.unlearned_writing)
+        for idle in [*filter(None, [config.unlearned_writing]), *self.data.without_effect()]:
+            _log.warning("%s", idle)
 
     @property
     def described(self) -> dict[str, Any]:

@@ -120,7 +120,7 @@ class States:
         averaged = not averages.keys().isdisjoint(checkpoint.names())
         if averaged and EMA not in kinds:
             shapes |= averages
-            _log.info("the average of the weights is dropped: optim.ema_decay is 0 now")
+            _log.info("later checkpoints have no average of the weights: optim.ema_decay is 0")
         elif EMA in kinds and not averaged:
             shapes = {name: shape for name, shape in shapes.items() if name not in averages}
             kinds.remove(EMA)

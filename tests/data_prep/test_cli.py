@@ -125,6 +125,34 @@ def test_missing_files_are_reported_together(
     ]
 
 
+@pytest.mark.parametrize("command", ["run", "check"])
+def test_missing_evaluation_files_are_reported_with_mistakes_in_values(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    def told(*words: str) -> list[str]:
+        assert cli.main([command, str(home / "c.yaml"), *words]) == 2
+        first, *rest = capsys.readouterr().err.splitlines()
+        assert first == f"data-prep {command}: this command cannot run:"
+        return [line.removeprefix("  - ") for line in rest]
+
+    exam = "sources[0].cleaning.decontaminate=[exam.jsonl]"
+    value = "seed: expected at least 0, found -1"
+    missing = f"sources[0].cleaning.decontaminate: no file matches 'exam.jsonl' below {home}"
+    assert told("seed=-1", exam) == [value, missing]
+    assert told("seed=-1", exam, "sources[0].cleaning.max_words=9")[1:] == [
+        "sources[0].cleaning.max_words: has no effect without gopher_quality; add it to rules",
+        missing,
+    ]
+    # Below another root they may be there.
+    assert told("seed=-1", exam, "rot=x") == ["rot: unknown key; did you mean root?", value]
+    # A mistake in the pattern itself is told once.
+    elsewhere = "sources[0].cleaning.decontaminate=['~nobody-here/z']"
+    assert len(told("seed=-1", elsewhere)) == 2
+    (home / "exam.jsonl").touch()
+    assert told("seed=-1", exam) == [value]
+    (home / "exam.jsonl").unlink()
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -143,9 +143,7 @@ def _seconds(config: Config, vocabulary: int, stage: Stage) -> float:
     """Of a stage on an H100; a preface is a forward without logits more."""
     tokens = stage.steps * config.data.lanes * config.window
     useful = flops.training_flops_per_token(config.model, vocabulary, config.window)
-    read = flops.forward_flops(config.model, vocabulary, config.window)
-    forward = sum(read.values()) - read["output_head"]
-    more = forward / config.window if stage.preface else 0.0
+    more = flops.reading_flops_per_token(config.model, config.window) if stage.preface else 0.0
     return tokens * (useful + more) / (SHARE * PEAK)
 
 

@@ -232,6 +232,11 @@ class CompressiveAttention(PastAttention):
         return config.n_layers * (_compression_flops(config, window) + wanted + of_queries)
 
     @classmethod
+    def auxiliary_flops(cls, config: ModelConfig, window: int) -> int:
+        """See `Attention.auxiliary_flops`: the reconstruction loss."""
+        return config.n_layers * _reconstruction_flops(config, window)
+
+    @classmethod
     def flops(cls, config: ModelConfig, window: int) -> dict[str, int]:
         """See `Attention.flops`; what is carried, and each new slot, is projected once a window."""
         sizes, segments = Sizes.of(config), -(-window // config.segment)
@@ -241,10 +246,16 @@ class CompressiveAttention(PastAttention):
         parts = {
             "slots": slot_flops(config, window, slots) + projection,
             "compression": _compression_flops(config, window),
-            "reconstruction": slot_flops(config, window, sizes.segment + sizes.blocks),
+            "reconstruction": _reconstruction_flops(config, window),
         }
         counted = {name: config.n_layers * part for name, part in parts.items()}
         return super().flops(config, window) | counted
+
+
+def _reconstruction_flops(config: ModelConfig, window: int) -> int:
+    """FLOPs of a layer's attention to what leaves the cache, and to the slots it becomes."""
+    sizes = Sizes.of(config)
+    return slot_flops(config, window, sizes.segment + sizes.blocks)
 
 
 def _compression_flops(config: ModelConfig, window: int) -> int:

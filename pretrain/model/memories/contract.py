@@ -177,6 +177,11 @@ class Attention(nn.Module, ABC):
         return 0
 
     @classmethod
+    def auxiliary_flops(cls, config: ModelConfig, window: int) -> int:
+        """FLOPs among these of an auxiliary loss, which is computed with gradients alone."""
+        return 0
+
+    @classmethod
     def passing_flops(cls, config: ModelConfig, segments: int, parts: int) -> int:
         """FLOPs in a forward of all layers that a part of `segments` segments of a lane's window
         needs in addition to its share, to pass its memories to the other `parts`."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -174,3 +175,40 @@ def test_a_checkpoint_that_changed_after_it_was_verified_is_not_parsed(
     (path / "rank-00000-of-00002.json").write_text('{"pieces": [], "lanes": {}}')
     with pytest.raises(CheckpointError, match="changed after it was verified"):
         Checkpoint(path)
+
+
+def test_a_checkpoint_that_training_deletes_while_it_is_read_is_named_with_what_to_do(
+    tmp_path: Path, save_on_ranks: Any
+) -> None:
+    path = save_on_ranks(tmp_path, 1)
+    with Checkpoint(path) as checkpoint:
+        checkpoint.tensor("random")
+        checkpoint.close()  # as an export does after each tensor
+        shutil.rmtree(path)
+        alone = rf"^{path}: was deleted while it was read, .*; have the run keep more \(checkpoint"
+        with pytest.raises(CheckpointError, match=alone):
+            checkpoint.tensor("random")
+        newest = save_on_ranks(tmp_path, 3)
+        with pytest.raises(CheckpointError, match=rf"; read {newest}, or have the run keep more"):
+            checkpoint.tensor("random")
+    with pytest.raises(CheckpointError, match="was deleted while it was read"):
+        Checkpoint(path)
+
+
+def test_where_training_deletes_what_is_verified_the_checkpoint_that_it_wrote_is_found(
+    tmp_path: Path, save_on_ranks: Any
+) -> None:
+    first, newest = save_on_ranks(tmp_path / "run", 1), save_on_ranks(tmp_path / "written", 2)
+
+    class Overtaken(SoloRanks):
+        """Once it has listed the checkpoints, the run saves and prunes."""
+
+        def sum(self, values: Sequence[float]) -> list[float]:
+            if first.exists():
+                shutil.rmtree(first)
+                newest.rename(first.with_name(newest.name))
+            return super().sum(values)
+
+    found = newest_good(tmp_path / "run", Overtaken())
+    assert found.path == first.with_name("step-00000002")
+    assert found.passed_over == ((first.name, "was deleted while it was verified"),)

@@ -454,6 +454,26 @@ def test_what_was_not_written_as_meant_is_reported(tmp_path: Path, write_run: An
     assert json.loads((tmp_path / "hub/config.json").read_text())["dtype"] == "float32"
 
 
+def test_an_export_whose_checkpoint_training_deletes_says_so_and_leaves_nothing_behind(
+    tmp_path: Path, write_run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_run(tmp_path / "run")
+    old, write = tmp_path / "run/checkpoints" / step_name(7), export.stream_tensors
+
+    def write_while_training_goes_on(path: Path, tensors: Any, read: Any, *more: Any) -> Any:
+        def read_and_prune(name: str) -> Tensor:
+            tensor = read(name)
+            old.exists() and old.rename(old.with_name("step-00000007.000001.trash"))
+            return tensor
+
+        return write(path, tensors, read_and_prune, *more)
+
+    monkeypatch.setattr(export, "stream_tensors", write_while_training_goes_on)
+    with pytest.raises(CheckpointError, match="step-00000007: was deleted while it was read"):
+        export.run(tmp_path / "run", tmp_path / "hub", "stored")
+    assert not list(tmp_path.glob("hub*"))
+
+
 def planted(model: Any, fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
     module = sys.modules[type(model).__module__]
     if fault == "rotary embedding in the memory":

@@ -70,6 +70,16 @@ def test_a_forward_has_the_flops_that_torch_counts(memory: MemoryConfig) -> None
     assert counted(shape, None) <= ours <= 1.01 * counted(shape, None)
 
 
+@pytest.mark.parametrize("memory", KINDS, ids=NAMES)
+def test_a_forward_without_gradients_and_logits_has_the_flops_that_torch_counts(
+    memory: MemoryConfig,
+) -> None:
+    shape = config(memory)
+    with torch.no_grad():
+        read = counted(shape, None) - WINDOW * flops.head_flops(shape, VOCABULARY)
+    assert read <= flops.reading_flops_per_token(shape, WINDOW) * WINDOW <= 1.01 * read
+
+
 @pytest.mark.parametrize("checkpointing", ["none", "selective", "full"])
 @pytest.mark.parametrize("memory", KINDS, ids=NAMES)
 def test_a_step_has_three_forwards_and_what_it_computes_again_to_one_percent(

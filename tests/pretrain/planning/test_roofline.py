@@ -60,7 +60,9 @@ SETTINGS = {
     "linear": (), "delta": ("model.memory.kind=delta",), "none": ("model.memory.kind=none",),
     "transformer_xl": ("model.memory.kind=transformer_xl",), "rmt": ("model.memory.kind=rmt",),
     "memorizing": ("model.memory.kind=memorizing", "model.memory.memorizing.capacity=64"),
-    "preface": ("data.preface=z",), "shared windows": ("data.lanes=2", "parallel.sequence=2"),
+    "preface": ("data.preface=z",),
+    "compressive": ("data.preface=z", "model.memory.kind=compressive"),
+    "shared windows": ("data.lanes=2", "parallel.sequence=2"),
 }  # fmt: skip
 
 

@@ -27,6 +27,7 @@ from pretrain.training import metrics
 from pretrain.training.metrics import (
     Meter,
     Recorder,
+    Work,
     configure_logging,
     log_line,
     peak_memory,
@@ -151,7 +152,7 @@ def test_a_copied_run_has_an_identity_of_its_own_and_a_moved_one_keeps_it(tmp_pa
 
 def test_rates_are_those_of_the_interval() -> None:
     meter = Meter(tokens=60_000, scored=60_000, data_wait=50.0, since=time.perf_counter() - 200)
-    read = meter.read(7e5, 3e5, peak_flops=1e9, steps_left=10, steps=400)
+    read = meter.read(Work(7e5, 3e5, 0.0), peak_flops=1e9, steps_left=10, steps=400)
     assert read == {
         "tokens_per_second": pytest.approx(300, rel=0.01),
         "mfu": pytest.approx(0.3, rel=0.01),
@@ -163,20 +164,20 @@ def test_rates_are_those_of_the_interval() -> None:
     assert time.perf_counter() - meter.since < 1.0
 
 
-def test_tokens_that_had_no_backward_count_a_third_of_the_work() -> None:
+def test_tokens_that_had_no_backward_count_as_read_alone() -> None:
     meter = Meter(since=time.perf_counter() - 100)
     meter.add(3_000, forward_only=False, preface=0, scored=3_000)
     meter.add(6_000, forward_only=True, preface=0, scored=6_000)
-    read = meter.read(1e6, 0.0, peak_flops=1e9, steps_left=1, steps=2)
+    read = meter.read(Work(1e6, 0.0, 2.5e5), peak_flops=1e9, steps_left=1, steps=2)
     assert read["tokens_per_second"] == pytest.approx(90, rel=0.01)
-    assert read["mfu"] == pytest.approx(0.05, rel=0.01)
+    assert read["mfu"] == pytest.approx((3_000 * 1e6 + 6_000 * 2.5e5) / 100 / 1e9, rel=0.01)
     assert (meter.tokens, meter.forward_only) == (0, 0)
     # A preface's tokens are work, and none of them is trained on.
     meter = Meter(since=time.perf_counter() - 100)
     meter.add(6_000, forward_only=False, preface=6_000, scored=6_000)
-    read = meter.read(1e6, 0.0, peak_flops=1e9, steps_left=1, steps=2)
+    read = meter.read(Work(1e6, 0.0, 2.5e5), peak_flops=1e9, steps_left=1, steps=2)
     assert read["tokens_per_second"] == pytest.approx(60, rel=0.01)
-    assert read["mfu"] == pytest.approx(0.08, rel=0.01)
+    assert read["mfu"] == pytest.approx(6_000 * (1e6 + 2.5e5) / 100 / 1e9, rel=0.01)
     assert meter.preface == 0
 
 
@@ -184,9 +185,9 @@ def test_logits_that_nobody_needs_are_no_work() -> None:
     meter = Meter(since=time.perf_counter() - 100)
     meter.add(6_000, forward_only=False, preface=3_000, scored=600)
     meter.add(3_000, forward_only=True, preface=3_000, scored=0)
-    read = meter.read(1e6, 5e6, peak_flops=1e9, steps_left=1, steps=2)
-    # 6,000 whole passes, a third of 3,000 + 6,000, and the logits of 600 answers.
-    work = (6_000 + 3_000) * 1e6 + 600 * 5e6
+    read = meter.read(Work(1e6, 5e6, 4e5), peak_flops=1e9, steps_left=1, steps=2)
+    # 6,000 whole passes, 3,000 + 6,000 forwards alone, and the logits of 600 answers.
+    work = 6_000 * 1e6 + 9_000 * 4e5 + 600 * 5e6
     assert read["mfu"] == pytest.approx(work / 100 / 1e9, rel=0.01)
 
 
@@ -194,12 +195,14 @@ def test_the_time_of_a_pause_is_not_trainings() -> None:
     meter = Meter(tokens=600, since=time.perf_counter() - 10)
     with meter.paused():
         time.sleep(1)
-    assert meter.read(1.0, 0.0, None, 1, 2)["tokens_per_second"] == pytest.approx(60, rel=0.05)
+    assert meter.read(Work(1.0, 0.0, 0.0), None, 1, 2)["tokens_per_second"] == pytest.approx(
+        60, rel=0.05
+    )
 
 
 def test_there_is_no_mfu_without_a_known_peak() -> None:
     meter = Meter(tokens=1, since=time.perf_counter() - 1)
-    assert meter.read(1e6, 1e6, None, 1, 1)["mfu"] is None
+    assert meter.read(Work(1e6, 1e6, 1e6), None, 1, 1)["mfu"] is None
 
 
 RECORD = {
