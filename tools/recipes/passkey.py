@@ -70,6 +70,7 @@ SHORT = Documents("short", 70, 160)
 MIDDLE = Documents("middle", 96, 512)
 LONGER = Documents("longer", 128, 2048)
 WINDOW = Documents("window", 256, 8192)
+CLOSE = Documents("close", 96, 512)
 ALL = Documents("all", 96, 8192)
 PREFACE = "preface"  # a set of filler alone, as preface of the passkey documents
 _FAR = 3 * 2**19  # tokens of its longest document: 1.5 times the longest evaluated distance
@@ -85,12 +86,12 @@ STAGES = (
     Stage("3_longer", ((MIDDLE, 0.3), (LONGER, 0.7)), 300, 4, 32, 1e-3, 0.02),
     Stage("4_window", ((MIDDLE, 0.2), (LONGER, 0.3), (WINDOW, 0.5)), 300, 1, 128, 7e-4, 0.02),
     Stage(
-        *("5_preface", ((LONGER, 0.5), (WINDOW, 0.5)), 600, 1, 128, 3e-4, 0.0, 0.3),
+        *("5_preface", ((CLOSE, 0.2), (LONGER, 0.4), (WINDOW, 0.4)), 600, 1, 128, 3e-4, 0.0, 0.3),
         weight_decay=0.0,
         preface=PREFACE,
     ),
     Stage(
-        *("6_settled", ((ALL, 1.0),), 300, 1, 128, 1e-4, 0.0, 0.5),
+        *("6_settled", ((CLOSE, 0.2), (ALL, 0.8)), 300, 1, 128, 1e-4, 0.0, 0.5),
         weight_decay=0.0,
         preface=PREFACE,
     ),
