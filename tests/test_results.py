@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pretrain.config.memory import MEMORY_KINDS
-from tools.recipes import language_modelling, needles, recall_capacity
+from tools.recipes import language_modelling, needles, passkey, recall_capacity
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 REPORTS = DOCS / "results" / "reports"
@@ -30,6 +30,13 @@ def test_the_tables_of_recall_capacity_are_those_of_their_reports(tmp_path: Path
     reports = str(REPORTS / "recall_capacity")
     recall_capacity.main([str(tmp_path), "--widths", "64", "--reports", reports])
     _are_in_the_docs(tmp_path / "capacity.md", 22)
+
+
+def test_the_overview_of_passkeys_is_that_of_their_reports(tmp_path: Path) -> None:
+    passkey.main([str(tmp_path), "--reports", str(REPORTS / "passkey")])
+    overview, _, _ = (tmp_path / "passkey.md").read_text(encoding="utf-8").partition("\n\n")
+    (tmp_path / "overview.md").write_text(overview, encoding="utf-8")
+    _are_in_the_docs(tmp_path / "overview.md", 4)
 
 
 def test_the_table_of_needles_is_that_of_its_report(tmp_path: Path) -> None:
