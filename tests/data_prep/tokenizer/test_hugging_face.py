@@ -101,6 +101,38 @@ def test_what_reads_like_a_special_token_is_text(files: dict[str, Path]) -> None
             assert model.decode(ids) == f"a{name} {name}"
 
 
+def test_a_special_token_that_is_a_piece_of_a_unigram_model_is_text_in_a_text(
+    files: dict[str, Path],
+) -> None:
+    path = files["unigram"]
+    model, library = tokenizer.load(path), peer_of(path)
+    assert (model.bos_id, model.eos_id, model.unk_id) == (1, 2, 0)
+    assert 1 in library.encode("a <s> b").ids
+    # The same model, in which these pieces are signs that no text has.
+    plain = json.loads(path.read_bytes())
+    for place in range(4):
+        plain["model"]["vocab"][place][0] = chr(0xE000 + place)
+    plain["added_tokens"] = plain["added_tokens"][4:]
+    peer = tokenizers.Tokenizer.from_str(json.dumps(plain))
+    for text in ("the <s>old</s> <pad>", "<unk>", "</s></s> <tool>", TEXT):
+        ids = model.encode(text)
+        assert model.decode(ids) == text
+        assert ids.tolist() == peer.encode(text).ids
+    assert model.decode([300]) == "<tool>" == model.name(300)
+    assert 300 in model.encode("</s> <tool>")
+
+
+def test_the_unknown_piece_of_a_unigram_model_is_not_found_in_a_text(
+    files: dict[str, Path], tmp_path: Path
+) -> None:
+    plain = json.loads(files["unigram"].read_bytes())
+    plain["added_tokens"] = []
+    (tmp_path / "t.json").write_text(json.dumps(plain), encoding="utf-8")
+    model = tokenizer.load(tmp_path / "t.json")
+    assert model.unk_id == 0 and 0 not in model.encode("an <unk>")
+    assert 0 in model.encode("\u0416") and model.decode(model.encode("an <unk>")) == "an <unk>"
+
+
 def test_special_ids_are_the_files_and_decode_to_nothing(files: dict[str, Path]) -> None:
     def ids(kind: str) -> tuple[int | None, ...]:
         model = tokenizer.load(files[kind])
