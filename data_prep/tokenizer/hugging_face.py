@@ -72,10 +72,10 @@ class HuggingFace(Tokenizer):
         return self._pieces
 
     def _encode_part(self, part: str, inside: bool) -> np.ndarray:
-        if self._keeps_first_space:
-            return self._encode(" " + part if part.startswith(" ") and not inside else part)
-        # Encoding puts back the space that it prefixes.
-        return self._encode(part[1:] if inside and self.strips_first_space else part)
+        if inside and self.strips_first_space:
+            return self._encode_behind(part)
+        is_kept = self._keeps_first_space and part.startswith(" ")
+        return self._encode(" " + part if is_kept else part)
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         return self.decode_bytes(ids).decode("utf-8", errors="replace")
