@@ -15,7 +15,7 @@ import tokenizers
 
 from data_prep.tokenizer import tokenizer_json
 from data_prep.tokenizer.contract import Tokenizer, TokenizerError
-from data_prep.tokenizer.spelling import is_utf8
+from data_prep.tokenizer.spelling import SPACE, is_utf8
 
 # Workers are forked, one per core: the library's threads would slow or hang them.
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -92,8 +92,9 @@ class HuggingFace(Tokenizer):
     @cached_property
     def strips_first_space(self) -> bool:
         for id, piece in enumerate(self.pieces):
-            # A space of its own byte token is not one that was prefixed: not all decoders drop it.
-            if piece.startswith(b" ") and is_utf8(piece) and self.name(id) != "<0x20>":
+            # A space that is written otherwise, as by its own byte token, is not one that was
+            # prefixed: not all decoders drop it.
+            if piece.startswith(b" ") and self.name(id).startswith(SPACE):
                 alone: str = self._model.decode([id], skip_special_tokens=False)
                 return alone.encode() != piece
         return False
