@@ -19,6 +19,9 @@ _SPACELESS = regex.compile(
 )
 # Of other symbols a run is a word: a word of Braille, a formula's sign, a line of a table.
 _SYMBOLS = regex.compile(r"[^\x00-\x7f\p{L}\p{M}\p{N}]+")
+# Soft hyphens, joiners, marks of direction: nobody sees them, and a word goes on behind them. Not
+# so the space and the non-joiner of no width, in place of which others write a space.
+_INSIDE_WORDS = regex.compile(r"(?V1)[[\p{Default_Ignorable_Code_Point}&&\p{Cf}]--[\u200b\u200c]]")
 # They stand for what is missing.
 _REPLACEMENTS = "\ufffc\ufffd"
 _FOREIGN = re.compile(r"[^\x00-\x7f]")
@@ -35,7 +38,7 @@ class _Simple(dict[int, str | None]):
         character = chr(code)
         found: str | None = character
         category = unicodedata.category(character)
-        if category == "Mn":
+        if category == "Mn" or _INSIDE_WORDS.match(character):
             found = None
         elif character in PUNCTUATION or _is_between_words(character, category):
             found = " "

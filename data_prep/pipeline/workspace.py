@@ -51,7 +51,7 @@ _COMPRESSED_PARTS = 8
 _SURVEY_BYTES = 4 << 20
 _SURVEY_FILES = 128
 # How a data set is made; with `limit` also how files are surveyed for it.
-_VERSION, _LIMITED = 11, 1
+_VERSION, _LIMITED = 12, 1
 _LOCK_SECONDS = 10.0
 # Files that are looked into for the keys of their records, where no document is left.
 _LOOKED_INTO = 16

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
+import regex
+
 from data_prep.dataset import shards
 from data_prep.dataset.settings import MistakeError
 from data_prep.dataset.shards import Document
@@ -25,7 +27,7 @@ from data_prep.tokenizer.contract import Tokenizer
 
 _WORD = r"[^\W\d_]+"
 # After a small letter, a comma or a semicolon and white space: no sentence begins there.
-_CAPITALISED = re.compile(r"(?<=[a-zß-ÿ,;]\s)[A-ZÀ-Þ][a-zß-ÿ]+\b")
+_CAPITALISED = regex.compile(r"(?<=[\p{Ll},;]\s)\p{Lu}\p{Ll}+\b")
 _TITLES = frozenset(
     re.findall(
         r"\w+",

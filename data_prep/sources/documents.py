@@ -19,6 +19,7 @@ from functools import partial
 from typing import Any, BinaryIO, ClassVar
 
 from data_prep.dataset.blocks import BlockReader
+from data_prep.dataset.parsing import json_value
 from data_prep.dataset.wording import counted
 from data_prep.sources import compression, contents, inputs, storage
 from data_prep.sources.compression import DamageError, Gap
@@ -271,11 +272,11 @@ def _json(file: InputFile, data: bytes, line: int) -> tuple[str, list[str]]:
     if not content.strip():
         raise BadRecordError("blank line")
     try:
-        value = json.loads(content)
+        value = json_value(content)
     except json.JSONDecodeError as error:
         raise BadRecordError("broken JSON", f"{error.msg} at character {error.pos + 1}") from None
-    except (ValueError, RecursionError) as error:
-        raise BadRecordError("broken JSON", str(error).splitlines()[0]) from None
+    except ValueError as error:
+        raise BadRecordError("broken JSON", str(error)) from None
     if not isinstance(value, dict):
         raise BadRecordError("not an object", f"found {type(value).__name__}")
     id = identifier(value.get(file.config.id_field), f"{file.relative}:{line}")
@@ -299,7 +300,7 @@ def _check_once(file: InputFile, content: str) -> None:
     for key, what in keys.items() if config.prompt_field else ((config.text_field, "text"),):
         # In a text the quotes are escaped; in a key any letter may be, so that it is not found.
         if content.count(f'"{key}"') != 1:
-            names = json.loads(content, object_pairs_hook=lambda pairs: [name for name, _ in pairs])
+            names = json_value(content, lambda pairs: [name for name, _ in pairs])
             if names.count(key) > 1:
                 raise BadRecordError(f"{what} twice", f"the key {key!r}")
 

@@ -96,10 +96,13 @@ def _of_table(text: str, separator: str) -> Iterator[list[str]]:
 
 
 def _of_json(text: str, *, is_sure: bool) -> Iterator[list[str]]:
-    """Of one JSON value, each item of a list or the value, else one a line; the text if no JSON."""
+    """Of one JSON value, each item of a list, row of a table or the value, else one a line.
+
+    The text if it is no JSON.
+    """
     try:
         value = json_value(text)
-        values = value if isinstance(value, list) else [value]
+        values = value if isinstance(value, list) else _rows(value)
     except ValueError:
         try:
             values = [json_value(line) for line in text.split("\n") if line.strip()]
@@ -109,6 +112,24 @@ def _of_json(text: str, *, is_sure: bool) -> Iterator[list[str]]:
             yield [text]
             return
     yield from (list(_texts(value)) for value in values)
+
+
+def _rows(value: Any) -> list[Any]:
+    """The rows of a table that is written by columns, as by pandas or datasets; else the value.
+
+    A column is a list of its cells, or an object of them by the numbers of the rows.
+    """
+    columns = list(value.values()) if isinstance(value, dict) else []
+    numbered = [column for column in columns if isinstance(column, dict)]
+    if numbered == columns and all("".join(column).isdecimal() for column in numbered):
+        is_table = len({tuple(column) for column in numbered}) == 1
+        columns = [list(column.values()) for column in numbered]
+    else:
+        is_table = all(isinstance(column, list) for column in columns)
+        is_table = is_table and len(set(map(len, columns))) == 1
+    if len(columns) < 2 or not is_table:
+        return [value]
+    return [list(row) for row in zip(*columns, strict=True)]
 
 
 def _of_parquet(path: Path) -> Iterator[list[str]]:

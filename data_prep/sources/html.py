@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 import webencodings
 import zstandard
 
+from data_prep.sources import contents
 from data_prep.sources.documents import BadRecordError
 
 LARGEST = 4 << 20
@@ -34,6 +35,12 @@ _STATUS = re.compile(rb"\s*(?:HTTP|ICY)\S*[ \t]+(\d{3})", re.IGNORECASE)
 _CHUNK = re.compile(rb"\s*([0-9a-fA-F]{1,8})[ \t]*(?:;[^\n]*)?\r?\n")
 _CUT_CHUNK = re.compile(rb"\s*[0-9a-fA-F]{0,8}[ \t]*(?:;[^\n]*)?\r?")
 _MARKUP = re.compile(rb"<\0{0,3}[a-zA-Z!?/]")
+# mimesniff.spec.whatwg.org, "identifying a resource with an unknown MIME type".
+_START = re.compile(
+    rb"(?:\xef\xbb\xbf)?\s*<(?:(?:!doctype html|html|head|script|iframe|h1|div|font|table|a|style"
+    rb"|title|b|body|br|p)[\s>]|!--)",
+    re.IGNORECASE,
+)
 # Text has none of these; UTF-16 has NULs.
 _CONTROLS = re.compile(rb"[\x01-\x08\x0e-\x1a\x1c-\x1f]")
 _LOOKED_AT = 1024
@@ -83,10 +90,12 @@ def text_of(response: bytes, extract: Extract, kind: str = "") -> str:
     """
     status, fields, body = _divided(response)
     said = fields.get("content-type", "")
-    _check_type(kind or said, "response")
+    is_known = _is_page(kind or said, "response")
     if status != 200:
         raise BadRecordError("not a page", f"its HTTP status is {status}")
     page = _decoded(_dechunked(body, fields), fields.get("content-encoding", ""))
+    if not is_known:
+        _check_start(page, "response")
     return _main_text(page, said, extract)
 
 
@@ -95,17 +104,28 @@ def text_of_resource(page: bytes, said: str, extract: Extract) -> str:
 
     Raises BadRecordError, saying why there is none.
     """
-    _check_type(said, "resource")
+    if not _is_page(said, "resource"):
+        _check_start(page, "resource")
     return _main_text(page, said, extract)
 
 
-def _check_type(said: str, what: str) -> None:
-    """Raise BadRecordError where a Content-Type is none of a page; of several the last one holds,
-    as in browsers."""
+def _is_page(said: str, what: str) -> bool:
+    """Whether a Content-Type is that of a page; if there is none, the page itself has to tell.
+
+    Of several the last one holds, as in browsers. Raises BadRecordError where it is another one.
+    """
     kinds = [re.split(";", one)[0].strip().lower() for one in said.split(",")]
     kind = next((one for one in reversed(kinds) if "/" in one), "")
-    if kind not in _PAGES:
-        raise BadRecordError("not HTML", f"a {what} of type {kind or 'unknown'}")
+    if kind and kind not in _PAGES:
+        raise BadRecordError("not HTML", f"a {what} of type {kind}")
+    return bool(kind)
+
+
+def _check_start(page: bytes, what: str) -> None:
+    """Raise BadRecordError where what has no Content-Type does not begin as browsers take a page
+    for one."""
+    if not (_START.match(page) or contents.is_page(page[: contents.HEAD_BYTES])):
+        raise BadRecordError("not HTML", f"a {what} of type unknown, which begins as no page")
 
 
 def _main_text(page: bytes, said: str, extract: Extract) -> str:

@@ -151,10 +151,12 @@ def entries(url: str, *, below: bool = False) -> list[tuple[str, str, Status | N
 
     found = []
     for info in _asked(url, ask):
-        name = info["name"].rstrip("/")
+        is_directory, name = info["type"] == "directory", info["name"].rstrip("/")
+        if name != info["name"] and not is_directory:
+            continue  # the empty object with which consoles and Hadoop mark a directory
         path = system.unstrip_protocol(name)
         if name != directory:
-            state = None if info["type"] == "directory" else _status(path, info)
+            state = None if is_directory else _status(path, info)
             found.append((path, name[len(directory) :].lstrip("/"), state))
     return found
 

@@ -19,6 +19,9 @@ FILES = ("tokenizer.model", "tokenizer.json")
 """Names of the SentencePiece model or tokenizer.json in a data set or a run."""
 
 
+# Characters of which each is a token, or a few, of its own before any but some texts.
+_SIGNS = ("\n", "\t", ".", "x")
+
 NFC_REMEDY = "cleaning.nfc: true"
 """What keeps texts that a tokenizer would only give back with composed characters."""
 
@@ -86,6 +89,26 @@ class Tokenizer(ABC):
     @abstractmethod
     def _encode_part(self, part: str, inside: bool) -> np.ndarray:
         """Tokens of one part, int32; `inside`: another part precedes it."""
+
+    @abstractmethod
+    def _encode(self, text: str) -> np.ndarray:
+        """Tokens of a text, int32, as the library encodes it."""
+
+    def _encode_behind(self, part: str) -> np.ndarray:
+        """Tokens of a part that other text precedes, where `strips_first_space`.
+
+        The space that is prefixed comes before a sign, and is dropped with it; the sign is another
+        one where a token would cross from it to the part.
+        """
+        for sign in _SIGNS:
+            ids, before = self._encode(sign + part), self._of_signs[sign]
+            if np.array_equal(ids[: len(before)], before):
+                break
+        return ids[len(before) :]
+
+    @cached_property
+    def _of_signs(self) -> dict[str, np.ndarray]:
+        return {sign: self._encode(sign) for sign in _SIGNS}
 
     def encode(self, text: str) -> np.ndarray:
         """Tokens of the text alone: int32 [tokens]. `text` must not hold lone surrogates.

@@ -15,7 +15,7 @@ import tokenizers
 
 from data_prep.tokenizer import tokenizer_json
 from data_prep.tokenizer.contract import Tokenizer, TokenizerError
-from data_prep.tokenizer.spelling import is_utf8
+from data_prep.tokenizer.spelling import SPACE, is_utf8
 
 # Workers are forked, one per core: the library's threads would slow or hang them.
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -34,9 +34,11 @@ class HuggingFace(Tokenizer):
             if changed := tokenizer_json.with_control_tokens(path, self._plain):
                 self._read(self._written(changed))
             self._pieces = tokenizer_json.pieces(self._plain, self._model)
+            spelled = tokenizer_json.of_texts(self._plain)
             self.special_tokens = tokenizer_json.special_tokens(path, self._plain, self._model)
         except ValueError as error:
             raise TokenizerError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from None
+        self._encoder = self._loaded(json.dumps(spelled).encode()) if spelled else self._model
         if eos_token:
             self.special_tokens["eos_token"] = self._chosen(eos_token)
         self.vocab_size = len(self._pieces)
@@ -46,17 +48,21 @@ class HuggingFace(Tokenizer):
         self.unk_id = tokenizer_json.unknown(self._plain, self._model)
 
     def _read(self, data: bytes) -> None:
+        self._model = self._loaded(data)
+        self._data, self._plain = data, json.loads(data)
+
+    def _loaded(self, data: bytes) -> tokenizers.Tokenizer:
         try:
             # The library raises no narrower exception.
-            self._model = tokenizers.Tokenizer.from_buffer(data)
+            model = tokenizers.Tokenizer.from_buffer(data)
         except Exception as error:
             raise TokenizerError(
                 f"{self.path}: is not a tokenizer.json that can be read ({error})"
             ) from None
-        self._data, self._plain = data, json.loads(data)
-        self._model.no_padding()
-        self._model.no_truncation()
-        self._model.encode_special_tokens = True
+        model.no_padding()
+        model.no_truncation()
+        model.encode_special_tokens = True
+        return model
 
     def name(self, id: int) -> str:
         return self._model.id_to_token(id) or ""
@@ -66,10 +72,10 @@ class HuggingFace(Tokenizer):
         return self._pieces
 
     def _encode_part(self, part: str, inside: bool) -> np.ndarray:
-        if self._keeps_first_space:
-            return self._encode(" " + part if part.startswith(" ") and not inside else part)
-        # Encoding puts back the space that it prefixes.
-        return self._encode(part[1:] if inside and self.strips_first_space else part)
+        if inside and self.strips_first_space:
+            return self._encode_behind(part)
+        is_kept = self._keeps_first_space and part.startswith(" ")
+        return self._encode(" " + part if is_kept else part)
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         return self.decode_bytes(ids).decode("utf-8", errors="replace")
@@ -86,8 +92,9 @@ class HuggingFace(Tokenizer):
     @cached_property
     def strips_first_space(self) -> bool:
         for id, piece in enumerate(self.pieces):
-            # A space of its own byte token is not one that was prefixed: not all decoders drop it.
-            if piece.startswith(b" ") and is_utf8(piece) and self.name(id) != "<0x20>":
+            # A space that is written otherwise, as by its own byte token, is not one that was
+            # prefixed: not all decoders drop it.
+            if piece.startswith(b" ") and self.name(id).startswith(SPACE):
                 alone: str = self._model.decode([id], skip_special_tokens=False)
                 return alone.encode() != piece
         return False
@@ -153,5 +160,5 @@ class HuggingFace(Tokenizer):
 
     def _encode(self, text: str) -> np.ndarray:
         # The only call that computes no offsets; it takes half the time.
-        (encoded,) = self._model.encode_batch_fast([text], add_special_tokens=False)
+        (encoded,) = self._encoder.encode_batch_fast([text], add_special_tokens=False)
         return np.array(encoded.ids, dtype=np.int32)

@@ -63,8 +63,7 @@ class SentencePiece(Tokenizer):
 
     def _encode_part(self, part: str, inside: bool) -> np.ndarray:
         if inside and self.strips_first_space:
-            # The space that the model prefixes comes before the line end, and is dropped with it.
-            return self._encode("\n" + part)[len(self._line_end) :]
+            return self._encode_behind(part)
         spelled = self._spelled_space
         if spelled is None or SPACE not in part:
             return self._encode(part)
@@ -115,10 +114,6 @@ class SentencePiece(Tokenizer):
         if not len(self.byte_tokens) or self.strips_first_space:
             return None
         return self.byte_tokens[list(SPACE.encode())]
-
-    @cached_property
-    def _line_end(self) -> np.ndarray:
-        return self._encode("\n")
 
     @cached_property
     def _cut(self) -> re.Pattern[str] | None:

@@ -207,6 +207,26 @@ def pieces(plain: dict[str, Any], model: tokenizers.Tokenizer) -> list[bytes]:
     return found
 
 
+def of_texts(plain: dict[str, Any]) -> dict[str, Any] | None:
+    """The file for encoding, in which no text holds a special token's piece; None: as it is.
+
+    Of Unigram models the library finds such a piece, unlike SentencePiece, wherever a text spells
+    it, and prefers it: its score is 0. Here it has no spelling; all ids are the same.
+    """
+    added, model = plain.get("added_tokens") or [], plain["model"]
+    if model.get("type") != "Unigram":
+        return None
+    names = [name for name, _ in model["vocab"]]
+    unknown = [] if model.get("unk_id") is None else [names[model["unk_id"]]]
+    held = {*unknown, *(token["content"] for token in added if token["special"])} & {*names}
+    if not held:
+        return None
+    spelled = [["" if name in held else name, score] for name, score in model["vocab"]]
+    # The ids of other added tokens are counted from the end of the vocabulary.
+    others = [token for token in added if token["content"] not in held]
+    return {**plain, "model": {**model, "vocab": spelled}, "added_tokens": others}
+
+
 def unknown(plain: dict[str, Any], model: tokenizers.Tokenizer) -> int | None:
     """The id of what has no piece; None where there is none, as in byte-level BPE."""
     own = plain["model"]

@@ -27,7 +27,15 @@ NAIVE = regex.compile(
 SHIPS = "在2023年的调查中。共有1200名受访者表示他们每天使用手机超过5小时以上的时间"
 
 
+# Soft hyphen, joiners, marks of direction and what else Unicode lets nobody see.
+UNSEEN = regex.compile(
+    r"[\xad\u061c\u180e\u200d-\u200f\u202a-\u202e\u2060-\u206f\ufeff"
+    r"\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0001\U000e0020-\U000e007f]"
+)
+
+
 def naive(text: str) -> list[str]:
+    text = UNSEEN.sub("", text)
     found: list[str] = NAIVE.findall(simplify_text(text, TextNormConfig(norm_numbers=False)))
     return found
 
@@ -75,6 +83,20 @@ def test_punctuation_that_datatrove_does_not_list_and_marks_of_loss_are_no_words
         "t",
         "x",
         "y",
+    ]
+
+
+def test_a_word_with_unseen_characters_inside_is_the_same_word() -> None:
+    assert words("Die Bun\xaddes\xadre\xadgie\xadrung, das\u2060selbe") == words(
+        "Die Bundesregierung, dasselbe"
+    )
+    assert words("\u0915\u094d\u200d\u0937") == words("\u0915\u094d\u0937")
+    assert words("\u200fab\u200ec \ufeffd") == ["abc", "d"]
+    # Others write a space in their place.
+    assert words("a\u200bb \u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645") == [
+        *"ab",
+        "\u0645\u06cc",
+        "\u062e\u0648\u0627\u0647\u0645",
     ]
 
 

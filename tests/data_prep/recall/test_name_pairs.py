@@ -33,6 +33,16 @@ def test_names_are_counted_inside_of_sentences() -> None:
     assert names("He said no. NO. And then he left.", 9) == []
 
 
+def test_names_are_of_any_script_with_capitals() -> None:
+    assert names("Wtedy Łukasz i Pawłowski; a Łukasz, Świętosława.", 9) == [
+        *("Łukasz", "Pawłowski", "Świętosława")
+    ]
+    russian = ["\u0416\u044e\u043b\u0438", "\u0424\u0451\u0434\u043e\u0440"]
+    greek = "\u1f48\u03b4\u03c5\u03c3\u03c3\u03b5\u1f7a\u03c2"
+    assert names(f"\u0434\u0430, {russian[0]}; {russian[1]} \u0438 {russian[0]}.", 9) == russian
+    assert names(f"\u03bf {greek}.", 9) == [greek]
+
+
 @pytest.fixture(scope="module")
 def books(tmp_path_factory: pytest.TempPathFactory, write_data_set: Any) -> Path:
     """A data set of two books."""

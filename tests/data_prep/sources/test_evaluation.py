@@ -64,6 +64,25 @@ def test_answers_that_are_the_keys_of_their_scores_are_found(tmp_path: Path) -> 
     ]
 
 
+def test_a_table_that_is_written_by_columns_has_rows(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    rows = [[QUESTION, "yes", "no"], ["x", "y"]]
+    table = {"question": [QUESTION, "x"], "choices": [["yes", "no"], ["y"]], "n": [1, 2]}
+    numbered = {name: dict(enumerate(cells)) for name, cells in table.items()}
+    for value in (table, numbered, {**table, "scores": [{"a": 1}, {"b": 0.5}]}):
+        path.write_text(json.dumps(value))
+        more = [["a"], ["b"]] if "scores" in value else [[], []]
+        found = [row + extra for row, extra in zip(rows, more, strict=True)]
+        assert list(evaluation.records(path)) == found
+    # These are no columns: records by their ids, a single record, parts of another length.
+    others = {"id1": {"q": "a", "r": "b"}, "id2": {"q": "c", "r": "d"}}
+    for other in (others, {"q": "a", "r": ["b", "c", "d"]}, {"q": ["a"], "r": ["b", "c", "d"]}):
+        path.write_text(json.dumps(other))
+        assert list(evaluation.records(path)) == [["a", "b", "c", "d"]]
+    path.write_text(json.dumps({"q": ["a", "b"]}))
+    assert list(evaluation.records(path)) == [["a", "b"]]
+
+
 def test_tables_are_read(tmp_path: Path) -> None:
     for name, separator in (("a.csv", ","), ("a.tsv", "\t"), ("a.CSV", ",")):
         with (tmp_path / name).open("w", newline="", encoding="utf-8") as out:

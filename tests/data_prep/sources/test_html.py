@@ -343,6 +343,21 @@ def test_a_few_wrong_bytes_make_no_other_encoding_of_utf8() -> None:
 
 
 @pytest.mark.parametrize(
+    "type_of_it", ["", "Content-Type:\r\n", "Content-Type: ; charset=utf-8\r\n"]
+)
+def test_a_page_whose_type_nobody_states_is_known_by_its_start(
+    type_of_it: str, extract: html.Extract
+) -> None:
+    head = f"HTTP/1.0 200 OK\r\n{type_of_it}\r\n".encode()
+    page = PAGE.encode()
+    expected = html.text_of(response(page), extract)
+    assert expected and html.text_of_resource(page, "", extract) == expected
+    xhtml = b"<?xml version='1.0' encoding='utf-8'?>\n<!-- a -->\n"
+    for stored in (page, gzip.compress(page), b"\xef\xbb\xbf\r\n" + page, xhtml + page):
+        assert html.text_of(head + stored, extract) == expected
+
+
+@pytest.mark.parametrize(
     ("stored", "reason", "detail"),
     [
         (b"", "not a page", "its HTTP response is empty"),
@@ -350,7 +365,8 @@ def test_a_few_wrong_bytes_make_no_other_encoding_of_utf8() -> None:
         (b"HTTP/1.1 200 OK\r\n" + b"a: b\r\n" * 999 + b"\r\n", "not HTML", "unknown"),
         (response(PAGE.encode(), status="404 Not Found"), "not a page", "its HTTP status is 404"),
         (response(b"{}", kind="application/json"), "not HTML", "of type application/json"),
-        (b"HTTP/1.1 200 OK\r\n\r\n" + PAGE.encode(), "not HTML", "of type unknown"),
+        (b"HTTP/1.1 200 OK\r\n\r\na <p>" + PAGE.encode(), "not HTML", "begins as no page"),
+        (b"HTTP/1.1 200 OK\r\n\r\n<?xml version='1.0'?><rss>", "not HTML", "begins as no page"),
         (
             response(b"\x0b\x05\x80<html>\x03", "Content-Encoding: br"),
             "not a page",

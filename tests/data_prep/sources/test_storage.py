@@ -336,6 +336,24 @@ def test_a_listing_on_a_server_finds_what_a_local_one_finds(s3: str) -> None:
         assert found == globs.Found([], [f"{root}/{name}" for name in directories]), pattern
 
 
+def test_an_object_that_marks_a_directory_is_no_file(s3: str) -> None:
+    for key in ("marked/", "marked/a/", "marked/a/b/", "marked/empty/"):
+        put(key, b"")
+    put("marked/a/1.txt", b"text")
+    put("marked/a/b/2.txt", b"text")
+    root = "s3://corpus/marked"
+    for pattern, names in (
+        ("**", ["a/1.txt", "a/b/2.txt"]),
+        ("a/**", ["1.txt", "b/2.txt"]),
+        ("*/*", ["a/1.txt"]),
+        ("a/*", ["1.txt"]),
+        ("empty/**", []),
+    ):
+        (found,) = globs.matches(root, [pattern], globs.Excluded(root, []))
+        assert isinstance(found, globs.Found) and not found.directories
+        assert [one.relative for one in found.files] == names, pattern
+
+
 def test_a_bucket_that_does_not_exist_is_no_empty_one(s3: str) -> None:
     root = "s3://mistyped/list"
     for pattern in ("**/*.txt", "*.txt", "1.txt"):

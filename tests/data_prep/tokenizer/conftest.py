@@ -128,6 +128,24 @@ def spaced(path: Path, prefix: str) -> Path:
     return path
 
 
+def unigram(path: Path) -> Path:
+    """A tokenizer.json of a Unigram model, whose special tokens are pieces of it, too."""
+    model = tokenizers.Tokenizer(models.Unigram())
+    model.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never")
+    model.decoder = decoders.Metaspace(prepend_scheme="never")
+    trainer = trainers.UnigramTrainer(
+        vocab_size=300,
+        special_tokens=["<unk>", "<s>", "</s>", "<pad>"],
+        unk_token="<unk>",
+        initial_alphabet=list("<>/psdunk"),
+        show_progress=False,
+    )
+    model.train_from_iterator([TEXT], trainer)
+    model.add_tokens([AddedToken("<tool>", special=False)])
+    model.save(str(path))
+    return path
+
+
 @pytest.fixture(scope="session")
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A tokenizer.json of each kind."""
@@ -139,6 +157,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "llama2": spaced(directory / "llama2.json", "Prepend"),
         "metaspace": spaced(directory / "metaspace.json", "Metaspace"),
         "gemma": spaced(directory / "gemma.json", ""),
+        "unigram": unigram(directory / "unigram.json"),
     }
 
 

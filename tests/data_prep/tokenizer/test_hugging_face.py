@@ -48,7 +48,7 @@ def test_every_text_comes_back_from_the_librarys_own_tokens(
             assert peer.decode(ids.tolist()) == text
 
 
-def test_the_space_that_metaspace_prefixes_is_told_from_the_token_of_its_byte(
+def test_the_space_that_metaspace_prefixes_is_told_from_other_pieces_of_a_space(
     files: dict[str, Path], tmp_path: Path
 ) -> None:
     plain = json.loads(files["metaspace"].read_bytes())
@@ -59,8 +59,15 @@ def test_the_space_that_metaspace_prefixes_is_told_from_the_token_of_its_byte(
     path = tmp_path / "tokenizer.json"
     path.write_text(json.dumps(plain))
     model, peer = tokenizer.load(path), peer_of(path)
+    # A trainer whose alphabet has a plain space makes a piece of it, which no text holds.
+    vocabulary = plain["model"]["vocab"]
+    vocabulary[" "] = vocabulary.pop("<0x01>")
+    path.write_text(json.dumps(plain))
+    other = tokenizer.load(path)
     for text in nasty_texts(60):
         assert model.decode(model.encode(text)) == text
+        assert other.encode(text).tolist() == model.encode(text).tolist() or "\1" in text
+        assert other.decode(other.encode(text)) == text or "\1" in text
         if not text.startswith(" "):
             assert model.encode(text).tolist() == peer.encode(text, add_special_tokens=False).ids
 
@@ -99,6 +106,38 @@ def test_what_reads_like_a_special_token_is_text(files: dict[str, Path]) -> None
             ids = model.encode(f"a{name} {name}")
             assert not {model.bos_id, model.eos_id, model.pad_id} & set(ids.tolist())
             assert model.decode(ids) == f"a{name} {name}"
+
+
+def test_a_special_token_that_is_a_piece_of_a_unigram_model_is_text_in_a_text(
+    files: dict[str, Path],
+) -> None:
+    path = files["unigram"]
+    model, library = tokenizer.load(path), peer_of(path)
+    assert (model.bos_id, model.eos_id, model.unk_id) == (1, 2, 0)
+    assert 1 in library.encode("a <s> b").ids
+    # The same model, in which these pieces are signs that no text has.
+    plain = json.loads(path.read_bytes())
+    for place in range(4):
+        plain["model"]["vocab"][place][0] = chr(0xE000 + place)
+    plain["added_tokens"] = plain["added_tokens"][4:]
+    peer = tokenizers.Tokenizer.from_str(json.dumps(plain))
+    for text in ("the <s>old</s> <pad>", "<unk>", "</s></s> <tool>", TEXT):
+        ids = model.encode(text)
+        assert model.decode(ids) == text
+        assert ids.tolist() == peer.encode(text).ids
+    assert model.decode([300]) == "<tool>" == model.name(300)
+    assert 300 in model.encode("</s> <tool>")
+
+
+def test_the_unknown_piece_of_a_unigram_model_is_not_found_in_a_text(
+    files: dict[str, Path], tmp_path: Path
+) -> None:
+    plain = json.loads(files["unigram"].read_bytes())
+    plain["added_tokens"] = []
+    (tmp_path / "t.json").write_text(json.dumps(plain), encoding="utf-8")
+    model = tokenizer.load(tmp_path / "t.json")
+    assert model.unk_id == 0 and 0 not in model.encode("an <unk>")
+    assert 0 in model.encode("\u0416") and model.decode(model.encode("an <unk>")) == "an <unk>"
 
 
 def test_special_ids_are_the_files_and_decode_to_nothing(files: dict[str, Path]) -> None:
