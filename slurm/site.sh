@@ -23,4 +23,9 @@ export PYTHONPATH=$PROJECT${PYTHONPATH:+:$PYTHONPATH}
 # Modules and activation scripts (conda's, Intel's) read variables that are not set.
 set_up_site() { set +u && site_setup; set -u; }
 
+# Where the user's own variables (SQUEUE_PARTITION, SQUEUE_STATES, ...) say which jobs squeue lists, it
+# would leave out those asked for; SCANCEL_... likewise.
+ask_squeue() { (unset "${!SQUEUE_@}" && exec squeue --noheader "$@"); }
+cancel_jobs() { (unset "${!SCANCEL_@}" && exec scancel "$@"); }
+
 say() { printf '%s %s\n' "$(date '+%F %T')" "$*"; }

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import inspect
+import io
 import math
 import operator
 import os
@@ -294,8 +295,12 @@ class Program(NamedTuple):
 def parse(program: Program, arguments: Sequence[str] | None = None) -> tuple[str, Command]:
     """The full name of a command line's command, and the command; None: the process's arguments.
 
+    From here on stdout escapes what it cannot encode, as stderr does: where it is Latin-1, say, or
+    of a file's name that is not UTF-8.
     Raises CommandError with every mistake. Ends the process where help was asked for.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         given, rest = _parser(program).parse_known_args(arguments)
     except SystemExit:

@@ -28,6 +28,9 @@ _KEY = re.compile(r"\w+(\[\d+\])?(\.\w+(\[\d+\])?)*")
 _QUOTED = re.compile(r"""'(?:[^']|'')*'|"(?:[^"\\]|\\.)*\"""", re.DOTALL)
 _ITEM = re.compile(r"\[\d+\]\Z")
 _MEANT = re.compile(r"; did you mean (\S+)\?\Z")
+# Whole numbers and fractions that YAML 1.1 reads to the base 8 and 60: 010 as 8, 1:30 as 90.
+_OTHER_BASE = re.compile(r"[-+]?(0[0-7_]+|[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?)")
+_ZEROS_FIRST = re.compile(r"[-+]?0[0-9]+")
 _UNKNOWN = "unknown key"
 _RESOLVER = re.compile(r"\$\{\s*[\w.]+\s*:")
 
@@ -252,7 +255,7 @@ def _from_file(path: Path | None) -> tuple[list[str], Any]:
     if path is None:
         return [], nothing
     try:
-        text = path.read_text(encoding="utf-8")
+        text = _with_texts(path.read_text(encoding="utf-8"))
         found = OmegaConf.create(text)
         if isinstance(yaml.safe_load(text), str):  # OmegaConf takes it for a key
             return [f"{path}: expected keys with values, found one value"], nothing
@@ -274,6 +277,20 @@ def _from_file(path: Path | None) -> tuple[list[str], Any]:
     except (yaml.YAMLError, OmegaConfBaseException, ValueError) as error:
         return [f"{path}: is not valid YAML: {error}"], nothing
     return [], found
+
+
+def _with_texts(text: str) -> str:
+    """YAML in which numbers to the base 8 or 60 are texts. Raises yaml's errors."""
+    import yaml
+
+    done, parts = 0, []
+    for token in yaml.scan(text):
+        if not isinstance(token, yaml.ScalarToken) or not token.plain:
+            continue
+        if _OTHER_BASE.fullmatch(token.value):
+            parts += [text[done : token.start_mark.index], f"'{token.value}'"]
+            done = token.end_mark.index
+    return "".join([*parts, text[done:]])
 
 
 def _kind_of(schema: Any, key: str) -> Any:
@@ -318,6 +335,7 @@ def _in_brackets(text: str) -> Any:
     import yaml
     from omegaconf import OmegaConf
 
+    text = _with_texts(text)
     node: Any = yaml.compose(text)
     if rest := text[node.end_mark.index :]:
         raise ValueError(f"found {rest.strip()!r} behind its last bracket")
@@ -501,6 +519,8 @@ def _scalar(
     if kind is float and isinstance(raw, str):
         with contextlib.suppress(ValueError):
             raw = float(raw)
+    if kind is int and isinstance(raw, str) and _ZEROS_FIRST.fullmatch(raw):
+        raw = int(raw)  # an unquoted 010, which YAML 1.1 would read as 8
     if kind is float and isinstance(raw, int) and not isinstance(raw, bool):
         raw = float(raw)
     if not isinstance(raw, kind) or (kind is int and isinstance(raw, bool)):

@@ -120,13 +120,16 @@ def _remaining(config: Config, work: Work) -> list[type[Stage]]:
 
 
 def _set_aside_variables(config: Config) -> None:
-    """Drop the environment variables with which sbatch would replace what is set here.
+    """Drop the environment variables with which Slurm would replace what is set here.
 
     datatrove writes options into the script, and SBATCH_* take precedence over these.
     """
     given = (word.removeprefix("--").partition("=")[0] for word in config.slurm.sbatch)
     for name in (*(name.upper().replace("-", "_") for name in given), *_VARIABLES):
         os.environ.pop(f"SBATCH_{name}", None)
+    # They would have scancel ask, or leave jobs out.
+    for name in [name for name in os.environ if name.startswith("SCANCEL_")]:
+        del os.environ[name]
 
 
 def _launch(config: Config, work: Work) -> dict[str, str]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import itertools
 import json
+import os
 import shutil
 import subprocess
 import time
@@ -332,8 +333,10 @@ def _refuse_while_queued(work: Work) -> None:
         return
     ids = ",".join(sorted(json.loads(work.jobs.read_bytes()).values(), key=int))
     command = ["squeue", "--noheader", "--format=%i", f"--jobs={ids}"]
+    # The user's own SQUEUE_PARTITION, SQUEUE_STATES, ... would leave jobs out.
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("SQUEUE_")}
     try:
-        queue = subprocess.run(command, capture_output=True, text=True, check=False)
+        queue = subprocess.run(command, env=kept, capture_output=True, text=True, check=False)
     except FileNotFoundError:
         raise WorkspaceError(
             f"{work.output}: was submitted as the Slurm jobs {ids}, and there is no squeue here "

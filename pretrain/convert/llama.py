@@ -71,14 +71,23 @@ def run(source: Path, out: Path, overrides: Sequence[str], tokenizer_path: Path 
         "imported": plan.origin(),
     }
     masters = {f"{name}/param": info for name, info in plan.tensors.items()}
-    write_checkpoint(
-        checkpoint, 0, masters, lambda name: plan.read(name.removesuffix("/param")), trainer
-    )
+    broken: dict[str, None] = {}
+
+    def read(name: str) -> Tensor:
+        own = name.removesuffix("/param")
+        tensor = plan.read(own)
+        if not tensor.isfinite().all():
+            broken[their_name(own)] = None
+        return tensor
+
+    write_checkpoint(checkpoint, 0, masters, read, trainer)
     if reason := verify(checkpoint, SoloRanks()):
         raise CheckpointError(f"{checkpoint}: cannot be read back: {reason}")
     writing.rename(out)
     durable.sync_directory(out.parent)
     print(plan.summary(out))
+    if broken:
+        print(_not_finite(list(broken)))
     return 0
 
 
@@ -164,6 +173,15 @@ class Plan:
                 "memory.when_empty=local its logits stay the imported model's"
             )
         return "\n".join(lines)
+
+
+def _not_finite(names: Sequence[str]) -> str:
+    """A line of the summary about tensors that hold NaN or infinity."""
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return (
+        f"not finite: {counted(len(names), 'tensor')} with NaN or infinity, so that the model's "
+        f"outputs may be NaN: {', '.join(names[:5])}{more}; compare the files with the original"
+    )
 
 
 def _plan(path: Path, overrides: Sequence[str], tokenizer_path: Path | None) -> Plan:

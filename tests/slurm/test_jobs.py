@@ -189,6 +189,37 @@ def test_a_run_has_one_job_at_a_time(submit: Submit, on_cluster: Run, place: Pat
     assert submit("copied", "--nodes=1", "--hold").number != job.number
 
 
+def test_a_second_job_is_refused_whatever_the_users_squeue_lists_and_where_it_fails(
+    submit: Submit, on_cluster: Run, place: Path
+) -> None:
+    job = submit("unlisted", "--nodes=1", "--hold")
+    line = [ROOT / "slurm/submit", "train", "c.yaml", "--site=recorder.env", "--nodes=1"]
+    for variable, why in {
+        "SQUEUE_STATES=RUNNING": f"only one may be; first scancel {job.number}",
+        "SLURM_CONF=/dev/null": "squeue cannot say whether jobs of this run are queued or running",
+    }.items():
+        again = on_cluster("env", variable, *line, "--", "run.directory=unlisted", cwd=place)
+        assert again.returncode == 2 and why in again.stderr, again.stderr
+
+
+def test_a_job_is_requeued_whatever_the_users_squeue_lists_and_if_it_fails_once(
+    submit: Submit, place: Path
+) -> None:
+    late = place / "late" / "squeue"
+    late.parent.mkdir()
+    late.write_text(
+        f'#!/bin/sh\n[ -e {place}/asked ] && exec {shutil.which("squeue")} "$@"\n'
+        f"touch {place}/asked\necho 'Socket timed out on send/recv operation' >&2\nexit 1\n"
+    )
+    late.chmod(0o755)
+    site = (place / "recorder.env").read_text()
+    (place / "late.env").write_text(f"{site}export PATH={late.parent}:$PATH\n")
+    inside = ["SQUEUE_STATES=PENDING"]
+    job = submit("late_answer", "--nodes=1", site="late.env", end="exit 1", inside=inside)
+    job.restart(1)
+    assert (place / "asked").exists()
+
+
 def test_a_job_does_not_inherit_the_job_from_whose_shell_it_was_submitted(
     submit: Submit, on_cluster: Run, place: Path
 ) -> None:

@@ -239,3 +239,23 @@ def test_a_path_may_begin_at_a_home_directory(
     assert isinstance(found, Ask) and found.where == tmp_path
     (problem,) = mistakes("make", "~nobody-here/x")
     assert problem == "source: expected a path, found '~nobody-here/x'"
+
+
+@pytest.mark.parametrize(
+    ("encoding", "printed"),
+    [("utf-8", "é \u4e2d \\udcff".encode()), ("latin-1", b"\xe9 \\u4e2d \\udcff")],
+)
+def test_what_stdout_cannot_encode_is_escaped(encoding: str, printed: bytes) -> None:
+    program = (
+        "from data_prep.dataset import command\n"
+        "from tests.data_prep.dataset.test_command import PROGRAM\n"
+        "command.parse(PROGRAM, ['make', 'x'])\n"
+        "print('\\xe9 \\u4e2d \\udcff')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "PYTHONIOENCODING": encoding},
+        capture_output=True,
+        check=True,
+    )
+    assert done.stdout == printed + b"\n"

@@ -271,6 +271,23 @@ def test_a_number_with_zeros_before_it_is_decimal() -> None:
     assert settings.load(Outer, None, ["count=010", "items=[{name: a, sizes: [8]}]"]).count == 10
 
 
+def test_numbers_in_a_file_are_decimal_too_and_times_are_texts(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("\ufeffcount: &n 010\r\nlabel: 24:00:00  # a day\r\ninner: {limit: *n}\r\n")
+    outer = settings.load(Outer, path, ["inner.rate=00.5", "items=[{name: 1:30, sizes: [09]}]"])
+    assert (outer.count, outer.label, outer.inner.limit) == (10, "24:00:00", 10)
+    assert outer.items == [Item("1:30", [9])] and outer.inner.rate == 0.5
+
+
+def test_a_number_to_the_base_60_is_none(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("count: 1:30\ninner: {most: 1:30.5}\n")
+    assert problems_of([], path) == [
+        "count: expected a whole number, found '1:30'",
+        "inner.most: expected a number, found '1:30.5'",
+    ]
+
+
 def test_an_interpolation_without_an_end_is_named() -> None:
     (problem,) = problems_of(["label=runs/${count"])
     assert problem.startswith("'label=runs/${count': the value cannot be read: ")

@@ -86,7 +86,11 @@ def queue_is_empty(on_cluster: Run) -> bool:
 
 
 def test_three_tasks_make_the_bytes_of_a_local_run(
-    on_cluster: Run, corpus: Path, made: dict[str, str], tmp_path: Path
+    on_cluster: Run,
+    corpus: Path,
+    made: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     output = tmp_path / "set"
     done = submitted(on_cluster, corpus, output, "slurm.tasks=3", "slurm.cpus_per_task=2")
@@ -94,7 +98,9 @@ def test_three_tasks_make_the_bytes_of_a_local_run(
     assert [line.split()[0] for line in done.stdout.splitlines()[:8]] == [
         *("survey", "sample", "train", "tokenize", "order", "parts", "shards", "finish")
     ]
-    again = submitted(on_cluster, corpus, output, "slurm.tasks=3")
+    with monkeypatch.context() as own:
+        own.setenv("SQUEUE_STATES", "SUSPENDED")  # of which squeue would list none
+        again = submitted(on_cluster, corpus, output, "slurm.tasks=3")
     assert again.returncode == 2
     assert "its Slurm jobs are still queued or running" in again.stderr
     wait_for(lambda: queue_is_empty(on_cluster), "the end of the jobs")

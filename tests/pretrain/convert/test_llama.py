@@ -593,3 +593,22 @@ def test_neither_way_holds_more_than_a_few_tensors_at_a_time(
     # 16 layers of seven matrices, the largest of 4 MB; the library's mapping included.
     assert size > 200e6
     assert int(importing) < size / 8 and int(both) < size / 8, done.stdout
+
+
+def test_tensors_that_are_not_finite_are_named(
+    tmp_path: Path, save_model: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_model(tmp_path / "hub", vocab_size=384)
+    path = tmp_path / "hub" / "model.safetensors"
+    tensors = load_file(path)
+    imported(tmp_path)
+    tensors["model.embed_tokens.weight"][320:] = torch.nan  # for no token, so left out
+    tensors["model.norm.weight"][3] = torch.nan
+    tensors["model.layers.1.mlp.up_proj.weight"][0, 0] = -torch.inf
+    save_file(tensors, path, metadata={"format": "pt"})
+    assert "not finite" not in capsys.readouterr().out
+    llama.run(tmp_path / "hub", tmp_path / "damaged", [f"segment={SEGMENT}"], None)
+    line = capsys.readouterr().out.splitlines()[-1]
+    named = line.partition("NaN: ")[2].partition(";")[0].split(", ")
+    assert line.startswith("not finite: 2 tensors ")
+    assert sorted(named) == ["model.layers.1.mlp.up_proj.weight", "model.norm.weight"]
