@@ -4,8 +4,8 @@
 #
 # A text's likelihood is that of its tokens after one BOS. lm_eval puts BOS before what the tokenizer
 # gives, which has it already: the model reads two, and the second one is scored as a token of the
-# text, at whatever a model that has never seen BOS predicted makes of it. `logits_cache` and the
-# other ways to ask do not change it; the model argument add_bos_token=False does.
+# text, at whatever a model that has never seen BOS predicted makes of it. The model argument
+# add_bos_token=False mends it.
 set -eu
 place=$(mktemp -d)
 trap 'rm -rf "$place"' EXIT

@@ -554,7 +554,7 @@ def _group(source: SourceConfig, relative: str) -> str:
 def missing_evaluation(config: Config, wrong: Collection[str]) -> list[str]:
     """What is wrong with the patterns of evaluation files, beside the mistakes in `wrong`.
 
-    These are told first, and files below a root that may be another one are not looked for.
+    These are reported first, and files below a root that may be another one are not looked for.
     """
     if any(name in ("", "root") or name.startswith("'root=") for name in wrong):
         return []

@@ -145,7 +145,7 @@ def test_missing_evaluation_files_are_reported_with_mistakes_in_values(
     ]
     # Below another root they may be there.
     assert told("seed=-1", exam, "rot=x") == ["rot: unknown key; did you mean root?", value]
-    # A mistake in the pattern itself is told once.
+    # A mistake in the pattern itself is reported once.
     elsewhere = "sources[0].cleaning.decontaminate=['~nobody-here/z']"
     assert len(told("seed=-1", elsewhere)) == 2
     (home / "exam.jsonl").touch()
