@@ -14,6 +14,7 @@ import json
 import os
 import re
 import secrets
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, BinaryIO
@@ -119,6 +120,26 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     for name in left:
         path.with_name(name).unlink(missing_ok=True)
     sync_directory(path.parent)
+
+
+@contextlib.contextmanager
+def new_directory(out: Path, doing: str) -> Iterator[Path]:
+    """A directory that becomes `out`, durably, when the block ends without an exception.
+
+    It is beside `out`, with `.` and `doing` appended, and is removed with an exception, as is what
+    a killed process has left of it. OSError where there is a file or a full
+    directory at `out`.
+    """
+    writing = out.with_name(f"{out.name}.{doing}")
+    shutil.rmtree(writing, ignore_errors=True)
+    try:
+        writing.mkdir(parents=True)
+        yield writing
+        writing.rename(out)
+    except BaseException:
+        shutil.rmtree(writing, ignore_errors=True)
+        raise
+    sync_directory(out.parent)
 
 
 def _leftovers(directory: Path) -> dict[str, list[str]]:

@@ -108,6 +108,23 @@ def test_two_writers_of_a_path_never_mix_their_bytes(
     assert [entry.name for entry in tmp_path.iterdir()] == ["f"]
 
 
+def test_a_new_directory_is_whole_or_absent_and_leaves_nothing_beside_it(tmp_path: Path) -> None:
+    out = tmp_path / "far" / "out"
+    with pytest.raises(KeyboardInterrupt), durable.new_directory(out, "making") as writing:
+        (writing / "part").write_bytes(b"1")
+        raise KeyboardInterrupt
+    assert list(out.parent.iterdir()) == []
+    left = out.with_name("out.making") / "of a killed process"
+    left.mkdir(parents=True)
+    with durable.new_directory(out, "making") as writing:
+        assert not out.exists()
+        (writing / "part").write_bytes(b"2")
+    assert list(out.parent.rglob("*")) == [out, out / "part"]
+    with pytest.raises(OSError, match="out"), durable.new_directory(out, "making"):
+        pass
+    assert list(out.parent.rglob("*")) == [out, out / "part"]
+
+
 def test_bytes_and_names_are_synced_in_order(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
