@@ -29,9 +29,9 @@ from typing import Any
 
 import commands
 import evidence
+import gates
 import scores
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from data_prep.dataset.settings import SettingsError
 from data_prep.dataset.wording import counted
@@ -316,22 +316,14 @@ def _positions(titles: dict[str, str], positions: Sequence[dict[str, Any]]) -> F
 
 
 def _gates(titles: dict[str, str], reports: dict[str, list[Report]]) -> Figure:
-    """Every head's gate by layer, all seeds; one panel per model with gates (Figure 3)."""
-    found = {name: [r["gates"] for r in each] for name, each in reports.items() if each[0]["gates"]}
-    figure = Figure(figsize=(3.5 * len(found), 4), layout="constrained")
-    panels = figure.subplots(1, len(found), sharey=True, squeeze=False)[0]
-    for axes, (name, seeds) in zip(panels, found.items(), strict=True):
-        for seed, layers in enumerate(seeds):
-            for layer, gates in enumerate(layers):
-                place = layer + 1 + 0.2 * (seed - (len(seeds) - 1) / 2)
-                axes.scatter([place] * len(gates), gates, s=14, color=f"C{seed}")
-        axes.axhline(0.5, color="grey", linestyle=":", linewidth=1)
-        axes.set_ylim(-0.03, 1.03)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.set_title(titles[name], fontsize=9)
-        axes.set_xlabel("layer (one dot per head, one colour per seed)", fontsize=8)
-    panels[0].set_ylabel("sigmoid(β), share of the memory")
-    return figure
+    """The gates of every model that has some, of all seeds."""
+    return gates.figure(
+        {
+            titles[name]: {seed: one["gates"] for seed, one in enumerate(each, 1)}
+            for name, each in reports.items()
+            if each[0]["gates"]
+        }
+    )
 
 
 if __name__ == "__main__":

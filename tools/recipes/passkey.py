@@ -25,6 +25,7 @@ from typing import Any
 
 import commands
 import evidence
+import gates
 from commands import CONFIGS
 from stages import SEARCHED, Stage, documents_needed, shortened
 
@@ -328,8 +329,8 @@ class _Work:
 
 
 def answered(trained: Trained, haystack: Haystack, asked: Questions) -> Report:
-    """The report with the memory's `state_bytes`, its rows with `seconds`, the time it took, and
-    `resident_bytes`, the peak of the process so far."""
+    """The report with the model's `gates` and its memory's `state_bytes`; its rows with `seconds`,
+    the time it took, and `resident_bytes`, the peak of the process so far."""
     began = time.perf_counter()
     report = recall.evaluate(trained, haystack, asked, to_stderr)
     # In KiB on Linux.
@@ -337,7 +338,8 @@ def answered(trained: Trained, haystack: Haystack, asked: Questions) -> Report:
     for row in report["rows"]:
         row |= {"seconds": time.perf_counter() - began, "resident_bytes": resident}
     state = trained.model.initial_state(1, trained.device)
-    return {**report, "state_bytes": sum(tensor.nbytes for layer in state for tensor in layer)}
+    size = sum(tensor.nbytes for layer in state for tensor in layer)
+    return {**report, "state_bytes": size, "gates": gates.of(trained.model)}
 
 
 def overview(found: dict[str, Report]) -> str:
