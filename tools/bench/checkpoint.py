@@ -94,9 +94,10 @@ def _rank(parsed: argparse.Namespace, rank: int, method: str) -> None:
             step()
         rounds = [_round(run, saver, step, parsed.steps) for _ in range(parsed.rounds)]
     if rank == 0:
+        parameters = run.engine.module.parameters()
         found = {
             "machine": machine.described(),
-            "parameters": sum(p.ds_numel for p in run.engine.module.parameters()),
+            "parameters": sum(p.ds_numel for p in parameters),  # type: ignore[attr-defined]
             "copied_bytes_a_rank": copy.bytes,
             "rounds": rounds,
         }

@@ -77,7 +77,7 @@ def _batch(given: dict[str, Any]) -> tuple[Tensor, Tensor]:
 
 def _segments(given: dict[str, Any]) -> list[tuple[Tensor, Tensor]]:
     """The batch segment by segment."""
-    parts = (x.split(given["shape"]["segment"], dim=1) for x in _batch(given))
+    parts = (torch.split(x, given["shape"]["segment"], dim=1) for x in _batch(given))
     return list(zip(*parts, strict=True))
 
 
@@ -210,7 +210,8 @@ def _infini_transformer_pytorch(given: dict[str, Any]) -> tuple[Step, dict[str, 
         dim_head=shape["d_head"],
         use_mem_delta_rule=given["memory"] == "delta",
     )
-    segments, memories = _segments(given), []
+    segments = _segments(given)
+    memories: list[Any] = []
 
     def losses() -> Losses:
         total = torch.zeros(())
@@ -245,7 +246,8 @@ def _compressive_transformer_pytorch(given: dict[str, Any]) -> tuple[Step, dict[
         enhanced_recurrence=False,
         gru_gated_residual=False,
     )
-    segments, memories = _segments(given), []
+    segments = _segments(given)
+    memories: list[Tensor] = []
 
     def losses() -> Losses:
         memories.clear()
@@ -278,7 +280,9 @@ def _memorizing_transformers_pytorch(given: dict[str, Any]) -> tuple[Step, dict[
         pad_id=-1,
         knn_memories_directory=directory.name,
     )
-    segments, caches, stored = _segments(given), [], []
+    segments = _segments(given)
+    caches: list[Tensor] = []
+    stored: list[Tensor] = []
 
     def losses() -> Losses:
         assert directory  # lives as long as the step
@@ -311,7 +315,8 @@ def _recurrent_memory_transformer_pytorch(given: dict[str, Any]) -> tuple[Step, 
         use_flash_attn=True,
         num_residual_streams=1,
     )
-    segments, memories = _segments(given), []
+    segments = _segments(given)
+    memories: list[Tensor] = []
 
     def losses() -> Losses:
         total = torch.zeros(())

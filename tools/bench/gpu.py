@@ -21,8 +21,9 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -54,7 +55,9 @@ _TINY = (
 )
 
 _MEMORY = ("torch", "mixed", "triton", "torch, compiled", "mixed, compiled")
-_STEPS = (
+_STEPS: tuple[
+    tuple[Literal["flash", "varlen", "sdpa"], Literal["torch", "mixed", "triton"]], ...
+] = (
     *(("varlen", "torch"), ("varlen", "mixed"), ("varlen", "triton")),
     *(("flash", "mixed"), ("sdpa", "torch")),
 )
@@ -148,7 +151,7 @@ def _product_rate(device: torch.device, parsed: argparse.Namespace) -> float:
             torch.randn(size, device=device, dtype=torch.bfloat16)
             for size in ((tokens, shape.d_model), (shape.d_model, shape.d_ff))
         )
-        product = {"product": lambda a=left, b=right: a @ b}
+        product = {"product": partial(torch.matmul, left, right)}
         seconds = min(_seconds(product, 20, device, parsed.until)["product"])
         best = max(best, 2 * tokens * shape.d_model * shape.d_ff / seconds)
     return best
@@ -163,7 +166,7 @@ def _copy_rate(device: torch.device, parsed: argparse.Namespace) -> float:
 
 
 def _seconds(
-    contestants: dict[str, Callable[[], object]], rounds: int, device: torch.device, until: float
+    contestants: Mapping[str, Callable[[], object]], rounds: int, device: torch.device, until: float
 ) -> dict[str, list[float]]:
     """Seconds of each contestant, taking turns, after two warm-up rounds.
 
@@ -236,7 +239,7 @@ def _parts(
             starts.view(-1, shape.segment)
         )
         inputs = [x.flatten(0, 1) for x in (queries, keys, values)]
-        return lambda: run(*inputs).sum().backward()
+        return lambda: _backward(run(*inputs))
 
     def memory(kernel: str) -> Products:
         name, _, compiled = kernel.partition(", ")
@@ -252,7 +255,7 @@ def _parts(
     def read(kernel: str) -> Callable[[], object]:
         products = memory(kernel)
         given = (local, queries, *before, window.readable, layer.gate)
-        return _switched(kernel, lambda: products.gated_read(*given).sum().backward())
+        return _switched(kernel, lambda: _backward(products.gated_read(*given)))
 
     return {
         "local attention": {k: _able(attend, k) for k in ("sdpa", "varlen", "flash")},
@@ -276,7 +279,11 @@ def _switched(kernel: str, act: Callable[[], object]) -> Callable[[], object]:
 
 def _sum(states: tuple[MemoryState, MemoryState]) -> None:
     before, after = states
-    (before.matrix.sum() + before.normaliser.sum() + after.matrix.sum()).backward()
+    _backward(before.matrix.sum() + before.normaliser.sum() + after.matrix.sum())
+
+
+def _backward(output: Tensor) -> None:
+    torch.autograd.backward(output.sum())
 
 
 def _able(make: Callable[[Any], Callable[[], object]], kernel: str) -> Callable[[], object] | str:
@@ -324,11 +331,12 @@ def _window_steps(
 
     def step(choice: str, config: ModelConfig) -> None:
         model.config = config
-        for layer in model.layers:
+        for layer in model.layers.blocks():
             layer.attention.config = config
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         output = engine.forward(tokens, starts, model.initial_state(1, device), tokens)
+        assert output.loss is not None
         engine.backward(output.loss / window)
         engine.step(0.0)
         if device.type == "cuda":
@@ -342,7 +350,7 @@ def _window_steps(
             local_attention.choose(config.local_attention, device.type, torch.bfloat16, size)
             kernel = config.memory.kernel
             infini_backend.choose(kernel, device.type, torch.bfloat16, size)
-            able[choice] = lambda choice=choice, config=config: step(choice, config)
+            able[choice] = partial(step, choice, config)
         except KernelError as error:
             rows.append({"kernels": choice, "obstacle": str(error)})
     try:

@@ -86,6 +86,7 @@ def loop(engine: Engine, config: Config, tokens: Tensor) -> Tensor:
 def _losses(engine: Engine, tokens: Tensor, state: Any) -> tuple[Tensor, Any]:
     starts = torch.zeros_like(tokens[:, 1:], dtype=torch.bool)
     output = engine.forward(tokens[:, :-1], starts, state, tokens[:, 1:])
+    assert output.loss is not None
     return output.loss, output.state
 
 

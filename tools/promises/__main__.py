@@ -16,8 +16,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 # The modules beside this file are found by their package, and never stand before others' names.
 sys.path[0] = str(ROOT)
+sys.path.append(str(ROOT / "tools" / "bench"))
 
-from tools.bench.machine import described  # noqa: E402
+from machine import described  # noqa: E402
+
 from tools.promises import campaign, ledgers, page  # noqa: E402
 from tools.promises.campaign import Promise, Result  # noqa: E402
 from tools.promises.listed import PROMISES  # noqa: E402

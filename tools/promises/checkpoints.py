@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 
 from data_prep.dataset.shards import DataError
-from pretrain.checkpoint import load, manifest
+from pretrain.checkpoint import load
 from pretrain.checkpoint.attempts import Attempt, claim
 from pretrain.checkpoint.load import newest_good
 from pretrain.checkpoint.manifest import CheckpointError
@@ -143,14 +143,12 @@ def _whole(directory: Path) -> None:
 def _parsed() -> Iterator[list[bytes]]:
     """What reaches JSON's parser in this block; safetensors is not to be reached at all."""
     seen: list[bytes] = []
-    loads = json.loads
 
     def reached(*_: object, **__: object) -> None:
         raise BrokenError("safetensors was asked to open a file before all were verified")
 
-    with mock.patch.object(load, "safe_open", reached), mock.patch.object(
-        manifest.json, "loads", lambda data: (seen.append(bytes(data)), loads(data))[1]
-    ):  # fmt: skip
+    recording = _recording(json.loads, seen)
+    with mock.patch.object(load, "safe_open", reached), mock.patch.object(json, "loads", recording):
         yield seen
 
 
@@ -166,7 +164,8 @@ def _refused_checkpoint(root: Path, changed: bytes) -> None:
 
 def _refused_data_set(directory: Path, name: str, changed: bytes) -> None:
     """All that a run reads: the manifest, the tokenizer, each shard."""
-    with mock.patch.object(json, "loads", _recording(json.loads, seen := [])):
+    seen: list[bytes] = []
+    with mock.patch.object(json, "loads", _recording(json.loads, seen)):
         try:
             files = files_of(directory, CacheConfig())
             for info in files.manifest.shards:
@@ -240,7 +239,7 @@ def _found(root: Path, ranks: Ranks, blind: int | None, unreadable: int) -> str:
                 raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
             return read(path)
 
-        Path.read_bytes = fails  # type: ignore[method-assign]  # in this process, which ends
+        Path.read_bytes = fails  # type: ignore[method-assign, assignment]  # in this process
     try:
         found = newest_good(root, ranks)
     except CheckpointError as error:
@@ -267,7 +266,7 @@ def _rank(rank: int, size: int, here: Path, work: Callable[[Ranks], str]) -> Non
     try:
         os.environ["GLOO_SOCKET_IFNAME"] = "lo"
         dist.GroupMember.WORLD = None  # that of the process it is forked from, if any
-        store = dist.FileStore(str(here / "store"), size)
+        store = dist.FileStore(str(here / "store"), size)  # type: ignore[attr-defined]
         dist.init_process_group("gloo", store=store, rank=rank, world_size=size)
         try:
             text = work(GroupRanks())

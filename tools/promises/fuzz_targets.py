@@ -78,7 +78,7 @@ def _records(data: bytes, form: Format, compression: Compression = None) -> None
     file = InputFile(config, str(_file(data)), "f", form, compression)
     found = readers.survey(file, 1 << 12)
     stops = [*(offset for offset, _ in found.cuts[1:]), found.size]
-    warc_reader.Extractor = _Extractor  # type: ignore[misc, assignment]
+    warc_reader.Extractor = _Extractor  # type: ignore[attr-defined, assignment]
     for start, stop in zip(found.cuts, stops, strict=True):
         deque(readers.records(file, found, start, stop), maxlen=0)
 

@@ -124,7 +124,7 @@ def _run_rank(
     try:
         ranks: Ranks = SocketRanks(rank, mine)
         if store is not None:
-            files = dist.FileStore(str(store), 2)
+            files = dist.FileStore(str(store), 2)  # type: ignore[attr-defined]
             dist.init_process_group("gloo", store=files, rank=rank, world_size=2)
             ranks = GroupRanks()
         found = newest_good(root, ranks)

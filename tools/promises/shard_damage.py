@@ -98,7 +98,7 @@ def _damage(path: Path, whole: Path, choose: random.Random) -> str:
     damage = choose.choice([*DAMAGES, None, "another"])
     if damage is None:
         return "none"
-    if damage == "another":
+    if isinstance(damage, str):
         names = sorted(one.name for one in whole.glob("*.tar"))
         path.write_bytes((whole / choose.choice(names)).read_bytes())
         return "another shard"

@@ -47,7 +47,8 @@ class SmallRun:
     def __init__(self, directory: Path, data: Path | str, words: Sequence[str] = ()) -> None:
         if not dist.is_initialized():
             os.environ["LOCAL_RANK"] = "0"
-            dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+            store = dist.HashStore()  # type: ignore[attr-defined]
+            dist.init_process_group("gloo", store=store, rank=0, world_size=1)
         given = [*SETTINGS, f"data.train={data}", f"run.directory={directory}", *words]
         self.config = load(None, given)
         ranks = GroupRanks()

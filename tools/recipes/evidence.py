@@ -80,7 +80,7 @@ def made_by(
 
 def commit() -> str:
     """The commit of the sources; with -dirty if they have changed since."""
-    words = ["git", "-C", CONFIGS.parent, "describe", "--always", "--dirty"]
+    words = ["git", "-C", str(CONFIGS.parent), "describe", "--always", "--dirty"]
     said = subprocess.run(words, capture_output=True, text=True, check=False)
     return said.stdout.strip() or "unknown"
 

@@ -18,6 +18,7 @@ Intervals are bootstrap intervals over documents, with differences paired (tools
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
 import sys
 import sysconfig
@@ -209,9 +210,8 @@ def _compare(corpus: _Corpus, compared: Sequence[Model]) -> None:
     reports: dict[str, list[Report]] = {model.name: [] for model in compared}
     # Seed by seed, so that a run that is stopped early already has a comparison.
     for seed in range(1, corpus.parsed.seeds + 1):
-        found = commands.each(
-            corpus.parsed.jobs, lambda model, seed=seed: corpus.report(model, seed), compared
-        )
+        make = functools.partial(corpus.report, seed=seed)
+        found = commands.each(corpus.parsed.jobs, make, compared)
         for model, report in zip(compared, found, strict=True):
             reports[model.name].append(report)
         _write(corpus.out, compared, reports)

@@ -85,8 +85,7 @@ STAGES: tuple[Stage[Documents], ...] = (
     Stage("09_worded", ((WORDED, 1.0),), 400, 8, 4, 3e-3, 0.0),
     Stage("10_near", ((SCATTERED, 0.6), (NEAR, 0.4)), 500, 8, 4, 1.5e-3, 0.0),
     Stage(
-        *("11_far", ((SCATTERED, 0.3), (NEAR, 0.3), (FAR, 0.4))),
-        *(500, 2, 32, 1e-3, 0.0, 0.5),
+        *("11_far", ((SCATTERED, 0.3), (NEAR, 0.3), (FAR, 0.4)), 500, 2, 32, 1e-3, 0.0, 0.5),
         weight_decay=0.0,
         preface=BOOKS,
     ),

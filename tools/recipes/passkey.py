@@ -355,8 +355,8 @@ def overview(found: dict[str, Report]) -> str:
         f"| memory and seed | bytes of state | {' | '.join(lengths)} |",
         f"|---|--:|{'--:|' * len(lengths)}",
     ]
-    for name, by_length in shares.items():
-        cells = [f"{sum(each) / len(each):.0f} ({min(each):.0f})" for each in by_length.values()]
+    for name, found_at in shares.items():
+        cells = [f"{sum(each) / len(each):.0f} ({min(each):.0f})" for each in found_at.values()]
         lines.append(f"| {name} | {found[name]['state_bytes']:,} | {' | '.join(cells)} |")
     return "\n".join([*lines, ""])
 

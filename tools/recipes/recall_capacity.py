@@ -13,6 +13,7 @@ command continues with what is not finished.
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
 import sys
 from collections.abc import Iterator, Sequence
@@ -63,7 +64,7 @@ class Documents:
     @property
     def mean(self) -> float:
         """Mean tokens of a document."""
-        return 4 * sum(self.pairs) / len(self.pairs) + self.gap / np.log(self.gap + 1)
+        return 4 * sum(self.pairs) / len(self.pairs) + self.gap / float(np.log(self.gap + 1))
 
 
 NEAR = Documents("near", (3, 5, 7), 2, symbols=32, answers="pairs")
@@ -223,7 +224,7 @@ def main(words: Sequence[str] | None = None, plans: Plans = Plans()) -> None:
     # Seed by seed, so that a run that is stopped early already has a comparison.
     for seed in seeds:
         answered = commands.each(
-            parsed.jobs, lambda model, seed=seed: _answered(parsed, plans, model, seed), models
+            parsed.jobs, functools.partial(_answered, parsed, plans, seed), models
         )
         for model, report in zip(models, answered, strict=True):
             found.setdefault(model.name, []).append(report)
@@ -306,7 +307,7 @@ def _documents(out: Path, one: Documents, count: int, workers: int) -> None:
 
 def _trained(parsed: argparse.Namespace, plans: Plans, model: Model, seed: int) -> Path:
     """Train all stages, each from the weights of the one before it; returns the last run."""
-    last = None
+    last: Path | None = None
     for stage in plans.of(model.kind):
         before = [] if last is None else [f"train.start_from={last}"]
         words = [*_words(parsed, stage, model, seed), *before]
@@ -316,7 +317,7 @@ def _trained(parsed: argparse.Namespace, plans: Plans, model: Model, seed: int) 
     return last
 
 
-def _answered(parsed: argparse.Namespace, plans: Plans, model: Model, seed: int) -> Report:
+def _answered(parsed: argparse.Namespace, plans: Plans, seed: int, model: Model) -> Report:
     """The model's report; trained and asked if it is missing."""
     asked = Associations(parsed.pairs, parsed.distances, parsed.answers, SEED_ASKED)
 
