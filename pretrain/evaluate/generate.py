@@ -120,14 +120,17 @@ def read(
 ) -> tuple[Tensor, StreamState]:
     """The logits [V] after a stream and `tokens` [n], n > 0, and the stream behind them.
 
-    There are no logits of the tokens before the last one of a chunk: with a small model those of
-    all would take half of the time.
+    There are no logits of the tokens before the last one: with a small model those of all would
+    take half of the time.
     """
     span = trained.config.model.span
     size = span * max(1, min(_CHUNK_TOKENS, trained.config.window) // span)
-    for chunk in _chunks(trained, tokens, size):
-        logits, stream = trained.model.extend(chunk, stream, last=True)
+    *earlier, final = _chunks(trained, tokens, size)
+    for chunk in earlier:
+        stream = trained.model.read(chunk, stream)
         progress.add(chunk.shape[1])
+    logits, stream = trained.model.extend(final, stream, last=True)
+    progress.add(final.shape[1])
     return logits[0, -1], stream
 
 

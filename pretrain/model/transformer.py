@@ -24,7 +24,7 @@ from pretrain.model.loss import OutputHead
 from pretrain.model.memories.contract import Attended, Carried
 from pretrain.model.memories.kinds import attention_of, recurrence_of
 from pretrain.model.pointwise import RMSNorm
-from pretrain.model.state import ModelState, overwrite
+from pretrain.model.state import ModelState, State, overwrite
 from pretrain.model.stream import OpenSegment, StreamState
 from pretrain.model.window import Continuation, Parts, Window
 
@@ -73,13 +73,40 @@ class Block(nn.Module):
         x = x + attended.output
         return attended._replace(output=x + self.feed_forward(self.feed_forward_norm(x)))
 
+    def memory_after(self, x: Tensor, past: Carried, window: Window) -> State:
+        """The state that `forward` returns for x [B, T, d_model], without computing its output."""
+        return self.attention.memory_after(self.attention_norm(x), window, past)
+
 
 class Stack(nn.ModuleList):
     """The blocks; a list of modules, of which each is called by itself."""
 
     def __init__(self, config: ModelConfig, checkpointing: Checkpointing) -> None:
         super().__init__(Block(config, layer, checkpointing) for layer in range(config.n_layers))
+        self.config = config
         self.checkpointing = checkpointing
+
+    def windows(
+        self,
+        starts: Tensor,
+        dtype: torch.dtype,
+        read_memory: bool = True,
+        parts: Parts | None = None,
+    ) -> list[Window]:
+        """The layout of all tokens, or of each chunk if a long window is processed in chunks."""
+        kernel = local_attention.choose(
+            self.config.local_attention, starts.device.type, dtype, self.config.d_head
+        )
+        lanes, tokens = starts.shape
+        # A part composes its memory map over all of its segments, so it is not divided.
+        if self.checkpointing == "full" and torch.is_grad_enabled() and parts is None:
+            segments = max(1, _CHUNK // lanes // self.config.span)
+            tokens = min(tokens, segments * self.config.span)
+        passing = parts if self.config.memory.traits.remembers else None
+        return [
+            Window.of(chunk, self.config, kernel, dtype, read_memory, passing)
+            for chunk in torch.split(starts, tokens, dim=1)
+        ]
 
     def empty(self, lanes: int, like: Tensor) -> ModelState:
         """The empty memory of every layer; of a recurrent model's layers it has no tensors."""
@@ -97,11 +124,39 @@ class Stack(nn.ModuleList):
             losses.append(auxiliary)
         return x, tuple(after), _sum(losses)
 
+    def memory_after(self, x: Tensor, pasts: Sequence[Carried], window: Window) -> ModelState:
+        """The memory that `over` returns, without the output of the top layer, which it does not
+        depend on."""
+        after: list[State] = []
+        for block, past in zip(self.blocks(), pasts, strict=True):
+            if len(after) == len(self) - 1:
+                after.append(block.memory_after(x, past, window))
+            else:
+                x, state, _ = block(x, past, window)
+                after.append(state)
+        return tuple(after)
+
+    def opened(self, lanes: int, length: int, like: Tensor) -> tuple[OpenSegment, ...]:
+        """An empty segment of `length` tokens after the empty memory of every layer."""
+        pairs = zip(self.blocks(), self.empty(lanes, like), strict=True)
+        return tuple(block.attention.opened(one, lanes, length, like) for block, one in pairs)
+
     def continued(self, x: Tensor, segments: Sequence[OpenSegment], layout: Continuation) -> Tensor:
         """All layers over some places x [B, n, d_model] of open segments, which they write to."""
         for block, segment in zip(self, segments, strict=True):
             x = block(x, segment, layout).output
         return x
+
+    def reopen(self, segments: Sequence[OpenSegment], state: ModelState) -> None:
+        """Copy `state` into the memories before the open segments, which are empty."""
+        for block, segment, memory in zip(self.blocks(), segments, state, strict=True):
+            segment.remember(memory)
+            block.attention.reopen(segment)
+
+    def close(self, segments: Sequence[OpenSegment]) -> None:
+        """Write the segments, which are full, to their memories."""
+        for block, segment in zip(self.blocks(), segments, strict=True):
+            block.attention.close(segment)
 
     def _layer(
         self, layer: nn.Module, x: Tensor, past: Carried, windows: Sequence[Window]
@@ -258,29 +313,11 @@ class Transformer(nn.Module):
             carried = Carried(state[0], None if initial is None else initial[0])
             x, memory = recurrence.over(x, starts, carried, read_memory, self._segment)
             return x, (memory,), None
-        windows = self._windows(starts, x.dtype, read_memory, parts)
+        windows = self.layers.windows(starts, x.dtype, read_memory, parts)
         first = initial or (None,) * len(state)
         pasts = [Carried(*pair) for pair in zip(state, first, strict=True)]
         x, after, auxiliary = self.layers.over(x, pasts, windows)
         return self.norm(x), after, auxiliary
-
-    def _windows(
-        self, starts: Tensor, dtype: torch.dtype, read_memory: bool, parts: Parts | None
-    ) -> list[Window]:
-        """The layout of all tokens, or of each chunk if a long window is processed in chunks."""
-        kernel = local_attention.choose(
-            self.config.local_attention, starts.device.type, dtype, self.config.d_head
-        )
-        lanes, tokens = starts.shape
-        # A part composes its memory map over all of its segments, so it is not divided.
-        if self.checkpointing == "full" and torch.is_grad_enabled() and parts is None:
-            segments = max(1, _CHUNK // lanes // self.config.span)
-            tokens = min(tokens, segments * self.config.span)
-        passing = parts if self.config.memory.traits.remembers else None
-        return [
-            Window.of(chunk, self.config, kernel, dtype, read_memory, passing)
-            for chunk in torch.split(starts, tokens, dim=1)
-        ]
 
     def _segment(self, x: Tensor, window: Window) -> Tensor:
         """All layers and the final norm over the places of one segment of a recurrence."""
@@ -295,9 +332,7 @@ class Transformer(nn.Module):
         if self.recurrence is not None:
             length = self.recurrence.places(self.config, length)
             recurrence = self.recurrence.empty(lanes, like)
-        pairs = zip(self.layers.blocks(), self.layers.empty(lanes, like), strict=True)
-        opened = (layer.attention.opened(one, lanes, length, like) for layer, one in pairs)
-        return StreamState(0, tuple(opened), recurrence)
+        return StreamState(0, self.layers.opened(lanes, length, like), recurrence)
 
     @torch.no_grad()
     def extend(
@@ -310,19 +345,46 @@ class Transformer(nn.Module):
         parallel; the caller bounds memory by the length of its chunks. The given stream must not be
         used again, since its tensors are updated in place.
         """
-        segment = self.config.span
+        *earlier, final = self._pieces(tokens, stream.filled)
+        if last:
+            for piece in earlier:
+                stream = self.read(piece, stream)
+            earlier = []
         logits = []
-        while tokens.shape[1]:
-            whole = tokens.shape[1] // segment * segment if stream.filled == 0 else 0
-            taken = whole or min(tokens.shape[1], segment - stream.filled)
-            now, tokens = tokens[:, :taken], tokens[:, taken:]
-            if whole:
-                logits.append(self._whole_segments(now, stream, last))
+        for piece in (*earlier, final):
+            if self._is_whole(piece, stream):
+                logits.append(self._whole_segments(piece, stream, last))
             else:
-                places = torch.arange(taken, device=now.device) + stream.filled
-                logits.append(self.step(now, places, stream, stream.filled + taken, last))
-                stream = self.counted(stream, taken)
-        return logits[-1] if last else torch.cat(logits, dim=1), stream
+                places = torch.arange(piece.shape[1], device=piece.device) + stream.filled
+                reach = stream.filled + piece.shape[1]
+                logits.append(self.step(piece, places, stream, reach, last))
+                stream = self.counted(stream, piece.shape[1])
+        return torch.cat(logits, dim=1), stream
+
+    @torch.no_grad()
+    def read(self, tokens: Tensor, stream: StreamState) -> StreamState:
+        """The stream that `extend` returns, in less time: in whole segments the memory does not
+        need the output of the top layer."""
+        for piece in self._pieces(tokens, stream.filled):
+            if self.recurrence is not None or not self._is_whole(piece, stream):
+                _, stream = self.extend(piece, stream, last=True)
+                continue
+            pasts = [Carried(segment.memory) for segment in stream.layers]
+            x = self.embedding(piece)
+            (window,) = self.layers.windows(torch.zeros_like(piece, dtype=torch.bool), x.dtype)
+            self.layers.reopen(stream.layers, self.layers.memory_after(x, pasts, window))
+        return stream
+
+    def _pieces(self, tokens: Tensor, filled: int) -> list[Tensor]:
+        """The tokens cut before and behind those that are whole segments."""
+        segment, count = self.config.span, tokens.shape[1]
+        first = min(-filled % segment, count)
+        rest = (count - first) % segment
+        pieces = torch.split(tokens, [first, count - first - rest, rest], dim=1)
+        return [piece for piece in pieces if piece.shape[1]]
+
+    def _is_whole(self, piece: Tensor, stream: StreamState) -> bool:
+        return stream.filled == 0 and piece.shape[1] % self.config.span == 0
 
     def _whole_segments(self, tokens: Tensor, stream: StreamState, last: bool) -> Tensor:
         """The logits of whole segments, or of their `last` token; the memory is updated in
@@ -337,11 +399,7 @@ class Transformer(nn.Module):
             places = each, torch.full_like(each, count - 1)
         output: Output = self(tokens, starts, state, places=places)
         if self.recurrence is None or recurrence is None:
-            for layer, segment, after in zip(
-                self.layers.blocks(), layers, output.state, strict=True
-            ):
-                segment.remember(after)
-                layer.attention.reopen(segment)
+            self.layers.reopen(layers, output.state)
         else:
             overwrite(recurrence, output.state[0])
             self.recurrence.reopen(recurrence, self._continued(layers))
@@ -388,8 +446,7 @@ class Transformer(nn.Module):
         if self.recurrence is not None and stream.recurrence is not None:
             self.recurrence.close(stream.recurrence, self._continued(stream.layers))
             return stream._replace(filled=0)
-        for layer, segment in zip(self.layers.blocks(), stream.layers, strict=True):
-            layer.attention.close(segment)
+        self.layers.close(stream.layers)
         return stream._replace(filled=0)
 
 

@@ -330,7 +330,7 @@ def _window_steps(
     peaks: dict[str, int] = {}
 
     def step(choice: str, config: ModelConfig) -> None:
-        model.config = config
+        model.config = model.layers.config = config
         for layer in model.layers.blocks():
             layer.attention.config = config
         if device.type == "cuda":

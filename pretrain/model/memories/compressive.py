@@ -133,9 +133,7 @@ class CompressiveAttention(PastAttention):
 
     def attend(self, x: Tensor, window: Window, carried: Carried) -> Attended:
         """See `Attention.attend`."""
-        memories = [_own(one) for one in (carried.initial, carried.before) if one is not None]
-        layout = window.once("compressive layout", lambda: laid_out(window, self.sizes, memories))
-        pool = self.pool(x, window, memories)
+        pool, layout = self._pooled(x, window, carried)
         keys, values, own_keys, own_values = self.projected_pool(pool, window)
         queries = window.segmented(self.projected_queries(x))
         heads = self.attend_to_slots(
@@ -144,10 +142,22 @@ class CompressiveAttention(PastAttention):
         auxiliary = None
         if torch.is_grad_enabled():
             auxiliary = self.reconstruction(queries.detach(), keys, values, layout)
+        return Attended(window.joined(heads), self._state(pool, layout), auxiliary)
+
+    def memory_after(self, x: Tensor, window: Window, carried: Carried) -> State:
+        """See `Attention.memory_after`."""
+        return self._state(*self._pooled(x, window, carried))
+
+    def _pooled(self, x: Tensor, window: Window, carried: Carried) -> tuple[Tensor, Layout]:
+        memories = [_own(one) for one in (carried.initial, carried.before) if one is not None]
+        layout = window.once("compressive layout", lambda: laid_out(window, self.sizes, memories))
+        return self.pool(x, window, memories), layout
+
+    def _state(self, pool: Tensor, layout: Layout) -> CompressiveState:
+        """The memory after the window."""
         after, held = kept(pool, layout.slots), layout.slots.visible[:, -1]
         size = self.sizes.compressed
-        state = CompressiveState(after[:, :size], held[:, :size], after[:, size:], held[:, size:])
-        return Attended(window.joined(heads), state, auxiliary)
+        return CompressiveState(after[:, :size], held[:, :size], after[:, size:], held[:, size:])
 
     def pool(self, x: Tensor, window: Window, memories: Sequence[CompressiveState]) -> Tensor:
         """The pool [B, P, d_model] of x [B, T, d_model], with a gradient into x and f."""

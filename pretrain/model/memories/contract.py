@@ -97,8 +97,7 @@ class Attention(nn.Module, ABC):
         """Queries [B, T, H, D], keys and values [B, T, K, D] of x [B, T, d_model]."""
         # In this order, in which autograd adds up the three gradients of x: runs of before the
         # other memories resume to the bit.
-        queries, keys = self.projected_queries(x), self.projected_keys(x)
-        return queries, keys, torch.unflatten(self.v_proj(x), 2, (-1, self.config.d_head))
+        return self.projected_queries(x), self.projected_keys(x), self.projected_values(x)
 
     def projected_queries(self, x: Tensor) -> Tensor:
         """Queries [B, T, H, D] of x [B, T, d_model], after their norm if there is one."""
@@ -109,6 +108,10 @@ class Attention(nn.Module, ABC):
         """Keys [B, T, K, D] of x [B, T, d_model], after their norm if there is one."""
         keys = torch.unflatten(self.k_proj(x), 2, (-1, self.config.d_head))
         return keys if self.k_norm is None else self.k_norm(keys)
+
+    def projected_values(self, x: Tensor) -> Tensor:
+        """Values [B, T, K, D] of x [B, T, d_model]."""
+        return torch.unflatten(self.v_proj(x), 2, (-1, self.config.d_head))
 
     @abstractmethod
     def empty(self, lanes: int, like: Tensor) -> State:
@@ -125,6 +128,10 @@ class Attention(nn.Module, ABC):
         A token reads the memory where `window.readable` and is written to it where
         `window.writable`; where `window.reset`, nothing from before the segment is kept.
         """
+
+    def memory_after(self, x: Tensor, window: Window, carried: Carried) -> State:
+        """The state that `attend` returns, where nothing needs its output."""
+        return self.attend(x, window, carried).state
 
     @abstractmethod
     def decode(self, x: Tensor, layout: Continuation, segment: OpenSegment) -> Tensor:

@@ -63,23 +63,38 @@ class InfiniAttention(Attention):
         """See `Attention.attend`."""
         queries, keys, values = (window.segmented(part) for part in self.projected(x))
         local = window.local(queries, keys, values)
-        products = infini_backend.choose(
-            self.config.memory.kernel, x.device.type, x.dtype, self.config.d_head
-        )
-        before, after = advance(
+        before, after = self._advanced(keys, values, window, carried)
+        products = self._products(x)
+        heads = products.gated_read(local, queries, *before, window.readable, self.gate)
+        heads = self._local_where_empty(heads, local, before, window.readable)
+        return Attended(window.joined(heads), after)
+
+    def memory_after(self, x: Tensor, window: Window, carried: Carried) -> State:
+        """See `Attention.memory_after`."""
+        keys, values = self.projected_keys(x), self.projected_values(x)
+        return self._advanced(window.segmented(keys), window.segmented(values), window, carried)[1]
+
+    def _advanced(
+        self, keys: Tensor, values: Tensor, window: Window, carried: Carried
+    ) -> tuple[MemoryState, MemoryState]:
+        """The memory before each segment and after the last, of keys and values [B, S, N, K, D]."""
+        return advance(
             keys,
             values,
             _own(carried.before),
             window.writable,
             window.reset,
             self.divisor,
-            products,
+            self._products(keys),
             None if carried.initial is None else _own(carried.initial),
             None if window.parts is None else Passing(window.parts, window.reset_of_parts),
         )
-        heads = products.gated_read(local, queries, *before, window.readable, self.gate)
-        heads = self._local_where_empty(heads, local, before, window.readable)
-        return Attended(window.joined(heads), after)
+
+    def _products(self, like: Tensor) -> Products:
+        """Those for activations like this."""
+        return infini_backend.choose(
+            self.config.memory.kernel, like.device.type, like.dtype, self.config.d_head
+        )
 
     def decode(self, x: Tensor, layout: Continuation, segment: OpenSegment) -> Tensor:
         """See `Attention.decode`."""

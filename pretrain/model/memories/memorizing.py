@@ -110,6 +110,10 @@ class MemorizingAttention(CachedAttention):
         state = StoreState(*near.cache, *_after(keys, values, rows, stores[0].stored))
         return Attended(window.joined(heads), state)
 
+    def memory_after(self, x: Tensor, window: Window, carried: Carried) -> State:
+        """See `Attention.memory_after`."""
+        return self.attend(x, window, carried).state
+
     def _found(
         self, queries: Tensor, keys: Tensor, rows: Sequence[Sequence[Rows]], window: Window
     ) -> tuple[Found, Tensor]:

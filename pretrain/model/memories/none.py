@@ -28,6 +28,10 @@ class LocalAttention(Attention):
         queries, keys, values = (window.segmented(part) for part in self.projected(x))
         return Attended(window.joined(window.local(queries, keys, values)), carried.before)
 
+    def memory_after(self, x: Tensor, window: Window, carried: Carried) -> State:
+        """See `Attention.memory_after`."""
+        return carried.before
+
     def decode(self, x: Tensor, layout: Continuation, segment: OpenSegment) -> Tensor:
         """See `Attention.decode`."""
         assert isinstance(segment.cache, LocalCache)

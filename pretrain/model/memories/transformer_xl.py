@@ -87,15 +87,25 @@ class CachedAttention(PastAttention):
         near = self.attend_to_cache(x, window, carried)
         return Attended(window.joined(near.heads), near.cache)
 
+    def memory_after(self, x: Tensor, window: Window, carried: Carried) -> State:
+        """See `Attention.memory_after`."""
+        return self._cache(*self._pooled(x, window, carried))
+
     def attend_to_cache(self, x: Tensor, window: Window, carried: Carried) -> Near:
         """Attention of the window's x [B, T, d_model] to the segment and the cache."""
-        initial = None if carried.initial is None else self.cached(carried.initial)
-        pool, slots = pooled(x, window, self.cached(carried.before), initial)
+        pool, slots = self._pooled(x, window, carried)
         queries = window.segmented(self.projected_queries(x))
         projected = self.projected_pool(pool, window)
         heads = self.attend_to_slots(queries, *projected, slots, window)
-        cache = CacheState(kept(pool, slots), slots.visible[:, -1])
-        return Near(heads, cache, queries, *projected[2:])
+        return Near(heads, self._cache(pool, slots), queries, *projected[2:])
+
+    def _pooled(self, x: Tensor, window: Window, carried: Carried) -> tuple[Tensor, Slots]:
+        initial = None if carried.initial is None else self.cached(carried.initial)
+        return pooled(x, window, self.cached(carried.before), initial)
+
+    def _cache(self, pool: Tensor, slots: Slots) -> CacheState:
+        """The cached inputs after the window."""
+        return CacheState(kept(pool, slots), slots.visible[:, -1])
 
     def opened(self, memory: State, lanes: int, length: int, like: Tensor) -> OpenSegment:
         """See `Attention.opened`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Literal
 
@@ -25,6 +26,7 @@ from pretrain.model import flops
 from pretrain.model.loss import IGNORE
 from pretrain.model.memories.kinds import attention_of
 from pretrain.model.state import ModelState, detached, joined, of_lanes
+from pretrain.model.stream import StreamState
 from pretrain.model.transformer import Transformer
 from tests.pretrain.model.small import (
     SEGMENT,
@@ -259,6 +261,40 @@ def test_logits_of_the_last_token_alone_are_those_among_all(
     for ours, theirs in zip(one.layers, every.layers, strict=True):
         kept = (*ours.memory, *ours.cache), (*theirs.memory, *theirs.cache)
         assert all(torch.equal(part, whole) for part, whole in zip(*kept, strict=True))
+
+
+@pytest.mark.parametrize("chunks", [[32], [3, 20, 1, 8], [4, 16, 12]], ids=str)
+@of_every_kind
+def test_a_stream_that_is_read_is_the_one_that_comes_with_logits(
+    memory: MemoryConfig, chunks: list[int]
+) -> None:
+    model, tokens = build(memory), random_tokens(2, 32)
+    every, one = (model.open_stream(2, "cpu") for _ in range(2))
+    for now in tokens.split(chunks, dim=1):
+        _, every = model.extend(now, every)
+        one = model.read(now, one)
+        assert one.filled == every.filled
+        parts = zip(_tensors_of(one), _tensors_of(every), strict=True)
+        assert all(torch.equal(ours, theirs) for ours, theirs in parts)
+
+
+def _tensors_of(stream: StreamState) -> Iterator[Tensor]:
+    for layer in stream.layers:
+        yield from (*layer.memory, *layer.cache)
+    yield from stream.recurrence or ()
+
+
+@of_every_kind
+def test_the_top_layer_has_no_output_where_whole_segments_are_read(memory: MemoryConfig) -> None:
+    model, computed = build(memory), []
+    *_, top = model.layers.blocks()
+    for part in (top.attention.o_proj, top.feed_forward):
+        part.register_forward_hook(lambda *_: computed.append(1))
+    stream = model.read(random_tokens(2, 4 * SEGMENT), model.open_stream(2, "cpu"))
+    # The vectors of a recurrence come from the top layer.
+    assert bool(computed) == (model.recurrence is not None)
+    model.read(random_tokens(2, 1), stream)
+    assert computed
 
 
 @of_every_kind
