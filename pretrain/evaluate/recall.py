@@ -117,7 +117,8 @@ def evaluate(
             )
             prompts = [question.ids for question in questions]
             firsts = [question.first for question in questions]
-            given = answers(learned.model, prompts, firsts, progress, pace, at_once)
+            is_engine_s = not isinstance(learned, Trained)
+            given = answers(learned.model, prompts, firsts, progress, pace, at_once, is_engine_s)
             found = _rows(learned.tokenizer, task, length, questions, given)
             # Generation is not in step with the other ranks of a training.
             if task in ruler.TOKENS and isinstance(learned, Trained):
@@ -206,10 +207,12 @@ def answers(
     progress: TokenProgress,
     pace: Pace = alone,
     at_once: int | None = None,
+    is_engine_s: bool = False,
 ) -> list[np.ndarray]:
     """For each of `prompts` [n] the likeliest tokens at its places `first`, ..., n - 1, in order.
 
-    Each is predicted from the tokens before it. Raises ResultError where a logit is not finite.
+    Each is predicted from the tokens before it. `is_engine_s`: the model is a training's, whose
+    modules gather their weights. Raises ResultError where a logit is not finite.
     """
     device = model.embedding.weight.device
     found: list[list[int]] = [[] for _ in prompts]
@@ -229,11 +232,15 @@ def answers(
                 for place in range(max(firsts[row] - 1, begin), min(len(prompts[row]) - 1, end))
             ]
             at = torch.tensor(wanted, dtype=torch.int64, device=device).view(len(wanted), 3)
-            output: Output = model(tokens.to(device), starts, state, places=(at[:, 0], at[:, 1]))
-            state = output.state
-            said = pace(functools.partial(_likeliest, output.logits))
-            for (_, _, row), token in zip(wanted, said, strict=True):
-                found[row].append(token)
+            if wanted or is_engine_s:
+                places = at[:, 0], at[:, 1]
+                output: Output = model(tokens.to(device), starts, state, places=places)
+                state = output.state
+                said = pace(functools.partial(_likeliest, output.logits))
+                for (_, _, row), token in zip(wanted, said, strict=True):
+                    found[row].append(token)
+            else:
+                state = model.memory_after(tokens.to(device), starts, state)
             rows = [row for members in lanes for row in members]
             progress.add(sum(min(len(prompts[row]), end) - begin for row in rows))
     return [np.array(tokens, np.int64) for tokens in found]

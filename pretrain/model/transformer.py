@@ -124,9 +124,18 @@ class Stack(nn.ModuleList):
             losses.append(auxiliary)
         return x, tuple(after), _sum(losses)
 
-    def memory_after(self, x: Tensor, pasts: Sequence[Carried], window: Window) -> ModelState:
+    def metrics(self, state: ModelState) -> dict[str, list[float]]:
+        """See `Transformer.metrics`."""
+        found: dict[str, list[float]] = {}
+        for block, memory in zip(self.blocks(), state, strict=True):
+            for name, value in block.attention.metrics(memory).items():
+                found.setdefault(name, []).append(float(value))
+        return found
+
+    def memory_after(self, x: Tensor, pasts: Sequence[Carried], starts: Tensor) -> ModelState:
         """The memory that `over` returns, without the output of the top layer, which it does not
         depend on."""
+        (window,) = self.windows(starts, x.dtype)
         after: list[State] = []
         for block, past in zip(self.blocks(), pasts, strict=True):
             if len(after) == len(self) - 1:
@@ -239,11 +248,7 @@ class Transformer(nn.Module):
         if self.recurrence is not None:
             (memory,) = state
             return {name: [float(x)] for name, x in self.recurrence.metrics(memory).items()}
-        found: dict[str, list[float]] = {}
-        for layer, memory in zip(self.layers.blocks(), state, strict=True):
-            for name, value in layer.attention.metrics(memory).items():
-                found.setdefault(name, []).append(float(value))
-        return found
+        return self.layers.metrics(state)
 
     def gates(self) -> dict[str, int]:
         """The names of the parameters that are gates, each with its layer, from 0; see
@@ -294,6 +299,15 @@ class Transformer(nn.Module):
         if auxiliary is None:
             return Output(None, loss, losses, after, None, given)
         return Output(None, loss + auxiliary, losses, after, auxiliary.detach(), given)
+
+    @torch.no_grad()
+    def memory_after(self, tokens: Tensor, starts: Tensor, state: ModelState) -> ModelState:
+        """The memory that `forward` returns, in less time: it does not need the output of the top
+        layer. Not for a model whose weights ZeRO-3 gathers module by module."""
+        if self.recurrence is not None:
+            return self._hidden(tokens, starts, state, True, None, None)[1]
+        x = self.embedding(tokens)
+        return self.layers.memory_after(x, [Carried(one) for one in state], starts)
 
     def _hidden(
         self,
@@ -363,16 +377,14 @@ class Transformer(nn.Module):
 
     @torch.no_grad()
     def read(self, tokens: Tensor, stream: StreamState) -> StreamState:
-        """The stream that `extend` returns, in less time: in whole segments the memory does not
-        need the output of the top layer."""
+        """The stream that `extend` returns, in less time (see `memory_after`)."""
         for piece in self._pieces(tokens, stream.filled):
             if self.recurrence is not None or not self._is_whole(piece, stream):
                 _, stream = self.extend(piece, stream, last=True)
                 continue
-            pasts = [Carried(segment.memory) for segment in stream.layers]
-            x = self.embedding(piece)
-            (window,) = self.layers.windows(torch.zeros_like(piece, dtype=torch.bool), x.dtype)
-            self.layers.reopen(stream.layers, self.layers.memory_after(x, pasts, window))
+            before = tuple(segment.memory for segment in stream.layers)
+            after = self.memory_after(piece, torch.zeros_like(piece, dtype=torch.bool), before)
+            self.layers.reopen(stream.layers, after)
         return stream
 
     def _pieces(self, tokens: Tensor, filled: int) -> list[Tensor]:

@@ -76,6 +76,22 @@ def test_what_prompts_share_is_read_once(write_run: Any, tmp_path: Path) -> None
     assert max((end - begin) * len(lanes) for begin, end, lanes, _ in windows) <= 2**14
 
 
+def test_only_windows_with_an_answer_have_an_output_of_the_top_layer(
+    write_run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, computed = write_run(tmp_path / "run"), []
+    monkeypatch.setitem(recall._AT_ONCE, "cpu", model.config.span)
+    *_, top = model.layers.blocks()
+    top.feed_forward.register_forward_pre_hook(lambda _, given: computed.append(given[0].shape[1]))
+    prompt = np.arange(10 * model.config.span, dtype=np.int32) % 300
+    first = len(prompt) - 3
+    said = recall.answers(model, [prompt], [first], _progress())
+    assert sum(computed) == model.config.span
+    computed.clear()
+    same = recall.answers(model, [prompt], [first], _progress(), is_engine_s=True)
+    assert sum(computed) == len(prompt) and np.array_equal(said, same)
+
+
 def _naive(model: Trained, asked: Questions, length: int, depth: float) -> tuple[float, float]:
     """Shares of exact answers and of right digits, question by question."""
     exact, right, digits = 0, 0, 0
