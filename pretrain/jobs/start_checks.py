@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import tempfile
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from data_prep.dataset import durable, shards
@@ -190,12 +191,9 @@ def _cache_problems(directory: str, manifest: Manifest, config: Config) -> list[
 def _question_problems(config: Config, later: Collection[Path]) -> list[str]:
     """Why questions in training (`train.evaluate`) cannot be asked."""
     problems = []
-    source = next(iter(config.data.sources.values()))
     own: Tokenizer | None = None
     try:
-        own = _tokenizer_of(source.data, config)
-    except DataError:
-        pass  # `data_problems` says so, or it is made before
+        own = _tokenizer(config)
     except TokenizerError as error:
         problems.append(f"train.evaluate: {error}")
     for index, one in enumerate(config.train.evaluate):
@@ -215,10 +213,15 @@ def _question_problems(config: Config, later: Collection[Path]) -> list[str]:
     return problems
 
 
-def _tokenizer_of(location: str, config: Config) -> Tokenizer:
-    """The tokenizer of a data set. Raises DataError and TokenizerError."""
-    files = files_of(location, config.data.cache)
-    with tempfile.TemporaryDirectory() as directory:
-        path = Path(directory) / files.manifest.tokenizer.file
-        path.write_bytes(files.tokenizer())
-        return tokenizer.load(path)
+def _tokenizer(config: Config) -> Tokenizer | None:
+    """The tokenizer of the first data set that has its file. Raises TokenizerError.
+
+    None where none has it: `data_problems` says so, or an earlier job makes it.
+    """
+    for source in config.data.sources.values():
+        with suppress(DataError), tempfile.TemporaryDirectory() as directory:
+            files = files_of(source.data, config.data.cache)
+            path = Path(directory) / files.manifest.tokenizer.file
+            path.write_bytes(files.tokenizer())
+            return tokenizer.load(path)
+    return None

@@ -149,6 +149,12 @@ def test_all_that_evaluations_in_training_lack_is_reported_together(
         f"{{kind: needles, lengths: [900], tasks: [single], filler: {data['foreign']}}}",
     )
     assert listed(*right) == []
+    # The first data set is retired, and its files are gone.
+    (tmp_path / "retired").mkdir()
+    shutil.copy(real / "manifest.json", tmp_path / "retired")
+    mix = f"data.mix=[{{data: {tmp_path / 'retired'}, weight: 0}}, {{data: {real}}}]"
+    (short,) = problems(1, mix, "train.evaluate=[{lengths: [20]}]")
+    assert short.startswith("train.evaluate[0].lengths: 20 tokens are fewer than passkey has")
     nowhere = tmp_path / "nowhere"
     found = listed(
         "{lengths: [400, 20], name: short}", f"{{kind: perplexity, data: {data['foreign']}}}",
