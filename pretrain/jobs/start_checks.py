@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import tempfile
 from collections.abc import Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -219,9 +218,8 @@ def _tokenizer(config: Config) -> Tokenizer | None:
     None where none has it: `data_problems` says so, or an earlier job makes it.
     """
     for source in config.data.sources.values():
-        with suppress(DataError), tempfile.TemporaryDirectory() as directory:
+        with suppress(DataError):
             files = files_of(source.data, config.data.cache)
-            path = Path(directory) / files.manifest.tokenizer.file
-            path.write_bytes(files.tokenizer())
-            return tokenizer.load(path)
+            path = Path(files.location) / files.manifest.tokenizer.file
+            return tokenizer.of_bytes(path, files.tokenizer())
     return None
