@@ -1,4 +1,4 @@
-"""Files that are whole or absent: written under a temporary name, synced, renamed.
+"""Files and directories that are whole or absent: written under a temporary name, synced, renamed.
 
 A rename alone survives a killed process; it survives a power loss only if the file's bytes and the
 directory's entry were synced first, so both are.
@@ -14,6 +14,7 @@ import json
 import os
 import re
 import secrets
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, BinaryIO
@@ -118,6 +119,25 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         raise
     for name in left:
         path.with_name(name).unlink(missing_ok=True)
+    sync_directory(path.parent)
+
+
+@contextlib.contextmanager
+def new_directory(path: Path, state: str) -> Iterator[Path]:
+    """A directory that becomes `path`, a new one, when the block ends without an exception.
+
+    Until then it is `path` with .STATE appended. What a killed process left there is removed, and
+    what a block wrote that ends with an exception.
+    """
+    unfinished = path.with_name(f"{path.name}.{state}")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    try:
+        yield unfinished
+    except BaseException:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
+    unfinished.rename(path)
     sync_directory(path.parent)
 
 

@@ -10,7 +10,6 @@ OUT/tokenizer.model or tokenizer.json, and tokenizer_config.json
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -61,16 +60,8 @@ def run(path: Path, out: Path, dtype: str, weights: Weights = "last") -> int:
         own = tokenizer_of(run_directory, checkpoint)
         kind = kind_of(checkpoint, weights)
         source = Source(checkpoint, config, own.vocab_size, _WRITTEN.get(dtype), kind)
-        writing = out.with_name(f"{out.name}.exporting")
-        shutil.rmtree(writing, ignore_errors=True)
-        writing.mkdir(parents=True)
-        try:
+        with durable.new_directory(out, "exporting") as writing:
             _write(writing, source, own, run_directory)
-        except BaseException:
-            shutil.rmtree(writing, ignore_errors=True)
-            raise
-    writing.rename(out)
-    durable.sync_directory(out.parent)
     print(_summary(out, source))
     return 0
 

@@ -10,7 +10,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -56,39 +55,43 @@ def run(source: Path, out: Path, overrides: Sequence[str], tokenizer_path: Path 
     wrong, before anything is written, or CheckpointError where what was written is not as meant.
     """
     plan = _plan(source, overrides, tokenizer_path)
-    writing = out.with_name(f"{out.name}.importing")
-    shutil.rmtree(writing, ignore_errors=True)
-    writing.mkdir(parents=True)
-    tokenizer.write(writing, *plan.source.tokenizer_file)
-    write_beside(writing, plan.source.beside)
-    configuration = settings.to_yaml(plan.config(out))
-    durable.write_bytes(writing / CONFIG_FILE, configuration.encode())
-    checkpoint = writing / CHECKPOINTS / step_name(0)
+    with durable.new_directory(out, "importing") as writing:
+        broken = _write(writing, plan, plan.config(out))
+    print(plan.summary(out))
+    if broken:
+        print(_not_finite(broken))
+    return 0
+
+
+def _write(directory: Path, plan: Plan, config: Config) -> list[str]:
+    """All files of the import; names, as they are there, of tensors that are not finite.
+
+    Raises CheckpointError.
+    """
+    tokenizer.write(directory, *plan.source.tokenizer_file)
+    write_beside(directory, plan.source.beside)
+    durable.write_bytes(directory / CONFIG_FILE, settings.to_yaml(config).encode())
+    checkpoint = directory / CHECKPOINTS / step_name(0)
     trainer = {
         "step": 0,
         "vocab_size": plan.tokenizer.vocab_size,
-        "configuration": settings.to_plain(plan.config(out)),
+        "configuration": settings.to_plain(config),
         "imported": plan.origin(),
     }
     masters = {f"{name}/param": info for name, info in plan.tensors.items()}
-    broken: dict[str, None] = {}
+    broken: list[str] = []
 
     def read(name: str) -> Tensor:
         own = name.removesuffix("/param")
         tensor = plan.read(own)
         if not tensor.isfinite().all():
-            broken[their_name(own)] = None
+            broken.append(their_name(own))
         return tensor
 
     write_checkpoint(checkpoint, 0, masters, read, trainer)
     if reason := verify(checkpoint, SoloRanks()):
         raise CheckpointError(f"{checkpoint}: cannot be read back: {reason}")
-    writing.rename(out)
-    durable.sync_directory(out.parent)
-    print(plan.summary(out))
-    if broken:
-        print(_not_finite(list(broken)))
-    return 0
+    return broken
 
 
 @dataclass(frozen=True)

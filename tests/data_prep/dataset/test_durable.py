@@ -30,6 +30,23 @@ def test_a_file_appears_when_it_is_whole(tmp_path: Path) -> None:
     assert [entry.name for entry in tmp_path.iterdir()] == ["f"]
 
 
+def test_a_directory_appears_when_it_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "deep/d"
+    (tmp_path / "deep/d.making/killed").mkdir(parents=True)
+    with durable.new_directory(path, "making") as directory:
+        durable.write_bytes(directory / "f", b"new")
+        assert [entry.name for entry in path.parent.iterdir()] == ["d.making"]
+    assert [entry.name for entry in path.parent.iterdir()] == ["d"]
+    assert [entry.name for entry in path.iterdir()] == ["f"]
+
+
+def test_a_failed_block_leaves_no_directory(tmp_path: Path) -> None:
+    with pytest.raises(KeyError), durable.new_directory(tmp_path / "d", "making") as directory:
+        durable.write_bytes(directory / "f", b"half")
+        raise KeyError
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_failed_writer_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "f"
     durable.write_bytes(path, b"old")
