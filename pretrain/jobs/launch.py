@@ -255,9 +255,10 @@ def _exit_code(failed: Mapping[int, int]) -> int:
     rank, code = min(failed.items(), key=lambda item: item[1])
     if code > 0:
         return code
+    known = {number.value: number.name for number in signal.Signals}  # few real-time signals
     print(
-        f"rank {rank} was killed by {signal.Signals(-code).name}; the same command resumes from "
-        "the last good checkpoint",
+        f"rank {rank} was killed by {known.get(-code, f'signal {-code}')}; the same command "
+        "resumes from the last good checkpoint",
         file=sys.stderr,
     )
     return 128 - code  # as the shell does it

@@ -45,7 +45,7 @@ _IGNORED = (
 _MOMENT = 2.0  # seconds for a rank to write its stacks, and for the file system to take a file
 
 
-class WatchdogError(RuntimeError):
+class WatchdogError(ValueError):
     """The watchdog of this rank has died, so a hang would not be noticed."""
 
 
