@@ -206,7 +206,7 @@ def _write_tokenizer(directory: Path, own: Tokenizer) -> None:
 def _tokenizer_config(own: Tokenizer) -> dict[str, Any]:
     ids = {"bos": own.bos_id, "eos": own.eos_id, "unk": own.unk_id, "pad": own.pad_id}
     if own.pad_id is None:
-        # What no text has serves where texts of several lengths are laid side by side.
+        # Texts of several lengths are padded to one with a token; the unknown one is in no text.
         ids["pad"] = own.unk_id
     tokens = {f"{role}_token": own.name(id) for role, id in ids.items() if id is not None}
     return {

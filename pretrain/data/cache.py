@@ -25,7 +25,7 @@ from data_prep.dataset import durable
 from data_prep.dataset.shards import DataError
 
 Fetch = Callable[[], Iterator[bytes]]
-"""The file's bytes from its source, in blocks; called again where they had another sha256."""
+"""Returns the file's bytes from its source, in blocks; called again if their sha256 is wrong."""
 
 _LOCK = "lock"
 _PART = ".part"

@@ -201,7 +201,7 @@ def start_ranks(command: Sequence[str], ranks: int) -> int:
             say(f"{name}: the ranks finish their step and save")
 
     with tempfile.TemporaryDirectory(prefix="pretrain-") as directory:
-        # torch's store has no word for the user where it cannot be locked.
+        # torch's store would fail without a message for the user where it cannot lock its file.
         with (path := Path(directory) / "lock").open("w") as file:
             durable.lock(file, path, fcntl.LOCK_EX, "set TMPDIR to a directory on another one")
         # Inherited blocked: one that arrives while a rank starts waits for its StopFlag instead of
