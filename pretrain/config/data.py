@@ -48,11 +48,6 @@ class SourceConfig:
         """The weight, or its values where it changes."""
         return self.weights or self.weight
 
-    @property
-    def is_idle(self) -> bool:
-        """Whether it is not read during some steps: its weight is 0 then."""
-        return any(not weight for _, weight in weight_phases(self.schedule))
-
     def weight_after(self, step: int) -> float:
         """The weight after `step` steps."""
         return weight_after(step, weight_phases(self.schedule))

@@ -15,6 +15,7 @@ from data_prep.recall import tasks
 from data_prep.sources.storage import is_url
 from data_prep.tokenizer import tokenizer
 from data_prep.tokenizer.contract import FILES, Tokenizer, TokenizerError
+from pretrain.checkpoint.attempts import committed_step
 from pretrain.checkpoint.manifest import CHECKPOINTS, steps_in
 from pretrain.checkpoint.runs import HUGGING_FACE, is_run
 from pretrain.config.root import Config
@@ -138,7 +139,8 @@ def data_problems(config: Config, made_before: Sequence[Path] = ()) -> list[str]
     directories |= evaluated
     later = {directory.absolute() for directory in made_before}
     # Of a data set that is retired, or not begun, no file is read.
-    idle = {key for key, source in config.data.sources.items() if source.is_idle}
+    step = committed_step(Path(config.run.directory))
+    idle = {key for key, one in config.data.sources.items() if not one.weight_after(step)}
     problems, unreachable, manifests = [], [], {}
     for key, directory in directories.items():
         if not directory or Path(directory).absolute() in later:

@@ -206,6 +206,15 @@ def test_files_that_a_data_set_lacks_are_told_before_the_start(
     mix = f"data.mix=[{{data: {data['train']}}}, {{data: {part}, weight: %s}}]"
     assert problems(1, mix % 2) == [f"data.mix[1]: {one}" for one in lacking]
     assert problems(1, mix % 0) == []  # it is not read
+    phases = f"data.mix=[{{data: {data['train']}}}, {{data: {part}, weights: %s}}]"
+    begins, ends = phases % "[[0, 0], [9, 1]]", phases % "[[0, 1], [9, 0]]"
+    assert problems(1, begins) == []  # not yet
+    assert problems(1, ends) == [f"data.mix[1]: {one}" for one in lacking]
+    run = tmp_path / "run"
+    for step, found in ((8, lacking), (9, [])):  # it is retired after step 9
+        (run / "checkpoints" / step_name(step)).mkdir(parents=True)
+        lacks = [one for one in problems(1, ends, f"run.directory={run}") if "data.mix" in one]
+        assert lacks == [f"data.mix[1]: {one}" for one in found]
     asked = f"train.evaluate=[{{kind: needles, lengths: [9999], tasks: [single], filler: {part}}}]"
     assert [f"train.evaluate[0].filler: {one}" for one in lacking] == [
         one for one in problems(1, train, asked) if "filler" in one
