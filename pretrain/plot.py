@@ -290,7 +290,7 @@ def _draw_bits(axes: Axes, rows: Records, column: str, total: float) -> None:
 
 
 def _draw_gain(axes: Axes, rows: Records) -> None:
-    gains = [row["bits_per_byte"]["masked"] - row["bits_per_byte"]["memory"] for row in rows]
+    gains = [row["bits_per_byte"][MASKED] - row["bits_per_byte"][MEMORY] for row in rows]
     axes.bar(_places(rows), gains, color=_GREEN, width=0.7)
     axes.axhline(0, color=_GREY, linewidth=1)
     _finish(axes, "What reading the memory saves", "bits per byte")

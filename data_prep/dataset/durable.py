@@ -1,4 +1,4 @@
-"""Files that are whole or absent: written under a temporary name, synced, renamed.
+"""Files and directories that are whole or absent: written under a temporary name, synced, renamed.
 
 A rename alone survives a killed process; it survives a power loss only if the file's bytes and the
 directory's entry were synced first, so both are.
@@ -127,8 +127,8 @@ def new_directory(out: Path, doing: str) -> Iterator[Path]:
     """A directory that becomes `out`, durably, when the block ends without an exception.
 
     It is beside `out`, with `.` and `doing` appended, and is removed with an exception, as is what
-    a killed process has left of it. OSError where there is a file or a full
-    directory at `out`.
+    a killed process has left of it. OSError where there is a file or a full directory at
+    `out`.
     """
     writing = out.with_name(f"{out.name}.{doing}")
     shutil.rmtree(writing, ignore_errors=True)

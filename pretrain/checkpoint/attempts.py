@@ -1,7 +1,7 @@
 """Attempts at a run: each launch, numbered in the run directory. The newest alone may write.
 
     attempts/000007.json    claimed by rank 0 as it starts; created exclusively, never changed
-    attempts/000007.mistake that attempt ended with a mistake of the user's: it was no try
+    attempts/000007.mistake that attempt ended with a mistake of the user's: it does not count
     exit.json               how the newest attempt ended; torchrun would flatten its exit code
 
 A rank that was left over on a node that was cut off finds a newer number than its own before it

@@ -134,19 +134,26 @@ def read_manifest(directory: Path) -> tuple[Manifest, str]:
     """The directory's manifest and its sha256, which is checked before a byte is parsed.
 
     Raises CheckpointError where it is missing, damaged, of another format version, or of another
-    step than the directory's name says.
+    step than the directory's name says, or where it cannot be read.
     """
     for name in (MANIFEST, CHECKSUM):
         if not (directory / name).is_file():
             raise CheckpointError(f"{name} is missing: not a finished checkpoint")
-    data = (directory / MANIFEST).read_bytes()
+    data, line = _bytes(directory / MANIFEST), _bytes(directory / CHECKSUM)
     digest = hashlib.sha256(data).hexdigest()
-    if (directory / CHECKSUM).read_bytes() != _checksum_line(digest):
+    if line != _checksum_line(digest):
         raise CheckpointError(f"{MANIFEST} differs from its checksum in {CHECKSUM}")
     manifest = _parse(data)
     if step_of(directory.name) not in (manifest.step, None):
         raise CheckpointError(f"{MANIFEST} is of step {manifest.step}, not of this directory")
     return manifest, digest
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{path.name} cannot be read ({error.strerror})") from None
 
 
 def _checksum_line(digest: str) -> bytes:

@@ -19,7 +19,7 @@ GENERATION = "generation_config.json"
 """Files and a directory of files beside an imported model's weights, as transformers name them."""
 
 HUGGING_FACE = "config.json"
-"""The file that tells a Hugging Face model."""
+"""The file by which a Hugging Face model is recognised."""
 
 _EXPECTED = f"expected a run directory, or a checkpoint in its {CHECKPOINTS}/"
 

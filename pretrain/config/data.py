@@ -7,8 +7,25 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeAlias
 
 from data_prep.dataset.settings import group, setting
+
+Weight: TypeAlias = float | Sequence[Sequence[float]]
+"""A source's weight; where it changes, [step, weight] for each of its values, in order from step 0:
+the weight holds for the documents that begin after so many steps."""
+
+
+def weight_phases(weight: Weight) -> list[tuple[int, float]]:
+    """(step, weight) for each value of a weight, in order; the first step is 0."""
+    if isinstance(weight, int | float):
+        return [(0, weight)]
+    return [(int(begin), value) for begin, value in weight]
+
+
+def weight_after(step: int, phases: Sequence[tuple[int, float]]) -> float:
+    """The weight after `step` steps, of `weight_phases`."""
+    return [weight for begin, weight in phases if begin <= step][-1]
 
 
 @dataclass(frozen=True)
@@ -27,19 +44,13 @@ class SourceConfig:
     )
 
     @property
-    def schedule(self) -> float | list[list[float]]:
-        """The weight, or its values as [step, weight] where it changes."""
+    def schedule(self) -> Weight:
+        """The weight, or its values where it changes."""
         return self.weights or self.weight
-
-    @property
-    def is_idle(self) -> bool:
-        """Whether it is not read during some steps: its weight is 0 then."""
-        return any(not weight for _, weight in self.weights or [[0, self.weight]])
 
     def weight_after(self, step: int) -> float:
         """The weight after `step` steps."""
-        phases = self.weights or [[0, self.weight]]
-        return [weight for begin, weight in phases if begin <= step][-1]
+        return weight_after(step, weight_phases(self.schedule))
 
     def problems(self) -> list[str]:
         """What is missing or no schedule."""

@@ -67,9 +67,11 @@ def files(templates: Mapping[str, str], generation: Mapping[str, Any]) -> dict[s
 
 
 def unknown_ends(files: Mapping[str, bytes], own: Tokenizer) -> list[str]:
-    """What is wrong with the ids that end a text, in the files to keep of a model with the
-    tokenizer: of other values, and of ids beyond its own, whose rows are left out, no text would
-    end."""
+    """What is wrong with the ids that end a text, in files to keep beside the tokenizer `own`.
+
+    Neither a value that is no id would end a text, nor an id beyond the tokenizer's, whose row of
+    the embedding is left out.
+    """
     kept = json_value(files[GENERATION]) if GENERATION in files else {}
     given = kept.get("eos_token_id")
     listed = given if isinstance(given, list) else [given] * (given is not None)

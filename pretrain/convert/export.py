@@ -59,22 +59,22 @@ def run(path: Path, out: Path, dtype: str, weights: Weights = "last") -> int:
         _check(config.model)
         own = tokenizer_of(run_directory, checkpoint)
         kind = kind_of(checkpoint, weights)
-        source = Source(checkpoint, config, own.vocab_size, _WRITTEN.get(dtype), kind)
+        exported = Exported(checkpoint, config, own.vocab_size, _WRITTEN.get(dtype), kind)
         with durable.new_directory(out, "exporting") as writing:
-            _write(writing, source, own, run_directory)
-    print(_summary(out, source))
+            _write(writing, exported, own, run_directory)
+    print(_summary(out, exported))
     return 0
 
 
-def _write(directory: Path, source: Source, own: Tokenizer, run_directory: Path) -> None:
+def _write(directory: Path, exported: Exported, own: Tokenizer, run_directory: Path) -> None:
     """All files of the export. Raises CheckpointError."""
-    _write_weights(directory, source)
+    _write_weights(directory, exported)
     write_beside(directory, files_beside(run_directory))
-    _write_configuration(directory, source, own)
-    if source.config.model.memory.traits.exported_as == INFINI:
+    _write_configuration(directory, exported, own)
+    if exported.config.model.memory.traits.exported_as == INFINI:
         durable.write_bytes(directory / MODELING, _modeling())
     _write_tokenizer(directory, own)
-    _verify(directory, source)
+    _verify(directory, exported)
 
 
 def _check(model: ModelConfig) -> None:
@@ -97,7 +97,7 @@ def _check(model: ModelConfig) -> None:
 
 
 @dataclass(frozen=True)
-class Source:
+class Exported:
     """The weights that are exported, under Hugging Face's names."""
 
     checkpoint: Checkpoint
@@ -146,9 +146,9 @@ class Source:
         return read
 
 
-def _write_weights(directory: Path, source: Source) -> None:
+def _write_weights(directory: Path, exported: Exported) -> None:
     """One file, or parts of at most 5 GB and their index."""
-    tensors, read = source.tensors, source.reader()
+    tensors, read = exported.tensors, exported.reader()
     parts = _parts(tensors)
     names = ["model.safetensors"]
     if len(parts) > 1:
@@ -180,14 +180,14 @@ def _bytes(info: TensorInfo) -> int:
     return math.prod(info.shape) * DTYPES[info.dtype].itemsize
 
 
-def _write_configuration(directory: Path, source: Source, own: Tokenizer) -> None:
+def _write_configuration(directory: Path, exported: Exported, own: Tokenizer) -> None:
     special = {"bos_token_id": own.bos_id, "eos_token_id": own.eos_id, "pad_token_id": own.pad_id}
-    generation = beside.generation(directory, special, source.vocab_size)
-    dtypes = [info.dtype for name, info in source.tensors.items() if name not in source.gates]
+    generation = beside.generation(directory, special, exported.vocab_size)
+    dtypes = [info.dtype for name, info in exported.tensors.items() if name not in exported.gates]
     config = config_json(
-        source.config.model,
-        source.vocab_size,
-        source.config.train.window_segments,
+        exported.config.model,
+        exported.vocab_size,
+        exported.config.train.window_segments,
         {key: generation[key] for key in special},
         _NAMES[max(set(dtypes), key=dtypes.count)],
     )
@@ -206,7 +206,7 @@ def _write_tokenizer(directory: Path, own: Tokenizer) -> None:
 def _tokenizer_config(own: Tokenizer) -> dict[str, Any]:
     ids = {"bos": own.bos_id, "eos": own.eos_id, "unk": own.unk_id, "pad": own.pad_id}
     if own.pad_id is None:
-        # What no text has serves where texts of several lengths are laid side by side.
+        # Texts of several lengths are padded to one with a token; the unknown one is in no text.
         ids["pad"] = own.unk_id
     tokens = {f"{role}_token": own.name(id) for role, id in ids.items() if id is not None}
     return {
@@ -223,7 +223,7 @@ def _modeling() -> bytes:
     return resources.files("pretrain.convert").joinpath(MODELING).read_bytes()
 
 
-def _verify(directory: Path, source: Source) -> None:
+def _verify(directory: Path, exported: Exported) -> None:
     """Read back names, shapes and dtypes of all that was written. Raises CheckpointError."""
     found: dict[str, TensorInfo] = {}
     for path in sorted(directory.glob("*.safetensors")):
@@ -231,7 +231,7 @@ def _verify(directory: Path, source: Source) -> None:
             for name in file.keys():  # noqa: SIM118 (it is no mapping)
                 part = file.get_slice(name)
                 found[name] = TensorInfo(part.get_dtype(), tuple(part.get_shape()))
-    wanted = source.tensors
+    wanted = exported.tensors
     wrong = sorted(
         name for name in {*found, *wanted} if found.get(name) != wanted.get(name)
     )  # fmt: skip
@@ -248,11 +248,11 @@ def _plain_name(model: ModelConfig) -> str:
     return "" if kind is None else FAMILIES[kind].architecture.removesuffix("ForCausalLM")
 
 
-def _summary(out: Path, source: Source) -> str:
-    tensors = source.tensors
+def _summary(out: Path, exported: Exported) -> str:
+    tensors = exported.tensors
     count = sum(torch.Size(info.shape).numel() for info in tensors.values())
     lines = [f"exported: {counted(len(tensors), 'tensor')}, {count:,} weights, into {out}"]
-    model = source.config.model
+    model = exported.config.model
     if model.memory.traits.exported_as != INFINI:
         reach = "a segment" if model.span == model.segment else "what its attention spans"
         lines.append(

@@ -109,11 +109,30 @@ def _byte_level(
     splitter: Mapping[str, Any],
 ) -> bytes:
     """A tokenizer.json of byte-level BPE. Raises TokenizerError."""
+    try:
+        tokens, plain = _tokenizer_json(own, splitter)
+        model = tokenizers.Tokenizer.from_str(json.dumps(plain))
+        special = {
+            f"{role}_token": None if id is None else tokens[id] for role, id in roles.items()
+        }
+        whole = tokenizer_json.standalone(plain, special, model)
+    except Exception as error:  # the library raises no narrower one
+        raise TokenizerError(f"{path}: its tokenizer cannot be read ({error})") from None
+    return json.dumps(whole, ensure_ascii=False).encode()
+
+
+def _tokenizer_json(
+    own: Mapping[str, Any], splitter: Mapping[str, Any]
+) -> tuple[list[str], dict[str, Any]]:
+    """The tokens, and their tokenizer.json, which does not yet say which of them is BOS or EOS.
+
+    Fields that do not fit each other raise errors of several kinds.
+    """
     tokens, kinds = list(own["tokens"]), list(own["token_type"])
     while kinds and kinds[-1] == _UNUSED:  # rows of the embedding for no token
         kinds.pop()
         tokens.pop()
-    plain = {
+    return tokens, {
         "version": "1.0",
         "truncation": None,
         "padding": None,
@@ -135,15 +154,6 @@ def _byte_level(
             "merges": [merge.split(" ") for merge in own["merges"]],
         },
     }
-    try:
-        model = tokenizers.Tokenizer.from_str(json.dumps(plain))
-        special = {
-            f"{role}_token": None if id is None else tokens[id] for role, id in roles.items()
-        }
-        whole = tokenizer_json.standalone(plain, special, model)
-    except Exception as error:  # the library raises no narrower one
-        raise TokenizerError(f"{path}: its tokenizer cannot be read ({error})") from None
-    return json.dumps(whole, ensure_ascii=False).encode()
 
 
 def _added(tokens: Sequence[str], kinds: Sequence[int]) -> list[dict[str, Any]]:

@@ -43,7 +43,8 @@ _OUTSIDE = {
     "norm.weight": "model.norm.weight",
     "lm_head.weight": "lm_head.weight",
 }
-# Tools take it for the longest text that a model is given, and ours has none.
+# `max_position_embeddings`: tools take it for the longest text that a model accepts, and ours has
+# no such limit.
 _LONGEST = 2**20
 
 

@@ -64,7 +64,10 @@ def run(source: Path, out: Path, overrides: Sequence[str], tokenizer_path: Path 
 
 
 def _write(directory: Path, plan: Plan, config: Config) -> list[str]:
-    """All files of the new run; the names there of weights that are not finite."""
+    """All files of the import; names, as they are there, of tensors that are not finite.
+
+    Raises CheckpointError.
+    """
     tokenizer.write(directory, *plan.source.tokenizer_file)
     write_beside(directory, plan.source.beside)
     durable.write_bytes(directory / CONFIG_FILE, settings.to_yaml(config).encode())
@@ -76,19 +79,19 @@ def _write(directory: Path, plan: Plan, config: Config) -> list[str]:
         "imported": plan.origin(),
     }
     masters = {f"{name}/param": info for name, info in plan.tensors.items()}
-    broken: dict[str, None] = {}
+    broken: list[str] = []
 
     def read(name: str) -> Tensor:
         own = name.removesuffix("/param")
         tensor = plan.read(own)
         if not tensor.isfinite().all():
-            broken[their_name(own)] = None
+            broken.append(their_name(own))
         return tensor
 
     write_checkpoint(checkpoint, 0, masters, read, trainer)
     if reason := verify(checkpoint, SoloRanks()):
         raise CheckpointError(f"{checkpoint}: cannot be read back: {reason}")
-    return list(broken)
+    return broken
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 from data_prep.dataset import settings
 from data_prep.dataset.settings import SettingsError
@@ -53,6 +53,12 @@ def imported(plain: Mapping[str, Any], longest: int | None) -> tuple[dict[str, A
         found.append("partial_rotary_factor: our rotary embedding turns whole heads")
     if kind == "yarn" and given.get("attention_factor") == 0:
         found.append("attention_factor: 0 leaves nothing of queries and keys; remove it")
+    if kind == "yarn":
+        found += [
+            f"{key}: expected a number, found {given[key]!r}"
+            for key in sorted(_MSCALES & given.keys())
+            if given[key] is not None and not _is_number(given[key])
+        ]
     known = _COMMON | _KINDS[kind].keys() | (_MSCALES if kind == "yarn" else set())
     found += [
         f"rope_parameters: {key} is no key of the type {kind}; remove it if it changes nothing"
@@ -94,8 +100,9 @@ def _yarn(given: Mapping[str, Any]) -> dict[str, Any]:
     """What yarn has where a key is left out, as in transformers."""
     factor, attention = given.get("factor"), given.get("attention_factor")
     scales = [given.get(key) for key in ("mscale", "mscale_all_dim")]
-    if attention is None and all(scales) and isinstance(factor, int | float) and factor > 1:
-        one, all_dim = (0.1 * float(scale) * math.log(factor) + 1 for scale in scales if scale)
+    numbers = [scale for scale in scales if _is_number(scale) and scale]
+    if attention is None and len(numbers) == 2 and _is_number(factor) and factor > 1:
+        one, all_dim = (0.1 * scale * math.log(factor) + 1 for scale in numbers)
         attention = one / all_dim
     return {
         "low_turns": given.get("beta_slow") or 1,
@@ -103,6 +110,10 @@ def _yarn(given: Mapping[str, Any]) -> dict[str, Any]:
         "attention_factor": 0.0 if attention is None else attention,
         "truncate": bool(given.get("truncate", True)),
     }
+
+
+def _is_number(value: Any) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def exported(model: ModelConfig) -> dict[str, Any]:

@@ -7,7 +7,7 @@ killed process leaves is a `.part`, which nobody reads.
 Locks (flock, which the kernel releases when a process dies): readers hold a shared one on the file
 they read, and who fetches holds an exclusive one on its `.part`; only files without a lock are
 evicted, those used longest ago first. The directory's own lock is held while room is made, so that
-two fetches do not count on the same bytes.
+two fetches do not count on the same bytes. What else lies in the directory is left alone.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -24,10 +25,11 @@ from data_prep.dataset import durable
 from data_prep.dataset.shards import DataError
 
 Fetch = Callable[[], Iterator[bytes]]
-"""The file's bytes from its source, in blocks; called again where they had another sha256."""
+"""Returns the file's bytes from its source, in blocks; called again if their sha256 is wrong."""
 
 _LOCK = "lock"
 _PART = ".part"
+_OWN = re.compile(rf"[0-9a-f]{{64}}({re.escape(_PART)})?")
 _ATTEMPTS = 2
 
 
@@ -62,13 +64,12 @@ class FileCache:
             file = _opened(path) or self._fetched(name, path, size, fetch)
             if file is None:
                 continue  # another process was fetching it
-            if self._is_sound(file, path, size):
-                break
-            path.unlink(missing_ok=True)
-            file.close()
-        with file:
-            os.utime(file.fileno())  # when it was used last
-            yield path
+            with file:
+                if self._is_sound(file, path, size):
+                    os.utime(file.fileno())  # when it was used last
+                    yield path
+                    return
+                self._discard(file, path)
 
     def _is_sound(self, file: BinaryIO, path: Path, size: int) -> bool:
         inode = os.fstat(file.fileno())
@@ -77,6 +78,12 @@ class FileCache:
                 return False
             self._checked[path.name] = inode.st_ino
         return True
+
+    def _discard(self, damaged: BinaryIO, path: Path) -> None:
+        """Remove a damaged file, unless another process has put a good one in its place."""
+        with self._locked():
+            if _is_at(damaged, path):
+                path.unlink()
 
     def _fetched(self, name: str, path: Path, size: int, fetch: Fetch) -> BinaryIO | None:
         """Fetch the file and open it; None: look again, another process has been fetching it."""
@@ -141,17 +148,21 @@ class FileCache:
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
-        """While files are counted none appears; one may go."""
+        """In this block no other process gives a file its name, or takes it away; parts may come
+        and go."""
         with (self.directory / _LOCK).open("rb") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 
     def _make_room(self, name: str, part: Path, size: int) -> None:
-        """Evict until `part`, whatever a killed process left of it, can have `size` bytes."""
+        """Evict until `part`, whatever a killed process left of it, can have `size` bytes.
+
+        Files that are not the cache's, by their names, neither count nor go.
+        """
         entries = []
         for path in self.directory.iterdir():
             with contextlib.suppress(FileNotFoundError):
-                if path.name not in (_LOCK, part.name):
+                if _OWN.fullmatch(path.name) and path.name != part.name:
                     entries.append((path.stat(), path))
         used = sum(found.st_size for found, _ in entries)
         for found, path in sorted(entries, key=lambda entry: entry[0].st_mtime_ns):

@@ -19,14 +19,14 @@ from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 
 from data_prep.dataset import shards
 from data_prep.dataset.shards import DataError, Document
 from data_prep.dataset.wording import counted
-from pretrain.config.data import CacheConfig
+from pretrain.config.data import CacheConfig, Weight, weight_after, weight_phases
 from pretrain.data.files import files_of
 from pretrain.data.packing import LaidOut, Packer, Window
 
@@ -143,11 +143,6 @@ class Dataset:
         return np.argsort(bits.random_raw(len(self.manifest.shards)), kind="stable")
 
 
-Weight: TypeAlias = float | Sequence[Sequence[float]]
-"""A source's weight; where it changes, [step, weight] for each of its values, in order from step 0:
-the weight holds for the documents that begin after so many steps."""
-
-
 class Mix:
     """The sources of a run, and how a lane draws from them.
 
@@ -166,10 +161,10 @@ class Mix:
     ) -> None:
         self.datasets = list(datasets)
         self.prompt_weight = prompt_weight
-        schedules = [_phases(weight) for weight in weights]
+        schedules = [weight_phases(weight) for weight in weights]
         self._begins = sorted({begin for phases in schedules for begin, _ in phases})
         self._bounds = [
-            self._bounds_of([_after(begin, phases) for phases in schedules])
+            self._bounds_of([weight_after(begin, phases) for phases in schedules])
             for begin in self._begins
         ]
 
@@ -202,18 +197,6 @@ class Mix:
 
     def _bounds_after(self, step: int) -> list[float]:
         return self._bounds[bisect_right(self._begins, step) - 1]
-
-
-def _phases(weight: Weight) -> list[tuple[int, float]]:
-    """(steps, weight) for each value of a weight."""
-    if isinstance(weight, int | float):
-        return [(0, weight)]
-    return [(int(begin), value) for begin, value in weight]
-
-
-def _after(step: int, phases: Sequence[tuple[int, float]]) -> float:
-    """The weight after `step` steps."""
-    return [weight for begin, weight in phases if begin <= step][-1]
 
 
 def _philox(seed: int, key: int, counter: tuple[int, int, int, int]) -> np.random.Philox:

@@ -201,7 +201,7 @@ def start_ranks(command: Sequence[str], ranks: int) -> int:
             say(f"{name}: the ranks finish their step and save")
 
     with tempfile.TemporaryDirectory(prefix="pretrain-") as directory:
-        # torch's store has no word for the user where it cannot be locked.
+        # torch's store would fail without a message for the user where it cannot lock its file.
         with (path := Path(directory) / "lock").open("w") as file:
             durable.lock(file, path, fcntl.LOCK_EX, "set TMPDIR to a directory on another one")
         # Inherited blocked: one that arrives while a rank starts waits for its StopFlag instead of
@@ -255,9 +255,10 @@ def _exit_code(failed: Mapping[int, int]) -> int:
     rank, code = min(failed.items(), key=lambda item: item[1])
     if code > 0:
         return code
+    known = {number.value: number.name for number in signal.Signals}  # few real-time signals
     print(
-        f"rank {rank} was killed by {signal.Signals(-code).name}; the same command resumes from "
-        "the last good checkpoint",
+        f"rank {rank} was killed by {known.get(-code, f'signal {-code}')}; the same command "
+        "resumes from the last good checkpoint",
         file=sys.stderr,
     )
     return 128 - code  # as the shell does it

@@ -3,6 +3,7 @@ rank starts."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from operator import attrgetter
@@ -10,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.dataset import settings
-from data_prep.dataset.durable import sha256_of
 from data_prep.dataset.settings import SettingsError
 from data_prep.dataset.shards import DataError
 from data_prep.tokenizer import tokenizer
@@ -126,6 +126,6 @@ def _other_tokenizer(run_directory: Path, config: Config) -> list[str]:
         used = manifest_of(source.data).tokenizer
     except DataError:
         return []
-    if sha256_of(own) == used.sha256:
+    if hashlib.sha256(tokenizer.read(own)).hexdigest() == used.sha256:
         return []
     return [f"its tokenizer differs from that of {key}; prepare the data with tokenizer.path={own}"]

@@ -202,9 +202,8 @@ def _directory_problems(config: Config) -> list[str]:
     except OSError as error:
         return [f"{directory} cannot be written: {error.strerror}"]
     finally:
-        for path in (probe, probe.with_name(probe.name + ".tmp")):
-            with contextlib.suppress(OSError):
-                path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            probe.unlink(missing_ok=True)
     needed = 2 * _checkpoint_bytes(config)
     if free < needed:
         return [

@@ -33,7 +33,7 @@ def problems(config: Config, made_before: Sequence[Path] = ()) -> list[str]:
     for name in map(step_name, steps_in(root)):
         try:
             trainer = manifest.read_manifest(root / name)[0].trainer
-        except (CheckpointError, OSError) as error:
+        except CheckpointError as error:
             passed_over.append((name, str(error)))
             continue
         if reason := imported(trainer, directory):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
-import tempfile
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from data_prep.dataset import durable, shards
@@ -15,6 +15,7 @@ from data_prep.recall import tasks
 from data_prep.sources.storage import is_url
 from data_prep.tokenizer import tokenizer
 from data_prep.tokenizer.contract import FILES, Tokenizer, TokenizerError
+from pretrain.checkpoint.attempts import committed_step
 from pretrain.checkpoint.manifest import CHECKPOINTS, steps_in
 from pretrain.checkpoint.runs import HUGGING_FACE, is_run
 from pretrain.config.root import Config
@@ -138,7 +139,8 @@ def data_problems(config: Config, made_before: Sequence[Path] = ()) -> list[str]
     directories |= evaluated
     later = {directory.absolute() for directory in made_before}
     # Of a data set that is retired, or not begun, no file is read.
-    idle = {key for key, source in config.data.sources.items() if source.is_idle}
+    step = committed_step(Path(config.run.directory))
+    idle = {key for key, one in config.data.sources.items() if not one.weight_after(step)}
     problems, unreachable, manifests = [], [], {}
     for key, directory in directories.items():
         if not directory or Path(directory).absolute() in later:
@@ -190,12 +192,9 @@ def _cache_problems(directory: str, manifest: Manifest, config: Config) -> list[
 def _question_problems(config: Config, later: Collection[Path]) -> list[str]:
     """Why questions in training (`train.evaluate`) cannot be asked."""
     problems = []
-    source = next(iter(config.data.sources.values()))
     own: Tokenizer | None = None
     try:
-        own = _tokenizer_of(source.data, config)
-    except DataError:
-        pass  # `data_problems` says so, or it is made before
+        own = _tokenizer(config)
     except TokenizerError as error:
         problems.append(f"train.evaluate: {error}")
     for index, one in enumerate(config.train.evaluate):
@@ -215,10 +214,14 @@ def _question_problems(config: Config, later: Collection[Path]) -> list[str]:
     return problems
 
 
-def _tokenizer_of(location: str, config: Config) -> Tokenizer:
-    """The tokenizer of a data set. Raises DataError and TokenizerError."""
-    files = files_of(location, config.data.cache)
-    with tempfile.TemporaryDirectory() as directory:
-        path = Path(directory) / files.manifest.tokenizer.file
-        path.write_bytes(files.tokenizer())
-        return tokenizer.load(path)
+def _tokenizer(config: Config) -> Tokenizer | None:
+    """The tokenizer of the first data set that has its file. Raises TokenizerError.
+
+    None where none has it: `data_problems` says so, or an earlier job makes it.
+    """
+    for source in config.data.sources.values():
+        with suppress(DataError):
+            files = files_of(source.data, config.data.cache)
+            path = Path(files.location) / files.manifest.tokenizer.file
+            return tokenizer.of_bytes(path, files.tokenizer())
+    return None

@@ -45,7 +45,7 @@ _IGNORED = (
 _MOMENT = 2.0  # seconds for a rank to write its stacks, and for the file system to take a file
 
 
-class WatchdogError(RuntimeError):
+class WatchdogError(ValueError):
     """The watchdog of this rank has died, so a hang would not be noticed."""
 
 
@@ -138,6 +138,7 @@ class _Watcher:
         self._beats, self._stacks = beats, stacks
         self._watched = os.getppid()
         self._status = _Status()
+        self._unfinished = b""  # the beginning of a line of which the rest is still in the pipe
         self._waited = self._saved_for = 0.0
         shortest = min(limits.values())
         self._poll = min(2.0, shortest / 40)
@@ -174,7 +175,7 @@ class _Watcher:
         if self._beats not in ready:
             return True
         read = os.read(self._beats, 1 << 16)
-        lines = read.decode().split("\n")[:-1]
+        *lines, self._unfinished = (self._unfinished + read).split(b"\n")
         if lines:
             status = _Status(*json.loads(lines[-1]))
             if status.beats != self._status.beats:

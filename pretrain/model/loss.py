@@ -18,7 +18,8 @@ it that is slow on a GPU compared with the products; on a CPU, chunks that fit t
 faster."""
 _LEAST_CHUNK = 64  # tokens
 
-# The share of tokens from which on all logits are computed: that few others are not worth a copy.
+# Of more tokens than this share all logits are computed: to copy the rows of the others out would
+# take longer than the logits of the few that are not needed.
 _MOST = 0.75
 
 

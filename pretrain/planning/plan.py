@@ -85,7 +85,7 @@ def cluster(gpu: str, nodes: int, gpus_per_node: int, peak_share: float) -> Clus
 
 
 @dataclass(frozen=True)
-class Memory:
+class GpuMemory:
     """Bytes of a GPU, by part."""
 
     held: Mapping[str, int]
@@ -113,7 +113,7 @@ class Plan:
     cluster: Cluster
     vocab_size: int
     parameters: int
-    memory: Memory
+    memory: GpuMemory
     useful_flops: float
     computed_flops: float
     sent: float
@@ -213,7 +213,7 @@ def make(config: Config, vocab_size: int, gpus: Cluster, simulated: bool) -> Pla
     )
 
 
-def memory(config: Config, vocab_size: int, ranks: int) -> Memory:
+def memory(config: Config, vocab_size: int, ranks: int) -> GpuMemory:
     """Bytes that a rank of ZeRO-3 needs."""
     model = on_meta(config.model, vocab_size)
     sizes, of_blocks = _sizes(model), _large(_sizes(model.layers))
@@ -225,7 +225,7 @@ def memory(config: Config, vocab_size: int, ranks: int) -> Memory:
     # the first is used, and it lives until the last is. Only the blocks' buffers count: other
     # weights are used where fewer activations are alive.
     copied = min(sum(of_blocks), PREFETCH_ELEMENTS + max(of_blocks, default=0))
-    return Memory(
+    return GpuMemory(
         {
             "weights": share * width,
             "persistent": sum(size for size in sizes if size <= PERSISTENT_ELEMENTS) * width,
@@ -245,9 +245,8 @@ def sent_bytes(config: Config, vocab_size: int, ranks: int) -> float:
 
     A micro-batch gathers weights for the forward and again for the backward (once, if all of them
     may stay in between) and reduces every gradient; a step gathers the small parameters once, and
-    sends what its optimizer does. A
-    preface's forward gathers the weights once more. A recurrence over the whole stack gathers the
-    blocks for each segment, see `block_gathers`.
+    sends what its optimizer does. A preface's forward gathers the weights once more. A recurrence
+    over the whole stack gathers the blocks for each segment, see `block_gathers`.
     """
     model = on_meta(config.model, vocab_size)
     sizes = _sizes(model)

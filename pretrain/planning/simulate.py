@@ -1,8 +1,8 @@
 """What a rank of any number would hold and send, found without a GPU, without memory and alone.
 
 The real model and the real ZeRO-3 engine run on tensors that have shapes and no storage, in a
-process group whose other ranks are not there. A ledger counts each allocation while it lives, and
-the bytes that collectives move; on ordinary tensors it counts just the same.
+process group whose other ranks are not there. `ByteCounter` counts each allocation while it lives,
+and the bytes that collectives move; on ordinary tensors it counts just the same.
 """
 
 from __future__ import annotations
@@ -60,13 +60,13 @@ _ROUNDS = {
 }
 
 
-class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class ByteCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the bytes of tensors that live, their peak, and what each collective moves.
 
-    Entered on top of a FakeTensorMode it also decides what is real: a tensor made from numbers is,
-    and so is what is computed of such tensors alone; it is how documents lie, and what ranks
-    compare. Only tensors without storage are counted then. A
-    number that is read from one is 1, a truth value is False.
+    Entered on top of a FakeTensorMode (`fake`) it also decides what is real: a tensor made from
+    numbers is, and so is what is computed of such tensors alone; it is how documents lie, and what
+    ranks compare. Only tensors without storage are counted then. A number that is read from one is
+    1, a truth value is False.
     """
 
     def __init__(self, fake: bool) -> None:
@@ -187,7 +187,7 @@ def _of_few_layers(model: ModelConfig, count: int) -> ModelConfig:
 
 def _trace(config: Config, vocab_size: int, lanes: int) -> Activations:
     """The same of a whole model of few layers."""
-    with _without_storage() as ledger:
+    with _without_storage() as counter:
         model = _model_of(config, vocab_size)
         for parameter in model.parameters():
             parameter.register_post_accumulate_grad_hook(_drop_gradient)  # type: ignore[no-untyped-call]
@@ -195,14 +195,14 @@ def _trace(config: Config, vocab_size: int, lanes: int) -> Activations:
         state = in_use(model.initial_state(lanes, "cpu"))
         sequence = config.parallel.sequence
         parts = _Alike(sequence) if sequence > 1 else None
-        weights = ledger.live
-        ledger.restart()
+        weights = counter.live
+        counter.restart()
         marks: list[tuple[int, int]] = []
 
         def mark(*_: object) -> None:
             """Note the peak since the last mark, and what lives now."""
-            marks.append((ledger.peak, ledger.live))
-            ledger.restart()
+            marks.append((counter.peak, counter.live))
+            counter.restart()
 
         def watch_head(head: torch.nn.Module, given: tuple[Tensor, ...]) -> None:
             mark()
@@ -213,7 +213,7 @@ def _trace(config: Config, vocab_size: int, lanes: int) -> Activations:
         output.loss.backward()  # the trainer, too, holds the memory after the window meanwhile
         mark()
         (forward, kept), (loss, _), (backward, _) = marks
-        # `plan.Memory.states` has it; flags are real, and not counted.
+        # `plan.GpuMemory.states` has it; flags are real, and not counted.
         tensors = [tensor for layer in output.state for tensor in layer]
         written = sum(tensor.nbytes for tensor in tensors if tensor.dtype != torch.bool)
     return Activations(kept - weights - written, max(forward, backward) - kept, loss - kept)
@@ -278,11 +278,11 @@ def in_use(state: ModelState) -> ModelState:
 
 
 @contextlib.contextmanager
-def _without_storage() -> Iterator[Ledger]:
-    """A block in which new tensors have no storage, and the ledger that counts them."""
+def _without_storage() -> Iterator[ByteCounter]:
+    """A block in which new tensors have no storage, and the counter that counts them."""
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    with _chunks_of_a_gpu(), mode, Ledger(fake=True) as ledger:
-        yield ledger
+    with _chunks_of_a_gpu(), mode, ByteCounter(fake=True) as counter:
+        yield counter
 
 
 @contextlib.contextmanager
@@ -326,7 +326,7 @@ def simulate(config: Config, vocab_size: int, ranks: int, lanes: int) -> Simulat
     )
     parameters = flops.parameters(config.model, vocab_size)
     model = _on_cpu(config.model)
-    with _world_of_one(ranks), _without_storage() as ledger:
+    with _world_of_one(ranks), _without_storage() as counter:
         engine = Engine(
             lambda: Transformer(model, vocab_size, config.train.activation_checkpointing),
             parameters,
@@ -339,19 +339,19 @@ def simulate(config: Config, vocab_size: int, ranks: int, lanes: int) -> Simulat
         for _ in range(2):
             state = in_use(engine.module.initial_state(lanes, "cpu"))
             starts, batch = _window(lanes, config.part)
-            ledger.restart()
+            counter.restart()
             initial = state if config.data.preface else None
             given = {"parts": parts, "initial": initial}
             loss = engine.forward(batch, starts, state, batch, **given).loss
             assert loss is not None
             engine.backward(loss)
-            before = ledger.sent()
+            before = counter.sent()
             engine.step(1.0)
-            once = ledger.sent() - before
+            once = counter.sent() - before
             if config.data.preface:
                 with engine.evaluating():
                     engine.forward(batch, starts, state, parts=parts, places=_nowhere())
-        return Simulation(engine.held(), ledger.peak, ledger.sent() - once, once)
+        return Simulation(engine.held(), counter.peak, counter.sent() - once, once)
 
 
 @contextlib.contextmanager

@@ -29,7 +29,7 @@ _ATTEMPT = re.compile(r"attempt (\d+) began at (\S+) on .* from step (\d+)$")
 _RESUMED = re.compile(r"resumed from .*, step (\d+)$")
 _FINISHED = "finished"
 _ROUTINE = re.compile(
-    r"[\d,]+ parameters, |local attention: |memory: |checkpoint \S+ in |weights of |"
+    r"[\d,]+ parameters, |local attention: |memory: |checkpoint .+ in [\d.]+ s, |weights of |"
     r"profiled steps |a copy of "
 )
 _SIGNS = {

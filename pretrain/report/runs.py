@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import Any
 import yaml
 
 from data_prep.dataset.credentials import redacted
+from data_prep.dataset.parsing import json_value
 from pretrain.checkpoint.attempts import ATTEMPTS, EXIT_FILE, LOG_FILE, STACKS
 from pretrain.config.run import CONFIG_FILE
 from pretrain.jobs.launch import EXIT_STOPPED
@@ -121,8 +121,8 @@ def when(text: Any) -> datetime | None:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
+        found = json_value(path.read_bytes())
+    except (OSError, ValueError):
         return {}
     return redacted(found) if isinstance(found, dict) else {}
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import fields
 
-from data_prep.dataset.shards import TokenizerInfo
+from data_prep.dataset.shards import DataError, TokenizerInfo
 from data_prep.sources.storage import is_url
 from pretrain.config.data import CacheConfig, DataConfig
 from pretrain.config.root import Config
@@ -41,7 +41,11 @@ class RunData:
         return self.mix.datasets[0].manifest.tokenizer
 
     def tokenizer_bytes(self) -> bytes:
-        """The tokenizer's file."""
+        """The tokenizer's file, from the first data set that has it: one that is retired, or not
+        begun, may lack its files. Raises DataError where none has it."""
+        for data in self.mix.datasets:
+            with suppress(DataError):
+                return data.files.tokenizer()
         return self.mix.datasets[0].files.tokenizer()
 
     def fingerprints(self) -> dict[str, list[list[str]] | None]:

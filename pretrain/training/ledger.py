@@ -22,9 +22,10 @@ from data_prep.dataset.wording import counted
 from pretrain.checkpoint.attempts import Attempt, committed_step
 from pretrain.checkpoint.load import Checkpoint
 from pretrain.checkpoint.manifest import CHECKPOINTS, step_name
+from pretrain.config.data import Weight
 from pretrain.config.root import Config, load
 from pretrain.config.run import CONFIG_FILE
-from pretrain.data.lanes import Dataset, Lane, LanePlace, Mix, Weight
+from pretrain.data.lanes import Dataset, Lane, LanePlace, Mix
 from pretrain.training.metrics import numbered, reopened
 from pretrain.training.run_state import place_record
 

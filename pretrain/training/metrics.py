@@ -140,7 +140,7 @@ def peak_memory(device: torch.device) -> int:
 
 
 def log_line(record: Mapping[str, Any], steps: int, memory: Mapping[str, list[float]]) -> str:
-    """A training record as a line of the log; `memory`: its metrics, of which layers' means."""
+    """A training record as a line of the log, with the layers' mean of each metric in `memory`."""
     measured = "no target has a weight"
     if "loss" in record:
         measured = f"loss {record['loss']:.4f} | grad {record['grad_norm']:.3f}"

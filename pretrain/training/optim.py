@@ -26,7 +26,8 @@ Group: TypeAlias = dict[str, Any]
 """A parameter group: torch's keys, `peak`, `moments`, and its optimizer's own."""
 
 EMA = WEIGHTS["ema"]
-"""The moment that the average of the weights is to all but the optimizer, which leaves it alone."""
+"""The average of the weights among the moments: partitioned and stored as they are, though no
+optimizer reads or writes it."""
 
 _ADAMW: Group = {"moments": ("exp_avg", "exp_avg_sq")}
 

@@ -173,7 +173,7 @@ class Stepper:
             )
 
     def _asked(self, batch: Batch, rows: slice) -> dict[str, Any]:
-        """What the losses of a micro-batch are of."""
+        """The targets of a micro-batch and their weights, as arguments of the model."""
         weights = None if batch.weights is None else self._own(batch.weights, rows)
         return {"targets": self._own(batch.targets, rows), "weights": weights}
 

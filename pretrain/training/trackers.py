@@ -27,7 +27,7 @@ class TrackingError(ValueError):
 
 
 class Tracker(Protocol):
-    """Takes numbers of steps by name; what it raises costs the tracker, not the run."""
+    """Receives the numbers of a step by name. The run continues without one that raises."""
 
     def log(self, step: int, numbers: Mapping[str, float]) -> None:
         """Take in numbers of a step; a step may come again, with other names."""

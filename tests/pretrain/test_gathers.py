@@ -21,7 +21,7 @@ from pretrain.model import flops
 from pretrain.model.memories.kinds import is_of_memory
 from pretrain.model.transformer import Transformer
 from pretrain.planning.plan import block_gathers
-from pretrain.planning.simulate import Ledger
+from pretrain.planning.simulate import ByteCounter
 from pretrain.training.engine import PERSISTENT_ELEMENTS, Engine
 from tests.pretrain import kinds
 from tests.ranks import work
@@ -85,13 +85,13 @@ def _third_step(words: list[str]) -> dict[str, Any]:
     counted: dict[str, Any] = {"own": own, "planned": block_gathers(config, VOCABULARY)}
     for _ in range(3):
         state = engine.module.initial_state(1, "cpu")
-        with Ledger(fake=False) as ledger:
+        with ByteCounter(fake=False) as counter:
             loss = engine.forward(tokens, starts, state, tokens).loss
-            counted["forward"] = ledger.moved.get(("allgather_base", 2), 0) // 4
-            ledger.restart()
+            counted["forward"] = counter.moved.get(("allgather_base", 2), 0) // 4
+            counter.restart()
             engine.backward(loss / config.window)
-            counted["backward"] = ledger.moved.get(("allgather_base", 2), 0) // 4
-            counted["reduced"] = ledger.moved["reduce_scatter_base", 2] // 4
+            counted["backward"] = counter.moved.get(("allgather_base", 2), 0) // 4
+            counted["reduced"] = counter.moved["reduce_scatter_base", 2] // 4
         assert engine.step(1.0).applied
     return counted
 

@@ -31,7 +31,7 @@ from pretrain.config.root import Config
 from pretrain.jobs.launch import leave, place_in, start_ranks
 from pretrain.model import flops
 from pretrain.model.transformer import Transformer
-from pretrain.planning.simulate import Ledger
+from pretrain.planning.simulate import ByteCounter
 from pretrain.training.engine import Engine
 
 SETTINGS = (
@@ -128,12 +128,12 @@ def _rank(parsed: argparse.Namespace, rank: int, method: str) -> None:
 def _step(engine: Engine, config: Config, tokens: Tensor, way: Way) -> dict[str, Any]:
     dist.barrier()
     began = time.perf_counter()
-    with Ledger(fake=False) as ledger:
+    with ByteCounter(fake=False) as counter:
         loss = way(engine, config, tokens)
         engine.backward(loss / config.window)
         engine.step(1e-3)
-        sent = ledger.sent()
-        gathered = ledger.moved["allgather_base", _RANKS] * (_RANKS - 1) / _RANKS
+        sent = counter.sent()
+        gathered = counter.moved["allgather_base", _RANKS] * (_RANKS - 1) / _RANKS
     seconds = time.perf_counter() - began
     return {"seconds": seconds, "sent": sent, "gathered": gathered, "loss": float(loss.detach())}
 

@@ -4,8 +4,8 @@
 memory of earlier segments, over all segments of a window at once. It is a subclass instead of a
 part of the attention because memories that store a layer's inputs project them with the layer's
 weights, and ZeRO-3 requires weights to be read inside the module that owns them. A new kind is one
-module beside this one, a line in `kinds.py`, a line in `config.MEMORY_KINDS`, and a line in each
-of two lists of tests: that of the conformance test, and tests/pretrain/kinds.py.
+module beside this one; CONTRIBUTING.md lists the lines elsewhere that register, test and describe
+it.
 
 **The state** is a value, never a buffer: a NamedTuple of tensors [lanes, ...] that is taken and
 returned, all zero when empty. Its sizes depend only on the configuration (whatever grows with a

@@ -9,7 +9,7 @@ results are float32; M and z are always float32.
 
 Shapes: P segments of all lanes, N tokens per segment, H query heads, K key/value heads, D size of
 a head. Query head h reads memory h // (H / K). A program holds the D x D state of one head, so D is
-at most `config.TRITON_MAX_HEAD`.
+at most `TRITON_MAX_HEAD`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The attention, or the recurrence, of each `memory.kind`; no other module compares it.
 
-Properties of a kind that are needed before torch is imported are in `config.MEMORY_KINDS`.
+What is asked of a kind before torch is imported is in `MEMORY_KINDS` of pretrain/config/memory.py.
 """
 
 from __future__ import annotations

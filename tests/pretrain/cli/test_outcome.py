@@ -11,6 +11,7 @@ from data_prep.dataset.settings import SettingsError
 from data_prep.dataset.shards import DataError
 from pretrain.checkpoint.attempts import NoProgressError, SupersededError
 from pretrain.cli import outcome
+from pretrain.jobs.watchdog import WatchdogError
 
 
 def failing(error: Exception) -> int:
@@ -27,6 +28,7 @@ def failing(error: Exception) -> int:
         (SupersededError("newer"), 2, "pretrain train: newer\n"),
         (NoProgressError("none"), 78, "pretrain train: none\n"),
         (DataError("cut"), 1, "pretrain train: cut\n"),
+        (WatchdogError("it was killed"), 1, "pretrain train: it was killed\n"),
         (PermissionError(13, "Not allowed", "/a"), 1, "pretrain train: /a: Not allowed\n"),
         (OSError(28, "No space left on device"), 1, "pretrain train: No space left on device\n"),
     ],

@@ -444,12 +444,12 @@ def test_what_was_not_written_as_meant_is_reported(tmp_path: Path, write_run: An
     export.run(tmp_path / "run", tmp_path / "hub", "stored")
     with Checkpoint(tmp_path / "run/checkpoints" / step_name(7)) as checkpoint:
         config = trained.configuration_of(checkpoint)
-        source = export.Source(checkpoint, config, 320, None, "param")
+        source = export.Exported(checkpoint, config, 320, None, "param")
         export._verify(tmp_path / "hub", source)
         shutil.copyfile(tmp_path / "hub/model.safetensors", tmp_path / "model.safetensors")
         with pytest.raises(CheckpointError, match="differs from what should have been written"):
             export._verify(
-                tmp_path / "hub", export.Source(checkpoint, config, 320, "BF16", "param")
+                tmp_path / "hub", export.Exported(checkpoint, config, 320, "BF16", "param")
             )
     assert json.loads((tmp_path / "hub/config.json").read_text())["dtype"] == "float32"
 

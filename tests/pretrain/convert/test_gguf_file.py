@@ -276,6 +276,16 @@ def test_a_tokenizer_that_contradicts_itself_is_refused(
         gguf_tokenizer.of_metadata(tmp_path / "m.gguf", metadata)
 
 
+@pytest.mark.parametrize("fields", [{"token_type": [3, 3]}, {"merges": [7]}, {"bos_token_id": 999}])
+def test_a_byte_level_tokenizer_that_contradicts_itself_is_refused(
+    tmp_path: Path, fields: Mapping[str, Any]
+) -> None:
+    whole = {**byte_level("gpt-2"), "add_bos_token": True, **fields}
+    metadata = {f"tokenizer.ggml.{key}": value for key, value in whole.items()}
+    with pytest.raises(TokenizerError, match=r"m\.gguf: its tokenizer cannot be read \("):
+        gguf_tokenizer.of_metadata(tmp_path / "m.gguf", metadata)
+
+
 def test_what_is_no_whole_file_and_another_architecture_are_refused(
     tmp_path: Path, save_model: Any, tokenizer_model: Path
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import subprocess
 import sys
 from collections.abc import Callable
@@ -558,6 +559,18 @@ def test_what_a_killed_import_left_is_written_over(tmp_path: Path, save_model: A
     (tmp_path / "out.importing/checkpoints/step-00000000").mkdir(parents=True)
     imported(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["hub", "out"]
+
+
+def test_an_import_that_fails_leaves_nothing_behind(tmp_path: Path, save_model: Any) -> None:
+    save_model(tmp_path / "hub")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))  # the weights have more
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            imported(tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [path.name for path in tmp_path.iterdir()] == ["hub"]
 
 
 MEASURED = """

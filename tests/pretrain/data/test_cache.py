@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 
@@ -244,6 +245,44 @@ def test_many_threads_in_little_room_read_right_bytes(source: Source) -> None:
         thread.join()
     sizes = sum(path.stat().st_size for path in source.cache.directory.iterdir())
     assert not failed and sizes <= ROOM
+
+
+def test_files_of_others_in_the_directory_are_neither_evicted_nor_counted(source: Source) -> None:
+    directory = source.cache.directory
+    others = [directory / "thesis.tex", directory / f"{'a' * 64}.bak", directory / ("b" * 63)]
+    for other in others:
+        other.write_bytes(b"x" * ROOM)
+    (directory / "results").mkdir()
+    with source.held(1), source.held(2), source.held(3):
+        pass
+    with source.held(4):  # in the place of 1
+        assert not source.path(1).exists()
+    assert all(other.read_bytes() == b"x" * ROOM for other in others)
+    assert (directory / "results").is_dir()
+
+
+class Late(FileCache):
+    """Another process fetches the damaged file again while this one is still hashing it."""
+
+    def _is_sound(self, file: BinaryIO, path: Path, size: int) -> bool:
+        sound = super()._is_sound(file, path, size)
+        if not sound:
+            self.other = Source(FileCache(self.directory, ROOM)).held(1)
+        return sound
+
+
+def test_what_another_process_fetched_in_place_of_a_damaged_file_is_left_there(
+    source: Source,
+) -> None:
+    with source.held(1):
+        pass
+    source.path(1).write_bytes(b"\0" * 1000)
+    late = Late(source.cache.directory, ROOM)
+    late_source = Source(late)
+    with late_source.held(1), late.other:
+        # The other one still reads this path.
+        assert source.path(1).read_bytes() == source.bytes_of(1)
+    assert late_source.fetched == []
 
 
 def test_a_directory_that_cannot_be_written_is_refused(tmp_path: Path) -> None:

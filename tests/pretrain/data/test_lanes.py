@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from data_prep.dataset.shards import DataError, Document, Manifest
-from pretrain.data.lanes import Dataset, Lane, LanePlace, Mix, SourcePlace, Weight
+from pretrain.config.data import Weight
+from pretrain.data.lanes import Dataset, Lane, LanePlace, Mix, SourcePlace
 from pretrain.data.packing import IGNORE
 from pretrain.model import loss
 

@@ -14,7 +14,8 @@ import torch
 
 from data_prep.dataset import shards
 from data_prep.dataset.shards import DataError
-from pretrain.data.lanes import Dataset, Lane, LanePlace, Mix, SourcePlace, Weight
+from pretrain.config.data import Weight
+from pretrain.data.lanes import Dataset, Lane, LanePlace, Mix, SourcePlace
 from pretrain.data.loader import Batch, Loader
 
 LANES = 4

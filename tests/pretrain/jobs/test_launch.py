@@ -211,12 +211,14 @@ def test_ranks_that_wait_for_a_failed_one_are_ended(tmp_path: Path) -> None:
     assert (process.returncode, output) == (1, "shard-00003.tar: is damaged\n")
 
 
-def test_a_rank_killed_by_a_signal_is_named(tmp_path: Path) -> None:
-    script = "import os, time; os.environ['RANK'] == '1' and os.kill(os.getpid(), 9); time.sleep(9)"
+@pytest.mark.parametrize(("number", "name"), [(9, "SIGKILL"), (40, "signal 40")])
+def test_a_rank_killed_by_a_signal_is_named(tmp_path: Path, number: int, name: str) -> None:
+    kill = f"os.kill(os.getpid(), {number})"
+    script = f"import os, time; os.environ['RANK'] == '1' and {kill}; time.sleep(9)"
     process = launcher(tmp_path, script)
     output, _ = process.communicate(timeout=60)
-    assert process.returncode == 128 + signal.SIGKILL
-    assert output.startswith("rank 1 was killed by SIGKILL; the same command resumes")
+    assert process.returncode == 128 + number
+    assert output.startswith(f"rank 1 was killed by {name}; the same command resumes")
 
 
 def test_ranks_die_with_a_launcher_that_is_killed(tmp_path: Path) -> None:

@@ -160,6 +160,26 @@ def test_without_a_source_that_can_be_read_nothing_is_inherited(tmp_path: Path) 
     assert text.startswith(f"train.start_from: {tmp_path / 'old'}: there is no such directory")
 
 
+@pytest.mark.parametrize(
+    ("file", "said"),
+    [
+        ("checkpoints/step-00000007/manifest.json", "checkpoints/step-00000007: manifest.json"),
+        ("tokenizer.model", "tokenizer.model: the tokenizer"),
+    ],
+)
+def test_a_source_whose_disk_fails_is_reported(
+    tmp_path: Path, write_run: Any, data: Path, file: str, said: str
+) -> None:
+    write_run(tmp_path / "old")
+    broken = tmp_path / "old" / file
+    broken.unlink()
+    broken.symlink_to("/proc/self/mem")  # a file that is there, and cannot be read
+    (text,) = problems(tmp_path)
+    assert text == f"train.start_from: {tmp_path}/old/{said} cannot be read (Input/output error)"
+    shape = 48 if file == "tokenizer.model" else ModelConfig().d_ff
+    assert inherited(tmp_path).d_ff == shape
+
+
 def trained_model(run: Path) -> ModelConfig:
     with Checkpoint(run / "checkpoints/step-00000007") as checkpoint:
         return configuration_of(checkpoint).model

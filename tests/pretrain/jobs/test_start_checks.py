@@ -149,6 +149,12 @@ def test_all_that_evaluations_in_training_lack_is_reported_together(
         f"{{kind: needles, lengths: [900], tasks: [single], filler: {data['foreign']}}}",
     )
     assert listed(*right) == []
+    # The first data set is retired, and its files are gone.
+    (tmp_path / "retired").mkdir()
+    shutil.copy(real / "manifest.json", tmp_path / "retired")
+    mix = f"data.mix=[{{data: {tmp_path / 'retired'}, weight: 0}}, {{data: {real}}}]"
+    (short,) = problems(1, mix, "train.evaluate=[{lengths: [20]}]")
+    assert short.startswith("train.evaluate[0].lengths: 20 tokens are fewer than passkey has")
     nowhere = tmp_path / "nowhere"
     found = listed(
         "{lengths: [400, 20], name: short}", f"{{kind: perplexity, data: {data['foreign']}}}",
@@ -200,6 +206,15 @@ def test_files_that_a_data_set_lacks_are_told_before_the_start(
     mix = f"data.mix=[{{data: {data['train']}}}, {{data: {part}, weight: %s}}]"
     assert problems(1, mix % 2) == [f"data.mix[1]: {one}" for one in lacking]
     assert problems(1, mix % 0) == []  # it is not read
+    phases = f"data.mix=[{{data: {data['train']}}}, {{data: {part}, weights: %s}}]"
+    begins, ends = phases % "[[0, 0], [9, 1]]", phases % "[[0, 1], [9, 0]]"
+    assert problems(1, begins) == []  # not yet
+    assert problems(1, ends) == [f"data.mix[1]: {one}" for one in lacking]
+    run = tmp_path / "run"
+    for step, found in ((8, lacking), (9, [])):  # it is retired after step 9
+        (run / "checkpoints" / step_name(step)).mkdir(parents=True)
+        lacks = [one for one in problems(1, ends, f"run.directory={run}") if "data.mix" in one]
+        assert lacks == [f"data.mix[1]: {one}" for one in found]
     asked = f"train.evaluate=[{{kind: needles, lengths: [9999], tasks: [single], filler: {part}}}]"
     assert [f"train.evaluate[0].filler: {one}" for one in lacking] == [
         one for one in problems(1, train, asked) if "filler" in one

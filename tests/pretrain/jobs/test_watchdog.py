@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
+import select
 import signal
 import subprocess
 import sys
@@ -14,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from pretrain.jobs.interpreter import python_module
 from tools.promises.hangs import LIMIT, Rank
 
 Start = Callable[..., Rank]
@@ -207,3 +210,29 @@ def test_a_job_that_was_suspended_as_a_whole_continues(start: Start, tmp_path: P
 def test_the_watchdog_does_not_load_torch() -> None:
     code = "import sys, pretrain.jobs.watchdog; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_backlog_of_beats_that_is_read_in_parts_ends_no_watchdog(tmp_path: Path) -> None:
+    beats, reports = os.pipe()
+    stacks, dumps = os.pipe()
+    # As with pages of 64 KiB (arm64), where a pipe holds more than is read at once.
+    fcntl.fcntl(reports, fcntl.F_SETPIPE_SZ, 1 << 20)
+    line = b'[1, "step", 1, 0, 0]\n'
+    count = (1 << 16) // len(line) + 1
+    assert (1 << 16) % len(line), "the last line is cut"
+    os.write(reports, count * line)
+    limits = dict.fromkeys(("start", "step", "save"), 1000.0)
+    arguments = json.dumps([str(tmp_path), 0, limits, beats, stacks])
+    with subprocess.Popen(
+        [*python_module("pretrain.jobs.watchdog"), arguments],
+        pass_fds=(beats, stacks),
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as watchdog:
+        while select.select([beats], [], [], 0)[0] and watchdog.poll() is None:
+            time.sleep(0.05)
+        os.close(reports)  # as the rank's end does
+        _, said = watchdog.communicate(timeout=30)
+    for end in (beats, stacks, dumps):
+        os.close(end)
+    assert (watchdog.returncode, said) == (0, "")

@@ -1,7 +1,7 @@
 """What is found without memory, GPU and other ranks, against runs that have them.
 
 Activations against the CPU allocator's own records; a rank's part, peak and traffic against two
-real ranks of this file (`_rank`), where the same ledger counts ordinary tensors and real
+real ranks of this file (`_rank`), where the same counter counts ordinary tensors and real
 collectives.
 """
 
@@ -27,7 +27,7 @@ from pretrain.model import flops, loss
 from pretrain.model.memories import nearest
 from pretrain.model.transformer import Transformer
 from pretrain.planning.plan import memory, passed_bytes, sent_bytes
-from pretrain.planning.simulate import Ledger, activations, in_use, simulate
+from pretrain.planning.simulate import ByteCounter, activations, in_use, simulate
 from pretrain.training.engine import PERSISTENT_ELEMENTS, Engine, build_ops
 from pretrain.training.parallel import SequenceGroup
 from tests.pretrain import kinds
@@ -51,24 +51,24 @@ def config(*words: str) -> Config:
     )  # fmt: skip
 
 
-def test_a_ledger_counts_what_lives_and_the_most_that_lived_at_a_time() -> None:
-    with Ledger(fake=False) as ledger:
+def test_a_counter_counts_what_lives_and_the_most_that_lived_at_a_time() -> None:
+    with ByteCounter(fake=False) as counter:
         one = torch.zeros(100)
         two = one + 1
-        assert (ledger.live, ledger.peak) == (800, 800)
+        assert (counter.live, counter.peak) == (800, 800)
         two = two.view(10, 10)  # no memory of its own
-        assert ledger.live == 800
+        assert counter.live == 800
         del two
-        assert (ledger.live, ledger.peak) == (400, 800)
-        ledger.restart()
-        assert ledger.peak == 400
+        assert (counter.live, counter.peak) == (400, 800)
+        counter.restart()
+        assert counter.peak == 400
         one.add_(1)
-        assert (ledger.live, ledger.peak) == (400, 400)
+        assert (counter.live, counter.peak) == (400, 400)
 
 
 def test_a_ring_sends_all_but_a_ranks_share_and_twice_that_to_sum() -> None:
-    ledger = Ledger(fake=False)
-    ledger.moved = {
+    counter = ByteCounter(fake=False)
+    counter.moved = {
         ("allgather_base", 4): 800,
         ("allgather_base", 2): 60,
         ("reduce_scatter_base", 4): 400,
@@ -76,7 +76,7 @@ def test_a_ring_sends_all_but_a_ranks_share_and_twice_that_to_sum() -> None:
         ("allreduce", 1): 7,
         ("broadcast", 4): 9,
     }
-    assert ledger.sent() == 0.75 * (800 + 400 + 2 * 80) + 0.5 * 60
+    assert counter.sent() == 0.75 * (800 + 400 + 2 * 80) + 0.5 * 60
 
 
 def allocated(settings: Config) -> int:
@@ -190,7 +190,7 @@ def _rank(path: Path) -> None:
     told = []
     for words in WORDS:
         settings = config(*words)
-        with Ledger(fake=False) as ledger:
+        with ByteCounter(fake=False) as counter:
             engine = Engine(
                 lambda settings=settings: Transformer(
                     settings.model, VOCABULARY, settings.train.activation_checkpointing
@@ -205,20 +205,20 @@ def _rank(path: Path) -> None:
                 state = in_use(engine.module.initial_state(LANES, "cpu"))
                 batch = torch.zeros(LANES, settings.part, dtype=torch.int64)
                 starts = torch.zeros(LANES, settings.part, dtype=torch.bool)
-                ledger.restart()
+                counter.restart()
                 preface = bool(settings.data.preface)
                 initial = state if preface else None
                 given = {"parts": parts, "initial": initial}
                 engine.backward(engine.forward(batch, starts, state, batch, **given).loss)
-                before = ledger.sent()
+                before = counter.sent()
                 engine.step(1.0)
-                once = ledger.sent() - before
+                once = counter.sent() - before
                 if preface:
                     with engine.evaluating():
                         none = torch.zeros(0, dtype=torch.int64)
                         engine.forward(batch, starts, state, parts=parts, places=(none, none))
-            sent = {"sent": ledger.sent() - once, "once": once}
-            told.append({"held": engine.held(), "peak": ledger.peak, **sent})
+            sent = {"sent": counter.sent() - once, "once": once}
+            told.append({"held": engine.held(), "peak": counter.peak, **sent})
         del engine
     if place.rank == 0:
         path.write_text(json.dumps(told))

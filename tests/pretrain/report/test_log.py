@@ -71,6 +71,12 @@ def test_a_changed_setting_is_no_fault_and_an_evaluation_that_failed_is_one(
     ]
 
 
+def test_a_checkpoint_is_routine_wherever_its_run_lies(tmp_path: Path) -> None:
+    path = "/data/my runs/an error in it/checkpoints/step-00000010"
+    text = f"07:00:00 checkpoint {path} in 0.1 s, training stalled for 0.02 s\n"
+    assert read(tmp_path, text).events == []
+
+
 def test_what_a_launch_writes_is_what_is_read(tmp_path: Path) -> None:
     (tmp_path / "checkpoints/step-00000040").mkdir(parents=True)
     for number in (1, 2):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from data_prep.dataset.shards import DataError
 from pretrain.config.root import load
 from pretrain.training.data import RunData
 
@@ -52,3 +54,18 @@ def test_a_cache_has_an_effect_where_any_data_set_is_under_a_url(
     assert idle(*words) == ["data.cache.gigabytes"]
     remote = "train.evaluate=[{kind: perplexity, data: 'https://localhost/books'}]"
     assert idle(*words, remote) == []
+
+
+def test_the_tokenizer_is_that_of_any_data_set_that_still_has_it(
+    data_sets: dict[str, Path], tmp_path: Path
+) -> None:
+    retired = tmp_path / "retired"
+    retired.mkdir()
+    shutil.copy(data_sets["train"] / "manifest.json", retired)
+    mix = f"data.mix=[{{data: {retired}, weight: 0}}, {{data: {data_sets['other']}}}]"
+    config = load(None, ["run.directory=r", "data.lanes=2", mix])
+    own = data_sets["other"] / "tokenizer.model"
+    assert RunData(config).tokenizer_bytes() == own.read_bytes()
+    alone = load(None, ["run.directory=r", "data.lanes=2", f"data.train={retired}"])
+    with pytest.raises(DataError, match="cannot be read"):
+        RunData(alone).tokenizer_bytes()

@@ -24,7 +24,7 @@ from pretrain.model.loss import IGNORE
 from pretrain.model.memories.infini import MemoryState
 from pretrain.model.state import ModelState
 from pretrain.model.transformer import Transformer
-from pretrain.planning.simulate import Ledger
+from pretrain.planning.simulate import ByteCounter
 from pretrain.training.parallel import SequenceGroup, Share, ranks_joined
 from tests.ranks import work
 
@@ -201,9 +201,9 @@ def _moved(
     tokens = torch.zeros(1, length // parts.count, dtype=torch.int64)
     starts = torch.zeros_like(tokens, dtype=torch.bool)
     state = model.initial_state(1, "cpu")
-    with Ledger(fake=False) as ledger:
+    with ByteCounter(fake=False) as counter:
         model(tokens, starts, state, tokens, parts=parts).loss.backward()
-    return ledger.moved
+    return counter.moved
 
 
 # What is started and compared here.
