@@ -752,13 +752,13 @@ def _real(mask: Any, given: Tensor) -> Tensor:
             f"attention_mask: expected [{batch}, {length} or more], 1 for tokens and 0 for "
             "padding; a memory has no other masks"
         )
-    mask = mask[:, -length:].cpu()
-    if bool(((mask != 0) & (mask != 1)).any()):
+    own: Tensor = mask[:, -length:].cpu()
+    if bool(((own != 0) & (own != 1)).any()):
         raise ValueError(
             "attention_mask: has numbers besides 1 for tokens and 0 for padding; where texts begin "
             "in a row, position_ids say, which begin again at 0 with each"
         )
-    return mask.bool().expand(batch, -1)
+    return own.bool().expand(batch, -1)
 
 
 def _asked(options: dict[str, Any], config: InfiniLlamaConfig) -> tuple[set[int], bool]:
