@@ -100,10 +100,14 @@ def kind_of(checkpoint: Checkpoint, weights: Weights) -> str:
     """The kind of the tensors that hold these weights. Raises TrainedError where there are none."""
     kind = WEIGHTS[weights]
     if f"embedding.weight/{kind}" not in checkpoint.names():
-        raise TrainedError(
-            f"{checkpoint.path}: has no average of the weights, since the run has no "
-            "optim.ema_decay; leave out --weights ema, or resume the run with one"
+        reason = (
+            "the run has no optim.ema_decay; leave out --weights ema, or resume the run with one"
         )
+        if "imported" in checkpoint.trainer:
+            reason = (
+                "it is an imported model, with the weights of its source; leave out --weights ema"
+            )
+        raise TrainedError(f"{checkpoint.path}: has no average of the weights, since {reason}")
     return kind
 
 

@@ -235,6 +235,18 @@ class Mqar(OnModel):
         return capacity.run(self.path, asked, self.weights)
 
 
+def _undrawn(asked: Summaries | Generate) -> list[str]:
+    """Options of how tokens are drawn, where the likeliest one is taken."""
+    if asked.temperature != 0:
+        return []
+    return [
+        f"--{name.replace('_', '-')}: has no effect with --temperature 0, which takes the "
+        "likeliest token each time; leave out one of them"
+        for name in ("top_p", "seed")
+        if getattr(asked, name) != getattr(type(asked), name)
+    ]
+
+
 class Summaries(OnModel):
     """Answers about whole documents, scored by Rouge.
 
@@ -273,7 +285,7 @@ class Summaries(OnModel):
         return pairs.read(self.pairs, self.fields[0])
 
     def problems(self) -> list[str]:
-        return [*self.fields[1], *self.pairs_read[1]]
+        return [*_undrawn(self), *self.fields[1], *self.pairs_read[1]]
 
     def run(self) -> int:
         from pretrain.evaluate import summaries
@@ -301,6 +313,9 @@ class Generate(OnModel):
     temperature: float = option(0.8, "0: greedy", low=0)
     top_p: float = option(0.95, "probability mass of nucleus sampling", above=0, high=1)
     seed: int = option(0, "same seed, same text", low=0, high=2**63 - 1)
+
+    def problems(self) -> list[str]:
+        return _undrawn(self)
 
     def run(self) -> int:
         from pretrain.evaluate import generate

@@ -565,6 +565,7 @@ class InfiniLlamaModel(InfiniLlamaPreTrainedModel):
         keeps = bool(use_cache) or cache is not None
         cache = _opened(cache, len(given))
         real = _real(attention_mask, given)
+        _require_places(position_ids, others)
         places = None
         if position_ids is not None and real.shape[1] > 1:
             places = position_ids[..., -real.shape[1] :].reshape(-1, real.shape[1]).cpu()
@@ -639,6 +640,7 @@ class InfiniLlamaForCausalLM(InfiniLlamaPreTrainedModel, GenerationMixin):
     ) -> Any:
         # A text is computed segment by segment anyway; chunks would need a cache before it begins.
         generation_config.prefill_chunk_size = None
+        _require_new(input_ids, generation_config, model_kwargs)
         return super()._prefill(input_ids, generation_config, model_kwargs, **others)
 
     @can_return_tuple
@@ -701,13 +703,48 @@ def _opened(cache: Any, batch: int) -> InfiniCache:
         )
     cache.seen = cache.seen or [0] * batch
     if len(cache.seen) != batch:
-        raise ValueError(f"cache: holds {len(cache.seen)} texts, expected {batch} as in the input")
+        raise ValueError(
+            f"cache: holds {len(cache.seen)} texts, expected {batch} as in the input (with beams "
+            "and num_return_sequences: let its batch_repeat_interleave repeat each)"
+        )
     return cache
+
+
+def _require_new(input_ids: Tensor, options: Any, given: dict[str, Any]) -> None:
+    """Raises ValueError where a cache to continue from holds all of the text that `generate` is
+    given, or another one: transformers would read the text once more, or only a part of it."""
+    cache, mask, embeddings = (
+        given.get(name) for name in ("cache", "attention_mask", "inputs_embeds")
+    )
+    if not isinstance(cache, InfiniCache) or not cache.columns:
+        return
+    length = (input_ids if embeddings is None else embeddings).shape[1]
+    # An attention_mask of 1s is taken away, and its length kept.
+    total = getattr(options, "_mask_length", None) if mask is None else mask.shape[1]
+    total = length if total is None or embeddings is not None else total
+    if cache.columns >= total or (length < total != cache.columns + length):
+        raise ValueError(
+            f"cache: holds {cache.columns} tokens, and {length} are given of a text of {total}; "
+            "expected the whole text, which goes on behind what the cache holds, or what is new "
+            "alone with an attention_mask of the whole"
+        )
+
+
+def _require_places(position_ids: Tensor | None, others: dict[str, Any]) -> None:
+    """Raises ValueError where only arguments for other kernels say where texts begin in a row."""
+    told = [name for name in ("cu_seq_lens_q", "seq_idx") if others.get(name) is not None]
+    if told and position_ids is None:
+        raise ValueError(
+            f"{told[0]}: says which texts lie in a row, and has no effect here; expected "
+            "position_ids that begin again at 0 with each text"
+        )
 
 
 def _real(mask: Any, given: Tensor) -> Tensor:
     """Which of the tokens [B, T] are no padding, on the CPU."""
     batch, length = given.shape[:2]
+    if not length:
+        raise ValueError("input_ids: hold no token, expected one or more")
     if mask is None:
         return torch.ones(batch, length, dtype=torch.bool)
     if not isinstance(mask, Tensor) or mask.dim() != 2 or mask.shape[1] < length:
@@ -715,7 +752,13 @@ def _real(mask: Any, given: Tensor) -> Tensor:
             f"attention_mask: expected [{batch}, {length} or more], 1 for tokens and 0 for "
             "padding; a memory has no other masks"
         )
-    return mask[:, -length:].bool().cpu().expand(batch, -1)
+    own: Tensor = mask[:, -length:].cpu()
+    if bool(((own != 0) & (own != 1)).any()):
+        raise ValueError(
+            "attention_mask: has numbers besides 1 for tokens and 0 for padding; where texts begin "
+            "in a row, position_ids say, which begin again at 0 with each"
+        )
+    return own.bool().expand(batch, -1)
 
 
 def _asked(options: dict[str, Any], config: InfiniLlamaConfig) -> tuple[set[int], bool]:

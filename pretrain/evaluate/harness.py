@@ -253,7 +253,8 @@ def _asked(options: Mapping[str, Any]) -> tuple[list[str], Sampling]:
     if wrong := [end for end in ends if not isinstance(end, str)]:
         raise TypeError(f"until: expected texts, found {wrong}")
     temperature = asked.get("temperature", 1.0 if asked.get("do_sample") else 0.0)
-    return ends, Sampling(asked["max_gen_toks"], temperature, asked.get("top_p") or 1.0)
+    top_p = 1.0 if asked.get("top_p") is None else asked["top_p"]
+    return ends, Sampling(asked["max_gen_toks"], temperature, top_p)
 
 
 def _sha256(directory: Path, tasks: Mapping[str, Any]) -> str:

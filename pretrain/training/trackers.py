@@ -13,6 +13,7 @@ from data_prep.dataset import durable, settings
 from data_prep.dataset.parsing import json_value
 from data_prep.dataset.settings import SettingsError
 from pretrain.config.root import Config
+from pretrain.config.run import WandbConfig
 
 TENSORBOARD = "tensorboard"
 """The directory of a run's event files."""
@@ -95,11 +96,14 @@ class Wandb:
 
         identity = run_identity(directory)
         link = {key: value for key, value in identity.items() if key == "copied_from"}
+        name = config.wandb.name or directory.resolve().name
         try:
+            for sentence in _unheeded(wandb.setup().settings, config.wandb, name, identity["id"]):
+                _log.warning("%s", sentence)
             self._run: Any = wandb.init(
                 project=config.wandb.project,
                 entity=config.wandb.entity or None,
-                name=config.wandb.name or directory.resolve().name,
+                name=name,
                 id=identity["id"],
                 resume="allow",
                 mode=config.wandb.mode,
@@ -149,6 +153,27 @@ class Wandb:
         self._run.finish()
         # wandb does this at interpreter exit, which a rank never reaches.
         wandb.teardown()
+
+
+def _unheeded(own: Any, config: WandbConfig, name: str, identity: str) -> list[str]:
+    """What wandb has from its variables or settings file, and the run decides otherwise.
+
+    Its other settings (group, tags, notes, ...) are taken as they are.
+    """
+    decided = {
+        "mode": ("WANDB_MODE, `wandb disabled`", config.mode, "wandb.mode is"),
+        "project": ("WANDB_PROJECT", config.project, "wandb.project is"),
+        "entity": ("WANDB_ENTITY", config.entity, "wandb.entity is"),
+        "run_name": ("WANDB_NAME", name, "wandb.name is"),
+        "run_id": ("WANDB_RUN_ID", identity, "the id in run.json is"),
+        "root_dir": ("WANDB_DIR", "wandb/", "its files go to the run directory's"),
+    }
+    return [
+        f"wandb's own {field} ({source}, or its settings file) has no effect, since {reason} "
+        f"{value}"
+        for field, (source, value, reason) in decided.items()
+        if value and field in own.model_fields_set and getattr(own, field) != value
+    ]
 
 
 def run_identity(directory: Path) -> dict[str, str]:

@@ -103,3 +103,17 @@ def test_of_generation(pretrain: Run) -> None:
         pretrain("generate", "run", *words, "--temperature", "nan"),
         "--prompt, --prompt-file", "--max-tokens", "--temperature", "--top-p",
     )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "words", [("generate", "run"), ("eval", "summaries", "run", "pairs.jsonl", "--question", "?")]
+)
+def test_what_only_draws_is_refused_where_the_likeliest_token_is_taken(
+    pretrain: Run, tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    (tmp_path / "pairs.jsonl").write_text('{"prompt": "a", "answer": "b"}\n')
+    drawn = ["--top-p", "0.5", "--seed", "7"]
+    said = refused(pretrain(*words, *drawn, "--temperature", "0"), "--top-p", "--seed")
+    assert "--seed: has no effect with --temperature 0, which takes the likeliest token" in said
+    for one in (drawn, ["--temperature", "0"]):
+        assert "has no effect" not in pretrain(*words, *one).stderr

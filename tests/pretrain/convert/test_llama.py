@@ -21,6 +21,7 @@ from data_prep.dataset.settings import SettingsError
 from data_prep.dataset.wording import counted
 from pretrain import trained
 from pretrain.checkpoint.load import Checkpoint
+from pretrain.checkpoint.runs import TrainedError
 from pretrain.config.memory import MEMORY_KINDS
 from pretrain.config.root import ImportConfig, load
 from pretrain.convert import llama
@@ -206,6 +207,16 @@ def test_gates_begin_as_chosen_and_weights_keep_their_bits_and_dtype(
         assert checkpoint.lanes() == 0
     # On a GPU it is evaluated in the precision that it came in.
     assert trained.load(tmp_path / "out", CPU).config.train.precision == "bf16"
+
+
+def test_the_average_that_an_import_lacks_is_no_reason_to_resume_it(
+    tmp_path: Path, save_model: Any
+) -> None:
+    save_model(tmp_path / "hub")
+    imported(tmp_path)
+    with pytest.raises(TrainedError, match="since it is an imported model") as refused:
+        trained.load(tmp_path / "out", CPU, "ema")
+    assert str(refused.value).endswith("leave out --weights ema")
 
 
 @pytest.mark.parametrize("kind", ["rmt", "autocompressor"])

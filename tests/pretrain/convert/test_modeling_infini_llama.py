@@ -156,6 +156,32 @@ def test_a_text_that_is_to_be_read_in_chunks_goes_on_the_same(side: str, size: i
     assert torch.equal(found, expected)
 
 
+@pytest.mark.parametrize("side", [None, "left"])
+def test_a_text_goes_on_from_a_cache_that_holds_only_its_beginning(side: str | None) -> None:
+    """transformers would read a text again of which a cache holds all, and of new tokens alone
+    only those behind as many as the cache holds."""
+    model, texts = random_model(), random_texts()
+    ids, mask = padded(texts if side else texts[:1], side or "left")
+    options = {"max_new_tokens": 9, "do_sample": False, "eos_token_id": None}
+    expected = model.generate(ids, attention_mask=mask, **options)
+
+    def begun(length: int) -> Any:
+        return model(ids[:, :length], attention_mask=mask[:, :length], use_cache=True).cache
+
+    for kept in (1, 5, 12):
+        whole = model.generate(ids, attention_mask=mask, cache=begun(kept), **options)
+        assert torch.equal(whole, expected)
+        rest = model.generate(ids[:, kept:], attention_mask=mask, cache=begun(kept), **options)
+        assert torch.equal(rest, expected[:, kept:])
+    for held, first in ((13, 0), (13, 8), (7, 7), (7, 9)):
+        given = {"attention_mask": mask[:, first:], "cache": begun(held)}
+        with pytest.raises(ValueError, match=f"cache: holds {held} tokens, and {13 - first} are"):
+            model.generate(ids[:, first:], **given, **options)
+    embeddings = model.get_input_embeddings()(ids)
+    with pytest.raises(ValueError, match="cache: holds 13 tokens, and 13 are given of a text of 1"):
+        model.generate(inputs_embeds=embeddings, attention_mask=mask, cache=begun(13), **options)
+
+
 @torch.no_grad()
 def test_positions_that_begin_again_begin_another_text() -> None:
     model, texts = random_model(), random_texts()
@@ -312,6 +338,28 @@ def test_what_has_no_meaning_is_refused() -> None:
         model(text.repeat(2, 1), cache=model(text).cache)
     with pytest.raises(ValueError, match=r"attention_mask: expected \[1, 13 or more\]"):
         model(text, attention_mask=torch.ones(1, 1, 13, 13))
+    with pytest.raises(ValueError, match="attention_mask: has numbers besides 1"):
+        model(text, attention_mask=torch.tensor([[1] * 6 + [2] * 7]))
+    with pytest.raises(ValueError, match="input_ids: hold no token"):
+        model(text[:, :0])
+
+
+@pytest.mark.parametrize("said", ["cu_seq_lens_q", "seq_idx"])
+@torch.no_grad()
+def test_texts_in_a_row_that_only_other_kernels_would_divide_are_refused(said: str) -> None:
+    """As of collators for flash attention, of which a memory would mix the texts."""
+    model, texts = random_model(), random_texts()[:2]
+    row = torch.cat(texts)[None]
+    first, second = len(texts[0]), len(texts[1])
+    told = {
+        "cu_seq_lens_q": torch.tensor([0, first, first + second]),
+        "seq_idx": torch.tensor([[0] * first + [1] * second]),
+    }[said]
+    with pytest.raises(ValueError, match=f"{said}: .* expected position_ids that begin again at 0"):
+        model(row, **{said: told})
+    places = torch.cat([torch.arange(first), torch.arange(second)])[None]
+    found = model(row, position_ids=places, **{said: told}).logits[0, first:]
+    torch.testing.assert_close(found, model(texts[1][None]).logits[0], rtol=0, atol=5e-5)
 
 
 def test_gates_stay_precise_and_a_saved_model_is_the_same(hub: Path, tmp_path: Path) -> None:

@@ -347,6 +347,7 @@ def refusal(run: Path, tasks: Path, *names: str) -> str:
         ("max_gen_toks: 9", "max_gen_toks: many", "invalid literal for int()"),
         ("until: [e]", "until: [5]", "until: expected texts, found [5]"),
         ("max_gen_toks: 9", "top_p: 7", "cannot be followed: "),
+        ("max_gen_toks: 9", "do_sample: true, top_p: 0", "cannot be followed: "),
         ("task: continue", "task: continue\nno_such_key: 1", "no_such_key"),
         ("output_type: generate_until", "output_type: guess", "task continue cannot be run by the "
          "harness: ValueError: Got invalid output_type 'guess'"),

@@ -460,7 +460,7 @@ def test_a_secret_that_a_setting_asks_for_is_refused_and_stored_nowhere(
 
 # Records nothing, with wandb in the mode and the directory that are given.
 _TRACKED = """
-import sys
+import logging, sys
 from pathlib import Path
 from data_prep.dataset.settings import SettingsError
 from pretrain.checkpoint.attempts import Attempt
@@ -468,6 +468,7 @@ from pretrain.config.root import Config
 from pretrain.config.run import WandbConfig
 from pretrain.training.metrics import Recorder
 mode, directory = sys.argv[1:]
+logging.basicConfig(stream=sys.stdout, format="%(message)s")
 try:
     Recorder(Attempt(Path(directory), 1), Config(wandb=WandbConfig(mode=mode)), 0).close()
 except SettingsError as error:
@@ -512,6 +513,29 @@ def test_a_run_in_the_working_directory_has_its_name_in_wandb(tmp_path: Path) ->
     assert _tracked_alone(tmp_path / "my run", "offline", ".") == ""
     names = {record.run.display_name for record in _wandb_records(tmp_path / "my run")}
     assert names - {""} == {"my run"}
+
+
+def test_what_wandb_is_told_elsewhere_and_the_run_decides_itself_is_said(tmp_path: Path) -> None:
+    """Tags, group and notes, which no setting of a run is for, are taken."""
+    for directory in ("run", "wandb"):
+        (tmp_path / directory).mkdir()
+    (tmp_path / "wandb" / "settings").write_text("[default]\nmode = disabled\n")
+    said = _tracked_alone(
+        tmp_path, "offline", "run", WANDB_PROJECT="p", WANDB_NAME="n", WANDB_DIR="elsewhere",
+        WANDB_ENTITY="e", WANDB_RUN_ID="abc", WANDB_TAGS="a,b", WANDB_RUN_GROUP="g",
+    )  # fmt: skip
+    identity = json.loads((tmp_path / "run" / "run.json").read_text())["id"]
+    decided = [
+        ("mode", "wandb.mode is offline"), ("project", "wandb.project is infini-pretrain"),
+        ("run_name", "wandb.name is run"), ("run_id", f"the id in run.json is {identity}"),
+        ("root_dir", "its files go to the run directory's wandb/"),
+    ]  # fmt: skip
+    for line, (field, reason) in zip(said.splitlines(), decided, strict=True):
+        assert line.startswith(f"wandb's own {field} (")
+        assert line.endswith(f"has no effect, since {reason}")
+    (run, *_) = [r.run for r in _wandb_records(tmp_path / "run") if r.HasField("run")]
+    assert (run.entity, run.project, run.display_name) == ("e", "infini-pretrain", "run")
+    assert (run.run_id, run.run_group, list(run.tags)) == (identity, "g", ["a", "b"])
 
 
 def test_records_continue_when_a_signal_to_the_whole_job_ends_wandbs_process(
