@@ -87,7 +87,7 @@ STAGES = (
     Stage("3_longer", ((MIDDLE, 0.3), (LONGER, 0.7)), 300, 4, 32, 1e-3, 0.02),
     Stage("4_window", ((MIDDLE, 0.2), (LONGER, 0.3), (WINDOW, 0.5)), 300, 1, 128, 7e-4, 0.02),
     Stage(
-        *("5_preface", ((CLOSE, 0.2), (LONGER, 0.4), (WINDOW, 0.4)), 600, 1, 128, 6e-4, 0.0, 0.3),
+        *("5_preface", ((CLOSE, 0.2), (LONGER, 0.4), (WINDOW, 0.4)), 600, 1, 128, 3e-4, 0.0, 0.3),
         weight_decay=0.0,
         preface=PREFACE,
     ),
