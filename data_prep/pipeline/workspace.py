@@ -436,7 +436,8 @@ def _refuse_other(output: Path, config: Config, theirs: dict[str, Any]) -> None:
 def check_inputs(work: Work) -> None:
     """Raise InputChangedError unless every file that this run lists holds what was surveyed.
 
-    One of another status, such as a restored one, is hashed; its survey takes the new status.
+    One of another status than then, such as a restored one, is hashed; its survey takes the new
+    status. The status in the list may be older than the survey.
     """
     for unit, members in enumerate(work.survey_units):
         then = [work.surveys[index] for index in members]
@@ -449,11 +450,14 @@ def check_inputs(work: Work) -> None:
 def _unchanged(file: InputFile, found: Survey) -> Survey:
     if file.listed == found.status:
         return found
+    status = storage.status(file.path)
+    if status == found.status:
+        return found
     if found.is_unread:
-        return Survey.unread(file.listed)
-    if file.listed.bytes != found.bytes or storage.sha256_of(file.path) != found.sha256:
+        return Survey.unread(status)
+    if status.bytes != found.bytes or storage.sha256_of(file.path) != found.sha256:
         raise InputChangedError(file.path)
-    return replace(found, version=file.listed.version)
+    return replace(found, version=status.version)
 
 
 def nothing_left(work: Work, read: int, reasons: Counter[str], more: str = "") -> NothingLeftError:

@@ -654,6 +654,18 @@ def test_an_input_that_was_restored_is_continued_with(tmp_path: Path) -> None:
         assert pipeline.run(wanted).manifest.documents == 2
 
 
+def test_an_input_may_be_touched_between_its_listing_and_its_reading(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text(Path(__file__).read_text())
+    words = [f"root={tmp_path}", f"output={tmp_path / 'set'}", "workers=1", "shards.count=1"]
+    words += ["sources=[{name: s, paths: ['*.txt']}]", "tokenizer.vocab_size=400"]
+    wanted = config.load(None, words)
+    work = pipeline.open_work(wanted)
+    touched(tmp_path / "a.txt")
+    with workspace.locked(work):
+        pipeline._run(wanted, work, pipeline.stages(wanted))
+    assert shards.verify(tmp_path / "set") == []
+
+
 def test_a_finished_data_set_is_of_other_input_where_its_bytes_changed_and_not_its_size(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
