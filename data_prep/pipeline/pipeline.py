@@ -403,6 +403,7 @@ def _tokenizer_info(work: Work) -> TokenizerInfo:
 
 
 def _input_infos(work: Work) -> list[InputInfo]:
+    workspace.check_evaluation(work)
     read = [
         InputInfo(file.name, found.bytes, found.sha256)
         for file, found in zip(work.files, work.surveys, strict=True)

@@ -85,11 +85,15 @@ class Stage(ABC):
         """Do a unit, durably; returns its result for the marker."""
 
     def cleaner(self, file: int) -> Cleaner:
-        """The cleaning of this file's source."""
+        """The cleaning of this file's source. Raises InputChangedError, OSError."""
         source = self.work.files[file].config
         if source.name not in self._cleaners:
-            evaluation = tuple(inputs.evaluation_files(self.config, source).values())
-            self._cleaners[source.name] = Cleaner(source.cleaning, evaluation)
+            found = inputs.evaluation_files(self.config, source)
+            if source.cleaning.decontaminate:
+                workspace.check_evaluation(self.work)
+            # Not those that came later, which the manifest would not name.
+            own = (path for name, path in found.items() if name in self.work.evaluation)
+            self._cleaners[source.name] = Cleaner(source.cleaning, tuple(own))
         return self._cleaners[source.name]
 
 

@@ -460,6 +460,18 @@ def _unchanged(file: InputFile, found: Survey) -> Survey:
     return replace(found, version=status.version)
 
 
+def check_evaluation(work: Work) -> None:
+    """Raise InputChangedError unless the evaluation files are those with which the run began.
+
+    Raises OSError where one is missing. A dry run begins nothing.
+    """
+    if work.evaluation and work.begun.exists():
+        then = json.loads(work.begun.read_bytes())["evaluation"]
+        for name, path in work.evaluation.items():
+            if durable.sha256_of(path) != then[name]:
+                raise InputChangedError(str(path))
+
+
 def nothing_left(work: Work, read: int, reasons: Counter[str], more: str = "") -> NothingLeftError:
     """Why there is no data set to make of `read` records, by the number of each reason."""
     if read:
