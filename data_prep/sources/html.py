@@ -248,7 +248,7 @@ def _undeflated(page: bytes) -> bytes:
 
 
 def _unzstd(page: bytes) -> bytes:
-    found = b""
+    found = bytearray()  # bytes would be copied for each block
     while page.startswith(_ZSTD) and len(found) <= LARGEST:
         decoder = zstandard.ZstdDecompressor(max_window_size=LARGEST * 2)
         reader = decoder.decompressobj()
@@ -266,7 +266,7 @@ def _unzstd(page: bytes) -> bytes:
     if page.strip() and len(found) <= LARGEST:
         detail = f"{len(page)} bytes of something else follow its compressed data"
         raise BadRecordError("not a page", detail)
-    return found
+    return bytes(found)
 
 
 def in_charset(page: bytes, said: str) -> str | bytes:
