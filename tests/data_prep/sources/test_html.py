@@ -461,3 +461,11 @@ def test_the_largest_zstd_body_is_decompressed_in_a_moment() -> None:
     started = time.process_time()
     assert html._unzstd(zstandard.compress(page)) == page
     assert time.process_time() - started < 2
+
+
+def test_a_response_that_is_all_header_is_read_in_a_moment() -> None:
+    started = time.process_time()
+    response = b"HTTP/1.1 200 OK\r\n" + b"a: b\n" * 800_000
+    with pytest.raises(BadRecordError, match="not HTML"):
+        html.text_of(response, lambda page: "")
+    assert time.process_time() - started < 10
