@@ -88,12 +88,10 @@ class Stage(ABC):
         """The cleaning of this file's source. Raises InputChangedError, OSError."""
         source = self.work.files[file].config
         if source.name not in self._cleaners:
-            found = inputs.evaluation_files(self.config, source)
-            if source.cleaning.decontaminate:
+            own = self.work.evaluation.get(source.name, {})
+            if own:
                 workspace.check_evaluation(self.work)
-            # Not those that came later, which the manifest would not name.
-            own = (path for name, path in found.items() if name in self.work.evaluation)
-            self._cleaners[source.name] = Cleaner(source.cleaning, tuple(own))
+            self._cleaners[source.name] = Cleaner(source.cleaning, tuple(own.values()))
         return self._cleaners[source.name]
 
 

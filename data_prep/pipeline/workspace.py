@@ -90,10 +90,15 @@ class Work:
 
     output: Path
     files: list[InputFile]
-    evaluation: dict[str, Path] = field(default_factory=dict)
-    """Evaluation files, by name: documents that share text with them are dropped."""
+    evaluation: dict[str, dict[str, Path]] = field(default_factory=dict)
+    """Evaluation files of each source, by name: documents that share text with them are dropped."""
     limit: int = 0
     """Records to take of each source; 0: all."""
+
+    @property
+    def evaluation_files(self) -> dict[str, Path]:
+        """Those of all sources, by name."""
+        return {name: path for own in self.evaluation.values() for name, path in own.items()}
 
     @property
     def directory(self) -> Path:
@@ -419,7 +424,7 @@ def _identity(work: Work, config: Config) -> dict[str, Any]:
         "configuration": config.identity(),
         "files": [[file.name, file.path] for file in work.files],
         "evaluation": {
-            name: durable.sha256_of(path) for name, path in sorted(work.evaluation.items())
+            name: durable.sha256_of(path) for name, path in sorted(work.evaluation_files.items())
         },
     }
 
@@ -465,9 +470,10 @@ def check_evaluation(work: Work) -> None:
 
     Raises OSError where one is missing. A dry run begins nothing.
     """
-    if work.evaluation and work.begun.exists():
+    files = work.evaluation_files
+    if files and work.begun.exists():
         then = json.loads(work.begun.read_bytes())["evaluation"]
-        for name, path in work.evaluation.items():
+        for name, path in files.items():
             if durable.sha256_of(path) != then[name]:
                 raise InputChangedError(str(path))
 
