@@ -152,6 +152,7 @@ class InfiniShardFinaliser(PipelineStep):  # type: ignore[misc]
         work = _work(self.config, json.loads(ended.read_bytes())["tasks"] if ended else 0)
         if workspace.finished(work.output, self.config) is None:
             _check_tasks(work, self.config)
+            workspace.begin(work, self.config)
             stages = pipeline.stages(self.config)
             after: list[type[Stage]] = [TrainTokenizer, *stages[stages.index(Tokenize) + 1 :]]
             for stage in after:

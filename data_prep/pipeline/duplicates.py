@@ -15,7 +15,7 @@ import hashlib
 import os
 import resource
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +27,7 @@ from datatrove.pipeline.dedup import (
 )
 
 from data_prep.config import DuplicatesConfig
+from data_prep.dataset import durable
 from data_prep.pipeline.ngrams import NGrams
 from data_prep.pipeline.table import grouped
 
@@ -61,10 +62,8 @@ class Signer:
             deque(signatures, maxlen=0)
             return
         self._minhash.run((Document(text=found, id="") for found in signatures), rank=unit)
-        for bucket in range(self._config.buckets):
-            path = self._directory / f"bucket_{bucket:03d}" / f"{unit:05d}.minhash.sig"
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
+        found = (f"bucket_{n:03d}/{unit:05d}.minhash.sig" for n in range(self._config.buckets))
+        _make_durable([self._directory / name for name in found], self._directory.parent)
 
 
 class Signature:
@@ -94,7 +93,7 @@ class Signature:
 
 
 def match(bucket: int, directory: Path, config: DuplicatesConfig) -> None:
-    """Write the pairs of documents that match in a bucket."""
+    """Write the pairs of documents that match in a bucket, durably."""
     # datatrove opens the files of all units at once.
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
@@ -103,6 +102,21 @@ def match(bucket: int, directory: Path, config: DuplicatesConfig) -> None:
         str(directory / "signatures"), str(pairs), config=_minhash(config), lines_to_buffer=256
     )
     step.run(None, rank=bucket, world_size=config.buckets)
+    _make_durable([pairs / f"{bucket:05d}_00.dups"], directory)
+
+
+def _make_durable(files: Sequence[Path], directory: Path) -> None:
+    """Sync files that datatrove wrote, and the directories down to them from this one on.
+
+    A unit is marked as done after that: a file that a power loss took would not be missed, and with
+    it the documents of all later units would be taken for others.
+    """
+    for path in files:
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    on_the_way = {place for path in files for place in path.parents}
+    for place in on_the_way - {*directory.parents}:
+        durable.sync_directory(place)
 
 
 def find(fingerprints: np.ndarray, unit_starts: np.ndarray, directory: Path) -> np.ndarray:

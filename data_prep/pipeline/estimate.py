@@ -218,7 +218,7 @@ def _measure(plan: Estimate, work: Work) -> None:
     config = dataclasses.replace(plan.config, tokenizer=changed, duplicates=DuplicatesConfig())
     tokenize = Tokenize
     with tempfile.TemporaryDirectory() as directory:
-        sample = _Sample(Path(directory), work.files, sources=plan.sources)
+        sample = _Sample(Path(directory), work.files, work.evaluation, sources=plan.sources)
         sample.directory.mkdir()
         try:
             if not given:

@@ -169,9 +169,9 @@ def _no_tokenizer(model: Path) -> str:
     return f"{model} is a directory; give the file in it{f', {inside}' if inside else ''}"
 
 
-def _evaluation(config: Config, problems: list[str]) -> dict[str, Path]:
-    """The evaluation files of all sources, by name; adds what is wrong to `problems`."""
-    found: dict[str, Path] = {}
+def _evaluation(config: Config, problems: list[str]) -> dict[str, dict[str, Path]]:
+    """The evaluation files of each source, by name; adds what is wrong to `problems`."""
+    found: dict[str, dict[str, Path]] = {}
     for index, source in enumerate(config.sources):
         key, wrong = f"sources[{index}].cleaning.decontaminate", list[str]()
         files = inputs.evaluation_files(config, source, wrong)
@@ -180,7 +180,7 @@ def _evaluation(config: Config, problems: list[str]) -> dict[str, Path]:
         problems += unread
         if files and not unread:
             _tell_short(key, list(files.values()), source.cleaning.ngram, problems)
-        found |= files
+        found[source.name] = files
     return found
 
 
@@ -403,12 +403,13 @@ def _tokenizer_info(work: Work) -> TokenizerInfo:
 
 
 def _input_infos(work: Work) -> list[InputInfo]:
+    workspace.check_evaluation(work)
     read = [
         InputInfo(file.name, found.bytes, found.sha256)
         for file, found in zip(work.files, work.surveys, strict=True)
     ]
     evaluation = [
         InputInfo(name, path.stat().st_size, durable.sha256_of(path))
-        for name, path in sorted(work.evaluation.items())
+        for name, path in sorted(work.evaluation_files.items())
     ]
     return read + evaluation

@@ -85,11 +85,13 @@ class Stage(ABC):
         """Do a unit, durably; returns its result for the marker."""
 
     def cleaner(self, file: int) -> Cleaner:
-        """The cleaning of this file's source."""
+        """The cleaning of this file's source. Raises InputChangedError, OSError."""
         source = self.work.files[file].config
         if source.name not in self._cleaners:
-            evaluation = tuple(inputs.evaluation_files(self.config, source).values())
-            self._cleaners[source.name] = Cleaner(source.cleaning, evaluation)
+            own = self.work.evaluation.get(source.name, {})
+            if own:
+                workspace.check_evaluation(self.work)
+            self._cleaners[source.name] = Cleaner(source.cleaning, tuple(own.values()))
         return self._cleaners[source.name]
 
 

@@ -79,13 +79,13 @@ def _recorded(work: Work) -> dict[str, str] | None:
 def _listed(work: Work) -> dict[str, tuple[str, Status]]:
     """(path, status) of each file of the run, by its name."""
     read = {file.name: (file.path, file.listed) for file in work.files}
-    return read | {name: (str(path), _status(path)) for name, path in work.evaluation.items()}
+    return read | {name: (str(path), _status(path)) for name, path in work.evaluation_files.items()}
 
 
 def _surveyed(work: Work) -> dict[str, Status]:
     """The status of each file when it was read."""
     read = {file.name: found.status for file, found in zip(work.files, work.surveys, strict=True)}
-    return read | {name: _status(path) for name, path in work.evaluation.items()}
+    return read | {name: _status(path) for name, path in work.evaluation_files.items()}
 
 
 def _status(path: Path) -> Status:

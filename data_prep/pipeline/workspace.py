@@ -90,10 +90,15 @@ class Work:
 
     output: Path
     files: list[InputFile]
-    evaluation: dict[str, Path] = field(default_factory=dict)
-    """Evaluation files, by name: documents that share text with them are dropped."""
+    evaluation: dict[str, dict[str, Path]] = field(default_factory=dict)
+    """Evaluation files of each source, by name: documents that share text with them are dropped."""
     limit: int = 0
     """Records to take of each source; 0: all."""
+
+    @property
+    def evaluation_files(self) -> dict[str, Path]:
+        """Those of all sources, by name."""
+        return {name: path for own in self.evaluation.values() for name, path in own.items()}
 
     @property
     def directory(self) -> Path:
@@ -419,7 +424,7 @@ def _identity(work: Work, config: Config) -> dict[str, Any]:
         "configuration": config.identity(),
         "files": [[file.name, file.path] for file in work.files],
         "evaluation": {
-            name: durable.sha256_of(path) for name, path in sorted(work.evaluation.items())
+            name: durable.sha256_of(path) for name, path in sorted(work.evaluation_files.items())
         },
     }
 
@@ -436,7 +441,8 @@ def _refuse_other(output: Path, config: Config, theirs: dict[str, Any]) -> None:
 def check_inputs(work: Work) -> None:
     """Raise InputChangedError unless every file that this run lists holds what was surveyed.
 
-    One of another status, such as a restored one, is hashed; its survey takes the new status.
+    One of another status than then, such as a restored one, is hashed; its survey takes the new
+    status. The status in the list may be older than the survey.
     """
     for unit, members in enumerate(work.survey_units):
         then = [work.surveys[index] for index in members]
@@ -449,11 +455,27 @@ def check_inputs(work: Work) -> None:
 def _unchanged(file: InputFile, found: Survey) -> Survey:
     if file.listed == found.status:
         return found
+    status = storage.status(file.path)
+    if status == found.status:
+        return found
     if found.is_unread:
-        return Survey.unread(file.listed)
-    if file.listed.bytes != found.bytes or storage.sha256_of(file.path) != found.sha256:
+        return Survey.unread(status)
+    if status.bytes != found.bytes or storage.sha256_of(file.path) != found.sha256:
         raise InputChangedError(file.path)
-    return replace(found, version=file.listed.version)
+    return replace(found, version=status.version)
+
+
+def check_evaluation(work: Work) -> None:
+    """Raise InputChangedError unless the evaluation files are those with which the run began.
+
+    Raises OSError where one is missing. A dry run begins nothing.
+    """
+    files = work.evaluation_files
+    if files and work.begun.exists():
+        then = json.loads(work.begun.read_bytes())["evaluation"]
+        for name, path in files.items():
+            if durable.sha256_of(path) != then[name]:
+                raise InputChangedError(str(path))
 
 
 def nothing_left(work: Work, read: int, reasons: Counter[str], more: str = "") -> NothingLeftError:

@@ -12,8 +12,9 @@ import itertools
 import json
 import multiprocessing
 import zlib
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +25,9 @@ from data_prep.recall.tasks import Haystack
 from data_prep.tokenizer.contract import Tokenizer
 
 _AT_ONCE = 16  # documents that a worker makes at a time
+# Batches of these for each worker that are made ahead of the writing, which compresses: all of them
+# would be held in memory.
+_AHEAD = 2
 
 
 @dataclass(frozen=True)
@@ -47,9 +51,20 @@ def write(path: Path, documents: int, line: Callable[[int], bytes], workers: int
     context = multiprocessing.get_context("fork")
     with ProcessPoolExecutor(workers, context) as pool:
         try:
-            write_lines(path, pool.map(_made, range(documents), chunksize=_AT_ONCE))
+            write_lines(path, _in_order(pool, documents, _AHEAD * workers))
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def _in_order(pool: ProcessPoolExecutor, documents: int, most: int) -> Iterator[bytes]:
+    """The lines in order; at most so many batches of _AT_ONCE are made, or wait for their turn."""
+    ahead: deque[Future[list[bytes]]] = deque()
+    for first in range(0, documents, _AT_ONCE):
+        if len(ahead) == most:
+            yield from ahead.popleft().result()
+        ahead.append(pool.submit(_made, range(first, min(first + _AT_ONCE, documents))))
+    while ahead:
+        yield from ahead.popleft().result()
 
 
 def write_lines(path: Path, lines: Iterable[bytes]) -> None:
@@ -92,9 +107,9 @@ def record(id: str, prompt: str | list[str], answer: str | list[str]) -> bytes:
 _maker: Callable[[int], bytes] | None = None
 
 
-def _made(number: int) -> bytes:
+def _made(numbers: range) -> list[bytes]:
     assert _maker is not None
-    return _maker(number)
+    return [_maker(number) for number in numbers]
 
 
 def document(wanted: Wanted, haystack: Haystack, model: Tokenizer | None, number: int) -> bytes:

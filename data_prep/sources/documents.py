@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import codecs
 import contextlib
+import functools
 import io
 import itertools
 import json
+import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -299,10 +301,22 @@ def _check_once(file: InputFile, content: str) -> None:
     keys = {config.prompt_field: "prompt", config.answer_field: "answer"}
     for key, what in keys.items() if config.prompt_field else ((config.text_field, "text"),):
         # In a text the quotes are escaped; in a key any letter may be, so that it is not found.
-        if content.count(f'"{key}"') != 1:
+        if content.count(f'"{key}"') != 1 or _may_be_escaped(key, content):
             names = json_value(content, lambda pairs: [name for name, _ in pairs])
             if names.count(key) > 1:
                 raise BadRecordError(f"{what} twice", f"the key {key!r}")
+
+
+def _may_be_escaped(key: str, content: str) -> bool:
+    """Whether a letter of the key is written as an escape somewhere."""
+    return "\\u" in content and bool(_escapes(key).search(content))
+
+
+@functools.cache
+def _escapes(key: str) -> re.Pattern[str]:
+    units = key.encode("utf-16-be", errors="surrogatepass")
+    codes = (units[at : at + 2].hex() for at in range(0, len(units), 2))
+    return re.compile(rf"\\u(?:{'|'.join(codes)})", re.IGNORECASE)
 
 
 def _turns(value: dict[str, Any], prompt: str, answer: str) -> list[str]:

@@ -149,13 +149,12 @@ def _divided(response: bytes) -> tuple[int, dict[str, str], bytes]:
         head, response = (
             (response[: end.start()], response[end.end() :]) if end else (response, b"")
         )
-    fields: dict[str, str] = {}
+    fields: dict[str, list[str]] = {}
     # A value may go on in the next line, behind white space.
     for line in _FOLD.sub(b" ", head).split(b"\n")[1:]:
         name, _, value = line.decode("latin-1").partition(":")
-        key = name.strip().lower()
-        fields[key] = f"{fields[key]}, {value.strip()}" if key in fields else value.strip()
-    return status, fields, response
+        fields.setdefault(name.strip().lower(), []).append(value.strip())
+    return status, {name: ", ".join(values) for name, values in fields.items()}, response
 
 
 def _dechunked(body: bytes, fields: dict[str, str]) -> bytes:
@@ -248,7 +247,7 @@ def _undeflated(page: bytes) -> bytes:
 
 
 def _unzstd(page: bytes) -> bytes:
-    found = b""
+    found = bytearray()  # bytes would be copied for each block
     while page.startswith(_ZSTD) and len(found) <= LARGEST:
         decoder = zstandard.ZstdDecompressor(max_window_size=LARGEST * 2)
         reader = decoder.decompressobj()
@@ -266,7 +265,7 @@ def _unzstd(page: bytes) -> bytes:
     if page.strip() and len(found) <= LARGEST:
         detail = f"{len(page)} bytes of something else follow its compressed data"
         raise BadRecordError("not a page", detail)
-    return found
+    return bytes(found)
 
 
 def in_charset(page: bytes, said: str) -> str | bytes:

@@ -567,9 +567,7 @@ def missing_evaluation(config: Config, wrong: Collection[str]) -> list[str]:
     return found
 
 
-def evaluation_files(
-    config: Config, source: SourceConfig, problems: list[str] | None = None
-) -> dict[str, Path]:
+def evaluation_files(config: Config, source: SourceConfig, problems: list[str]) -> dict[str, Path]:
     """The files that `source` must share no text with, by the name that the manifest gives them.
 
     Adds to `problems` what is wrong with the patterns.
@@ -577,23 +575,22 @@ def evaluation_files(
     is_remote = storage.is_url(config.root)
     root = "/" if is_remote else str(Path(config.root).expanduser().absolute())
     found: dict[str, Path] = {}
-    wrong = [] if problems is None else problems
     patterns = []
     for pattern in source.cleaning.decontaminate:
         base, rest = globs.anchored(config.root if is_remote else root, pattern)
         if storage.is_url(base):
             to_do = "copy it, and give its absolute path"
-            wrong.append(f"{base}{rest}: evaluation files are read from local paths; {to_do}")
+            problems.append(f"{base}{rest}: evaluation files are read from local paths; {to_do}")
         else:
             patterns.append(pattern)
     answers = globs.matches(root, patterns, globs.Excluded(root, []), config.output)
     for pattern, matched in zip(patterns, answers, strict=True):
         if isinstance(matched, str):
-            wrong.append(matched)
+            problems.append(matched)
         elif matched.directories:
-            wrong.append(_is_directory(pattern, matched.directories))
+            problems.append(_is_directory(pattern, matched.directories))
         elif not matched.files:
-            wrong.append(f"no file matches {pattern!r} below {root}")
+            problems.append(f"no file matches {pattern!r} below {root}")
         else:
             for one in matched.files:
                 found[f"evaluation/{os.path.relpath(one.path, root)}"] = Path(one.path)

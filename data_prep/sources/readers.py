@@ -103,7 +103,8 @@ class _Hashed:
 
     def read(self, most: int) -> bytes:
         block = self._raw.read(most)
-        if (new := self.tell() - self._done) > 0:
+        # Behind bytes that were passed over, `finish` reads on.
+        if 0 < (new := self.tell() - self._done) <= len(block):
             self.digest.update(block[-new:])
             self._done += new
         return block

@@ -85,7 +85,7 @@ def run(
     **settings: Any,
 ) -> Path:
     """In this process, the tasks in turn; with more workers, in some of datatrove's own."""
-    writer = InfiniShardWriter(place / "set", tokenizer=model, shards=4, **settings)
+    writer = InfiniShardWriter(place / "set", tokenizer=model, **{"shards": 4, **settings})
     write = LocalPipelineExecutor(
         [ParquetReader(str(raw)), LambdaFilter(kept), spoil, *steps, writer],
         tasks=tasks,
@@ -149,6 +149,21 @@ def test_tasks_and_kills_change_no_shard(
     assert {n: h for n, h in hashes(other).items() if n.endswith(".tar")} == {
         n: h for n, h in ours.items() if n.endswith(".tar")
     }
+
+
+def test_the_number_of_shards_may_change_before_the_manifest_is_written(
+    raw: Path, model: Path, tmp_path: Path
+) -> None:
+    in_the_way = tmp_path / "set/shard-00003.tar"
+    in_the_way.mkdir(parents=True)
+    (tmp_path / "set/work").mkdir()
+    with pytest.raises(OSError, match="directory"):
+        run(raw, model, tmp_path, 3)
+    in_the_way.rmdir()
+    made = run(raw, model, tmp_path, 3, shards=2)
+    manifest = shards.read_manifest(made)
+    assert (manifest.configuration["shards"]["count"], len(manifest.shards)) == (2, 2)
+    assert shards.verify(made) == []
 
 
 def test_a_finished_data_set_is_left_alone_and_another_is_refused(

@@ -15,6 +15,7 @@ from datatrove.pipeline.dedup import MinhashDedupSignature
 from data_prep.config import DuplicatesConfig
 from data_prep.pipeline import duplicates, ngrams
 from data_prep.pipeline.duplicates import Signature
+from tools.promises import power
 
 WANTED = DuplicatesConfig(near=True)
 
@@ -152,3 +153,17 @@ def test_a_signature_is_datatroves_of_the_whole_text_however_it_comes(
         parts.add(" ".join(words_of[first : first + 3]) + ("\n" if first % 2 else " "))
     assert whole.least.tolist() == parts.least.tolist() == peer.get_signature(hashes)
     assert whole.least.shape == (20, 5)
+
+
+def test_signatures_and_pairs_survive_a_power_loss(tmp_path: Path) -> None:
+    work, after = tmp_path / "work", tmp_path / "after"
+    work.mkdir()
+    source = random.Random(4)
+    originals = [" ".join(text(source)) for _ in range(5)]
+    with power.observed(work, lambda disk, call, arguments: None) as disk:
+        found_in([originals, originals], work, WANTED)
+        disk.after_power_loss(after, lambda: False)
+    written = [path for path in work.rglob("*") if path.is_file()]
+    assert len(written) == 3 * WANTED.buckets
+    for path in written:
+        assert (after / path.relative_to(work)).read_bytes() == path.read_bytes() != b""

@@ -654,6 +654,18 @@ def test_an_input_that_was_restored_is_continued_with(tmp_path: Path) -> None:
         assert pipeline.run(wanted).manifest.documents == 2
 
 
+def test_an_input_may_be_touched_between_its_listing_and_its_reading(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text(Path(__file__).read_text())
+    words = [f"root={tmp_path}", f"output={tmp_path / 'set'}", "workers=1", "shards.count=1"]
+    words += ["sources=[{name: s, paths: ['*.txt']}]", "tokenizer.vocab_size=400"]
+    wanted = config.load(None, words)
+    work = pipeline.open_work(wanted)
+    touched(tmp_path / "a.txt")
+    with workspace.locked(work):
+        pipeline._run(wanted, work, pipeline.stages(wanted))
+    assert shards.verify(tmp_path / "set") == []
+
+
 def test_a_finished_data_set_is_of_other_input_where_its_bytes_changed_and_not_its_size(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -1132,6 +1144,36 @@ def test_an_evaluation_set_that_changed_is_another_data_set(
             pipeline.run(wanted)
     finally:
         (root / "exam.jsonl").write_text(exam)
+
+
+def test_documents_are_cleaned_by_the_evaluation_files_with_which_the_run_began(
+    tmp_path: Path,
+) -> None:
+    cleaned_corpus(tmp_path)
+    (tmp_path / "c.yaml").write_text(CLEANING)
+    wanted = cleaning_of(tmp_path, tmp_path / "set", "sources.1.cleaning.decontaminate=['exam*']")
+    work = pipeline.open_work(wanted)
+    with workspace.locked(work):
+        pipeline._run(wanted, work, pipeline.stages(wanted)[:3])
+    tokenize, exam = stages.Tokenize(wanted, work), tmp_path / "exam.jsonl"
+    data = exam.read_bytes()
+    # A later one, which holds documents of the corpus.
+    (tmp_path / "exam_2.json").write_bytes((tmp_path / "web.jsonl").read_bytes()[:-7])
+    exam.write_bytes(data + b"\n")
+    with pytest.raises(InputChangedError, match=r"exam\.jsonl: changed since"):
+        tokenize.run_task(0, 1)
+    exam.unlink()
+    with pytest.raises(FileNotFoundError, match=r"exam\.jsonl"):
+        tokenize.run_task(0, 1)
+    exam.write_bytes(data)
+    tokenize.run_task(0, 1)
+    found = [work.read("tokenize", unit)["accounts"]["sources"] for unit in range(len(work.units))]
+    assert sum(one["web"]["dropped"].get("contaminated", 0) for one in found if "web" in one) == 1
+    for stage in pipeline.stages(wanted)[4:-1]:
+        stage(wanted, work).run_task(0, 1)
+    exam.write_bytes(data + b"\n")
+    with pytest.raises(InputChangedError, match=r"exam\.jsonl: changed since"):
+        pipeline.WriteManifest(wanted, work).run_task(0, 1)
 
 
 def test_a_limit_takes_the_first_records_of_each_source(

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import gzip
 import json
+import multiprocessing
+import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 
 from data_prep import cli
-from data_prep.recall import tasks
+from data_prep.recall import generate, tasks
 from data_prep.recall.passkey import FILLER
 from data_prep.tokenizer import tokenizer, training
 
@@ -36,6 +39,26 @@ def test_the_file_is_the_same_for_any_number_of_workers(tmp_path: Path, model: P
     assert packed == _written(tmp_path / "b.jsonl.gz", model, "--workers", "2")
     assert packed[4:8] == bytes(4)  # no time in its header
     assert one != _written(tmp_path / "other.jsonl", model, "--seed", "2")
+
+
+def test_few_documents_wait_to_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = multiprocessing.get_context("fork").Value("q")
+    ahead: list[int] = []
+
+    def line(number: int) -> bytes:
+        with made.get_lock():
+            made.value += 1
+        return b"%d\n" % number
+
+    def slowly(path: Path, lines: Iterable[bytes]) -> None:
+        for number, found in enumerate(lines):
+            assert found == b"%d\n" % number
+            time.sleep(0.2 if number in (0, 500) else 0)
+            ahead.append(made.value - number - 1)
+
+    monkeypatch.setattr(generate, "write_lines", slowly)
+    generate.write(tmp_path / "a.jsonl", 1000, line, workers=2)
+    assert len(ahead) == 1000 and max(ahead) < 2 * 2 * 16
 
 
 def test_a_record_is_the_document_of_its_number(tmp_path: Path, model: Path) -> None:

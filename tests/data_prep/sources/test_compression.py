@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 import random
 from collections.abc import Callable
@@ -173,6 +174,20 @@ def test_the_search_behind_damage_ends_and_says_so(tmp_path: Path) -> None:
     )
     # What was not looked at may be a part of a text.
     assert split(read(tmp_path / "a", "zstd", "text", format="text"))[0] == []
+
+
+def test_a_file_is_hashed_to_its_end_where_the_search_behind_damage_ends_before_it(
+    tmp_path: Path,
+) -> None:
+    # Each nine bytes begin a frame with a raw block of 131,069, behind which the next block's head
+    # is two bytes further on in them, at 0x2f: a reserved kind. So a trial reads 256 KiB.
+    head = b"\x28\xb5\x2f\xfd\0\x48" + (131_069 << 3).to_bytes(3, "little")
+    data = PACKS["zstd"](LINES[0]) + head * 250_000
+    (tmp_path / "a").write_bytes(data)
+    file = InputFile(SourceConfig("s"), str(tmp_path / "a"), "a", "jsonl", "zstd")
+    found = readers.survey(file, 1 << 20)
+    assert [gap.why.endswith("are not looked at further") for gap in found.gaps] == [True]
+    assert found.sha256 == hashlib.sha256(data).hexdigest()
 
 
 def dictionary(data: bytes) -> bytes:

@@ -32,6 +32,7 @@ BAD = [
     (b'{"text": ""}\n', "empty text", ""),
     (b'{"text": "a", "id": 1, "text": "b"}\n', "text twice", "the key 'text'"),
     (b'{"te\\u0078t": "a", "te\\u0078t": "b"}\n', "text twice", "the key 'text'"),
+    (b'{"text": "a", "t\\u0065xt": "b"}\n', "text twice", "the key 'text'"),
     (b'{"meta": {"text": 1}, "text": "a", "text": "a"}\n', "text twice", "the key 'text'"),
     (b'{"text": "a\\ud800"}\n', "lone surrogate", "ud800"),
     (b'{"text": "a", "id": "\\udfff"}\n', "lone surrogate", "udfff"),

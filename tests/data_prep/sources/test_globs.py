@@ -92,7 +92,7 @@ def test_a_link_that_leads_back_is_not_followed_for_ever(tmp_path: Path) -> None
     evaluation = "cleaning: {decontaminate: ['a/**/*.txt']}"
     words = [f"root={tmp_path}", f"sources=[{{name: s, paths: [x], {evaluation}}}]", "output=/x"]
     loaded = config.load(None, words)
-    assert [*inputs.evaluation_files(loaded, loaded.sources[0])] == [
+    assert [*inputs.evaluation_files(loaded, loaded.sources[0], [])] == [
         "evaluation/a/b/y.txt",
         "evaluation/a/x.txt",
     ]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gzip
+import random
+import time
 import zlib
 from collections.abc import Callable, Iterator
 
@@ -452,3 +454,18 @@ def test_a_page_gives_the_same_text_whatever_was_read_before(extract: html.Extra
 def test_a_lone_surrogate_in_a_page_does_not_reach_the_text(extract: html.Extract) -> None:
     page = PAGE.replace("caf\u00e9", "caf&#xD800;e")
     html.text_of(response(page.encode()), extract).encode()
+
+
+def test_the_largest_zstd_body_is_decompressed_in_a_moment() -> None:
+    page = random.Random(1).randbytes(html.LARGEST)
+    started = time.process_time()
+    assert html._unzstd(zstandard.compress(page)) == page
+    assert time.process_time() - started < 2
+
+
+def test_a_response_that_is_all_header_is_read_in_a_moment() -> None:
+    started = time.process_time()
+    response = b"HTTP/1.1 200 OK\r\n" + b"a: b\n" * 800_000
+    with pytest.raises(BadRecordError, match="not HTML"):
+        html.text_of(response, lambda page: "")
+    assert time.process_time() - started < 10
