@@ -68,6 +68,7 @@ def test_a_panel_has_the_gates_of_all_seeds_of_a_kind(
         [[pytest.approx(2.1), 0.7], [pytest.approx(2.1), 0.8]],
     ]
     assert [dots.get_offsets().tolist() for dots in passkey.collections] == [[[1.0, 0.9]]]
+    assert (novels.get_xlim(), passkey.get_xlim()) == ((0.5, 2.5), (0.5, 1.5))
     assert capsys.readouterr().out == f"{tmp_path / 'p.png'}\n"
 
 

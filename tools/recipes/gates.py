@@ -66,6 +66,7 @@ def figure(panels: Mapping[str, Mapping[int, Gates]]) -> Figure:
                 place = layer + 1 + 0.2 * (index - (len(seeds) - 1) / 2)
                 axes.scatter([place] * len(gates), gates, s=14, color=f"C{seed - 1}")
         axes.axhline(0.5, color="grey", linestyle=":", linewidth=1)
+        axes.set_xlim(0.5, max(map(len, seeds.values())) + 0.5)
         axes.set_ylim(-0.03, 1.03)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_title(title, fontsize=9)
