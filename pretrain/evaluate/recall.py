@@ -117,8 +117,8 @@ def evaluate(
             )
             prompts = [question.ids for question in questions]
             firsts = [question.first for question in questions]
-            is_engine_s = not isinstance(learned, Trained)
-            given = answers(learned.model, prompts, firsts, progress, pace, at_once, is_engine_s)
+            is_partitioned = not isinstance(learned, Trained)
+            given = answers(learned.model, prompts, firsts, progress, pace, at_once, is_partitioned)
             found = _rows(learned.tokenizer, task, length, questions, given)
             # Generation is not in step with the other ranks of a training.
             if task in ruler.TOKENS and isinstance(learned, Trained):
@@ -207,11 +207,11 @@ def answers(
     progress: TokenProgress,
     pace: Pace = alone,
     at_once: int | None = None,
-    is_engine_s: bool = False,
+    is_partitioned: bool = False,
 ) -> list[np.ndarray]:
     """For each of `prompts` [n] the likeliest tokens at its places `first`, ..., n - 1, in order.
 
-    Each is predicted from the tokens before it. `is_engine_s`: the model is a training's, whose
+    Each is predicted from the tokens before it. `is_partitioned`: the model is a training's, whose
     modules gather their weights. Raises ResultError where a logit is not finite.
     """
     device = model.embedding.weight.device
@@ -232,7 +232,7 @@ def answers(
                 for place in range(max(firsts[row] - 1, begin), min(len(prompts[row]) - 1, end))
             ]
             at = torch.tensor(wanted, dtype=torch.int64, device=device).view(len(wanted), 3)
-            if wanted or is_engine_s:
+            if wanted or is_partitioned:
                 places = at[:, 0], at[:, 1]
                 output: Output = model(tokens.to(device), starts, state, places=places)
                 state = output.state

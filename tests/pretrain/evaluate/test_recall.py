@@ -88,7 +88,7 @@ def test_only_windows_with_an_answer_have_an_output_of_the_top_layer(
     said = recall.answers(model, [prompt], [first], _progress())
     assert sum(computed) == model.config.span
     computed.clear()
-    same = recall.answers(model, [prompt], [first], _progress(), is_engine_s=True)
+    same = recall.answers(model, [prompt], [first], _progress(), is_partitioned=True)
     assert sum(computed) == len(prompt) and np.array_equal(said, same)
 
 
