@@ -199,7 +199,7 @@ class Needles(_Recall):
         _NEEDLES,
         "some of single, multikey, multivalue, multiquery (needles), variables, words, and qa1, "
         "qa2, qa3 (stories)",
-        kind=one_of(TASKS),
+        kind=one_of(_NEEDLES),
         unique=True,
         otherwise="all",
     )

@@ -28,7 +28,9 @@ class Plan(OnConfig):
     """
 
     nodes: int = option(1, "nodes", low=1)
-    gpus_per_node: int = option(8, "ranks per node", low=1)
+    gpus_per_node: int | None = option(
+        None, "ranks per node", otherwise="launch.ranks where that is set, else 8", low=1
+    )
     gpu: Literal["a100", "h100", "h200", "b200"] = option("h100", "of the nodes")
     peak_share: float = option(
         0.4,
@@ -100,7 +102,8 @@ class Plan(OnConfig):
 
         source = next(iter(self.wanted.data.sources.values()))
         vocab_size = self.vocab_size or manifest_of(source.data).tokenizer.vocab_size
-        asked = plan.cluster(self.gpu, self.nodes, self.gpus_per_node, self.peak_share)
+        ranks = self.gpus_per_node or self.wanted.launch.ranks or 8
+        asked = plan.cluster(self.gpu, self.nodes, ranks, self.peak_share)
         made = plan.make(self.wanted, vocab_size, asked, self.simulate_ranks)
         shown = plan.lines(made)
         if self.roofline:

@@ -31,11 +31,13 @@ def test_of_passkeys(pretrain: Run) -> None:
 
 
 def test_of_needles(pretrain: Run) -> None:
-    words = ["--filler", "none", "--tasks", "riddle,qa1,qa1", "--lengths", "0"]
+    words = ["--filler", "none", "--tasks", "riddle,qa1,qa1,passkey", "--lengths", "0"]
     said = refused(
-        pretrain("eval", "needles", "run", *words), "--filler", "--lengths", "--tasks", "--tasks"
-    )
-    assert "--tasks: expected one of passkey, single, " in said
+        pretrain("eval", "needles", "run", *words),
+        "--filler", "--lengths", *["--tasks"] * 3,
+    )  # fmt: skip
+    assert "--tasks: expected one of single, multikey, " in said
+    assert "found 'passkey'" in said  # it has a command of its own
     assert "--tasks: qa1 is given twice" in said
     assert (
         "--filler: none: there is no such directory; expected the directory of a data set" in said

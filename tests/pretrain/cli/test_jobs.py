@@ -28,6 +28,18 @@ def test_a_plan_takes_every_gpu_that_has_a_data_sheet() -> None:
     assert set(get_args(get_type_hints(Plan)["gpu"])) == set(GPUS)
 
 
+def test_a_plan_is_of_the_ranks_of_a_node_that_the_configuration_sets(pretrain: Run) -> None:
+    shape = ["model.d_model=32", "model.n_layers=1", "data.lanes=6"]
+    words = ["plan", "c.yaml", "run.directory=r", "data.train=d", "--vocab-size=300", *shape]
+    of_two = pretrain(*words, "launch.ranks=2")
+    assert (of_two.returncode, "ranks: 2, on 1 x 2 " in of_two.stdout) == (0, True), of_two.stderr
+    of_three = pretrain(*words, "launch.ranks=2", "--gpus-per-node=3")
+    assert (of_three.returncode, "ranks: 3, on 1 x 3 " in of_three.stdout) == (0, True)
+    of_eight = pretrain(*words)
+    assert of_eight.returncode == 2
+    assert "ranks are --nodes 1 times --gpus-per-node 8" in of_eight.stderr
+
+
 def test_a_check_prints_what_a_batch_script_reads(pretrain: Run, data: dict[str, Path]) -> None:
     words = ["run.directory=r", f"data.train={data['train']}", "launch.device=auto"]
     ended = pretrain("check", "c.yaml", *words, "--nodes", "1-2", "--gpus-per-node=2")
