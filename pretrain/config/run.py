@@ -92,7 +92,7 @@ class LaunchConfig:
 class WatchdogConfig:
     """When an unresponsive rank and its peers are killed, after their stacks were written.
 
-    Writing them takes the last 28 s, or 0.475 of a limit below 80 s.
+    That takes the last 28 s of a limit; less if the shortest is below 80 s, at most 0.475 of that.
     """
 
     start: float = setting(1800.0, "seconds until the first step is done", low=10.0)

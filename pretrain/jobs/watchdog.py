@@ -6,7 +6,7 @@ The rank sends a beat when it enters a phase (start, step, save) and after each 
 comes, or a save in the background takes too long while steps continue, the watchdog notifies its
 peers through that directory; each makes its own rank write its stacks, and kills it soon after. It
 begins early enough that all ranks are dead when the phase's limit has passed since the last beat:
-28 s before, or with limits below 80 s when 0.525 of the time has passed.
+28 s before; less if the shortest limit is below 80 s, at most 0.475 of that.
 
 It is a process, since a rank may hang in C code that holds the interpreter's lock, or be stopped.
 The loop that measures time touches no file, since the file system may be what hangs.
