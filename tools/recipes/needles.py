@@ -48,6 +48,7 @@ SAMPLES = 32
 SEED_ASKED = 0  # the training documents have seed 1
 BOOKS, BOOKS_ASKED = "novels_train", "novels_val"
 _TOKENIZER_CHARACTERS = 8_000_000
+_TRAINING_NOVELS = "novels-train-*.jsonl.gz"
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,11 @@ def main(words: Sequence[str] | None = None, plan: Sequence[Stage[Documents]] = 
     except SettingsError as error:
         sys.exit(str(error))
     if any(model.name not in evidence.of(parsed) for model in models):
+        if not _training_novels(parsed.novels):
+            sys.exit(
+                f"{parsed.novels}: has no {_TRAINING_NOVELS}; give the directory of the novels"
+            )
+        evidence.begin(parsed.out, evidence.made_by(parsed.config, parsed.settings, plan))
         prepare(parsed.novels, parsed.out, documents_needed(plan, segment))
     reports = commands.each(parsed.jobs, functools.partial(_asked, parsed, plan), models)
     found = {model.name: report for model, report in zip(models, reports, strict=True)}
@@ -120,15 +126,20 @@ def _parser() -> argparse.ArgumentParser:
     add("--config", type=Path, default=CONFIG, help="recipe of the models")
     kinds = commands.names(*MEMORY_KINDS)
     add("--kinds", type=kinds, default=["delta"], help="kinds of memory (default delta)")
-    add("--seeds", type=int, default=1, help="models of each kind (default 1)")
-    add("--steps-share", type=float, default=1.0, help="share of each stage's steps (default 1)")
+    add("--seeds", type=commands.number(1), default=1, help="models of each kind (default 1)")
+    commands.add_steps_share(parser)
     add(
         "--lengths",
-        type=commands.numbers,
+        type=commands.numbers(1),
         default=LENGTHS,
         help="prompt lengths to ask at, in tokens (default 1,024, 4,096 and 16,384)",
     )
-    add("--samples", type=int, default=SAMPLES, help=f"questions per cell (default {SAMPLES})")
+    add(
+        "--samples",
+        type=commands.number(1),
+        default=SAMPLES,
+        help=f"questions per cell (default {SAMPLES})",
+    )
     commands.add_jobs(parser)
     evidence.add_option(parser)
     return parser
@@ -190,7 +201,7 @@ def _needles(texts: Path, one: Prompts, count: int, books: Path) -> None:
 def _paragraphs(novels: Path) -> Iterator[str]:
     """The paragraphs of some of the training novels, for the tokenizer."""
     left = _TOKENIZER_CHARACTERS
-    for path in sorted(novels.glob("novels-train-*.jsonl.gz")):
+    for path in _training_novels(novels):
         with gzip.open(path, "rt", encoding="utf-8") as lines:
             for paragraph in itertools.chain.from_iterable(
                 json.loads(line)["text"].split("\n") for line in lines
@@ -199,6 +210,10 @@ def _paragraphs(novels: Path) -> Iterator[str]:
                     return
                 left -= len(paragraph)
                 yield paragraph
+
+
+def _training_novels(novels: Path) -> list[Path]:
+    return sorted(novels.glob(_TRAINING_NOVELS))
 
 
 def _asked(parsed: argparse.Namespace, plan: Sequence[Stage[Documents]], model: Model) -> Report:

@@ -148,22 +148,27 @@ def _parser() -> argparse.ArgumentParser:
         default=["linear", "delta"],
         help="kinds of memory (default linear,delta)",
     )
-    parser.add_argument("--seeds", type=int, default=1, help="models of each kind (default 1)")
     parser.add_argument(
-        "--steps-share", type=float, default=1.0, help="share of each stage's steps (default 1)"
+        "--seeds", type=commands.number(1), default=1, help="models of each kind (default 1)"
     )
+    commands.add_steps_share(parser)
     parser.add_argument(
         "--lengths",
-        type=commands.numbers,
+        type=commands.numbers(1),
         default=LENGTHS,
         help="prompt lengths to evaluate, in tokens (default 512 to 1,048,576)",
     )
     parser.add_argument(
-        "--samples", type=int, default=4, help="questions per depth at the longest (default 4)"
+        "--samples",
+        type=commands.number(1),
+        default=4,
+        help="questions per depth at the longest (default 4)",
     )
     commands.add_jobs(parser)
     evidence.add_option(parser)
-    parser.add_argument("--workers", type=int, default=1, help="processes making documents")
+    parser.add_argument(
+        "--workers", type=commands.number(1), default=1, help="processes making documents"
+    )
     return parser
 
 
@@ -291,6 +296,8 @@ class _Work:
     def prepare(self) -> None:
         """Make the documents and data sets of all stages, the tokenizer with the first."""
         out, workers = self.parsed.out, self.parsed.workers
+        settings = self.parsed.settings
+        evidence.begin(out, evidence.made_by(self.parsed.config, settings, self.plan))
         _documents(out, FIRST, _FIRST_COUNT, workers)
         for one, count in documents_needed(self.plan, self.segment).items():
             _documents(out, one, count, workers)
