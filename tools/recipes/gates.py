@@ -32,7 +32,7 @@ def main(words: Sequence[str] | None = None) -> None:
     """Read the reports and draw the plot. Exits where a directory has no report with gates."""
     parsed = _parser().parse_args(words)
     names = Counter(directory.resolve().name for directory in parsed.reports)
-    panels = {}
+    panels: dict[str, dict[int, Gates]] = {}
     for directory in parsed.reports:
         name = directory.resolve().name
         # As of several recipes whose reports are where they put them, in OUT/reports.

@@ -108,7 +108,7 @@ def main(words: Sequence[str] | None = None, plan: Sequence[Stage[Documents]] = 
                 f"{parsed.novels}: has no {_TRAINING_NOVELS}; give the directory of the novels"
             )
         evidence.begin(parsed.out, evidence.made_by(parsed.config, parsed.settings, plan))
-        prepare(parsed.novels, parsed.out, documents_needed(plan, segment))
+        prepare(parsed.novels, parsed.out, documents_needed(plan, segment), _questions(parsed))
     reports = commands.each(parsed.jobs, functools.partial(_asked, parsed, plan), models)
     found = {model.name: report for model, report in zip(models, reports, strict=True)}
     of = evidence.commits(report["commit"] for report in reports)
@@ -168,11 +168,13 @@ def _run(parsed: argparse.Namespace, stage: Stage[Documents], model: Model) -> P
     return directory
 
 
-def prepare(novels: Path, out: Path, needed: dict[Documents, int]) -> None:
-    """Make what is missing of the tokenizer, the books, and so many documents of each set."""
+def prepare(novels: Path, out: Path, needed: dict[Documents, int], asked: Questions) -> None:
+    """Make what is missing of the tokenizer, the books, and so many documents of each set; exits
+    where the tokenizer says that lengths are too short for what is asked."""
     tokenizer = out / "tokenizer.model"
     if not tokenizer.exists():
         needle_texts.train_tokenizer(tokenizer, _paragraphs(novels))
+    passkey.check_lengths(tokenizer, [asked])
     in_tokens = f"tokenizer.path={tokenizer}"
     for name in (BOOKS, BOOKS_ASKED):
         if not (out / "data" / name / shards.MANIFEST).exists():
@@ -216,9 +218,13 @@ def _training_novels(novels: Path) -> list[Path]:
     return sorted(novels.glob(_TRAINING_NOVELS))
 
 
+def _questions(parsed: argparse.Namespace) -> Questions:
+    return Questions(TASKS, parsed.lengths, (None,), parsed.samples, SEED_ASKED)
+
+
 def _asked(parsed: argparse.Namespace, plan: Sequence[Stage[Documents]], model: Model) -> Report:
     """The model's report; trained and asked if it is missing."""
-    asked = Questions(TASKS, parsed.lengths, (None,), parsed.samples, SEED_ASKED)
+    asked = _questions(parsed)
 
     def make() -> Report:
         trained = load(_trained(parsed, plan, model), default_device())

@@ -32,7 +32,7 @@ from stages import SEARCHED, Stage, documents_needed, shortened
 from data_prep.dataset import durable, shards
 from data_prep.dataset.settings import SettingsError
 from data_prep.recall.passkey import FILLER
-from data_prep.recall.tasks import PASSKEY, Haystack
+from data_prep.recall.tasks import PASSKEY, Haystack, too_short
 from data_prep.tokenizer.tokenizer import load as load_tokenizer
 from pretrain.config import root as configuration
 from pretrain.config.memory import MEMORY_KINDS
@@ -112,6 +112,25 @@ def passkeys(lengths: Sequence[int], samples: int) -> list[Questions]:
         )
         for length in sorted(lengths)
     ]
+
+
+def check_lengths(tokenizer: Path, questions: Sequence[Questions]) -> None:
+    """Exits where a length asked at is less than a task's own text has, which training must not
+    be needed to find out."""
+    model = load_tokenizer(tokenizer)
+    short = [
+        f"--lengths: {reason}"
+        for asked in questions
+        for task in asked.tasks
+        for reason in too_short(
+            *(task, model, asked.lengths),
+            seed=asked.seed,
+            samples=asked.samples,
+            depths=asked.depths,
+        )
+    ]
+    if short:
+        sys.exit("\n".join(short))
 
 
 def main(words: Sequence[str] | None = None, plan: Sequence[Stage[Documents]] = STAGES) -> None:
@@ -299,6 +318,7 @@ class _Work:
         settings = self.parsed.settings
         evidence.begin(out, evidence.made_by(self.parsed.config, settings, self.plan))
         _documents(out, FIRST, _FIRST_COUNT, workers)
+        check_lengths(_tokenizer(out), self.asked)
         for one, count in documents_needed(self.plan, self.segment).items():
             _documents(out, one, count, workers)
         for stage in self.plan:
