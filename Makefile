@@ -3,8 +3,9 @@
 # make help   the other targets
 
 PYTHON ?= python3
-# A package index for torch only; empty: the same as for the other packages.
-TORCH_INDEX ?=
+# A package index for torch only; empty: the same as for the other packages. Where it is not given, that
+# of the last time: an update must not replace torch's CPU build with the CUDA build.
+TORCH_INDEX ?= $(shell cat $(VENV)/.torch_index 2>/dev/null)
 # Worker processes of `make test` and `make test-slow`: one more than cores, since tests also wait.
 WORKERS ?= 3
 VENV := .venv
@@ -15,10 +16,8 @@ TYPES := .cache/mypy.log
 PYTEST := $(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 # Set up again if the index differs from the last time.
-ifneq ($(TORCH_INDEX),)
 ifneq ($(TORCH_INDEX),$(shell cat $(VENV)/.torch_index 2>/dev/null))
 $(INSTALLED): always
-endif
 endif
 
 .PHONY: help setup demo test test-slow lint style clean system always

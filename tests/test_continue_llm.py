@@ -6,8 +6,10 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
+import evidence
 import pytest
 
+from pretrain.checkpoint.alone import write_checkpoint
 from pretrain.config import root as configuration
 from pretrain.config.root import Config
 from pretrain.model import flops
@@ -87,3 +89,29 @@ def test_without_a_model_it_says_what_to_give(
         continue_llm.main()
     assert ended.value.code == 2
     assert "give --model, a GGUF file or a directory" in capsys.readouterr().err
+
+
+def test_another_model_than_the_one_that_was_imported_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    imported = {"imported": {"path": str(tmp_path / "a.gguf")}}
+    source = tmp_path / "out" / "model"
+    write_checkpoint(source / "checkpoints" / "step-00000000", 0, {}, pytest.fail, imported)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["continue_llm.py", "out", "--model", "b.gguf"])
+    with pytest.raises(SystemExit) as ended:
+        continue_llm.main()
+    assert ended.value.code == 2
+    assert f"--model: out/model is {tmp_path / 'a.gguf'}; leave --model out" in (
+        capsys.readouterr().err
+    )
+    continue_llm._import(Path("a.gguf"), source)
+
+
+def test_documents_of_another_length_than_asked_for_are_not_learned_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evidence.begin(tmp_path / "out", {"tiny": True, "longest": 300})
+    monkeypatch.setattr("sys.argv", ["continue_llm.py", str(tmp_path / "out"), "--tiny"])
+    with pytest.raises(SystemExit, match="out was begun with other longest"):
+        continue_llm.main()

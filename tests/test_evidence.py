@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 
 import evidence
 import pytest
-from stages import Stage
+from stages import Stage, shortened
 
+from tools.recipes import language_modelling, needles, optimizers, passkey, summaries
+from tools.recipes import recall_capacity as capacity
 from tools.recipes.recall_capacity import CONFIG, Documents
 
 STAGE = Stage("1", ((Documents("a", (2, 4), 8), 1.0),), 3, 4, 4, 1e-3, 0.0)
@@ -71,6 +75,50 @@ def test_the_commit_is_that_of_the_sources_and_says_whether_they_were_changed(
     assert evidence.commit() == git("rev-parse", "--short", "HEAD")
     (configs / "a.yaml").write_text("two\n")
     assert evidence.commit() == git("rev-parse", "--short", "HEAD") + "-dirty"
+
+
+def test_without_git_the_commit_of_a_finished_report_is_unknown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert evidence.Reports(tmp_path).once("a", {}, lambda: {"loss": 1.5}) == {
+        "commit": "unknown", "made_by": {}, "loss": 1.5
+    }  # fmt: skip
+
+
+def test_what_was_begun_is_continued_with_the_same_settings_alone(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    made_by = evidence.made_by(CONFIG, ["optim.lr=1"], [STAGE])
+    for _ in range(2):
+        evidence.begin(out, made_by)
+    with pytest.raises(SystemExit) as stopped:
+        evidence.begin(out, evidence.made_by(CONFIG, [], shortened([STAGE], 0.5)))
+    assert stopped.value.code == (
+        f"{out} was begun with other stages and settings ({out / 'begun.json'}): choose another OUT"
+    )
+
+
+@pytest.mark.parametrize(
+    ("recipe", "words"),
+    [
+        (passkey, ["OUT", "--kinds", "linear"]),
+        (capacity, ["OUT", "--kinds", "linear", "--widths", "64"]),
+        (needles, ["BOOKS", "OUT"]),
+        (language_modelling, ["BOOKS", "OUT", "--corpora", "novels", "--kinds", "none"]),
+        (optimizers, ["BOOKS", "OUT", "--rates", "1"]),
+        (summaries, ["BOOKS", "OUT"]),
+    ],
+)
+def test_no_recipe_continues_what_was_begun_with_other_settings(
+    recipe: ModuleType, words: Sequence[str], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    (tmp_path / "novels-train-00.jsonl.gz").touch()
+    evidence.begin(out, evidence.made_by(recipe.CONFIG, ["launch.ranks=7"]))
+    given = {"OUT": str(out), "BOOKS": str(tmp_path)}
+    with pytest.raises(SystemExit, match=r"out was begun with other .*settings"):
+        recipe.main([given.get(word, word) for word in words])
+    assert [path.name for path in out.iterdir()] == ["begun.json"]
 
 
 def test_a_table_names_every_commit_of_its_reports_once() -> None:

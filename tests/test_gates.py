@@ -79,3 +79,24 @@ def test_the_plot_is_a_png_file_and_a_directory_without_gates_is_named(tmp_path:
     _report(tmp_path / "other/none-1.json", [])
     with pytest.raises(SystemExit, match="other: has no report with gates"):
         gates.main([str(tmp_path / "q.png"), str(tmp_path / "other")])
+
+
+def test_directories_of_one_name_have_panels_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for out in ("near", "far"):
+        _report(tmp_path / out / "reports/delta-1.json", [[0.1]])
+    _report(tmp_path / "novels/delta-1.json", [[0.1]])
+    drawn = []
+    monkeypatch.setattr(gates, "write_figure", lambda path, figure: drawn.append(figure))
+    gates.main(["p.png", "near/reports", "far/reports", "novels"])
+    titles = [axes.get_title() for axes in drawn[0].axes]
+    assert titles == ["near/reports: delta", "far/reports: delta", "novels: delta"]
+
+
+def test_files_that_are_no_reports_of_a_model_are_passed_over(tmp_path: Path) -> None:
+    _report(tmp_path / "reports/passkey/delta-1.json", [[0.1]])
+    (tmp_path / "reports/passkey.json").write_text("[]")
+    with pytest.raises(SystemExit, match="reports: has no report with gates; give the directory"):
+        gates.main([str(tmp_path / "p.png"), str(tmp_path / "reports")])

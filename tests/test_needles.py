@@ -64,6 +64,15 @@ def test_mistakes_are_reported_before_anything_is_made(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_directory_without_novels_is_refused_before_anything_is_made(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        needles.main([str(tmp_path), str(tmp_path / "out")])
+    assert stopped.value.code == (
+        f"{tmp_path}: has no novels-train-*.jsonl.gz; give the directory of the novels"
+    )
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.slow
 def test_the_recipe_makes_a_table_from_novels_and_repeats_no_finished_work(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]

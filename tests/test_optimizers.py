@@ -58,8 +58,11 @@ class Recorder(optimizers.Trainer):
 
 def asked_for(base: Result | None) -> tuple[Result, list[tuple[float, int, int]]]:
     """The result of a search among three rates with two seeds, and what was trained for it."""
-    words = argparse.Namespace(out=Path("unused"), config=optimizers.CONFIG, jobs=1, reports=None)
-    trainer = Recorder(words, [], [])
+    nowhere = Path("unused")
+    words = argparse.Namespace(
+        corpus=nowhere, out=nowhere, config=optimizers.CONFIG, jobs=1, reports=None
+    )
+    trainer = Recorder(words, [])
     trainer.asked = []
     plan = Steps(full=9, search=3, fewer=6)
     return trainer.result("muon", [0.01, 0.02, 0.04], 2, plan, base), trainer.asked
@@ -99,6 +102,27 @@ def test_every_rate_of_the_grids_is_a_configuration_and_every_optimizer_has_some
         for rate in rates:
             own = [*words, f"optim.name={name}", f"optim.lr={rate:g}"]
             assert configuration.load(optimizers.CONFIG, own).optim.peak == rate
+
+
+def test_a_table_is_made_from_the_reports_alone_where_no_texts_are(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    kept = evidence.Reports(tmp_path / "kept")
+    for name, grid in optimizers.GRID.items():
+        for steps in (4, 8, 12):
+            own = [f"optim.name={name}", f"optim.lr={grid[0]:g}", "run.seed=1"]
+            settings = ["train.validate_every=25", "wandb.mode=disabled", "train.steps=12",
+                        "optim.warmup_steps=1", *own, f"train.steps={steps}"]  # fmt: skip
+            report = {"losses": {steps: 12 / steps}, "seconds_per_step": 2.0}
+            made_by = evidence.made_by(optimizers.CONFIG, settings)
+            kept.once(f"{name}-{grid[0]:g}-1-{steps}", made_by, lambda report=report: report)
+    words = ["--seeds", "1", "--rates", "1", "--budget", "0.7", "--reports", str(tmp_path / "kept")]
+    words += ["train.steps=12", "optim.warmup_steps=1"]
+    optimizers.main([str(tmp_path / "no texts"), str(tmp_path / "out"), *words])
+    made = (tmp_path / "out" / "optimizers.md").read_text()
+    assert made in capfd.readouterr().out
+    assert "| muon | 0.004 | 12 | 1.0000 | 1.0000 | 12 | 24 | 2.00 |" in made
+    assert [path.name for path in (tmp_path / "out").glob("[!o]*")] == []
 
 
 @pytest.mark.slow

@@ -155,6 +155,21 @@ def test_mistakes_are_reported_before_anything_is_made(
     assert not (tmp_path / "out").exists()
 
 
+def test_lengths_that_have_no_room_for_the_question_are_refused_before_a_model_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(passkey, "_FIRST_COUNT", 40)
+    with pytest.raises(SystemExit) as stopped:
+        passkey.main([str(tmp_path), "--kinds", "linear", "--lengths", "8,512,9"])
+    short, shorter = sorted(str(stopped.value.code).splitlines(), reverse=True)
+    assert short.startswith(
+        "--lengths: 9 tokens are fewer than passkey has without any filler; ask"
+    )
+    assert shorter.startswith("--lengths: 8 tokens are fewer than passkey has without any filler")
+    assert not (tmp_path / "documents" / "short").exists()
+    assert "$ pretrain train" not in capfd.readouterr().out
+
+
 @pytest.mark.slow
 def test_the_recipe_makes_a_table_from_no_data_and_repeats_no_finished_work(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

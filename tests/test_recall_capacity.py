@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import evidence
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from stages import Stage, documents_needed
 
+from data_prep.dataset import shards
 from data_prep.recall.mqar import MOST_PAIRS
 from pretrain.config import root as configuration
 from pretrain.config.memory import MEMORY_KINDS
@@ -116,6 +118,18 @@ def test_mistakes_are_reported_before_anything_is_made(
         recall_capacity.main([str(tmp_path / "out"), "--kinds", "linera"])
     assert "'linera': expected some of linear,delta," in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_set_whose_making_ended_before_its_tokenizer_was_written_is_finished(
+    tmp_path: Path,
+) -> None:
+    few = Documents("few", (2, 4), 16)
+    recall_capacity._documents(tmp_path, few, 16, 1)
+    made, tokenizer = tmp_path / "data/few", tmp_path / "documents/few/mqar.tokenizer.json"
+    tokenizer.unlink()
+    shutil.rmtree(made)
+    recall_capacity._documents(tmp_path, few, 16, 1)
+    assert shards.read_manifest(made).documents == 16 and tokenizer.exists()
 
 
 @pytest.mark.slow

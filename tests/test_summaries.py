@@ -63,3 +63,10 @@ def test_the_model_is_first_trained_without_pairs_for_fewer_steps() -> None:
     assert base.train.start_from == "" and tuned.train.start_from == "runs/base"
     assert (base.train.steps, base.optim.warmup_steps) == (300, 30)
     assert base.window * base.data.lanes == tuned.window * tuned.data.lanes == 8192
+
+
+def test_mistakes_in_settings_are_reported_before_anything_is_made(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        summaries.main([str(tmp_path), str(tmp_path / "out"), "model.d_modle=8"])
+    assert "model.d_modle: unknown key" in str(stopped.value.code)
+    assert not (tmp_path / "out").exists()

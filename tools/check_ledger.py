@@ -21,7 +21,7 @@ def main() -> None:
     try:
         problems = ledger.check(directory)
     except (ValueError, OSError) as error:
-        sys.exit(f"{directory}: cannot be checked: {error}")
+        sys.exit(f"{directory}: cannot be checked:\n{error}")
     if problems:
         sys.exit("\n".join(problems))
     lines = read_records(directory / ledger.LEDGER_FILE)

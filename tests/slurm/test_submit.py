@@ -63,6 +63,9 @@ def test_a_path_behind_an_equals_sign_may_begin_at_home(
     words = ["--nodes=1-4", "--site=~/site.env", "--", "run.directory=~/at home #2"]
     ((*_, site, run, _, _, _, _, _),) = sbatch_words(dry("train", "~/c.yaml", *words))
     assert (site, run) == (str(place / "site.env"), str(place / "at home #2"))
+    (place / "R&D").symlink_to(place)
+    monkeypatch.setenv("HOME", str(place / "R&D"))
+    assert sbatch_words(dry("train", "~/c.yaml", *words))
 
 
 def test_lanes_must_divide_evenly_over_every_number_of_nodes(dry: Submit) -> None:
@@ -193,6 +196,82 @@ def test_the_number_of_a_job_is_the_last_line_that_sbatch_prints(
     assert (place / "greeted/slurm/jobs").read_text() == "45\n"
 
 
+@pytest.fixture
+def fake(place: Path, tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """slurm/submit with an sbatch that numbers its jobs and runs SECOND for the second of them, and
+    a scancel that writes what it cancels to the file `cancelled`, in place of a cluster's own."""
+    for name, text in (
+        (
+            "sbatch",
+            'cd "$(dirname "$0")" && echo >>count && number=$(wc -l <count)\n'
+            '[ "$number" != 2 ] || eval "${SECOND:-}"\necho "$((40 + number))"\n',
+        ),
+        ("scancel", 'echo "$@" >>"$(dirname "$0")/cancelled"\n'),
+        ("scontrol", "echo 'MaxArraySize = 1001'\n"),
+    ):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{text}")
+        (tmp_path / name).chmod(0o755)
+
+    def run(*words: str, **more: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [ROOT / "slurm/submit", *words],
+            cwd=place,
+            env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", **more},
+            capture_output=True,
+            text=True,
+            start_new_session=True,
+        )
+
+    return run
+
+
+def test_a_job_that_cannot_be_noted_is_cancelled(fake: Submit, place: Path, tmp_path: Path) -> None:
+    logs = place / "unnoted/slurm"
+    logs.mkdir(parents=True)
+    (logs / "jobs").symlink_to("/dev/full")  # a disk without space
+    words = ("c.yaml", "--site=site.env", "--nodes=1", "--", "run.directory=unnoted")
+    done = fake("train", *words)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "No space left on device" in done.stderr
+    assert "slurm/submit: nothing was submitted; the error is shown above" in done.stderr
+    assert (tmp_path / "cancelled").read_text() == "41\n"
+
+
+def test_an_interrupted_submission_leaves_no_part_of_a_chain(fake: Submit, tmp_path: Path) -> None:
+    words = ("c.yaml", "--site=site.env", "--nodes=1", "--chain=3", "--", "run.directory=stopped")
+    done = fake("train", *words, SECOND="kill -INT 0; sleep 9")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "slurm/submit: nothing was submitted; it was interrupted\n"
+    assert (tmp_path / "cancelled").read_text() == "41\n"
+
+
+def test_a_pipeline_whose_logs_have_no_place_is_cancelled_whole(
+    fake: Submit, place: Path, tmp_path: Path
+) -> None:
+    (place / "sea").mkdir()
+    (place / "sea/a.txt").write_text("The sea was calm.")
+    (place / "sea.yaml").write_text(
+        "output: sea_data\nroot: sea\nsources: [{name: s, paths: ['*.txt']}]\n"
+    )
+    (place / "no_logs").mkdir()
+    (place / "no_logs/slurm").touch()
+    words = ("c.yaml", "--site=site.env", "--nodes=1", "--data=sea.yaml")
+    done = fake("pipeline", *words, "--", "data.train=sea_data", "run.directory=no_logs")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "File exists\nslurm/submit: nothing was submitted; the error is" in done.stderr
+    jobs = (tmp_path / "count").read_text().count("\n")
+    cancelled = (tmp_path / "cancelled").read_text().split()
+    assert cancelled == [str(41 + number) for number in range(jobs)]
+
+
+def test_a_chain_says_that_its_next_job_resumes(fake: Submit) -> None:
+    words = ("c.yaml", "--site=site.env", "--nodes=1")
+    one = fake("train", *words, "--", "run.directory=requeued").stdout
+    assert "save:    scancel --signal=USR1 --batch 41    (the job is then requeued)\n" in one
+    two = fake("train", *words, "--chain=2", "--", "run.directory=chained").stdout
+    assert "--batch 42    (the job then ends, and the next one resumes)\n" in two
+
+
 def test_job_arrays_get_the_account_and_the_qos_of_the_site(place: Path, tmp_path: Path) -> None:
     if programs.find("sbatch") is None:
         programs.skip_without("sbatch")
@@ -213,6 +292,15 @@ def test_nodes_that_a_run_has_excluded_are_not_requested(dry: Submit, place: Pat
     words = ("--nodes", "2", "--exclude", "n9", "--", "run.directory=marked")
     ((*options,),) = sbatch_words(dry("train", "c.yaml", *words))
     assert "--exclude=n2,n7,n9" in options
+
+
+def test_a_run_is_not_evaluated_on_nodes_that_it_has_excluded(dry: Submit, place: Path) -> None:
+    (place / "tested/checkpoints/step-00000007").mkdir(parents=True)
+    (place / "tested/slurm").mkdir()
+    (place / "tested/slurm/exclude").write_text("n7\tyesterday\t3\ta reason\n")
+    for words, excluded in ((), "n7"), (("--exclude=n9",), "n7,n9"):
+        ((*options,),) = sbatch_words(dry("eval", "tested", "--data=data", *words))
+        assert [word for word in options if word.startswith("--ex")] == [f"--exclude={excluded}"]
 
 
 def test_nodes_that_the_site_excludes_stay_excluded_beside_those_of_a_run(

@@ -128,8 +128,10 @@ def _served(directory: Path) -> Iterator[str]:
     command = [sys.executable, "-c", _SERVER, str(directory)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
-        yield f"http://127.0.0.1:{int(server.stdout.readline())}"
-        server.kill()
+        try:
+            yield f"http://127.0.0.1:{int(server.stdout.readline())}"
+        finally:  # or the end of Popen would wait for it
+            server.kill()
 
 
 def _read(mix: Mix, config: Config, batches: int) -> tuple[float, Batch]:

@@ -47,8 +47,11 @@ def _commit() -> str:
     packed = ROOT / "COMMIT"
     if packed.exists():
         return packed.read_text(encoding="utf-8").strip()
-    described = _git("describe", "--always", "--tags").stdout.strip()
-    changed = _git("diff", "--quiet", "HEAD", "--", ".", ":!docs").returncode == 1
+    try:
+        described = _git("describe", "--always", "--tags").stdout.strip() or "unknown"
+        changed = _git("diff", "--quiet", "HEAD", "--", ".", ":!docs").returncode == 1
+    except OSError:  # no git
+        return "unknown"
     return f"{described}-dirty" if changed else described
 
 

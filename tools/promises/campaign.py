@@ -111,9 +111,13 @@ def results(output: Path, promise: Promise, commit: str) -> list[Result]:
 def run(
     output: Path, promise: Promise, seeds: Iterable[int], commit: str, *, again: bool = False
 ) -> Iterator[Result]:
-    """Run the cases of these seeds that have no result yet (or all, `again`), and record each."""
+    """Run the cases of these seeds that have no result yet (or all, `again`), and record each.
+
+    A case that the machine lacked something for has none: it may have it now.
+    """
     output.mkdir(parents=True, exist_ok=True)
-    done = set() if again else {one.seed for one in results(output, promise, commit)}
+    found = [] if again else results(output, promise, commit)
+    done = {one.seed for one in found if not one.unavailable}
     left = [seed for seed in seeds if seed not in done]
     path = output / f"{promise.name}.jsonl"
     with path.open("a") as file:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import math
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
@@ -36,21 +38,59 @@ def parser(about: str | None, *positional: tuple[str, str], of: str) -> argparse
     return found
 
 
-def numbers(word: str) -> tuple[int, ...]:
-    """Whole numbers with commas between them, as a type of an argument."""
-    return tuple(map(int, word.split(",")))
+def number(low: int, high: int | None = None) -> Callable[[str], int]:
+    """A type of an argument: a whole number of at least `low`, and at most `high`."""
+    most = "" if high is None else f" and at most {high:,}"
+
+    def read(word: str) -> int:
+        with contextlib.suppress(ValueError):
+            found = int(word)
+            if low <= found and (high is None or found <= high):
+                return found
+        raise argparse.ArgumentTypeError(
+            f"{word!r}: expected a whole number of at least {low:,}{most}"
+        )
+
+    return read
+
+
+def numbers(low: int, high: int | None = None) -> Callable[[str], tuple[int, ...]]:
+    """A type of an argument: different numbers like those of `number`, with commas between them."""
+    one = number(low, high)
+
+    def listed(word: str) -> tuple[int, ...]:
+        return tuple(_different([one(part) for part in word.split(",")]))
+
+    return listed
+
+
+def positive(word: str) -> float:
+    """A number of more than 0, as a type of an argument."""
+    with contextlib.suppress(ValueError):
+        found = float(word)
+        if 0 < found < math.inf:
+            return found
+    raise argparse.ArgumentTypeError(f"{word!r}: expected a number of more than 0")
 
 
 def names(*known: str) -> Callable[[str], list[str]]:
-    """A type of an argument: names with commas between them, each one of `known`."""
+    """A type of an argument: different names of `known`, with commas between them."""
 
     def listed(word: str) -> list[str]:
         found = word.split(",")
         if wrong := [name for name in found if name not in known]:
             raise argparse.ArgumentTypeError(f"{wrong[0]!r}: expected some of {','.join(known)}")
-        return found
+        return _different(found)
 
     return listed
+
+
+def _different(found: list[T]) -> list[T]:
+    """The list itself. What is named twice would be trained twice, at once in one directory."""
+    twice = [one for number, one in enumerate(found) if one in found[:number]]
+    if twice:
+        raise argparse.ArgumentTypeError(f"{twice[0]} is named twice; name each once")
+    return found
 
 
 def run(command: str, *words: str | Path) -> None:
@@ -66,9 +106,16 @@ def add_jobs(parser: argparse.ArgumentParser) -> None:
     """The option `--jobs`, for `each`."""
     parser.add_argument(
         "--jobs",
-        type=int,
+        type=number(1),
         default=1,
         help="trainings at once (default 1); with more, set launch.ranks=1 and OMP_NUM_THREADS",
+    )
+
+
+def add_steps_share(parser: argparse.ArgumentParser) -> None:
+    """The option `--steps-share`, for `stages.shortened`."""
+    parser.add_argument(
+        "--steps-share", type=positive, default=1.0, help="share of each stage's steps (default 1)"
     )
 
 

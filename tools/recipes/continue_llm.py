@@ -22,13 +22,14 @@ from itertools import cycle, islice
 from pathlib import Path
 
 import commands
+import evidence
 from commands import CONFIGS
 
 from data_prep.dataset import durable, shards
 from data_prep.recall.passkey import FILLER
 from data_prep.recall.tasks import Haystack
 from data_prep.tokenizer.tokenizer import load as load_tokenizer
-from pretrain.checkpoint.manifest import CHECKPOINTS, steps_in
+from pretrain.checkpoint.manifest import CHECKPOINTS, read_manifest, step_name, steps_in
 from pretrain.config.root import Config
 from pretrain.jobs import origin
 from pretrain.model import flops
@@ -79,10 +80,9 @@ def main() -> None:
     lengths = parsed.lengths or sizes.lengths
     out: Path = parsed.out
     source = out / "model"
-    if not parsed.tiny and not source.exists():
-        if parsed.model is None:
-            sys.exit(_mistake(f"{source}: missing; give --model, a GGUF file or a directory"))
-        commands.run("pretrain", "import", parsed.model, source)
+    if not parsed.tiny:
+        _import(parsed.model, source)
+    evidence.begin(out, {"tiny": parsed.tiny, "longest": sizes.longest})
     tokenizer = _documents(out, sizes)
     config = _config(parsed, STAGES[0], None)
     vocabulary = load_tokenizer(tokenizer).vocab_size
@@ -101,24 +101,45 @@ def _parser() -> argparse.ArgumentParser:
     parser = commands.parser(__doc__, ("out", "directory of everything"), of="both stages")
     parser.add_argument("--model", type=Path, help="the model to import: GGUF file or directory")
     parser.add_argument("--prepare", action="store_true", help="end before the training")
-    parser.add_argument("--minutes", type=float, help="that the training may take, as assumed")
-    parser.add_argument("--steps", type=int, default=ALL, help=f"of both stages (default {ALL})")
+    parser.add_argument(
+        "--minutes", type=commands.positive, help="that the training may take, as assumed"
+    )
+    parser.add_argument(
+        "--steps", type=commands.number(1), default=ALL, help=f"of both stages (default {ALL})"
+    )
     parser.add_argument(
         "--longest",
-        type=int,
+        type=commands.number(1),
         default=WHOLE.longest,
         help=f"tokens of the longest document to learn from (default {WHOLE.longest}); only its "
         "answer is a target, so take a step's tokens at most",
     )
     parser.add_argument(
         "--lengths",
-        type=commands.numbers,
+        type=commands.numbers(1),
         help="tokens to ask at (default: 8192 to 1048576)",
     )
-    parser.add_argument("--samples", type=int, default=1, help="questions per depth (default 1)")
+    parser.add_argument(
+        "--samples", type=commands.number(1), default=1, help="questions per depth (default 1)"
+    )
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--tiny", action="store_true", help="a small random model on a CPU")
     return parser
+
+
+def _import(model: Path | None, source: Path) -> None:
+    """Import the model, once; exit code 2 without one, or where another one is there already."""
+    if not source.exists():
+        if model is None:
+            sys.exit(_mistake(f"{source}: missing; give --model, a GGUF file or a directory"))
+        commands.run("pretrain", "import", model, source)
+    elif model is not None:
+        found, _ = read_manifest(source / CHECKPOINTS / step_name(0))
+        there = found.trainer["imported"]["path"]
+        if there != str(model.resolve()):
+            sys.exit(
+                _mistake(f"--model: {source} is {there}; leave --model out, or choose another OUT")
+            )
 
 
 def _mistake(text: str) -> int:

@@ -23,6 +23,8 @@ from stages import Stage
 from data_prep.dataset import durable
 from pretrain.evaluate.results import Report
 
+BEGUN = "begun.json"
+
 
 @dataclass(frozen=True)
 class Reports:
@@ -78,10 +80,28 @@ def made_by(
     }
 
 
+def begin(out: Path, made_by: dict[str, Any]) -> None:
+    """Note in `out` what its documents and runs are made by; exits if that was something else.
+
+    Without this, runs that have no report yet would be continued with other settings, from as many
+    documents as others need, and their reports would tell the new settings alone.
+    """
+    path, wanted = out / BEGUN, json.loads(json.dumps(made_by))
+    if not path.exists():
+        out.mkdir(parents=True, exist_ok=True)
+        durable.write_json(path, made_by, None)
+    before = json.loads(path.read_text(encoding="utf-8"))
+    if changed := [key for key in wanted if before.get(key) != wanted[key]]:
+        sys.exit(f"{out} was begun with other {' and '.join(changed)} ({path}): choose another OUT")
+
+
 def commit() -> str:
-    """The commit of the sources; with -dirty if they have changed since."""
+    """The commit of the sources; with -dirty if they have changed since. "unknown" without git."""
     words = ["git", "-C", str(CONFIGS.parent), "describe", "--always", "--dirty"]
-    said = subprocess.run(words, capture_output=True, text=True, check=False)
+    try:
+        said = subprocess.run(words, capture_output=True, text=True, check=False)
+    except OSError:
+        return "unknown"
     return said.stdout.strip() or "unknown"
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypeAlias
@@ -30,11 +31,13 @@ Gates: TypeAlias = Sequence[Sequence[float]]
 def main(words: Sequence[str] | None = None) -> None:
     """Read the reports and draw the plot. Exits where a directory has no report with gates."""
     parsed = _parser().parse_args(words)
-    panels = {
-        f"{directory.name}: {kind}": seeds
-        for directory in parsed.reports
-        for kind, seeds in _read(directory).items()
-    }
+    names = Counter(directory.resolve().name for directory in parsed.reports)
+    panels: dict[str, dict[int, Gates]] = {}
+    for directory in parsed.reports:
+        name = directory.resolve().name
+        # As of several recipes whose reports are where they put them, in OUT/reports.
+        title = name if names[name] == 1 else str(directory)
+        panels |= {f"{title}: {kind}": seeds for kind, seeds in _read(directory).items()}
     write_figure(parsed.plot, figure(panels))
     print(parsed.plot)
 
@@ -79,12 +82,12 @@ def _read(directory: Path) -> dict[str, dict[int, Gates]]:
     """The gates of a directory's models by kind of memory and seed."""
     found: dict[str, dict[int, Gates]] = {}
     for path in sorted(directory.rglob("*.json")):
-        gates = json.loads(path.read_text(encoding="utf-8")).get("gates")
+        report = json.loads(path.read_text(encoding="utf-8"))
         # KIND-SEED.json, or a directory KIND-SEED of reports.
         name = path.relative_to(directory).parts[0].removesuffix(".json")
         kind, _, seed = name.rpartition("-")
-        if gates:
-            found.setdefault(kind, {})[int(seed)] = gates
+        if seed.isdecimal() and isinstance(report, dict) and report.get("gates"):
+            found.setdefault(kind, {})[int(seed)] = report["gates"]
     if not found:
         sys.exit(f"{directory}: has no report with gates; give the directory of a recipe's reports")
     return found

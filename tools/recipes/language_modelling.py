@@ -131,9 +131,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--whole-windows", action="store_true", help="no models on shorter windows")
     add("--config", type=Path, default=CONFIG, help="recipe of the models")
-    add("--steps", type=int, default=0, help="optimizer steps; 0: the recipe's")
-    add("--documents", type=int, default=0, help="whole held-out documents; 0: all")
-    add("--seeds", type=int, default=3, help="runs of each model (default 3)")
+    add("--steps", type=commands.number(0), default=0, help="optimizer steps; 0: the recipe's")
+    add("--documents", type=commands.number(0), default=0, help="whole held-out documents; 0: all")
+    add("--seeds", type=commands.number(1), default=3, help="runs of each model (default 3)")
     commands.add_jobs(parser)
     evidence.add_option(parser)
     return parser
@@ -179,6 +179,8 @@ class _Corpus:
         seeds = range(1, self.parsed.seeds + 1)
         names = [self._name(model, seed) for model in compared for seed in seeds]
         if any(name not in evidence.of(self.parsed) for name in names):
+            made_by = evidence.made_by(self.parsed.config, self.settings)
+            evidence.begin(self.parsed.out, made_by)
             commands.prepare_both(self.name, self.root, self._data)
 
     def report(self, model: Model, seed: int) -> Report:

@@ -48,6 +48,7 @@ SAMPLES = 32
 SEED_ASKED = 0  # the training documents have seed 1
 BOOKS, BOOKS_ASKED = "novels_train", "novels_val"
 _TOKENIZER_CHARACTERS = 8_000_000
+_TRAINING_NOVELS = "novels-train-*.jsonl.gz"
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,12 @@ def main(words: Sequence[str] | None = None, plan: Sequence[Stage[Documents]] = 
     except SettingsError as error:
         sys.exit(str(error))
     if any(model.name not in evidence.of(parsed) for model in models):
-        prepare(parsed.novels, parsed.out, documents_needed(plan, segment))
+        if not _training_novels(parsed.novels):
+            sys.exit(
+                f"{parsed.novels}: has no {_TRAINING_NOVELS}; give the directory of the novels"
+            )
+        evidence.begin(parsed.out, evidence.made_by(parsed.config, parsed.settings, plan))
+        prepare(parsed.novels, parsed.out, documents_needed(plan, segment), _questions(parsed))
     reports = commands.each(parsed.jobs, functools.partial(_asked, parsed, plan), models)
     found = {model.name: report for model, report in zip(models, reports, strict=True)}
     of = evidence.commits(report["commit"] for report in reports)
@@ -120,15 +126,20 @@ def _parser() -> argparse.ArgumentParser:
     add("--config", type=Path, default=CONFIG, help="recipe of the models")
     kinds = commands.names(*MEMORY_KINDS)
     add("--kinds", type=kinds, default=["delta"], help="kinds of memory (default delta)")
-    add("--seeds", type=int, default=1, help="models of each kind (default 1)")
-    add("--steps-share", type=float, default=1.0, help="share of each stage's steps (default 1)")
+    add("--seeds", type=commands.number(1), default=1, help="models of each kind (default 1)")
+    commands.add_steps_share(parser)
     add(
         "--lengths",
-        type=commands.numbers,
+        type=commands.numbers(1),
         default=LENGTHS,
         help="prompt lengths to ask at, in tokens (default 1,024, 4,096 and 16,384)",
     )
-    add("--samples", type=int, default=SAMPLES, help=f"questions per cell (default {SAMPLES})")
+    add(
+        "--samples",
+        type=commands.number(1),
+        default=SAMPLES,
+        help=f"questions per cell (default {SAMPLES})",
+    )
     commands.add_jobs(parser)
     evidence.add_option(parser)
     return parser
@@ -157,11 +168,13 @@ def _run(parsed: argparse.Namespace, stage: Stage[Documents], model: Model) -> P
     return directory
 
 
-def prepare(novels: Path, out: Path, needed: dict[Documents, int]) -> None:
-    """Make what is missing of the tokenizer, the books, and so many documents of each set."""
+def prepare(novels: Path, out: Path, needed: dict[Documents, int], asked: Questions) -> None:
+    """Make what is missing of the tokenizer, the books, and so many documents of each set; exits
+    where the tokenizer says that lengths are too short for what is asked."""
     tokenizer = out / "tokenizer.model"
     if not tokenizer.exists():
         needle_texts.train_tokenizer(tokenizer, _paragraphs(novels))
+    passkey.check_lengths(tokenizer, [asked])
     in_tokens = f"tokenizer.path={tokenizer}"
     for name in (BOOKS, BOOKS_ASKED):
         if not (out / "data" / name / shards.MANIFEST).exists():
@@ -190,7 +203,7 @@ def _needles(texts: Path, one: Prompts, count: int, books: Path) -> None:
 def _paragraphs(novels: Path) -> Iterator[str]:
     """The paragraphs of some of the training novels, for the tokenizer."""
     left = _TOKENIZER_CHARACTERS
-    for path in sorted(novels.glob("novels-train-*.jsonl.gz")):
+    for path in _training_novels(novels):
         with gzip.open(path, "rt", encoding="utf-8") as lines:
             for paragraph in itertools.chain.from_iterable(
                 json.loads(line)["text"].split("\n") for line in lines
@@ -201,9 +214,17 @@ def _paragraphs(novels: Path) -> Iterator[str]:
                 yield paragraph
 
 
+def _training_novels(novels: Path) -> list[Path]:
+    return sorted(novels.glob(_TRAINING_NOVELS))
+
+
+def _questions(parsed: argparse.Namespace) -> Questions:
+    return Questions(TASKS, parsed.lengths, (None,), parsed.samples, SEED_ASKED)
+
+
 def _asked(parsed: argparse.Namespace, plan: Sequence[Stage[Documents]], model: Model) -> Report:
     """The model's report; trained and asked if it is missing."""
-    asked = Questions(TASKS, parsed.lengths, (None,), parsed.samples, SEED_ASKED)
+    asked = _questions(parsed)
 
     def make() -> Report:
         trained = load(_trained(parsed, plan, model), default_device())

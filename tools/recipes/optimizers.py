@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -142,17 +143,16 @@ def table(results: Sequence[Result], steps: Steps) -> str:
 
 
 class Trainer:
-    """Trains what is missing; `words` are settings of all runs, `sets` those of the data.
+    """Trains what is missing, on data that are made for the first such run.
 
-    `commits` are those of the curves asked for so far.
+    `words` are settings of all runs; `commits` are those of the curves asked for so far.
     """
 
-    def __init__(
-        self, parsed: argparse.Namespace, words: Sequence[str], sets: Sequence[str]
-    ) -> None:
+    def __init__(self, parsed: argparse.Namespace, words: Sequence[str]) -> None:
         self._out, self._config, self._jobs = parsed.out, parsed.config, parsed.jobs
+        self._corpus, self._words = parsed.corpus, list(words)
         self._reports = evidence.of(parsed)
-        self._words, self._sets = list(words), list(sets)
+        self._preparing, self._sets = threading.Lock(), list[str]()
         self.commits: set[str] = set()
 
     def curve(self, name: str, rate: float, seed: int, steps: int) -> Curve:
@@ -169,12 +169,23 @@ class Trainer:
 
     def _trained(self, name: str, settings: Sequence[str]) -> Report:
         run = self._out / "runs" / name
-        places = [*self._sets, f"run.directory={run}"]
+        places = [*self._prepared(), f"run.directory={run}"]
         commands.run("pretrain", "train", self._config, *settings, *places)
         records = list(read_records(run / METRICS_FILE))
         losses = {r["step"]: r["loss"] for r in records if r["kind"] == "validation"}
         times = [r["seconds_per_step"] for r in records if r["kind"] == "train"]
         return {"losses": losses, "seconds_per_step": median(times)}
+
+    def _prepared(self) -> list[str]:
+        """The settings of the data, which are made if they are missing: once, for all threads."""
+        with self._preparing:
+            if not self._sets:
+                evidence.begin(self._out, evidence.made_by(self._config, self._words))
+                train, validation = commands.prepare_both(
+                    "novels", self._corpus, self._out / "data"
+                )
+                self._sets = [f"data.train={train}", f"data.validation={validation}"]
+            return self._sets
 
     def result(
         self, name: str, rates: Sequence[float], seeds: int, plan: Steps, base: Result | None
@@ -207,24 +218,27 @@ def main(words: Sequence[str] | None = None) -> None:
         of="all runs",
     )
     parser.add_argument("--config", type=Path, default=CONFIG, help="recipe of the model")
-    parser.add_argument("--seeds", type=int, default=3, help="runs at the best rate")
-    parser.add_argument("--search", type=float, default=1 / 3, help="part for choosing the rate")
-    parser.add_argument("--budget", type=float, default=0.7, help="part of the steps to try first")
-    parser.add_argument("--rates", type=int, default=0, help="first rates of a grid; 0: all")
+    parser.add_argument("--seeds", type=commands.number(1), default=3, help="runs at the best rate")
+    parser.add_argument(
+        "--search", type=commands.positive, default=1 / 3, help="part for choosing the rate"
+    )
+    parser.add_argument(
+        "--budget", type=commands.positive, default=0.7, help="part of the steps to try first"
+    )
+    parser.add_argument(
+        "--rates", type=commands.number(0), default=0, help="first rates of a grid; 0: all"
+    )
     commands.add_jobs(parser)
     evidence.add_option(parser)
     parsed = parser.parse_intermixed_args(words)
     out: Path = parsed.out
-    sets = [f"data.{part}={out / 'data' / f'novels_{name}'}"
-            for part, name in (("train", "train"), ("validation", "val"))]  # fmt: skip
     settings = ["train.validate_every=25", "wandb.mode=disabled", *parsed.settings]
-    places = [*sets, f"run.directory={out / 'runs'}"]
+    places = [f"data.train={out}", f"data.validation={out}", f"run.directory={out}"]
     try:
         config = configuration.load(parsed.config, [*settings, *places])
     except SettingsError as error:
         sys.exit(str(error))
-    commands.prepare_both("novels", parsed.corpus, out / "data")
-    trainer = Trainer(parsed, settings, sets)
+    trainer = Trainer(parsed, settings)
     results: list[Result] = []
     steps = Steps.of(config.train.steps, parsed.search, parsed.budget)
     for name, grid in GRID.items():

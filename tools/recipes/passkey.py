@@ -32,7 +32,7 @@ from stages import SEARCHED, Stage, documents_needed, shortened
 from data_prep.dataset import durable, shards
 from data_prep.dataset.settings import SettingsError
 from data_prep.recall.passkey import FILLER
-from data_prep.recall.tasks import PASSKEY, Haystack
+from data_prep.recall.tasks import PASSKEY, Haystack, too_short
 from data_prep.tokenizer.tokenizer import load as load_tokenizer
 from pretrain.config import root as configuration
 from pretrain.config.memory import MEMORY_KINDS
@@ -114,6 +114,25 @@ def passkeys(lengths: Sequence[int], samples: int) -> list[Questions]:
     ]
 
 
+def check_lengths(tokenizer: Path, questions: Sequence[Questions]) -> None:
+    """Exits where a length asked at is less than a task's own text has, which training must not
+    be needed to find out."""
+    model = load_tokenizer(tokenizer)
+    short = [
+        f"--lengths: {reason}"
+        for asked in questions
+        for task in asked.tasks
+        for reason in too_short(
+            *(task, model, asked.lengths),
+            seed=asked.seed,
+            samples=asked.samples,
+            depths=asked.depths,
+        )
+    ]
+    if short:
+        sys.exit("\n".join(short))
+
+
 def main(words: Sequence[str] | None = None, plan: Sequence[Stage[Documents]] = STAGES) -> None:
     """Prepare, train and evaluate whatever is missing, then write tables and heat maps."""
     parsed = _parser().parse_intermixed_args(words)
@@ -148,22 +167,27 @@ def _parser() -> argparse.ArgumentParser:
         default=["linear", "delta"],
         help="kinds of memory (default linear,delta)",
     )
-    parser.add_argument("--seeds", type=int, default=1, help="models of each kind (default 1)")
     parser.add_argument(
-        "--steps-share", type=float, default=1.0, help="share of each stage's steps (default 1)"
+        "--seeds", type=commands.number(1), default=1, help="models of each kind (default 1)"
     )
+    commands.add_steps_share(parser)
     parser.add_argument(
         "--lengths",
-        type=commands.numbers,
+        type=commands.numbers(1),
         default=LENGTHS,
         help="prompt lengths to evaluate, in tokens (default 512 to 1,048,576)",
     )
     parser.add_argument(
-        "--samples", type=int, default=4, help="questions per depth at the longest (default 4)"
+        "--samples",
+        type=commands.number(1),
+        default=4,
+        help="questions per depth at the longest (default 4)",
     )
     commands.add_jobs(parser)
     evidence.add_option(parser)
-    parser.add_argument("--workers", type=int, default=1, help="processes making documents")
+    parser.add_argument(
+        "--workers", type=commands.number(1), default=1, help="processes making documents"
+    )
     return parser
 
 
@@ -291,7 +315,10 @@ class _Work:
     def prepare(self) -> None:
         """Make the documents and data sets of all stages, the tokenizer with the first."""
         out, workers = self.parsed.out, self.parsed.workers
+        settings = self.parsed.settings
+        evidence.begin(out, evidence.made_by(self.parsed.config, settings, self.plan))
         _documents(out, FIRST, _FIRST_COUNT, workers)
+        check_lengths(_tokenizer(out), self.asked)
         for one, count in documents_needed(self.plan, self.segment).items():
             _documents(out, one, count, workers)
         for stage in self.plan:

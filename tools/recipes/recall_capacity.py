@@ -167,6 +167,11 @@ class Plans:
         return found
 
     @property
+    def stages(self) -> Plan:
+        """Those of all kinds, one after the other."""
+        return list(itertools.chain(*self._all))
+
+    @property
     def _all(self) -> tuple[Plan, Plan, Plan]:
         return self.infini, self.recurrent, self.others
 
@@ -216,6 +221,8 @@ def main(words: Sequence[str] | None = None, plans: Plans = Plans()) -> None:
         for one in models
         if any(run_name(one, seed) not in evidence.of(parsed) for seed in seeds)
     ]
+    if missing:
+        evidence.begin(parsed.out, evidence.made_by(parsed.config, parsed.settings, plans.stages))
     read = {one for model in missing for s in plans.of(model.kind) for one, _ in s.shares}
     for documents, count in plans.documents(segment).items():
         if documents in read:
@@ -242,22 +249,19 @@ def _parser() -> argparse.ArgumentParser:
         default=list(MEMORY_KINDS),
         help="kinds of memory (default: all)",
     )
-    for name, default, help in (
-        ("--widths", (64, 128), "widths of the models (default 64,128)"),
-        ("--pairs", PAIRS, "numbers of pairs to ask for (default 4 to 512)"),
-        ("--distances", DISTANCES, "distances in segments (default 0,1,4,16,64)"),
+    some, one = commands.numbers, commands.number
+    for name, type, default, help in (
+        ("--widths", some(1), (64, 128), "widths of the models (default 64,128)"),
+        ("--pairs", some(1, MOST_PAIRS), PAIRS, "numbers of pairs to ask for (default 4 to 512)"),
+        ("--distances", some(0), DISTANCES, "distances in segments (default 0,1,4,16,64)"),
+        ("--seeds", one(1), 3, "runs of each model (default 3)"),
+        ("--answers", one(1), ANSWERS, "values asked for per cell (default 256)"),
+        ("--workers", one(1), 1, "processes making documents"),
     ):
-        parser.add_argument(name, type=commands.numbers, default=default, help=help)
-    parser.add_argument("--seeds", type=int, default=3, help="runs of each model (default 3)")
-    parser.add_argument(
-        "--steps-share", type=float, default=1.0, help="share of each stage's steps (default 1)"
-    )
-    parser.add_argument(
-        "--answers", type=int, default=ANSWERS, help="values asked for per cell (default 256)"
-    )
+        parser.add_argument(name, type=type, default=default, help=help)
+    commands.add_steps_share(parser)
     commands.add_jobs(parser)
     evidence.add_option(parser)
-    parser.add_argument("--workers", type=int, default=1, help="processes making documents")
     return parser
 
 
@@ -293,16 +297,15 @@ def run_name(model: Model, seed: int) -> str:
 def _documents(out: Path, one: Documents, count: int, workers: int) -> None:
     """Make a set, as text and as a data set, if it is missing."""
     directory, data = out / "documents" / one.name, out / "data" / one.name
-    texts = directory / "mqar.jsonl.gz"
-    if not texts.exists():
+    texts, tokenizer = directory / "mqar.jsonl.gz", directory / "mqar.tokenizer.json"
+    if not tokenizer.exists():  # which is written after the texts
         commands.run(
             *("data-prep", "mqar", texts, "--documents", str(count), "--workers", str(workers)),
             *("--pairs", ",".join(map(str, one.pairs)), "--gap", str(one.gap)),
             *("--symbols", str(one.symbols), "--answers", one.answers),
         )
     if not (data / shards.MANIFEST).exists():
-        own = f"tokenizer.path={directory / 'mqar.tokenizer.json'}"
-        commands.prepare("mqar", directory, data, own)
+        commands.prepare("mqar", directory, data, f"tokenizer.path={tokenizer}")
 
 
 def _trained(parsed: argparse.Namespace, plans: Plans, model: Model, seed: int) -> Path:

@@ -15,17 +15,22 @@ from __future__ import annotations
 
 import gzip
 import json
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import commands
+import evidence
 from commands import CONFIGS
 
+from data_prep.dataset.settings import SettingsError
+from pretrain.config import root as configuration
 from pretrain.evaluate import rouge
 from pretrain.evaluate.results import Report
 
+CONFIG = CONFIGS / "summaries_cpu.yaml"
 PASSAGES = {"train": 26_000, "passages": 200}
 # The model before it sees a pair.
 BASE = ("train.start_from=", "train.steps=300", "optim.warmup_steps=30")
@@ -44,17 +49,18 @@ def main(words: Sequence[str] | None = None) -> None:
     )
     parsed = parser.parse_intermixed_args(words)
     out: Path = parsed.out
-    novels, pairs = _prepare(parsed.corpus, out)
     base, tuned = out / "runs" / "base", out / "runs" / "tuned"
-    commands.run(
-        *("pretrain", "train", CONFIGS / "summaries_cpu.yaml", *BASE),
-        *(f"data.train={novels}", f"run.directory={base}", *parsed.settings),
-    )
-    commands.run(
-        *("pretrain", "train", CONFIGS / "summaries_cpu.yaml"),
-        *(f"data.train={pairs}", f"run.directory={tuned}"),
-        *(f"train.start_from={base}", *parsed.settings),
-    )
+    of_base = [*BASE, f"run.directory={base}", *parsed.settings]
+    of_tuned = [f"train.start_from={base}", f"run.directory={tuned}", *parsed.settings]
+    try:
+        for own in (of_base, of_tuned):
+            configuration.load(CONFIG, own)
+    except SettingsError as error:
+        sys.exit(str(error))
+    evidence.begin(out, evidence.made_by(CONFIG, parsed.settings))
+    novels, pairs = _prepare(parsed.corpus, out)
+    commands.run("pretrain", "train", CONFIG, f"data.train={novels}", *of_base)
+    commands.run("pretrain", "train", CONFIG, f"data.train={pairs}", *of_tuned)
     question = ("--question", "\n\nNames:")
     before = _evaluated(base, out / "pairs" / "passages.jsonl", *question)
     after = _evaluated(tuned, out / "pairs" / "passages.jsonl")

@@ -244,7 +244,10 @@ def test_the_tool_tells_what_it_found_by_its_exit_code(
     assert "lane 1: what steps 10 to 12 consumed" in str(failure())
     shutil.rmtree(run.directory / "checkpoints")
     (run.directory / "config.yaml").unlink()
-    assert str(failure()).startswith(f"{run.directory}: cannot be checked: ")
+    mistake = (
+        f"{run.directory}: cannot be checked:\n  - {run.directory}/config.yaml: cannot be read"
+    )
+    assert str(failure()).startswith(mistake)
 
 
 def test_a_run_without_a_commit_has_consumed_nothing(tmp_path: Path, config: Config) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import subprocess
 import sys
 import tarfile
+import time
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -84,6 +86,24 @@ def test_what_has_no_time_left_is_not_reached_and_costs_nothing(
     # What the recipe reads lies there, and no more.
     assert {path.name for path in (folder / "continued").iterdir()} == {"data", "model"}
     assert (folder / "continued/data/file").read_text() == "x" * 1000
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_that_is_ended_leaves_nothing_on_the_gpu(
+    folder: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    words = "--device", "cpu", "--tiny", "--only", "products", "--out", str(tmp_path / "out")
+    with subprocess.Popen(
+        [sys.executable, folder / "run", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as run:
+        children = Path(f"/proc/{run.pid}/task/{run.pid}/children")
+        while not (found := children.read_text().split()):
+            time.sleep(0.01)
+        time.sleep(0.5)  # until it is another program
+        run.send_signal(number)
+        _, told = run.communicate(timeout=30)
+    assert (run.returncode, told) == (128 + number, b"")
+    assert not Path(f"/proc/{found[0]}").exists()
 
 
 def test_the_measurements_fit_into_ten_minutes_in_the_order_of_their_worth() -> None:

@@ -113,6 +113,24 @@ def result(seed: int, failure: str = "", **did: Any) -> Result:
     return Result(seed, 1.5 + seed, failure, did, "abc")
 
 
+def test_a_case_is_tried_again_once_the_machine_has_what_it_lacked(tmp_path: Path) -> None:
+    program = tmp_path / "program"
+
+    def needs_it(seed: int, room: Room) -> dict[str, Any]:
+        if not program.exists():
+            raise UnavailableError("no program")
+        return {"number": seed}
+
+    toy = promise(case=needs_it)
+    first = list(campaign.run(tmp_path / "out", toy, range(2), "abc"))
+    assert [one.unavailable for one in first] == [True, True]
+    program.touch()
+    again = list(campaign.run(tmp_path / "out", toy, range(3), "abc"))
+    assert [(one.seed, one.did) for one in again] == [(n, {"number": n}) for n in range(3)]
+    assert list(campaign.run(tmp_path / "out", toy, range(3), "abc")) == []
+    assert page.state_of(toy, campaign.results(tmp_path / "out", toy, "abc")) == "held, in part"
+
+
 @pytest.mark.parametrize(
     ("found", "state"),
     [
