@@ -26,10 +26,13 @@ def _are_in_the_docs(table: Path, rows: int) -> None:
     assert set(made) <= set((DOCS / "results.md").read_text(encoding="utf-8").splitlines())
 
 
-def test_the_tables_of_recall_capacity_are_those_of_their_reports(tmp_path: Path) -> None:
+def test_the_tables_of_recall_capacity_are_those_of_their_reports_and_written_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     reports = str(REPORTS / "recall_capacity")
     recall_capacity.main([str(tmp_path), "--widths", "64", "--reports", reports])
     _are_in_the_docs(tmp_path / "capacity.md", 22)
+    assert capsys.readouterr().out.count("Of 4 pairs, by distance") == 1
 
 
 def test_the_overview_of_passkeys_is_that_of_their_reports(tmp_path: Path) -> None:
@@ -48,10 +51,11 @@ def test_the_table_of_needles_is_that_of_its_report(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("kinds", "seeds", "rows"), [(",".join(MEMORY_KINDS), 1, 11), ("linear,delta,rmt", 2, 6)]
 )
-def test_the_tables_of_language_models_are_those_of_their_reports(
-    tmp_path: Path, kinds: str, seeds: int, rows: int
+def test_the_tables_of_language_models_are_those_of_their_reports_and_written_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], kinds: str, seeds: int, rows: int
 ) -> None:
     words = ["--corpora", "repositories", "--whole-windows", "--kinds", kinds]
     words += ["--seeds", str(seeds), "--reports", str(REPORTS / "language_modelling")]
     language_modelling.main([str(tmp_path / "corpus"), str(tmp_path), *words])
     _are_in_the_docs(tmp_path / "repositories" / "comparison.md", rows)
+    assert capsys.readouterr().out.count("10 whole documents") == 1

@@ -174,14 +174,20 @@ class _Corpus:
         out: Path = self.parsed.out
         return out / self.name
 
-    def prepare_if_needed(self, compared: Sequence[Model]) -> None:
-        """Make the data sets, unless all reports are there already."""
-        seeds = range(1, self.parsed.seeds + 1)
-        names = [self._name(model, seed) for model in compared for seed in seeds]
-        if any(name not in evidence.of(self.parsed) for name in names):
-            made_by = evidence.made_by(self.parsed.config, self.settings)
-            evidence.begin(self.parsed.out, made_by)
-            commands.prepare_both(self.name, self.root, self._data)
+    @property
+    def seeds(self) -> range:
+        """Of the runs of each model."""
+        return range(1, self.parsed.seeds + 1)
+
+    def has_all(self, compared: Sequence[Model], seed: int) -> bool:
+        """Whether the reports of all models with this seed are there."""
+        return all(self._name(model, seed) in evidence.of(self.parsed) for model in compared)
+
+    def prepare(self) -> None:
+        """Make the data sets, where they are missing."""
+        made_by = evidence.made_by(self.parsed.config, self.settings)
+        evidence.begin(self.parsed.out, made_by)
+        commands.prepare_both(self.name, self.root, self._data)
 
     def report(self, model: Model, seed: int) -> Report:
         """The model's report; trained and evaluated if it is missing."""
@@ -208,15 +214,18 @@ class _Corpus:
 
 def _compare(corpus: _Corpus, compared: Sequence[Model]) -> None:
     """Train and evaluate on a corpus, and write its table and plots."""
-    corpus.prepare_if_needed(compared)
+    finished = {seed: corpus.has_all(compared, seed) for seed in corpus.seeds}
+    if not all(finished.values()):
+        corpus.prepare()
     reports: dict[str, list[Report]] = {model.name: [] for model in compared}
     # Seed by seed, so that a run that is stopped early already has a comparison.
-    for seed in range(1, corpus.parsed.seeds + 1):
+    for seed in corpus.seeds:
         make = functools.partial(corpus.report, seed=seed)
         found = commands.each(corpus.parsed.jobs, make, compared)
         for model, report in zip(compared, found, strict=True):
             reports[model.name].append(report)
-        _write(corpus.out, compared, reports)
+        if not finished[seed] or seed == corpus.seeds[-1]:
+            _write(corpus.out, compared, reports)
 
 
 def _evaluated(run: Path, validation: Path, documents: int | None) -> Report:

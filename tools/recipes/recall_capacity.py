@@ -215,15 +215,12 @@ def main(words: Sequence[str] | None = None, plans: Plans = Plans()) -> None:
         segment = _segment(parsed, plans, models)
     except SettingsError as error:
         sys.exit(str(error))
-    seeds = range(1, parsed.seeds + 1)
-    missing = [
-        one
-        for one in models
-        if any(run_name(one, seed) not in evidence.of(parsed) for seed in seeds)
-    ]
-    if missing:
+    seeds, kept = range(1, parsed.seeds + 1), evidence.of(parsed)
+    missing = {seed: [one for one in models if run_name(one, seed) not in kept] for seed in seeds}
+    if any(missing.values()):
         evidence.begin(parsed.out, evidence.made_by(parsed.config, parsed.settings, plans.stages))
-    read = {one for model in missing for s in plans.of(model.kind) for one, _ in s.shares}
+    untrained = {model for each in missing.values() for model in each}
+    read = {one for model in untrained for s in plans.of(model.kind) for one, _ in s.shares}
     for documents, count in plans.documents(segment).items():
         if documents in read:
             _documents(parsed.out, documents, count, parsed.workers)
@@ -235,7 +232,8 @@ def main(words: Sequence[str] | None = None, plans: Plans = Plans()) -> None:
         )
         for model, report in zip(models, answered, strict=True):
             found.setdefault(model.name, []).append(report)
-        _write(parsed.out, models, found)
+        if missing[seed] or seed == seeds[-1]:
+            _write(parsed.out, models, found)
 
 
 def _parser() -> argparse.ArgumentParser:
