@@ -20,6 +20,7 @@ import textwrap
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass
+from importlib import metadata
 from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, NamedTuple, NoReturn, get_args, get_origin, get_type_hints
@@ -28,6 +29,7 @@ from data_prep.dataset import durable, shards
 from data_prep.dataset.settings import MistakeError, SettingsError, at_home
 from data_prep.dataset.wording import any_of, meant
 
+_DISTRIBUTION = "infini-pretrain"
 EXIT_CLOSED_PIPE = 141  # 128 + SIGPIPE, as a shell gives it
 
 
@@ -310,7 +312,7 @@ def parse(program: Program, arguments: Sequence[str] | None = None) -> tuple[str
         raise CommandError(given._prog, [given._missing])
     schema = program.commands[given._command]
     options = _options(schema)
-    problems = _left_over(rest, given, options)
+    problems = _left_over(rest, given, schema, options)
     values = _values(vars(given), options, problems)
     if all(one.name in values for one in options if one.default is MISSING):
         made = schema(**values)
@@ -335,12 +337,20 @@ def _options(schema: type[Command]) -> list[Option]:
     return sorted(found, key=lambda one: one.default is not MISSING)
 
 
-def _left_over(rest: Sequence[str], given: argparse.Namespace, options: list[Option]) -> list[str]:
+def _left_over(
+    rest: Sequence[str],
+    given: argparse.Namespace,
+    schema: type[Command],
+    options: list[Option],
+) -> list[str]:
     """Give arguments that follow an option to the list they belong to; what is unknown."""
     known = [one.label for one in options if not one.positional]
     unknown = []
     for text in (text for text in rest if text.startswith("-")):
-        unknown.append(f"{text}: unknown option; {meant(text.partition('=')[0], known)}")
+        hints = [meant(text.partition("=")[0], known)] if known else []
+        if issubclass(schema, Configured) and not any(hint.endswith("?") for hint in hints):
+            hints.insert(0, "settings are given without dashes, as key=value")
+        unknown.append("; ".join([f"{text}: unknown option", *hints]))
     if unknown or not rest:
         return unknown
     last = next((one.name for one in options if one.positional and one.is_list), None)
@@ -376,10 +386,26 @@ class _Parser(argparse.ArgumentParser):
             self.error(f"{action.metavar}: there is no {value!r}; {meant(value, action.choices)}")
 
 
+class _Version(argparse.Action):
+    """Prints the version. What is not installed has none: a checkout on PYTHONPATH."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, help: str | None = None) -> None:
+        super().__init__(option_strings, argparse.SUPPRESS, nargs=0, help=help)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
+        try:
+            found = metadata.version(_DISTRIBUTION)
+        except metadata.PackageNotFoundError:
+            found = "of a checkout that is not installed"
+        print(f"{parser.prog} {found}")
+        parser.exit()
+
+
 def _parser(program: Program) -> argparse.ArgumentParser:
     raw = argparse.RawDescriptionHelpFormatter
     top = _Parser(program.name, description=_filled(program.about), formatter_class=raw)
     top.epilog = program.epilog
+    top.add_argument("--version", action=_Version, help="show the version and end")
     groups: dict[str, argparse.ArgumentParser] = {"": top}
     places: dict[str, Any] = {"": top.add_subparsers(metavar="COMMAND")}
 

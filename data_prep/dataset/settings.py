@@ -14,12 +14,12 @@ import functools
 import math
 import re
 import types
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
 from data_prep.dataset import credentials
-from data_prep.dataset.wording import meant
+from data_prep.dataset.wording import any_of, meant
 
 T = TypeVar("T")
 
@@ -442,7 +442,7 @@ def _build(schema: type[T], raw: Any, prefix: str, problems: list[str]) -> T:
         raw = {}
     for key in raw:
         if key not in fields:
-            problems.append(f"{prefix}{key}: {_UNKNOWN}; {meant(str(key), fields, prefix)}")
+            problems.append(f"{prefix}{key}: {_UNKNOWN}; {_may_mean(str(key), schema, prefix)}")
     values = {}
     for name, (kind, bounds, _) in fields.items():
         if name in raw:
@@ -451,6 +451,22 @@ def _build(schema: type[T], raw: Any, prefix: str, problems: list[str]) -> T:
     if not needed <= values.keys():
         raise _WrongValueError
     return schema(**values)
+
+
+def _may_mean(key: str, schema: type[Any], prefix: str) -> str:
+    """What may have been meant by an unknown key: a setting further down that has its name, as
+    `steps` for `train.steps`, or else a name that is near."""
+    if inside := [f"{prefix}{path}" for path in _paths(schema) if path.endswith(f".{key}")]:
+        return f"did you mean {any_of(inside)}?"
+    return meant(key, _fields(schema), prefix)
+
+
+def _paths(schema: type[Any]) -> Iterator[str]:
+    """The keys of a schema, with dots, and of those inside it."""
+    for name, (kind, _, _) in _fields(schema).items():
+        yield name
+        if dataclasses.is_dataclass(kind):
+            yield from (f"{name}.{path}" for path in _paths(kind))  # type: ignore[arg-type]
 
 
 @functools.cache

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tomllib
 from collections.abc import Sequence
 from dataclasses import MISSING
 from pathlib import Path
@@ -18,6 +19,7 @@ from data_prep.dataset.command import (
     TOKENS,
     Command,
     CommandError,
+    Configured,
     Program,
     one_of,
     option,
@@ -61,8 +63,24 @@ class Ask(Tried):
     low: int = option(0, "at least")
 
 
+class Set(Configured):
+    """Set things up."""
+
+    often: int = option(1, "times")
+
+    @property
+    def wanted(self) -> None:
+        return None
+
+    def run(self) -> int:
+        return 0
+
+
 PROGRAM = Program(
-    "prog", "What it does.", {"make": Make, "ask cup": Ask}, {"ask": "Questions.\n\nOf a kind."}
+    "prog",
+    "What it does.",
+    {"make": Make, "ask cup": Ask, "set": Set},
+    {"ask": "Questions.\n\nOf a kind."},
 )
 
 
@@ -79,6 +97,16 @@ def mistakes(*words: str) -> Sequence[str]:
     assert first.startswith("prog") and first.endswith(": this command cannot run:")
     assert lines == [f"  - {problem}" for problem in caught.value.problems]
     return caught.value.problems
+
+
+def test_the_version_is_that_of_the_installed_package(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        command.parse(PROGRAM, ["--version"])
+    assert ended.value.code == 0
+    pyproject = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text())
+    assert capsys.readouterr().out == f"prog {pyproject['project']['version']}\n"
 
 
 def test_what_is_not_given_has_its_default() -> None:
@@ -123,6 +151,20 @@ def test_every_mistake_is_reported_at_once() -> None:
     ]
 
 
+def test_a_setting_that_is_given_as_an_option_is_said_to_be_none() -> None:
+    assert mistakes("set", "c.yaml", "--train.steps", "3") == [
+        "--train.steps: unknown option; settings are given without dashes, as key=value; "
+        "known: --often"
+    ]
+    assert mistakes("set", "c.yaml", "--oftn=3") == [
+        "--oftn=3: unknown option; did you mean --often?"
+    ]
+    assert mistakes("make", "a", "--x") == [
+        "--x: unknown option; known: --count, --share, --lengths, --way, --dry, --before, "
+        "--tasks, --limit, --other"
+    ]
+
+
 def test_what_must_be_given_is_asked_for_together_with_other_mistakes(tmp_path: Path) -> None:
     assert mistakes("ask", "cup", "--low", "x", "more") == [
         "'more': unexpected argument; this command takes no more",
@@ -152,9 +194,9 @@ def test_what_argparse_says_is_a_mistake_of_the_same_form() -> None:
 
 def test_an_unknown_or_missing_command_is_answered_with_the_known_ones() -> None:
     assert mistakes("mkae") == ["COMMAND: there is no 'mkae'; did you mean make?"]
-    assert mistakes("zzz") == ["COMMAND: there is no 'zzz'; known: make, ask"]
+    assert mistakes("zzz") == ["COMMAND: there is no 'zzz'; known: make, ask, set"]
     assert mistakes("ask", "cpu") == ["KIND: there is no 'cpu'; did you mean cup?"]
-    assert mistakes() == ["COMMAND: not given; expected one of make, ask"]
+    assert mistakes() == ["COMMAND: not given; expected one of make, ask, set"]
     assert mistakes("ask") == ["KIND: not given; expected one of cup"]
 
 

@@ -42,6 +42,12 @@ class Outer:
         return ["count: 13 brings bad luck"] if self.count == 13 else []
 
 
+@dataclass(frozen=True)
+class Two:
+    one: Inner = group(Inner)
+    other: Outer = group(Outer)
+
+
 def problems_of(overrides: list[str], path: Path | None = None) -> list[str]:
     with pytest.raises(SettingsError) as caught:
         settings.load(Outer, path, overrides)
@@ -94,6 +100,19 @@ def test_all_mistakes_are_in_one_message(tmp_path: Path) -> None:
             "items[1]: expected keys, found 4",
         ]
     )
+
+
+def test_a_key_without_the_name_of_its_group_is_found_in_it() -> None:
+    assert problems_of(["rate=0.1"]) == ["rate: unknown key; did you mean inner.rate?"]
+    assert problems_of(["inner.kind=c", "limit=3"]) == [
+        "limit: unknown key; did you mean inner.limit?",
+        "inner.kind: expected one of a, b, 3; found 'c'",
+    ]
+    with pytest.raises(SettingsError) as caught:
+        settings.load(Two, None, ["kind=a"])
+    assert caught.value.problems == [
+        "kind: unknown key; did you mean one.kind or other.inner.kind?"
+    ]
 
 
 @dataclass(frozen=True)
