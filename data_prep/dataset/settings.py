@@ -458,12 +458,12 @@ def _may_mean(key: str, schema: type[Any], prefix: str) -> str:
     `steps` for `train.steps`, or else a name that is near."""
     if inside := [f"{prefix}{path}" for path in _paths(schema) if path.endswith(f".{key}")]:
         return f"did you mean {any_of(inside)}?"
-    return meant(key, _fields(schema), prefix)
+    return meant(key, _fields(schema), prefix)  # type: ignore[arg-type]
 
 
 def _paths(schema: type[Any]) -> Iterator[str]:
     """The keys of a schema, with dots, and of those inside it."""
-    for name, (kind, _, _) in _fields(schema).items():
+    for name, (kind, _, _) in _fields(schema).items():  # type: ignore[arg-type]
         yield name
         if dataclasses.is_dataclass(kind):
             yield from (f"{name}.{path}" for path in _paths(kind))  # type: ignore[arg-type]
