@@ -280,8 +280,13 @@ class Model:
     @property
     def settings(self) -> list[str]:
         """As `key=value`."""
-        own = SEARCHED if self.kind == "memorizing" else ()
-        return [f"model.memory.kind={self.kind}", f"run.seed={self.seed}", *own]
+        own = {
+            "memorizing": SEARCHED,
+            # As many as RMT. Of the published 50, a segment of 64 tokens would read 800.
+            "autocompressor": ("model.memory.autocompressor.vectors=10",),
+        }
+        kind = f"model.memory.kind={self.kind}"
+        return [kind, f"run.seed={self.seed}", *own.get(self.kind, ())]
 
     def stages(self, plan: Sequence[Stage[Documents]]) -> list[Stage[Documents]]:
         """Those of the plan, without a preface where there is no memory to read it into."""
