@@ -9,6 +9,7 @@ from bisect import bisect_right
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from pretrain.checkpoint.manifest import (
     layout_file,
     none_good,
     read_manifest,
+    refuse_newer,
     step_name,
     steps_in,
     tensor_file,
@@ -46,13 +48,15 @@ def newest_good(root: Path, ranks: Ranks) -> Found:
 
     Those that a run which goes on writes meanwhile are looked at, too: it may have deleted the
     others. Raises CheckpointError, with each reason, if there are checkpoints but none is good:
-    starting at step 0 over them would be a loss that nobody asked for.
+    starting at step 0 over them would be a loss that nobody asked for. Raises SettingsError for one
+    that a newer version of this program wrote.
     """
     passed_over: list[tuple[str, str]] = []
     seen: set[int] = set()
     while left := [step for step in of_first(ranks, lambda: steps_in(root)) if step not in seen]:
         seen.add(left[0])
         name = step_name(left[0])
+        of_first(ranks, partial(refuse_newer, root / name))
         reason = verify(root / name, ranks)
         if reason is None:
             return Found(root / name, tuple(passed_over))

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.dataset import durable
+from data_prep.dataset.settings import SettingsError
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -136,6 +137,34 @@ def read_manifest(directory: Path) -> tuple[Manifest, str]:
     Raises CheckpointError where it is missing, damaged, of another format version, or of another
     step than the directory's name says, or where it cannot be read.
     """
+    data, digest = _undamaged(directory)
+    manifest = _parse(data)
+    if step_of(directory.name) not in (manifest.step, None):
+        raise CheckpointError(f"{MANIFEST} is of step {manifest.step}, not of this directory")
+    return manifest, digest
+
+
+def refuse_newer(directory: Path) -> None:
+    """Raise SettingsError if a newer version of this program wrote the checkpoint.
+
+    It is not damaged: to continue from an older one would undo the steps since.
+    """
+    try:
+        version = json.loads(_undamaged(directory)[0])["format_version"]
+    except (CheckpointError, KeyError, RecursionError, TypeError, ValueError):
+        return  # of no program: verification says why
+    if isinstance(version, int) and version > FORMAT_VERSION:
+        formats = f"format {version}; this one reads {FORMAT_VERSION}"
+        raise SettingsError(
+            [
+                f"{directory}: a newer version of this program wrote it ({formats}); "
+                "update infini-pretrain, or move it away to continue from an older checkpoint"
+            ]
+        )
+
+
+def _undamaged(directory: Path) -> tuple[bytes, str]:
+    """The manifest's bytes and sha256. Raises CheckpointError where that is not its checksum."""
     for name in (MANIFEST, CHECKSUM):
         if not (directory / name).is_file():
             raise CheckpointError(f"{name} is missing: not a finished checkpoint")
@@ -143,10 +172,7 @@ def read_manifest(directory: Path) -> tuple[Manifest, str]:
     digest = hashlib.sha256(data).hexdigest()
     if line != _checksum_line(digest):
         raise CheckpointError(f"{MANIFEST} differs from its checksum in {CHECKSUM}")
-    manifest = _parse(data)
-    if step_of(directory.name) not in (manifest.step, None):
-        raise CheckpointError(f"{MANIFEST} is of step {manifest.step}, not of this directory")
-    return manifest, digest
+    return data, digest
 
 
 def _bytes(path: Path) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 import shutil
 from collections.abc import Callable, Sequence
@@ -13,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from data_prep.dataset.settings import SettingsError
 from pretrain.checkpoint.load import Checkpoint, newest_good
 from pretrain.checkpoint.manifest import CheckpointError
 from pretrain.checkpoint.pieces import LaneRecord
@@ -166,6 +168,29 @@ def test_checkpoints_of_which_none_is_good_stop_the_run_with_every_reason(
     assert "step-00000001: manifest.json is missing" in told
     assert "step-00000002: rank-00001-of-00002.json has" in told
     assert told.index("step-00000002:") < told.index("step-00000001:")
+
+
+def test_a_checkpoint_of_a_newer_version_of_the_program_is_a_mistake_and_not_passed_over(
+    tmp_path: Path, save_on_ranks: Any, run_ranks: Any
+) -> None:
+    save_on_ranks(tmp_path, 1)
+    newer = save_on_ranks(tmp_path, 2)
+    text = (
+        (newer / "manifest.json").read_text().replace('"format_version": 1', '"format_version": 2')
+    )
+    (newer / "manifest.json").write_text(text)
+    # As long as its checksum is another, it is no checkpoint at all.
+    assert newest_good(tmp_path, SoloRanks()).path == tmp_path / "step-00000001"
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    (newer / "manifest.sha256").write_text(f"{digest}  manifest.json\n")
+    errors = run_ranks(2, lambda ranks: newest_good(tmp_path, ranks))
+    assert all(isinstance(error, SettingsError) for error in errors)
+    assert [error.problems for error in errors] == 2 * [
+        [
+            f"{newer}: a newer version of this program wrote it (format 2; this one reads 1); "
+            "update infini-pretrain, or move it away to continue from an older checkpoint"
+        ]
+    ]
 
 
 def test_a_checkpoint_that_changed_after_it_was_verified_is_not_parsed(

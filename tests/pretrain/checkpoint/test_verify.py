@@ -147,7 +147,7 @@ def forged_manifests() -> Iterator[tuple[str, Damage]]:
     }
     yield from ((f"manifest {kind}", forge(lambda _, t=text: t)) for kind, text in texts.items())
     changes: dict[str, Callable[[dict[str, Any]], object]] = {
-        "another version": lambda value: value.update(format_version=2),
+        "another version": lambda value: value.update(format_version=0),
         "another step": lambda value: value.update(step=1),
         "three ranks": lambda value: value.update(ranks=3),
         "huge ranks": lambda value: value.update(ranks="many"),
