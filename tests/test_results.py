@@ -35,11 +35,17 @@ def test_the_tables_of_recall_capacity_are_those_of_their_reports_and_written_on
     assert capsys.readouterr().out.count("Of 4 pairs, by distance") == 1
 
 
-def test_the_overview_of_passkeys_is_that_of_their_reports(tmp_path: Path) -> None:
-    passkey.main([str(tmp_path), "--seeds", "3", "--reports", str(REPORTS / "passkey")])
+@pytest.mark.parametrize(
+    ("kinds", "seeds", "rows"), [("linear,delta", 3, 8), ("none,transformer_xl,compressive", 1, 5)]
+)
+def test_the_overview_of_passkeys_is_that_of_their_reports(
+    tmp_path: Path, kinds: str, seeds: int, rows: int
+) -> None:
+    words = ["--kinds", kinds, "--seeds", str(seeds), "--reports", str(REPORTS / "passkey")]
+    passkey.main([str(tmp_path), *words])
     overview, _, _ = (tmp_path / "passkey.md").read_text(encoding="utf-8").partition("\n\n")
     (tmp_path / "overview.md").write_text(overview, encoding="utf-8")
-    _are_in_the_docs(tmp_path / "overview.md", 8)
+    _are_in_the_docs(tmp_path / "overview.md", rows)
 
 
 def test_the_table_of_needles_is_that_of_its_report(tmp_path: Path) -> None:
