@@ -36,7 +36,8 @@ def test_the_tables_of_recall_capacity_are_those_of_their_reports_and_written_on
 
 
 @pytest.mark.parametrize(
-    ("kinds", "seeds", "rows"), [("linear,delta", 3, 8), ("none,transformer_xl,compressive", 1, 5)]
+    ("kinds", "seeds", "rows"),
+    [("linear,delta", 3, 8), ("none,transformer_xl,compressive,rmt", 1, 6)],
 )
 def test_the_overview_of_passkeys_is_that_of_their_reports(
     tmp_path: Path, kinds: str, seeds: int, rows: int
