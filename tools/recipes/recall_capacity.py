@@ -248,7 +248,7 @@ def _parser() -> argparse.ArgumentParser:
         help="kinds of memory (default: all)",
     )
     some, one = commands.numbers, commands.number
-    for name, type, default, help in (
+    for name, kind, default, about in (
         ("--widths", some(1), (64, 128), "widths of the models (default 64,128)"),
         ("--pairs", some(1, MOST_PAIRS), PAIRS, "numbers of pairs to ask for (default 4 to 512)"),
         ("--distances", some(0), DISTANCES, "distances in segments (default 0,1,4,16,64)"),
@@ -256,7 +256,7 @@ def _parser() -> argparse.ArgumentParser:
         ("--answers", one(1), ANSWERS, "values asked for per cell (default 256)"),
         ("--workers", one(1), 1, "processes making documents"),
     ):
-        parser.add_argument(name, type=type, default=default, help=help)
+        parser.add_argument(name, type=kind, default=default, help=about)
     commands.add_steps_share(parser)
     commands.add_jobs(parser)
     evidence.add_option(parser)

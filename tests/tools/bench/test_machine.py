@@ -1,4 +1,4 @@
-"""What is told of the machine of a measurement."""
+"""What a measurement says of its machine and its commit."""
 
 from __future__ import annotations
 
